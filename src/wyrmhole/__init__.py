@@ -1,0 +1,1 @@
+"""wyrmhole: a user-space tunnel that speaks the WireGuard protocol, in Python."""

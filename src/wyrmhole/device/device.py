@@ -1,0 +1,287 @@
+"""Device: a tunnel interface that lives. The only place where the pure core, an engine and the edges meet.
+
+States follow the TUN: while it is up the bind is open and the interface runs; when it goes down the socket is closed
+and all sessions are forgotten, configuration stays. When it is deleted the device closes.
+
+    created --start()--> down <--TUN up / TUN down--> up
+                           \\-------- close(), TUN deleted, engine failed --------> closed (final)
+
+Everything is called on one asyncio loop. `configure` is checked whole before any of it is applied.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections import Counter
+from collections.abc import Callable
+
+from wyrmhole.device.clock import Clock, SystemClock
+from wyrmhole.device.config import DeviceChange, PeerChange
+from wyrmhole.device.driver import Driver
+from wyrmhole.device.status import DeviceStatus, PeerStatus
+from wyrmhole.engine.contract import Engine, TunChanged
+from wyrmhole.errors import ConfigError
+from wyrmhole.net.bind import Bind
+from wyrmhole.net.tun import Tun, TunEvent
+from wyrmhole.protocol.constants import SECOND, Timings
+from wyrmhole.protocol.drops import DropReason
+from wyrmhole.protocol.events import EndpointChanged, Event, HandshakeCompleted
+from wyrmhole.protocol.interface import Interface
+from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
+from wyrmhole.protocol.peer import Peer
+
+_NO_PSK = PresharedKey(bytes(32))
+
+
+class Device:
+    """`bind_factory` makes a closed Bind; a port change opens a second one before the first is closed.
+    The device closes the tun, the binds and the engine that it was given."""
+
+    def __init__(
+        self,
+        tun: Tun,
+        bind_factory: Callable[[], Bind],
+        engine: Engine,
+        *,
+        clock: Clock | None = None,
+        logger: logging.Logger | None = None,
+        timings: Timings | None = None,
+        on_event: Callable[[Event], None] | None = None,
+    ) -> None:
+        self._tun = tun
+        self._bind_factory = bind_factory
+        self._engine = engine
+        self._clock = clock or SystemClock()
+        self._log = logger or logging.getLogger("wyrmhole")
+        self._on_event = on_event
+        self._bind: Bind | None = None
+        self._port = 0
+        self._mark = 0
+        self._closed = asyncio.Event()
+        self.interface = Interface(
+            engine,
+            random=self._clock.random,
+            wall_clock=self._clock.wall,
+            now=self._clock.boottime(),
+            timings=timings,
+        )
+        self._driver = Driver(
+            self.interface,
+            engine,
+            self._clock,
+            on_tun=self._handle_tun,
+            on_failure=self._handle_failure,
+            on_event=self._handle_event,
+        )
+
+    # Life
+
+    async def start(self) -> None:
+        """Begin to follow the TUN; returns before it is up."""
+        self._driver.start()
+        self._engine.set_mtu(self._tun.mtu)
+        self._engine.attach_tun(self._tun)
+
+    async def close(self) -> None:
+        """Forget all sessions and release everything. Idempotent."""
+        self._close()
+
+    async def wait_closed(self) -> None:
+        await self._closed.wait()
+
+    @property
+    def is_up(self) -> bool:
+        return self.interface.is_up
+
+    def _close(self) -> None:
+        if self._closed.is_set():
+            return
+        self._go_down()
+        self._driver.stop()
+        self._engine.close()
+        self._tun.close()
+        self._closed.set()
+
+    # Configuration
+
+    def configure(self, change: DeviceChange) -> None:
+        """Apply the whole change, or none of it. Raises ConfigError with the errno that the UAPI answers."""
+        self._check_peer_count(change)
+        self._apply_socket(change)
+        now = self._clock.boottime()
+        if change.private_key is not None:
+            self.interface.set_private_key(change.private_key, now)
+        if change.replace_peers:
+            for peer in self.interface.peers:
+                self.interface.remove_peer(peer)
+        for section in change.peers:
+            self._apply_peer(section, now)
+        self._driver.settle()
+
+    def _check_peer_count(self, change: DeviceChange) -> None:
+        peers = self.interface.peers
+        added = {section.public_key.raw for section in change.peers if not (section.remove or section.update_only)}
+        if not change.replace_peers:
+            added.update(peer.public_key.raw for peer in peers)
+            added.difference_update(section.public_key.raw for section in change.peers if section.remove)
+        if len(added) > peers.max_peers:
+            raise ConfigError(errno.EINVAL, f"a device holds at most {peers.max_peers} peers")
+
+    def _apply_socket(self, change: DeviceChange) -> None:
+        former_mark = self._mark
+        if change.fwmark is not None and change.fwmark != self._mark:
+            self._set_mark(change.fwmark)
+        if change.listen_port is not None and (change.listen_port != self._port or change.listen_port == 0):
+            try:
+                self._set_port(change.listen_port)
+            except ConfigError:
+                self._set_mark(former_mark)
+                raise
+
+    def _set_mark(self, mark: int) -> None:
+        try:
+            if self._bind is not None:
+                self._bind.set_mark(mark)
+        except OSError as error:
+            raise ConfigError(
+                errno.EADDRINUSE, f"fwmark {mark}: {error.strerror}; it needs CAP_NET_ADMIN"
+            ) from None
+        self._mark = mark
+
+    def _set_port(self, port: int) -> None:
+        """Sessions survive: only the socket changes, and the former one stays if the other cannot be had."""
+        if self._bind is None:
+            self._port = port
+            return
+        former, self._bind = self._bind, self._open_bind(port)
+        self._engine.attach_bind(self._bind)
+        former.close()
+
+    def _open_bind(self, port: int) -> Bind:
+        bind = self._bind_factory()
+        try:
+            bind.set_mark(self._mark)
+            self._port = bind.open(port)
+        except OSError as error:
+            bind.close()
+            raise ConfigError(
+                errno.EADDRINUSE,
+                f"UDP port {port}: {error.strerror}; choose another listen port, or 0 for any",
+            ) from None
+        return bind
+
+    def _apply_peer(self, section: PeerChange, now: int) -> None:
+        peer = self.interface.peer(section.public_key)
+        if section.remove or (section.update_only and peer is None):
+            if section.remove and peer is not None:
+                self.interface.remove_peer(peer)
+            return
+        peer = peer or self.interface.add_peer(section.public_key)
+        if peer is None:
+            return
+        if section.preshared_key is not None:
+            self.interface.set_preshared_key(peer, section.preshared_key)
+        if section.endpoint is not None:
+            self.interface.set_endpoint(peer, section.endpoint)
+        self._apply_allowed_ips(peer, section)
+        if section.persistent_keepalive is not None:
+            self.interface.set_persistent_keepalive(peer, section.persistent_keepalive, now)
+
+    def _apply_allowed_ips(self, peer: Peer, section: PeerChange) -> None:
+        if section.replace_allowed_ips:
+            wanted = dict.fromkeys(change.prefix for change in section.allowed_ips if not change.remove)
+            for change in section.allowed_ips:
+                if change.remove:
+                    wanted.pop(change.prefix, None)
+            self.interface.replace_allowed_ips(peer, wanted)
+            return
+        for change in section.allowed_ips:
+            if change.remove:
+                self.interface.remove_allowed_ip(peer, change.prefix)
+            else:
+                self.interface.insert_allowed_ip(peer, change.prefix)
+
+    # Status
+
+    def status(self) -> DeviceStatus:
+        return DeviceStatus(
+            name=self._tun.name,
+            private_key=self.interface.private_key,
+            listen_port=self._port,
+            fwmark=self._mark,
+            mtu=self._tun.mtu,
+            peers=tuple(self._peer_status(peer) for peer in self.interface.peers),
+        )
+
+    def _peer_status(self, peer: Peer) -> PeerStatus:
+        counters = self._engine.counters(peer.id)
+        return PeerStatus(
+            public_key=peer.public_key,
+            preshared_key=peer.preshared_key or _NO_PSK,
+            endpoint=peer.endpoint,
+            last_handshake=divmod(peer.last_handshake_wall, SECOND),
+            tx_bytes=counters.tx_bytes,
+            rx_bytes=counters.rx_bytes,
+            persistent_keepalive=peer.timers.persistent_interval,
+            allowed_ips=tuple(peer.allowed_ips),
+        )
+
+    def drops(self) -> dict[DropReason, int]:
+        """Packets that died since the start, by cause."""
+        return dict(Counter(self._engine.drops()) + self.interface.exchange.drops)
+
+    @property
+    def private_key(self) -> PrivateKey | None:
+        return self.interface.private_key
+
+    def peer_keys(self) -> list[PublicKey]:
+        return [peer.public_key for peer in self.interface.peers]
+
+    # What happens to it
+
+    def _handle_tun(self, report: TunChanged) -> None:
+        if report.event is TunEvent.UP:
+            self._go_up()
+        elif report.event is TunEvent.DOWN:
+            self._go_down()
+        elif report.event is TunEvent.MTU:
+            self._engine.set_mtu(self._tun.mtu)
+        else:
+            self._log.info("Interface is gone, ending")
+            self._close()
+
+    def _go_up(self) -> None:
+        if self._bind is not None:
+            return
+        try:
+            self._bind = self._open_bind(self._port)
+        except ConfigError as error:
+            self._log.error("Interface stays down: %s", error)
+            return
+        self._engine.attach_bind(self._bind)
+        self.interface.up(self._clock.boottime())
+        self._log.debug("Interface up, listening on port %d", self._port)
+
+    def _go_down(self) -> None:
+        self.interface.down()
+        if self._bind is not None:
+            self._engine.detach_bind()
+            self._bind.close()
+            self._bind = None
+            self._log.debug("Interface down")
+
+    def _handle_failure(self, reason: str) -> None:
+        self._log.error("Data path stopped: %s", reason)
+        self._close()
+
+    def _handle_event(self, event: Event) -> None:
+        if isinstance(event, HandshakeCompleted):
+            self._log.debug("%r: handshake completed", event.peer)
+        elif isinstance(event, EndpointChanged):
+            self._log.debug("%r: endpoint changed", event.peer)
+        else:
+            self._log.debug("%r: %s", event.peer, type(event).__name__)
+        if self._on_event is not None:
+            self._on_event(event)

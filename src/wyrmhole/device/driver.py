@@ -1,0 +1,84 @@
+"""The loop around the pure interface: input, drain, act, re-arm one timer.
+
+Everything runs on the asyncio loop's thread. An engine report or the alarm wakes it; it feeds what there is to the
+interface, hands TUN changes and events to the device, and sets the alarm to the interface's next deadline. Reports are
+taken in small batches, so that a flood of handshakes cannot keep the loop from its other work (the UAPI).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from wyrmhole.device.clock import Alarm, Clock
+from wyrmhole.engine.contract import Engine, EngineFailed, TunChanged
+from wyrmhole.protocol.events import Event
+from wyrmhole.protocol.interface import Interface
+
+BATCH = 32
+"""Reports in one turn: some 6 ms if each were a handshake to answer."""
+
+
+class Driver:
+    """`on_tun`, `on_failure` and `on_event` are called on the loop, outside of any interface call."""
+
+    def __init__(
+        self,
+        interface: Interface,
+        engine: Engine,
+        clock: Clock,
+        *,
+        on_tun: Callable[[TunChanged], None],
+        on_failure: Callable[[str], None],
+        on_event: Callable[[Event], None],
+    ) -> None:
+        self._interface = interface
+        self._engine = engine
+        self._clock = clock
+        self._on_tun = on_tun
+        self._on_failure = on_failure
+        self._on_event = on_event
+        self._alarm = Alarm()
+        self._armed: int | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def start(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._engine.fileno(), self._handle_reports)
+        self._loop.add_reader(self._alarm.fileno(), self._handle_alarm)
+
+    def stop(self) -> None:
+        """Idempotent; no callback runs afterwards."""
+        if self._loop is not None:
+            self._loop.remove_reader(self._engine.fileno())
+            self._loop.remove_reader(self._alarm.fileno())
+            self._loop = None
+        self._alarm.close()
+
+    def settle(self) -> None:
+        """Call after every command to the interface: deliver its events, re-arm the alarm."""
+        while (event := self._interface.poll_event()) is not None:
+            self._on_event(event)
+        deadline = self._interface.poll_timeout()
+        if deadline != self._armed and self._loop is not None:
+            self._alarm.set(deadline)
+            self._armed = deadline
+
+    def _handle_alarm(self) -> None:
+        self._alarm.clear()
+        self._armed = None
+        self._interface.handle_timeout(self._clock.boottime())
+        self.settle()
+
+    def _handle_reports(self) -> None:
+        now = self._clock.boottime()
+        for report in self._engine.poll_reports(BATCH):
+            if isinstance(report, TunChanged):
+                self._on_tun(report)
+            elif isinstance(report, EngineFailed):
+                self._on_failure(report.reason)
+            else:
+                self._interface.handle_report(report, now)
+        if self._loop is not None:
+            self._interface.handle_timeout(now)
+            self.settle()

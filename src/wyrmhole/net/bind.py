@@ -1,0 +1,65 @@
+"""Bind: the UDP edge. Knows datagrams, addresses and control messages, and nothing of WireGuard.
+
+One engine thread owns a bind between `open` and `close`; only `set_mark` may come from another thread.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import Protocol, Sequence, Union
+
+from wyrmhole.wire.endpoint import SockAddr
+
+Buffer = Union[bytes, bytearray, memoryview]
+
+
+@dataclass(slots=True)
+class Received:
+    """One datagram, or a GRO train of them from one sender. `view` is valid until the next `receive`.
+
+    `segment_size` > 0: the view holds datagrams of that size, the last one maybe shorter. 0: one datagram.
+    `source` is the local address and interface it came to, in the form `send` takes; None: not known.
+    """
+
+    view: memoryview
+    segment_size: int
+    sockaddr: SockAddr
+    source: bytes | None
+
+
+class SendOutcome(IntFlag):
+    SENT = 0
+    SOURCE_REJECTED = 1
+    """The pinned source address no longer works; sent without it. The caller forgets it."""
+    DROPPED = 2
+    """Some or all datagrams were not sent (no route, no buffers, refused); counted by the bind."""
+
+
+class Bind(Protocol):
+    def open(self, port: int) -> int:
+        """Bind both families (one is enough) to the port, 0 for any; returns the port.
+        Raises OSError: EADDRINUSE when taken, EAFNOSUPPORT with neither family."""
+
+    def close(self) -> None:
+        """Idempotent. The bind can be opened again."""
+
+    def set_mark(self, mark: int) -> None:
+        """fwmark of all packets sent, 0 for none; kept over `open`. Raises OSError (EPERM)."""
+
+    def filenos(self) -> Sequence[int]:
+        """Descriptors to poll for reading, also those that report route changes. Changes with open/close."""
+
+    def receive(self, fileno: int) -> Received | None:
+        """Take one message without blocking; None when there is none (or the descriptor was not a data socket).
+        Never raises for a socket error: a pending ICMP error is consumed, a dead socket is reopened, and counted."""
+
+    def send(self, data: Buffer | Sequence[Buffer], segment_size: int, sockaddr: SockAddr, source: bytes | None) -> SendOutcome:
+        """Send one datagram (`segment_size` 0) or a train of equal datagrams, the last maybe shorter, in order.
+        Splits by itself where the kernel refuses segmentation (EIO, EINVAL, EMSGSIZE): the train is never lost."""
+
+    def take_stale_sources(self) -> bool:
+        """True once after routes or addresses changed: cached sources must be asked about with `source_is_valid`."""
+
+    def source_is_valid(self, sockaddr: SockAddr, source: bytes) -> bool:
+        """Whether the kernel would still send to `sockaddr` from that address through that interface."""

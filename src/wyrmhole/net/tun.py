@@ -1,0 +1,60 @@
+"""Tun: the plaintext edge. Knows frames, MTU and link state, and nothing of WireGuard.
+
+A frame is a 10-byte virtio-net header (see wire.tun_offload) and an IP packet or TCP/UDP super-packet. A device
+without offloads still speaks frames: its headers are all zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol, Sequence
+
+from wyrmhole.net.bind import Buffer
+
+
+class TunEvent(Enum):
+    UP = "up"
+    DOWN = "down"
+    MTU = "mtu"
+    DELETED = "deleted"
+
+
+@dataclass(frozen=True, slots=True)
+class TunOffloads:
+    """What the kernel accepted: TCP super-packets and UDP super-packets, in both directions."""
+
+    tso: bool
+    uso: bool
+
+
+class Tun(Protocol):
+    @property
+    def name(self) -> str:
+        """The interface's present name (it may be renamed)."""
+
+    @property
+    def mtu(self) -> int:
+        """The interface's present MTU, asked of the kernel, also after a move to another network namespace."""
+
+    @property
+    def offloads(self) -> TunOffloads:
+        """May shrink at run time, when the kernel refuses a coalesced write."""
+
+    def fileno(self) -> int: ...
+
+    def read_into(self, buffer: bytearray | memoryview) -> int:
+        """Read one frame without blocking, returns its length; 0: nothing there, or the interface is down.
+        Raises OSError only when the device is gone (EBADFD)."""
+
+    def write(self, parts: Sequence[Buffer]) -> bool:
+        """Write one frame, gathered from its parts. False: the frame was lost (down, full, refused), and counted.
+        A refused super-packet (EINVAL) turns that offload off; the caller writes its packets one by one."""
+
+    def events_fileno(self) -> int:
+        """A descriptor to poll for reading; -1: none. Then call `poll_events`."""
+
+    def poll_events(self) -> list[TunEvent]:
+        """What changed since the last call. The first call tells the present state (UP or DOWN)."""
+
+    def close(self) -> None: ...

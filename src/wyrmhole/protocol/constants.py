@@ -1,0 +1,73 @@
+"""The protocol's numbers by their names (whitepaper sections 5 and 6), and below them our own limits with reasons.
+
+Durations are nanoseconds: every deadline in this package is an integer on a boottime clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+MILLISECOND = 1_000_000
+SECOND = 1_000_000_000
+
+# Specification: 5.4.
+CONSTRUCTION = b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s"
+IDENTIFIER = b"WireGuard v1 zx2c4 Jason@zx2c4.com"
+LABEL_MAC1 = b"mac1----"
+LABEL_COOKIE = b"cookie--"
+
+# Specification: 6.1. The two message limits of the paper, as wireguard-go has them.
+REKEY_AFTER_MESSAGES = 1 << 60
+REJECT_AFTER_MESSAGES = (1 << 64) - (1 << 13) - 1
+COOKIE_LIFETIME = 120 * SECOND
+REKEY_TIMEOUT_JITTER = 333 * MILLISECOND
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """The five times of section 6.1. They are one value so that tests may shorten them together."""
+
+    rekey_after: int = 120 * SECOND
+    reject_after: int = 180 * SECOND
+    rekey_attempt: int = 90 * SECOND
+    rekey_timeout: int = 5 * SECOND
+    keepalive: int = 10 * SECOND
+
+    @property
+    def rekey_on_receive_after(self) -> int:
+        """Reject-After-Time - Keepalive-Timeout - Rekey-Timeout (6.2): the initiator renews while it still can."""
+        return max(self.reject_after - self.keepalive - self.rekey_timeout, self.rekey_after)
+
+    @property
+    def max_retries(self) -> int:
+        """Retransmissions by timer before giving up; the kernel and wireguard-go count, they do not measure."""
+        return self.rekey_attempt // self.rekey_timeout
+
+    @property
+    def zero_keys_after(self) -> int:
+        return 3 * self.reject_after
+
+
+# Ours, or shared with the kernel module and wireguard-go without being in the paper.
+MAX_PEERS = 1 << 16
+"""As wireguard-go: bounds memory against a runaway configuration."""
+
+MAX_STAGED_PACKETS = 128
+"""Per peer, as the kernel: a handshake takes one round trip, and more would only be stale."""
+
+MAX_STAGED_BYTES = 16 << 20
+"""For a device: 128 peers with full queues; beyond that, memory matters more than packets that may never leave."""
+
+MAX_QUEUED_HANDSHAKES = 1024
+"""As wireguard-go: some 0.2 s of work for one core, after which an answer would meet a retransmission."""
+
+UNDER_LOAD_QUEUE_DEPTH = MAX_QUEUED_HANDSHAKES // 8
+UNDER_LOAD_HOLD = 1 * SECOND
+
+HANDSHAKE_FLOOR = 20 * MILLISECOND
+"""Least time between two accepted initiations of one peer, as the kernel (INITIATIONS_PER_SECOND 50)."""
+
+LIMITER_RATE = 20
+LIMITER_BURST = 5
+LIMITER_MAX_SOURCES = 1 << 16
+"""Handshakes per second and at once for one IPv4 address or IPv6 /64, and how many of those are remembered."""

@@ -1,0 +1,102 @@
+"""mac1, mac2 and cookies (whitepaper 5.3, 5.4.4, 5.4.7): who may make us do work.
+
+Every handshake message carries mac1, which proves that the sender knows our public key. Under load, a message must
+also carry mac2, keyed with a cookie: a MAC of the sender's address and port under a secret of ours that changes every
+two minutes. Who lacks one gets it in a cookie reply, encrypted so that only those who know our public key, and sent
+the message in question, can read it.
+
+`CookieChecker` is the receiving side of a device, `CookieGenerator` the sending side towards one peer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from wyrmhole.protocol.constants import COOKIE_LIFETIME, LABEL_COOKIE, LABEL_MAC1
+from wyrmhole.protocol.keys import PublicKey
+from wyrmhole.protocol.primitives import InvalidTag, hash2s, mac, same, xopen, xseal
+from wyrmhole.wire.endpoint import Endpoint
+from wyrmhole.wire.messages import CookieReply, before_mac1, before_mac2, mac1_of, mac2_of
+
+MAC_SIZE = 16
+_NO_MAC2 = bytes(MAC_SIZE)
+
+
+def mac1_key(public: PublicKey) -> bytes:
+    """The key of mac1 in messages to the owner of this public key."""
+    return hash2s(LABEL_MAC1, public.raw)
+
+
+def cookie_key(public: PublicKey) -> bytes:
+    """The key of cookie replies from the owner of this public key."""
+    return hash2s(LABEL_COOKIE, public.raw)
+
+
+class CookieChecker:
+    """Checks messages to us and makes cookie replies. `random` gives secret bytes; `now` is boottime nanoseconds."""
+
+    __slots__ = ("_cookie_key", "_random", "_secret", "_secret_birth", "mac1_key")
+
+    def __init__(self, public: PublicKey, random: Callable[[int], bytes]) -> None:
+        self.mac1_key = mac1_key(public)
+        self._cookie_key = cookie_key(public)
+        self._random = random
+        self._secret: bytes | None = None
+        self._secret_birth = 0
+
+    def mac1_is_valid(self, message: bytes) -> bool:
+        return same(mac(self.mac1_key, before_mac1(message)), mac1_of(message))
+
+    def mac2_is_valid(self, message: bytes, endpoint: Endpoint, now: int) -> bool:
+        if self._secret is None or now - self._secret_birth > COOKIE_LIFETIME:
+            return False
+        return same(mac(self._cookie(endpoint), before_mac2(message)), mac2_of(message))
+
+    def create_reply(self, message: bytes, sender: int, endpoint: Endpoint, now: int) -> bytes:
+        """A cookie reply to the message with a valid mac1 whose sender index is `sender`."""
+        if self._secret is None or now - self._secret_birth > COOKIE_LIFETIME:
+            self._secret, self._secret_birth = self._random(32), now
+        nonce = self._random(24)
+        sealed = xseal(self._cookie_key, nonce, self._cookie(endpoint), mac1_of(message))
+        return CookieReply(sender, nonce, sealed).emit()
+
+    def _cookie(self, endpoint: Endpoint) -> bytes:
+        assert self._secret is not None
+        return mac(self._secret, endpoint.address_bytes + endpoint.port.to_bytes(2, "big"))
+
+
+class CookieGenerator:
+    """Adds mac1 and mac2 to messages for one peer, and takes its cookie replies."""
+
+    __slots__ = ("_birth", "_cookie", "_last_mac1", "_public")
+
+    def __init__(self, public: PublicKey) -> None:
+        self._public = public
+        self._cookie: bytes | None = None
+        self._birth = 0
+        self._last_mac1: bytes | None = None
+
+    def add_macs(self, unauthenticated: bytes, now: int) -> bytes:
+        """The message with its two MACs appended; mac2 is zeros without a fresh cookie."""
+        mac1 = mac(mac1_key(self._public), unauthenticated)
+        self._last_mac1 = mac1
+        message = unauthenticated + mac1
+        if self._cookie is not None and now - self._birth > COOKIE_LIFETIME:
+            self._cookie = None
+        return message + (_NO_MAC2 if self._cookie is None else mac(self._cookie, message))
+
+    def consume_reply(self, reply: CookieReply, now: int) -> bool:
+        """Keep the cookie if the reply answers the last message sent. Only that: sending again waits for its timer
+        (6.6), and the reply proves nothing about where it came from. One message earns one cookie."""
+        if self._last_mac1 is None:
+            return False
+        try:
+            cookie = xopen(cookie_key(self._public), reply.nonce, reply.encrypted_cookie, self._last_mac1)
+        except InvalidTag:
+            return False
+        self._cookie, self._birth, self._last_mac1 = cookie, now, None
+        return True
+
+    @property
+    def has_cookie(self) -> bool:
+        return self._cookie is not None

@@ -1,0 +1,228 @@
+"""The handshake messages of a device: from bytes to decisions and back.
+
+`Exchange` joins what one handshake message touches: the identity (our keys), the index table, the shields (cookies,
+rate limiter, load) and Noise. It changes a peer only after a message has proved itself, and names the drop of every
+message that has not. What follows from a completed handshake (keypairs, timers, endpoints) is the interface's.
+
+The order of checks is that of their cost (whitepaper 5.3): length and mac1 came before (the data plane has them),
+then under load mac2 and the source's rate, then Diffie-Hellman.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from wyrmhole.protocol import noise, tai64n
+from wyrmhole.protocol.constants import HANDSHAKE_FLOOR, UNDER_LOAD_HOLD, UNDER_LOAD_QUEUE_DEPTH
+from wyrmhole.protocol.cookie import CookieChecker
+from wyrmhole.protocol.data_plane import HandshakeDatagram
+from wyrmhole.protocol.drops import DropReason
+from wyrmhole.protocol.index_table import IndexTable
+from wyrmhole.protocol.keys import PrivateKey, PublicKey
+from wyrmhole.protocol.peer import LONG_AGO, Peer
+from wyrmhole.protocol.peer_store import PeerStore
+from wyrmhole.protocol.primitives import InvalidTag, ZeroSharedSecret, dh
+from wyrmhole.protocol.ratelimiter import RateLimiter
+from wyrmhole.wire import messages
+from wyrmhole.wire.messages import MAC_SIZE, CookieReply, Initiation, Response
+
+_NO_MACS = bytes(MAC_SIZE)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """A cookie reply to an unproven source."""
+
+    datagram: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """An initiation proved itself: the response to send and the keys it leads to."""
+
+    peer: Peer
+    response: bytes
+    keys: noise.TransportKeys
+    local_index: int
+    remote_index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Completed:
+    """A response proved itself."""
+
+    peer: Peer
+    keys: noise.TransportKeys
+    local_index: int
+    remote_index: int
+
+
+Outcome = Reply | Accepted | Completed | None
+
+
+class Exchange:
+    """`random` gives bytes, `wall_clock` nanoseconds since 1970: what they are is the caller's."""
+
+    def __init__(self, peers: PeerStore, random: Callable[[int], bytes], wall_clock: Callable[[], int]) -> None:
+        self.peers = peers
+        self.indices: IndexTable[Peer] = IndexTable(random)
+        self.drops: Counter[DropReason] = Counter()
+        self.private_key: PrivateKey | None = None
+        self.checker: CookieChecker | None = None
+        self._random = random
+        self._wall_clock = wall_clock
+        self._limiter = RateLimiter()
+        self._under_load_until = LONG_AGO
+
+    def set_private_key(self, private_key: PrivateKey | None) -> None:
+        """Forget everything that followed from the former key."""
+        self.private_key = private_key
+        self.checker = None if private_key is None else CookieChecker(private_key.public_key(), self._random)
+        for peer in self.peers:
+            peer.forget_static()
+            self.abandon(peer)
+
+    def static_static(self, peer: Peer) -> bytes | None:
+        """dh of both static keys, None without a private key or when it is zero."""
+        if peer.static_static is None and self.private_key is not None:
+            try:
+                peer.static_static = dh(self.private_key.exchange_key, peer.public_key.raw)
+            except ZeroSharedSecret:
+                peer.static_static = b""
+        return peer.static_static or None
+
+    def create_initiation(self, peer: Peer, now: int) -> bytes | None:
+        """Message 1 for the peer, None if there can be none. Keys and index are fresh; a former attempt ends."""
+        static_static = self.static_static(peer)
+        if self.private_key is None or static_static is None:
+            return None
+        ephemeral = self._random(32)
+        self.abandon(peer)
+        index = self.indices.insert(peer)
+        stamp = tai64n.next_stamp(self._wall_clock(), peer.last_stamp_sent)
+        try:
+            sent, body = noise.create_initiation(
+                self.private_key,
+                peer.public_key,
+                static_static,
+                ephemeral_private=ephemeral,
+                local_index=index,
+                payload=stamp,
+            )
+        except ZeroSharedSecret:
+            self.indices.remove(index)
+            return None
+        peer.sent, peer.last_stamp_sent = sent, stamp
+        message = Initiation(index, body.ephemeral, body.encrypted_static, body.encrypted_payload, _NO_MACS, _NO_MACS)
+        return self._with_macs(peer, message.emit(), now)
+
+    def abandon(self, peer: Peer) -> None:
+        """Forget the initiation that waits for a response."""
+        if peer.sent is not None:
+            self.indices.remove(peer.sent.local_index)
+            peer.sent = None
+
+    def consume(self, datagram: HandshakeDatagram, now: int) -> Outcome:
+        """Work on one message of type 1, 2 or 3. None: nothing came of it (its drop is counted, or it was a cookie)."""
+        kind = datagram.data[0]
+        if self.checker is None:
+            self.drops[DropReason.NO_PRIVATE_KEY] += 1
+            return None
+        if kind == messages.MESSAGE_COOKIE_REPLY:
+            self._consume_cookie_reply(datagram.data, now)
+            return None
+        if self._is_under_load(datagram.queue_depth, now):
+            refused, reply = self._shield(datagram, self.checker, now)
+            if refused:
+                return reply
+        if kind == messages.MESSAGE_INITIATION:
+            return self._consume_initiation(datagram, now)
+        return self._consume_response(datagram)
+
+    def _with_macs(self, peer: Peer, message: bytes, now: int) -> bytes:
+        return peer.cookies.add_macs(messages.before_mac1(message), now)
+
+    def _is_under_load(self, queue_depth: int, now: int) -> bool:
+        if queue_depth >= UNDER_LOAD_QUEUE_DEPTH:
+            self._under_load_until = now + UNDER_LOAD_HOLD
+        return now < self._under_load_until
+
+    def _shield(self, datagram: HandshakeDatagram, checker: CookieChecker, now: int) -> tuple[bool, Reply | None]:
+        """Under load: whether the message is refused, and what the source gets for it."""
+        if not checker.mac2_is_valid(datagram.data, datagram.endpoint, now):
+            self.drops[DropReason.UNDER_LOAD] += 1
+            sender = int.from_bytes(datagram.data[4:8], "little")
+            return True, Reply(checker.create_reply(datagram.data, sender, datagram.endpoint, now))
+        if not self._limiter.allow(datagram.endpoint.address_bytes, now):
+            self.drops[DropReason.RATE_LIMITED] += 1
+            return True, None
+        return False, None
+
+    def _consume_cookie_reply(self, data: bytes, now: int) -> None:
+        reply = CookieReply.parse(data)
+        peer = self.indices.get(reply.receiver)
+        if peer is None or not peer.cookies.consume_reply(reply, now):
+            self.drops[DropReason.BAD_COOKIE] += 1
+
+    def _consume_initiation(self, datagram: HandshakeDatagram, now: int) -> Accepted | None:
+        assert self.private_key is not None
+        message = Initiation.parse(datagram.data)
+        body = noise.InitiationBody(message.ephemeral, message.encrypted_static, message.encrypted_timestamp)
+        try:
+            received = noise.consume_initiation(
+                self.private_key, self.private_key.public_key(), body, message.sender, self._static_static_of
+            )
+            peer = self.peers.get(received.remote_static)
+            if peer is None or not self._is_fresh(peer, received.payload, now):
+                return None
+            ephemeral = self._random(32)
+            keys, response, _ = noise.create_response(received, peer.preshared_key, ephemeral_private=ephemeral)
+        except noise.UnknownPeer:
+            self.drops[DropReason.UNKNOWN_PEER] += 1
+            return None
+        except (InvalidTag, ZeroSharedSecret):
+            self.drops[DropReason.BAD_HANDSHAKE] += 1
+            return None
+        peer.last_stamp_received, peer.last_initiation_consumed = received.payload, now
+        index = self.indices.insert(peer)
+        emitted = Response(
+            index, message.sender, response.ephemeral, response.encrypted_payload, _NO_MACS, _NO_MACS
+        ).emit()
+        return Accepted(peer, self._with_macs(peer, emitted, now), keys, index, message.sender)
+
+    def _static_static_of(self, public_key: PublicKey) -> bytes | None:
+        peer = self.peers.get(public_key)
+        if peer is None:
+            return None
+        shared = self.static_static(peer)
+        if shared is None:
+            raise ZeroSharedSecret("the peer's static key is of low order")
+        return shared
+
+    def _is_fresh(self, peer: Peer, stamp: bytes, now: int) -> bool:
+        if stamp <= peer.last_stamp_received:
+            self.drops[DropReason.REPLAYED_HANDSHAKE] += 1
+            return False
+        if now - peer.last_initiation_consumed < HANDSHAKE_FLOOR:
+            self.drops[DropReason.HANDSHAKE_FLOOD] += 1
+            return False
+        return True
+
+    def _consume_response(self, datagram: HandshakeDatagram) -> Completed | None:
+        assert self.private_key is not None
+        message = Response.parse(datagram.data)
+        peer = self.indices.get(message.receiver)
+        if peer is None or peer.sent is None or peer.sent.local_index != message.receiver:
+            self.drops[DropReason.UNEXPECTED_RESPONSE] += 1
+            return None
+        body = noise.ResponseBody(message.ephemeral, message.encrypted_nothing)
+        try:
+            keys, _, _ = noise.consume_response(peer.sent, self.private_key, peer.preshared_key, body)
+        except (InvalidTag, ZeroSharedSecret):
+            self.drops[DropReason.BAD_HANDSHAKE] += 1
+            return None
+        # The index goes over to the keypair, so it stays in the table.
+        peer.sent = None
+        return Completed(peer, keys, message.receiver, message.sender)

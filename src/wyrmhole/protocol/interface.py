@@ -1,0 +1,436 @@
+"""One WireGuard interface as one pure object: configuration and reports in, data-plane calls and events out.
+
+The methods come in four kinds. Getters (`peers`, `peer`, `poll_timeout`) change nothing. Commands (`set_...`,
+`add_peer`, `up`, `down`) are what a user wants. `handle_report` and `handle_timeout` are what happened. `poll_event`
+gives what a user may want to know. Whoever drives it calls, after any command or handle_..., `poll_event` until None,
+and `handle_timeout` no later than `poll_timeout` says.
+
+What to send and which keys to use goes to the data plane by direct calls (see data_plane); packets themselves never
+come here. `now` is nanoseconds on a boottime clock and does not go backwards.
+
+The rules of whitepaper section 6, in one place each: `_initiate` holds "at most one initiation in Rekey-Timeout",
+`_run` what each timer does, `_begin_session` what follows from a handshake.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable
+
+from wyrmhole.protocol.constants import (
+    REJECT_AFTER_MESSAGES,
+    REKEY_AFTER_MESSAGES,
+    REKEY_TIMEOUT_JITTER,
+    Timings,
+)
+from wyrmhole.protocol.data_plane import (
+    NEVER,
+    Active,
+    DataPlane,
+    HandshakeDatagram,
+    KeyConfirmed,
+    KeypairParams,
+    KeypairsDropped,
+    KeyWanted,
+    Marks,
+    Report,
+    Roamed,
+)
+from wyrmhole.protocol.events import EndpointChanged, Event, HandshakeCompleted, HandshakeGaveUp, SessionExpired
+from wyrmhole.protocol.exchange import Accepted, Completed, Exchange, Reply
+from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
+from wyrmhole.protocol.noise import TransportKeys
+from wyrmhole.protocol.peer import LONG_AGO, Peer
+from wyrmhole.protocol.peer_store import PeerStore
+from wyrmhole.protocol.timer_wheel import TimerWheel
+from wyrmhole.protocol.timers import Timer
+from wyrmhole.wire.endpoint import Endpoint
+from wyrmhole.wire.prefix import Prefix
+
+MAX_EVENTS = 1024
+"""Events that nobody polls: the oldest go."""
+
+
+class Interface:
+    """`random(n)` gives n secret bytes, `wall_clock()` nanoseconds since 1970; `now` is when it is made."""
+
+    def __init__(
+        self,
+        data_plane: DataPlane,
+        *,
+        random: Callable[[int], bytes],
+        wall_clock: Callable[[], int],
+        now: int,
+        timings: Timings | None = None,
+        peers: PeerStore | None = None,
+    ) -> None:
+        self.timings = timings or Timings()
+        self.peers = peers or PeerStore()
+        self.exchange = Exchange(self.peers, random, wall_clock)
+        self.is_up = False
+        self._data_plane = data_plane
+        self._random = random
+        self._wall_clock = wall_clock
+        self._wheel: TimerWheel[int] = TimerWheel(now)
+        self._owners: dict[Prefix, Peer] = {}
+        self._events: deque[Event] = deque(maxlen=MAX_EVENTS)
+
+    # Getters
+
+    @property
+    def private_key(self) -> PrivateKey | None:
+        return self.exchange.private_key
+
+    def peer(self, public_key: PublicKey) -> Peer | None:
+        return self.peers.get(public_key)
+
+    def poll_timeout(self) -> int | None:
+        """When `handle_timeout` is due; None: nothing is."""
+        return self._wheel.next_deadline()
+
+    def next_timer(self, peer: Peer) -> tuple[int, Timer] | None:
+        """The peer's next deadline and its reason, for logs and tests."""
+        armed = peer.timers.deadlines(self._data_plane.marks(peer.id), self.timings)
+        return armed[0] if armed else None
+
+    # Commands
+
+    def set_private_key(self, private_key: PrivateKey | None, now: int) -> None:
+        """Use another identity. Sessions may finish receiving, nothing more is sent under them (rule M52)."""
+        if private_key is not None and private_key.is_zero:
+            private_key = None
+        if private_key == self.private_key:
+            return
+        if private_key is not None:
+            self._remove_own_key(private_key.public_key())
+        self.exchange.set_private_key(private_key)
+        checker = self.exchange.checker
+        self._data_plane.set_mac1_key(None if checker is None else checker.mac1_key)
+        for peer in self.peers:
+            self._data_plane.expire_sending_keys(peer.id)
+            self._data_plane.expect_key(peer.id)
+            peer.timers.retransmit_at = peer.timers.initiate_at = NEVER
+            peer.last_handshake_sent = LONG_AGO
+            self._rearm(peer, now)
+
+    def add_peer(self, public_key: PublicKey) -> Peer | None:
+        """The peer of this key, made if need be; None for our own key, which is no peer (rule M51).
+        Raises TooManyPeers."""
+        if self.private_key is not None and self.private_key.public_key() == public_key:
+            return None
+        peer = self.peers.get(public_key)
+        if peer is None:
+            peer = self.peers.create(public_key)
+            self._data_plane.add_peer(peer.id)
+        return peer
+
+    def remove_peer(self, peer: Peer) -> None:
+        self._wheel.cancel(peer.id)
+        self.exchange.abandon(peer)
+        for index in peer.keypair_indices:
+            self.exchange.indices.remove(index)
+        for prefix in peer.allowed_ips:
+            del self._owners[prefix]
+        self.peers.remove(peer)
+        self._data_plane.remove_peer(peer.id)
+
+    def set_preshared_key(self, peer: Peer, preshared_key: PresharedKey | None) -> None:
+        """Used from the next handshake on."""
+        peer.preshared_key = None if preshared_key is None or preshared_key.is_zero else preshared_key
+
+    def set_endpoint(self, peer: Peer, endpoint: Endpoint) -> None:
+        peer.endpoint = endpoint
+        self._data_plane.set_endpoint(peer.id, endpoint)
+
+    def set_persistent_keepalive(self, peer: Peer, seconds: int, now: int) -> None:
+        """0 turns it off; turning it on while up sends one at once (rule M53)."""
+        turned_on = seconds > 0 and peer.timers.persistent_interval == 0
+        peer.timers.persistent_interval = seconds
+        if self.is_up:
+            self._start_persistent(peer, now, send=turned_on)
+
+    def insert_allowed_ip(self, peer: Peer, prefix: Prefix) -> None:
+        """Give the prefix to the peer, whoever had it."""
+        former = self._owners.get(prefix)
+        if former is not None:
+            del former.allowed_ips[prefix]
+        self._owners[prefix] = peer
+        peer.allowed_ips[prefix] = None
+        if former is not peer:
+            self._data_plane.insert_allowed_ip(peer.id, prefix)
+
+    def remove_allowed_ip(self, peer: Peer, prefix: Prefix) -> None:
+        """Take exactly this prefix from the peer, if it has it."""
+        if self._owners.get(prefix) is peer:
+            del self._owners[prefix], peer.allowed_ips[prefix]
+            self._data_plane.remove_allowed_ip(peer.id, prefix)
+
+    def replace_allowed_ips(self, peer: Peer, prefixes: Iterable[Prefix]) -> None:
+        """The peer has exactly these afterwards. What it keeps never leaves the table on the way."""
+        wanted = dict.fromkeys(prefixes)
+        for prefix in [old for old in peer.allowed_ips if old not in wanted]:
+            self.remove_allowed_ip(peer, prefix)
+        for prefix in wanted:
+            self.insert_allowed_ip(peer, prefix)
+
+    def up(self, now: int) -> None:
+        """Packets can be sent: persistent keepalives start with one at once (rule M53)."""
+        if not self.is_up:
+            self.is_up = True
+            for peer in self.peers:
+                self._start_persistent(peer, now, send=True)
+
+    def down(self) -> None:
+        """No packet leaves from here on; all sessions and handshakes are forgotten."""
+        self.is_up = False
+        for peer in self.peers:
+            self._wheel.cancel(peer.id)
+            peer.timers.reset()
+            peer.last_handshake_sent = LONG_AGO
+            self.exchange.abandon(peer)
+            self._data_plane.forget_keypairs(peer.id)
+            self._data_plane.flush_staged(peer.id)
+            self._data_plane.release_activity(peer.id)
+
+    # What happened
+
+    def handle_report(self, report: Report, now: int) -> None:
+        """Take one report of the data plane. Reports about peers that are gone are ignored."""
+        if isinstance(report, HandshakeDatagram):
+            if self.is_up:
+                self._handle_handshake(report, now)
+            return
+        peer = self.peers.by_id(report.peer)
+        if peer is None:
+            return
+        if isinstance(report, KeypairsDropped):
+            self._free_indices(peer, report.local_indices)
+        elif isinstance(report, Roamed):
+            peer.endpoint = report.endpoint
+            self._events.append(EndpointChanged(peer.public_key, report.endpoint))
+        elif self.is_up:
+            self._handle_session_report(peer, report, now)
+
+    def handle_timeout(self, now: int) -> None:
+        """Do what is due at `now`."""
+        for peer_id in self._wheel.expire(now):
+            peer = self.peers.by_id(peer_id)
+            if peer is not None:
+                self._run_due(peer, now)
+                self._rearm(peer, now)
+
+    def poll_event(self) -> Event | None:
+        return self._events.popleft() if self._events else None
+
+    # Handshakes
+
+    def _handle_session_report(self, peer: Peer, report: KeyWanted | KeyConfirmed | Active, now: int) -> None:
+        if isinstance(report, KeyWanted):
+            if not peer.timers.handshake_under_way:
+                self._initiate(peer, now, is_retry=False)
+        elif isinstance(report, KeyConfirmed):
+            self._handshake_completed(peer, as_initiator=False)
+        self._rearm(peer, now)
+
+    def _handle_handshake(self, datagram: HandshakeDatagram, now: int) -> None:
+        outcome = self.exchange.consume(datagram, now)
+        if isinstance(outcome, Reply):
+            self._data_plane.send_to(datagram.endpoint, datagram.source, outcome.datagram)
+        elif outcome is not None:
+            self._learn_endpoint(outcome.peer, datagram)
+            self._data_plane.note_handshake(outcome.peer.id, len(datagram.data), now)
+            if isinstance(outcome, Accepted):
+                self._answer(outcome, now)
+            else:
+                self._complete(outcome, now)
+            self._rearm(outcome.peer, now)
+
+    def _learn_endpoint(self, peer: Peer, datagram: HandshakeDatagram) -> None:
+        if peer.endpoint != datagram.endpoint:
+            peer.endpoint = datagram.endpoint
+            self._events.append(EndpointChanged(peer.public_key, datagram.endpoint))
+        self._data_plane.set_endpoint(peer.id, datagram.endpoint, datagram.source)
+
+    def _answer(self, accepted: Accepted, now: int) -> None:
+        peer = accepted.peer
+        peer.last_handshake_sent = now
+        self._begin_session(peer, accepted, is_initiator=False, now=now)
+        self._data_plane.send_to_peer(peer.id, accepted.response)
+
+    def _complete(self, completed: Completed, now: int) -> None:
+        self._begin_session(completed.peer, completed, is_initiator=True, now=now)
+        self._handshake_completed(completed.peer, as_initiator=True)
+
+    def _begin_session(self, peer: Peer, outcome: Accepted | Completed, *, is_initiator: bool, now: int) -> None:
+        """Derived keys go to the data plane (5.4.5) and live for three Reject-After-Times at most (6.3)."""
+        peer.keypair_indices += (outcome.local_index,)
+        peer.timers.zero_keys_at = now + self.timings.zero_keys_after
+        params = self._keypair_params(peer, outcome.keys, outcome, is_initiator=is_initiator, now=now)
+        self._data_plane.install_keypair(peer.id, params)
+
+    def _keypair_params(
+        self, peer: Peer, keys: TransportKeys, outcome: Accepted | Completed, *, is_initiator: bool, now: int
+    ) -> KeypairParams:
+        return KeypairParams(
+            local_index=outcome.local_index,
+            remote_index=outcome.remote_index,
+            send_key=keys.send,
+            receive_key=keys.receive,
+            is_initiator=is_initiator,
+            birth=now,
+            rekey_send_at=now + self._rekey_after(peer, now) if is_initiator else NEVER,
+            rekey_receive_at=now + self.timings.rekey_on_receive_after if is_initiator else NEVER,
+            reject_at=now + self.timings.reject_after,
+            rekey_after_messages=REKEY_AFTER_MESSAGES,
+            reject_after_messages=REJECT_AFTER_MESSAGES,
+        )
+
+    def _rekey_after(self, peer: Peer, now: int) -> int:
+        """Rekey-After-Time, and a Rekey-Timeout more for one side of two crossed handshakes: both are initiators
+        then, and without a difference they would cross again at each renewal."""
+        crossed = now - peer.last_initiation_consumed < self.timings.rekey_timeout
+        own = self.private_key
+        yields = crossed and own is not None and own.public_key().raw < peer.public_key.raw
+        return self.timings.rekey_after + (self.timings.rekey_timeout if yields else 0)
+
+    def _handshake_completed(self, peer: Peer, *, as_initiator: bool) -> None:
+        timers = peer.timers
+        timers.attempts = 0
+        timers.retransmit_at = timers.initiate_at = NEVER
+        if not as_initiator:
+            # Their handshake won; a response to ours would only start one more session.
+            self.exchange.abandon(peer)
+        peer.last_handshake_wall = self._wall_clock()
+        self._events.append(HandshakeCompleted(peer.public_key, as_initiator))
+
+    def _initiate(self, peer: Peer, now: int, *, is_retry: bool) -> None:
+        """Send an initiation, unless one left less than Rekey-Timeout ago (6.1): then as soon as that is over."""
+        timers = peer.timers
+        if peer.endpoint is None or self.private_key is None:
+            self._stop_trying(peer)
+            return
+        earliest = peer.last_handshake_sent + self.timings.rekey_timeout
+        if now < earliest:
+            timers.initiate_at = earliest
+            return
+        message = self.exchange.create_initiation(peer, now)
+        if message is None:
+            self._stop_trying(peer)
+            return
+        if not is_retry:
+            timers.attempts = 0
+        timers.initiate_at = NEVER
+        timers.retransmit_at = now + self.timings.rekey_timeout + self._jitter()
+        peer.last_handshake_sent = now
+        self._data_plane.send_to_peer(peer.id, message)
+
+    def _stop_trying(self, peer: Peer) -> None:
+        peer.timers.retransmit_at = peer.timers.initiate_at = NEVER
+        self._data_plane.expect_key(peer.id)
+
+    def _jitter(self) -> int:
+        """0 to 333 ms, uniform."""
+        return int.from_bytes(self._random(4), "little") % (REKEY_TIMEOUT_JITTER + 1)
+
+    # Timers
+
+    def _run_due(self, peer: Peer, now: int) -> None:
+        marks = self._data_plane.marks(peer.id)
+        for deadline, timer in peer.timers.deadlines(marks, self.timings):
+            if deadline > now:
+                return
+            self._run(peer, timer, marks, now)
+
+    def _run(self, peer: Peer, timer: Timer, marks: Marks, now: int) -> None:
+        """Act, in a way that this timer is not due at `now` any more."""
+        timers = peer.timers
+        if timer is Timer.RETRANSMIT_HANDSHAKE:
+            self._retransmit(peer, now)
+        elif timer is Timer.INITIATE:
+            timers.initiate_at = NEVER
+            if not timers.handshake_under_way:
+                self._initiate(peer, now, is_retry=False)
+        elif timer is Timer.SEND_KEEPALIVE:
+            timers.answered_since = marks.data_received_since
+            self._data_plane.send_keepalive(peer.id)
+            self._data_plane.forget_received(peer.id, marks.data_received_since)
+        elif timer is Timer.NEW_HANDSHAKE:
+            self._renew(peer, marks, now)
+        elif timer is Timer.ZERO_KEYS:
+            self._zero_keys(peer)
+        elif timer is Timer.PERSISTENT_KEEPALIVE:
+            timers.persistent_from = now
+            self._data_plane.send_keepalive(peer.id)
+
+    def _retransmit(self, peer: Peer, now: int) -> None:
+        timers = peer.timers
+        timers.retransmit_at = NEVER
+        if timers.attempts >= self.timings.max_retries + 1:
+            self._give_up(peer, now)
+            return
+        timers.attempts += 1
+        self._data_plane.clear_source(peer.id)
+        self._initiate(peer, now, is_retry=True)
+
+    def _give_up(self, peer: Peer, now: int) -> None:
+        """6.4: nothing more until new traffic wants it, and the keys go in time even without another session."""
+        self.exchange.abandon(peer)
+        self._data_plane.flush_staged(peer.id)
+        self._data_plane.forget_unanswered(peer.id, self._data_plane.marks(peer.id).data_sent_since)
+        peer.timers.attempts = 0
+        if peer.timers.zero_keys_at == NEVER:
+            peer.timers.zero_keys_at = now + self.timings.zero_keys_after
+        self._events.append(HandshakeGaveUp(peer.public_key))
+
+    def _renew(self, peer: Peer, marks: Marks, now: int) -> None:
+        """6.5: data went unanswered; whatever was wrong, a new handshake over another source finds out."""
+        peer.timers.renewed_since = marks.data_sent_since
+        self._data_plane.forget_unanswered(peer.id, marks.data_sent_since)
+        peer.timers.no_answer_jitter = self._jitter()
+        if not peer.timers.handshake_under_way:
+            self._data_plane.clear_source(peer.id)
+            self._initiate(peer, now, is_retry=False)
+
+    def _zero_keys(self, peer: Peer) -> None:
+        peer.timers.zero_keys_at = NEVER
+        self.exchange.abandon(peer)
+        self._data_plane.forget_keypairs(peer.id)
+        self._data_plane.flush_staged(peer.id)
+        self._events.append(SessionExpired(peer.public_key))
+
+    def _start_persistent(self, peer: Peer, now: int, *, send: bool) -> None:
+        if peer.timers.persistent_interval:
+            peer.timers.persistent_from = now
+            if send:
+                self._data_plane.send_keepalive(peer.id)
+        self._rearm(peer, now)
+
+    def _rearm(self, peer: Peer, now: int) -> None:
+        """Set the peer's one entry in the wheel; let the data plane say `Active` again when no mark is pending."""
+        if not self.is_up:
+            self._wheel.cancel(peer.id)
+            return
+        marks = self._data_plane.marks(peer.id)
+        if not peer.timers.is_pending(marks):
+            marks = self._data_plane.release_activity(peer.id)
+        armed = peer.timers.deadlines(marks, self.timings)
+        deadline = armed[0][0] if armed else NEVER
+        if peer.timers.is_pending(marks):
+            deadline = min(deadline, now + self.timings.keepalive)
+        if deadline < NEVER:
+            self._wheel.arm(peer.id, deadline)
+        else:
+            self._wheel.cancel(peer.id)
+
+    # Bookkeeping
+
+    def _free_indices(self, peer: Peer, indices: Iterable[int]) -> None:
+        gone = set(indices)
+        peer.keypair_indices = tuple(index for index in peer.keypair_indices if index not in gone)
+        for index in gone:
+            self.exchange.indices.remove(index)
+
+    def _remove_own_key(self, public_key: PublicKey) -> None:
+        peer = self.peers.get(public_key)
+        if peer is not None:
+            self.remove_peer(peer)

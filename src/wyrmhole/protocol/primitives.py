@@ -1,0 +1,133 @@
+"""The cryptographic functions of the whitepaper (5.4) by its names, each from a library.
+
+Curve25519 and the AEADs are `cryptography`'s (OpenSSL), BLAKE2s and HMAC the standard library's. HChaCha20 is taken
+from the library's ChaCha20: its keystream block is the permuted state plus the input state, so subtracting the input
+words gives the permuted state, whose first and last rows are HChaCha20's output (draft-irtf-cfrg-xchacha-03, 2.2).
+"""
+
+from __future__ import annotations
+
+import hmac
+import struct
+from hashlib import blake2s
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
+from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+
+__all__ = [
+    "InvalidTag",
+    "TransportCipher",
+    "ZeroSharedSecret",
+    "dh",
+    "hash2s",
+    "hchacha20",
+    "kdf1",
+    "kdf2",
+    "kdf3",
+    "mac",
+    "open_handshake",
+    "same",
+    "seal_handshake",
+    "xopen",
+    "xseal",
+]
+
+_ZERO_NONCE = bytes(12)
+_CHACHA_CONSTANTS = struct.unpack("<4I", b"expand 32-byte k")
+
+
+class ZeroSharedSecret(ValueError):
+    """The other side's key is of low order: the shared secret is all zeros and protects nothing."""
+
+
+def dh(private: X25519PrivateKey, public: bytes) -> bytes:
+    """Curve25519 (RFC 7748) of a private and a 32-byte public key. Raises ZeroSharedSecret."""
+    try:
+        return private.exchange(X25519PublicKey.from_public_bytes(public))
+    except ValueError:
+        raise ZeroSharedSecret("Diffie-Hellman gave zero") from None
+
+
+def hash2s(*parts: bytes) -> bytes:
+    return blake2s(b"".join(parts)).digest()
+
+
+def mac(key: bytes, data: bytes) -> bytes:
+    """Keyed BLAKE2s with 16 bytes of output; the key is at most 32 bytes."""
+    return blake2s(data, digest_size=16, key=key).digest()
+
+
+def same(a: bytes, b: bytes) -> bool:
+    """Equality in constant time."""
+    return hmac.compare_digest(a, b)
+
+
+def _hmac(key: bytes, data: bytes) -> bytes:
+    return hmac.digest(key, data, "blake2s")
+
+
+def kdf1(key: bytes, data: bytes) -> bytes:
+    return _hmac(_hmac(key, data), b"\x01")
+
+
+def kdf2(key: bytes, data: bytes) -> tuple[bytes, bytes]:
+    secret = _hmac(key, data)
+    first = _hmac(secret, b"\x01")
+    return first, _hmac(secret, first + b"\x02")
+
+
+def kdf3(key: bytes, data: bytes) -> tuple[bytes, bytes, bytes]:
+    secret = _hmac(key, data)
+    first = _hmac(secret, b"\x01")
+    second = _hmac(secret, first + b"\x02")
+    return first, second, _hmac(secret, second + b"\x03")
+
+
+def seal_handshake(key: bytes, plaintext: bytes, ad: bytes) -> bytes:
+    """ChaCha20-Poly1305 (RFC 8439) with nonce 0: each handshake key seals once."""
+    return ChaCha20Poly1305(key).encrypt(_ZERO_NONCE, plaintext, ad)
+
+
+def open_handshake(key: bytes, ciphertext: bytes, ad: bytes) -> bytes:
+    """Raises InvalidTag."""
+    return ChaCha20Poly1305(key).decrypt(_ZERO_NONCE, ciphertext, ad)
+
+
+class TransportCipher:
+    """One direction of a session. Nonces are 12 bytes: four zeros and the counter, little endian (5.4.6).
+
+    `seal(nonce, plaintext, None, out)` writes ciphertext and tag; `open(nonce, ciphertext, None, out)` writes the
+    plaintext or raises InvalidTag. `out` has exactly the length of what is written. They are the library's own
+    methods, bound once, because they run per packet.
+    """
+
+    __slots__ = ("open", "seal")
+
+    def __init__(self, key: bytes) -> None:
+        aead = ChaCha20Poly1305(key)
+        self.seal = aead.encrypt_into
+        self.open = aead.decrypt_into
+
+
+def hchacha20(key: bytes, nonce: bytes) -> bytes:
+    """32-byte subkey from a 32-byte key and a 16-byte nonce."""
+    encryptor = Cipher(algorithms.ChaCha20(key, nonce), mode=None).encryptor()
+    block = struct.unpack("<16I", encryptor.update(bytes(64)))
+    inputs = struct.unpack("<4I", nonce)
+    first = [(word - constant) & 0xFFFFFFFF for word, constant in zip(block[:4], _CHACHA_CONSTANTS, strict=True)]
+    last = [(word - given) & 0xFFFFFFFF for word, given in zip(block[12:], inputs, strict=True)]
+    return struct.pack("<8I", *first, *last)
+
+
+def xseal(key: bytes, nonce: bytes, plaintext: bytes, ad: bytes) -> bytes:
+    """XChaCha20-Poly1305 with a 24-byte nonce (draft-irtf-cfrg-xchacha-03)."""
+    subkey = hchacha20(key, nonce[:16])
+    return ChaCha20Poly1305(subkey).encrypt(bytes(4) + nonce[16:], plaintext, ad)
+
+
+def xopen(key: bytes, nonce: bytes, ciphertext: bytes, ad: bytes) -> bytes:
+    """Raises InvalidTag."""
+    subkey = hchacha20(key, nonce[:16])
+    return ChaCha20Poly1305(subkey).decrypt(bytes(4) + nonce[16:], ciphertext, ad)

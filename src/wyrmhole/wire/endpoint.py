@@ -1,0 +1,69 @@
+"""A peer's UDP address as a value, in the text form of the UAPI (`1.2.3.4:51820`, `[fe80::1%3]:51820`)."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+from typing import Union
+
+SockAddr = Union[tuple[str, int], tuple[str, int, int, int]]
+"""What `socket.recvmsg` gives and `socket.sendmsg` takes: (host, port) or (host, port, flowinfo, scope id)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Numeric host, port 0..65535, and for link-local IPv6 the interface index as `scope_id`."""
+
+    host: str
+    port: int
+    scope_id: int = 0
+
+    @classmethod
+    def parse(cls, text: str) -> Endpoint:
+        """Parse `ip:port` or `[ip6]:port`, a numeric `%scope` allowed. Raises ValueError; names are not resolved.
+
+        An IPv4-mapped IPv6 address becomes the IPv4 address, which is what the kernel would send to.
+        """
+        host, separator, port_text = text.rpartition(":")
+        if not separator or not (port_text.isascii() and port_text.isdigit()) or int(port_text) > 65535:
+            raise ValueError(f"endpoint {text!r} is not ip:port or [ip6]:port")
+        bracketed = host.startswith("[") and host.endswith("]")
+        address = ipaddress.ip_address(host[1:-1] if bracketed else host)
+        if bracketed != (address.version == 6):
+            raise ValueError(f"endpoint {text!r}: an IPv6 address, and only that, goes in brackets")
+        return cls.from_address(address, int(port_text))
+
+    @classmethod
+    def from_address(cls, address: ipaddress.IPv4Address | ipaddress.IPv6Address, port: int) -> Endpoint:
+        if isinstance(address, ipaddress.IPv4Address):
+            return cls(str(address), port)
+        if address.ipv4_mapped is not None:
+            return cls(str(address.ipv4_mapped), port)
+        scope = address.scope_id
+        if scope is not None and not scope.isdigit():
+            raise ValueError(f"scope {scope!r} is not an interface index")
+        return cls(str(address).partition("%")[0], port, int(scope or 0))
+
+    @classmethod
+    def from_sockaddr(cls, sockaddr: SockAddr) -> Endpoint:
+        host = sockaddr[0].partition("%")[0]
+        return cls(host, sockaddr[1], sockaddr[3] if len(sockaddr) == 4 else 0)
+
+    @property
+    def is_v6(self) -> bool:
+        return ":" in self.host
+
+    @property
+    def sockaddr(self) -> SockAddr:
+        return (self.host, self.port, 0, self.scope_id) if self.is_v6 else (self.host, self.port)
+
+    @property
+    def address_bytes(self) -> bytes:
+        """4 or 16 bytes, network order: what cookies and the rate limiter are keyed on."""
+        return ipaddress.ip_address(self.host).packed
+
+    def emit(self) -> str:
+        if not self.is_v6:
+            return f"{self.host}:{self.port}"
+        scope = f"%{self.scope_id}" if self.scope_id else ""
+        return f"[{self.host}{scope}]:{self.port}"
