@@ -145,9 +145,7 @@ class Device:
             if self._bind is not None:
                 self._bind.set_mark(mark)
         except OSError as error:
-            raise ConfigError(
-                errno.EADDRINUSE, f"fwmark {mark}: {error.strerror}; it needs CAP_NET_ADMIN"
-            ) from None
+            raise ConfigError(errno.EADDRINUSE, f"fwmark {mark}: {error.strerror}; it needs CAP_NET_ADMIN") from None
         self._mark = mark
 
     def _set_port(self, port: int) -> None:

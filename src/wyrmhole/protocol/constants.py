@@ -39,6 +39,13 @@ class Timings:
         return max(self.reject_after - self.keepalive - self.rekey_timeout, self.rekey_after)
 
     @property
+    def send_margin(self) -> int:
+        """Ours: a session stops sending this long before it stops receiving. The other side's session is older or
+        younger by the way of a handshake message, and data under way must not meet its end: it is staged for the
+        next session. A second covers every round trip that the retransmission timer is made for."""
+        return self.rekey_timeout // 5
+
+    @property
     def max_retries(self) -> int:
         """Retransmissions by timer before giving up; the kernel and wireguard-go count, they do not measure."""
         return self.rekey_attempt // self.rekey_timeout

@@ -46,6 +46,8 @@ class KeypairParams:
     """Nothing is sent or received at or after this (birth + Reject-After-Time)."""
     rekey_after_messages: int
     reject_after_messages: int
+    send_until: int = NEVER
+    """Nothing is sent at or after this: a little before `reject_at`, so that what is sent still arrives in time."""
 
 
 @dataclass(slots=True)

@@ -281,6 +281,7 @@ class Interface:
             rekey_send_at=now + self._rekey_after(peer, now) if is_initiator else NEVER,
             rekey_receive_at=now + self.timings.rekey_on_receive_after if is_initiator else NEVER,
             reject_at=now + self.timings.reject_after,
+            send_until=now + self.timings.reject_after - self.timings.send_margin,
             rekey_after_messages=REKEY_AFTER_MESSAGES,
             reject_after_messages=REJECT_AFTER_MESSAGES,
         )
@@ -392,10 +393,13 @@ class Interface:
             self._initiate(peer, now, is_retry=False)
 
     def _zero_keys(self, peer: Peer) -> None:
-        peer.timers.zero_keys_at = NEVER
-        self.exchange.abandon(peer)
+        timers = peer.timers
+        timers.zero_keys_at = NEVER
         self._data_plane.forget_keypairs(peer.id)
-        self._data_plane.flush_staged(peer.id)
+        if not timers.handshake_under_way:
+            # A handshake under way has packets that wait for it, and an end of its own.
+            self.exchange.abandon(peer)
+            self._data_plane.flush_staged(peer.id)
         self._events.append(SessionExpired(peer.public_key))
 
     def _start_persistent(self, peer: Peer, now: int, *, send: bool) -> None:

@@ -15,6 +15,9 @@ from wyrmhole.protocol.data_plane import KeypairParams
 from wyrmhole.protocol.primitives import TransportCipher
 from wyrmhole.protocol.replay import ReplayWindow
 
+EXPIRED = -1
+"""A `send_until` before any time."""
+
 
 class Keypair:
     """One session. `send_counter` is the next nonce; the limits are those of KeypairParams.
@@ -36,7 +39,7 @@ class Keypair:
         "remote_index",
         "send",
         "send_counter",
-        "send_expired",
+        "send_until",
         "window",
     )
 
@@ -54,11 +57,11 @@ class Keypair:
         self.rekey_after_messages = params.rekey_after_messages
         self.reject_after_messages = params.reject_after_messages
         self.send_counter = 0
-        self.send_expired = False
+        self.send_until = min(params.send_until, params.reject_at)
         self.rekey_asked = False
 
     def can_send(self, now: int) -> bool:
-        return now < self.reject_at and self.send_counter < self.reject_after_messages and not self.send_expired
+        return now < self.send_until and self.send_counter < self.reject_after_messages
 
     def __repr__(self) -> str:
         role = "initiator" if self.is_initiator else "responder"
@@ -105,4 +108,4 @@ class Keypairs:
         """Nothing more is sent under current or next (the static key changed)."""
         for keypair in (self.current, self.next):
             if keypair is not None:
-                keypair.send_expired = True
+                keypair.send_until = EXPIRED

@@ -1,0 +1,441 @@
+"""A world for protocol tests: interfaces, a virtual clock, and datagrams moved by hand.
+
+`ModelPlane` is the smallest data plane that obeys the seam's docstrings: one payload is one packet, there is no IP in
+it, and its answers are immediate. It seals and opens for real, so that a wrong key, nonce or index shows.
+`World` carries the datagrams. Filters say what the network does to each; nothing is random unless seeded.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random as random_module
+import struct
+from collections import Counter, deque
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from wyrmhole.protocol.constants import MAX_STAGED_PACKETS, SECOND, Timings
+from wyrmhole.protocol.data_plane import (
+    Active,
+    HandshakeDatagram,
+    KeyConfirmed,
+    KeypairParams,
+    KeypairsDropped,
+    KeyWanted,
+    Marks,
+    PeerCounters,
+    PeerId,
+    Report,
+    Roamed,
+    Source,
+)
+from wyrmhole.protocol.events import Event
+from wyrmhole.protocol.interface import Interface
+from wyrmhole.protocol.keypair import Keypair, Keypairs
+from wyrmhole.protocol.keys import PresharedKey, PrivateKey
+from wyrmhole.protocol.peer import Peer
+from wyrmhole.protocol.primitives import InvalidTag, mac, same
+from wyrmhole.wire import messages
+from wyrmhole.wire.endpoint import Endpoint
+from wyrmhole.wire.prefix import Prefix
+
+_HEADER = struct.Struct("<IIQ")
+MS = 1_000_000
+
+
+@dataclass
+class PlanePeer:
+    endpoint: Endpoint | None = None
+    source: Source | None = None
+    keypairs: Keypairs = field(default_factory=Keypairs)
+    staged: deque[bytes] = field(default_factory=lambda: deque(maxlen=MAX_STAGED_PACKETS))
+    marks: Marks = field(default_factory=Marks)
+    active_said: bool = False
+    key_wanted_said: bool = False
+    tx: int = 0
+    rx: int = 0
+
+
+class ModelPlane:
+    def __init__(self, clock: Callable[[], int], transmit: Callable[[Endpoint, bytes], None]) -> None:
+        self._clock = clock
+        self._transmit = transmit
+        self.mac1_key: bytes | None = None
+        self.peers: dict[PeerId, PlanePeer] = {}
+        self.indices: dict[int, tuple[PeerId, Keypair]] = {}
+        self.reports: deque[Report] = deque()
+        self.delivered: list[tuple[PeerId, bytes]] = []
+        self.dropped: Counter[str] = Counter()
+        self.owned: dict[Prefix, PeerId] = {}
+        self.nonces: set[tuple[int, int, int]] = set()
+        self.queue_depth = 0
+
+    # What the protocol calls.
+
+    def set_mac1_key(self, key: bytes | None) -> None:
+        self.mac1_key = key
+
+    def add_peer(self, peer: PeerId) -> None:
+        self.peers[peer] = PlanePeer()
+
+    def remove_peer(self, peer: PeerId) -> None:
+        self.forget_keypairs(peer)
+        del self.peers[peer]
+
+    def insert_allowed_ip(self, peer: PeerId, prefix: Prefix) -> None:
+        self.owned[prefix] = peer
+
+    def remove_allowed_ip(self, peer: PeerId, prefix: Prefix) -> None:
+        if self.owned.get(prefix) == peer:
+            del self.owned[prefix]
+
+    def set_endpoint(self, peer: PeerId, endpoint: Endpoint | None, source: Source | None = None) -> None:
+        self.peers[peer].endpoint, self.peers[peer].source = endpoint, source
+
+    def clear_source(self, peer: PeerId) -> None:
+        self.peers[peer].source = None
+
+    def install_keypair(self, peer: PeerId, params: KeypairParams) -> None:
+        it, keypair = self.peers[peer], Keypair(params)
+        self.indices[keypair.local_index] = (peer, keypair)
+        it.key_wanted_said = False
+        if params.is_initiator:
+            self._dropped(peer, it.keypairs.install_initiator(keypair))
+            self._send_staged(peer, or_keepalive=True)
+        else:
+            self._dropped(peer, it.keypairs.install_responder(keypair))
+
+    def forget_keypairs(self, peer: PeerId) -> None:
+        self._dropped(peer, self.peers[peer].keypairs.clear())
+
+    def expire_sending_keys(self, peer: PeerId) -> None:
+        self.peers[peer].keypairs.expire_sending()
+
+    def expect_key(self, peer: PeerId) -> None:
+        self.peers[peer].key_wanted_said = False
+
+    def flush_staged(self, peer: PeerId) -> None:
+        self.dropped["gave_up"] += len(self.peers[peer].staged)
+        self.peers[peer].staged.clear()
+        self.peers[peer].key_wanted_said = False
+
+    def send_to_peer(self, peer: PeerId, datagram: bytes) -> None:
+        it = self.peers[peer]
+        if it.endpoint is not None:
+            self._sent(it, len(datagram))
+            self._transmit(it.endpoint, datagram)
+
+    def send_to(self, endpoint: Endpoint, source: Source | None, datagram: bytes) -> None:
+        self._transmit(endpoint, datagram)
+
+    def send_keepalive(self, peer: PeerId) -> None:
+        if not self.peers[peer].staged:
+            self._send(peer, b"")
+
+    def note_handshake(self, peer: PeerId, rx_bytes: int, now: int) -> None:
+        self._received(self.peers[peer], rx_bytes)
+
+    def marks(self, peer: PeerId) -> Marks:
+        return replace(self.peers[peer].marks)
+
+    def release_activity(self, peer: PeerId) -> Marks:
+        self.peers[peer].active_said = False
+        return self.marks(peer)
+
+    def forget_unanswered(self, peer: PeerId, since: int) -> None:
+        if self.peers[peer].marks.data_sent_since == since:
+            self.peers[peer].marks.data_sent_since = 0
+
+    def forget_received(self, peer: PeerId, since: int) -> None:
+        if self.peers[peer].marks.data_received_since == since:
+            self.peers[peer].marks.data_received_since = 0
+
+    def counters(self, peer: PeerId) -> PeerCounters:
+        return PeerCounters(self.peers[peer].tx, self.peers[peer].rx)
+
+    # Packets.
+
+    def send_packet(self, peer: PeerId, payload: bytes) -> None:
+        """A packet came from the TUN."""
+        it = self.peers[peer]
+        if it.endpoint is None:
+            self.dropped["no_endpoint"] += 1
+            return
+        if it.staged or not self._usable(it):
+            self.dropped["staging_full"] += len(it.staged) == MAX_STAGED_PACKETS
+            it.staged.append(payload)
+            self._want_key(peer)
+        else:
+            self._send(peer, payload)
+
+    def receive(self, datagram: bytes, endpoint: Endpoint) -> None:
+        try:
+            kind = messages.classify(datagram)
+        except messages.MessageError:
+            self.dropped["malformed"] += 1
+            return
+        if kind == messages.MESSAGE_TRANSPORT:
+            self._receive_transport(datagram, endpoint)
+        elif kind == messages.MESSAGE_COOKIE_REPLY or self._mac1_is_valid(datagram):
+            self.reports.append(HandshakeDatagram(datagram, endpoint, b"source", self.queue_depth))
+        else:
+            self.dropped["bad_mac1"] += 1
+
+    def _mac1_is_valid(self, datagram: bytes) -> bool:
+        key = self.mac1_key
+        return key is not None and same(mac(key, messages.before_mac1(datagram)), messages.mac1_of(datagram))
+
+    def _receive_transport(self, datagram: bytes, endpoint: Endpoint) -> None:
+        _, index, counter = _HEADER.unpack_from(datagram)
+        peer, keypair = self.indices.get(index, (0, None))
+        if keypair is None or self._clock() >= keypair.reject_at:
+            self.dropped["no_key"] += 1
+            return
+        opened = bytearray(len(datagram) - 32)
+        try:
+            keypair.receive.open(bytes(4) + counter.to_bytes(8, "little"), datagram[16:], None, opened)
+        except InvalidTag:
+            self.dropped["bad_tag"] += 1
+            return
+        if not keypair.window.accept(counter):
+            self.dropped["replayed"] += 1
+            return
+        self._authenticated(peer, keypair, bytes(opened), len(datagram), endpoint)
+
+    def _authenticated(self, peer: PeerId, keypair: Keypair, payload: bytes, size: int, endpoint: Endpoint) -> None:
+        it = self.peers[peer]
+        if it.endpoint != endpoint:
+            it.endpoint = endpoint
+            self.reports.append(Roamed(peer, endpoint))
+        if it.keypairs.next is keypair:
+            self._dropped(peer, it.keypairs.confirm())
+            self.reports.append(KeyConfirmed(peer, keypair.local_index))
+            it.key_wanted_said = False
+            self._send_staged(peer, or_keepalive=False)
+        self._received(it, size)
+        if payload:
+            now = self._clock()
+            self.delivered.append((peer, payload))
+            it.marks.last_data_received = now
+            if not it.marks.data_received_since:
+                it.marks.data_received_since = now
+                self._active(peer)
+            if now >= keypair.rekey_receive_at:
+                self._ask_rekey(peer, keypair)
+
+    def _send(self, peer: PeerId, payload: bytes) -> None:
+        it = self.peers[peer]
+        if not self._usable(it):
+            self._want_key(peer)
+            return
+        keypair = it.keypairs.current
+        assert keypair is not None
+        assert it.endpoint is not None
+        nonce = bytes(4) + keypair.send_counter.to_bytes(8, "little")
+        used = (keypair.local_index, keypair.remote_index, keypair.send_counter)
+        assert used not in self.nonces, "a nonce was used twice"
+        self.nonces.add(used)
+        sealed = bytearray(len(payload) + 16)
+        keypair.send.seal(nonce, payload, None, sealed)
+        header = _HEADER.pack(messages.MESSAGE_TRANSPORT, keypair.remote_index, keypair.send_counter)
+        keypair.send_counter += 1
+        self._sent(it, 32 + len(payload))
+        now = self._clock()
+        if payload:
+            if not it.marks.data_sent_since:
+                it.marks.data_sent_since = now
+                self._active(peer)
+            if now >= keypair.rekey_send_at or keypair.send_counter > keypair.rekey_after_messages:
+                self._ask_rekey(peer, keypair)
+        self._transmit(it.endpoint, header + bytes(sealed))
+
+    def _send_staged(self, peer: PeerId, *, or_keepalive: bool) -> None:
+        it = self.peers[peer]
+        if not it.staged and or_keepalive:
+            self._send(peer, b"")
+        while it.staged and self._usable(it):
+            self._send(peer, it.staged.popleft())
+
+    def _usable(self, it: PlanePeer) -> bool:
+        return it.keypairs.current is not None and it.keypairs.current.can_send(self._clock())
+
+    def _want_key(self, peer: PeerId) -> None:
+        it = self.peers[peer]
+        if not it.key_wanted_said and it.endpoint is not None:
+            it.key_wanted_said = True
+            self.reports.append(KeyWanted(peer))
+
+    def _ask_rekey(self, peer: PeerId, keypair: Keypair) -> None:
+        if not keypair.rekey_asked:
+            keypair.rekey_asked = True
+            self.reports.append(KeyWanted(peer))
+
+    def _active(self, peer: PeerId) -> None:
+        if not self.peers[peer].active_said:
+            self.peers[peer].active_said = True
+            self.reports.append(Active(peer))
+
+    def _sent(self, it: PlanePeer, size: int) -> None:
+        it.tx += size
+        it.marks.data_received_since = 0
+        it.marks.last_traversal = self._clock()
+
+    def _received(self, it: PlanePeer, size: int) -> None:
+        it.rx += size
+        it.marks.data_sent_since = 0
+        it.marks.last_traversal = self._clock()
+
+    def _dropped(self, peer: PeerId, keypairs: list[Keypair]) -> None:
+        for keypair in keypairs:
+            self.indices.pop(keypair.local_index, None)
+        if keypairs:
+            self.reports.append(KeypairsDropped(peer, tuple(gone.local_index for gone in keypairs)))
+
+
+@dataclass(frozen=True)
+class Flight:
+    """One datagram on the wire: who sent it from where, to where, when."""
+
+    at: int
+    sender: str
+    source: Endpoint
+    destination: Endpoint
+    data: bytes
+
+    @property
+    def kind(self) -> int:
+        return self.data[0]
+
+
+class Node:
+    def __init__(self, world: World, name: str, endpoint: Endpoint, key_seed: int) -> None:
+        self.world, self.name, self.endpoint = world, name, endpoint
+        self.wall_offset = 1_700_000_000 * SECOND
+        self.plane = ModelPlane(world.clock, self._transmit)
+        self.interface = Interface(
+            self.plane, random=world.random.randbytes, wall_clock=self._wall, now=world.now, timings=world.timings
+        )
+        self.key = PrivateKey(random_module.Random(key_seed).randbytes(32))
+        self.interface.set_private_key(self.key, world.now)
+        self.events: list[Event] = []
+
+    def _wall(self) -> int:
+        return self.world.now + self.wall_offset
+
+    def _transmit(self, destination: Endpoint, data: bytes) -> None:
+        self.world.transmit(Flight(self.world.now, self.name, self.endpoint, destination, data))
+
+    def know(self, other: Node, *, endpoint: bool = True, psk: PresharedKey | None = None) -> Peer:
+        peer = self.interface.add_peer(other.key.public_key())
+        assert peer is not None
+        if endpoint:
+            self.interface.set_endpoint(peer, other.endpoint)
+        self.interface.set_preshared_key(peer, psk)
+        return peer
+
+    def peer_of(self, other: Node) -> Peer:
+        peer = self.interface.peer(other.key.public_key())
+        assert peer is not None
+        return peer
+
+    def send(self, other: Node, payload: bytes = b"data") -> None:
+        """A packet for the other node comes from the TUN."""
+        self.plane.send_packet(self.peer_of(other).id, payload)
+        self.settle()
+
+    def settle(self) -> None:
+        while self.plane.reports:
+            self.interface.handle_report(self.plane.reports.popleft(), self.world.now)
+        while (event := self.interface.poll_event()) is not None:
+            self.events.append(event)
+
+    @property
+    def received(self) -> list[bytes]:
+        return [payload for _, payload in self.plane.delivered]
+
+
+class World:
+    """Virtual time in ns. `filters` see each datagram: return the flights to carry on with ([] to lose it)."""
+
+    def __init__(self, *, seed: int = 1, delay: int = 5 * MS, timings: Timings | None = None) -> None:
+        self.now = 1000 * SECOND
+        self.random = random_module.Random(seed)
+        self.delay = delay
+        self.timings = timings or Timings()
+        self.nodes: dict[str, Node] = {}
+        self.wire: list[Flight] = []
+        """Everything that was ever sent, filtered or not."""
+        self.filters: list[Callable[[Flight], list[Flight]]] = []
+        self._queue: list[tuple[int, int, Flight]] = []
+        self._sequence = 0
+
+    def clock(self) -> int:
+        return self.now
+
+    def node(self, name: str, host: str | None = None) -> Node:
+        number = len(self.nodes) + 1
+        node = self.nodes[name] = Node(self, name, Endpoint(host or f"192.0.2.{number}", 51820), number)
+        node.interface.up(self.now)
+        return node
+
+    def pair(self, *, psk: PresharedKey | None = None) -> tuple[Node, Node]:
+        """Two nodes that know each other and each other's endpoints."""
+        a, b = self.node("a"), self.node("b")
+        a.know(b, psk=psk)
+        b.know(a, psk=psk)
+        return a, b
+
+    def transmit(self, flight: Flight) -> None:
+        self.wire.append(flight)
+        flights = [flight]
+        for each in self.filters:
+            flights = [out for flight in flights for out in each(flight)]
+        for flight in flights:
+            self.carry(flight, self.delay)
+
+    def carry(self, flight: Flight, delay: int) -> None:
+        self._sequence += 1
+        heapq.heappush(self._queue, (self.now + delay, self._sequence, flight))
+
+    def run(self, duration: int) -> None:
+        """Let the time pass: deliver what is under way and fire every timer on its way."""
+        end = self.now + duration
+        while (at := self._next()) is not None and at <= end:
+            self.now = max(self.now, at)
+            self._deliver_due()
+            for node in self.nodes.values():
+                node.interface.handle_timeout(self.now)
+                node.settle()
+        self.now = end
+
+    def _next(self) -> int | None:
+        times = [timeout for node in self.nodes.values() if (timeout := node.interface.poll_timeout()) is not None]
+        if self._queue:
+            times.append(self._queue[0][0])
+        return min(times) if times else None
+
+    def _deliver_due(self) -> None:
+        while self._queue and self._queue[0][0] <= self.now:
+            _, _, flight = heapq.heappop(self._queue)
+            for node in self.nodes.values():
+                if node.endpoint == flight.destination:
+                    node.plane.receive(flight.data, flight.source)
+                    node.settle()
+
+    def sent(self, kind: int, sender: str | None = None, since: int = 0) -> list[Flight]:
+        """What was put on the wire, by type and sender."""
+        return [
+            flight
+            for flight in self.wire
+            if flight.kind == kind and flight.at >= since and sender in (None, flight.sender)
+        ]
+
+
+def lose(*kinds: int, sender: str | None = None) -> Callable[[Flight], list[Flight]]:
+    """A filter that loses these message types (all without any), of this sender or of everybody."""
+
+    def filter_(flight: Flight) -> list[Flight]:
+        hit = (not kinds or flight.kind in kinds) and sender in (None, flight.sender)
+        return [] if hit else [flight]
+
+    return filter_
