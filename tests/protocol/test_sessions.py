@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 
@@ -32,6 +33,18 @@ def connected(world: World) -> tuple[Node, Node]:
 
 def gaps(flights: list[Flight]) -> list[int]:
     return [later.at - earlier.at for earlier, later in itertools.pairwise(flights)]
+
+
+def keep(kept: list[Flight], kind: int) -> Callable[[Flight], list[Flight]]:
+    """A filter that takes this message type off the wire into the list."""
+
+    def filter_(flight: Flight) -> list[Flight]:
+        if flight.kind != kind:
+            return [flight]
+        kept.append(flight)
+        return []
+
+    return filter_
 
 
 def data(flights: list[Flight]) -> list[Flight]:
@@ -401,7 +414,7 @@ def test_a_datagram_delayed_beyond_180_seconds_is_refused() -> None:
     world = World()
     a, b = connected(world)
     kept: list[Flight] = []
-    world.filters.append(lambda flight: kept.append(flight) or [] if flight.kind == MESSAGE_TRANSPORT else [flight])
+    world.filters.append(keep(kept, MESSAGE_TRANSPORT))
     a.send(b, b"slow")
     world.run(SECOND)
     world.filters.clear()
@@ -444,7 +457,7 @@ def test_packets_under_way_while_the_key_changes_still_open() -> None:
     world = World()
     a, b = connected(world)
     kept: list[Flight] = []
-    world.filters.append(lambda flight: kept.append(flight) or [] if flight.kind == MESSAGE_TRANSPORT else [flight])
+    world.filters.append(keep(kept, MESSAGE_TRANSPORT))
     for number in range(5):
         a.send(b, b"%d" % number)
     world.filters.clear()
