@@ -1,0 +1,176 @@
+"""The architecture as a test: who may import whom, and that the pure rooms are pure."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "src" / "wyrmhole"
+
+ROOMS: dict[str, set[str]] = {
+    "wire": {"wire"},
+    "protocol": {"wire", "protocol"},
+    "net": {"wire", "net"},
+    "engine": {"wire", "protocol", "net", "engine"},
+    "device": {"wire", "protocol", "net", "engine", "device", "errors"},
+    "control": {"wire", "protocol", "net", "engine", "device", "control", "errors"},
+    "cli": {"wire", "protocol", "net", "engine", "device", "control", "cli", "errors"},
+    "simulation": {"wire", "protocol", "net", "engine", "device", "simulation", "errors"},
+    "errors": set(),
+}
+NET_INTERFACES = {"wyrmhole.net.bind", "wyrmhole.net.tun"}
+IMPURE = {
+    "asyncio",
+    "ctypes",
+    "datetime",
+    "fcntl",
+    "io",
+    "logging",
+    "os",
+    "random",
+    "secrets",
+    "select",
+    "selectors",
+    "signal",
+    "socket",
+    "subprocess",
+    "threading",
+    "time",
+}
+CLOCKS = {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "clock_gettime", "clock_gettime_ns"}
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    for path in sorted(PACKAGE.rglob("*.py")):
+        relative = path.relative_to(PACKAGE)
+        room = relative.parts[0] if len(relative.parts) > 1 else relative.stem
+        if room != "__init__":
+            yield room, path
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Full names of what a file imports: `from a.b import c` gives both a.b and a.b.c."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            yield node.module or ""
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def rooms_imported(path: Path) -> set[str]:
+    parts = [name.split(".") for name in imports(path)]
+    return {name[1] for name in parts if name[0] == "wyrmhole" and len(name) > 1}
+
+
+@pytest.mark.parametrize(("room", "path"), list(modules()), ids=lambda value: getattr(value, "stem", value))
+def test_a_room_imports_only_the_rooms_below_it(room: str, path: Path) -> None:
+    assert room in ROOMS, f"{path}: a room that the table does not know"
+    assert rooms_imported(path) <= ROOMS[room]
+
+
+def test_the_engine_sees_interfaces_of_the_edges_and_not_their_implementations() -> None:
+    for room, path in modules():
+        if room == "engine":
+            edges = {".".join(name.split(".")[:3]) for name in imports(path) if name.startswith("wyrmhole.net.")}
+            assert edges <= NET_INTERFACES, path
+
+
+def test_the_native_module_has_one_importer() -> None:
+    importers = {path.name for _, path in modules() if any(name.endswith("._native") for name in imports(path))}
+    assert importers <= {"native.py"}
+
+
+@pytest.mark.parametrize("pure", ["wire", "protocol"])
+def test_pure_rooms_import_no_clock_socket_randomness_or_loop(pure: str) -> None:
+    for room, path in modules():
+        if room == pure:
+            assert not {name.split(".")[0] for name in imports(path)} & IMPURE, path
+
+
+def test_the_crypto_library_is_known_to_few() -> None:
+    """Keys hold its form of a private key, noise its type; everything else goes through primitives."""
+    allowed = {"primitives.py", "keys.py", "noise.py"}
+    users = {path.name for _, path in modules() if any(name.startswith("cryptography") for name in imports(path))}
+    assert users <= allowed
+
+
+def test_one_file_reads_the_operating_system_s_clocks() -> None:
+    readers = set()
+    for room, path in modules():
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+                reads_clock = node.value.id == "time" and node.attr in CLOCKS
+                reads_random = node.value.id == "os" and node.attr in {"urandom", "getrandom"}
+                if reads_clock or reads_random:
+                    readers.add(f"{room}/{path.name}")
+    assert readers <= {"device/clock.py", "cli/log_lines.py"}, "only log lines carry the time of day"
+
+
+def test_the_protocol_room_runs_without_clock_sockets_and_randomness() -> None:
+    """The import of each impure module is made to fail for whoever asks from the pure rooms."""
+    program = """
+import sys, builtins
+import cryptography.hazmat.primitives.ciphers.aead, cryptography.hazmat.primitives.asymmetric.x25519
+import hmac, hashlib, base64, ipaddress, dataclasses, heapq, random, tests.protocol  # what the scenario itself uses
+impure = set(sys.argv[1].split(","))
+real = builtins.__import__
+def guarded(name, globals=None, locals=None, fromlist=(), level=0):
+    importer = (globals or {}).get("__name__", "")
+    if name.split(".")[0] in impure and importer.startswith(("wyrmhole.wire", "wyrmhole.protocol")):
+        raise ImportError(f"{importer} imports {name}")
+    return real(name, globals, locals, fromlist, level)
+builtins.__import__ = guarded
+import os, time, socket
+def refuse(*args, **kwargs): raise AssertionError("the pure core touched the operating system")
+for module, names in ((os, ("urandom", "getrandom")), (time, ("time", "time_ns", "monotonic", "monotonic_ns",
+        "clock_gettime", "clock_gettime_ns", "sleep")), (socket, ("socket",))):
+    for name in names:
+        setattr(module, name, refuse)
+from tests.protocol.world import World
+world = World()
+a, b = world.pair()
+for number in range(300):
+    a.send(b, b"%d" % number)
+    world.run(10**9)
+assert len(b.received) == 300, len(b.received)
+print("pure")
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program, ",".join(sorted(IMPURE))],
+        cwd=PACKAGE.parents[1],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.stdout == "pure\n", result.stderr
+
+
+def test_every_module_imports_alone() -> None:
+    """No cycle that only one order of imports survives."""
+    names = [
+        "wyrmhole." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
+        for _, path in modules()
+        if path.name not in {"__init__.py", "native.py"}
+    ]
+    program = """
+import importlib, sys
+for name in sys.argv[1:]:
+    for loaded in [module for module in sys.modules if module.startswith("wyrmhole")]:
+        del sys.modules[loaded]
+    importlib.import_module(name)
+"""
+    result = subprocess.run([sys.executable, "-c", program, *names], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
+
+
+def test_every_module_says_what_it_is() -> None:
+    for _, path in modules():
+        assert path.name == "__init__.py" or ast.get_docstring(ast.parse(path.read_text())), path
