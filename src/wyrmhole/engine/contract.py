@@ -8,9 +8,10 @@ longer than one batch of packets.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Mapping, Protocol
+from typing import Protocol
 
 from wyrmhole.net.bind import Bind
 from wyrmhole.net.tun import Tun, TunEvent

@@ -20,12 +20,14 @@ class Received:
 
     `segment_size` > 0: the view holds datagrams of that size, the last one maybe shorter. 0: one datagram.
     `source` is the local address and interface it came to, in the form `send` takes; None: not known.
+    `tos` is the outer TOS or traffic class byte, the same for a whole train; its low two bits are ECN (RFC 3168).
     """
 
     view: memoryview
     segment_size: int
     sockaddr: SockAddr
     source: bytes | None
+    tos: int = 0
 
 
 class SendOutcome(IntFlag):
@@ -54,9 +56,17 @@ class Bind(Protocol):
         """Take one message without blocking; None when there is none (or the descriptor was not a data socket).
         Never raises for a socket error: a pending ICMP error is consumed, a dead socket is reopened, and counted."""
 
-    def send(self, data: Buffer | Sequence[Buffer], segment_size: int, sockaddr: SockAddr, source: bytes | None) -> SendOutcome:
+    def send(
+        self,
+        data: Buffer | Sequence[Buffer],
+        segment_size: int,
+        sockaddr: SockAddr,
+        source: bytes | None,
+        tos: int = 0,
+    ) -> SendOutcome:
         """Send one datagram (`segment_size` 0) or a train of equal datagrams, the last maybe shorter, in order.
-        Splits by itself where the kernel refuses segmentation (EIO, EINVAL, EMSGSIZE): the train is never lost."""
+        Splits by itself where the kernel refuses segmentation (EIO, EINVAL, EMSGSIZE): the train is never lost.
+        `data` is one buffer, or a list or tuple of them. `tos` is the outer TOS or traffic class byte."""
 
     def take_stale_sources(self) -> bool:
         """True once after routes or addresses changed: cached sources must be asked about with `source_is_valid`."""

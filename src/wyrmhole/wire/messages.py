@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 MESSAGE_INITIATION = 1
 MESSAGE_RESPONSE = 2
@@ -23,6 +23,15 @@ TAG_SIZE = 16
 MAC_SIZE = 16
 MIN_TRANSPORT_SIZE = TRANSPORT_HEADER_SIZE + TAG_SIZE
 
+TYPE_SIZE = 4
+SENDER_OFFSET = 4
+"""The sender's index in messages of type 1 and 2."""
+RECEIVER_OFFSET = 4
+"""The receiver's index in messages of type 3 and 4."""
+RESPONSE_RECEIVER_OFFSET = 8
+COUNTER_OFFSET = 8
+"""The 64-bit counter of a transport message."""
+
 TRANSPORT_HEADER = struct.Struct("<IIQ")
 """Type, receiver index, counter."""
 
@@ -35,25 +44,30 @@ _SIZES = {
     MESSAGE_COOKIE_REPLY: COOKIE_REPLY_SIZE,
 }
 
+Buffer = bytes | bytearray | memoryview
+
 
 class MessageError(ValueError):
     """The bytes are no such message."""
 
 
-class TooShort(MessageError): ...
+class TooShort(MessageError):
+    """Not even a type word."""
 
 
-class UnknownType(MessageError): ...
+class UnknownType(MessageError):
+    """A type of no message, or of another one; also reserved bytes that are not zero."""
 
 
-class WrongLength(MessageError): ...
+class WrongLength(MessageError):
+    """The type is known, and its messages have another size."""
 
 
-def classify(data: bytes | bytearray | memoryview) -> int:
+def classify(data: Buffer) -> int:
     """The message type, when type word and length fit. Raises TooShort, UnknownType, WrongLength."""
-    if len(data) < 4:
+    if len(data) < TYPE_SIZE:
         raise TooShort("a message has at least a type word")
-    kind = int.from_bytes(data[:4], "little")
+    kind = int.from_bytes(data[:TYPE_SIZE], "little")
     if kind == MESSAGE_TRANSPORT:
         if len(data) < MIN_TRANSPORT_SIZE:
             raise WrongLength("a transport message has at least a header and a tag")
@@ -66,14 +80,27 @@ def classify(data: bytes | bytearray | memoryview) -> int:
     return kind
 
 
-def _fields(layout: struct.Struct, kind: int, data: bytes) -> tuple[object, ...]:
+def _fields(layout: struct.Struct, kind: int, data: Buffer) -> tuple[Any, ...]:
     if classify(data) != kind:
         raise UnknownType(f"not a message of type {kind}")
     return layout.unpack(data)[1:]
 
 
+def _emit(layout: struct.Struct, kind: int, *fields: int | bytes) -> bytes:
+    """Pack, and read back: `struct` pads and cuts bytes of a wrong size without a word."""
+    try:
+        data = layout.pack(kind, *fields)
+    except struct.error as error:
+        raise MessageError(f"a field does not fit a message of type {kind}: {error}") from None
+    if layout.unpack(data)[1:] != fields:
+        raise MessageError(f"a field of a message of type {kind} has a wrong size")
+    return data
+
+
 @dataclass(frozen=True, slots=True)
 class Initiation:
+    """The first message of a handshake (whitepaper 5.4.2)."""
+
     sender: int
     ephemeral: bytes
     encrypted_static: bytes
@@ -82,12 +109,14 @@ class Initiation:
     mac2: bytes
 
     @classmethod
-    def parse(cls, data: bytes) -> Self:
+    def parse(cls, data: Buffer) -> Self:
         """148 bytes of type 1. Raises MessageError."""
-        return cls(*_fields(_INITIATION, MESSAGE_INITIATION, data))  # type: ignore[arg-type]
+        return cls(*_fields(_INITIATION, MESSAGE_INITIATION, data))
 
     def emit(self) -> bytes:
-        return _INITIATION.pack(
+        """148 bytes. Raises MessageError when a field has a wrong size."""
+        return _emit(
+            _INITIATION,
             MESSAGE_INITIATION,
             self.sender,
             self.ephemeral,
@@ -100,6 +129,8 @@ class Initiation:
 
 @dataclass(frozen=True, slots=True)
 class Response:
+    """The second message of a handshake (whitepaper 5.4.3)."""
+
     sender: int
     receiver: int
     ephemeral: bytes
@@ -108,12 +139,14 @@ class Response:
     mac2: bytes
 
     @classmethod
-    def parse(cls, data: bytes) -> Self:
+    def parse(cls, data: Buffer) -> Self:
         """92 bytes of type 2. Raises MessageError."""
-        return cls(*_fields(_RESPONSE, MESSAGE_RESPONSE, data))  # type: ignore[arg-type]
+        return cls(*_fields(_RESPONSE, MESSAGE_RESPONSE, data))
 
     def emit(self) -> bytes:
-        return _RESPONSE.pack(
+        """92 bytes. Raises MessageError when a field has a wrong size."""
+        return _emit(
+            _RESPONSE,
             MESSAGE_RESPONSE,
             self.sender,
             self.receiver,
@@ -126,21 +159,27 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class CookieReply:
+    """The answer of a responder under load (whitepaper 5.4.7)."""
+
     receiver: int
     nonce: bytes
     encrypted_cookie: bytes
 
     @classmethod
-    def parse(cls, data: bytes) -> Self:
+    def parse(cls, data: Buffer) -> Self:
         """64 bytes of type 3. Raises MessageError."""
-        return cls(*_fields(_COOKIE_REPLY, MESSAGE_COOKIE_REPLY, data))  # type: ignore[arg-type]
+        return cls(*_fields(_COOKIE_REPLY, MESSAGE_COOKIE_REPLY, data))
 
     def emit(self) -> bytes:
-        return _COOKIE_REPLY.pack(MESSAGE_COOKIE_REPLY, self.receiver, self.nonce, self.encrypted_cookie)
+        """64 bytes. Raises MessageError when a field has a wrong size."""
+        return _emit(_COOKIE_REPLY, MESSAGE_COOKIE_REPLY, self.receiver, self.nonce, self.encrypted_cookie)
+
+
+# The macs are the last fields of both handshake messages, so these serve types 1 and 2 alike (whitepaper 5.4.4).
 
 
 def before_mac1(message: bytes) -> bytes:
-    """What mac1 covers, in a message of type 1 or 2."""
+    """What mac1 covers."""
     return message[: -2 * MAC_SIZE]
 
 

@@ -1,0 +1,91 @@
+"""Log lines in wireguard-go's form: `DEBUG: (wg0) 2026/01/02 15:04:05 message`. One record is one line.
+
+A record whose cause others can repeat at will carries `extra={"rate_class": "some-name"}`: of each class one line a
+second is written, and the next one tells how many were not.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+import traceback
+from collections.abc import Callable
+
+MAX_MESSAGE = 1000
+MAX_CLASSES = 256
+RATE_SECONDS = 1.0
+FRAMES = 6
+
+SILENT = logging.CRITICAL + 1
+LEVELS = {"verbose": logging.DEBUG, "debug": logging.DEBUG, "error": logging.ERROR, "silent": SILENT}
+"""What LOG_LEVEL may say; anything else is as `error`."""
+
+
+def set_up_logging(name: str, level: int) -> logging.Logger:
+    """Make stdout the place of all log lines of this process. Returns the logger of the daemon."""
+    # A reader that went away must not make every log call print a traceback somewhere else.
+    logging.raiseExceptions = False
+    handler = logging.StreamHandler(sys.stdout)
+    handler.setFormatter(LineFormatter(name))
+    handler.addFilter(RateLimit())
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(max(level, logging.ERROR))
+    logger = logging.getLogger("wyrmhole")
+    logger.setLevel(level)
+    return logger
+
+
+class LineFormatter(logging.Formatter):
+    """Knows two levels, as wireguard-go does. Bytes that a terminal would act on are escaped, length is capped."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self._name = name
+
+    def format(self, record: logging.LogRecord) -> str:
+        level = "ERROR" if record.levelno >= logging.ERROR else "DEBUG"
+        when = time.strftime("%Y/%m/%d %H:%M:%S", time.localtime(record.created))
+        message = record.getMessage()
+        if record.exc_info is not None and record.exc_info[1] is not None:
+            message += f": {_describe(record.exc_info[1])}"
+        return f"{level}: ({self._name}) {when} {_clean(message)}"
+
+
+def _describe(error: BaseException) -> str:
+    """The exception and where it came from, on one line and without values of variables."""
+    frames = traceback.extract_tb(error.__traceback__)[-FRAMES:]
+    places = " > ".join(f"{frame.name} {frame.filename.rpartition('/')[2]}:{frame.lineno}" for frame in frames)
+    return f"{type(error).__name__}: {error} [{places}]"
+
+
+def _clean(text: str) -> str:
+    text = text if len(text) <= MAX_MESSAGE else text[:MAX_MESSAGE] + "..."
+    if text.isprintable():
+        return text
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+class RateLimit(logging.Filter):
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._clock = clock
+        self._last: dict[str, float] = {}
+        self._withheld: dict[str, int] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        rate_class = getattr(record, "rate_class", None)
+        if rate_class is None:
+            return True
+        now = self._clock()
+        if rate_class not in self._last and len(self._last) >= MAX_CLASSES:
+            rate_class = "all others"
+        if now - self._last.get(rate_class, -RATE_SECONDS) < RATE_SECONDS:
+            self._withheld[rate_class] = self._withheld.get(rate_class, 0) + 1
+            return False
+        self._last[rate_class] = now
+        withheld = self._withheld.pop(rate_class, 0)
+        if withheld:
+            record.msg, record.args = f"{record.getMessage()} ({withheld} more before)", None
+        return True

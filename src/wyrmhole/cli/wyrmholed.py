@@ -1,0 +1,281 @@
+"""wyrmholed: the daemon that wg(8) and wg-quick(8) drive in the place of wireguard-go.
+
+    wyrmholed [-f|--foreground] [--engine auto|portable|native] INTERFACE
+
+Environment, as for wireguard-go: LOG_LEVEL (verbose, debug, error, silent), WG_PROCESS_FOREGROUND=1, WG_TUN_FD (an
+open TUN), WG_UAPI_FD (a listening Unix socket). It ends, with status 0, on SIGTERM and SIGINT, when the interface is
+deleted, and when its socket's file is removed.
+
+Starting is a visible wait of `wg-quick up`: what is imported here is little, the rest comes when it is needed.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+
+from wyrmhole.errors import DeviceError
+
+if TYPE_CHECKING:
+    import asyncio
+    from argparse import ArgumentParser
+    from logging import Logger
+
+    from wyrmhole.control.uapi_socket import UapiListener
+    from wyrmhole.net.tun import Tun
+
+END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+PATIENCE_SECONDS = 1.0
+"""How long a former daemon of the same name, on its way out, is waited for."""
+
+RETRY_SECONDS = 0.02
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    name: str
+    foreground: bool
+    engine: str
+    log_level: str
+    tun_fd: int | None
+    uapi_fd: int | None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0 done, 1 a part could not be had, 2 wrong usage."""
+    settings = parse_settings(sys.argv[1:] if arguments is None else arguments, os.environ)
+    try:
+        return run(settings)
+    except DeviceError as error:
+        print(f"wyrmholed: {error}", file=sys.stderr)
+        return 1
+
+
+# Settings
+
+
+def parse_settings(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
+    """Raises SystemExit: 2 for a usage error, 0 after --help and --version."""
+    import argparse
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            self.exit(2, f"wyrmholed: {message}; see wyrmholed --help\n")
+
+    parser = Parser("wyrmholed", description="A user-space daemon for the WireGuard protocol.", allow_abbrev=False)
+    parser.add_argument("-f", "--foreground", action="store_true", help="stay attached, log to stdout")
+    parser.add_argument(
+        "--engine", choices=("auto", "portable", "native"), default="auto", help="what moves the packets"
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and exit")
+    parser.add_argument("name", metavar="INTERFACE", nargs="?", help="name of the interface to make")
+    options = parser.parse_args(arguments)
+    if options.version:
+        print(version_text())
+        parser.exit()
+    problem = "INTERFACE is missing" if options.name is None else problem_of_name(options.name)
+    if problem:
+        parser.error(problem)
+    return Settings(
+        name=options.name,
+        foreground=options.foreground or environ.get("WG_PROCESS_FOREGROUND") == "1",
+        engine=options.engine,
+        log_level=environ.get("LOG_LEVEL", ""),
+        tun_fd=_parse_fd(parser, environ, "WG_TUN_FD"),
+        uapi_fd=_parse_fd(parser, environ, "WG_UAPI_FD"),
+    )
+
+
+def _parse_fd(parser: ArgumentParser, environ: Mapping[str, str], variable: str) -> int | None:
+    text = environ.get(variable, "")
+    if text and not (text.isascii() and text.isdigit() and len(text) < 10):
+        parser.error(f"{variable} is not the number of a descriptor")
+    return int(text) if text else None
+
+
+def problem_of_name(name: str) -> str:
+    """What is wrong with an interface name, or nothing: the kernel's rule, and what else would not be a name."""
+    if not 1 <= len(os.fsencode(name)) <= 15:
+        return "an interface name has 1 to 15 bytes"
+    if name in (".", "..") or any(char in "/:%" or char.isspace() or not char.isprintable() for char in name):
+        return "an interface name has no space, '/', ':' or '%', and is not '.' or '..'"
+    return ""
+
+
+def version_text() -> str:
+    # Only asked for here: it takes longer to import than the rest of this module.
+    from importlib.metadata import version
+
+    system = os.uname()
+    return (
+        f"wyrmholed {version('wyrmhole')}\n\n"
+        f"A user-space daemon for the WireGuard protocol, on {system.sysname} {system.machine}, "
+        f"Python {sys.version.partition(' ')[0]}."
+    )
+
+
+# Parts
+
+
+def run(settings: Settings) -> int:
+    """Make the parts in the order in which they fail, go to the background, serve. Raises DeviceError."""
+    from wyrmhole.cli.daemonize import go_to_background, inherited_descriptors, open_standard_descriptors
+
+    open_standard_descriptors()
+    inherited = inherited_descriptors() - {settings.tun_fd, settings.uapi_fd}
+    forbid_core_dumps()
+    # A signal in the middle of setting up would leave the socket's file behind; `serve` lets them come.
+    signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
+    tun = open_tun(settings)
+    try:
+        listener = open_listener(settings, tun.name)
+    except BaseException:
+        tun.close()
+        raise
+    if settings.foreground:
+        return run_loop(settings, tun, listener, announce=lambda: None)
+    keep_output = settings.log_level not in ("", "silent")
+    readiness = go_to_background(keep_output=keep_output, close=inherited)
+    try:
+        return run_loop(settings, tun, listener, announce=readiness.announce)
+    except Exception as error:
+        readiness.fail(str(error) if isinstance(error, DeviceError) else f"cannot start: {error!r}")
+        return 1
+
+
+def open_tun(settings: Settings) -> Tun:
+    from wyrmhole.net.linux_tun import LinuxTun
+
+    try:
+        if settings.tun_fd is not None:
+            return LinuxTun.from_fd(settings.tun_fd)
+        return patiently(lambda: LinuxTun.create(settings.name), _is_busy)
+    except OSError as error:
+        raise DeviceError(explain_tun_error(settings, error)) from error
+
+
+def _is_busy(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno == errno.EBUSY
+
+
+def explain_tun_error(settings: Settings, error: OSError) -> str:
+    if settings.tun_fd is not None:
+        return f"descriptor {settings.tun_fd} of WG_TUN_FD is no TUN interface: {error.strerror}"
+    name = settings.name
+    advice = {
+        errno.EPERM: f"making the interface {name} needs CAP_NET_ADMIN: run as root",
+        errno.EACCES: "/dev/net/tun may not be opened: run as root",
+        errno.ENOENT: "/dev/net/tun is missing: load it with 'modprobe tun', or pass it to the container",
+        errno.ENODEV: "the kernel has no TUN driver: load it with 'modprobe tun'",
+        errno.EBUSY: f"another process holds the interface {name}: stop that one, or choose another name",
+        errno.EINVAL: f"an interface {name} exists and is no TUN to take over: delete it, or choose another name",
+    }
+    return advice.get(error.errno or 0, f"cannot make the interface {name}: {error.strerror or error}")
+
+
+def open_listener(settings: Settings, name: str) -> UapiListener:
+    from wyrmhole.control.uapi_socket import SocketInUse, UapiListener
+
+    if settings.uapi_fd is not None:
+        return UapiListener.from_fd(settings.uapi_fd)
+    return patiently(lambda: UapiListener.create(name), lambda error: isinstance(error, SocketInUse))
+
+
+def patiently(make: Callable[[], _T], is_passing: Callable[[Exception], bool]) -> _T:
+    """Try again for a while as long as the failure is one that a daemon on its way out causes."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while True:
+        try:
+            return make()
+        except Exception as error:
+            if not is_passing(error) or time.monotonic() > deadline:
+                raise
+        time.sleep(RETRY_SECONDS)
+
+
+def forbid_core_dumps() -> None:
+    """The process holds private keys. The limit is for files, the flag also for handlers that get cores by a pipe."""
+    import ctypes
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    set_dumpable = 4  # PR_SET_DUMPABLE
+    ctypes.CDLL(None).prctl(set_dumpable, 0, 0, 0, 0)
+
+
+# Life
+
+
+def run_loop(settings: Settings, tun: Tun, listener: UapiListener, announce: Callable[[], None]) -> int:
+    """Serve until something ends it. Whatever happens, the socket's file is gone afterwards."""
+    import asyncio
+
+    from wyrmhole.cli.log_lines import LEVELS, set_up_logging
+
+    logger = set_up_logging(tun.name, LEVELS.get(settings.log_level, LEVELS["error"]))
+    try:
+        return asyncio.run(serve(settings, tun, listener, logger, announce))
+    finally:
+        listener.close()
+
+
+async def serve(
+    settings: Settings, tun: Tun, listener: UapiListener, logger: Logger, announce: Callable[[], None]
+) -> int:
+    """Be the daemon. `announce` is called once clients are answered."""
+    from wyrmhole.control.uapi_server import UapiServer
+    from wyrmhole.device.device import Device
+    from wyrmhole.engine.select import select_engine
+    from wyrmhole.net.udp_bind import UdpBind
+
+    device = Device(tun, UdpBind, select_engine(settings.engine), logger=logger)
+    server = UapiServer(device, listener, logger=logger)
+    try:
+        await device.start()
+        server.start()
+        signalled = watch_signals()
+        logger.debug("Device started")
+        announce()
+        await first_of(signalled.wait(), device.wait_closed(), server.wait_ended())
+        logger.debug("Ending")
+    finally:
+        # The file goes last: who waits for it to vanish finds the interface gone too.
+        server.stop()
+        await device.close()
+        await server.close()
+    return 0
+
+
+def watch_signals() -> asyncio.Event:
+    """The event is set when the process is told to end, also if that was before this call."""
+    import asyncio
+
+    signalled = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in END_SIGNALS:
+        loop.add_signal_handler(number, signalled.set)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
+    return signalled
+
+
+async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
+    import asyncio
+
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

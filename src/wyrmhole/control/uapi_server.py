@@ -1,0 +1,291 @@
+"""The UAPI on a Unix socket: one task per client, none of which can hold up another or the device.
+
+    listener readable -> accept -> credentials -> task: receive 64 KiB -> UapiParser -> device -> send 64 KiB -> ...
+
+The device is only touched in synchronous steps (`status`, `configure`), so a `get` is a snapshot and a `set` is whole,
+whatever other clients do between. What a client can cost is bounded: one operation's size (see `uapi_format`), one
+piece of output in flight, and `STALL_SECONDS` to go on with what it began. Between operations it may be silent for
+ever; when there are `MAX_CLIENTS`, the next one takes the place of the one that has been silent the longest.
+
+Out of descriptors, accepting would fail and the listener stay readable, and the loop would spin: a spare descriptor is
+given up to accept the client, tell it, and close it. Without even that, accepting pauses for a second.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import socket
+import struct
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import chain
+from typing import Protocol
+
+from wyrmhole.control.file_watch import FileWatch
+from wyrmhole.control.uapi_format import (
+    GetOperation,
+    Operation,
+    Refusal,
+    UapiParser,
+    emit_errno,
+    iter_get,
+)
+from wyrmhole.control.uapi_socket import UapiListener
+from wyrmhole.device.config import DeviceChange
+from wyrmhole.device.status import DeviceStatus
+from wyrmhole.errors import ErrnoError
+
+MAX_CLIENTS = 64
+STALL_SECONDS = 60.0
+ACCEPT_PAUSE_SECONDS = 1.0
+ACCEPTS_PER_TURN = 16
+PIECE = 64 * 1024
+"""Bytes taken or given in one turn of the loop: 10 ms of parsing at most."""
+
+_CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
+_OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
+
+
+class Controlled(Protocol):
+    """What the server asks of a device."""
+
+    def status(self) -> DeviceStatus: ...
+
+    def configure(self, change: DeviceChange) -> None:
+        """Apply all of it or nothing. Raises ConfigError."""
+
+
+@dataclass(slots=True, eq=False)
+class _Client:
+    socket: socket.socket
+    parser: UapiParser
+    last_progress: float
+    task: asyncio.Task[None] | None = None
+
+
+class UapiServer:
+    """Serves one device on the loop that runs where it is made. `close` closes the listener and removes its file."""
+
+    def __init__(
+        self,
+        device: Controlled,
+        listener: UapiListener,
+        *,
+        logger: logging.Logger | None = None,
+        max_clients: int = MAX_CLIENTS,
+        stall_seconds: float = STALL_SECONDS,
+    ) -> None:
+        self._device = device
+        self._listener = listener
+        self._log = logger or logging.getLogger("wyrmhole")
+        self._max_clients = max_clients
+        self._stall_seconds = stall_seconds
+        self._clients: set[_Client] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._ended = asyncio.Event()
+        self._stopped = False
+        self._loop = asyncio.get_running_loop()
+        self._spare = _open_spare()
+        self._pause: asyncio.TimerHandle | None = None
+        self._watch: FileWatch | None = None
+
+    def start(self) -> None:
+        """Begin to accept clients."""
+        self._resume()
+        if self._listener.file_id is not None:
+            self._watch = FileWatch(self._listener.path, self._check_file)
+            self._check_file()
+
+    async def wait_ended(self) -> None:
+        """Return when clients can no longer come: the socket's file was removed or replaced, or the socket broke."""
+        await self._ended.wait()
+
+    async def close(self) -> None:
+        """Drop all clients, in the middle of whatever they do, and the listener. Idempotent."""
+        self.stop()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._listener.close()
+
+    def stop(self) -> None:
+        """The part of `close` that does not wait: no client is served after this, the socket's file stays."""
+        if self._stopped:
+            return
+        self._stopped = True
+        if self._watch is not None:
+            self._watch.close()
+        if self._pause is not None:
+            self._pause.cancel()
+        self._loop.remove_reader(self._listener.socket)
+        for task in self._tasks:
+            task.cancel()
+        self._close_spare()
+
+    def _check_file(self) -> None:
+        if not self._listener.is_in_place:
+            self._log.debug("UAPI: socket file is gone")
+            self._ended.set()
+
+    # Accepting
+
+    def _resume(self) -> None:
+        self._pause = None
+        self._loop.add_reader(self._listener.socket, self._accept_waiting)
+
+    def _accept_waiting(self) -> None:
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                accepted, _ = self._listener.socket.accept()
+            except (BlockingIOError, ConnectionAbortedError, InterruptedError):
+                return
+            except OSError as error:
+                self._handle_accept_error(error)
+                return
+            self._welcome(accepted)
+
+    def _handle_accept_error(self, error: OSError) -> None:
+        if error.errno in _OUT_OF_RESOURCES:
+            self._log.error("UAPI: client refused: %s", error.strerror, extra={"rate_class": "uapi-accept"})
+            if not self._refuse_one(error.errno):
+                self._loop.remove_reader(self._listener.socket)
+                self._pause = self._loop.call_later(ACCEPT_PAUSE_SECONDS, self._resume)
+            return
+        self._log.error("UAPI: socket broke: %s", error.strerror)
+        self._loop.remove_reader(self._listener.socket)
+        self._ended.set()
+
+    def _refuse_one(self, errno_value: int) -> bool:
+        """Accept on the spare descriptor just to say no. False: there was none, or it did not help."""
+        if self._spare is None:
+            self._spare = _open_spare()
+            return False
+        self._close_spare()
+        try:
+            accepted, _ = self._listener.socket.accept()
+        except OSError:
+            return False
+        with accepted, suppress(OSError):
+            accepted.setblocking(False)
+            accepted.send(emit_errno(errno_value))
+        self._spare = _open_spare()
+        return True
+
+    def _close_spare(self) -> None:
+        if self._spare is not None:
+            os.close(self._spare)
+            self._spare = None
+
+    def _welcome(self, accepted: socket.socket) -> None:
+        uid = _peer_uid(accepted)
+        if uid not in (0, os.geteuid(), None):
+            self._log.error("UAPI: user %d refused", uid, extra={"rate_class": "uapi-user"})
+            accepted.close()
+            return
+        accepted.setblocking(False)
+        if len(self._clients) >= self._max_clients:
+            self._drop_most_silent()
+        client = _Client(accepted, UapiParser(socket.if_nametoindex), self._loop.time())
+        self._clients.add(client)
+        client.task = self._loop.create_task(self._serve(client))
+        self._tasks.add(client.task)
+        client.task.add_done_callback(self._tasks.discard)
+
+    def _drop_most_silent(self) -> None:
+        client = min(self._clients, key=lambda client: client.last_progress)
+        self._clients.discard(client)
+        if client.task is not None:
+            client.task.cancel()
+
+    # Serving
+
+    async def _serve(self, client: _Client) -> None:
+        try:
+            await self._converse(client)
+        except TimeoutError:
+            self._log.debug("UAPI: client stalled, dropped", extra={"rate_class": "uapi-client"})
+        except OSError as error:
+            self._log.debug("UAPI: client lost: %s", error.strerror, extra={"rate_class": "uapi-client"})
+        except Exception:
+            self._log.exception("UAPI: client dropped")
+        finally:
+            client.socket.close()
+            self._clients.discard(client)
+
+    async def _converse(self, client: _Client) -> None:
+        """Answer operations in their order, until the client ends or the framing is lost."""
+        while data := await self._receive(client):
+            for operation in client.parser.feed(data):
+                await self._answer(client, operation)
+                if isinstance(operation, Refusal) and operation.final:
+                    return
+        cut_off = client.parser.finish()
+        if cut_off is not None:
+            await self._answer(client, cut_off)
+
+    async def _receive(self, client: _Client) -> bytes:
+        """Yields to other tasks first: a socket that always has data would not."""
+        await asyncio.sleep(0)
+        limit = None
+        async with asyncio.timeout(limit):
+            data = await self._loop.sock_recv(client.socket, PIECE)
+        client.last_progress = self._loop.time()
+        return data
+
+    async def _send(self, client: _Client, data: bytes | bytearray) -> None:
+        view = memoryview(data)
+        for start in range(0, len(view), PIECE):
+            async with asyncio.timeout(self._stall_seconds):
+                await self._loop.sock_sendall(client.socket, view[start : start + PIECE])
+            client.last_progress = self._loop.time()
+            await asyncio.sleep(0)
+
+    async def _answer(self, client: _Client, operation: Operation) -> None:
+        """Write the reply in pieces as the client takes them; what it says was settled at once."""
+        pending = bytearray()
+        for chunk in self._reply(operation):
+            pending += chunk
+            if len(pending) >= PIECE:
+                await self._send(client, pending)
+                pending = bytearray()
+        await self._send(client, pending)
+
+    def _reply(self, operation: Operation) -> Iterable[bytes]:
+        """A bug in the device costs this operation and not the daemon."""
+        try:
+            return self._perform(operation)
+        except ErrnoError as error:
+            self._log_refusal(error)
+            return (emit_errno(error.errno_value),)
+        except Exception:
+            self._log.exception("UAPI: operation failed")
+            return (emit_errno(errno.EIO),)
+
+    def _perform(self, operation: Operation) -> Iterable[bytes]:
+        if isinstance(operation, GetOperation):
+            return chain(iter_get(self._device.status()), (emit_errno(0),))
+        if isinstance(operation, Refusal):
+            raise operation.error
+        self._device.configure(operation.change)
+        return (emit_errno(0),)
+
+    def _log_refusal(self, error: ErrnoError) -> None:
+        self._log.debug("UAPI: refused (%s): %s", error.errno_name, error, extra={"rate_class": "uapi-refused"})
+
+
+def _open_spare() -> int | None:
+    try:
+        return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+
+
+def _peer_uid(accepted: socket.socket) -> int | None:
+    """None: this system does not tell; the modes of the socket and its directory are the guard then."""
+    if not hasattr(socket, "SO_PEERCRED"):
+        return None
+    raw = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    uid: int = _CREDENTIALS.unpack(raw)[1]
+    return uid

@@ -1,0 +1,155 @@
+"""The listening Unix socket of the UAPI: how it gets its place in the file system, and how it leaves it.
+
+`DIRECTORY/NAME.sock` is where wg(8) looks. A file may already lie there: a living daemon's socket (somebody accepts:
+the name is in use), what a killed daemon left (nobody does: it is removed), or anything else (left alone, refused).
+Daemons that start at once under one name are kept apart by a lock on the directory, held from the look at the file
+until the new socket listens. Between bind and listen nothing else happens: wg(8) removes sockets that refuse it.
+
+On the way out the file is removed only if it still is the one that was made here, by device and inode number.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+
+from wyrmhole.errors import DeviceError
+
+DEFAULT_DIRECTORY = "/var/run/wireguard"
+BACKLOG = 128
+
+FileId = tuple[int, int]
+"""Device and inode number."""
+
+
+class SocketInUse(DeviceError):
+    """Another process serves this name."""
+
+
+@dataclass(slots=True)
+class UapiListener:
+    """A non-blocking listening socket with its file. `file_id` None: there is no file to watch or to remove."""
+
+    socket: socket.socket
+    path: str
+    file_id: FileId | None
+
+    @classmethod
+    def create(cls, name: str, directory: str = DEFAULT_DIRECTORY) -> UapiListener:
+        """Listen on `directory/name.sock`. Raises SocketInUse, and DeviceError for what else is in the way."""
+        path = os.path.join(directory, f"{name}.sock")
+        try:
+            with _locked_directory(directory):
+                _remove_stale(path)
+                return cls(_listen(path), path, file_id(path))
+        except OSError as error:
+            raise DeviceError(f"cannot listen on {path}: {error.strerror or error}") from error
+
+    @classmethod
+    def from_fd(cls, fd: int) -> UapiListener:
+        """Take over a listening Unix stream socket, and its file if it has one. Raises DeviceError."""
+        try:
+            listener = socket.socket(fileno=fd)
+        except OSError as error:
+            raise DeviceError(f"descriptor {fd} is not a socket: {error.strerror}") from error
+        if not _is_unix_listener(listener):
+            listener.detach()
+            raise DeviceError(f"descriptor {fd} is not a listening Unix stream socket")
+        listener.setblocking(False)
+        listener.set_inheritable(False)
+        path = listener.getsockname()
+        has_file = isinstance(path, str) and path.startswith("/")
+        return cls(listener, path if has_file else "", file_id(path) if has_file else None)
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether clients can still find it."""
+        return self.file_id is None or file_id(self.path) == self.file_id
+
+    def close(self) -> None:
+        """Stop listening and remove the file, if it is still this socket's. Idempotent."""
+        self.socket.close()
+        if self.file_id is not None and self.is_in_place:
+            with suppress(OSError):
+                os.unlink(self.path)
+        self.file_id = None
+
+
+def file_id(path: str) -> FileId | None:
+    """Who the file at `path` is, links not followed; None: there is none, or it cannot be looked at."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _is_unix_listener(listener: socket.socket) -> bool:
+    return (
+        listener.family == socket.AF_UNIX
+        and listener.type == socket.SOCK_STREAM
+        and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN) == 1
+    )
+
+
+@contextmanager
+def _locked_directory(directory: str) -> Iterator[None]:
+    os.makedirs(directory, mode=0o755, exist_ok=True)
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        _check_directory(directory, os.fstat(fd))
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _check_directory(directory: str, status: os.stat_result) -> None:
+    """Whoever may write there may put a socket of their own in our place."""
+    is_shared = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
+    if is_shared or status.st_uid not in (0, os.geteuid()):
+        raise DeviceError(f"others may write in {directory}: make it root's, with mode 0755")
+
+
+def _remove_stale(path: str) -> None:
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(status.st_mode):
+        raise DeviceError(f"{path} exists and is not a socket: remove it")
+    if _somebody_accepts(path):
+        raise SocketInUse(f"{path} is in use by another process: stop that one, or choose another name")
+    os.unlink(path)
+
+
+def _somebody_accepts(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        probe.setblocking(False)
+        try:
+            probe.connect(path)
+        except OSError as error:
+            # A listener whose queue is full answers EAGAIN: it lives.
+            return error.errno not in (errno.ECONNREFUSED, errno.ENOENT)
+    return True
+
+
+def _listen(path: str) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    umask = os.umask(0o077)
+    try:
+        listener.bind(path)
+        listener.listen(BACKLOG)
+    except BaseException:
+        listener.close()
+        raise
+    finally:
+        os.umask(umask)
+    listener.setblocking(False)
+    return listener

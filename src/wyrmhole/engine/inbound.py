@@ -1,0 +1,188 @@
+"""In: datagrams from the network become frames for the TUN.
+
+A pure step: no socket, no clock. The engine feeds what one receive gave (`handle`): a datagram, or a train of them from
+one sender. Handshake messages are reported, with mac1 checked; data is opened, checked and joined into frames again.
+
+The order of checks is fixed by the protocol: receiver index, age and limit of the key, tag, and only then the replay
+window (rule M23), the inner length (M47) and the inner source against the whole table (M45). A train is nearly always
+one sender, one key, consecutive counters and one inner source, so each of these is looked up when it changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from hashlib import blake2s
+from hmac import compare_digest
+
+from wyrmhole.engine.tables import EnginePeer, Tables
+from wyrmhole.net.bind import Received
+from wyrmhole.protocol.data_plane import KeyConfirmed
+from wyrmhole.protocol.drops import DropReason
+from wyrmhole.protocol.keypair import Keypair
+from wyrmhole.protocol.primitives import InvalidTag
+from wyrmhole.wire import ip, messages
+from wyrmhole.wire.messages import MESSAGE_TRANSPORT, TRANSPORT_HEADER
+from wyrmhole.wire.tun_offload import Coalescer, Frame
+
+MAX_DATAGRAM = 65_535
+MAX_LAYOUTS = 64
+_COUNTER_PREFIX = bytes(4)
+_OVERHEAD = 32
+
+
+class Inbound:
+    """`write` takes each frame for the TUN; `confirmed` is called when a peer's next key became current, so that what
+    was staged can leave. The memory of frames is the step's own, lent for the call."""
+
+    def __init__(
+        self,
+        tables: Tables,
+        write: Callable[[Frame], None],
+        confirmed: Callable[[EnginePeer], None],
+        coalescer: Coalescer,
+    ) -> None:
+        self._tables = tables
+        self._write = write
+        self._confirmed = confirmed
+        self.coalescer = coalescer
+        # A train of 128 datagrams of any size fits: plaintext is shorter than what carried it.
+        self._plain = memoryview(bytearray(MAX_DATAGRAM))
+
+    def handle(self, received: Received, now: int) -> None:
+        """Everything that came from one sender at once."""
+        view = received.view
+        length = len(view)
+        size = received.segment_size or length
+        first = int.from_bytes(view[:4], "little")
+        if first == MESSAGE_TRANSPORT:
+            offset = 0
+            while offset < length:
+                # A train from one sender may change its key in the middle; each run has one.
+                offset = self._handle_run(received, offset, size, now)
+            for frame in self.coalescer.take():
+                self._write(frame)
+        else:
+            for offset in range(0, length, max(size, 1)):
+                self._handle_other(view[offset : offset + size], received)
+            if not length:
+                self._tables.drops[DropReason.TOO_SHORT] += 1
+
+    def _handle_run(self, received: Received, offset: int, size: int, now: int) -> int:
+        """Data under one receiver index from `offset` on; returns where the next run begins."""
+        view = received.view
+        tables = self._tables
+        end = len(view)
+        if end - offset < _OVERHEAD or int.from_bytes(view[offset : offset + 4], "little") != MESSAGE_TRANSPORT:
+            self._handle_other(view[offset : offset + size], received)
+            return offset + size
+        _, index, _ = TRANSPORT_HEADER.unpack_from(view, offset)
+        peer, keypair = tables.indices.get(index, (None, None))
+        if peer is None or keypair is None or now >= keypair.reject_at:
+            tables.drops[DropReason.UNKNOWN_INDEX if keypair is None else DropReason.KEY_EXPIRED] += 1
+            return offset + size
+        opened, stop, total = self._open_run(view, offset, size, index, keypair)
+        if total:
+            self._authenticated(peer, keypair, received, total, now)
+            if opened:
+                self._deliver(peer, keypair, opened, now)
+        return stop
+
+    def _open_run(
+        self, view: memoryview, offset: int, size: int, index: int, keypair: Keypair
+    ) -> tuple[list[memoryview], int, int]:
+        """Open datagrams while they carry the index. Returns the inner packets, where it stopped, and the bytes of
+        what was authenticated."""
+        unpack = TRANSPORT_HEADER.unpack_from
+        open_ = keypair.receive.open
+        accept = keypair.window.accept
+        limit = keypair.reject_after_messages
+        plain = self._plain
+        drops = self._tables.drops
+        end = len(view)
+        opened: list[memoryview] = []
+        used = total = 0
+        while offset < end:
+            stop = offset + size if offset + size < end else end
+            length = stop - offset
+            if length < _OVERHEAD:
+                break
+            kind, receiver, counter = unpack(view, offset)
+            if kind != MESSAGE_TRANSPORT or receiver != index:
+                break
+            inner = length - _OVERHEAD
+            place = plain[used : used + inner]
+            try:
+                open_(_COUNTER_PREFIX + counter.to_bytes(8, "little"), view[offset + 16 : stop], None, place)
+            except InvalidTag:
+                drops[DropReason.BAD_TAG] += 1
+                offset = stop
+                continue
+            offset = stop
+            if counter >= limit:
+                drops[DropReason.MESSAGE_LIMIT] += 1
+            elif not accept(counter):
+                drops[DropReason.REPLAYED] += 1
+            else:
+                total += length
+                if inner:
+                    opened.append(place)
+                    used += inner
+        return opened, offset, total
+
+    def _authenticated(self, peer: EnginePeer, keypair: Keypair, received: Received, total: int, now: int) -> None:
+        tables = self._tables
+        if peer.sockaddr != received.sockaddr or peer.source != received.source:
+            tables.roam(peer, received.sockaddr, received.source)
+        if peer.keypairs.next is keypair:
+            tables.drop_keypairs(peer, peer.keypairs.confirm())
+            tables.report(KeyConfirmed(peer.id, keypair.local_index))
+            peer.key_wanted_said = False
+            self._confirmed(peer)
+        tables.note_received(peer, total, now)
+
+    def _deliver(self, peer: EnginePeer, keypair: Keypair, opened: list[memoryview], now: int) -> None:
+        tables = self._tables
+        tables.note_data_received(peer, now)
+        if now >= keypair.rekey_receive_at:
+            tables.ask_rekey(peer, keypair)
+        route = tables.route
+        add = self.coalescer.add
+        allowed = b""
+        for packet in opened:
+            total = ip.length_of(packet)
+            if not total:
+                tables.drops[DropReason.NOT_IP] += 1
+                continue
+            source = bytes(packet[12:16] if packet[0] < 0x50 else packet[8:24])
+            if source != allowed:
+                if route(source) is not peer:
+                    tables.drops[DropReason.BAD_SOURCE] += 1
+                    continue
+                allowed = source
+            add(packet if total == len(packet) else packet[:total])
+
+    def _handle_other(self, data: memoryview, received: Received) -> None:
+        """Not data: a handshake message, or nothing that we know."""
+        tables = self._tables
+        try:
+            kind = messages.classify(data)
+        except messages.TooShort:
+            tables.drops[DropReason.TOO_SHORT] += 1
+        except messages.WrongLength:
+            tables.drops[DropReason.WRONG_LENGTH] += 1
+        except messages.MessageError:
+            tables.drops[DropReason.UNKNOWN_TYPE] += 1
+        else:
+            self._handle_handshake(kind, bytes(data), received)
+
+    def _handle_handshake(self, kind: int, message: bytes, received: Received) -> None:
+        """mac1 is checked before anything else is done for a message (rule M37)."""
+        key = self._tables.mac1_key
+        if key is None:
+            self._tables.drops[DropReason.NO_PRIVATE_KEY] += 1
+        elif kind != messages.MESSAGE_COOKIE_REPLY and not compare_digest(
+            blake2s(messages.before_mac1(message), digest_size=16, key=key).digest(), messages.mac1_of(message)
+        ):
+            self._tables.drops[DropReason.BAD_MAC1] += 1
+        else:
+            self._tables.report_handshake(message, received.sockaddr, received.source)

@@ -1,0 +1,232 @@
+"""Out: frames from the TUN become sealed datagrams, gathered into one train per peer.
+
+A pure step: no socket, no clock. The engine feeds frames (`handle_frame`), then takes the trains (`flush`) and gives
+each to its bind. Between the two nothing leaves, so many small packets read in one go share one system call.
+
+A train is equal datagrams back to back in one wire buffer, the last one maybe shorter, which is the shape that UDP
+segmentation offload sends. Each datagram is 16 bytes of header, the padded packet, 16 bytes of tag. Packets of one
+peer keep their order: a packet that does not fit the train's size, or follows the short one, begins the next train.
+
+What costs is Python per packet. So the path of a super-packet (many packets of one size to one peer) is one loop with
+its lookups outside: where each datagram lies in the buffer is computed once for each size and kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from wyrmhole.engine.tables import EnginePeer, Tables
+from wyrmhole.protocol.drops import DropReason
+from wyrmhole.protocol.keypair import Keypair
+from wyrmhole.wire import ip
+from wyrmhole.wire.messages import MESSAGE_TRANSPORT, TRANSPORT_HEADER
+from wyrmhole.wire.tun_offload import GSO_NONE, VIRTIO_HEADER_SIZE, OffloadError, split
+
+OVERHEAD = 32
+MAX_TRAIN_BYTES = 65_507
+"""What one UDP datagram over IPv4 can hold, which bounds a segmented send too."""
+MAX_TRAIN_SEGMENTS = 64
+"""UDP_MAX_SEGMENTS of kernels before 6.9."""
+MAX_LAYOUTS = 64
+"""Sizes whose layout is kept; TCP uses two or three."""
+
+_ZEROS = bytes(16)
+_COUNTER_PREFIX = bytes(4)
+_PROTOCOL_UDP = 17
+
+Layout = list[tuple[int, memoryview]]
+SendTrain = Callable[[EnginePeer, memoryview, int, int], None]
+"""(peer, datagrams, segment size or 0, type of service)."""
+
+
+class Train:
+    """Datagrams for one peer that leave together."""
+
+    __slots__ = ("closed", "count", "length", "peer", "size", "tos", "wire")
+
+    def __init__(self) -> None:
+        self.wire = memoryview(bytearray(MAX_TRAIN_BYTES + OVERHEAD))
+        self.begin(None, 0)
+
+    def begin(self, peer: EnginePeer | None, tos: int) -> None:
+        self.peer = peer
+        self.size = 0
+        self.count = 0
+        self.length = 0
+        self.closed = False
+        self.tos = tos
+
+
+class Outbound:
+    """`send` is called for each full train; the memory is the step's own and only lent for the call."""
+
+    def __init__(self, tables: Tables, send: SendTrain, answer: Callable[[bytes], None]) -> None:
+        self._tables = tables
+        self._send = send
+        self._answer = answer
+        self._train = Train()
+        self._layouts: dict[int, Layout] = {}
+
+    def handle_frame(self, frame: memoryview, now: int) -> None:
+        """One frame from the TUN: a 10-byte virtio header and a packet or super-packet."""
+        tables = self._tables
+        packet = frame[VIRTIO_HEADER_SIZE:]
+        destination = ip.destination_bytes(packet)
+        if destination is None:
+            tables.drops[DropReason.MALFORMED_FRAME] += 1
+            return
+        peer = tables.route(destination)
+        if peer is None or peer.sockaddr[1] == 0:
+            self._refuse(packet, peer)
+            return
+        try:
+            packets = [bytes(packet)] if frame[0] == 0 and frame[1] == GSO_NONE else split(frame)
+        except OffloadError:
+            tables.drops[DropReason.MALFORMED_FRAME] += 1
+            return
+        if self._is_loop(packets[0], peer):
+            tables.drops[DropReason.ROUTE_LOOP] += len(packets)
+            return
+        self.send_packets(peer, packets, now)
+
+    def send_packets(self, peer: EnginePeer, packets: list[bytes], now: int) -> None:
+        """Seal IP packets for the peer in order, or stage those for which there is no key."""
+        keypair = peer.keypairs.current
+        if peer.staged or keypair is None or not keypair.can_send(now):
+            for packet in packets:
+                self._tables.stage(peer, packet)
+            return
+        fits = keypair.reject_after_messages - keypair.send_counter
+        self._seal_all(peer, keypair, packets[:fits], now)
+        for packet in packets[fits:]:
+            self._tables.stage(peer, packet)
+        if now >= keypair.rekey_send_at or keypair.send_counter > keypair.rekey_after_messages:
+            self._tables.ask_rekey(peer, keypair)
+
+    def send_staged(self, peer: EnginePeer, now: int) -> None:
+        """A key is there: what waited leaves, in order."""
+        waiting = self._tables.unstage(peer)
+        if waiting:
+            self.send_packets(peer, waiting, now)
+
+    def send_keepalive(self, peer: EnginePeer, now: int) -> None:
+        """An empty packet; without a usable key one is asked for."""
+        if peer.sockaddr[1] == 0 or peer.staged:
+            return
+        keypair = peer.keypairs.current
+        if keypair is None or not keypair.can_send(now):
+            self._tables.want_key(peer)
+            return
+        self._seal_run(peer, keypair, [b""], 0)
+        self._tables.note_sent(peer, OVERHEAD, now)
+
+    def flush(self) -> None:
+        """Send what was gathered."""
+        train = self._train
+        if train.count:
+            peer = train.peer
+            assert peer is not None
+            self._send(peer, train.wire[: train.length], train.size if train.count > 1 else 0, train.tos)
+            train.begin(None, 0)
+
+    def _seal_all(self, peer: EnginePeer, keypair: Keypair, packets: list[bytes], now: int) -> None:
+        """Runs of packets of one size are sealed together."""
+        start, sent = 0, 0
+        while start < len(packets):
+            size = len(packets[start])
+            end = start + 1
+            while end < len(packets) and len(packets[end]) == size:
+                end += 1
+            padding = padding_of(size, self._tables.mtu)
+            run = packets[start:end]
+            if padding:
+                run = [packet + _ZEROS[:padding] for packet in run]
+            self._seal_run(peer, keypair, run, ip.ecn_of(run[0]))
+            sent += (size + padding + OVERHEAD) * len(run)
+            start = end
+        self._tables.note_sent(peer, sent, now)
+        self._tables.note_data_sent(peer, now)
+
+    def _seal_run(self, peer: EnginePeer, keypair: Keypair, run: list[bytes], tos: int) -> None:
+        """Seal packets of one padded size into trains."""
+        size = len(run[0]) + OVERHEAD
+        layout = self._layout(size)
+        done = 0
+        while done < len(run):
+            train = self._train_for(peer, size, tos)
+            room = len(layout) - train.count if train.size == size else 1
+            part = run[done : done + room]
+            if train.size == size:
+                places = layout[train.count : train.count + len(part)]
+            else:
+                places = [(train.length, train.wire[train.length + 16 : train.length + size])]
+                train.closed = True
+            self._seal_into(train, keypair, part, places)
+            train.count += len(part)
+            train.length += size * len(part)
+            done += len(part)
+
+    def _seal_into(self, train: Train, keypair: Keypair, part: list[bytes], places: Layout) -> None:
+        seal = keypair.send.seal
+        pack_header = TRANSPORT_HEADER.pack_into
+        wire = train.wire
+        index = keypair.remote_index
+        counter = keypair.send_counter
+        keypair.send_counter = counter + len(part)
+        for packet, (offset, place) in zip(part, places, strict=True):
+            pack_header(wire, offset, MESSAGE_TRANSPORT, index, counter)
+            seal(_COUNTER_PREFIX + counter.to_bytes(8, "little"), packet, None, place)
+            counter += 1
+
+    def _train_for(self, peer: EnginePeer, size: int, tos: int) -> Train:
+        """The present train if one more datagram of this size may join it, else a fresh one."""
+        train = self._train
+        if train.count:
+            joins = (
+                train.peer is peer
+                and not train.closed
+                and size <= train.size
+                and train.tos == tos
+                and train.count < MAX_TRAIN_SEGMENTS
+                and train.length + size <= MAX_TRAIN_BYTES
+            )
+            if joins:
+                return train
+            self.flush()
+        train.begin(peer, tos)
+        train.size = size
+        return train
+
+    def _layout(self, size: int) -> Layout:
+        """Where datagrams of this size lie in the wire buffer: offset of each, and its place for ciphertext and tag."""
+        layout = self._layouts.get(size)
+        if layout is None:
+            if len(self._layouts) >= MAX_LAYOUTS:
+                self._layouts.clear()
+            count = max(1, min(MAX_TRAIN_SEGMENTS, MAX_TRAIN_BYTES // size))
+            wire = self._train.wire
+            layout = [(at * size, wire[at * size + 16 : at * size + size]) for at in range(count)]
+            self._layouts[size] = layout
+        return layout
+
+    def _refuse(self, packet: memoryview, peer: EnginePeer | None) -> None:
+        """No peer, or none whose address is known: the sender is told (rule M46)."""
+        reason = DropReason.NO_ROUTE if peer is None else DropReason.NO_ENDPOINT
+        self._tables.drops[reason] += 1
+        self._answer(bytes(packet))
+
+    def _is_loop(self, packet: bytes, peer: EnginePeer) -> bool:
+        """Our own datagram to this peer's endpoint, routed back into the tunnel: it would grow without end."""
+        ports = ip.udp_ports(packet)
+        if ports is None or ports != (self._tables.listen_port, peer.sockaddr[1]):
+            return False
+        return ip.text_of(ip.destination_bytes(packet)) == peer.sockaddr[0]
+
+
+def padding_of(size: int, mtu: int) -> int:
+    """Zeros to the next multiple of 16, never beyond the MTU (rule M22). A packet above the MTU (it was changed where
+    we could not see it) is taken modulo the MTU, as the kernel module and wireguard-go do."""
+    if not mtu:
+        return -size % 16
+    last = size % mtu if size > mtu else size
+    return min(-last % 16, mtu - last)

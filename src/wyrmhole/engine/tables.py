@@ -1,0 +1,325 @@
+"""What both directions share: peers, keys by receiver index, routes, counters and the reports that go up.
+
+`Tables` implements the protocol's `DataPlane` by plain mutation, for the thread that moves packets (or a test that has
+no thread). It knows no socket: what a call wants sent goes through `transmit`, which the engine sets.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable
+
+from wyrmhole.engine.contract import EngineReport
+from wyrmhole.protocol.allowed_ips import AllowedIPs
+from wyrmhole.protocol.constants import MAX_QUEUED_HANDSHAKES, MAX_STAGED_BYTES, MAX_STAGED_PACKETS
+from wyrmhole.protocol.data_plane import (
+    Active,
+    HandshakeDatagram,
+    KeypairParams,
+    KeypairsDropped,
+    KeyWanted,
+    Marks,
+    PeerCounters,
+    PeerId,
+    Roamed,
+    Source,
+)
+from wyrmhole.protocol.drops import DropReason
+from wyrmhole.protocol.keypair import Keypair, Keypairs
+from wyrmhole.wire.endpoint import Endpoint, SockAddr
+from wyrmhole.wire.prefix import Prefix
+
+MAX_REPORTS = 1 << 16
+"""Reports about peers are said once until answered, so a few for each of the 65,536 peers is all there can be; this
+bound is against a control thread that stopped."""
+
+MAX_CACHED_ROUTES = 4096
+"""Destinations looked up lately: enough for a busy gateway's flows, at half a megabyte."""
+
+HANDSHAKE_TOS = 0x88
+"""Handshake messages are marked AF41, as the kernel module does: they are few and a late one costs a session."""
+
+NO_SOCKADDR: SockAddr = ("", 0)
+
+
+class EnginePeer:
+    """One peer on the packet path. The marks (see data_plane) are attributes, because batches write them."""
+
+    __slots__ = (
+        "active_said",
+        "data_received_since",
+        "data_sent_since",
+        "id",
+        "key_wanted_said",
+        "keypairs",
+        "last_data_received",
+        "last_traversal",
+        "rx_bytes",
+        "sockaddr",
+        "source",
+        "staged",
+        "tx_bytes",
+    )
+
+    def __init__(self, peer: PeerId) -> None:
+        self.id = peer
+        self.sockaddr: SockAddr = NO_SOCKADDR
+        self.source: Source | None = None
+        self.keypairs = Keypairs()
+        self.staged: deque[bytes] | None = None
+        self.tx_bytes = 0
+        self.rx_bytes = 0
+        self.data_sent_since = 0
+        self.data_received_since = 0
+        self.last_data_received = 0
+        self.last_traversal = 0
+        self.active_said = False
+        self.key_wanted_said = False
+
+    @property
+    def has_endpoint(self) -> bool:
+        return self.sockaddr is not NO_SOCKADDR
+
+    def marks(self) -> Marks:
+        return Marks(self.data_sent_since, self.data_received_since, self.last_data_received, self.last_traversal)
+
+
+class Tables:
+    """`notify` is called when the first report is queued; `transmit` sends one datagram to a peer or an address."""
+
+    def __init__(self) -> None:
+        self.peers: dict[PeerId, EnginePeer] = {}
+        self.indices: dict[int, tuple[EnginePeer, Keypair]] = {}
+        self.allowed_ips: AllowedIPs[EnginePeer] = AllowedIPs()
+        self.routes: dict[bytes, EnginePeer | None] = {}
+        self.drops: Counter[DropReason] = Counter()
+        self.mac1_key: bytes | None = None
+        self.mtu = 1420
+        self.listen_port = 0
+        self.staged_bytes = 0
+        self._reports: deque[EngineReport] = deque()
+        self._handshakes: deque[HandshakeDatagram] = deque()
+
+    # Reports
+
+    def report(self, report: EngineReport) -> None:
+        if len(self._reports) >= MAX_REPORTS:
+            self.drops[DropReason.REPORT_QUEUE_FULL] += 1
+            return
+        self._reports.append(report)
+
+    def report_handshake(self, data: bytes, sockaddr: SockAddr, source: Source | None) -> None:
+        if len(self._handshakes) >= MAX_QUEUED_HANDSHAKES:
+            self.drops[DropReason.HANDSHAKE_QUEUE_FULL] += 1
+            return
+        self._handshakes.append(HandshakeDatagram(data, Endpoint.from_sockaddr(sockaddr), source, 0))
+
+    @property
+    def has_reports(self) -> bool:
+        return bool(self._reports or self._handshakes)
+
+    def take_reports(self, limit: int) -> list[EngineReport]:
+        """Oldest first, handshakes last: they are the work that a flood can make much of."""
+        taken: list[EngineReport] = []
+        while self._reports and len(taken) < limit:
+            taken.append(self._reports.popleft())
+        while self._handshakes and len(taken) < limit:
+            depth = len(self._handshakes) - 1
+            first = self._handshakes.popleft()
+            taken.append(HandshakeDatagram(first.data, first.endpoint, first.source, depth))
+        return taken
+
+    def want_key(self, peer: EnginePeer) -> None:
+        if not peer.key_wanted_said:
+            peer.key_wanted_said = True
+            self.report(KeyWanted(peer.id))
+
+    def ask_rekey(self, peer: EnginePeer, keypair: Keypair) -> None:
+        """Once for each keypair."""
+        if not keypair.rekey_asked:
+            keypair.rekey_asked = True
+            self.report(KeyWanted(peer.id))
+
+    def say_active(self, peer: EnginePeer) -> None:
+        if not peer.active_said:
+            peer.active_said = True
+            self.report(Active(peer.id))
+
+    # Marks and counters
+
+    def note_sent(self, peer: EnginePeer, size: int, now: int) -> None:
+        """Authenticated bytes left for the peer; data also calls `note_data_sent`."""
+        peer.tx_bytes += size
+        peer.last_traversal = now
+        peer.data_received_since = 0
+
+    def note_data_sent(self, peer: EnginePeer, now: int) -> None:
+        if not peer.data_sent_since:
+            peer.data_sent_since = now
+            self.say_active(peer)
+
+    def note_received(self, peer: EnginePeer, size: int, now: int) -> None:
+        """Authenticated bytes came from the peer; data also calls `note_data_received`."""
+        peer.rx_bytes += size
+        peer.last_traversal = now
+        peer.data_sent_since = 0
+
+    def note_data_received(self, peer: EnginePeer, now: int) -> None:
+        peer.last_data_received = now
+        if not peer.data_received_since:
+            peer.data_received_since = now
+            self.say_active(peer)
+
+    # Routes
+
+    def route(self, destination: bytes) -> EnginePeer | None:
+        """The owner of a 4- or 16-byte address, with a bounded cache in front of the trie."""
+        try:
+            return self.routes[destination]
+        except KeyError:
+            pass
+        peer = self.allowed_ips.lookup(destination)
+        if len(self.routes) >= MAX_CACHED_ROUTES:
+            self.routes.clear()
+        self.routes[destination] = peer
+        return peer
+
+    # Staging
+
+    def stage(self, peer: EnginePeer, packet: bytes) -> None:
+        """Keep a packet until there is a key (rule M49): 128 per peer, the oldest goes first; a cap for the device."""
+        staged = peer.staged
+        if staged is None:
+            staged = peer.staged = deque()
+        if len(staged) >= MAX_STAGED_PACKETS:
+            self.staged_bytes -= len(staged.popleft())
+            self.drops[DropReason.STAGING_FULL] += 1
+        if self.staged_bytes + len(packet) > MAX_STAGED_BYTES:
+            self.drops[DropReason.STAGING_CAP] += 1
+        else:
+            staged.append(packet)
+            self.staged_bytes += len(packet)
+        self.want_key(peer)
+
+    def unstage(self, peer: EnginePeer) -> list[bytes]:
+        """Take all staged packets, in order."""
+        staged, peer.staged = peer.staged, None
+        if not staged:
+            return []
+        self.staged_bytes -= sum(map(len, staged))
+        return list(staged)
+
+    # Keys
+
+    def install(self, peer: EnginePeer, params: KeypairParams) -> None:
+        keypair = Keypair(params)
+        self.indices[keypair.local_index] = (peer, keypair)
+        peer.key_wanted_said = False
+        if params.is_initiator:
+            self.drop_keypairs(peer, peer.keypairs.install_initiator(keypair))
+        else:
+            self.drop_keypairs(peer, peer.keypairs.install_responder(keypair))
+
+    def drop_keypairs(self, peer: EnginePeer, keypairs: list[Keypair]) -> None:
+        if keypairs:
+            for keypair in keypairs:
+                self.indices.pop(keypair.local_index, None)
+            self.report(KeypairsDropped(peer.id, tuple(keypair.local_index for keypair in keypairs)))
+
+    # The half of DataPlane that sends nothing
+
+    def add_peer(self, peer: PeerId) -> None:
+        self.peers[peer] = EnginePeer(peer)
+
+    def remove_peer(self, peer: PeerId) -> None:
+        it = self.peers.pop(peer, None)
+        if it is None:
+            return
+        self.drops[DropReason.PEER_REMOVED] += len(self.unstage(it))
+        for keypair in it.keypairs.clear():
+            self.indices.pop(keypair.local_index, None)
+        self.allowed_ips.remove_owner(it)
+        self.routes.clear()
+
+    def insert_allowed_ip(self, peer: PeerId, prefix: Prefix) -> None:
+        it = self.peers.get(peer)
+        if it is not None:
+            self.allowed_ips.insert(prefix, it)
+            self.routes.clear()
+
+    def remove_allowed_ip(self, peer: PeerId, prefix: Prefix) -> None:
+        it = self.peers.get(peer)
+        if it is not None and self.allowed_ips.remove(prefix, it):
+            self.routes.clear()
+
+    def set_endpoint(self, peer: PeerId, endpoint: Endpoint | None, source: Source | None = None) -> None:
+        it = self.peers.get(peer)
+        if it is not None:
+            it.sockaddr = NO_SOCKADDR if endpoint is None else endpoint.sockaddr
+            it.source = source
+
+    def clear_source(self, peer: PeerId) -> None:
+        it = self.peers.get(peer)
+        if it is not None:
+            it.source = None
+
+    def forget_keypairs(self, peer: PeerId) -> None:
+        it = self.peers.get(peer)
+        if it is not None:
+            self.drop_keypairs(it, it.keypairs.clear())
+
+    def expire_sending_keys(self, peer: PeerId) -> None:
+        it = self.peers.get(peer)
+        if it is not None:
+            it.keypairs.expire_sending()
+
+    def expect_key(self, peer: PeerId) -> None:
+        it = self.peers.get(peer)
+        if it is not None:
+            it.key_wanted_said = False
+
+    def flush_staged(self, peer: PeerId) -> None:
+        it = self.peers.get(peer)
+        if it is not None:
+            self.drops[DropReason.HANDSHAKE_GAVE_UP] += len(self.unstage(it))
+            it.key_wanted_said = False
+
+    def note_handshake(self, peer: PeerId, rx_bytes: int, now: int) -> None:
+        it = self.peers.get(peer)
+        if it is not None:
+            self.note_received(it, rx_bytes, now)
+
+    def forget_unanswered(self, peer: PeerId, since: int) -> None:
+        it = self.peers.get(peer)
+        if it is not None and it.data_sent_since == since:
+            it.data_sent_since = 0
+
+    def forget_received(self, peer: PeerId, since: int) -> None:
+        it = self.peers.get(peer)
+        if it is not None and it.data_received_since == since:
+            it.data_received_since = 0
+
+    def marks(self, peer: PeerId) -> Marks:
+        it = self.peers.get(peer)
+        return Marks() if it is None else it.marks()
+
+    def release_activity(self, peer: PeerId) -> Marks:
+        it = self.peers.get(peer)
+        if it is None:
+            return Marks()
+        it.active_said = False
+        return it.marks()
+
+    def counters(self, peer: PeerId) -> PeerCounters:
+        it = self.peers.get(peer)
+        return PeerCounters(0, 0) if it is None else PeerCounters(it.tx_bytes, it.rx_bytes)
+
+    def roam(self, peer: EnginePeer, sockaddr: SockAddr, source: Source | None) -> None:
+        """An authenticated packet came from elsewhere (rule M44)."""
+        if peer.sockaddr != sockaddr:
+            peer.sockaddr = sockaddr
+            self.report(Roamed(peer.id, Endpoint.from_sockaddr(sockaddr)))
+        peer.source = source
+
+
+Transmit = Callable[[EnginePeer, bytes], None]

@@ -1,0 +1,34 @@
+"""What wyrmhole raises on purpose. Every message is one sentence for the person who runs it, free of secrets."""
+
+from __future__ import annotations
+
+import errno as errno_names
+
+
+class WyrmholeError(Exception):
+    """The base of the family: catching it catches nothing that is a bug."""
+
+
+class ErrnoError(WyrmholeError):
+    """An error that has a number in the UAPI. `errno_value` is positive; the reply line carries its negative."""
+
+    def __init__(self, errno_value: int, message: str) -> None:
+        super().__init__(message)
+        self.errno_value = errno_value
+
+    @property
+    def errno_name(self) -> str:
+        """`EINVAL`, or the number as text when it has no name here."""
+        return errno_names.errorcode.get(self.errno_value, str(self.errno_value))
+
+
+class ConfigError(ErrnoError):
+    """A device refused a change, whole: EADDRINUSE for a taken port, EPERM for a mark it may not set, EINVAL."""
+
+
+class UapiError(ErrnoError):
+    """Text that is no UAPI operation: EINVAL for a value or key, EPROTO for the form, EMSGSIZE for its size."""
+
+
+class DeviceError(WyrmholeError):
+    """A part of a device could not be had. The message says what to do about it."""

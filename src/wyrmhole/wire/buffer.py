@@ -1,0 +1,5 @@
+"""What holds bytes."""
+
+from __future__ import annotations
+
+Buffer = bytes | bytearray | memoryview

@@ -1,0 +1,70 @@
+"""Log lines: their form, what is escaped, and how seldom they come."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+from wyrmhole.cli.log_lines import MAX_CLASSES, LineFormatter, RateLimit
+from wyrmhole.protocol.keys import PrivateKey
+
+
+def record(message: str, *args: object, level: int = logging.DEBUG, rate_class: str | None = None) -> logging.LogRecord:
+    record = logging.LogRecord("wyrmhole", level, __file__, 1, message, args, None)
+    if rate_class is not None:
+        record.rate_class = rate_class
+    return record
+
+
+def test_lines_have_wireguard_gos_form() -> None:
+    line = LineFormatter("wg0").format(record("Device %s", "started"))
+    assert re.fullmatch(r"DEBUG: \(wg0\) \d{4}/\d\d/\d\d \d\d:\d\d:\d\d Device started", line)
+
+
+def test_there_are_two_levels() -> None:
+    words = [LineFormatter("wg0").format(record("x", level=level)).split(":")[0] for level in (10, 20, 30, 40, 50)]
+    assert words == ["DEBUG", "DEBUG", "DEBUG", "ERROR", "ERROR"]
+
+
+def test_bytes_of_others_stay_on_one_short_line() -> None:
+    """B71"""
+    line = LineFormatter("wg0").format(record("from %s", "\x1b[2J\n\r\x00\u202e" + "A" * 100_000))
+    assert "from \\x1b[2J\\n\\r\\x00\\u202eAAA" in line
+    assert line.isprintable() and len(line) < 1200
+
+
+def test_an_exception_is_one_line_that_tells_where() -> None:
+    """B72: no value of a variable is in it."""
+    secret = PrivateKey(bytes(range(32)))
+    try:
+        raise RuntimeError(f"cannot use {secret}")
+    except RuntimeError as error:
+        failed = record("step failed", level=logging.ERROR)
+        failed.exc_info = (type(error), error, error.__traceback__)
+    line = LineFormatter("wg0").format(failed)
+    assert "step failed: RuntimeError: cannot use PrivateKey(hidden)" in line
+    assert "test_log_lines.py:" in line and "\n" not in line
+    assert secret.hex() not in line and secret.base64() not in line
+
+
+def test_one_line_a_second_of_each_class_comes_through() -> None:
+    """B71"""
+    now = 100.0
+    limit = RateLimit(clock=lambda: now)
+    assert limit.filter(record("a", rate_class="a"))
+    assert not any(limit.filter(record("a", rate_class="a")) for _ in range(5))
+    assert limit.filter(record("b", rate_class="b"))
+    assert all(limit.filter(record("not limited")) for _ in range(5))
+    now = 101.0
+    again = record("a %d", 7, rate_class="a")
+    assert limit.filter(again)
+    assert again.getMessage() == "a 7 (5 more before)"
+    now = 102.0
+    last = record("a", rate_class="a")
+    assert limit.filter(last) and last.getMessage() == "a"
+
+
+def test_classes_without_end_are_bounded() -> None:
+    limit = RateLimit(clock=lambda: 100.0)
+    passed = sum(limit.filter(record("x", rate_class=str(number))) for number in range(10 * MAX_CLASSES))
+    assert passed == MAX_CLASSES + 1

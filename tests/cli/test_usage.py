@@ -1,0 +1,171 @@
+"""The command line of wyrmholed: what it takes, what it refuses, and with which words and status."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+
+import pytest
+
+from wyrmhole.cli import wyrmholed
+from wyrmhole.cli.wyrmholed import Settings, explain_tun_error, main, parse_settings
+from wyrmhole.control.uapi_socket import SocketInUse, UapiListener
+from wyrmhole.errors import DeviceError
+
+
+def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "wyrmhole.cli.wyrmholed", *arguments],
+        env={**os.environ, **environ},
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+def refusal(capsys: pytest.CaptureFixture[str], arguments: Sequence[str], environ: Mapping[str, str]) -> str:
+    with pytest.raises(SystemExit) as caught:
+        parse_settings(arguments, environ)
+    assert caught.value.code == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_the_plain_command_line_of_wg_quick() -> None:
+    assert parse_settings(["wg0"], {}) == Settings("wg0", False, "auto", "", None, None)
+
+
+@pytest.mark.parametrize("arguments", [["-f", "wg0"], ["--foreground", "wg0"], ["wg0", "-f"]])
+def test_foreground(arguments: list[str]) -> None:
+    assert parse_settings(arguments, {}).foreground
+
+
+def test_the_environment_of_wireguard_go() -> None:
+    environ = {"WG_PROCESS_FOREGROUND": "1", "LOG_LEVEL": "verbose", "WG_TUN_FD": "3", "WG_UAPI_FD": "4"}
+    assert parse_settings(["--engine", "portable", "wg0"], environ) == Settings(
+        "wg0", True, "portable", "verbose", 3, 4
+    )
+    assert not parse_settings(["wg0"], {"WG_PROCESS_FOREGROUND": "0"}).foreground
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ([], "INTERFACE is missing"),
+        (["wg0", "wg1"], "unrecognized arguments: wg1"),
+        (["-x", "wg0"], "unrecognized arguments: -x"),
+        (["--fore", "wg0"], "unrecognized arguments: --fore"),
+        (["--engine", "fast", "wg0"], "invalid choice: 'fast'"),
+        ([""], "1 to 15 bytes"),
+        (["a" * 16], "1 to 15 bytes"),
+        (["é" * 8], "1 to 15 bytes"),
+        (["wg/0"], "has no space"),
+        (["wg 0"], "has no space"),
+        (["wg:0"], "has no space"),
+        (["wg%d"], "has no space"),
+        (["wg\n"], "has no space"),
+        ([".."], "is not '.' or '..'"),
+    ],
+)
+def test_wrong_usage_is_one_sentence_and_status_2(
+    capsys: pytest.CaptureFixture[str], arguments: list[str], word: str
+) -> None:
+    assert word in refusal(capsys, arguments, {})
+
+
+@pytest.mark.parametrize("text", ["x", "-1", "1.5", "1" * 20, "٣"])
+@pytest.mark.parametrize("variable", ["WG_TUN_FD", "WG_UAPI_FD"])
+def test_a_descriptor_is_a_number(capsys: pytest.CaptureFixture[str], variable: str, text: str) -> None:
+    assert f"{variable} is not the number of a descriptor" in refusal(capsys, ["wg0"], {variable: text})
+
+
+def test_status_and_streams_of_the_real_program() -> None:
+    version = run("--version")
+    assert (version.returncode, version.stderr) == (0, "")
+    assert version.stdout.startswith("wyrmholed ")
+    usage = run()
+    assert (usage.returncode, usage.stdout) == (2, "")
+    assert usage.stderr == "wyrmholed: INTERFACE is missing; see wyrmholed --help\n"
+    helped = run("--help")
+    assert helped.returncode == 0 and "--engine" in helped.stdout
+
+
+def test_help_imports_nothing_that_serves() -> None:
+    program = (
+        "import sys; from wyrmhole.cli import wyrmholed; wyrmholed.parse_settings(['wg0'], {});"
+        "print(sorted({'asyncio', 'cryptography', 'ctypes', 'logging', 'socket'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=True)
+    assert result.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("number", "word"),
+    [
+        (errno.EPERM, "run as root"),
+        (errno.ENOENT, "modprobe tun"),
+        (errno.ENODEV, "modprobe tun"),
+        (errno.EBUSY, "another process holds the interface wg0"),
+        (errno.EINVAL, "exists and is no TUN"),
+        (errno.ENOMEM, "Cannot allocate memory"),
+    ],
+)
+def test_what_a_tun_cannot_be_is_told_with_advice(number: int, word: str) -> None:
+    explained = explain_tun_error(parse_settings(["wg0"], {}), OSError(number, os.strerror(number)))
+    assert word in explained and "\n" not in explained
+
+
+def test_a_part_that_cannot_be_had_is_one_sentence_and_status_1(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(settings: Settings) -> int:
+        raise DeviceError("the moon is not full: wait")
+
+    monkeypatch.setattr(wyrmholed, "run", fail)
+    assert main(["wg0"]) == 1
+    assert capsys.readouterr().err == "wyrmholed: the moon is not full: wait\n"
+
+
+def test_a_daemon_on_its_way_out_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A restart right after the interface was deleted does not fail on the former daemon's socket."""
+    outcomes: list[Exception | None] = [SocketInUse("in use"), SocketInUse("in use"), None]
+    made = object()
+
+    def create(name: str) -> object:
+        outcome = outcomes.pop(0)
+        if outcome is not None:
+            raise outcome
+        return made
+
+    monkeypatch.setattr(UapiListener, "create", create)
+    monkeypatch.setattr(wyrmholed, "RETRY_SECONDS", 0.0)
+    assert wyrmholed.open_listener(parse_settings(["wg0"], {}), "wg0") is made
+
+
+def test_a_daemon_that_stays_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    def create(name: str) -> object:
+        raise SocketInUse("in use")
+
+    monkeypatch.setattr(UapiListener, "create", create)
+    monkeypatch.setattr(wyrmholed, "PATIENCE_SECONDS", 0.0)
+    with pytest.raises(SocketInUse):
+        wyrmholed.open_listener(parse_settings(["wg0"], {}), "wg0")
+
+
+def test_other_failures_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def create(name: str) -> object:
+        calls.append(name)
+        raise DeviceError("no place")
+
+    monkeypatch.setattr(UapiListener, "create", create)
+    with pytest.raises(DeviceError, match="no place"):
+        wyrmholed.open_listener(parse_settings(["wg0"], {}), "wg0")
+    assert calls == ["wg0"]
