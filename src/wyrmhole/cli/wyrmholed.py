@@ -232,11 +232,15 @@ async def serve(
 ) -> int:
     """Be the daemon. `announce` is called once clients are answered."""
     from wyrmhole.control.uapi_server import UapiServer
+    from wyrmhole.device.clock import SystemClock
     from wyrmhole.device.device import Device
     from wyrmhole.engine.select import select_engine
     from wyrmhole.net.udp_bind import UdpBind
 
-    device = Device(tun, UdpBind, select_engine(settings.engine), logger=logger)
+    clock = SystemClock()
+    engine, reason = select_engine(settings.engine, clock=clock.boottime)
+    logger.debug(reason)
+    device = Device(tun, UdpBind, engine, clock=clock, logger=logger)
     server = UapiServer(device, listener, logger=logger)
     try:
         await device.start()

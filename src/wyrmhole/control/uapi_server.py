@@ -228,7 +228,7 @@ class UapiServer:
     async def _receive(self, client: _Client) -> bytes:
         """Yields to other tasks first: a socket that always has data would not."""
         await asyncio.sleep(0)
-        limit = None
+        limit = None if client.parser.is_between_operations else self._stall_seconds
         async with asyncio.timeout(limit):
             data = await self._loop.sock_recv(client.socket, PIECE)
         client.last_progress = self._loop.time()

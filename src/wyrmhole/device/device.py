@@ -154,7 +154,7 @@ class Device:
             self._port = port
             return
         former, self._bind = self._bind, self._open_bind(port)
-        self._engine.attach_bind(self._bind)
+        self._engine.attach_bind(self._bind, self._port)
         former.close()
 
     def _open_bind(self, port: int) -> Bind:
@@ -258,7 +258,7 @@ class Device:
         except ConfigError as error:
             self._log.error("Interface stays down: %s", error)
             return
-        self._engine.attach_bind(self._bind)
+        self._engine.attach_bind(self._bind, self._port)
         self.interface.up(self._clock.boottime())
         self._log.debug("Interface up, listening on port %d", self._port)
 

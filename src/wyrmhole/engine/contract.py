@@ -47,8 +47,8 @@ class Engine(DataPlane, Protocol):
     def attach_tun(self, tun: Tun) -> None:
         """Start to move packets. Reports of the tun (`TunChanged`) begin."""
 
-    def attach_bind(self, bind: Bind) -> None:
-        """Use an opened bind; replaces the former one, which the caller closes afterwards. Sessions stay."""
+    def attach_bind(self, bind: Bind, port: int) -> None:
+        """Use a bind that is open on the port. It replaces the former one, which the caller closes; sessions stay."""
 
     def detach_bind(self) -> None:
         """When this returns, the engine no longer touches the bind; the caller may close it."""

@@ -59,8 +59,6 @@ class Inbound:
             while offset < length:
                 # A train from one sender may change its key in the middle; each run has one.
                 offset = self._handle_run(received, offset, size, now)
-            for frame in self.coalescer.take():
-                self._write(frame)
         else:
             for offset in range(0, length, max(size, 1)):
                 self._handle_other(view[offset : offset + size], received)
@@ -160,6 +158,8 @@ class Inbound:
                     continue
                 allowed = source
             add(packet if total == len(packet) else packet[:total])
+        for frame in self.coalescer.take():
+            self._write(frame)
 
     def _handle_other(self, data: memoryview, received: Received) -> None:
         """Not data: a handshake message, or nothing that we know."""

@@ -32,6 +32,7 @@ class DropReason(Enum):
     BAD_SOURCE = "bad_source"  # the inner source is not this peer's
     TUN_WRITE_FAILED = "tun_write_failed"
     REPORT_QUEUE_FULL = "report_queue_full"
+    INTERNAL_ERROR = "internal_error"  # a bug: the batch was given up and the tunnel went on
     # handshake, in the protocol
     RATE_LIMITED = "rate_limited"
     UNDER_LOAD = "under_load"  # answered by a cookie reply, or by nothing

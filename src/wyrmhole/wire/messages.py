@@ -10,6 +10,8 @@ import struct
 from dataclasses import dataclass
 from typing import Any, Self
 
+from wyrmhole.wire.buffer import Buffer
+
 MESSAGE_INITIATION = 1
 MESSAGE_RESPONSE = 2
 MESSAGE_COOKIE_REPLY = 3
@@ -43,8 +45,6 @@ _SIZES = {
     MESSAGE_RESPONSE: RESPONSE_SIZE,
     MESSAGE_COOKIE_REPLY: COOKIE_REPLY_SIZE,
 }
-
-Buffer = bytes | bytearray | memoryview
 
 
 class MessageError(ValueError):

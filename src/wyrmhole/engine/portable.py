@@ -1,0 +1,466 @@
+"""The portable engine: pure Python, one thread, both directions.
+
+The thread polls the TUN, the UDP sockets and a wake-up descriptor together. A turn is: apply what the control thread
+asked for; receive, open and write to the TUN; read the TUN, seal and send. The TUN is read after every write to it as
+well, because the answer is often there already: the packet then leaves without another wake-up. Each direction has a
+budget per turn, so neither starves the other, and everything gathered leaves before the thread sleeps.
+
+Calls of the contract that change something are queued and applied between two turns, in order; calls that only look
+are answered at once. Without `start` there is no thread: calls take effect at once and `turn` moves what there is,
+which is how tests and the simulator run an engine.
+
+A packet that makes the step raise must not end the tunnel: the turn is given up, counted and the next one begins.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import threading
+from collections import deque
+from collections.abc import Callable, Mapping
+
+from wyrmhole.engine.contract import EngineFailed, EngineKind, EngineReport, TunChanged
+from wyrmhole.engine.inbound import Inbound
+from wyrmhole.engine.outbound import Outbound
+from wyrmhole.engine.tables import HANDSHAKE_TOS, NO_SOCKADDR, EnginePeer, Tables
+from wyrmhole.net.bind import Bind, SendOutcome
+from wyrmhole.net.tun import Tun, TunEvent
+from wyrmhole.protocol.data_plane import KeypairParams, Marks, PeerCounters, PeerId, Source
+from wyrmhole.protocol.drops import DropReason
+from wyrmhole.wire import ip
+from wyrmhole.wire.endpoint import Endpoint
+from wyrmhole.wire.prefix import Prefix
+from wyrmhole.wire.tun_offload import PLAIN_HEADER, VIRTIO_HEADER_SIZE, Coalescer, Frame
+
+RECEIVES_PER_TURN = 4
+"""Trains (64 KiB each) from one socket before the other direction has its turn."""
+READS_PER_TURN = 64
+BYTES_PER_TURN = 65_536
+"""TUN frames before what was sealed leaves: one full train of small packets, or one super-packet."""
+FRAME_SIZE = VIRTIO_HEADER_SIZE + 65_535
+SOURCES_PER_TURN = 16
+"""Sticky sources asked about after a route changed, some 10 us each."""
+MAX_FAILED_TURNS = 1000
+"""Turns in a row that raised before the engine says that it does not work."""
+ANSWER_INTERVAL = 10_000_000
+ANSWER_BURST = 10
+"""ICMP errors: 100 a second, 10 at once; the kernel limits its own in the same way."""
+
+_BROKEN = select.POLLERR | select.POLLHUP | select.POLLNVAL
+
+
+class PortableEngine:
+    """See engine.contract. `clock` gives boottime nanoseconds."""
+
+    kind = EngineKind.PORTABLE
+
+    def __init__(self, clock: Callable[[], int], *, threaded: bool = True) -> None:
+        self._clock = clock
+        self._threaded = threaded
+        self._tables = Tables()
+        self._outbound = Outbound(self._tables, self._transmit, self._answer)
+        self._inbound = Inbound(self._tables, self._write, self._confirmed, Coalescer(tso=False, uso=False))
+        self._frame = memoryview(bytearray(FRAME_SIZE))
+        self._tun: Tun | None = None
+        self._bind: Bind | None = None
+        self._bind_fds: tuple[int, ...] = ()
+        self._poll = select.poll()
+        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._reports = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._poll.register(self._wake, select.POLLIN)
+        self._said = False
+        self._commands: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
+        self._thread: threading.Thread | None = None
+        self._stopping = False
+        self._closed = False
+        self._now = 0
+        self._wrote = False
+        self._tun_readable = False
+        self._stale: list[EnginePeer] = []
+        self._answers = ANSWER_BURST
+        self._answers_at = 0
+
+    # Life
+
+    def attach_tun(self, tun: Tun) -> None:
+        self._call(self._attach_tun, tun)
+        if self._threaded and self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="wyrmhole-engine", daemon=True)
+            self._thread.start()
+
+    def attach_bind(self, bind: Bind, port: int) -> None:
+        self._call(self._attach_bind, bind, port)
+
+    def detach_bind(self) -> None:
+        self._call(self._attach_bind, None, 0)
+
+    def set_mtu(self, mtu: int) -> None:
+        self._call(setattr, self._tables, "mtu", mtu)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._stopping = True
+        if self._thread is not None:
+            os.eventfd_write(self._wake, 1)
+            self._thread.join()
+            self._thread = None
+        for peer in list(self._tables.peers):
+            self._tables.remove_peer(peer)
+        os.close(self._wake)
+        os.close(self._reports)
+
+    def fileno(self) -> int:
+        return self._reports
+
+    def poll_reports(self, limit: int = 256) -> list[EngineReport]:
+        # The order matters: what is queued after the flag falls is announced again, what before is taken here.
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._reports)
+        self._said = False
+        taken = self._tables.take_reports(limit)
+        self._say()
+        return taken
+
+    def drops(self) -> Mapping[DropReason, int]:
+        return dict(self._tables.drops)
+
+    # DataPlane: changes
+
+    def set_mac1_key(self, key: bytes | None) -> None:
+        self._post(setattr, self._tables, "mac1_key", key)
+
+    def add_peer(self, peer: PeerId) -> None:
+        self._post(self._tables.add_peer, peer)
+
+    def remove_peer(self, peer: PeerId) -> None:
+        self._post(self._tables.remove_peer, peer)
+
+    def insert_allowed_ip(self, peer: PeerId, prefix: Prefix) -> None:
+        self._post(self._tables.insert_allowed_ip, peer, prefix)
+
+    def remove_allowed_ip(self, peer: PeerId, prefix: Prefix) -> None:
+        self._post(self._tables.remove_allowed_ip, peer, prefix)
+
+    def set_endpoint(self, peer: PeerId, endpoint: Endpoint | None, source: Source | None = None) -> None:
+        self._post(self._tables.set_endpoint, peer, endpoint, source)
+
+    def clear_source(self, peer: PeerId) -> None:
+        self._post(self._tables.clear_source, peer)
+
+    def install_keypair(self, peer: PeerId, params: KeypairParams) -> None:
+        self._post(self._install_keypair, peer, params)
+
+    def forget_keypairs(self, peer: PeerId) -> None:
+        self._post(self._tables.forget_keypairs, peer)
+
+    def expire_sending_keys(self, peer: PeerId) -> None:
+        self._post(self._tables.expire_sending_keys, peer)
+
+    def expect_key(self, peer: PeerId) -> None:
+        self._post(self._tables.expect_key, peer)
+
+    def flush_staged(self, peer: PeerId) -> None:
+        self._post(self._tables.flush_staged, peer)
+
+    def send_to_peer(self, peer: PeerId, datagram: bytes) -> None:
+        self._post(self._send_to_peer, peer, datagram)
+
+    def send_to(self, endpoint: Endpoint, source: Source | None, datagram: bytes) -> None:
+        self._post(self._send_to, endpoint, source, datagram)
+
+    def send_keepalive(self, peer: PeerId) -> None:
+        self._post(self._send_keepalive, peer)
+
+    def note_handshake(self, peer: PeerId, rx_bytes: int, now: int) -> None:
+        self._post(self._tables.note_handshake, peer, rx_bytes, now)
+
+    def forget_unanswered(self, peer: PeerId, since: int) -> None:
+        self._post(self._tables.forget_unanswered, peer, since)
+
+    def forget_received(self, peer: PeerId, since: int) -> None:
+        self._post(self._tables.forget_received, peer, since)
+
+    # DataPlane: looks
+
+    def marks(self, peer: PeerId) -> Marks:
+        return self._tables.marks(peer)
+
+    def release_activity(self, peer: PeerId) -> Marks:
+        return self._tables.release_activity(peer)
+
+    def counters(self, peer: PeerId) -> PeerCounters:
+        return self._tables.counters(peer)
+
+    # Between the threads
+
+    def _post(self, call: Callable[..., object], *arguments: object) -> None:
+        if self._thread is None:
+            self._now = self._clock()
+            call(*arguments)
+            self._outbound.flush()
+            self._say()
+            return
+        self._commands.append((call, arguments))
+        if len(self._commands) == 1:
+            os.eventfd_write(self._wake, 1)
+
+    def _call(self, call: Callable[..., object], *arguments: object) -> None:
+        """Post and wait until it was applied; what it raises is raised here."""
+        if self._thread is None:
+            self._post(call, *arguments)
+            return
+        done = threading.Event()
+        raised: list[BaseException] = []
+
+        def carry_out() -> None:
+            try:
+                call(*arguments)
+            except Exception as error:
+                raised.append(error)
+            done.set()
+
+        self._post(carry_out)
+        while not done.wait(1.0):
+            if not self._thread.is_alive():
+                return
+        if raised:
+            raise raised[0]
+
+    def _say(self) -> None:
+        if not self._said and self._tables.has_reports:
+            self._said = True
+            os.eventfd_write(self._reports, 1)
+
+    # The thread
+
+    def _run(self) -> None:
+        failed = 0
+        while not self._stopping:
+            try:
+                self.turn(None if not self._stale else 0)
+                failed = 0
+            except Exception as error:
+                self._tables.drops[DropReason.INTERNAL_ERROR] += 1
+                failed += 1
+                if failed >= MAX_FAILED_TURNS:
+                    self._tables.report(EngineFailed(f"{failed} turns in a row failed, the last with {error!r}"))
+                    self._say()
+                    return
+
+    def turn(self, timeout_ms: int | None = 0) -> None:
+        """Wait for work at most that long (None: for ever), then do one turn of it."""
+        events = self._poll.poll(timeout_ms)
+        self._now = self._clock()
+        tun, bind = self._tun, self._bind
+        tun_fd = -1 if tun is None else tun.fileno()
+        events_fd = -1 if tun is None else tun.events_fileno()
+        self._wrote = False
+        readable = self._tun_readable
+        for fd, what in events:
+            if fd == tun_fd:
+                readable = True
+                if what & _BROKEN:
+                    self._tun_broke()
+            elif fd == self._wake:
+                self._apply_commands()
+                bind = self._bind
+            elif fd == events_fd:
+                self._handle_tun_events()
+            elif bind is not None:
+                self._receive(bind, fd, what)
+        if self._tun is not None and (readable or self._wrote):
+            self._read_tun(self._tun)
+        self._outbound.flush()
+        if self._stale:
+            self._check_sources()
+        self._say()
+
+    def _apply_commands(self) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(self._wake)
+        commands = self._commands
+        # Only what is there now: more than that waits for the next turn, after packets had theirs.
+        for _ in range(len(commands)):
+            call, arguments = commands[0]
+            try:
+                call(*arguments)
+            finally:
+                commands.popleft()
+        if commands:
+            os.eventfd_write(self._wake, 1)
+
+    def _receive(self, bind: Bind, fd: int, what: int) -> None:
+        if what & select.POLLNVAL:
+            self._attach_bind(bind, self._tables.listen_port)
+            return
+        now = self._now
+        for _ in range(RECEIVES_PER_TURN):
+            received = bind.receive(fd)
+            if received is None:
+                break
+            self._inbound.handle(received, now)
+        if bind.take_stale_sources():
+            self._stale = [peer for peer in self._tables.peers.values() if peer.source is not None]
+
+    def _read_tun(self, tun: Tun) -> None:
+        frame, now = self._frame, self._now
+        handle = self._outbound.handle_frame
+        total = 0
+        self._tun_readable = False
+        try:
+            for _ in range(READS_PER_TURN):
+                length = tun.read_into(frame)
+                if not length:
+                    return
+                handle(frame[:length], now)
+                total += length
+                if total >= BYTES_PER_TURN:
+                    return
+        except OSError:
+            self._handle_tun_events()
+            self._tun_gone()
+
+    def _check_sources(self) -> None:
+        """After a route or address changed: forget the sources that the kernel would not use (a few per turn)."""
+        bind = self._bind
+        for _ in range(min(SOURCES_PER_TURN, len(self._stale))):
+            peer = self._stale.pop()
+            if bind is not None and peer.source is not None and not bind.source_is_valid(peer.sockaddr, peer.source):
+                peer.source = None
+
+    # Edges
+
+    def _attach_tun(self, tun: Tun) -> None:
+        self._tun = tun
+        self._follow_offloads(tun)
+        self._poll.register(tun.fileno(), select.POLLIN)
+        if tun.events_fileno() >= 0:
+            self._poll.register(tun.events_fileno(), select.POLLIN)
+        self._handle_tun_events()
+
+    def _attach_bind(self, bind: Bind | None, port: int) -> None:
+        for fd in self._bind_fds:
+            with contextlib.suppress(KeyError):
+                self._poll.unregister(fd)
+        self._bind = bind
+        self._bind_fds = () if bind is None else tuple(bind.filenos())
+        self._tables.listen_port = port
+        for fd in self._bind_fds:
+            self._poll.register(fd, select.POLLIN)
+
+    def _handle_tun_events(self) -> None:
+        if self._tun is None:
+            return
+        for event in self._tun.poll_events():
+            self._tables.report(TunChanged(event))
+            if event is TunEvent.UP:
+                self._poll.register(self._tun.fileno(), select.POLLIN)
+            elif event is TunEvent.DELETED:
+                self._tun_gone(reported=True)
+                return
+
+    def _tun_broke(self) -> None:
+        """The descriptor reports an error: do not poll it again before the interface comes up."""
+        assert self._tun is not None
+        with contextlib.suppress(KeyError):
+            self._poll.unregister(self._tun.fileno())
+        self._handle_tun_events()
+
+    def _tun_gone(self, *, reported: bool = False) -> None:
+        tun, self._tun = self._tun, None
+        if tun is None:
+            return
+        for fd in (tun.fileno(), tun.events_fileno()):
+            with contextlib.suppress(KeyError, ValueError):
+                self._poll.unregister(fd)
+        if not reported:
+            self._tables.report(TunChanged(TunEvent.DELETED))
+
+    def _write(self, frame: Frame) -> None:
+        tun = self._tun
+        if tun is None:
+            self._tables.drops[DropReason.TUN_WRITE_FAILED] += len(frame.packets)
+            return
+        self._wrote = True
+        if tun.write(frame.parts):
+            return
+        if len(frame.packets) == 1:
+            self._tables.drops[DropReason.TUN_WRITE_FAILED] += 1
+            return
+        # Refused as one: the offload may be off from here on, and the packets are still good.
+        self._follow_offloads(tun)
+        for packet in frame.packets:
+            if not tun.write([PLAIN_HEADER, packet]):
+                self._tables.drops[DropReason.TUN_WRITE_FAILED] += 1
+
+    def _follow_offloads(self, tun: Tun) -> None:
+        self._inbound.coalescer = Coalescer(tso=tun.offloads.tso, uso=tun.offloads.uso)
+
+    def _transmit(self, peer: EnginePeer, data: bytes | memoryview, size: int, tos: int) -> None:
+        bind = self._bind
+        if bind is None:
+            self._tables.drops[DropReason.SEND_FAILED] += 1
+            return
+        outcome = bind.send(data, size, peer.sockaddr, peer.source, tos=tos)
+        if outcome:
+            if outcome & SendOutcome.SOURCE_REJECTED:
+                peer.source = None
+            if outcome & SendOutcome.DROPPED:
+                self._tables.drops[DropReason.SEND_FAILED] += 1
+
+    def _answer(self, packet: bytes) -> None:
+        """Tell the sender of a packet that has nowhere to go, within the rate that hosts use for such errors."""
+        if not self._may_answer() or self._tun is None:
+            return
+        error = ip.unreachable(packet, no_route=False)
+        if error is not None:
+            self._tun.write([PLAIN_HEADER, error])
+
+    def _may_answer(self) -> bool:
+        earned = (self._now - self._answers_at) // ANSWER_INTERVAL
+        if earned:
+            self._answers = min(ANSWER_BURST, self._answers + earned)
+            self._answers_at = self._now
+        if not self._answers:
+            return False
+        self._answers -= 1
+        return True
+
+    # Commands that send
+
+    def _install_keypair(self, peer: PeerId, params: KeypairParams) -> None:
+        it = self._tables.peers.get(peer)
+        if it is None:
+            return
+        self._tables.install(it, params)
+        if params.is_initiator:
+            if it.staged:
+                self._outbound.send_staged(it, self._now)
+            else:
+                self._outbound.send_keepalive(it, self._now)
+
+    def _confirmed(self, peer: EnginePeer) -> None:
+        self._outbound.send_staged(peer, self._now)
+
+    def _send_keepalive(self, peer: PeerId) -> None:
+        it = self._tables.peers.get(peer)
+        if it is not None:
+            self._outbound.send_keepalive(it, self._now)
+
+    def _send_to_peer(self, peer: PeerId, datagram: bytes) -> None:
+        it = self._tables.peers.get(peer)
+        if it is None:
+            return
+        if it.sockaddr is NO_SOCKADDR:
+            self._tables.drops[DropReason.NO_ENDPOINT] += 1
+            return
+        self._transmit(it, datagram, 0, HANDSHAKE_TOS)
+        self._tables.note_sent(it, len(datagram), self._now)
+
+    def _send_to(self, endpoint: Endpoint, source: Source | None, datagram: bytes) -> None:
+        if self._bind is not None:
+            self._bind.send(datagram, 0, endpoint.sockaddr, source, tos=HANDSHAKE_TOS)

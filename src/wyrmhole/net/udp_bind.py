@@ -1,0 +1,213 @@
+"""UdpBind: the kernel's UDP, an IPv4 and an IPv6 socket on one port.
+
+One engine thread polls `filenos` and calls `receive` and `send`. These two are the hot path: one system call, one reused
+receive buffer, control messages read once and, for sending, made once per combination and kept. A train of up to 64 KiB
+goes in or out whole (UDP_GRO, UDP_SEGMENT). What can go wrong with a socket is handled in `udp_socket`; which sources to
+send from in `sticky`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+import struct
+from collections.abc import Sequence
+
+from wyrmhole.net import sticky, udp_offload
+from wyrmhole.net.bind import Buffer, Received, SendOutcome
+from wyrmhole.net.udp_socket import BindCounters, SocketFactory, SocketOptions, UdpSocket, family_is_missing
+from wyrmhole.wire.endpoint import SockAddr
+
+_RECEIVE_BYTES = 1 << 17
+"""A train has at most 65,535 bytes today; twice that costs nothing, for memory is only used once it is written to."""
+
+_CONTROL_BYTES = 256
+_ERRORS_IN_A_ROW = 4
+_OPEN_ATTEMPTS = 100
+
+_IPV4 = socket.IPPROTO_IP
+_IPV6 = socket.IPPROTO_IPV6
+_UDP = socket.IPPROTO_UDP
+_UDP_GRO = udp_offload.UDP_GRO
+_IP_TOS = socket.IP_TOS
+_IP_PKTINFO = sticky.IP_PKTINFO
+_IPV6_TCLASS = socket.IPV6_TCLASS
+_IPV6_PKTINFO = socket.IPV6_PKTINFO
+_DAMAGED = socket.MSG_TRUNC | socket.MSG_CTRUNC
+_INT = struct.Struct("=i")
+_SENT = SendOutcome.SENT
+
+
+class UdpBind:
+    """See `net.bind.Bind`. `gso` and `gro` are switches to keep trains off where a kernel or driver damages them."""
+
+    def __init__(self, *, gso: bool = True, gro: bool = True, socket_factory: SocketFactory = socket.socket) -> None:
+        trusted = not udp_offload.corrupts_trains(os.uname().release)
+        self.counters = BindCounters()
+        self._options = SocketOptions(gso and trusted, gro, socket_factory)
+        self._mark = 0
+        self._v4: UdpSocket | None = None
+        self._v6: UdpSocket | None = None
+        self._sockets: dict[int, UdpSocket] = {}
+        self._filenos: tuple[int, ...] = ()
+        self._routes: sticky.RouteWatch | None = None
+        self._stale = False
+        self._buffers = [bytearray(_RECEIVE_BYTES)]
+        self._view = memoryview(self._buffers[0])
+
+    def open(self, port: int) -> int:
+        """Bind both families (one is enough) to the port, 0 for any; returns the port.
+
+        Raises OSError: EADDRINUSE when it is taken in either family, EAFNOSUPPORT with neither family, EPERM for a
+        mark that may not be set, EISCONN when open already.
+        """
+        if self._filenos:
+            raise OSError(errno.EISCONN, "the bind is open already")
+        self._v4, self._v6 = self._open_pair(port)
+        self._sockets = {sock.fileno(): sock for sock in (self._v4, self._v6) if sock is not None}
+        self._filenos = tuple(self._sockets)
+        try:
+            self._routes = sticky.RouteWatch()
+            self._filenos += (self._routes.fileno(),)
+        except OSError:
+            # Without notices of changes a source lives until a send from it fails.
+            self._routes = None
+        return next(iter(self._sockets.values())).port
+
+    def _open_pair(self, port: int) -> tuple[UdpSocket | None, UdpSocket | None]:
+        for attempt in range(_OPEN_ATTEMPTS):
+            v4 = self._open_family(socket.AF_INET, port)
+            try:
+                v6 = self._open_family(socket.AF_INET6, port if v4 is None else v4.port)
+            except OSError as error:
+                if v4 is not None:
+                    v4.close()
+                if port or error.errno != errno.EADDRINUSE or attempt == _OPEN_ATTEMPTS - 1:
+                    raise
+                continue
+            if v4 is not None or v6 is not None:
+                return v4, v6
+            break
+        raise OSError(errno.EAFNOSUPPORT, "the host has neither IPv4 nor IPv6")
+
+    def _open_family(self, family: socket.AddressFamily, port: int) -> UdpSocket | None:
+        """None when the host lacks the family."""
+        try:
+            return UdpSocket(family, port, self._mark, self._options, self.counters)
+        except OSError as error:
+            if family_is_missing(error):
+                return None
+            raise
+
+    def close(self) -> None:
+        """Idempotent. The bind can be opened again."""
+        for closable in (*self._sockets.values(), self._routes):
+            if closable is not None:
+                closable.close()
+        self._v4 = self._v6 = self._routes = None
+        self._sockets, self._filenos, self._stale = {}, (), False
+
+    def set_mark(self, mark: int) -> None:
+        """fwmark of all packets sent, 0 for none; kept over `open`. Raises OSError (EPERM); from any thread.
+
+        While the bind is closed the mark is only noted, and it is `open` that raises.
+        """
+        for sock in tuple(self._sockets.values()):
+            sock.set_mark(mark)
+        self._stale = self._stale or mark != self._mark
+        self._mark = mark
+
+    def filenos(self) -> Sequence[int]:
+        return self._filenos
+
+    def receive(self, fileno: int) -> Received | None:
+        """Take one message; see `net.bind.Bind.receive`. A control message that is odd counts as not there."""
+        sock = self._sockets.get(fileno)
+        if sock is None:
+            return self._note_changes(fileno)
+        errors = 0
+        while True:
+            try:
+                size, control, flags, sockaddr = sock.recvmsg_into(self._buffers, _CONTROL_BYTES)
+            except BlockingIOError:
+                return None
+            except OSError as error:
+                errors += 1
+                self.counters.receive_errors[error.errno or errno.EIO] += 1
+                if errors == _ERRORS_IN_A_ROW:
+                    sock.revive()
+                    return None
+                continue
+            if not flags & _DAMAGED:
+                break
+            self.counters.truncated += 1
+            if not flags & socket.MSG_TRUNC:
+                break
+        segment_size = tos = 0
+        source = None
+        for level, kind, value in control:
+            if kind == _UDP_GRO and level == _UDP:
+                if len(value) == 4:
+                    segment_size = _INT.unpack(value)[0]
+            elif kind == _IP_PKTINFO and level == _IPV4:
+                if len(value) == 12:
+                    source = value
+            elif kind == _IP_TOS and level == _IPV4:
+                tos = value[0] if value else 0
+            elif kind == _IPV6_PKTINFO and level == _IPV6:
+                if len(value) == 20:
+                    source = value
+            elif kind == _IPV6_TCLASS and level == _IPV6 and len(value) == 4:
+                tos = _INT.unpack(value)[0]
+        if not 0 < segment_size < size:
+            segment_size = 0
+        return Received(self._view[:size], segment_size, sockaddr, source, tos)
+
+    def _note_changes(self, fileno: int) -> None:
+        if self._routes is not None and fileno == self._routes.fileno() and self._routes.take_changes():
+            self._stale = True
+            for sock in self._sockets.values():
+                sock.oversized.clear()
+
+    def send(
+        self,
+        data: Buffer | Sequence[Buffer],
+        segment_size: int,
+        sockaddr: SockAddr,
+        source: bytes | None,
+        tos: int = 0,
+    ) -> SendOutcome:
+        """Send one datagram or a train of them; see `net.bind.Bind.send`. Never raises for a socket error."""
+        sock = self._v6 if ":" in sockaddr[0] else self._v4
+        parts: Sequence[Buffer] = data if isinstance(data, (list, tuple)) else (data,)  # type: ignore[assignment]
+        count = 1
+        if segment_size:
+            size = sum(map(len, parts))
+            if size > segment_size:
+                count = -(-size // segment_size)
+            else:
+                segment_size = 0
+        if sock is None:
+            self.counters.dropped[errno.EAFNOSUPPORT] += count
+            return SendOutcome.DROPPED
+        if segment_size and (
+            size > sock.max_bytes or count > sock.max_segments or not sock.gso or sockaddr in sock.oversized
+        ):
+            return sock.send_split(parts, segment_size, sockaddr, source, tos)
+        control = sock.controls.get((segment_size, source, tos))
+        if control is None:
+            control = sock.control(segment_size, source, tos)
+        try:
+            sock.sendmsg(parts, control, 0, sockaddr)
+        except OSError as error:
+            return sock.recover(error.errno or errno.EIO, parts, segment_size, sockaddr, source, tos)
+        self.counters.sent += count
+        return _SENT
+
+    def take_stale_sources(self) -> bool:
+        stale, self._stale = self._stale, False
+        return stale
+
+    def source_is_valid(self, sockaddr: SockAddr, source: bytes) -> bool:
+        return self._routes is None or self._routes.source_is_valid(sockaddr, source, self._mark)

@@ -1,0 +1,75 @@
+"""UDP segmentation (UDP_SEGMENT, on sending) and its reverse (UDP_GRO, on receiving): what a socket can do of it.
+
+A train is a run of datagrams of one size to one destination, the last maybe shorter, that crosses the kernel as one
+message. See udp(7); both came with Linux 4.18 and 5.0.
+"""
+
+from __future__ import annotations
+
+import re
+import socket
+from collections.abc import Iterator
+
+UDP_SEGMENT = 103
+UDP_GRO = 104
+
+IPV4_MAX_BYTES = 65_507
+IPV6_MAX_BYTES = 65_527
+"""The most one message may hold: 65,535 less the UDP header and, for IPv4, less the IP header."""
+
+MAX_SEGMENTS = 128
+OLD_MAX_SEGMENTS = 64
+"""Linux before 6.9 takes 64 segments a message and answers EINVAL to more, which is how the bind finds out."""
+
+_IP_MTU = 14
+_IPV6_MTU = 24
+_UDP_HEADERS = {socket.AF_INET: 28, socket.AF_INET6: 48}
+
+
+def can_segment(sock: socket.socket) -> bool:
+    """Whether the kernel knows UDP_SEGMENT. Whether the route's device can do it shows only in sending (EIO)."""
+    try:
+        return sock.getsockopt(socket.IPPROTO_UDP, UDP_SEGMENT) >= 0
+    except OSError:
+        return False
+
+
+def enable_gro(sock: socket.socket) -> bool:
+    """Ask for received trains whole. Kernels that do not let the option be read back (before 5.12) are left without."""
+    try:
+        sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
+        return sock.getsockopt(socket.IPPROTO_UDP, UDP_GRO) == 1
+    except OSError:
+        return False
+
+
+def corrupts_trains(kernel_release: str) -> bool:
+    """Whether this kernel (the text of `uname -r`) is known to send damaged trains: 7.0 up to and with 7.1.4."""
+    match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", kernel_release)
+    if match is None:
+        return False
+    version = tuple(int(part or 0) for part in match.groups())
+    return (7, 0, 0) <= version <= (7, 1, 4)
+
+
+def split_train(view: memoryview, segment_size: int, max_segments: int, max_bytes: int) -> Iterator[memoryview]:
+    """Cut a train into trains within the limits, at datagram boundaries, in order; never less than one datagram."""
+    step = max(1, min(max_segments, max_bytes // segment_size)) * segment_size
+    for start in range(0, len(view), step):
+        yield view[start : start + step]
+
+
+def exceeds_path(family: socket.AddressFamily, sockaddr: tuple[str, int], mark: int, segment_size: int) -> bool:
+    """Whether datagrams of that size are larger than the route's MTU, so that they need IP fragments.
+
+    `sockaddr` may be of either form. False when the kernel does not tell.
+    """
+    level, option = (socket.IPPROTO_IP, _IP_MTU) if family == socket.AF_INET else (socket.IPPROTO_IPV6, _IPV6_MTU)
+    with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
+        try:
+            if mark:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+            probe.connect(sockaddr)
+            return segment_size + _UDP_HEADERS[family] > probe.getsockopt(level, option)
+        except OSError:
+            return False

@@ -1,0 +1,406 @@
+"""One UDP socket of one family: how it is opened, and what is done when a send or a receive fails.
+
+Sending has a fast path, which is `UdpBind.send`, and a slow one, which is here. The fast path makes one system call and
+hands its errno to `recover`. `sendmsg` is all or nothing, so after an error the whole message is still unsent, and every
+remedy below may send it again without making duplicates:
+
+- EAGAIN: wait for room, 10 ms at most for all of one `send`, then drop.
+- ECONNREFUSED: the answer to an earlier datagram, told late; the error is consumed by telling, so once more.
+- EINVAL, EADDRNOTAVAIL, ENETUNREACH and others with a pinned source: once more without; if that works, the source was to
+  blame, and the caller is told. (A removed IPv4 address gives ENETUNREACH on Linux 6.18 and EINVAL on older kernels.)
+- EIO with a train: the device below cannot segment or checksum. No more trains on this socket, and this one as single
+  datagrams.
+- EMSGSIZE with a train: its datagrams exceed the path MTU. Single datagrams get through, as IP fragments, because the
+  don't-fragment bit is not set. Remembered for that destination for a while.
+- EINVAL with a train: more than 64 datagrams on an older kernel (the limit is lowered), or the same as EMSGSIZE on an
+  older kernel (the path MTU tells), or else a kernel that refuses trains: single datagrams, and if these pass no more
+  trains.
+- Anything else: dropped and counted.
+
+Receiving: an error that stays is answered by a new socket under the same descriptor number, so that nobody's poll set
+changes. While the port cannot be had, a timer takes the number's place and wakes the poller for the next attempt.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from wyrmhole.net import sticky, timerfd, udp_offload
+from wyrmhole.net.bind import Buffer, SendOutcome
+from wyrmhole.wire.endpoint import SockAddr
+
+SocketFactory = Callable[..., socket.socket]
+"""`socket.socket` or a stand-in, called as (family, kind, protocol) or (family, kind, protocol, fileno)."""
+
+BUFFER_BYTES = 7 << 20
+_SO_SNDBUFFORCE = 32
+_SO_RCVBUFFORCE = 33
+_IP_MTU_DISCOVER = 10
+_IPV6_MTU_DISCOVER = 23
+_PMTUDISC_DONT = 0
+
+_SEND_WAIT_SECONDS = 0.010
+_SEND_ATTEMPTS = 4
+_OVERSIZED_SECONDS = 60.0
+_OVERSIZED_LIMIT = 1024
+_CONTROLS_LIMIT = 4096
+_REVIVE_BACKOFF = (0.05, 0.25, 1.0, 5.0)
+_REVIVE_QUIET_SECONDS = 60.0
+
+_FAMILY_MISSING = frozenset({errno.EAFNOSUPPORT, errno.EPROTONOSUPPORT, errno.EADDRNOTAVAIL})
+_SOURCE_ERRORS = frozenset(
+    {
+        errno.EINVAL,
+        errno.EADDRNOTAVAIL,
+        errno.ENETUNREACH,
+        errno.EHOSTUNREACH,
+        errno.ENODEV,
+        errno.ENXIO,
+        errno.ENETDOWN,
+        errno.EACCES,
+    }
+)
+
+
+@dataclass(slots=True)
+class BindCounters:
+    """What a bind did, in datagrams unless said otherwise. `dropped` and `receive_errors` are by errno."""
+
+    sent: int = 0
+    dropped: Counter[int] = field(default_factory=Counter)
+    receive_errors: Counter[int] = field(default_factory=Counter)
+    truncated: int = 0
+    gso_fallbacks: int = 0
+    """Times that a socket gave up trains for all destinations."""
+    fragmented_trains: int = 0
+    """Trains sent as single datagrams because they exceed the path MTU."""
+    sources_rejected: int = 0
+    reopened: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SocketOptions:
+    gso: bool = True
+    gro: bool = True
+    factory: SocketFactory = socket.socket
+
+
+def family_is_missing(error: OSError) -> bool:
+    """Whether opening failed because the host lacks the family, rather than because of the port."""
+    return error.errno in _FAMILY_MISSING
+
+
+class UdpSocket:
+    """The hot attributes, which `UdpBind` uses directly: `recvmsg_into`, `sendmsg`, `controls` and the GSO limits."""
+
+    def __init__(
+        self, family: socket.AddressFamily, port: int, mark: int, options: SocketOptions, counters: BindCounters
+    ) -> None:
+        """Raises OSError, with nothing left open: EADDRINUSE, EPERM for the mark; see also `family_is_missing`."""
+        self.family = family
+        self.mark = mark
+        self.counters = counters
+        self.options = options
+        self.gso = False
+        self.gro = False
+        self.max_segments = udp_offload.MAX_SEGMENTS
+        self.max_bytes = udp_offload.IPV4_MAX_BYTES if family == socket.AF_INET else udp_offload.IPV6_MAX_BYTES
+        self.controls: dict[tuple[int, bytes | None, int], Sequence[tuple[int, int, bytes]]] = {}
+        self.oversized: dict[SockAddr, tuple[int, float]] = {}
+        self._wait_until = 0.0
+        self._revivals = 0
+        self._revived_at = 0.0
+        self._timer_waits = False
+        sock = self._create()
+        try:
+            sock.bind(self._wildcard(port))
+            self.port = int(sock.getsockname()[1])
+        except BaseException:
+            sock.close()
+            raise
+        self._use(sock)
+        self.gso = options.gso and udp_offload.can_segment(sock)
+
+    def _create(self) -> socket.socket:
+        kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC
+        sock = self.options.factory(self.family, kind, socket.IPPROTO_UDP)
+        try:
+            _configure(sock, self.family)
+            if self.mark:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self.mark)
+            self.gro = self.options.gro and udp_offload.enable_gro(sock)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _wildcard(self, port: int) -> tuple[str, int]:
+        return ("0.0.0.0" if self.family == socket.AF_INET else "::", port)
+
+    def _use(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self.recvmsg_into = sock.recvmsg_into
+        self.sendmsg = sock.sendmsg
+
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def set_mark(self, mark: int) -> None:
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        self.mark = mark
+
+    # Sending
+
+    def control(self, segment_size: int, source: bytes | None, tos: int) -> Sequence[tuple[int, int, bytes]]:
+        """The control messages of a send, made once per combination. A source of the other family is left out."""
+        messages = self._make_control(segment_size, source, tos)
+        if len(self.controls) >= _CONTROLS_LIMIT:
+            self.controls.clear()
+        self.controls[segment_size, source, tos] = messages
+        return messages
+
+    def _make_control(self, segment_size: int, source: bytes | None, tos: int) -> list[tuple[int, int, bytes]]:
+        messages: list[tuple[int, int, bytes]] = []
+        is_v4 = self.family == socket.AF_INET
+        if segment_size:
+            messages.append((socket.IPPROTO_UDP, udp_offload.UDP_SEGMENT, _native(segment_size, 2)))
+        if source is not None and len(source) == (sticky.IPV4_SOURCE_SIZE if is_v4 else sticky.IPV6_SOURCE_SIZE):
+            messages.append(sticky.pin_source(source))
+        if tos and is_v4:
+            messages.append((socket.IPPROTO_IP, socket.IP_TOS, _native(tos, 4)))
+        elif tos:
+            messages.append((socket.IPPROTO_IPV6, socket.IPV6_TCLASS, _native(tos, 4)))
+        return messages
+
+    def send_split(
+        self, data: Sequence[Buffer], segment_size: int, sockaddr: SockAddr, source: bytes | None, tos: int
+    ) -> SendOutcome:
+        """Send a train that the fast path may not send whole: too long, or trains are off (for that destination)."""
+        self._wait_until = 0.0
+        return self._send_train(_joined(data), segment_size, sockaddr, source, tos)
+
+    def recover(
+        self,
+        number: int,
+        data: Sequence[Buffer],
+        segment_size: int,
+        sockaddr: SockAddr,
+        source: bytes | None,
+        tos: int,
+    ) -> SendOutcome:
+        """Do what can be done after `sendmsg` failed with errno `number`. The outcome covers the whole message."""
+        self._wait_until = 0.0
+        return self._settle(number, _joined(data), segment_size, sockaddr, source, tos)
+
+    def _send_train(
+        self, view: memoryview, segment_size: int, sockaddr: SockAddr, source: bytes | None, tos: int
+    ) -> SendOutcome:
+        if not self.gso or self._is_oversized(sockaddr, segment_size):
+            return self._send_singles(view, segment_size, sockaddr, source, tos)
+        outcome = SendOutcome.SENT
+        for piece in udp_offload.split_train(view, segment_size, self.max_segments, self.max_bytes):
+            outcome |= self._send_piece(piece, segment_size, sockaddr, source, tos)
+            if outcome & SendOutcome.SOURCE_REJECTED:
+                source = None
+        return outcome
+
+    def _send_singles(
+        self, view: memoryview, segment_size: int, sockaddr: SockAddr, source: bytes | None, tos: int
+    ) -> SendOutcome:
+        outcome = SendOutcome.SENT
+        for datagram in udp_offload.split_train(view, segment_size, 1, segment_size):
+            outcome |= self._send_piece(datagram, 0, sockaddr, source, tos)
+            if outcome & SendOutcome.SOURCE_REJECTED:
+                source = None
+        return outcome
+
+    def _send_piece(
+        self, view: memoryview, segment_size: int, sockaddr: SockAddr, source: bytes | None, tos: int
+    ) -> SendOutcome:
+        segment_size = segment_size if len(view) > segment_size else 0
+        number = self._attempt(view, segment_size, sockaddr, source, tos)
+        if not number:
+            return SendOutcome.SENT
+        return self._settle(number, view, segment_size, sockaddr, source, tos)
+
+    def _attempt(self, view: memoryview, segment_size: int, sockaddr: SockAddr, source: bytes | None, tos: int) -> int:
+        """One `sendmsg`; 0 or its errno."""
+        control = self.controls.get((segment_size, source, tos))
+        if control is None:
+            control = self.control(segment_size, source, tos)
+        try:
+            self.sendmsg((view,), control, 0, sockaddr)
+        except OSError as error:
+            return error.errno or errno.EIO
+        self.counters.sent += _datagrams(view, segment_size)
+        return 0
+
+    def _settle(
+        self, number: int, view: memoryview, segment_size: int, sockaddr: SockAddr, source: bytes | None, tos: int
+    ) -> SendOutcome:
+        """The remedies of the module's docstring, in order, for a message whose last attempt failed with `number`."""
+        for _ in range(_SEND_ATTEMPTS):
+            if number != errno.ECONNREFUSED and not (number == errno.EAGAIN and self._wait_writable()):
+                break
+            number = self._attempt(view, segment_size, sockaddr, source, tos)
+            if not number:
+                return SendOutcome.SENT
+        if (
+            source is not None
+            and number in _SOURCE_ERRORS
+            and not self._attempt(view, segment_size, sockaddr, None, tos)
+        ):
+            self.counters.sources_rejected += 1
+            return SendOutcome.SOURCE_REJECTED
+        if segment_size and number in (errno.EIO, errno.EMSGSIZE, errno.EINVAL):
+            return self._give_up_train(number, view, segment_size, sockaddr, source, tos)
+        self.counters.dropped[number] += _datagrams(view, segment_size)
+        return SendOutcome.DROPPED
+
+    def _give_up_train(
+        self, number: int, view: memoryview, segment_size: int, sockaddr: SockAddr, source: bytes | None, tos: int
+    ) -> SendOutcome:
+        segments = _datagrams(view, segment_size)
+        if number == errno.EINVAL and self.max_segments > udp_offload.OLD_MAX_SEGMENTS < segments:
+            self.max_segments = udp_offload.OLD_MAX_SEGMENTS
+            return self._send_train(view, segment_size, sockaddr, source, tos)
+        if number == errno.EIO:
+            self._turn_gso_off()
+        elif number == errno.EMSGSIZE or udp_offload.exceeds_path(self.family, sockaddr, self.mark, segment_size):
+            self._remember_oversized(sockaddr, segment_size)
+        else:
+            outcome = self._send_singles(view, segment_size, sockaddr, source, tos)
+            if not outcome & SendOutcome.DROPPED:
+                self._turn_gso_off()
+            return outcome
+        return self._send_singles(view, segment_size, sockaddr, source, tos)
+
+    def _turn_gso_off(self) -> None:
+        self.gso = False
+        self.counters.gso_fallbacks += 1
+
+    def _wait_writable(self) -> bool:
+        """Wait for room in the socket, within what one `send` may wait in all."""
+        started = time.monotonic()
+        if not self._wait_until:
+            self._wait_until = started + _SEND_WAIT_SECONDS
+        left = self._wait_until - started
+        if left <= 0:
+            return False
+        poller = select.poll()
+        poller.register(self._socket.fileno(), select.POLLOUT)
+        return bool(poller.poll(left * 1000))
+
+    def _is_oversized(self, sockaddr: SockAddr, segment_size: int) -> bool:
+        known = self.oversized.get(sockaddr)
+        if known is None:
+            return False
+        size, expiry = known
+        if time.monotonic() >= expiry:
+            del self.oversized[sockaddr]
+            return False
+        if segment_size < size:
+            return False
+        self.counters.fragmented_trains += 1
+        return True
+
+    def _remember_oversized(self, sockaddr: SockAddr, segment_size: int) -> None:
+        if len(self.oversized) >= _OVERSIZED_LIMIT:
+            del self.oversized[next(iter(self.oversized))]
+        self.oversized[sockaddr] = (segment_size, time.monotonic() + _OVERSIZED_SECONDS)
+        self.counters.fragmented_trains += 1
+
+    # Receiving
+
+    def revive(self) -> None:
+        """Put a new socket in the place of one that only gives errors, at once the first time, later after a wait."""
+        if self._timer_waits and not timerfd.take_expiry(self.fileno()):
+            return
+        timer_fired, self._timer_waits = self._timer_waits, False
+        started = time.monotonic()
+        if started - self._revived_at > _REVIVE_QUIET_SECONDS:
+            self._revivals = 0
+        self._revived_at = started
+        self._revivals += 1
+        if not timer_fired and self._revivals > 1:
+            self._sleep_instead()
+            return
+        try:
+            self._replace()
+        except OSError as error:
+            self.counters.receive_errors[error.errno or errno.EIO] += 1
+            self._sleep_instead()
+
+    def _replace(self) -> None:
+        fileno = self.fileno()
+        with self._create() as fresh:
+            os.dup2(fresh.fileno(), fileno, inheritable=False)
+        self._socket.detach()
+        self._use(self.options.factory(self.family, socket.SOCK_DGRAM, socket.IPPROTO_UDP, fileno))
+        self._socket.setblocking(False)
+        self._socket.bind(self._wildcard(self.port))
+        self.counters.reopened += 1
+
+    def _sleep_instead(self) -> None:
+        """Let a timer stand at the descriptor until the next attempt: polling it neither spins nor misses it."""
+        wait = _REVIVE_BACKOFF[min(self._revivals, len(_REVIVE_BACKOFF)) - 1]
+        timer = timerfd.open_timer()
+        try:
+            timerfd.arm(timer, wait)
+            os.dup2(timer, self.fileno(), inheritable=False)
+        finally:
+            os.close(timer)
+        self._timer_waits = True
+
+
+def _configure(sock: socket.socket, family: socket.AddressFamily) -> None:
+    """Options that the bind relies on; those it can do without are tried.
+
+    The don't-fragment bit stays clear (PMTUDISC_DONT): a path narrower than the tunnel's packets makes IP fragments
+    instead of a black hole, and the kernel keeps to the path MTU that it learns by ICMPv6.
+    """
+    if family == socket.AF_INET:
+        sock.setsockopt(socket.IPPROTO_IP, sticky.IP_PKTINFO, 1)
+        wishes: list[tuple[int, int, int]] = [
+            (socket.IPPROTO_IP, socket.IP_RECVTOS, 1),
+            (socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT),
+        ]
+    else:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
+        wishes = [
+            (socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1),
+            (socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT),
+        ]
+    for option in (socket.SO_RCVBUF, socket.SO_SNDBUF, _SO_RCVBUFFORCE, _SO_SNDBUFFORCE):
+        wishes.append((socket.SOL_SOCKET, option, BUFFER_BYTES))
+    for level, option, value in wishes:
+        try:
+            sock.setsockopt(level, option, value)
+        except OSError:
+            continue
+
+
+def _joined(data: Sequence[Buffer]) -> memoryview:
+    return memoryview(data[0] if len(data) == 1 else b"".join(data))
+
+
+def _datagrams(view: memoryview, segment_size: int) -> int:
+    return -(-len(view) // segment_size) if segment_size else 1
+
+
+def _native(value: int, size: int) -> bytes:
+    from sys import byteorder
+
+    return value.to_bytes(size, byteorder)

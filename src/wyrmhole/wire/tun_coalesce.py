@@ -1,0 +1,299 @@
+"""Coalescing: received IP packets in, TUN frames out, neighbours of one flow merged into super-packets.
+
+Theory of operation. Only what the kernel's own GRO would merge is merged: packets of one TCP flow with the same
+acknowledgment number, window, options, TOS, TTL and DF bit, adjacent in sequence; or of one UDP flow; equal in size but
+for a smaller last one, with PSH on none but the last. Whoever splits the super-packet again gets the same packets, with
+one liberty that RFC 6864 gives: the identification of an IPv4 packet with DF set may change.
+
+The kernel trusts a super-packet's checksums, so both checksums of every packet are verified before it is merged: a
+packet that arrived corrupt goes through on its own, and its receiver finds out.
+
+A flow has at most one open group. A packet that does not fit its flow's group closes it, so the order within a flow
+holds. A packet whose flow cannot be told (fragments, IP options, IPv6 extension headers) closes all groups.
+
+Speed. All work is done in `take`, and a packet alone in its batch is not even parsed. A group knows which header its
+next packet must have: `expected` is that header as one integer, with the words that may vary masked out, and grows by a
+constant per packet (sequence number, identification). One mask and one comparison thus check a dozen fields at once,
+and one division checks the whole packet's sum. Everything else (the last packet of a group, the first of another) goes
+through the slow path, which parses. Groups end before sequence number or identification would wrap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+from wyrmhole.wire.buffer import Buffer
+from wyrmhole.wire.checksum import checksum, pseudo_header_sum, residue
+from wyrmhole.wire.virtio import F_NEEDS_CSUM, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, ZERO_HEADER, VirtioHeader
+
+MAX_PACKET = 65535
+"""Length of a super-packet at most, its IP header included: what one TUN frame takes."""
+MAX_UDP_SEGMENTS = 64
+"""UDP_MAX_SEGMENTS of kernels before 6.10."""
+MAX_TCP_SEGMENTS = 1023
+"""One part per segment and one for the headers: IOV_MAX of a gathering write is 1024."""
+
+_TCP, _UDP = 6, 17
+_ACK, _PSH = 0x10, 0x08
+_V6_EXTENSIONS = frozenset({0, 43, 44, 51, 60, 135, 139, 140})
+_UNPREPARED, _CLOSED = -1, -2
+
+_Flow = tuple[int, bytes]
+"""Protocol, and addresses with ports as they stand in the packet."""
+
+
+@dataclass(slots=True)
+class Frame:
+    """One frame to write. `parts`: virtio header (with rewritten packet headers, if merged), then views of packets.
+
+    `packets` are the packets inside, unmerged: what to write one by one when the kernel refuses the super-packet.
+    """
+
+    parts: list[Buffer]
+    packets: list[Buffer]
+
+
+def plain(packet: Buffer) -> Frame:
+    """The frame of one packet without offloads."""
+    return Frame([ZERO_HEADER, packet], [packet])
+
+
+class Coalescer:
+    """`tso` and `uso`, which may be set at any time, say which super-packets the kernel takes.
+
+    Packets are complete IP packets, trimmed to their length. They may be views into a receive buffer: frames refer to
+    them, so the buffer must not change until the frames that `take` returned are written.
+    """
+
+    def __init__(self, *, tso: bool, uso: bool) -> None:
+        self.tso, self.uso = tso, uso
+        self._protocols: frozenset[int] = frozenset()
+        self._pending: list[Buffer] = []
+        self._open: dict[_Flow, _Group] = {}
+        self.add: Callable[[Buffer], None] = self._pending.append
+        """Add one packet to the batch; order matters."""
+
+    def take(self) -> list[Frame]:
+        """The frames of all packets since the last call, in the order of their first packets."""
+        if len(self._pending) < 2 or not (self.tso or self.uso):
+            frames = [plain(packet) for packet in self._pending]
+        else:
+            frames = self._coalesce()
+        self._pending.clear()
+        return frames
+
+    def _coalesce(self) -> list[Frame]:
+        self._protocols = frozenset([_TCP] * self.tso + [_UDP] * self.uso)
+        units: list[_Group | Frame] = []
+        group: _Group | None = None
+        for packet in self._pending:
+            raw = bytes(packet)
+            if group is None or not group.append(raw, packet):
+                group = self._place(raw, packet, units)
+        self._open.clear()
+        return [unit if isinstance(unit, Frame) else unit.emit() for unit in units]
+
+    def _place(self, raw: bytes, packet: Buffer, units: list[_Group | Frame]) -> _Group | None:
+        """Put a packet where it belongs; returns the group that the next one may continue."""
+        flow = self._flow(raw)
+        if flow is None:
+            units.append(plain(packet))
+            return None
+        header = _header_length(raw, *flow)
+        group = self._open.pop(flow, None)
+        if header == 0:
+            units.append(plain(packet))
+            return None
+        if group is None or not group.join(raw, packet, header):
+            group = _Group(raw, packet, flow[0], header)
+            units.append(group)
+        if not group.is_closed:
+            self._open[flow] = group
+        return group
+
+    def _flow(self, raw: bytes) -> _Flow | None:
+        """The packet's flow, or None when it has none that could have a group."""
+        version = raw[0] >> 4 if raw else 0
+        if version == 4 and len(raw) >= 20:
+            protocol, is_plain = raw[9], raw[0] == 0x45 and not (raw[6] & 0xBF or raw[7])
+            length, ports = _word(raw, 2), raw[12:24]
+        elif version == 6 and len(raw) >= 40:
+            protocol, is_plain = raw[6], True
+            length, ports = _word(raw, 4) + 40, raw[8:44]
+        else:
+            return None
+        if protocol in self._protocols and is_plain and length == len(raw):
+            return protocol, ports
+        if protocol in self._protocols or (version == 6 and protocol in _V6_EXTENSIONS):
+            self._open.clear()
+        return None
+
+
+def _word(raw: bytes, at: int) -> int:
+    return raw[at] << 8 | raw[at + 1]
+
+
+def _header_length(raw: bytes, protocol: int, ports: bytes) -> int:
+    """Length of IP and transport header together, or 0 if the packet may not be merged."""
+    start = 20 if len(ports) == 12 else 40
+    if protocol == _UDP:
+        fits = len(raw) > start + 8 and _word(raw, start + 4) == len(raw) - start and _word(raw, start + 6)
+        return start + 8 if fits else 0
+    if len(raw) <= start + 20 or raw[start + 13] & ~_PSH != _ACK:
+        return 0
+    header = start + (raw[start + 12] >> 4) * 4
+    return header if start + 20 <= header < len(raw) else 0
+
+
+class _Layout:
+    """Masks over the headers of one shape, as integers of `header` bytes in network order.
+
+    `strict` covers all that the next packet of a group must have; `loose` leaves out lengths and PSH, in which the
+    last one may differ.
+    """
+
+    __slots__ = ("header", "identification_unit", "loose", "protocol", "sequence_unit", "start", "strict", "version")
+
+    def __init__(self, version: int, protocol: int, header: int, is_atomic: bool) -> None:
+        self.version, self.protocol, self.header = version, protocol, header
+        self.start = start = 20 if version == 4 else 40
+        mask = bytearray(b"\xff" * header)
+        at = start + (16 if protocol == _TCP else 6)
+        mask[at : at + 2] = bytes(2)
+        if version == 4:
+            mask[10:12] = bytes(2)
+            if is_atomic:
+                mask[4:6] = bytes(2)
+        self.strict = int.from_bytes(mask, "big")
+        at = 2 if version == 4 else 4
+        mask[at : at + 2] = bytes(2)
+        if protocol == _TCP:
+            mask[start + 13] = 0xFF ^ _PSH
+        else:
+            mask[start + 4 : start + 6] = bytes(2)
+        self.loose = int.from_bytes(mask, "big")
+        self.sequence_unit = 1 << 8 * (header - start - 8) if protocol == _TCP else 0
+        self.identification_unit = 1 << 8 * (header - 6) if version == 4 and not is_atomic else 0
+
+
+_layout = cache(_Layout)  # 48 shapes at most
+
+
+class _Group:
+    """Packets of one flow that become one frame. `raw` is the first one's bytes, `payload` its payload's length."""
+
+    __slots__ = ("capacity", "expected", "flags", "layout", "packets", "payload", "raw", "residue", "step")
+
+    def __init__(self, raw: bytes, packet: Buffer, protocol: int, header: int) -> None:
+        self.layout = _layout(raw[0] >> 4, protocol, header, raw[0] >> 4 == 4 and raw[6] & 0x40 != 0)
+        self.raw, self.packets, self.payload = raw, [packet], len(raw) - header
+        self.flags = raw[self.layout.start + 13] if protocol == _TCP else 0
+        self.expected = _CLOSED if self.flags & _PSH else _UNPREPARED
+        self.capacity = self.residue = self.step = 0
+
+    @property
+    def is_closed(self) -> bool:
+        return self.expected == _CLOSED
+
+    def append(self, raw: bytes, packet: Buffer) -> bool:
+        """The fast path: whether this is the next packet, of the same size, intact; then it is in."""
+        layout = self.layout
+        if (
+            len(raw) != len(self.raw)
+            or int.from_bytes(raw[: layout.header], "big") & layout.strict != self.expected
+            or residue(raw) != self.residue
+            or (layout.version == 4 and residue(raw[:20]))
+            or (layout.protocol == _UDP and not _word(raw, layout.start + 6))
+        ):
+            return False
+        self.packets.append(packet)
+        self.expected = self.expected + self.step if len(self.packets) < self.capacity else _CLOSED
+        return True
+
+    def join(self, raw: bytes, packet: Buffer, header: int) -> bool:
+        """The slow path, for a packet of the same flow: the second of a group, or its last."""
+        if header != self.layout.header or self.is_closed:
+            return False
+        if self.expected == _UNPREPARED and not self._prepare():
+            return False
+        return self.append(raw, packet) or self._append_last(raw, packet)
+
+    def _prepare(self) -> bool:
+        """Verify the first packet and work out what the next ones must look like."""
+        raw, layout = self.raw, self.layout
+        sequence = int.from_bytes(raw[layout.start + 4 : layout.start + 8], "big")
+        capacity = (MAX_PACKET - layout.header) // self.payload
+        if layout.sequence_unit:
+            capacity = min(capacity, MAX_TCP_SEGMENTS, (0xFFFFFFFF - sequence) // self.payload + 1)
+        else:
+            capacity = min(capacity, MAX_UDP_SEGMENTS)
+        if layout.identification_unit:
+            capacity = min(capacity, 0x10000 - _word(raw, 4))
+        if capacity < 2 or not _is_intact(raw, layout):
+            self.expected = _CLOSED
+            return False
+        self.capacity, self.residue = capacity, _intact_residue(raw, layout)
+        self.step = self.payload * layout.sequence_unit + layout.identification_unit
+        self.expected = (int.from_bytes(raw[: layout.header], "big") & layout.strict) + self.step
+        return True
+
+    def _append_last(self, raw: bytes, packet: Buffer) -> bool:
+        layout = self.layout
+        head = int.from_bytes(raw[: layout.header], "big")
+        if (head ^ self.expected) & layout.loose or len(raw) > len(self.raw) or not _is_intact(raw, layout):
+            return False
+        self.packets.append(packet)
+        self.expected = _CLOSED
+        if layout.protocol == _TCP:
+            self.flags |= raw[layout.start + 13]
+        return True
+
+    def emit(self) -> Frame:
+        if len(self.packets) == 1:
+            return plain(self.packets[0])
+        header = self.layout.header
+        parts: list[Buffer] = [self._headers()]
+        parts += [packet[header:] for packet in self.packets]
+        return Frame(parts, self.packets)
+
+    def _headers(self) -> bytes:
+        layout, count, last = self.layout, len(self.packets), len(self.packets[-1])
+        start, is_tcp = layout.start, layout.protocol == _TCP
+        length = (count - 1) * self.payload + last
+        head = bytearray(self.raw[: layout.header])
+        if layout.version == 4:
+            head[2:4] = length.to_bytes(2, "big")
+            head[10:12] = bytes(2)
+            head[10:12] = checksum(head[:20]).to_bytes(2, "big")
+            kind, addresses = GSO_TCPV4, head[12:20]
+        else:
+            head[4:6] = (length - 40).to_bytes(2, "big")
+            kind, addresses = GSO_TCPV6, head[8:40]
+        if is_tcp:
+            head[start + 13] = self.flags
+        else:
+            kind = GSO_UDP_L4
+            head[start + 4 : start + 6] = (length - start).to_bytes(2, "big")
+        offset = 16 if is_tcp else 6
+        partial = pseudo_header_sum(addresses, layout.protocol, length - start)
+        head[start + offset : start + offset + 2] = partial.to_bytes(2, "big")
+        return VirtioHeader(F_NEEDS_CSUM, kind, layout.header, self.payload, start, offset).emit() + head
+
+
+def _intact_residue(raw: bytes, layout: _Layout) -> int:
+    """What the residue of the whole packet is when its transport checksum holds, given an intact IPv4 header.
+
+    Transport and pseudo-header sum to zero, and so does an IPv4 header; byte-swapping is a multiplication by 256.
+    """
+    length = (layout.protocol + len(raw) - layout.start) << 8
+    if layout.version == 4:
+        return -(residue(raw[12:20]) + length) % 0xFFFF
+    return (residue(raw[:8]) - length) % 0xFFFF
+
+
+def _is_intact(raw: bytes, layout: _Layout) -> bool:
+    if layout.version == 4 and residue(raw[:20]):
+        return False
+    return residue(raw) == _intact_residue(raw, layout)

@@ -1,0 +1,60 @@
+"""The virtio-net header before every packet of a TUN (virtio 1.2, 5.1.6; the 10 bytes without `num_buffers`).
+
+Integers are in the byte order of the machine. Offsets count from the start of the IP packet behind the header.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from typing import Self
+
+from wyrmhole.wire.buffer import Buffer
+
+VIRTIO_HEADER_SIZE = 10
+ZERO_HEADER = bytes(VIRTIO_HEADER_SIZE)
+"""The header of one complete packet."""
+
+F_NEEDS_CSUM = 1
+"""The checksum field at csum_start + csum_offset holds a partial sum; the receiver of the frame completes it."""
+F_DATA_VALID = 2
+GSO_NONE = 0
+GSO_TCPV4 = 1
+GSO_TCPV6 = 4
+GSO_UDP_L4 = 5
+GSO_ECN = 0x80
+"""On top of a TCP type: the first segment carries CWR."""
+
+_LAYOUT = struct.Struct("=BBHHHH")
+
+
+class OffloadError(ValueError):
+    """The virtio header does not fit the packet behind it, or is none."""
+
+
+@dataclass(frozen=True, slots=True)
+class VirtioHeader:
+    """`header_length` is a hint: IP and transport header together. `gso_size` is the payload of one segment."""
+
+    flags: int = 0
+    gso_type: int = GSO_NONE
+    header_length: int = 0
+    gso_size: int = 0
+    csum_start: int = 0
+    csum_offset: int = 0
+
+    @classmethod
+    def parse(cls, frame: Buffer) -> Self:
+        """The header at the start of a frame. Raises OffloadError when the frame is shorter than one."""
+        if len(frame) < VIRTIO_HEADER_SIZE:
+            raise OffloadError("a TUN frame is shorter than its virtio header")
+        return cls(*_LAYOUT.unpack_from(frame))
+
+    def emit(self) -> bytes:
+        """10 bytes. Raises OffloadError when a field is out of range."""
+        try:
+            return _LAYOUT.pack(
+                self.flags, self.gso_type, self.header_length, self.gso_size, self.csum_start, self.csum_offset
+            )
+        except struct.error as error:
+            raise OffloadError(f"a field of a virtio header is out of range: {error}") from None
