@@ -235,7 +235,13 @@ def test_a_line_without_equals_sign_is_a_protocol_error(line: str) -> None:
 def test_errors_do_not_repeat_values() -> None:
     """B72"""
     secret = "5ec2e7" * 11
-    for lines in ([f"private_key={secret}"], [f"privat_key={secret}"], [secret], [PEER, f"preshared_key={secret}"]):
+    for lines in (
+        [f"private_key={secret}"],
+        [f"{secret}=1"],
+        [PEER, f"{secret}=1"],
+        [secret],
+        [PEER, f"preshared_key={secret}"],
+    ):
         with pytest.raises(UapiError) as caught:
             parse_set(lines)
         assert secret not in str(caught.value)

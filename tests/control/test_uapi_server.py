@@ -7,7 +7,7 @@ import logging
 import os
 import resource
 import socket
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Iterator
 from functools import wraps
 from pathlib import Path
 from typing import ParamSpec
@@ -16,8 +16,10 @@ import pytest
 
 from tests.control.fakes import TAKEN_PORT, Client, FakeDevice, serving
 from wyrmhole.control import file_watch, uapi_server
+from wyrmhole.control.uapi_format import iter_get
 from wyrmhole.control.uapi_socket import UapiListener
 from wyrmhole.device.config import DeviceChange
+from wyrmhole.device.status import DeviceStatus
 
 P = ParamSpec("P")
 
@@ -167,8 +169,17 @@ async def test_a_client_that_does_not_read_delays_nobody_and_costs_little(tmp_pa
 
 
 @on_a_loop
-async def test_a_client_that_never_reads_is_dropped(tmp_path: Path, path: str) -> None:
-    """B54"""
+async def test_a_client_that_never_reads_is_dropped(tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """B54: and until then the reply is not made further than it is taken."""
+    made = 0
+
+    def counting(status: DeviceStatus) -> Iterator[bytes]:
+        nonlocal made
+        for chunk in iter_get(status):
+            made += len(chunk)
+            yield chunk
+
+    monkeypatch.setattr(uapi_server, "iter_get", counting)
     device = FakeDevice(peers=5000)
     async with serving(tmp_path, device, stall_seconds=0.05) as server:
         with socket.socket(socket.AF_UNIX) as deaf:
@@ -176,6 +187,7 @@ async def test_a_client_that_never_reads_is_dropped(tmp_path: Path, path: str) -
             deaf.sendall(b"get=1\n\n")
             await until(lambda: bool(server._clients))
             await until(lambda: not server._clients)
+    assert 0 < made < len(b"".join(iter_get(device.status())))
 
 
 @on_a_loop

@@ -125,6 +125,12 @@ def test_closing_leaves_the_socket_of_a_successor(listener: UapiListener, tmp_pa
     successor.close()
 
 
+def test_a_link_to_the_socket_is_not_the_socket(listener: UapiListener, tmp_path: Path, path: Path) -> None:
+    path.rename(tmp_path / "moved")
+    path.symlink_to(tmp_path / "moved")
+    assert not listener.is_in_place
+
+
 def test_an_inherited_listener_is_taken_over_with_its_file(path: Path) -> None:
     given = socket.socket(socket.AF_UNIX)
     given.bind(str(path))

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from logging import Logger
 
     from wyrmhole.control.uapi_socket import UapiListener
+    from wyrmhole.engine.contract import Engine
     from wyrmhole.net.tun import Tun
 
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -81,9 +82,8 @@ def parse_settings(arguments: Sequence[str], environ: Mapping[str, str]) -> Sett
     if options.version:
         print(version_text())
         parser.exit()
-    problem = "INTERFACE is missing" if options.name is None else problem_of_name(options.name)
-    if problem:
-        parser.error(problem)
+    if options.name is None:
+        parser.error("INTERFACE is missing")
     return Settings(
         name=options.name,
         foreground=options.foreground or environ.get("WG_PROCESS_FOREGROUND") == "1",
@@ -99,15 +99,6 @@ def _parse_fd(parser: ArgumentParser, environ: Mapping[str, str], variable: str)
     if text and not (text.isascii() and text.isdigit() and len(text) < 10):
         parser.error(f"{variable} is not the number of a descriptor")
     return int(text) if text else None
-
-
-def problem_of_name(name: str) -> str:
-    """What is wrong with an interface name, or nothing: the kernel's rule, and what else would not be a name."""
-    if not 1 <= len(os.fsencode(name)) <= 15:
-        return "an interface name has 1 to 15 bytes"
-    if name in (".", "..") or any(char in "/:%" or char.isspace() or not char.isprintable() for char in name):
-        return "an interface name has no space, '/', ':' or '%', and is not '.' or '..'"
-    return ""
 
 
 def version_text() -> str:
@@ -159,26 +150,11 @@ def open_tun(settings: Settings) -> Tun:
             return LinuxTun.from_fd(settings.tun_fd)
         return patiently(lambda: LinuxTun.create(settings.name), _is_busy)
     except OSError as error:
-        raise DeviceError(explain_tun_error(settings, error)) from error
+        raise DeviceError(error.strerror or str(error)) from error
 
 
 def _is_busy(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno == errno.EBUSY
-
-
-def explain_tun_error(settings: Settings, error: OSError) -> str:
-    if settings.tun_fd is not None:
-        return f"descriptor {settings.tun_fd} of WG_TUN_FD is no TUN interface: {error.strerror}"
-    name = settings.name
-    advice = {
-        errno.EPERM: f"making the interface {name} needs CAP_NET_ADMIN: run as root",
-        errno.EACCES: "/dev/net/tun may not be opened: run as root",
-        errno.ENOENT: "/dev/net/tun is missing: load it with 'modprobe tun', or pass it to the container",
-        errno.ENODEV: "the kernel has no TUN driver: load it with 'modprobe tun'",
-        errno.EBUSY: f"another process holds the interface {name}: stop that one, or choose another name",
-        errno.EINVAL: f"an interface {name} exists and is no TUN to take over: delete it, or choose another name",
-    }
-    return advice.get(error.errno or 0, f"cannot make the interface {name}: {error.strerror or error}")
 
 
 def open_listener(settings: Settings, name: str) -> UapiListener:
@@ -215,7 +191,7 @@ def forbid_core_dumps() -> None:
 
 
 def run_loop(settings: Settings, tun: Tun, listener: UapiListener, announce: Callable[[], None]) -> int:
-    """Serve until something ends it. Whatever happens, the socket's file is gone afterwards."""
+    """Serve until something ends it. Whatever happens, the socket's file is gone afterwards. Raises DeviceError."""
     import asyncio
 
     from wyrmhole.cli.log_lines import LEVELS, set_up_logging
@@ -225,29 +201,29 @@ def run_loop(settings: Settings, tun: Tun, listener: UapiListener, announce: Cal
         return asyncio.run(serve(settings, tun, listener, logger, announce))
     finally:
         listener.close()
+        tun.close()
 
 
 async def serve(
     settings: Settings, tun: Tun, listener: UapiListener, logger: Logger, announce: Callable[[], None]
 ) -> int:
-    """Be the daemon. `announce` is called once clients are answered."""
+    """Be the daemon. `announce` is called once clients are answered. Raises DeviceError."""
     from wyrmhole.control.uapi_server import UapiServer
     from wyrmhole.device.clock import SystemClock
     from wyrmhole.device.device import Device
-    from wyrmhole.engine.select import select_engine
     from wyrmhole.net.udp_bind import UdpBind
 
     clock = SystemClock()
-    engine, reason = select_engine(settings.engine, clock=clock.boottime)
-    logger.debug(reason)
+    engine, reason = make_engine(settings.engine, clock.boottime)
+    logger.debug("%s", reason)
     device = Device(tun, UdpBind, engine, clock=clock, logger=logger)
     server = UapiServer(device, listener, logger=logger)
     try:
         await device.start()
         server.start()
         signalled = watch_signals()
-        logger.debug("Device started")
         announce()
+        logger.debug("Device started")
         await first_of(signalled.wait(), device.wait_closed(), server.wait_ended())
         logger.debug("Ending")
     finally:
@@ -256,6 +232,15 @@ async def serve(
         await device.close()
         await server.close()
     return 0
+
+
+def make_engine(kind: str, clock: Callable[[], int]) -> tuple[Engine, str]:
+    from wyrmhole.engine.select import EngineUnavailable, select_engine
+
+    try:
+        return select_engine(kind, clock=clock)
+    except EngineUnavailable as error:
+        raise DeviceError(str(error)) from error
 
 
 def watch_signals() -> asyncio.Event:

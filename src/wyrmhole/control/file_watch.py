@@ -30,7 +30,7 @@ class FileWatch:
         self._timer: asyncio.TimerHandle | None = None
         self._fd = -1
         try:
-            self._fd = _open_inotify(path, IN_ATTRIB | IN_DELETE_SELF | IN_DONT_FOLLOW)
+            self._fd = _open_inotify(path, IN_ATTRIB | IN_DELETE_SELF | IN_MOVE_SELF | IN_DONT_FOLLOW)
             self._loop.add_reader(self._fd, self._handle_events)
         except (OSError, AttributeError):
             self._arm_timer()

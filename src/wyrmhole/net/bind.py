@@ -5,13 +5,14 @@ One engine thread owns a bind between `open` and `close`; only `set_mark` may co
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import Protocol, Sequence, Union
+from typing import Protocol
 
 from wyrmhole.wire.endpoint import SockAddr
 
-Buffer = Union[bytes, bytearray, memoryview]
+Buffer = bytes | bytearray | memoryview
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""Just enough rtnetlink: subscribe to changes, ask for one route, walk messages and attributes (RFC 3549, rtnetlink(7)).
+"""Just enough rtnetlink (RFC 3549, rtnetlink(7)): subscribe to changes, ask for a route or a link, walk attributes.
 
 Nothing here trusts a length it reads: a message or attribute that does not fit ends the walk.
 """
@@ -33,11 +33,18 @@ ROUTING_GROUPS = (
 NLMSG_ERROR = 2
 RTM_NEWLINK = 16
 RTM_DELLINK = 17
+RTM_GETLINK = 18
 RTM_NEWROUTE = 24
 RTM_GETROUTE = 26
+RTM_NEWNSID = 88
+RTM_GETNSID = 90
 
-_NLM_F_REQUEST = 1
+_NLM_F_REQUEST, _NLM_F_ACK = 1, 4
 _RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_MARK = 1, 2, 4, 16
+_IFLA_IFNAME, _IFLA_MTU, _IFLA_EXT_MASK, _IFLA_TARGET_NETNSID = 3, 4, 29, 46
+_RTEXT_FILTER_SKIP_STATS = 8
+_NETNSA_NSID, _NETNSA_FD = 1, 3
+_SOL_NETLINK, _NETLINK_LISTEN_ALL_NSID = 270, 8
 
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
@@ -53,8 +60,14 @@ class Message(NamedTuple):
     payload: memoryview
 
 
-class RouteUnavailable(OSError):
-    """The kernel knows no such route; `errno` is its answer (ENETUNREACH, EINVAL for a source that is not local)."""
+class Refused(OSError):
+    """The kernel's answer to a request was an error: ENETUNREACH for no route, ENODEV for no such link."""
+
+
+class Link(NamedTuple):
+    interface: int
+    flags: int
+    mtu: int
 
 
 def open_listener(groups: int) -> socket.socket:
@@ -67,6 +80,11 @@ def open_listener(groups: int) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def listen_everywhere(listener: socket.socket) -> None:
+    """Also hear of other network namespaces, those that have an id in this one. Raises OSError (EPERM)."""
+    listener.setsockopt(_SOL_NETLINK, _NETLINK_LISTEN_ALL_NSID, 1)
 
 
 def parse_messages(data: bytes | memoryview) -> Iterator[Message]:
@@ -114,8 +132,8 @@ def drain(sock: socket.socket, limit: int = 64) -> tuple[list[Message], bool]:
     return messages, lost
 
 
-class RouteQuery:
-    """Asks the kernel which way a packet would leave: RTM_GETROUTE, answered within the call. Not thread-safe."""
+class Client:
+    """Asks the kernel questions that it answers within the call. One thread at a time."""
 
     def __init__(self) -> None:
         """Raises OSError where netlink is not allowed."""
@@ -125,22 +143,76 @@ class RouteQuery:
     def close(self) -> None:
         self._socket.close()
 
+    def fileno(self) -> int:
+        return self._socket.fileno()
+
     def output_interface(self, destination: str, source: str | None, mark: int) -> int:
-        """The index of the interface a packet with these addresses and this mark would leave by.
+        """The index of the interface that a packet with these addresses and this mark would leave by.
 
-        Raises RouteUnavailable when there is no route, or OSError when the kernel could not be asked. The kernel
-        checks that an IPv4 `source` is one of its own addresses; for IPv6 it does not.
+        Raises Refused when there is no route, or OSError when the kernel could not be asked. The kernel checks that an
+        IPv4 `source` is one of its own addresses; for IPv6 it does not.
         """
-        self._sequence = self._sequence % 0xFFFF_FFFF + 1
+        reply = self._ask(RTM_GETROUTE, _emit_route_request(destination, source, mark))
+        output = parse_attributes(reply.payload, _ROUTE.size).get(_RTA_OIF, b"")
+        if reply.kind != RTM_NEWROUTE or len(output) != _INT.size:
+            raise OSError(errno.EPROTO, "the kernel answered a route request with something else")
+        return int(_INT.unpack(output)[0])
+
+    def link(self, name: str, namespace_id: int | None) -> Link:
+        """The interface of that name, here or in the network namespace of that id. Raises Refused (ENODEV), OSError."""
+        body = _LINK.pack(0, 0, 0, 0, 0) + _emit_attribute(_IFLA_IFNAME, name.encode() + b"\0")
+        body += _emit_attribute(_IFLA_EXT_MASK, _UINT.pack(_RTEXT_FILTER_SKIP_STATS))
+        if namespace_id is not None:
+            body += _emit_attribute(_IFLA_TARGET_NETNSID, _INT.pack(namespace_id))
+        reply = self._ask(RTM_GETLINK, body)
+        mtu = parse_attributes(reply.payload, _LINK.size).get(_IFLA_MTU, b"")
+        if reply.kind != RTM_NEWLINK or len(mtu) != _UINT.size:
+            raise OSError(errno.EPROTO, "the kernel answered a link request with something else")
+        _family, _kind, index, flags, _change = _LINK.unpack_from(reply.payload)
+        return Link(index, flags, _UINT.unpack(mtu)[0])
+
+    def namespace_id(self, namespace: int) -> int:
+        """The id by which this network namespace knows the one open as descriptor `namespace`.
+
+        It is given one if it has none. Raises Refused (EPERM), OSError. The id does not keep the other namespace alive.
+        """
+        by_descriptor = _emit_attribute(_NETNSA_FD, _UINT.pack(namespace))
+        known = self._ask_namespace(by_descriptor)
+        if known < 0:
+            any_free = _emit_attribute(_NETNSA_NSID, _INT.pack(-1))
+            self._send(RTM_NEWNSID, _NLM_F_REQUEST | _NLM_F_ACK, bytes(4) + any_free + by_descriptor)
+            self._receive()
+            known = self._ask_namespace(by_descriptor)
+        return known
+
+    def _ask_namespace(self, by_descriptor: bytes) -> int:
+        reply = self._ask(RTM_GETNSID, bytes(4) + by_descriptor)
+        number = parse_attributes(reply.payload, 4).get(_NETNSA_NSID, b"")
+        return int(_INT.unpack(number)[0]) if len(number) == _INT.size else -1
+
+    def _ask(self, kind: int, body: bytes) -> Message:
+        self._send(kind, _NLM_F_REQUEST, body)
+        return self._receive()
+
+    def _send(self, kind: int, flags: int, body: bytes) -> None:
         drain(self._socket)
-        self._socket.sendto(_emit_route_request(self._sequence, destination, source, mark), (0, 0))
+        self._sequence = self._sequence % 0xFFFF_FFFF + 1
+        header = _HEADER.pack(_HEADER.size + len(body), kind, flags, self._sequence, 0)
+        self._socket.sendto(header + body, (0, 0))
+
+    def _receive(self) -> Message:
         for message in parse_messages(self._socket.recv(65536)):
-            if message.sequence == self._sequence:
-                return _parse_route_reply(message)
-        raise OSError(errno.EPROTO, "the kernel did not answer a route request")
+            if message.sequence != self._sequence:
+                continue
+            if message.kind == NLMSG_ERROR and len(message.payload) >= _INT.size:
+                number = -int(_INT.unpack_from(message.payload)[0])
+                if number:
+                    raise Refused(number, os.strerror(number))
+            return message
+        raise OSError(errno.EPROTO, "the kernel did not answer a netlink request")
 
 
-def _emit_route_request(sequence: int, destination: str, source: str | None, mark: int) -> bytes:
+def _emit_route_request(destination: str, source: str | None, mark: int) -> bytes:
     packed = ipaddress.ip_address(destination).packed
     bits = len(packed) * 8
     body = _emit_attribute(_RTA_DST, packed)
@@ -149,19 +221,7 @@ def _emit_route_request(sequence: int, destination: str, source: str | None, mar
     if mark:
         body += _emit_attribute(_RTA_MARK, _UINT.pack(mark))
     family = socket.AF_INET if bits == 32 else socket.AF_INET6
-    route = _ROUTE.pack(family, bits, bits if source is not None else 0, 0, 0, 0, 0, 0, 0)
-    length = _HEADER.size + len(route) + len(body)
-    return _HEADER.pack(length, RTM_GETROUTE, _NLM_F_REQUEST, sequence, 0) + route + body
-
-
-def _parse_route_reply(message: Message) -> int:
-    if message.kind == NLMSG_ERROR and len(message.payload) >= _INT.size:
-        number = -int(_INT.unpack_from(message.payload)[0])
-        raise RouteUnavailable(number, os.strerror(number))
-    output = parse_attributes(message.payload, _ROUTE.size).get(_RTA_OIF, b"")
-    if message.kind != RTM_NEWROUTE or len(output) != _INT.size:
-        raise OSError(errno.EPROTO, "the kernel answered a route request with something else")
-    return int(_INT.unpack(output)[0])
+    return _ROUTE.pack(family, bits, bits if source is not None else 0, 0, 0, 0, 0, 0, 0) + body
 
 
 def _emit_attribute(kind: int, value: bytes) -> bytes:

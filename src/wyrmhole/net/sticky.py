@@ -68,14 +68,14 @@ class RouteWatch:
         """Raises OSError where netlink is not allowed."""
         self._listener = netlink.open_listener(netlink.ROUTING_GROUPS)
         try:
-            self._query = netlink.RouteQuery()
+            self._client = netlink.Client()
         except OSError:
             self._listener.close()
             raise
 
     def close(self) -> None:
         self._listener.close()
-        self._query.close()
+        self._client.close()
 
     def fileno(self) -> int:
         return self._listener.fileno()
@@ -93,7 +93,7 @@ class RouteWatch:
         try:
             host, interface = parse_source(source)
             return _is_local(host, interface) and interface == self._output_interface(sockaddr, host, interface, mark)
-        except (netlink.RouteUnavailable, ValueError):
+        except (netlink.Refused, ValueError):
             return False
         except OSError:
             return True
@@ -104,11 +104,11 @@ class RouteWatch:
             raise ValueError("the source and the destination are of different families")
         if len(sockaddr) == 4 and sockaddr[3]:
             return sockaddr[3]
-        return self._query.output_interface(destination, host, mark)
+        return self._client.output_interface(destination, host, mark)
 
 
 def _is_local(host: str, interface: int) -> bool:
-    """Whether the address is one of the host's own. The kernel says it when it is bound to; for IPv6 nothing else does."""
+    """Whether the address is one of the host's own. A route request checks that for IPv4 but not for IPv6."""
     if ":" not in host:
         return True
     scope = interface if ipaddress.ip_address(host).is_link_local else 0

@@ -17,12 +17,14 @@ def open_timer() -> int:
     return _call("timerfd_create", ctypes.c_int(time.CLOCK_MONOTONIC), ctypes.c_int(_TFD_NONBLOCK | _TFD_CLOEXEC))
 
 
-def arm(fileno: int, seconds: float, every: bool = False) -> None:
-    """Make the descriptor readable after `seconds`, or each `seconds` if `every`; 0 disarms it. Raises OSError."""
-    whole, nanoseconds = divmod(round(seconds * 1e9), 1_000_000_000)
-    interval = (whole, nanoseconds) if every else (0, 0)
-    specification = _ITIMERSPEC.pack(*interval, whole, nanoseconds)
+def arm(fileno: int, seconds: float, interval: float = 0.0) -> None:
+    """Make the descriptor readable after `seconds`, and then each `interval` unless that is 0. Raises OSError."""
+    specification = _ITIMERSPEC.pack(*_split(interval), *_split(seconds))
     _call("timerfd_settime", ctypes.c_int(fileno), ctypes.c_int(0), ctypes.c_char_p(specification), None)
+
+
+def _split(seconds: float) -> tuple[int, int]:
+    return divmod(round(seconds * 1e9), 1_000_000_000)
 
 
 def take_expiry(fileno: int) -> bool:

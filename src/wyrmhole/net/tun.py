@@ -6,9 +6,10 @@ without offloads still speaks frames: its headers are all zero.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol, Sequence
+from typing import Protocol
 
 from wyrmhole.net.bind import Buffer
 

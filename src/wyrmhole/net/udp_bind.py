@@ -1,9 +1,9 @@
 """UdpBind: the kernel's UDP, an IPv4 and an IPv6 socket on one port.
 
-One engine thread polls `filenos` and calls `receive` and `send`. These two are the hot path: one system call, one reused
-receive buffer, control messages read once and, for sending, made once per combination and kept. A train of up to 64 KiB
-goes in or out whole (UDP_GRO, UDP_SEGMENT). What can go wrong with a socket is handled in `udp_socket`; which sources to
-send from in `sticky`.
+One engine thread polls `filenos` and calls `receive` and `send`. These two are the hot path: one system call, one
+reused receive buffer, control messages read once and, for sending, made once per combination and kept. A train of up
+to 64 KiB goes in or out whole (UDP_GRO, UDP_SEGMENT). What can go wrong with a socket is handled in `udp_socket`; which
+sources to send from in `sticky`.
 """
 
 from __future__ import annotations
@@ -125,7 +125,8 @@ class UdpBind:
         """Take one message; see `net.bind.Bind.receive`. A control message that is odd counts as not there."""
         sock = self._sockets.get(fileno)
         if sock is None:
-            return self._note_changes(fileno)
+            self._note_changes(fileno)
+            return None
         errors = 0
         while True:
             try:
@@ -180,7 +181,7 @@ class UdpBind:
     ) -> SendOutcome:
         """Send one datagram or a train of them; see `net.bind.Bind.send`. Never raises for a socket error."""
         sock = self._v6 if ":" in sockaddr[0] else self._v4
-        parts: Sequence[Buffer] = data if isinstance(data, (list, tuple)) else (data,)  # type: ignore[assignment]
+        parts: Sequence[Buffer] = data if isinstance(data, (list, tuple)) else (data,)
         count = 1
         if segment_size:
             size = sum(map(len, parts))

@@ -10,6 +10,8 @@ import re
 import socket
 from collections.abc import Iterator
 
+from wyrmhole.wire.endpoint import SockAddr
+
 UDP_SEGMENT = 103
 UDP_GRO = 104
 
@@ -59,10 +61,10 @@ def split_train(view: memoryview, segment_size: int, max_segments: int, max_byte
         yield view[start : start + step]
 
 
-def exceeds_path(family: socket.AddressFamily, sockaddr: tuple[str, int], mark: int, segment_size: int) -> bool:
+def exceeds_path(family: socket.AddressFamily, sockaddr: SockAddr, mark: int, segment_size: int) -> bool:
     """Whether datagrams of that size are larger than the route's MTU, so that they need IP fragments.
 
-    `sockaddr` may be of either form. False when the kernel does not tell.
+    False when the kernel does not tell.
     """
     level, option = (socket.IPPROTO_IP, _IP_MTU) if family == socket.AF_INET else (socket.IPPROTO_IPV6, _IPV6_MTU)
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:

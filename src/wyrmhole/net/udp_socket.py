@@ -1,13 +1,13 @@
 """One UDP socket of one family: how it is opened, and what is done when a send or a receive fails.
 
-Sending has a fast path, which is `UdpBind.send`, and a slow one, which is here. The fast path makes one system call and
-hands its errno to `recover`. `sendmsg` is all or nothing, so after an error the whole message is still unsent, and every
-remedy below may send it again without making duplicates:
+Sending has a fast path, which is `UdpBind.send`, and a slow one, which is here. The fast path makes one system call
+and hands its errno to `recover`. `sendmsg` is all or nothing, so after an error the whole message is still unsent, and
+every remedy below may send it again without making duplicates:
 
 - EAGAIN: wait for room, 10 ms at most for all of one `send`, then drop.
 - ECONNREFUSED: the answer to an earlier datagram, told late; the error is consumed by telling, so once more.
-- EINVAL, EADDRNOTAVAIL, ENETUNREACH and others with a pinned source: once more without; if that works, the source was to
-  blame, and the caller is told. (A removed IPv4 address gives ENETUNREACH on Linux 6.18 and EINVAL on older kernels.)
+- EINVAL, EADDRNOTAVAIL, ENETUNREACH and others with a pinned source: once more without; if that works, the source was
+  to blame, and the caller is told. (A removed IPv4 address gives ENETUNREACH on Linux 6.18, EINVAL on older kernels.)
 - EIO with a train: the device below cannot segment or checksum. No more trains on this socket, and this one as single
   datagrams.
 - EMSGSIZE with a train: its datagrams exceed the path MTU. Single datagrams get through, as IP fragments, because the
@@ -31,7 +31,6 @@ import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from wyrmhole.net import sticky, timerfd, udp_offload
 from wyrmhole.net.bind import Buffer, SendOutcome
@@ -157,7 +156,8 @@ class UdpSocket:
         self._socket.close()
 
     def set_mark(self, mark: int) -> None:
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+        if not self._timer_waits:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
         self.mark = mark
 
     # Sending
@@ -355,12 +355,13 @@ class UdpSocket:
     def _sleep_instead(self) -> None:
         """Let a timer stand at the descriptor until the next attempt: polling it neither spins nor misses it."""
         wait = _REVIVE_BACKOFF[min(self._revivals, len(_REVIVE_BACKOFF)) - 1]
-        timer = timerfd.open_timer()
         try:
-            timerfd.arm(timer, wait)
-            os.dup2(timer, self.fileno(), inheritable=False)
-        finally:
-            os.close(timer)
+            timer = timerfd.open_timer()
+        except OSError:
+            return
+        timerfd.arm(timer, wait)
+        os.dup2(timer, self.fileno(), inheritable=False)
+        os.close(timer)
         self._timer_waits = True
 
 

@@ -2,9 +2,9 @@
 
 Theory of operation. 2**16 is 1 modulo 0xFFFF, so a buffer read as one big integer is, modulo 0xFFFF, the ones'
 complement sum of its 16-bit words: `int.from_bytes` and `%` do in C what a loop over words would do in Python.
-Read little endian, the words come out byte-swapped, and so does their sum (RFC 1071, 2(B)); in exchange an odd last byte
-is padded at the right end, for nothing. `%` divides a long integer digit by digit; folding it in halves at multiples of
-16 bits first leaves it a short one, which is twice as fast at the size of a packet.
+Read little endian, the words come out byte-swapped, and so does their sum (RFC 1071, 2(B)); in exchange an odd last
+byte is padded at the right end, for nothing. `%` divides a long integer digit by digit; folding it in halves at
+multiples of 16 bits first leaves it a short one, which is twice as fast at the size of a packet.
 
 Two forms of a sum are in use. `ones_sum` and `checksum` give what the RFCs mean: words in network order, 0..0xFFFF,
 zero only for all-zero data. `residue` is for the packet path: byte-swapped and modulo 0xFFFF, so that 0 stands for

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import ipaddress
 from dataclasses import dataclass
-from typing import Union
 
-SockAddr = Union[tuple[str, int], tuple[str, int, int, int]]
+SockAddr = tuple[str, int] | tuple[str, int, int, int]
 """What `socket.recvmsg` gives and `socket.sendmsg` takes: (host, port) or (host, port, flowinfo, scope id)."""
+
+_MAX_SCOPE_ID = 0xFFFFFFFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +40,10 @@ class Endpoint:
             return cls(str(address), port)
         if address.ipv4_mapped is not None:
             return cls(str(address.ipv4_mapped), port)
-        scope = address.scope_id
-        if scope is not None and not scope.isdigit():
+        scope = address.scope_id or "0"
+        if not (scope.isascii() and scope.isdigit()) or int(scope) > _MAX_SCOPE_ID:
             raise ValueError(f"scope {scope!r} is not an interface index")
-        return cls(str(address).partition("%")[0], port, int(scope or 0))
+        return cls(str(address).partition("%")[0], port, int(scope))
 
     @classmethod
     def from_sockaddr(cls, sockaddr: SockAddr) -> Endpoint:

@@ -9,7 +9,7 @@ import ipaddress
 import struct
 
 from wyrmhole.wire.buffer import Buffer
-from wyrmhole.wire.checksum import checksum, pseudo_header_sum
+from wyrmhole.wire.checksum import checksum, pseudo_header_sum, update
 
 IPV4_HEADER_SIZE = 20
 IPV6_HEADER_SIZE = 40
@@ -20,6 +20,8 @@ PROTOCOL_ICMPV6 = 58
 
 ECN_MASK = 3
 ECN_NOT_ECT = 0
+ECN_ECT1 = 1
+ECN_ECT0 = 2
 ECN_CE = 3
 
 _ICMP_DESTINATION_UNREACHABLE = 3
@@ -27,6 +29,17 @@ _ICMP_HOST_UNREACHABLE = 1
 _ICMPV6_DESTINATION_UNREACHABLE = 1
 _ICMPV6_NO_ROUTE = 0
 _ICMPV6_ADDRESS_UNREACHABLE = 3
+_ICMPV6_REDIRECT = 137
+_ICMP_QUERIES = frozenset({0, 8, 13, 14, 15, 16, 17, 18})
+"""Types that are no errors (RFC 1122 3.2.2); unknown ones are taken for errors."""
+_V4_NO_HOST = frozenset({0, 127})
+_V4_MULTICAST = 224
+"""First byte from which on an address is a group, reserved, or the limited broadcast."""
+_V6_UNSPECIFIED = bytes(16)
+_V6_LOOPBACK = bytes(15) + b"\x01"
+_V6_HOP_BY_HOP = 0
+_V6_FRAGMENT = 44
+_V6_EXTENSIONS = frozenset({_V6_HOP_BY_HOP, 43, _V6_FRAGMENT, 60, 135})
 _IPV6_MINIMUM_MTU = 1280
 _ICMP_QUOTE = 548
 """RFC 1812 4.3.2.3: as much of the packet as fits into 576 bytes."""
@@ -58,15 +71,19 @@ def source_bytes(packet: Buffer) -> bytes | None:
 
 
 def length_of(packet: Buffer) -> int:
-    """How long the packet says it is, at most what is there: padding may follow. 0: it is no IP packet, or claims
-    more than is there, or less than its header. Computed in full width: no claim wraps around."""
+    """How long the packet says it is, at most what is there: padding may follow (rule M47).
+
+    0: it is no IP packet, or claims more than is there, or less than its header, or is a jumbogram (RFC 2675), whose
+    length field is 0 and whose length no TUN takes. Computed in full width: no claim wraps around.
+    """
     present = len(packet)
     if present >= IPV4_HEADER_SIZE and packet[0] >> 4 == 4:
         total = packet[2] << 8 | packet[3]
         return total if IPV4_HEADER_SIZE <= (packet[0] & 15) * 4 <= total <= present else 0
     if present >= IPV6_HEADER_SIZE and packet[0] >> 4 == 6:
         total = (packet[4] << 8 | packet[5]) + IPV6_HEADER_SIZE
-        return total if total <= present else 0
+        is_jumbo = total == IPV6_HEADER_SIZE and packet[6] == _V6_HOP_BY_HOP
+        return total if total <= present and not is_jumbo else 0
     return 0
 
 
@@ -96,64 +113,84 @@ def ecn_of(packet: Buffer) -> int:
     """The two ECN bits (RFC 3168); 0 for what is no IP packet."""
     if len(packet) < IPV4_HEADER_SIZE:
         return 0
-    return packet[1] & ECN_MASK if packet[0] >> 4 == 4 else packet[1] >> 4 & ECN_MASK
+    version = packet[0] >> 4
+    return packet[1] & ECN_MASK if version == 4 else packet[1] >> 4 & ECN_MASK if version == 6 else 0
 
 
 def decapsulate_ecn(outer: int, inner: int) -> int | None:
     """The ECN bits to deliver (RFC 6040 section 4.2, figure 4): congestion met outside goes inside; None: drop,
     because the inner packet's sender does not understand marks."""
-    if outer != ECN_CE:
-        return 1 if outer == 1 and inner == 2 else inner
-    return None if inner == ECN_NOT_ECT else ECN_CE
+    if outer == ECN_CE:
+        return None if inner == ECN_NOT_ECT else ECN_CE
+    return ECN_ECT1 if (outer, inner) == (ECN_ECT1, ECN_ECT0) else inner
 
 
 def with_ecn(packet: Buffer, ecn: int) -> bytes:
-    """The packet with other ECN bits and the IPv4 header checksum to match."""
+    """An IP packet with other ECN bits. A wrong IPv4 header checksum stays wrong: it is updated, not recomputed."""
     changed = bytearray(packet)
     if changed[0] >> 4 == 4:
+        before = int.from_bytes(changed[:2], "big")
         changed[1] = changed[1] & ~ECN_MASK | ecn
-        size = (changed[0] & 15) * 4
-        changed[10:12] = bytes(2)
-        changed[10:12] = checksum(changed[:size]).to_bytes(2, "big")
+        field = update(int.from_bytes(changed[10:12], "big"), before, int.from_bytes(changed[:2], "big"))
+        changed[10:12] = field.to_bytes(2, "big")
     else:
         changed[1] = changed[1] & 0xCF | ecn << 4
     return bytes(changed)
 
 
-def unreachable(packet: bytes, *, no_route: bool) -> bytes | None:
+def unreachable(packet: Buffer, *, no_route: bool) -> bytes | None:
     """The ICMP error for a packet that cannot go on: no route, or its host cannot be reached (rule M46).
 
     It comes from the address that could not be reached, the only one that surely routes back into the tunnel's
     interface. None: such a packet gets no answer (RFC 1122 3.2.2, RFC 4443 2.4 e).
     """
-    source, destination = source_bytes(packet), destination_bytes(packet)
-    if source is None or destination is None or not _may_be_answered(packet, source, destination):
+    whole = bytes(packet[: length_of(packet)])
+    if not whole:
         return None
-    if version_of(packet) == 4:
-        return _icmp(packet, source, destination)
-    return _icmpv6(packet, source, destination, _ICMPV6_NO_ROUTE if no_route else _ICMPV6_ADDRESS_UNREACHABLE)
+    if whole[0] >> 4 == 4:
+        return _icmp(whole) if _may_answer_v4(whole) else None
+    code = _ICMPV6_NO_ROUTE if no_route else _ICMPV6_ADDRESS_UNREACHABLE
+    return _icmpv6(whole, code) if _may_answer_v6(whole) else None
 
 
-def _may_be_answered(packet: bytes, source: bytes, destination: bytes) -> bool:
-    sender, target = ipaddress.ip_address(source), ipaddress.ip_address(destination)
-    if sender.is_unspecified or sender.is_multicast or target.is_multicast or destination == b"\xff\xff\xff\xff":
+def _may_answer_v4(packet: bytes) -> bool:
+    """Not for errors, later fragments, group or broadcast destinations, or sources that are no single host."""
+    if packet[12] in _V4_NO_HOST or packet[12] >= _V4_MULTICAST or packet[16] in _V4_NO_HOST:
         return False
-    if version_of(packet) == 4:
-        is_later_fragment = (packet[6] & 0x1F) << 8 | packet[7]
-        is_error = packet[9] == PROTOCOL_ICMP and packet[20:21] not in (b"\x08", b"\x00", b"\x0d", b"\x0e")
-        return not is_later_fragment and not is_error
-    return not (packet[6] == PROTOCOL_ICMPV6 and len(packet) > 40 and packet[40] < 128)
+    if packet[16] >= _V4_MULTICAST or packet[6] & 0x1F or packet[7]:
+        return False
+    at = (packet[0] & 15) * 4
+    return packet[9] != PROTOCOL_ICMP or (len(packet) > at and packet[at] in _ICMP_QUERIES)
 
 
-def _icmp(packet: bytes, source: bytes, destination: bytes) -> bytes:
-    quote = packet[:_ICMP_QUOTE]
-    body = struct.pack(">BBHI", _ICMP_DESTINATION_UNREACHABLE, _ICMP_HOST_UNREACHABLE, 0, 0) + quote
+def _may_answer_v6(packet: bytes) -> bool:
+    """Not for errors, redirects, later fragments, multicast destinations, or sources that are no single host."""
+    source = packet[8:24]
+    if source in (_V6_UNSPECIFIED, _V6_LOOPBACK) or 0xFF in (packet[8], packet[24]):
+        return False
+    protocol, at = packet[6], IPV6_HEADER_SIZE
+    while protocol in _V6_EXTENSIONS and at + 8 <= len(packet):
+        if protocol == _V6_FRAGMENT and (packet[at + 2] or packet[at + 3] & 0xF8):
+            return False
+        size = 8 if protocol == _V6_FRAGMENT else 8 * (packet[at + 1] + 1)
+        protocol, at = packet[at], at + size
+    if protocol in _V6_EXTENSIONS:
+        return False
+    return protocol != PROTOCOL_ICMPV6 or (len(packet) > at and packet[at] >= 128 and packet[at] != _ICMPV6_REDIRECT)
+
+
+def _icmp(packet: bytes) -> bytes:
+    source, destination = packet[12:16], packet[16:20]
+    body = struct.pack(">BBHI", _ICMP_DESTINATION_UNREACHABLE, _ICMP_HOST_UNREACHABLE, 0, 0) + packet[:_ICMP_QUOTE]
     body = body[:2] + checksum(body).to_bytes(2, "big") + body[4:]
-    header = struct.pack(">BBHHHBBH4s4s", 0x45, 0xC0, 20 + len(body), 0, 0, 64, PROTOCOL_ICMP, 0, destination, source)
-    return header[:10] + checksum(header).to_bytes(2, "big") + header[12:] + body
+    # Precedence "internetwork control" (RFC 1812 4.3.2.5), and DF, so that the identification need not be unique.
+    start = struct.pack(">BBHHHBB", 0x45, 0xC0, 20 + len(body), 0, 0x4000, 64, PROTOCOL_ICMP)
+    header_sum = checksum(start + destination + source)
+    return start + header_sum.to_bytes(2, "big") + destination + source + body
 
 
-def _icmpv6(packet: bytes, source: bytes, destination: bytes, code: int) -> bytes:
+def _icmpv6(packet: bytes, code: int) -> bytes:
+    source, destination = packet[8:24], packet[24:40]
     quote = packet[: _IPV6_MINIMUM_MTU - IPV6_HEADER_SIZE - 8]
     body = struct.pack(">BBHI", _ICMPV6_DESTINATION_UNREACHABLE, code, 0, 0) + quote
     total = pseudo_header_sum(destination + source, PROTOCOL_ICMPV6, len(body))

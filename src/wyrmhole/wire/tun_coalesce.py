@@ -26,7 +26,7 @@ from functools import cache
 
 from wyrmhole.wire.buffer import Buffer
 from wyrmhole.wire.checksum import checksum, pseudo_header_sum, residue
-from wyrmhole.wire.virtio import F_NEEDS_CSUM, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, ZERO_HEADER, VirtioHeader
+from wyrmhole.wire.virtio import F_NEEDS_CSUM, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, PLAIN_HEADER, VirtioHeader
 
 MAX_PACKET = 65535
 """Length of a super-packet at most, its IP header included: what one TUN frame takes."""
@@ -57,7 +57,7 @@ class Frame:
 
 def plain(packet: Buffer) -> Frame:
     """The frame of one packet without offloads."""
-    return Frame([ZERO_HEADER, packet], [packet])
+    return Frame([PLAIN_HEADER, packet], [packet])
 
 
 class Coalescer:
@@ -101,7 +101,7 @@ class Coalescer:
         if flow is None:
             units.append(plain(packet))
             return None
-        header = _header_length(raw, *flow)
+        header = _header_length(raw, flow[0])
         group = self._open.pop(flow, None)
         if header == 0:
             units.append(plain(packet))
@@ -135,9 +135,9 @@ def _word(raw: bytes, at: int) -> int:
     return raw[at] << 8 | raw[at + 1]
 
 
-def _header_length(raw: bytes, protocol: int, ports: bytes) -> int:
+def _header_length(raw: bytes, protocol: int) -> int:
     """Length of IP and transport header together, or 0 if the packet may not be merged."""
-    start = 20 if len(ports) == 12 else 40
+    start = 20 if raw[0] >> 4 == 4 else 40
     if protocol == _UDP:
         fits = len(raw) > start + 8 and _word(raw, start + 4) == len(raw) - start and _word(raw, start + 6)
         return start + 8 if fits else 0

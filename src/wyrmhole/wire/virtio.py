@@ -12,7 +12,7 @@ from typing import Self
 from wyrmhole.wire.buffer import Buffer
 
 VIRTIO_HEADER_SIZE = 10
-ZERO_HEADER = bytes(VIRTIO_HEADER_SIZE)
+PLAIN_HEADER = bytes(VIRTIO_HEADER_SIZE)
 """The header of one complete packet."""
 
 F_NEEDS_CSUM = 1

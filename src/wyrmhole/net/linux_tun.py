@@ -1,0 +1,240 @@
+"""LinuxTun: a TUN interface of the kernel, with super-packets in both directions.
+
+Frames carry the virtio-net header (IFF_VNET_HDR), which is what lets one read or write move a TCP or UDP super-packet
+of up to 64 KiB. What the kernel takes of that is asked at the start and given up for good at the first refusal. See
+Linux Documentation/networking/tuntap.rst.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from wyrmhole.net import tun_ioctl
+from wyrmhole.net.bind import Buffer
+from wyrmhole.net.tun import TunEvent, TunOffloads
+from wyrmhole.net.tun_link import TunLink
+
+DEFAULT_MTU = 1420
+
+_DEVICE = "/dev/net/tun"
+_HEADER_BYTES = 10
+_NO_HEADER = bytes(_HEADER_BYTES)
+_QUEUE_PACKETS = 2000
+"""Instead of 500: a burst of small packets is not lost while the engine is busy with the other direction."""
+
+_GSO_TCP = (1, 4)
+_GSO_UDP = 5
+_GSO_ECN = 0x80
+_TSO = tun_ioctl.TUN_F_CSUM | tun_ioctl.TUN_F_TSO4 | tun_ioctl.TUN_F_TSO6
+_USO = tun_ioctl.TUN_F_USO4 | tun_ioctl.TUN_F_USO6
+_GONE = frozenset({errno.EBADFD, errno.EBADF, errno.ENODEV, errno.EFAULT})
+"""What reading says when the interface was deleted; EFAULT when that happened during the read."""
+
+
+class TunError(OSError):
+    """A TUN interface could not be had. `strerror` is one sentence that says what to do about it."""
+
+
+@dataclass(slots=True)
+class TunCounters:
+    """Frames that were lost at this edge, by errno: EIO while the interface was down, EAGAIN for a full queue."""
+
+    unwritten: Counter[int] = field(default_factory=Counter)
+    unread: Counter[int] = field(default_factory=Counter)
+
+
+class LinuxTun:
+    """See `net.tun.Tun`. Made by `create` or `from_fd`; owns its descriptor until `close`."""
+
+    def __init__(self, fileno: int, offloads: TunOffloads) -> None:
+        self._fileno = fileno
+        self._offloads = offloads
+        self._link = TunLink(fileno, has_header=self._has_header)
+        self.counters = TunCounters()
+
+    _has_header = True
+
+    @staticmethod
+    def create(name: str, mtu: int = DEFAULT_MTU, *, tso: bool = True, uso: bool = True) -> LinuxTun:
+        """Make the interface, or take over an existing TUN that nobody holds; it is down until someone sets it up.
+
+        `name` may be a template such as `wg%d`. `tso` and `uso` are switches for kernels that get super-packets wrong.
+        Raises TunError: EINVAL for the name or MTU, EPERM, EBUSY, ENOENT without a TUN driver.
+        """
+        check_name(name)
+        fileno = _open_device()
+        try:
+            present_name = _attach(fileno, name)
+            _set_up(present_name, mtu)
+            return LinuxTun(fileno, _enable_offloads(fileno, tso, uso))
+        except BaseException:
+            os.close(fileno)
+            raise
+
+    @staticmethod
+    def from_fd(fileno: int, *, tso: bool = True, uso: bool = True) -> LinuxTun:
+        """Use a TUN that another process opened, with or without virtio headers; the MTU is left as it is.
+
+        Raises TunError, and leaves the descriptor open, when it is no TUN, or one of packet-information frames.
+        """
+        try:
+            _name, flags = tun_ioctl.get_interface(fileno)
+            os.set_blocking(fileno, False)
+            os.set_inheritable(fileno, False)
+        except OSError as error:
+            raise TunError(error.errno, f"descriptor {fileno} is no TUN interface: pass an open one") from error
+        if flags & tun_ioctl.IFF_TAP or not flags & tun_ioctl.IFF_NO_PI:
+            raise TunError(errno.EINVAL, f"descriptor {fileno} must be opened with IFF_TUN and IFF_NO_PI")
+        if not flags & tun_ioctl.IFF_VNET_HDR:
+            tun_ioctl.accepts_offloads(fileno, 0)
+            return _HeaderlessTun(fileno, TunOffloads(tso=False, uso=False))
+        tun_ioctl.set_header_size(fileno, _HEADER_BYTES)
+        return LinuxTun(fileno, _enable_offloads(fileno, tso, uso))
+
+    @property
+    def name(self) -> str:
+        return self._link.name
+
+    @property
+    def mtu(self) -> int:
+        return self._link.mtu
+
+    @property
+    def offloads(self) -> TunOffloads:
+        return self._offloads
+
+    def fileno(self) -> int:
+        return self._fileno
+
+    def read_into(self, buffer: bytearray | memoryview) -> int:
+        """Read one frame; see `net.tun.Tun.read_into`."""
+        try:
+            return os.readv(self._fileno, (buffer,))
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            return self._read_failed(error)
+
+    def write(self, parts: Sequence[Buffer]) -> bool:
+        """Write one frame; see `net.tun.Tun.write`. The first part holds at least the virtio header."""
+        try:
+            os.writev(self._fileno, parts)
+        except OSError as error:
+            return self._write_failed(error, parts)
+        return True
+
+    def events_fileno(self) -> int:
+        return self._link.fileno()
+
+    def poll_events(self) -> list[TunEvent]:
+        return self._link.poll_events()
+
+    def close(self) -> None:
+        """Idempotent. An interface that is not persistent goes with it."""
+        if self._fileno >= 0:
+            fileno, self._fileno = self._fileno, -1
+            self._link.close()
+            os.close(fileno)
+
+    def _read_failed(self, error: OSError) -> int:
+        if error.errno in _GONE:
+            self._link.suspect_end()
+            raise OSError(errno.EBADFD, "the TUN interface is gone") from error
+        self.counters.unread[error.errno or errno.EIO] += 1
+        return 0
+
+    def _write_failed(self, error: OSError, parts: Sequence[Buffer]) -> bool:
+        self.counters.unwritten[error.errno or errno.EIO] += 1
+        if error.errno == errno.EINVAL:
+            kind = parts[0][1] & ~_GSO_ECN
+            if kind in _GSO_TCP:
+                self._offloads = replace(self._offloads, tso=False)
+            elif kind == _GSO_UDP:
+                self._offloads = replace(self._offloads, uso=False)
+        return False
+
+
+class _HeaderlessTun(LinuxTun):
+    """A descriptor opened without IFF_VNET_HDR: packets for the kernel, frames with zero headers for the engine."""
+
+    _has_header = False
+
+    def read_into(self, buffer: bytearray | memoryview) -> int:
+        view = memoryview(buffer)
+        length = super().read_into(view[_HEADER_BYTES:])
+        if not length:
+            return 0
+        view[:_HEADER_BYTES] = _NO_HEADER
+        return length + _HEADER_BYTES
+
+    def write(self, parts: Sequence[Buffer]) -> bool:
+        if parts[0][1]:
+            self.counters.unwritten[errno.EINVAL] += 1
+            return False
+        return super().write((memoryview(parts[0])[_HEADER_BYTES:], *parts[1:]))
+
+    def _write_failed(self, error: OSError, parts: Sequence[Buffer]) -> bool:
+        self.counters.unwritten[error.errno or errno.EIO] += 1
+        return False
+
+
+def check_name(name: str) -> None:
+    """Raises TunError (EINVAL) for what the kernel does not take as an interface name."""
+    size = len(os.fsencode(name))
+    if not 1 <= size <= 15 or name in (".", "..") or any(c in "/:\0" or c.isspace() for c in name):
+        raise TunError(
+            errno.EINVAL, f"{name!r} is no interface name: take 1 to 15 bytes without a slash, a colon or a space"
+        )
+
+
+def _open_device() -> int:
+    try:
+        return os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
+            advice = f"{_DEVICE} is missing: load the driver with 'modprobe tun', or give the container that device"
+        elif error.errno in (errno.EPERM, errno.EACCES):
+            advice = f"{_DEVICE} may not be opened: run as root, or allow the container that device"
+        else:
+            advice = f"{_DEVICE} cannot be opened: {error.strerror}"
+        raise TunError(error.errno, advice) from error
+
+
+def _attach(fileno: int, name: str) -> str:
+    try:
+        return tun_ioctl.attach(fileno, name, tun_ioctl.IFF_TUN | tun_ioctl.IFF_NO_PI | tun_ioctl.IFF_VNET_HDR)
+    except OSError as error:
+        advice = {
+            errno.EPERM: f"making the interface {name} needs CAP_NET_ADMIN: run as root",
+            errno.EBUSY: f"another process holds the interface {name}: stop that one, or choose another name",
+            errno.EINVAL: f"an interface {name} exists that is no TUN to take over: delete it, or choose another name",
+        }
+        sentence = advice.get(error.errno or 0, f"cannot make the interface {name}: {error.strerror}")
+        raise TunError(error.errno, sentence) from error
+
+
+def _set_up(name: str, mtu: int) -> None:
+    try:
+        tun_ioctl.set_mtu(name, mtu)
+    except PermissionError:
+        # An unprivileged owner of a persistent TUN may use it but not configure it.
+        return
+    except OSError as error:
+        raise TunError(error.errno, f"the interface {name} cannot have an MTU of {mtu}: {error.strerror}") from error
+    try:
+        tun_ioctl.set_queue_length(name, _QUEUE_PACKETS)
+    except OSError:
+        return
+
+
+def _enable_offloads(fileno: int, tso: bool, uso: bool) -> TunOffloads:
+    """UDP super-packets need Linux 6.2; TCP ones every kernel has."""
+    has_tso = tso and tun_ioctl.accepts_offloads(fileno, _TSO)
+    has_uso = has_tso and uso and tun_ioctl.accepts_offloads(fileno, _TSO | _USO)
+    if not has_tso:
+        tun_ioctl.accepts_offloads(fileno, 0)
+    return TunOffloads(has_tso, has_uso)

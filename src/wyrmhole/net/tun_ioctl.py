@@ -1,0 +1,82 @@
+"""The TUN driver's and the interface ioctls that are used, with their numbers (linux/if_tun.h, netdevice(7))."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import platform
+import socket
+import struct
+
+_READ_FIRST = platform.machine().startswith(("mips", "ppc", "sparc", "alpha"))
+"""These architectures encode the direction of an ioctl in three bits instead of two."""
+
+
+def _number(reads: bool, number: int) -> int:
+    """An ioctl of type 'T' with an int as its nominal argument; `reads`: the kernel fills it in, else it takes it."""
+    direction = ((2 if reads else 4) << 29) if _READ_FIRST else ((2 if reads else 1) << 30)
+    return direction | (4 << 16) | (ord("T") << 8) | number
+
+
+TUNSETIFF = _number(False, 202)
+TUNSETOFFLOAD = _number(False, 208)
+TUNGETIFF = _number(True, 210)
+TUNSETVNETHDRSZ = _number(False, 216)
+TUNGETDEVNETNS = ((1 << 29) if _READ_FIRST else 0) | (ord("T") << 8) | 227
+
+IFF_TUN = 0x0001
+IFF_TAP = 0x0002
+IFF_NO_PI = 0x1000
+IFF_VNET_HDR = 0x4000
+
+TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TUN_F_USO4, TUN_F_USO6 = 0x01, 0x02, 0x04, 0x20, 0x40
+
+_SIOCSIFMTU = 0x8922
+_SIOCSIFTXQLEN = 0x8943
+
+_NAME_FLAGS = struct.Struct("@16sH22x")
+_NAME_INT = struct.Struct("@16si20x")
+
+
+def attach(tun: int, name: str, flags: int) -> str:
+    """Make or take over the interface; returns its name, which a template (wg%d) does not tell. Raises OSError."""
+    reply = fcntl.ioctl(tun, TUNSETIFF, _NAME_FLAGS.pack(os.fsencode(name), flags))
+    return _parse_name(reply)
+
+
+def get_interface(tun: int) -> tuple[str, int]:
+    """The present name and the flags of the interface behind a TUN descriptor. Raises OSError: EBADFD when gone."""
+    reply = fcntl.ioctl(tun, TUNGETIFF, bytes(_NAME_FLAGS.size))
+    return _parse_name(reply), _NAME_FLAGS.unpack(reply)[1]
+
+
+def set_header_size(tun: int, size: int) -> None:
+    fcntl.ioctl(tun, TUNSETVNETHDRSZ, struct.pack("@i", size))
+
+
+def accepts_offloads(tun: int, flags: int) -> bool:
+    """Ask for these TUN_F_ offloads, in place of what was set before. False: refused, and nothing changed."""
+    try:
+        fcntl.ioctl(tun, TUNSETOFFLOAD, flags)
+    except OSError:
+        return False
+    return True
+
+
+def set_mtu(name: str, mtu: int) -> None:
+    """Of an interface in the network namespace of this thread. Raises OSError: EINVAL for an MTU out of range."""
+    _set_number(name, _SIOCSIFMTU, mtu)
+
+
+def set_queue_length(name: str, packets: int) -> None:
+    _set_number(name, _SIOCSIFTXQLEN, packets)
+
+
+def _set_number(name: str, request: int, value: int) -> None:
+    # Any socket does; a Unix one is there even without the internet families.
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
+        fcntl.ioctl(sock, request, _NAME_INT.pack(os.fsencode(name), value))
+
+
+def _parse_name(reply: bytes) -> str:
+    return os.fsdecode(reply[:16].split(b"\0", 1)[0])
