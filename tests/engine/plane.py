@@ -176,14 +176,17 @@ class EnginePlane:
         self.engine.attach_tun(self.tun)
         self.engine.attach_bind(self.bind, 51820)
         self.queue_depth = 0
+        self.number = 0
+        """Set by the world: the node's own inner address."""
+        self._numbers: dict[PeerId, int] = {}
         self._reports: deque[Report] = deque()
 
     def __getattr__(self, name: str) -> object:
         return getattr(self.engine, name)
 
-    def add_peer(self, peer: PeerId) -> None:
-        self.engine.add_peer(peer)
-        self.engine.insert_allowed_ip(peer, Prefix(4, int.from_bytes(inner_address(peer), "big"), 32))
+    def insert_allowed_ip(self, peer: PeerId, prefix: Prefix) -> None:
+        self._numbers[peer] = prefix.network >> 8 & 0xFFFF
+        self.engine.insert_allowed_ip(peer, prefix)
 
     @property
     def reports(self) -> deque[Report]:
@@ -211,8 +214,7 @@ class EnginePlane:
         return dict(self.engine._tables.indices)
 
     def send_packet(self, peer: PeerId, payload: bytes) -> None:
-        # The receiver checks the source against the address it gave its peer, number 1 in a pair; both use 1.
-        self.tun.inject(PLAIN + packet(peer, peer, payload))
+        self.tun.inject(PLAIN + packet(self.number, self._numbers[peer], payload))
         self.engine.turn()
 
     def receive(self, datagram: bytes, endpoint: Endpoint) -> None:

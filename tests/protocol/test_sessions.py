@@ -1,4 +1,7 @@
-"""Two interfaces, bytes moved by hand, a virtual clock: handshakes, timers, rekeying and loss."""
+"""Two interfaces, bytes moved by hand, a virtual clock: handshakes, timers, rekeying and loss.
+
+Every scenario runs twice: over the model data plane, and over the portable engine's real steps.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tests.protocol.world import MS, Flight, Node, World, lose
+from tests.engine.plane import EnginePlane
+from tests.protocol.world import MS, Flight, ModelPlane, Node, World, lose
 from wyrmhole.protocol.constants import REKEY_TIMEOUT_JITTER, SECOND, Timings
 from wyrmhole.protocol.events import HandshakeCompleted, HandshakeGaveUp, SessionExpired
 from wyrmhole.protocol.keys import PresharedKey
@@ -18,6 +22,14 @@ from wyrmhole.wire.messages import (
     MESSAGE_RESPONSE,
     MESSAGE_TRANSPORT,
 )
+
+
+@pytest.fixture(params=["model", "portable"], autouse=True)
+def plane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    name = str(request.param)
+    monkeypatch.setattr(World, "make_plane", {"model": ModelPlane, "portable": EnginePlane}[name])
+    return name
+
 
 TICK = 1 << TICK_SHIFT
 KEEPALIVE_SIZE = 32

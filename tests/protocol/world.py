@@ -13,6 +13,7 @@ import struct
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from wyrmhole.protocol.constants import MAX_STAGED_PACKETS, SECOND, Timings
 from wyrmhole.protocol.data_plane import (
@@ -69,6 +70,7 @@ class ModelPlane:
         self.owned: dict[Prefix, PeerId] = {}
         self.nonces: set[tuple[int, int, int]] = set()
         self.queue_depth = 0
+        self.number = 0
 
     # What the protocol calls.
 
@@ -311,7 +313,9 @@ class Node:
     def __init__(self, world: World, name: str, endpoint: Endpoint, key_seed: int) -> None:
         self.world, self.name, self.endpoint = world, name, endpoint
         self.wall_offset = 1_700_000_000 * SECOND
-        self.plane = ModelPlane(world.clock, self._transmit)
+        self.number = len(world.nodes) + 1
+        self.plane = world.make_plane(world.clock, self._transmit)
+        self.plane.number = self.number
         self.interface = Interface(
             self.plane, random=world.random.randbytes, wall_clock=self._wall, now=world.now, timings=world.timings
         )
@@ -328,6 +332,7 @@ class Node:
     def know(self, other: Node, *, endpoint: bool = True, psk: PresharedKey | None = None) -> Peer:
         peer = self.interface.add_peer(other.key.public_key())
         assert peer is not None
+        self.interface.insert_allowed_ip(peer, Prefix(4, 10 << 24 | other.number << 8 | 1, 32))
         if endpoint:
             self.interface.set_endpoint(peer, other.endpoint)
         self.interface.set_preshared_key(peer, psk)
@@ -356,6 +361,9 @@ class Node:
 
 class World:
     """Virtual time in ns. `filters` see each datagram: return the flights to carry on with ([] to lose it)."""
+
+    make_plane: Any = ModelPlane
+    """What moves the packets: tests of an engine put theirs here."""
 
     def __init__(self, *, seed: int = 1, delay: int = 5 * MS, timings: Timings | None = None) -> None:
         self.now = 1000 * SECOND

@@ -65,7 +65,9 @@ def test_initial_sum_counts_like_a_word_in_front(data: bytes, initial: int) -> N
     assert checksum.checksum(data, initial) == checksum.checksum(initial.to_bytes(2, "big") + data)
 
 
-@given(st.binary(min_size=8, max_size=8) | st.binary(min_size=32, max_size=32), st.integers(0, 255), st.integers(0, 70000))
+@given(
+    st.binary(min_size=8, max_size=8) | st.binary(min_size=32, max_size=32), st.integers(0, 255), st.integers(0, 70000)
+)
 def test_pseudo_header(addresses: bytes, protocol: int, length: int) -> None:
     written = addresses + length.to_bytes(4, "big") + protocol.to_bytes(4, "big")
     assert checksum.pseudo_header_sum(addresses, protocol, length) == word_sum(written)
