@@ -36,6 +36,12 @@ def super_packet(segments: int) -> bytes:
     return virtio + ip + tcp + options + bytes(range(256)) * (MSS * segments // 256 + 1)
 
 
+def ping() -> bytes:
+    """A frame with 84 bytes of ICMP, as ping sends it."""
+    ip = struct.pack(">BBHHHBBH", 0x45, 0, 84, 1, 0x4000, 64, 1, 0) + bytes((10, 0, 0, 1, 10, 0, 0, 2))
+    return bytes(10) + ip[:10] + checksum(ip).to_bytes(2, "big") + ip[12:] + bytes(64)
+
+
 def keypair(local: int, remote: int, *, is_initiator: bool) -> KeypairParams:
     keys = (b"a" * 32, b"b" * 32) if is_initiator else (b"b" * 32, b"a" * 32)
     return KeypairParams(
@@ -45,6 +51,7 @@ def keypair(local: int, remote: int, *, is_initiator: bool) -> KeypairParams:
 
 def tables(local: int, remote: int, *, is_initiator: bool, allowed: str) -> Tables:
     made = Tables()
+    made.set_mac1_key(bytes(32))
     made.add_peer(1)
     made.set_endpoint(1, Endpoint("192.0.2.1", 51820))
     made.insert_allowed_ip(1, Prefix.parse(allowed))
@@ -59,8 +66,8 @@ def main(rounds: int) -> None:
     in_tables = tables(2, 1, is_initiator=False, allowed="10.0.0.1/32")
     outbound = Outbound(out_tables, lambda peer, view, size, tos: sent.append((bytes(view), size)), lambda packet: None)
     inbound = Inbound(in_tables, frames.append, lambda peer: None, Coalescer(tso=True, uso=True))
-    for segments in (1, 45):
-        frame = memoryview(super_packet(segments)[: 10 + 52 + MSS * segments])
+    for segments in (0, 1, 45):
+        frame = memoryview(super_packet(segments)[: 10 + 52 + MSS * segments] if segments else ping())
         times_out, times_in = [], []
         for _ in range(rounds):
             sent.clear()
@@ -74,10 +81,11 @@ def main(rounds: int) -> None:
             for each in received:
                 inbound.handle(each, 1)
             times_in.append(time.perf_counter() - start)
-            assert sum(len(frame.packets) for frame in frames) == segments, in_tables.drops
+            assert sum(len(frame.packets) for frame in frames) == (segments or 1), in_tables.drops
         for name, times in (("out", times_out), ("in", times_in)):
             median = sorted(times)[len(times) // 2]
-            print(f"{segments:3d} packets {name:3s}: {median * 1e6 / segments:6.2f} us per packet, {len(frames)} frames")
+            what = f"{segments} TCP packets" if segments else "ping"
+            print(f"{what:14s} {name:3s}: {median * 1e6 / (segments or 1):6.2f} us per packet, {len(frames)} frames")
 
 
 if __name__ == "__main__":

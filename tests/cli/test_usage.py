@@ -155,7 +155,7 @@ def test_a_daemon_that_stays_is_not_waited_for_without_end(monkeypatch: pytest.M
         raise SocketInUse("in use")
 
     monkeypatch.setattr(UapiListener, "create", create)
-    monkeypatch.setattr(wyrmholed, "PATIENCE_SECONDS", 0.0)
+    monkeypatch.setattr(wyrmholed, "RETRY_SECONDS", 0.0)
     with pytest.raises(SocketInUse):
         wyrmholed.open_listener(parse_settings(["wg0"], {}), "wg0")
 

@@ -6,6 +6,7 @@ TUN and a bind that are lists.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import struct
 from collections import Counter, deque
@@ -73,10 +74,8 @@ class ListTun:
         if self.gone:
             raise OSError(77, "File descriptor in bad state")
         if not self.to_read:
-            try:
+            with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._fd)
-            except BlockingIOError:
-                pass
             return 0
         frame = self.to_read.popleft()
         buffer[: len(frame)] = frame
@@ -123,10 +122,8 @@ class ListBind:
 
     def receive(self, fileno: int) -> Received | None:
         if not self.incoming:
-            try:
+            with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._fd)
-            except BlockingIOError:
-                pass
             return None
         return self.incoming.popleft()
 

@@ -12,6 +12,7 @@ Starting is a visible wait of `wg-quick up`: what is imported here is little, th
 from __future__ import annotations
 
 import errno
+import gc
 import os
 import signal
 import sys
@@ -32,10 +33,9 @@ if TYPE_CHECKING:
     from wyrmhole.net.tun import Tun
 
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-PATIENCE_SECONDS = 1.0
-"""How long a former daemon of the same name, on its way out, is waited for."""
-
+RETRIES = 50
 RETRY_SECONDS = 0.02
+"""Together a second: how long a former daemon of the same name, on its way out, is waited for."""
 
 _T = TypeVar("_T")
 
@@ -120,6 +120,8 @@ def run(settings: Settings) -> int:
     """Make the parts in the order in which they fail, go to the background, serve. Raises DeviceError."""
     from wyrmhole.cli.daemonize import go_to_background, inherited_descriptors, open_standard_descriptors
 
+    # Nothing made while starting is garbage; `serve` turns the collector on.
+    gc.disable()
     open_standard_descriptors()
     inherited = inherited_descriptors() - {settings.tun_fd, settings.uapi_fd}
     forbid_core_dumps()
@@ -167,14 +169,14 @@ def open_listener(settings: Settings, name: str) -> UapiListener:
 
 def patiently(make: Callable[[], _T], is_passing: Callable[[Exception], bool]) -> _T:
     """Try again for a while as long as the failure is one that a daemon on its way out causes."""
-    deadline = time.monotonic() + PATIENCE_SECONDS
-    while True:
+    for _ in range(RETRIES):
         try:
             return make()
         except Exception as error:
-            if not is_passing(error) or time.monotonic() > deadline:
+            if not is_passing(error):
                 raise
         time.sleep(RETRY_SECONDS)
+    return make()
 
 
 def forbid_core_dumps() -> None:
@@ -222,6 +224,8 @@ async def serve(
         await device.start()
         server.start()
         signalled = watch_signals()
+        gc.freeze()
+        gc.enable()
         announce()
         logger.debug("Device started")
         await first_of(signalled.wait(), device.wait_closed(), server.wait_ended())

@@ -15,14 +15,14 @@ from hashlib import blake2s
 from hmac import compare_digest
 
 from wyrmhole.engine.tables import EnginePeer, Tables
-from wyrmhole.net.bind import Received
+from wyrmhole.net.bind import Buffer, Received
 from wyrmhole.protocol.data_plane import KeyConfirmed
 from wyrmhole.protocol.drops import DropReason
 from wyrmhole.protocol.keypair import Keypair
 from wyrmhole.protocol.primitives import InvalidTag
 from wyrmhole.wire import ip, messages
 from wyrmhole.wire.messages import MESSAGE_TRANSPORT, TRANSPORT_HEADER
-from wyrmhole.wire.tun_offload import Coalescer, Frame
+from wyrmhole.wire.tun_offload import Coalescer, Frame, plain
 
 MAX_DATAGRAM = 65_535
 MAX_LAYOUTS = 64
@@ -52,18 +52,71 @@ class Inbound:
         """Everything that came from one sender at once."""
         view = received.view
         length = len(view)
-        size = received.segment_size or length
-        first = int.from_bytes(view[:4], "little")
-        if first == MESSAGE_TRANSPORT:
-            offset = 0
-            while offset < length:
-                # A train from one sender may change its key in the middle; each run has one.
-                offset = self._handle_run(received, offset, size, now)
+        size = received.segment_size
+        if not size or size >= length:
+            self._handle_one(received, view, length, now)
+            return
+        offset = 0
+        while offset < length:
+            # A train from one sender may change its key in the middle; each run has one.
+            offset = self._handle_run(received, offset, size, now)
+
+    def _handle_one(self, received: Received, view: memoryview, length: int, now: int) -> None:
+        """One datagram by itself: what a ping is, so its way is short. The same steps as for a train."""
+        tables = self._tables
+        if length < _OVERHEAD:
+            self._handle_other(view, received)
+            return
+        kind, index, counter = TRANSPORT_HEADER.unpack_from(view)
+        if kind != MESSAGE_TRANSPORT:
+            self._handle_other(view, received)
+            return
+        entry = tables.indices.get(index)
+        if entry is None:
+            tables.drops[DropReason.UNKNOWN_INDEX] += 1
+            return
+        peer, keypair = entry
+        if now >= keypair.reject_at:
+            tables.drops[DropReason.KEY_EXPIRED] += 1
+            return
+        place = self._plain[: length - _OVERHEAD]
+        try:
+            keypair.receive.open(_COUNTER_PREFIX + counter.to_bytes(8, "little"), view[16:], None, place)
+        except InvalidTag:
+            tables.drops[DropReason.BAD_TAG] += 1
+            return
+        if counter >= keypair.reject_after_messages:
+            tables.drops[DropReason.MESSAGE_LIMIT] += 1
+        elif not keypair.window.accept(counter):
+            tables.drops[DropReason.REPLAYED] += 1
         else:
-            for offset in range(0, length, max(size, 1)):
-                self._handle_other(view[offset : offset + size], received)
-            if not length:
-                self._tables.drops[DropReason.TOO_SHORT] += 1
+            self._authenticated(peer, keypair, received, length, now)
+            if len(place):
+                self._deliver_one(peer, keypair, place, received.tos & ip.ECN_MASK, now)
+
+    def _deliver_one(self, peer: EnginePeer, keypair: Keypair, packet: memoryview, outer_ecn: int, now: int) -> None:
+        tables = self._tables
+        tables.note_data_received(peer, now)
+        if now >= keypair.rekey_receive_at:
+            tables.ask_rekey(peer, keypair)
+        total = ip.length_of(packet)
+        if not total:
+            tables.drops[DropReason.NOT_IP] += 1
+        elif tables.route(bytes(packet[12:16] if packet[0] < 0x50 else packet[8:24])) is not peer:
+            tables.drops[DropReason.BAD_SOURCE] += 1
+        else:
+            marked = self._marked(packet[:total], outer_ecn) if outer_ecn else packet[:total]
+            if marked is not None:
+                self._write(plain(marked))
+
+    def _marked(self, packet: memoryview, outer_ecn: int) -> Buffer | None:
+        """The packet with the ECN bits that follow from the outer ones (RFC 6040, rule M48); None: dropped."""
+        inner_ecn = ip.ecn_of(packet)
+        ecn = ip.decapsulate_ecn(outer_ecn, inner_ecn)
+        if ecn is None:
+            self._tables.drops[DropReason.ECN_MARKED] += 1
+            return None
+        return packet if ecn == inner_ecn else ip.with_ecn(packet, ecn)
 
     def _handle_run(self, received: Received, offset: int, size: int, now: int) -> int:
         """Data under one receiver index from `offset` on; returns where the next run begins."""
@@ -82,7 +135,7 @@ class Inbound:
         if total:
             self._authenticated(peer, keypair, received, total, now)
             if opened:
-                self._deliver(peer, keypair, opened, now)
+                self._deliver(peer, keypair, opened, received.tos & ip.ECN_MASK, now)
         return stop
 
     def _open_run(
@@ -138,7 +191,7 @@ class Inbound:
             self._confirmed(peer)
         tables.note_received(peer, total, now)
 
-    def _deliver(self, peer: EnginePeer, keypair: Keypair, opened: list[memoryview], now: int) -> None:
+    def _deliver(self, peer: EnginePeer, keypair: Keypair, opened: list[memoryview], outer_ecn: int, now: int) -> None:
         tables = self._tables
         tables.note_data_received(peer, now)
         if now >= keypair.rekey_receive_at:
@@ -157,7 +210,11 @@ class Inbound:
                     tables.drops[DropReason.BAD_SOURCE] += 1
                     continue
                 allowed = source
-            add(packet if total == len(packet) else packet[:total])
+            inner: Buffer | None = packet if total == len(packet) else packet[:total]
+            if outer_ecn:
+                inner = self._marked(packet[:total], outer_ecn)
+            if inner is not None:
+                add(inner)
         for frame in self.coalescer.take():
             self._write(frame)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from wyrmhole.engine.tables import EnginePeer, Tables
+from wyrmhole.engine.tables import NO_SOCKADDR, EnginePeer, Tables
 from wyrmhole.protocol.drops import DropReason
 from wyrmhole.protocol.keypair import Keypair
 from wyrmhole.wire import ip
@@ -70,24 +70,58 @@ class Outbound:
     def handle_frame(self, frame: memoryview, now: int) -> None:
         """One frame from the TUN: a 10-byte virtio header and a packet or super-packet."""
         tables = self._tables
-        packet = frame[VIRTIO_HEADER_SIZE:]
-        destination = ip.destination_bytes(packet)
+        if frame[0] == 0 and frame[1] == GSO_NONE:
+            self._handle_plain(bytes(frame[VIRTIO_HEADER_SIZE:]), now)
+            return
+        destination = ip.destination_bytes(frame[VIRTIO_HEADER_SIZE:])
         if destination is None:
             tables.drops[DropReason.MALFORMED_FRAME] += 1
             return
-        peer = tables.route(destination)
-        if peer is None or peer.sockaddr[1] == 0:
-            self._refuse(packet, peer)
-            return
         try:
-            packets = [bytes(packet)] if frame[0] == 0 and frame[1] == GSO_NONE else split(frame)
+            packets = split(frame)
         except OffloadError:
             tables.drops[DropReason.MALFORMED_FRAME] += 1
             return
-        if self._is_loop(packets[0], peer):
+        peer = tables.route(destination)
+        if peer is None or peer.sockaddr is NO_SOCKADDR or tables.mac1_key is None:
+            self._refuse(packets[0], peer)
+        elif self._is_loop(packets[0], peer):
             tables.drops[DropReason.ROUTE_LOOP] += len(packets)
+        else:
+            self.send_packets(peer, packets, now)
+
+    def _handle_plain(self, packet: bytes, now: int) -> None:
+        """One packet by itself: what a ping is, so its way is short. The same steps as for many."""
+        tables = self._tables
+        length = len(packet)
+        first = packet[0] if length else 0
+        if 0x45 <= first <= 0x4F and length >= 20:
+            destination, protocol, tos = packet[16:20], packet[9], packet[1] & ip.ECN_MASK
+        elif first >> 4 == 6 and length >= 40:
+            destination, protocol, tos = packet[24:40], packet[6], packet[1] >> 4 & ip.ECN_MASK
+        else:
+            tables.drops[DropReason.MALFORMED_FRAME] += 1
             return
-        self.send_packets(peer, packets, now)
+        peer = tables.routes.get(destination) or tables.route(destination)
+        if peer is None or peer.sockaddr is NO_SOCKADDR or tables.mac1_key is None:
+            self._refuse(packet, peer)
+            return
+        if protocol == ip.PROTOCOL_UDP and self._is_loop(packet, peer):
+            tables.drops[DropReason.ROUTE_LOOP] += 1
+            return
+        keypair = peer.keypairs.current
+        if peer.staged or keypair is None or not keypair.can_send(now):
+            tables.stage(peer, packet)
+            return
+        padding = padding_of(length, tables.mtu)
+        if padding:
+            packet += _ZEROS[:padding]
+        self._seal_one(peer, keypair, packet, tos)
+        tables.note_sent(peer, length + padding + OVERHEAD, now)
+        if not peer.data_sent_since:
+            tables.note_data_sent(peer, now)
+        if now >= keypair.rekey_send_at or keypair.send_counter > keypair.rekey_after_messages:
+            tables.ask_rekey(peer, keypair)
 
     def send_packets(self, peer: EnginePeer, packets: list[bytes], now: int) -> None:
         """Seal IP packets for the peer in order, or stage those for which there is no key."""
@@ -111,13 +145,13 @@ class Outbound:
 
     def send_keepalive(self, peer: EnginePeer, now: int) -> None:
         """An empty packet; without a usable key one is asked for."""
-        if peer.sockaddr[1] == 0 or peer.staged:
+        if peer.sockaddr is NO_SOCKADDR or peer.staged:
             return
         keypair = peer.keypairs.current
         if keypair is None or not keypair.can_send(now):
             self._tables.want_key(peer)
             return
-        self._seal_run(peer, keypair, [b""], 0)
+        self._seal_one(peer, keypair, b"", 0)
         self._tables.note_sent(peer, OVERHEAD, now)
 
     def flush(self) -> None:
@@ -147,6 +181,22 @@ class Outbound:
         self._tables.note_sent(peer, sent, now)
         self._tables.note_data_sent(peer, now)
 
+    def _seal_one(self, peer: EnginePeer, keypair: Keypair, packet: bytes, tos: int) -> None:
+        """Seal one padded packet into the present train, or begin the next."""
+        size = len(packet) + OVERHEAD
+        train = self._train_for(peer, size, tos)
+        start = train.length
+        wire = train.wire
+        counter = keypair.send_counter
+        keypair.send_counter = counter + 1
+        TRANSPORT_HEADER.pack_into(wire, start, MESSAGE_TRANSPORT, keypair.remote_index, counter)
+        nonce = _COUNTER_PREFIX + counter.to_bytes(8, "little")
+        keypair.send.seal(nonce, packet, None, wire[start + 16 : start + size])
+        train.count += 1
+        train.length = start + size
+        if size < train.size:
+            train.closed = True
+
     def _seal_run(self, peer: EnginePeer, keypair: Keypair, run: list[bytes], tos: int) -> None:
         """Seal packets of one padded size into trains."""
         size = len(run[0]) + OVERHEAD
@@ -154,14 +204,12 @@ class Outbound:
         done = 0
         while done < len(run):
             train = self._train_for(peer, size, tos)
-            room = len(layout) - train.count if train.size == size else 1
-            part = run[done : done + room]
-            if train.size == size:
-                places = layout[train.count : train.count + len(part)]
-            else:
-                places = [(train.length, train.wire[train.length + 16 : train.length + size])]
-                train.closed = True
-            self._seal_into(train, keypair, part, places)
+            if train.size != size:
+                self._seal_one(peer, keypair, run[done], tos)
+                done += 1
+                continue
+            part = run[done : done + len(layout) - train.count]
+            self._seal_into(train, keypair, part, layout[train.count : train.count + len(part)])
             train.count += len(part)
             train.length += size * len(part)
             done += len(part)
@@ -209,16 +257,19 @@ class Outbound:
             self._layouts[size] = layout
         return layout
 
-    def _refuse(self, packet: memoryview, peer: EnginePeer | None) -> None:
-        """No peer, or none whose address is known: the sender is told (rule M46)."""
-        reason = DropReason.NO_ROUTE if peer is None else DropReason.NO_ENDPOINT
+    def _refuse(self, packet: bytes, peer: EnginePeer | None) -> None:
+        """No peer, none whose address is known (rule M46), or no key of our own: the sender is told."""
+        if peer is None:
+            reason = DropReason.NO_ROUTE
+        else:
+            reason = DropReason.NO_ENDPOINT if peer.sockaddr is NO_SOCKADDR else DropReason.NO_PRIVATE_KEY
         self._tables.drops[reason] += 1
-        self._answer(bytes(packet))
+        self._answer(packet)
 
     def _is_loop(self, packet: bytes, peer: EnginePeer) -> bool:
         """Our own datagram to this peer's endpoint, routed back into the tunnel: it would grow without end."""
         ports = ip.udp_ports(packet)
-        if ports is None or ports != (self._tables.listen_port, peer.sockaddr[1]):
+        if ports != (self._tables.listen_port, peer.sockaddr[1]):
             return False
         return ip.text_of(ip.destination_bytes(packet)) == peer.sockaddr[0]
 

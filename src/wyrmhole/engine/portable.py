@@ -77,7 +77,7 @@ class PortableEngine:
         self._closed = False
         self._now = 0
         self._wrote = False
-        self._tun_readable = False
+        self._is_burst = False
         self._stale: list[EnginePeer] = []
         self._answers = ANSWER_BURST
         self._answers_at = 0
@@ -126,12 +126,12 @@ class PortableEngine:
         return taken
 
     def drops(self) -> Mapping[DropReason, int]:
-        return dict(self._tables.drops)
+        return {reason: count for reason, count in self._tables.drops.items() if count}
 
     # DataPlane: changes
 
     def set_mac1_key(self, key: bytes | None) -> None:
-        self._post(setattr, self._tables, "mac1_key", key)
+        self._post(self._tables.set_mac1_key, key)
 
     def add_peer(self, peer: PeerId) -> None:
         self._post(self._tables.add_peer, peer)
@@ -259,7 +259,7 @@ class PortableEngine:
         tun_fd = -1 if tun is None else tun.fileno()
         events_fd = -1 if tun is None else tun.events_fileno()
         self._wrote = False
-        readable = self._tun_readable
+        readable = False
         for fd, what in events:
             if fd == tun_fd:
                 readable = True
@@ -303,6 +303,9 @@ class PortableEngine:
             if received is None:
                 break
             self._inbound.handle(received, now)
+            if not received.segment_size:
+                # A lone datagram has rarely another behind it, and a poll costs less than to ask in vain.
+                break
         if bind.take_stale_sources():
             self._stale = [peer for peer in self._tables.peers.values() if peer.source is not None]
 
@@ -310,16 +313,20 @@ class PortableEngine:
         frame, now = self._frame, self._now
         handle = self._outbound.handle_frame
         total = 0
-        self._tun_readable = False
         try:
-            for _ in range(READS_PER_TURN):
+            for count in range(READS_PER_TURN):
                 length = tun.read_into(frame)
                 if not length:
+                    self._is_burst = count > 1
                     return
                 handle(frame[:length], now)
+                if count == 0 and not self._is_burst:
+                    # Alone, as far as the last turn tells: it need not wait for the next read.
+                    self._outbound.flush()
                 total += length
                 if total >= BYTES_PER_TURN:
-                    return
+                    break
+            self._is_burst = True
         except OSError:
             self._handle_tun_events()
             self._tun_gone()

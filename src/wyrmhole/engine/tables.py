@@ -7,7 +7,6 @@ no thread). It knows no socket: what a call wants sent goes through `transmit`, 
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable
 
 from wyrmhole.engine.contract import EngineReport
 from wyrmhole.protocol.allowed_ips import AllowedIPs
@@ -252,6 +251,9 @@ class Tables:
         if it is not None and self.allowed_ips.remove(prefix, it):
             self.routes.clear()
 
+    def set_mac1_key(self, key: bytes | None) -> None:
+        self.mac1_key = key
+
     def set_endpoint(self, peer: PeerId, endpoint: Endpoint | None, source: Source | None = None) -> None:
         it = self.peers.get(peer)
         if it is not None:
@@ -320,6 +322,3 @@ class Tables:
             peer.sockaddr = sockaddr
             self.report(Roamed(peer.id, Endpoint.from_sockaddr(sockaddr)))
         peer.source = source
-
-
-Transmit = Callable[[EnginePeer, bytes], None]

@@ -79,7 +79,8 @@ class LinuxTun:
     def from_fd(fileno: int, *, tso: bool = True, uso: bool = True) -> LinuxTun:
         """Use a TUN that another process opened, with or without virtio headers; the MTU is left as it is.
 
-        Raises TunError, and leaves the descriptor open, when it is no TUN, or one of packet-information frames.
+        It must have been opened with IFF_NO_PI, which the kernel does not tell. Raises TunError, and leaves the
+        descriptor open, when it is no TUN.
         """
         try:
             _name, flags = tun_ioctl.get_interface(fileno)
@@ -87,8 +88,8 @@ class LinuxTun:
             os.set_inheritable(fileno, False)
         except OSError as error:
             raise TunError(error.errno, f"descriptor {fileno} is no TUN interface: pass an open one") from error
-        if flags & tun_ioctl.IFF_TAP or not flags & tun_ioctl.IFF_NO_PI:
-            raise TunError(errno.EINVAL, f"descriptor {fileno} must be opened with IFF_TUN and IFF_NO_PI")
+        if flags & tun_ioctl.IFF_TAP:
+            raise TunError(errno.EINVAL, f"descriptor {fileno} is a TAP: pass one opened with IFF_TUN and IFF_NO_PI")
         if not flags & tun_ioctl.IFF_VNET_HDR:
             tun_ioctl.accepts_offloads(fileno, 0)
             return _HeaderlessTun(fileno, TunOffloads(tso=False, uso=False))

@@ -15,9 +15,9 @@ from wyrmhole.wire.endpoint import SockAddr
 UDP_SEGMENT = 103
 UDP_GRO = 104
 
-IPV4_MAX_BYTES = 65_507
-IPV6_MAX_BYTES = 65_527
-"""The most one message may hold: 65,535 less the UDP header and, for IPv4, less the IP header."""
+MAX_TRAIN_BYTES = 65_469
+"""65,535 less IPv6, UDP and tagged Ethernet headers. The kernel takes up to 65,507 (IPv4) or 65,527 (IPv6) bytes, but
+cuts a train whose frame exceeds 65,535 into datagrams right away, before the device could carry it whole."""
 
 MAX_SEGMENTS = 128
 OLD_MAX_SEGMENTS = 64

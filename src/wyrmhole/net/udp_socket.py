@@ -11,7 +11,7 @@ every remedy below may send it again without making duplicates:
 - EIO with a train: the device below cannot segment or checksum. No more trains on this socket, and this one as single
   datagrams.
 - EMSGSIZE with a train: its datagrams exceed the path MTU. Single datagrams get through, as IP fragments, because the
-  don't-fragment bit is not set. Remembered for that destination for a while.
+  don't-fragment bit is not set. Remembered for that destination, for a thousand trains or until routes change.
 - EINVAL with a train: more than 64 datagrams on an older kernel (the limit is lowered), or the same as EMSGSIZE on an
   older kernel (the path MTU tells), or else a kernel that refuses trains: single datagrams, and if these pass no more
   trains.
@@ -27,7 +27,6 @@ import errno
 import os
 import select
 import socket
-import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -46,9 +45,10 @@ _IP_MTU_DISCOVER = 10
 _IPV6_MTU_DISCOVER = 23
 _PMTUDISC_DONT = 0
 
-_SEND_WAIT_SECONDS = 0.010
-_SEND_ATTEMPTS = 4
-_OVERSIZED_SECONDS = 60.0
+_WAIT_MILLISECONDS = 1
+_WAITS = 10
+_SEND_ATTEMPTS = 12
+_OVERSIZED_TRAINS = 1000
 _OVERSIZED_LIMIT = 1024
 _CONTROLS_LIMIT = 4096
 _REVIVE_BACKOFF = (0.05, 0.25, 1.0, 5.0)
@@ -111,12 +111,12 @@ class UdpSocket:
         self.gso = False
         self.gro = False
         self.max_segments = udp_offload.MAX_SEGMENTS
-        self.max_bytes = udp_offload.IPV4_MAX_BYTES if family == socket.AF_INET else udp_offload.IPV6_MAX_BYTES
+        self.max_bytes = udp_offload.MAX_TRAIN_BYTES
         self.controls: dict[tuple[int, bytes | None, int], Sequence[tuple[int, int, bytes]]] = {}
-        self.oversized: dict[SockAddr, tuple[int, float]] = {}
-        self._wait_until = 0.0
+        self.oversized: dict[SockAddr, tuple[int, int]] = {}
+        self._waits = 0
         self._revivals = 0
-        self._revived_at = 0.0
+        self._quiet_timer = -1
         self._timer_waits = False
         sock = self._create()
         try:
@@ -154,6 +154,9 @@ class UdpSocket:
 
     def close(self) -> None:
         self._socket.close()
+        if self._quiet_timer >= 0:
+            os.close(self._quiet_timer)
+            self._quiet_timer = -1
 
     def set_mark(self, mark: int) -> None:
         if not self._timer_waits:
@@ -187,7 +190,7 @@ class UdpSocket:
         self, data: Sequence[Buffer], segment_size: int, sockaddr: SockAddr, source: bytes | None, tos: int
     ) -> SendOutcome:
         """Send a train that the fast path may not send whole: too long, or trains are off (for that destination)."""
-        self._wait_until = 0.0
+        self._waits = _WAITS
         return self._send_train(_joined(data), segment_size, sockaddr, source, tos)
 
     def recover(
@@ -200,7 +203,7 @@ class UdpSocket:
         tos: int,
     ) -> SendOutcome:
         """Do what can be done after `sendmsg` failed with errno `number`. The outcome covers the whole message."""
-        self._wait_until = 0.0
+        self._waits = _WAITS
         return self._settle(number, _joined(data), segment_size, sockaddr, source, tos)
 
     def _send_train(
@@ -291,34 +294,30 @@ class UdpSocket:
         self.counters.gso_fallbacks += 1
 
     def _wait_writable(self) -> bool:
-        """Wait for room in the socket, within what one `send` may wait in all."""
-        started = time.monotonic()
-        if not self._wait_until:
-            self._wait_until = started + _SEND_WAIT_SECONDS
-        left = self._wait_until - started
-        if left <= 0:
+        """Wait a little for room in the socket. False: one `send` has waited as long as it may, 10 ms in all."""
+        if not self._waits:
             return False
+        self._waits -= 1
         poller = select.poll()
         poller.register(self._socket.fileno(), select.POLLOUT)
-        return bool(poller.poll(left * 1000))
+        poller.poll(_WAIT_MILLISECONDS)
+        return True
 
     def _is_oversized(self, sockaddr: SockAddr, segment_size: int) -> bool:
-        known = self.oversized.get(sockaddr)
-        if known is None:
+        size, trains_left = self.oversized.get(sockaddr, (0, 0))
+        if not size or segment_size < size:
             return False
-        size, expiry = known
-        if time.monotonic() >= expiry:
+        if not trains_left:
             del self.oversized[sockaddr]
             return False
-        if segment_size < size:
-            return False
+        self.oversized[sockaddr] = (size, trains_left - 1)
         self.counters.fragmented_trains += 1
         return True
 
     def _remember_oversized(self, sockaddr: SockAddr, segment_size: int) -> None:
         if len(self.oversized) >= _OVERSIZED_LIMIT:
             del self.oversized[next(iter(self.oversized))]
-        self.oversized[sockaddr] = (segment_size, time.monotonic() + _OVERSIZED_SECONDS)
+        self.oversized[sockaddr] = (segment_size, _OVERSIZED_TRAINS)
         self.counters.fragmented_trains += 1
 
     # Receiving
@@ -328,10 +327,8 @@ class UdpSocket:
         if self._timer_waits and not timerfd.take_expiry(self.fileno()):
             return
         timer_fired, self._timer_waits = self._timer_waits, False
-        started = time.monotonic()
-        if started - self._revived_at > _REVIVE_QUIET_SECONDS:
+        if self._was_quiet():
             self._revivals = 0
-        self._revived_at = started
         self._revivals += 1
         if not timer_fired and self._revivals > 1:
             self._sleep_instead()
@@ -342,12 +339,24 @@ class UdpSocket:
             self.counters.receive_errors[error.errno or errno.EIO] += 1
             self._sleep_instead()
 
+    def _was_quiet(self) -> bool:
+        """Whether there was no call for a minute; so a socket that lived for long is replaced at once when it dies."""
+        try:
+            if self._quiet_timer < 0:
+                self._quiet_timer = timerfd.open_timer()
+            expired = timerfd.take_expiry(self._quiet_timer)
+            timerfd.arm(self._quiet_timer, _REVIVE_QUIET_SECONDS)
+        except OSError:
+            return False
+        return expired
+
     def _replace(self) -> None:
         fileno = self.fileno()
         with self._create() as fresh:
             os.dup2(fresh.fileno(), fileno, inheritable=False)
+        heir = self.options.factory(self.family, socket.SOCK_DGRAM, socket.IPPROTO_UDP, fileno)
         self._socket.detach()
-        self._use(self.options.factory(self.family, socket.SOCK_DGRAM, socket.IPPROTO_UDP, fileno))
+        self._use(heir)
         self._socket.setblocking(False)
         self._socket.bind(self._wildcard(self.port))
         self.counters.reopened += 1

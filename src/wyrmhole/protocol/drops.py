@@ -30,6 +30,7 @@ class DropReason(Enum):
     REPLAYED = "replayed"
     NOT_IP = "not_ip"  # authenticated, but its length or version is no IP packet
     BAD_SOURCE = "bad_source"  # the inner source is not this peer's
+    ECN_MARKED = "ecn_marked"  # congestion outside, and the inner packet cannot carry the mark (RFC 6040)
     TUN_WRITE_FAILED = "tun_write_failed"
     REPORT_QUEUE_FULL = "report_queue_full"
     INTERNAL_ERROR = "internal_error"  # a bug: the batch was given up and the tunnel went on

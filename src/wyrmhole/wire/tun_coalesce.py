@@ -31,7 +31,7 @@ from wyrmhole.wire.virtio import F_NEEDS_CSUM, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4,
 MAX_PACKET = 65535
 """Length of a super-packet at most, its IP header included: what one TUN frame takes."""
 MAX_UDP_SEGMENTS = 64
-"""UDP_MAX_SEGMENTS of kernels before 6.10."""
+"""UDP_MAX_SEGMENTS of kernels before 6.9."""
 MAX_TCP_SEGMENTS = 1023
 """One part per segment and one for the headers: IOV_MAX of a gathering write is 1024."""
 

@@ -6,8 +6,7 @@ Integers are in the byte order of the machine. Offsets count from the start of t
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
-from typing import Self
+from typing import NamedTuple, Self
 
 from wyrmhole.wire.buffer import Buffer
 
@@ -32,8 +31,7 @@ class OffloadError(ValueError):
     """The virtio header does not fit the packet behind it, or is none."""
 
 
-@dataclass(frozen=True, slots=True)
-class VirtioHeader:
+class VirtioHeader(NamedTuple):
     """`header_length` is a hint: IP and transport header together. `gso_size` is the payload of one segment."""
 
     flags: int = 0
@@ -48,13 +46,11 @@ class VirtioHeader:
         """The header at the start of a frame. Raises OffloadError when the frame is shorter than one."""
         if len(frame) < VIRTIO_HEADER_SIZE:
             raise OffloadError("a TUN frame is shorter than its virtio header")
-        return cls(*_LAYOUT.unpack_from(frame))
+        return cls._make(_LAYOUT.unpack_from(frame))
 
     def emit(self) -> bytes:
         """10 bytes. Raises OffloadError when a field is out of range."""
         try:
-            return _LAYOUT.pack(
-                self.flags, self.gso_type, self.header_length, self.gso_size, self.csum_start, self.csum_offset
-            )
+            return _LAYOUT.pack(*self)
         except struct.error as error:
             raise OffloadError(f"a field of a virtio header is out of range: {error}") from None

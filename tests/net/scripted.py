@@ -1,0 +1,82 @@
+"""A socket that fails as a script says: for errors that a healthy machine does not produce."""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from wyrmhole.net import sticky, udp_offload
+
+ANY_SOCKADDR = ("192.0.2.1", 9)
+
+
+@dataclass
+class Attempt:
+    """One `sendmsg` as the kernel would see it."""
+
+    data: bytes
+    segment_size: int
+    source: bytes | None
+    sockaddr: Any
+
+    @property
+    def datagrams(self) -> list[bytes]:
+        size = self.segment_size or max(1, len(self.data))
+        return [self.data[start : start + size] for start in range(0, len(self.data), size)]
+
+
+@dataclass
+class Script:
+    """`judge` gives the errno of a send, 0 for success; `receiving` those of the next receives, 0: ask the kernel.
+
+    `on_reopen` is called when a socket takes the place of another, before it is bound.
+    """
+
+    judge: Callable[[Attempt], int] = lambda attempt: 0
+    receiving: list[int] = field(default_factory=list)
+    missing: frozenset[int] = frozenset()
+    attempts: list[Attempt] = field(default_factory=list)
+    sent: list[Attempt] = field(default_factory=list)
+    on_reopen: Callable[[], None] = lambda: None
+
+    def factory(self, *arguments: int) -> socket.socket:
+        if arguments[0] in self.missing:
+            raise OSError(97, os.strerror(97))
+        if len(arguments) == 4:
+            self.on_reopen()
+        return ScriptedSocket(self, *arguments)
+
+    @property
+    def datagrams(self) -> list[bytes]:
+        return [datagram for attempt in self.sent for datagram in attempt.datagrams]
+
+
+class ScriptedSocket(socket.socket):
+    def __init__(self, script: Script, *arguments: int) -> None:
+        super().__init__(*arguments)
+        self._script = script
+
+    def sendmsg(self, buffers: Any, ancdata: Any = (), flags: int = 0, address: Any = None) -> int:
+        segment_size, source = 0, None
+        for level, kind, value in ancdata:
+            if (level, kind) == (socket.IPPROTO_UDP, udp_offload.UDP_SEGMENT):
+                (segment_size,) = struct.unpack("=H", value)
+            elif kind in (sticky.IP_PKTINFO, socket.IPV6_PKTINFO):
+                source = value
+        attempt = Attempt(b"".join(buffers), segment_size, source, address)
+        self._script.attempts.append(attempt)
+        number = self._script.judge(attempt)
+        if number:
+            raise OSError(number, os.strerror(number))
+        self._script.sent.append(attempt)
+        return len(attempt.data)
+
+    def recvmsg_into(self, buffers: Any, ancbufsize: int = 0, flags: int = 0) -> Any:
+        number = self._script.receiving.pop(0) if self._script.receiving else 0
+        if number:
+            raise OSError(number, os.strerror(number))
+        return super().recvmsg_into(buffers, ancbufsize, flags)

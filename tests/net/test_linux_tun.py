@@ -1,0 +1,375 @@
+"""LinuxTun against the kernel: life of an interface, frames, other network namespaces."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import select
+from collections.abc import Iterator
+
+import pytest
+
+from tests.net.namespaces import Namespace, ip, namespaces
+from wyrmhole.net import netlink, timerfd, tun_ioctl
+from wyrmhole.net.linux_tun import LinuxTun, TunError, check_name
+from wyrmhole.net.tun import Tun, TunEvent
+
+_numbers = itertools.count()
+
+HEADER = bytes(10)
+PING = bytes.fromhex("45000054000040004001b6a00a4d00010a4d0002") + bytes(64)
+"""An IPv4 packet of 84 bytes from 10.77.0.1 to 10.77.0.2."""
+
+
+def new_name() -> str:
+    return f"wy{os.getpid() % 100000}x{next(_numbers)}"
+
+
+@pytest.fixture
+def tun() -> Iterator[LinuxTun]:
+    tun = LinuxTun.create(new_name())
+    yield tun
+    tun.close()
+
+
+def events(tun: Tun, *, namespace: Namespace | None = None) -> list[TunEvent]:
+    """What the next wake-up tells; the empty list when there is none for long."""
+    poller = select.poll()
+    poller.register(tun.events_fileno(), select.POLLIN)
+    for _ in range(50):
+        if poller.poll(100) and (told := tun.poll_events()):
+            return told
+    return []
+
+
+def read_packet(tun: LinuxTun) -> bytes:
+    """The next IPv4 frame."""
+    buffer = bytearray(70_000)
+    poller = select.poll()
+    poller.register(tun.fileno(), select.POLLIN)
+    while poller.poll(5000):
+        length = tun.read_into(buffer)
+        if length > 10 and buffer[10] >> 4 == 4:
+            return bytes(buffer[:length])
+    raise AssertionError("nothing came")
+
+
+@pytest.mark.parametrize("name", ["", "sixteen-bytes-xx", "a/b", "a b", "a\tb", "a:b", ".", "..", "a\0b", "é" * 8])
+def test_names_the_kernel_would_refuse_are_refused_with_a_reason(name: str) -> None:
+    with pytest.raises(TunError) as caught:
+        check_name(name)
+    assert caught.value.errno == errno.EINVAL
+    assert "1 to 15 bytes" in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a", "fifteen-bytes-x", "wg%d", "wg0.1", "ü" * 7])
+def test_names_the_kernel_takes_pass(name: str) -> None:
+    check_name(name)
+
+
+def test_a_descriptor_that_is_no_tun_is_refused_and_left_open() -> None:
+    read_end, write_end = os.pipe()
+    with pytest.raises(TunError) as caught:
+        LinuxTun.from_fd(read_end)
+    assert "no TUN" in str(caught.value)
+    os.close(read_end)
+    os.close(write_end)
+
+
+@pytest.mark.parametrize(
+    ("number", "word"), [(errno.ENOENT, "modprobe tun"), (errno.EACCES, "root"), (errno.EMFILE, "open files")]
+)
+def test_a_missing_driver_says_what_to_do(monkeypatch: pytest.MonkeyPatch, number: int, word: str) -> None:
+    def refuse(*_arguments: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(TunError) as caught:
+        LinuxTun.create("wy0")
+    assert caught.value.errno == number
+    assert word in str(caught.value)
+
+
+@pytest.mark.parametrize(("number", "word"), [(errno.EPERM, "CAP_NET_ADMIN"), (errno.EBUSY, "another process")])
+def test_a_refused_interface_says_what_to_do(monkeypatch: pytest.MonkeyPatch, number: int, word: str) -> None:
+    def refuse(*_arguments: object) -> str:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "open", lambda *_arguments: os.dup(0))
+    monkeypatch.setattr(tun_ioctl, "attach", refuse)
+    with pytest.raises(TunError) as caught:
+        LinuxTun.create("wy0")
+    assert caught.value.errno == number
+    assert word in str(caught.value)
+
+
+def test_a_timer_descriptor_wakes_once_or_again_and_again() -> None:
+    timer = timerfd.open_timer()
+    poller = select.poll()
+    poller.register(timer, select.POLLIN)
+    assert not timerfd.take_expiry(timer)
+    timerfd.arm(timer, 1e-6)
+    assert poller.poll(5000) and timerfd.take_expiry(timer)
+    assert not timerfd.take_expiry(timer)
+    timerfd.arm(timer, 1e-6, 1e-3)
+    for _ in range(3):
+        assert poller.poll(5000) and timerfd.take_expiry(timer)
+    os.close(timer)
+
+
+@pytest.mark.network
+def test_an_interface_begins_down_with_its_mtu_and_offloads(tun: LinuxTun) -> None:
+    as_interface: Tun = tun
+    assert as_interface.mtu == 1420
+    assert as_interface.offloads.tso
+    assert as_interface.poll_events() == [TunEvent.DOWN]
+    assert as_interface.poll_events() == []
+    assert not os.get_inheritable(tun.fileno()) and not os.get_blocking(tun.fileno())
+
+
+@pytest.mark.network
+def test_a_name_template_is_filled_in() -> None:
+    tun = LinuxTun.create("wytest%d", mtu=1280)
+    assert tun.name.startswith("wytest") and tun.name[6:].isdigit()
+    assert tun.mtu == 1280
+    tun.close()
+
+
+@pytest.mark.network
+def test_offloads_can_be_switched_off() -> None:
+    tun = LinuxTun.create(new_name(), tso=False)
+    assert tun.offloads.tso is False and tun.offloads.uso is False
+    tun.close()
+    tun = LinuxTun.create(new_name(), uso=False)
+    assert tun.offloads.tso is True and tun.offloads.uso is False
+    tun.close()
+
+
+@pytest.mark.network
+def test_a_held_name_and_a_name_of_something_else_are_refused(tun: LinuxTun) -> None:
+    with pytest.raises(TunError) as caught:
+        LinuxTun.create(tun.name)
+    assert caught.value.errno == errno.EBUSY
+    with pytest.raises(TunError) as caught:
+        LinuxTun.create("lo")
+    assert caught.value.errno == errno.EINVAL
+
+
+@pytest.mark.network
+def test_an_impossible_mtu_is_refused_and_leaves_no_interface() -> None:
+    name = new_name()
+    with pytest.raises(TunError) as caught:
+        LinuxTun.create(name, mtu=1)
+    assert caught.value.errno == errno.EINVAL
+    assert name not in ip("link", "show")
+
+
+@pytest.mark.network
+def test_up_down_mtu_and_rename_are_followed(tun: LinuxTun) -> None:
+    tun.poll_events()
+    ip("link", "set", tun.name, "up")
+    assert events(tun) == [TunEvent.UP]
+    ip("link", "set", tun.name, "mtu", "1300")
+    assert events(tun) == [TunEvent.MTU]
+    assert tun.mtu == 1300
+    ip("link", "set", tun.name, "down")
+    assert events(tun) == [TunEvent.DOWN]
+    renamed = new_name()
+    ip("link", "set", tun.name, "name", renamed)
+    assert tun.name == renamed
+    ip("link", "set", renamed, "mtu", "1280")
+    assert events(tun) == [TunEvent.MTU]
+    assert tun.mtu == 1280
+
+
+@pytest.mark.network
+def test_events_of_other_interfaces_are_not_told(tun: LinuxTun) -> None:
+    tun.poll_events()
+    other = LinuxTun.create(new_name())
+    ip("link", "set", other.name, "up")
+    other.close()
+    assert tun.poll_events() == []
+
+
+@pytest.mark.network
+def test_lost_notices_do_not_lose_the_state(tun: LinuxTun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ENOBUFS on netlink: whatever was missed, the state is asked for."""
+    tun.poll_events()
+    ip("link", "set", tun.name, "up")
+    monkeypatch.setattr(netlink, "drain", lambda _socket: ([], True))
+    assert tun.poll_events() == [TunEvent.UP]
+
+
+@pytest.mark.network
+def test_packets_pass_in_both_directions(tun: LinuxTun) -> None:
+    with namespaces(1) as (namespace,):
+        ip("link", "set", tun.name, "netns", namespace.name)
+        namespace.address(tun.name, "10.77.0.2/24")
+        namespace.ip("link", "set", tun.name, "up")
+        echo = bytes.fromhex("45000054000040004001260f0a4d00010a4d0002") + bytes.fromhex("0800f7ff00000000") + bytes(56)
+        assert tun.write([HEADER, fixed_checksum(echo[:20]), echo[20:]])
+        frame = read_packet(tun)
+        assert frame[:10] == HEADER
+        assert len(frame) == 10 + 84 and frame[30] == 0, "an echo reply"
+
+
+def fixed_checksum(header: bytes) -> bytes:
+    words = int.from_bytes(header[:10] + b"\0\0" + header[12:], "big") % 0xFFFF
+    return header[:10] + (0xFFFF - words).to_bytes(2, "big") + header[12:]
+
+
+@pytest.mark.network
+def test_reading_an_empty_or_down_interface_is_no_error(tun: LinuxTun) -> None:
+    assert tun.read_into(bytearray(70_000)) == 0
+
+
+@pytest.mark.network
+def test_writing_to_a_down_interface_loses_the_frame_and_counts(tun: LinuxTun) -> None:
+    """B47: and it works again once up."""
+    assert tun.write([HEADER, PING]) is False
+    assert tun.counters.unwritten == {errno.EIO: 1}
+    ip("link", "set", tun.name, "up")
+    assert tun.write([HEADER + PING]) is True
+
+
+@pytest.mark.network
+@pytest.mark.parametrize(("gso_type", "lost"), [(1, "tso"), (4, "tso"), (0x81, "tso"), (5, "uso")])
+def test_a_refused_super_packet_turns_its_offload_off(tun: LinuxTun, gso_type: int, lost: str) -> None:
+    ip("link", "set", tun.name, "up")
+    before = tun.offloads
+    broken = bytes([1, gso_type]) + bytes(8)
+    assert tun.write([broken, PING]) is False
+    assert getattr(tun.offloads, lost) is False
+    kept = "uso" if lost == "tso" else "tso"
+    assert getattr(tun.offloads, kept) == getattr(before, kept)
+    assert tun.write([HEADER, b"\x00nonsense"]) is False
+    assert getattr(tun.offloads, kept) == getattr(before, kept), "a plain frame says nothing about offloads"
+
+
+@pytest.mark.network
+def test_deletion_is_told_once_and_does_not_spin(tun: LinuxTun) -> None:
+    """B48."""
+    tun.poll_events()
+    ip("link", "del", tun.name)
+    assert events(tun) == [TunEvent.DELETED]
+    with pytest.raises(OSError) as caught:
+        tun.read_into(bytearray(70_000))
+    assert caught.value.errno == errno.EBADFD
+    assert tun.write([HEADER, PING]) is False
+    assert tun.poll_events() == []
+    poller = select.poll()
+    poller.register(tun.events_fileno(), select.POLLIN)
+    assert poller.poll(0) == []
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("may_ask", [True, False], ids=["by netlink", "by probing"])
+def test_an_interface_in_another_namespace_is_followed(
+    tun: LinuxTun, may_ask: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """B47. Without the right to look into the other namespace only the MTU cannot be told."""
+
+    def refuse(*_arguments: object) -> None:
+        raise PermissionError(errno.EPERM, "not permitted")
+
+    if not may_ask:
+        monkeypatch.setattr(netlink, "listen_everywhere", refuse)
+    with namespaces(1) as (namespace,):
+        ip("link", "set", tun.name, "up")
+        assert tun.poll_events() == [TunEvent.UP]
+        ip("link", "set", tun.name, "netns", namespace.name)
+        assert events(tun) == [TunEvent.DOWN]
+        namespace.ip("link", "set", tun.name, "up")
+        assert events(tun) == [TunEvent.UP]
+        namespace.ip("link", "set", tun.name, "mtu", "1290")
+        assert tun.mtu == (1290 if may_ask else 1420)
+        if may_ask:
+            assert events(tun) == [TunEvent.MTU]
+        namespace.ip("link", "set", tun.name, "down")
+        assert events(tun) == [TunEvent.DOWN]
+        assert (tun._link._timer < 0) is may_ask, "no ticks without need"
+
+
+@pytest.mark.network
+def test_an_interface_that_comes_home_is_no_longer_probed(tun: LinuxTun, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise PermissionError(errno.EPERM, "not permitted")
+
+    monkeypatch.setattr(netlink, "listen_everywhere", refuse)
+    with namespaces(1) as (namespace,):
+        ip("link", "set", tun.name, "netns", namespace.name)
+        assert tun.poll_events() == [TunEvent.DOWN]
+        assert tun._link._timer >= 0
+        namespace.ip("link", "set", tun.name, "netns", str(os.getpid()))
+        ip("link", "set", tun.name, "up")
+        assert events(tun) == [TunEvent.UP]
+        assert tun._link._timer < 0
+
+
+@pytest.mark.network
+def test_the_end_of_another_namespace_ends_the_interface(tun: LinuxTun) -> None:
+    """B48: this process does not keep the namespace alive."""
+    with namespaces(1) as (namespace,):
+        ip("link", "set", tun.name, "netns", namespace.name)
+        assert tun.poll_events() == [TunEvent.DOWN]
+        assert tun.mtu == 1420
+        namespace.delete()
+        poller = select.poll()
+        poller.register(tun.fileno(), select.POLLIN)
+        assert poller.poll(10_000), "the descriptor shows an error"
+        with pytest.raises(OSError):
+            tun.read_into(bytearray(70_000))
+        assert events(tun) == [TunEvent.DELETED]
+
+
+@pytest.mark.network
+def test_an_inherited_descriptor_works_as_a_created_one(tun: LinuxTun) -> None:
+    """The interface also stays as it was: MTU and all."""
+    ip("link", "set", tun.name, "mtu", "1333", "up")
+    second = LinuxTun.from_fd(os.dup(tun.fileno()))
+    assert second.name == tun.name and second.mtu == 1333 and second.offloads == tun.offloads
+    assert second.poll_events() == [TunEvent.UP]
+    second.close()
+    assert tun.write([HEADER, PING])
+
+
+@pytest.mark.network
+def test_a_descriptor_without_virtio_headers_speaks_frames_all_the_same() -> None:
+    fileno = os.open("/dev/net/tun", os.O_RDWR)
+    name = tun_ioctl.attach(fileno, new_name(), tun_ioctl.IFF_TUN | tun_ioctl.IFF_NO_PI)
+    tun = LinuxTun.from_fd(fileno)
+    assert tun.offloads.tso is False and tun.offloads.uso is False
+    with namespaces(1) as (namespace,):
+        ip("link", "set", name, "netns", namespace.name)
+        namespace.address(name, "10.77.0.2/24")
+        namespace.ip("link", "set", name, "up")
+        assert TunEvent.UP in tun.poll_events()
+        echo = bytes.fromhex("45000054000040004001260f0a4d00010a4d0002") + bytes.fromhex("0800f7ff00000000") + bytes(56)
+        assert tun.write([HEADER + fixed_checksum(echo[:20]), echo[20:]])
+        frame = read_packet(tun)
+        assert frame[:10] == HEADER and len(frame) == 10 + 84 and frame[30] == 0
+        assert tun.write([bytes([1, 1]) + bytes(8), PING]) is False
+    tun.close()
+
+
+@pytest.mark.network
+def test_a_tap_descriptor_is_refused() -> None:
+    fileno = os.open("/dev/net/tun", os.O_RDWR)
+    tun_ioctl.attach(fileno, new_name(), tun_ioctl.IFF_TAP | tun_ioctl.IFF_NO_PI)
+    with pytest.raises(TunError) as caught:
+        LinuxTun.from_fd(fileno)
+    assert "IFF_TUN" in str(caught.value)
+    os.close(fileno)
+
+
+@pytest.mark.network
+def test_close_can_be_repeated_and_leaves_nothing() -> None:
+    before = len(os.listdir("/proc/self/fd"))
+    tun = LinuxTun.create(new_name())
+    name = tun.name
+    tun.close()
+    tun.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert name not in ip("link", "show")
+    assert tun.mtu == 1420 and tun.name == name
