@@ -294,9 +294,15 @@ def test_what_is_no_ip_packet_is_dropped_by_name(frame: bytes) -> None:
 
 @pytest.mark.parametrize(
     "header",
-    [(1, 1, 40, 0, 20, 16), (1, 1, 40, 100, 9000, 16), (1, 4, 40, 100, 20, 16), (1, 3, 40, 100, 20, 16), (1, 0, 0, 0, 60000, 16)],
+    [
+        (1, 1, 40, 0, 20, 16),
+        (1, 1, 40, 100, 9000, 16),
+        (1, 4, 40, 100, 20, 16),
+        (1, 3, 40, 100, 20, 16),
+        (1, 0, 0, 0, 60000, 16),
+    ],
     ids=["no size", "csum_start beyond", "wrong version", "unknown type", "partial checksum beyond"],
-)  # fmt: skip
+)
 def test_an_odd_virtio_header_costs_one_frame(header: tuple[int, ...]) -> None:
     """B36: wireguard-go ends the device over any other error than too many segments."""
     a, b = connected()
@@ -649,8 +655,8 @@ def test_a_forged_packet_changes_nothing() -> None:
         b"\x60\x00\x00\x00\xff\xf8" + bytes(50),
         b"\x60" + bytes(38),
     ],
-    ids=["one byte", "version 0", "version 7", "v4 length 16", "v4 length beyond", "v4 header 16", "v6 length wraps", "short v6"],
-)  # fmt: skip
+    ids=["one byte", "version 0", "version 7", "v4 length 16", "v4 beyond", "v4 header 16", "v6 wraps", "short v6"],
+)
 def test_authenticated_nonsense_is_dropped_and_still_roams(inner: bytes) -> None:
     """M47, M44, B31, B32: an IPv6 length of 65,528 wraps in wireguard-go and delivers a fragment."""
     a, b = connected()

@@ -1,0 +1,47 @@
+# One command each for people and for CI. PYTHON may be set: make PYTHON=python3.12 test
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format test-deps bench-peers bench-micro clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "wyrmhole needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) \
+	  || { echo "the venv module is missing: apt-get install python3-venv, or its like" >&2; exit 1; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## two devices, a handshake, pings, a transfer
+	@$(BIN)/python examples/demo.py
+
+test: $(STAMP)  ## every test; network tests need root and `make test-deps`
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## lint, format, types, and the tests that need no network
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -m 'not network'
+
+format: $(STAMP)  ## let ruff format and sort
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test-deps:  ## what the network tests need: tools, and other implementations to talk to
+	@scripts/test-deps
+
+bench-peers: $(STAMP)  ## side by side with other implementations; writes docs/benchmarks.md
+	$(BIN)/python bench/peers.py $(BENCH_ARGS)
+
+bench-micro: $(STAMP)  ## microseconds per packet of the pure steps
+	$(BIN)/python bench/micro_engine.py
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info
