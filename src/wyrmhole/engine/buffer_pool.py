@@ -18,6 +18,7 @@ MAX_TRAIN_SEGMENTS = 64
 WIRE_BYTES = 65_535 + 15 + OVERHEAD
 """A single datagram may be longer than a train: whether it can be sent is the socket's to say."""
 MAX_TRAINS = 8
+"""Besides the one in use: what bounds the memory, at half a megabyte."""
 MAX_LAYOUTS = 16
 """Sizes whose layout a train keeps; TCP uses two or three."""
 
@@ -32,11 +33,11 @@ class Train:
 
     def __init__(self) -> None:
         self.wire = memoryview(bytearray(WIRE_BYTES))
-        self.peer: EnginePeer | None = None
         self._layouts: dict[int, Layout] = {}
-        self.begin(0, 0)
+        self.begin(None, 0, 0)
 
-    def begin(self, size: int, tos: int) -> None:
+    def begin(self, peer: EnginePeer | None, size: int, tos: int) -> None:
+        self.peer = peer
         self.size = size
         self.tos = tos
         self.count = 0
@@ -81,6 +82,4 @@ class TrainPool:
         return Train()
 
     def give_back(self, train: Train) -> None:
-        train.peer = None
-        train.begin(0, 0)
         self._free.append(train)

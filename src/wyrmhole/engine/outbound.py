@@ -1,11 +1,11 @@
 """Out: frames from the TUN become sealed datagrams, gathered into one train per peer.
 
-A pure step: no socket, no clock. The engine feeds frames (`handle_frame`), then takes the trains (`flush`) and gives
-each to its bind. Between the two nothing leaves, so many small packets read in one go share one system call.
+A pure step: no socket, no clock. The engine feeds frames (`handle_frame`), then has the trains sent (`flush`). Between
+the two nothing leaves, so many small packets read in one go share one system call per peer.
 
-A train is equal datagrams back to back in one wire buffer, the last one maybe shorter, which is the shape that UDP
-segmentation offload sends. Each datagram is 16 bytes of header, the padded packet, 16 bytes of tag. Packets of one
-peer keep their order: a packet that does not fit the train's size, or follows the short one, begins the next train.
+A train is equal datagrams back to back in one wire buffer, the last one maybe shorter. Each datagram is 16 bytes of
+header, the padded packet, 16 bytes of tag. Packets of one peer keep their order: a packet that does not fit the train's
+size, or follows the short one, begins the next train.
 
 What costs is Python per packet. So the path of a super-packet (many packets of one size to one peer) is one loop with
 its lookups outside: where each datagram lies in the buffer is computed once for each size and kept.
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from wyrmhole.engine.buffer_pool import OVERHEAD, Layout, Train, TrainPool
 from wyrmhole.engine.tables import NO_SOCKADDR, EnginePeer, Tables
 from wyrmhole.protocol.drops import DropReason
 from wyrmhole.protocol.keypair import Keypair
@@ -22,54 +23,32 @@ from wyrmhole.wire import ip
 from wyrmhole.wire.messages import MESSAGE_TRANSPORT, TRANSPORT_HEADER
 from wyrmhole.wire.tun_offload import GSO_NONE, VIRTIO_HEADER_SIZE, OffloadError, split
 
-OVERHEAD = 32
-MAX_TRAIN_BYTES = 65_507
-"""What one UDP datagram over IPv4 can hold, which bounds a segmented send too."""
-MAX_TRAIN_SEGMENTS = 64
-"""UDP_MAX_SEGMENTS of kernels before 6.9."""
-MAX_LAYOUTS = 64
-"""Sizes whose layout is kept; TCP uses two or three."""
-
 _ZEROS = bytes(16)
 _COUNTER_PREFIX = bytes(4)
-_PROTOCOL_UDP = 17
 
-Layout = list[tuple[int, memoryview]]
 SendTrain = Callable[[EnginePeer, memoryview, int, int], None]
 """(peer, datagrams, segment size or 0, type of service)."""
 
 
-class Train:
-    """Datagrams for one peer that leave together."""
-
-    __slots__ = ("closed", "count", "length", "peer", "size", "tos", "wire")
-
-    def __init__(self) -> None:
-        self.wire = memoryview(bytearray(MAX_TRAIN_BYTES + OVERHEAD))
-        self.begin(None, 0)
-
-    def begin(self, peer: EnginePeer | None, tos: int) -> None:
-        self.peer = peer
-        self.size = 0
-        self.count = 0
-        self.length = 0
-        self.closed = False
-        self.tos = tos
-
-
 class Outbound:
-    """`send` is called for each full train; the memory is the step's own and only lent for the call."""
+    """`send` is called for each full train; the memory is the step's own and only lent for the call. `answer` gets the
+    packets that have nowhere to go."""
 
     def __init__(self, tables: Tables, send: SendTrain, answer: Callable[[bytes], None]) -> None:
         self._tables = tables
         self._send = send
         self._answer = answer
+        self._pool = TrainPool()
         self._train = Train()
-        self._layouts: dict[int, Layout] = {}
+        # Trains of other peers than that of the latest packet.
+        self._parked: dict[EnginePeer, Train] = {}
 
     def handle_frame(self, frame: memoryview, now: int) -> None:
         """One frame from the TUN: a 10-byte virtio header and a packet or super-packet."""
         tables = self._tables
+        if len(frame) <= VIRTIO_HEADER_SIZE:
+            tables.drops[DropReason.MALFORMED_FRAME] += 1
+            return
         if frame[0] == 0 and frame[1] == GSO_NONE:
             self._handle_plain(bytes(frame[VIRTIO_HEADER_SIZE:]), now)
             return
@@ -84,7 +63,7 @@ class Outbound:
             return
         peer = tables.route(destination)
         if peer is None or peer.sockaddr is NO_SOCKADDR or tables.mac1_key is None:
-            self._refuse(packets[0], peer)
+            self._refuse(packets[0], peer, len(packets))
         elif self._is_loop(packets[0], peer):
             tables.drops[DropReason.ROUTE_LOOP] += len(packets)
         else:
@@ -94,37 +73,41 @@ class Outbound:
         """One packet by itself: what a ping is, so its way is short. The same steps as for many."""
         tables = self._tables
         length = len(packet)
-        first = packet[0] if length else 0
+        first = packet[0]
         if 0x45 <= first <= 0x4F and length >= 20:
-            destination, protocol, tos = packet[16:20], packet[9], packet[1] & ip.ECN_MASK
+            destination, protocol = packet[16:20], packet[9]
         elif first >> 4 == 6 and length >= 40:
-            destination, protocol, tos = packet[24:40], packet[6], packet[1] >> 4 & ip.ECN_MASK
+            destination, protocol = packet[24:40], packet[6]
         else:
             tables.drops[DropReason.MALFORMED_FRAME] += 1
             return
         peer = tables.routes.get(destination) or tables.route(destination)
         if peer is None or peer.sockaddr is NO_SOCKADDR or tables.mac1_key is None:
-            self._refuse(packet, peer)
+            self._refuse(packet, peer, 1)
             return
         if protocol == ip.PROTOCOL_UDP and self._is_loop(packet, peer):
             tables.drops[DropReason.ROUTE_LOOP] += 1
             return
+        self._send_packet(peer, packet, now)
+
+    def _send_packet(self, peer: EnginePeer, packet: bytes, now: int) -> None:
+        tables = self._tables
         keypair = peer.keypairs.current
         if peer.staged or keypair is None or not keypair.can_send(now):
             tables.stage(peer, packet)
             return
+        length = len(packet)
         padding = padding_of(length, tables.mtu)
-        if padding:
-            packet += _ZEROS[:padding]
-        self._seal_one(peer, keypair, packet, tos)
-        tables.note_sent(peer, length + padding + OVERHEAD, now)
+        tos = packet[1] & 3 if packet[0] < 0x50 else packet[1] >> 4 & 3
+        self._seal_one(peer, keypair, packet + _ZEROS[:padding] if padding else packet, tos)
+        tables.note_sent(peer, now)
         if not peer.data_sent_since:
             tables.note_data_sent(peer, now)
         if now >= keypair.rekey_send_at or keypair.send_counter > keypair.rekey_after_messages:
             tables.ask_rekey(peer, keypair)
 
     def send_packets(self, peer: EnginePeer, packets: list[bytes], now: int) -> None:
-        """Seal IP packets for the peer in order, or stage those for which there is no key."""
+        """Seal the packets of one super-packet in order, or stage those for which there is no key."""
         keypair = peer.keypairs.current
         if peer.staged or keypair is None or not keypair.can_send(now):
             for packet in packets:
@@ -139,9 +122,8 @@ class Outbound:
 
     def send_staged(self, peer: EnginePeer, now: int) -> None:
         """A key is there: what waited leaves, in order."""
-        waiting = self._tables.unstage(peer)
-        if waiting:
-            self.send_packets(peer, waiting, now)
+        for packet in self._tables.unstage(peer):
+            self._send_packet(peer, packet, now)
 
     def send_keepalive(self, peer: EnginePeer, now: int) -> None:
         """An empty packet; without a usable key one is asked for."""
@@ -152,20 +134,29 @@ class Outbound:
             self._tables.want_key(peer)
             return
         self._seal_one(peer, keypair, b"", 0)
-        self._tables.note_sent(peer, OVERHEAD, now)
+        self._tables.note_sent(peer, now)
 
     def flush(self) -> None:
         """Send what was gathered."""
-        train = self._train
-        if train.count:
-            peer = train.peer
-            assert peer is not None
-            self._send(peer, train.wire[: train.length], train.size if train.count > 1 else 0, train.tos)
-            train.begin(None, 0)
+        while self._parked:
+            _, train = self._parked.popitem()
+            try:
+                self._send_train(train)
+            finally:
+                self._pool.give_back(train)
+        if self._train.count:
+            self._send_train(self._train)
+
+    def _send_train(self, train: Train) -> None:
+        peer, count = train.peer, train.count
+        assert peer is not None
+        # Empty from here on, also if sending raises.
+        train.peer, train.count = None, 0
+        self._send(peer, train.wire[: train.length], train.size if count > 1 else 0, train.tos)
 
     def _seal_all(self, peer: EnginePeer, keypair: Keypair, packets: list[bytes], now: int) -> None:
         """Runs of packets of one size are sealed together."""
-        start, sent = 0, 0
+        start = 0
         while start < len(packets):
             size = len(packets[start])
             end = start + 1
@@ -176,13 +167,12 @@ class Outbound:
             if padding:
                 run = [packet + _ZEROS[:padding] for packet in run]
             self._seal_run(peer, keypair, run, ip.ecn_of(run[0]))
-            sent += (size + padding + OVERHEAD) * len(run)
             start = end
-        self._tables.note_sent(peer, sent, now)
+        self._tables.note_sent(peer, now)
         self._tables.note_data_sent(peer, now)
 
     def _seal_one(self, peer: EnginePeer, keypair: Keypair, packet: bytes, tos: int) -> None:
-        """Seal one padded packet into the present train, or begin the next."""
+        """Seal one padded packet into the peer's train, or begin the next."""
         size = len(packet) + OVERHEAD
         train = self._train_for(peer, size, tos)
         start = train.length
@@ -200,7 +190,6 @@ class Outbound:
     def _seal_run(self, peer: EnginePeer, keypair: Keypair, run: list[bytes], tos: int) -> None:
         """Seal packets of one padded size into trains."""
         size = len(run[0]) + OVERHEAD
-        layout = self._layout(size)
         done = 0
         while done < len(run):
             train = self._train_for(peer, size, tos)
@@ -208,8 +197,9 @@ class Outbound:
                 self._seal_one(peer, keypair, run[done], tos)
                 done += 1
                 continue
-            part = run[done : done + len(layout) - train.count]
-            self._seal_into(train, keypair, part, layout[train.count : train.count + len(part)])
+            places = train.layout(size)[train.count :][: len(run) - done]
+            part = run[done : done + len(places)]
+            self._seal_into(train, keypair, part, places)
             train.count += len(part)
             train.length += size * len(part)
             done += len(part)
@@ -227,43 +217,36 @@ class Outbound:
             counter += 1
 
     def _train_for(self, peer: EnginePeer, size: int, tos: int) -> Train:
-        """The present train if one more datagram of this size may join it, else a fresh one."""
+        """The peer's train if one more datagram of this size may join it, else a fresh one."""
         train = self._train
         if train.count:
-            joins = (
-                train.peer is peer
-                and not train.closed
-                and size <= train.size
-                and train.tos == tos
-                and train.count < MAX_TRAIN_SEGMENTS
-                and train.length + size <= MAX_TRAIN_BYTES
-            )
-            if joins:
-                return train
-            self.flush()
-        train.begin(peer, tos)
-        train.size = size
+            if train.peer is not peer:
+                train = self._switch(train, peer)
+            if train.count:
+                if train.takes(size, tos):
+                    return train
+                self._send_train(train)
+        train.begin(peer, size, tos)
         return train
 
-    def _layout(self, size: int) -> Layout:
-        """Where datagrams of this size lie in the wire buffer: offset of each, and its place for ciphertext and tag."""
-        layout = self._layouts.get(size)
-        if layout is None:
-            if len(self._layouts) >= MAX_LAYOUTS:
-                self._layouts.clear()
-            count = max(1, min(MAX_TRAIN_SEGMENTS, MAX_TRAIN_BYTES // size))
-            wire = self._train.wire
-            layout = [(at * size, wire[at * size + 16 : at * size + size]) for at in range(count)]
-            self._layouts[size] = layout
-        return layout
+    def _switch(self, train: Train, peer: EnginePeer) -> Train:
+        """Put the train of another peer aside for this peer's; there are only so many."""
+        other = self._parked.pop(peer, None) or self._pool.take()
+        if other is None:
+            self.flush()
+            return self._train
+        assert train.peer is not None
+        self._parked[train.peer] = train
+        self._train = other
+        return other
 
-    def _refuse(self, packet: bytes, peer: EnginePeer | None) -> None:
+    def _refuse(self, packet: bytes, peer: EnginePeer | None, count: int) -> None:
         """No peer, none whose address is known (rule M46), or no key of our own: the sender is told."""
         if peer is None:
             reason = DropReason.NO_ROUTE
         else:
             reason = DropReason.NO_ENDPOINT if peer.sockaddr is NO_SOCKADDR else DropReason.NO_PRIVATE_KEY
-        self._tables.drops[reason] += 1
+        self._tables.drops[reason] += count
         self._answer(packet)
 
     def _is_loop(self, packet: bytes, peer: EnginePeer) -> bool:
@@ -271,7 +254,7 @@ class Outbound:
         ports = ip.udp_ports(packet)
         if ports != (self._tables.listen_port, peer.sockaddr[1]):
             return False
-        return ip.text_of(ip.destination_bytes(packet)) == peer.sockaddr[0]
+        return ip.text_of(ip.destination_bytes(packet)) == peer.sockaddr[0].partition("%")[0]
 
 
 def padding_of(size: int, mtu: int) -> int:

@@ -126,7 +126,8 @@ class PortableEngine:
         return taken
 
     def drops(self) -> Mapping[DropReason, int]:
-        return {reason: count for reason, count in self._tables.drops.items() if count}
+        # Copied in one step, because the thread adds to it.
+        return {reason: count for reason, count in dict(self._tables.drops).items() if count}
 
     # DataPlane: changes
 
@@ -198,6 +199,8 @@ class PortableEngine:
     # Between the threads
 
     def _post(self, call: Callable[..., object], *arguments: object) -> None:
+        if self._closed:
+            return
         if self._thread is None:
             self._now = self._clock()
             call(*arguments)
@@ -244,12 +247,20 @@ class PortableEngine:
                 self.turn(None if not self._stale else 0)
                 failed = 0
             except Exception as error:
-                self._tables.drops[DropReason.INTERNAL_ERROR] += 1
                 failed += 1
+                self._give_up_batch()
                 if failed >= MAX_FAILED_TURNS:
                     self._tables.report(EngineFailed(f"{failed} turns in a row failed, the last with {error!r}"))
                     self._say()
                     return
+
+    def _give_up_batch(self) -> None:
+        """After a turn that raised: what was half done is forgotten, what was sealed still leaves."""
+        self._tables.drops[DropReason.INTERNAL_ERROR] += 1
+        self._inbound.reset()
+        with contextlib.suppress(Exception):
+            self._outbound.flush()
+        self._say()
 
     def turn(self, timeout_ms: int | None = 0) -> None:
         """Wait for work at most that long (None: for ever), then do one turn of it."""
@@ -284,14 +295,17 @@ class PortableEngine:
             os.eventfd_read(self._wake)
         commands = self._commands
         # Only what is there now: more than that waits for the next turn, after packets had theirs.
-        for _ in range(len(commands)):
-            call, arguments = commands[0]
-            try:
-                call(*arguments)
-            finally:
-                commands.popleft()
-        if commands:
-            os.eventfd_write(self._wake, 1)
+        try:
+            for _ in range(len(commands)):
+                call, arguments = commands[0]
+                try:
+                    call(*arguments)
+                finally:
+                    commands.popleft()
+        finally:
+            # Who posts wakes only for the first of a row; the rest, also after one that raised, is woken for here.
+            if commands:
+                os.eventfd_write(self._wake, 1)
 
     def _receive(self, bind: Bind, fd: int, what: int) -> None:
         if what & select.POLLNVAL:
@@ -313,23 +327,24 @@ class PortableEngine:
         frame, now = self._frame, self._now
         handle = self._outbound.handle_frame
         total = 0
-        try:
-            for count in range(READS_PER_TURN):
+        for count in range(READS_PER_TURN):
+            try:
                 length = tun.read_into(frame)
-                if not length:
-                    self._is_burst = count > 1
-                    return
-                handle(frame[:length], now)
-                if count == 0 and not self._is_burst:
-                    # Alone, as far as the last turn tells: it need not wait for the next read.
-                    self._outbound.flush()
-                total += length
-                if total >= BYTES_PER_TURN:
-                    break
-            self._is_burst = True
-        except OSError:
-            self._handle_tun_events()
-            self._tun_gone()
+            except OSError:
+                self._handle_tun_events()
+                self._tun_gone()
+                return
+            if not length:
+                self._is_burst = count > 1
+                return
+            handle(frame[:length], now)
+            if count == 0 and not self._is_burst:
+                # Alone, as far as the last turn tells: it need not wait for the next read.
+                self._outbound.flush()
+            total += length
+            if total >= BYTES_PER_TURN:
+                break
+        self._is_burst = True
 
     def _check_sources(self) -> None:
         """After a route or address changed: forget the sources that the kernel would not use (a few per turn)."""
@@ -405,19 +420,22 @@ class PortableEngine:
                 self._tables.drops[DropReason.TUN_WRITE_FAILED] += 1
 
     def _follow_offloads(self, tun: Tun) -> None:
-        self._inbound.coalescer = Coalescer(tso=tun.offloads.tso, uso=tun.offloads.uso)
+        self._inbound.coalescer.tso, self._inbound.coalescer.uso = tun.offloads.tso, tun.offloads.uso
 
     def _transmit(self, peer: EnginePeer, data: bytes | memoryview, size: int, tos: int) -> None:
         bind = self._bind
-        if bind is None:
-            self._tables.drops[DropReason.SEND_FAILED] += 1
+        if bind is None or peer.sockaddr is NO_SOCKADDR:
+            reason = DropReason.SEND_FAILED if bind is None else DropReason.NO_ENDPOINT
+            self._tables.drops[reason] += _datagrams(data, size)
             return
         outcome = bind.send(data, size, peer.sockaddr, peer.source, tos=tos)
         if outcome:
             if outcome & SendOutcome.SOURCE_REJECTED:
                 peer.source = None
             if outcome & SendOutcome.DROPPED:
-                self._tables.drops[DropReason.SEND_FAILED] += 1
+                self._tables.drops[DropReason.SEND_FAILED] += _datagrams(data, size)
+                return
+        peer.tx_bytes += len(data)
 
     def _answer(self, packet: bytes) -> None:
         """Tell the sender of a packet that has nowhere to go, within the rate that hosts use for such errors."""
@@ -466,8 +484,12 @@ class PortableEngine:
             self._tables.drops[DropReason.NO_ENDPOINT] += 1
             return
         self._transmit(it, datagram, 0, HANDSHAKE_TOS)
-        self._tables.note_sent(it, len(datagram), self._now)
+        self._tables.note_sent(it, self._now)
 
     def _send_to(self, endpoint: Endpoint, source: Source | None, datagram: bytes) -> None:
         if self._bind is not None:
             self._bind.send(datagram, 0, endpoint.sockaddr, source, tos=HANDSHAKE_TOS)
+
+
+def _datagrams(data: bytes | memoryview, size: int) -> int:
+    return -(-len(data) // size) if size else 1

@@ -53,6 +53,7 @@ class EnginePeer:
         "keypairs",
         "last_data_received",
         "last_traversal",
+        "roamed_said",
         "rx_bytes",
         "sockaddr",
         "source",
@@ -74,6 +75,7 @@ class EnginePeer:
         self.last_traversal = 0
         self.active_said = False
         self.key_wanted_said = False
+        self.roamed_said = False
 
     @property
     def has_endpoint(self) -> bool:
@@ -96,16 +98,19 @@ class Tables:
         self.mtu = 1420
         self.listen_port = 0
         self.staged_bytes = 0
-        self._reports: deque[EngineReport] = deque()
+        # A peer stands for its own `Roamed`, which is made when it is taken: many changes are one report.
+        self._reports: deque[EngineReport | EnginePeer] = deque()
         self._handshakes: deque[HandshakeDatagram] = deque()
 
     # Reports
 
-    def report(self, report: EngineReport) -> None:
+    def report(self, report: EngineReport | EnginePeer) -> bool:
+        """False: the queue is full, so it was not said and may be tried again."""
         if len(self._reports) >= MAX_REPORTS:
             self.drops[DropReason.REPORT_QUEUE_FULL] += 1
-            return
+            return False
         self._reports.append(report)
+        return True
 
     def report_handshake(self, data: bytes, sockaddr: SockAddr, source: Source | None) -> None:
         if len(self._handshakes) >= MAX_QUEUED_HANDSHAKES:
@@ -121,7 +126,13 @@ class Tables:
         """Oldest first, handshakes last: they are the work that a flood can make much of."""
         taken: list[EngineReport] = []
         while self._reports and len(taken) < limit:
-            taken.append(self._reports.popleft())
+            report = self._reports.popleft()
+            if isinstance(report, EnginePeer):
+                # The flag falls first: a change after the endpoint was read is then said again.
+                report.roamed_said = False
+                taken.append(Roamed(report.id, Endpoint.from_sockaddr(report.sockaddr)))
+            else:
+                taken.append(report)
         while self._handshakes and len(taken) < limit:
             depth = len(self._handshakes) - 1
             first = self._handshakes.popleft()
@@ -130,25 +141,25 @@ class Tables:
 
     def want_key(self, peer: EnginePeer) -> None:
         if not peer.key_wanted_said:
-            peer.key_wanted_said = True
-            self.report(KeyWanted(peer.id))
+            peer.key_wanted_said = self.report(KeyWanted(peer.id))
 
     def ask_rekey(self, peer: EnginePeer, keypair: Keypair) -> None:
         """Once for each keypair."""
         if not keypair.rekey_asked:
-            keypair.rekey_asked = True
-            self.report(KeyWanted(peer.id))
+            keypair.rekey_asked = self.report(KeyWanted(peer.id))
 
     def say_active(self, peer: EnginePeer) -> None:
         if not peer.active_said:
+            # Raised before it is said: the control thread may lower it as soon as it was.
             peer.active_said = True
-            self.report(Active(peer.id))
+            if not self.report(Active(peer.id)):
+                peer.active_said = False
 
     # Marks and counters
 
-    def note_sent(self, peer: EnginePeer, size: int, now: int) -> None:
-        """Authenticated bytes left for the peer; data also calls `note_data_sent`."""
-        peer.tx_bytes += size
+    def note_sent(self, peer: EnginePeer, now: int) -> None:
+        """An authenticated message leaves for the peer; data also calls `note_data_sent`. Bytes are counted when they
+        were sent."""
         peer.last_traversal = now
         peer.data_received_since = 0
 
@@ -279,6 +290,8 @@ class Tables:
         it = self.peers.get(peer)
         if it is not None:
             it.key_wanted_said = False
+            if it.keypairs.current is not None:
+                it.keypairs.current.rekey_asked = False
 
     def flush_staged(self, peer: PeerId) -> None:
         it = self.peers.get(peer)
@@ -320,5 +333,8 @@ class Tables:
         """An authenticated packet came from elsewhere (rule M44)."""
         if peer.sockaddr != sockaddr:
             peer.sockaddr = sockaddr
-            self.report(Roamed(peer.id, Endpoint.from_sockaddr(sockaddr)))
+            if not peer.roamed_said:
+                peer.roamed_said = True
+                if not self.report(peer):
+                    peer.roamed_said = False
         peer.source = source

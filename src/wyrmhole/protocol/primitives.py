@@ -99,16 +99,17 @@ class TransportCipher:
     """One direction of a session. Nonces are 12 bytes: four zeros and the counter, little endian (5.4.6).
 
     `seal(nonce, plaintext, None, out)` writes ciphertext and tag; `open(nonce, ciphertext, None, out)` writes the
-    plaintext or raises InvalidTag. `out` has exactly the length of what is written. They are the library's own
-    methods, bound once, because they run per packet.
+    plaintext or raises InvalidTag. `out` has exactly the length of what is written. `open_copy(nonce, ciphertext, None)`
+    returns the plaintext as bytes. They are the library's own methods, bound once, because they run per packet.
     """
 
-    __slots__ = ("open", "seal")
+    __slots__ = ("open", "open_copy", "seal")
 
     def __init__(self, key: bytes) -> None:
         aead = ChaCha20Poly1305(key)
         self.seal = aead.encrypt_into
         self.open = aead.decrypt_into
+        self.open_copy = aead.decrypt
 
 
 def hchacha20(key: bytes, nonce: bytes) -> bytes:

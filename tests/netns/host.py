@@ -1,0 +1,113 @@
+"""A host of a test: a network namespace with commands and programs that run inside of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO, TypeVar
+
+from tests.net.namespaces import Namespace
+
+PATIENCE = 20.0
+"""Seconds that anything may take before a test gives up on it: many times more than it ever does."""
+
+T = TypeVar("T")
+
+
+def until(look: Callable[[], T], what: str, patience: float = PATIENCE) -> T:
+    """The first true result of `look`. Raises AssertionError naming `what` when there is none for too long."""
+    deadline = time.monotonic() + patience
+    while not (result := look()):
+        assert time.monotonic() < deadline, f"waited {patience:.0f} s in vain: {what}"
+        time.sleep(0.01)
+    return result
+
+
+class Host(Namespace):
+    """`links` are its ends of wires, in the order they were laid; programs are ended by whoever started them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.links: list[str] = []
+
+    def command(self, *words: str) -> list[str]:
+        return ["ip", "netns", "exec", self.name, *words]
+
+    def try_run(
+        self, *words: str, text: str | None = None, environ: Mapping[str, str] | None = None, timeout: float = 120
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self.command(*words),
+            input=text,
+            stdin=subprocess.DEVNULL if text is None else None,
+            env={**os.environ, **(environ or {})},
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def run(self, *words: str, text: str | None = None, environ: Mapping[str, str] | None = None) -> str:
+        """Its standard output. Raises AssertionError with what it said when it fails."""
+        result = self.try_run(*words, text=text, environ=environ)
+        assert result.returncode == 0, f"{' '.join(words)}: status {result.returncode}\n{result.stdout}{result.stderr}"
+        return result.stdout
+
+    def spawn(
+        self, *words: str, output: int | IO[str] | IO[bytes], environ: Mapping[str, str] | None = None
+    ) -> subprocess.Popen[str]:
+        return subprocess.Popen(
+            self.command(*words),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(environ or {})},
+            text=True,
+        )
+
+    def forward(self) -> None:
+        """Become a router."""
+        self.sysctl("net.ipv4.ip_forward", "1")
+        self.sysctl("net.ipv6.conf.all.forwarding", "1")
+
+    def nft(self, rules: str) -> None:
+        self.run("nft", "-f", "-", text=rules)
+
+    def ping(self, address: str, count: int = 3, size: int = 56, *, fragment: bool = True) -> None:
+        """Raises AssertionError unless every single ping is answered."""
+        answered = self.count_pings(address, count, size, fragment=fragment)
+        assert answered == count, f"{answered} of {count} pings to {address} were answered"
+
+    def count_pings(self, address: str, count: int = 3, size: int = 56, *, fragment: bool = True) -> int:
+        """How many of `count` pings, 20 ms apart, are answered within 5 s each."""
+        words = ["ping", "-q", "-n", "-i", "0.02", "-c", str(count), "-W", "5", "-s", str(size)]
+        result = self.try_run(*words, *([] if fragment else ["-M", "do"]), address)
+        return sum(
+            int(line.split(" received")[0].split()[-1]) for line in result.stdout.splitlines() if "recei" in line
+        )
+
+    def can_ping(self, address: str) -> bool:
+        return self.try_run("ping", "-q", "-n", "-c", "1", "-W", "1", address).returncode == 0
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """End a program for sure: asked first, then forced."""
+    if process.poll() is None:
+        process.terminate()
+        try:
+            process.wait(5)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+    if process.stdout is not None:
+        process.stdout.close()
+
+
+def resident_kib(pid: int) -> int:
+    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1])
+    return 0

@@ -1,0 +1,148 @@
+"""A node of a test: a daemon on a host, its interface, its keys, and what `wg` says about it."""
+
+from __future__ import annotations
+
+import base64
+import itertools
+import os
+import socket
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
+
+from tests.netns.host import Host, end, until
+from tests.netns.implementations import COMMANDS, ENVIRON
+
+SOCKETS = Path("/var/run/wireguard")
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A private key with its public one, in the base64 of wg(8)."""
+
+    private: str = field(repr=False)
+    public: str
+
+    @classmethod
+    def generate(cls) -> Key:
+        key = X25519PrivateKey.generate()
+        return cls(_text(key.private_bytes_raw()), _text(key.public_key().public_bytes_raw()))
+
+
+def generate_psk() -> str:
+    return _text(os.urandom(32))
+
+
+def _text(raw: bytes) -> str:
+    return base64.b64encode(raw).decode()
+
+
+def unique_name() -> str:
+    """An interface name that is nobody else's: the socket files of all namespaces lie in one folder."""
+    return f"wt{os.getpid()}x{next(_numbers)}"
+
+
+def peer_section(
+    public: str, *allowed_ips: str, endpoint: str | None = None, psk: str | None = None, keepalive: int = 0
+) -> str:
+    lines = ["[Peer]", f"PublicKey = {public}", f"AllowedIPs = {', '.join(allowed_ips)}"]
+    lines += [f"Endpoint = {endpoint}"] if endpoint else []
+    lines += [f"PresharedKey = {psk}"] if psk else []
+    lines += [f"PersistentKeepalive = {keepalive}"] if keepalive else []
+    return "\n".join(lines) + "\n"
+
+
+class Node:
+    """Started by its constructor, which returns when the daemon listens on its UAPI socket."""
+
+    def __init__(self, host: Host, implementation: str, folder: Path, *, port: int = 51820) -> None:
+        self.host = host
+        self.implementation = implementation
+        self.name = unique_name()
+        self.key = Key.generate()
+        self.port = port
+        self.addresses: list[str] = []
+        self.log = folder / f"{self.name}.{implementation}.log"
+        self.socket = SOCKETS / f"{self.name}.sock"
+        with self.log.open("w") as log:
+            self.process = host.spawn(*COMMANDS[implementation], self.name, output=log, environ=ENVIRON)
+        until(self._listens, f"{implementation} listens on {self.socket}")
+
+    def _listens(self) -> bool:
+        assert self.process.poll() is None, f"{self.implementation} ended: {self.log.read_text()[-2000:]}"
+        with socket.socket(socket.AF_UNIX) as probe:
+            return probe.connect_ex(str(self.socket)) == 0
+
+    def stop(self) -> None:
+        end(self.process)
+        self.socket.unlink(missing_ok=True)
+
+    # Configuration
+
+    def configure(self, *peers: str, fwmark: int = 0) -> None:
+        """The whole configuration at once, as some implementations do not bear changes."""
+        lines = ["[Interface]", f"PrivateKey = {self.key.private}", f"ListenPort = {self.port}"]
+        lines += [f"FwMark = {fwmark}"] if fwmark else []
+        self.wg("setconf", self.name, "/dev/stdin", text="\n".join([*lines, *peers]) + "\n")
+
+    def wg(self, *words: str, text: str | None = None) -> str:
+        return self.host.run("wg", *words, text=text)
+
+    def set(self, *words: str, text: str | None = None) -> str:
+        return self.wg("set", self.name, *words, text=text)
+
+    def show(self, what: str) -> str:
+        return self.wg("show", self.name, what).strip()
+
+    def show_of(self, peer: str, what: str) -> list[str]:
+        """The words after the peer's key in `wg show NAME WHAT`."""
+        for line in self.show(what).splitlines():
+            words = line.split()
+            if words[0] == peer:
+                return words[1:]
+        raise AssertionError(f"{self.name} has no peer {peer}")
+
+    def latest_handshake(self, peer: str) -> int:
+        return int(self.show_of(peer, "latest-handshakes")[0])
+
+    def assign(self, *addresses: str) -> None:
+        """Addresses with prefix lengths; the interface goes up only with `up`."""
+        self.host.address(self.name, *addresses)
+        self.addresses += [address.partition("/")[0] for address in addresses]
+
+    def up(self, mtu: int = 1420) -> None:
+        self.host.ip("link", "set", self.name, "mtu", str(mtu), "up")
+        until(self._is_up, f"{self.implementation} has its socket open")
+
+    def _is_up(self) -> bool:
+        """The daemon hears of it some time after the kernel did."""
+        assert self.process.poll() is None, f"{self.implementation} ended: {self.log.read_text()[-2000:]}"
+        for family, path in (("-4", "udp"), ("-6", "udp6")):
+            if self.host.try_run("ss", family, "-Huln", f"sport = :{self.port}").stdout:
+                return True
+            del path
+        return False
+
+    def down(self) -> None:
+        self.host.ip("link", "set", self.name, "down")
+
+
+def stop_all(nodes: Sequence[Node]) -> None:
+    for node in nodes:
+        if node.process.poll() is None:
+            node.process.terminate()
+    for node in nodes:
+        node.stop()
+
+
+def logs(nodes: Sequence[Node]) -> str:
+    """The ends of the daemons' logs, for the report of a failed test."""
+    return "\n".join(f"--- {node.log.name}\n{node.log.read_text()[-3000:]}" for node in nodes)
+
+
+def run_checked(*words: str) -> str:
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
