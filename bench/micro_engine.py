@@ -42,6 +42,14 @@ def ping() -> bytes:
     return bytes(10) + ip[:10] + checksum(ip).to_bytes(2, "big") + ip[12:] + bytes(64)
 
 
+def datagram() -> bytes:
+    """A frame with 1300 bytes of UDP, its checksum left to us."""
+    ip = struct.pack(">BBHHHBBH", 0x45, 0, 1328, 1, 0x4000, 64, 17, 0) + bytes((10, 0, 0, 1, 10, 0, 0, 2))
+    udp = struct.pack(">HHHH", 5000, 5201, 1308, pseudo_header_sum(ip[12:20], 17, 1308))
+    virtio = struct.pack("=BBHHHH", 1, 0, 0, 0, 20, 6)
+    return virtio + ip[:10] + checksum(ip).to_bytes(2, "big") + ip[12:] + udp + bytes(1300)
+
+
 def keypair(local: int, remote: int, *, is_initiator: bool) -> KeypairParams:
     keys = (b"a" * 32, b"b" * 32) if is_initiator else (b"b" * 32, b"a" * 32)
     return KeypairParams(
@@ -66,13 +74,16 @@ def main(rounds: int) -> None:
     in_tables = tables(2, 1, is_initiator=False, allowed="10.0.0.1/32")
     outbound = Outbound(out_tables, lambda peer, view, size, tos: sent.append((bytes(view), size)), lambda packet: None)
     inbound = Inbound(in_tables, frames.append, lambda peer: None, Coalescer(tso=True, uso=True))
-    for segments in (0, 1, 45):
-        frame = memoryview(super_packet(segments)[: 10 + 52 + MSS * segments] if segments else ping())
+    for what, frame, segments in (
+        ("ping", ping(), 1),
+        ("UDP 1300", datagram(), 1),
+        ("TCP x 45", super_packet(45)[: 10 + 52 + MSS * 45], 45),
+    ):
         times_out, times_in = [], []
         for _ in range(rounds):
             sent.clear()
             start = time.perf_counter()
-            outbound.handle_frame(frame, 1)
+            outbound.handle_frame(memoryview(frame), 1)
             outbound.flush()
             times_out.append(time.perf_counter() - start)
             received = [Received(memoryview(data), size, ("192.0.2.1", 51820), None) for data, size in sent]
@@ -81,11 +92,10 @@ def main(rounds: int) -> None:
             for each in received:
                 inbound.handle(each, 1)
             times_in.append(time.perf_counter() - start)
-            assert sum(len(frame.packets) for frame in frames) == (segments or 1), in_tables.drops
+            assert sum(len(frame.packets) for frame in frames) == segments, in_tables.drops
         for name, times in (("out", times_out), ("in", times_in)):
             median = sorted(times)[len(times) // 2]
-            what = f"{segments} TCP packets" if segments else "ping"
-            print(f"{what:14s} {name:3s}: {median * 1e6 / (segments or 1):6.2f} us per packet, {len(frames)} frames")
+            print(f"{what:8s} {name:3s}: {median * 1e6 / segments:6.2f} us per packet, {len(frames)} frames")
 
 
 if __name__ == "__main__":

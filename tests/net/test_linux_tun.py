@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import select
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -45,7 +46,7 @@ def events(tun: Tun, *, namespace: Namespace | None = None) -> list[TunEvent]:
 
 def read_packet(tun: LinuxTun) -> bytes:
     """The next IPv4 frame."""
-    buffer = bytearray(70_000)
+    buffer = bytearray(b"\xff" * 70_000)
     poller = select.poll()
     poller.register(tun.fileno(), select.POLLIN)
     while poller.poll(5000):
@@ -229,8 +230,20 @@ def test_writing_to_a_down_interface_loses_the_frame_and_counts(tun: LinuxTun) -
     """B47: and it works again once up."""
     assert tun.write([HEADER, PING]) is False
     assert tun.counters.unwritten == {errno.EIO: 1}
+    assert tun.write(super_packet()) is False
+    assert tun.counters.unwritten == {errno.EIO: 2}
+    assert tun.offloads.tso, "that the interface is down says nothing about offloads"
     ip("link", "set", tun.name, "up")
     assert tun.write([HEADER + PING]) is True
+    assert tun.write(super_packet()) is True
+
+
+def super_packet() -> list[bytes]:
+    """A coalesced IPv4 TCP frame: three segments of 100 bytes, gathered."""
+    header = struct.pack("=BBHHHH", 1, 1, 40, 100, 20, 16)
+    ip_header = fixed_checksum(bytes.fromhex("4500015400004000400600000a4d00010a4d0002"))
+    tcp_header = bytes.fromhex("0001000200000001000000015010ffff00000000")
+    return [header, ip_header + tcp_header, bytes(100), bytes(100), bytes(100)]
 
 
 @pytest.mark.network
@@ -258,9 +271,10 @@ def test_deletion_is_told_once_and_does_not_spin(tun: LinuxTun) -> None:
     assert caught.value.errno == errno.EBADFD
     assert tun.write([HEADER, PING]) is False
     assert tun.poll_events() == []
+    LinuxTun.create(new_name()).close()
     poller = select.poll()
     poller.register(tun.events_fileno(), select.POLLIN)
-    assert poller.poll(0) == []
+    assert poller.poll(0) == [], "what happens to others wakes nobody"
 
 
 @pytest.mark.network
@@ -289,6 +303,19 @@ def test_an_interface_in_another_namespace_is_followed(
         namespace.ip("link", "set", tun.name, "down")
         assert events(tun) == [TunEvent.DOWN]
         assert (tun._link._timer < 0) is may_ask, "no ticks without need"
+
+
+@pytest.mark.network
+def test_a_namespace_gets_an_id_and_keeps_it() -> None:
+    client = netlink.Client()
+    with namespaces(1) as (namespace,):
+        there = os.open(f"/run/netns/{namespace.name}", os.O_RDONLY)
+        number = client.namespace_id(there)
+        assert number >= 0
+        assert client.namespace_id(there) == number
+        assert client.link("lo", number).flags & 1
+        os.close(there)
+    client.close()
 
 
 @pytest.mark.network

@@ -202,6 +202,8 @@ def test_a_bad_source_and_refused_trains_together_lose_nothing() -> None:
     bind = opened(script)
     assert bind.send(TRAIN, SIZE, ANY_SOCKADDR, SOURCE) == SendOutcome.SOURCE_REJECTED
     assert script.datagrams == DATAGRAMS
+    pinned = [attempt for attempt in script.attempts if attempt.source is not None]
+    assert len(pinned) == 2, "the train and its first datagram; the others need not fail first"
     bind.close()
 
 
@@ -222,6 +224,16 @@ def test_a_full_socket_buffer_is_waited_for(script: Script) -> None:
     bind = opened(script)
     assert bind.send(TRAIN, SIZE, ANY_SOCKADDR, None) == SendOutcome.SENT
     assert script.datagrams == DATAGRAMS
+    bind.close()
+
+
+def test_one_send_waits_a_bounded_time_in_all() -> None:
+    """B44: EAGAIN. Not once more for each datagram of a train."""
+    script = Script(judge=lambda attempt: errno.EAGAIN)
+    bind = UdpBind(gso=False, socket_factory=script.factory)
+    bind.open(0)
+    assert bind.send(TRAIN, SIZE, ANY_SOCKADDR, None) == SendOutcome.DROPPED
+    assert len(script.attempts) == 10 + len(DATAGRAMS)
     bind.close()
 
 
@@ -253,6 +265,7 @@ def test_a_lasting_error_is_counted_and_ends(number: int, size: int, source: byt
     assert bind.send(data, size, ANY_SOCKADDR, source) == SendOutcome.DROPPED
     assert bind.counters.dropped == {number: count}
     assert bind.counters.sent == 0
+    assert bind.counters.gso_fallbacks == (1 if size and number == errno.EIO else 0)
     assert len(script.attempts) <= 13 * (count + 1)
     script.judge = lambda attempt: 0
     assert bind.send(data, size, ANY_SOCKADDR, source) == SendOutcome.SENT

@@ -1,4 +1,4 @@
-"""Real daemons, a real network: wyrmhole with each other implementation, in both roles."""
+"""wyrmhole beside itself and beside three other implementations: M1, M3, M17, M36 and everything a session needs."""
 
 from __future__ import annotations
 
@@ -6,52 +6,77 @@ import itertools
 
 import pytest
 
-from tests.netns.lab import connect, pair_of_hosts, run
+from tests.netns.host import Host
+from tests.netns.implementations import PEERS, SUBJECT
+from tests.netns.lab import Lab
+from tests.netns.node import Node
+from tests.netns.traffic import transfer
 
 pytestmark = pytest.mark.network
 
-OTHERS = ("wyrmhole", "wireguard-go", "boringtun", "gotatun")
-ROLES = ("initiator", "responder")
+OUTER = {"v4": "192.0.2.2:51821", "v6": "[2001:db8::2]:51821"}
+LONG_SECONDS = 10
 
 
-@pytest.mark.parametrize(("v6", "psk"), list(itertools.product((False, True), repeat=2)), ids=str)
-@pytest.mark.parametrize("role", ROLES)
-@pytest.mark.parametrize("other", OTHERS)
-def test_handshake_and_traffic(other: str, role: str, v6: bool, psk: bool) -> None:
-    """M1, M2, M3, M17, M19: both roles, with and without a preshared key, IPv4 and IPv6 outside and inside."""
-    with pair_of_hosts() as lab:
-        ours = lab.node("wyrmhole", lab.hosts[0], 1)
-        theirs = lab.node(other, lab.hosts[1], 2)
-        first, second = (ours, theirs) if role == "initiator" else (theirs, ours)
-        connect(ours, theirs, v6=v6, psk=run(["wg", "genpsk"]) if psk else None)
-        first.ping(second.inner4)
-        second.ping(first.inner6)
-        first.exec("ping", "-n", "-q", "-c", "1", "-s", "1392", "-M", "do", "-W", "5", second.inner4)
-        assert ours.handshakes() > 0
+def two_ends(lab: Lab, peer: str, role: str, family: str = "v4", *, psk: bool = False) -> tuple[Host, Node, Host, Node]:
+    """The one that begins, and the one that only answers."""
+    a, b = lab.neighbours()
+    first, second = (SUBJECT, peer) if role == "initiator" else (peer, SUBJECT)
+    one, two = lab.tunnel(a, first, b, second, endpoint=OUTER[family], psk=psk)
+    return a, one, b, two
 
 
-@pytest.mark.parametrize("other", OTHERS)
-def test_ten_seconds_of_iperf_each_way(other: str) -> None:
-    with pair_of_hosts() as lab:
-        ours = lab.node("wyrmhole", lab.hosts[0], 1)
-        theirs = lab.node(other, lab.hosts[1], 2)
-        connect(ours, theirs)
-        ours.reach(theirs)
-        with theirs.iperf_server():
-            for direction in ((), ("-R",)):
-                end = ours.iperf(theirs, *direction, seconds=10)
-                assert end["sum_received"]["bytes"] > 50e6
-            udp = ours.iperf(theirs, "-u", "-b", "50M", "-l", "1300")["sum"]
-            assert udp["lost_percent"] < 1
+@pytest.mark.parametrize("peer", PEERS)
+@pytest.mark.parametrize(
+    ("role", "family", "psk"),
+    list(itertools.product(("initiator", "responder"), ("v4", "v6"), (False, True))),
+    ids=lambda value: {False: "plain", True: "psk"}.get(value, value),
+)
+def test_a_session_carries_pings_and_bulk_both_ways(lab: Lab, peer: str, role: str, family: str, psk: bool) -> None:
+    a, one, b, two = two_ends(lab, peer, role, family, psk=psk)
+    for number in range(2):
+        a.ping(two.addresses[number])
+        b.ping(one.addresses[number])
+        transfer(a, b, two.addresses[number])
+    assert one.latest_handshake(two.key.public) and two.latest_handshake(one.key.public)
+    for node, other in ((one, two), (two, one)):
+        received, sent = map(int, node.show_of(other.key.public, "transfer"))
+        assert received > 10_000_000 and sent > 10_000_000
 
 
-@pytest.mark.parametrize("other", OTHERS[1:])
-def test_one_sided_preshared_key_never_connects(other: str) -> None:
-    """M17."""
-    with pair_of_hosts() as lab:
-        ours = lab.node("wyrmhole", lab.hosts[0], 1)
-        theirs = lab.node(other, lab.hosts[1], 2)
-        connect(ours, theirs)
-        ours.wg("set", ours.name, "peer", theirs.public, "preshared-key", "/dev/stdin", stdin=run(["wg", "genpsk"]))
-        assert not ours.ping(theirs.inner4, check=False)
-        assert ours.handshakes() == 0
+@pytest.mark.parametrize("peer", PEERS)
+def test_ten_seconds_of_bulk_each_way(lab: Lab, peer: str) -> None:
+    a, _, b, two = two_ends(lab, peer, "initiator")
+    a.ping(two.addresses[0])
+    transfer(a, b, two.addresses[0], seconds=LONG_SECONDS)
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_large_pings_and_fragments_pass(lab: Lab, peer: str) -> None:
+    a, _, _, two = two_ends(lab, peer, "initiator")
+    for address in two.addresses:
+        for size in (0, 1, 15, 16, 17, 1372, 8000):
+            a.ping(address, count=2, size=size)
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_both_may_begin_at_once(lab: Lab, peer: str) -> None:
+    """B21"""
+    a, b = lab.neighbours()
+    one, two = lab.tunnel(a, SUBJECT, b, peer, endpoint=OUTER["v4"], back="192.0.2.1:51820")
+    words = ["ping", "-q", "-n", "-c", "1", "-W", "10"]
+    pings = [
+        host.spawn(*words, address, output=-3) for host, address in ((a, two.addresses[0]), (b, one.addresses[0]))
+    ]
+    assert [ping.wait(20) for ping in pings] == [0, 0]
+    a.ping(two.addresses[0], count=20)
+    b.ping(one.addresses[0], count=20)
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_a_preshared_key_on_one_side_only_never_completes(lab: Lab, peer: str) -> None:
+    """M17"""
+    a, one, _, two = two_ends(lab, peer, "initiator")
+    one.set("peer", two.key.public, "preshared-key", "/dev/stdin", text="FpCyhws9cxwWoV4xELtfJvjJN+zQVRPISllRWgeopVE=\n")
+    assert a.count_pings(two.addresses[0], count=1) == 0
+    assert one.latest_handshake(two.key.public) == 0

@@ -31,6 +31,7 @@ from wyrmhole.protocol.events import EndpointChanged, Event, HandshakeCompleted
 from wyrmhole.protocol.interface import Interface
 from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
 from wyrmhole.protocol.peer import Peer
+from wyrmhole.wire.prefix import Prefix
 
 _NO_PSK = PresharedKey(bytes(32))
 
@@ -189,10 +190,12 @@ class Device:
 
     def _apply_allowed_ips(self, peer: Peer, section: PeerChange) -> None:
         if section.replace_allowed_ips:
-            wanted = dict.fromkeys(change.prefix for change in section.allowed_ips if not change.remove)
+            wanted: dict[Prefix, None] = {}
             for change in section.allowed_ips:
                 if change.remove:
                     wanted.pop(change.prefix, None)
+                else:
+                    wanted[change.prefix] = None
             self.interface.replace_allowed_ips(peer, wanted)
             return
         for change in section.allowed_ips:

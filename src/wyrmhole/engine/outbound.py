@@ -13,6 +13,7 @@ its lookups outside: where each datagram lies in the buffer is computed once for
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
 
 from wyrmhole.engine.buffer_pool import OVERHEAD, Layout, Train, TrainPool
@@ -21,10 +22,12 @@ from wyrmhole.protocol.drops import DropReason
 from wyrmhole.protocol.keypair import Keypair
 from wyrmhole.wire import ip
 from wyrmhole.wire.messages import MESSAGE_TRANSPORT, TRANSPORT_HEADER
-from wyrmhole.wire.tun_offload import GSO_NONE, VIRTIO_HEADER_SIZE, OffloadError, split
+from wyrmhole.wire.tun_offload import F_NEEDS_CSUM, GSO_NONE, VIRTIO_HEADER_SIZE, OffloadError, complete, split
 
 _ZEROS = bytes(16)
 _COUNTER_PREFIX = bytes(4)
+_CHECKSUM_PLACE = struct.Struct("=HH")
+"""csum_start and csum_offset at offset 6 of a virtio header."""
 
 SendTrain = Callable[[EnginePeer, memoryview, int, int], None]
 """(peer, datagrams, segment size or 0, type of service)."""
@@ -49,17 +52,25 @@ class Outbound:
         if len(frame) <= VIRTIO_HEADER_SIZE:
             tables.drops[DropReason.MALFORMED_FRAME] += 1
             return
-        if frame[0] == 0 and frame[1] == GSO_NONE:
-            self._handle_plain(bytes(frame[VIRTIO_HEADER_SIZE:]), now)
-            return
-        destination = ip.destination_bytes(frame[VIRTIO_HEADER_SIZE:])
-        if destination is None:
-            tables.drops[DropReason.MALFORMED_FRAME] += 1
-            return
         try:
+            if frame[1] == GSO_NONE:
+                packet = bytes(frame[VIRTIO_HEADER_SIZE:])
+                if frame[0] & F_NEEDS_CSUM:
+                    packet = complete(packet, *_CHECKSUM_PLACE.unpack_from(frame, 6))
+                self._handle_plain(packet, now)
+                return
             packets = split(frame)
         except OffloadError:
             tables.drops[DropReason.MALFORMED_FRAME] += 1
+            return
+        self._handle_split(packets, now)
+
+    def _handle_split(self, packets: list[bytes], now: int) -> None:
+        """The packets of one super-packet: one destination, so one look-up."""
+        tables = self._tables
+        destination = ip.destination_bytes(packets[0])
+        if destination is None:
+            tables.drops[DropReason.MALFORMED_FRAME] += len(packets)
             return
         peer = tables.route(destination)
         if peer is None or peer.sockaddr is NO_SOCKADDR or tables.mac1_key is None:

@@ -117,6 +117,8 @@ class PortableEngine:
         return self._reports
 
     def poll_reports(self, limit: int = 256) -> list[EngineReport]:
+        if self._closed:
+            return []
         # The order matters: what is queued after the flag falls is announced again, what before is taken here.
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._reports)

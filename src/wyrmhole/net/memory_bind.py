@@ -116,7 +116,6 @@ class MemoryBind:
             self._stale = True
             if self._port:
                 self._network.claim(self, hosts, self._port)
-                self._signal()
 
     def set_mark(self, mark: int) -> None:
         self.mark = mark
@@ -160,10 +159,10 @@ class MemoryBind:
     def _choose_host(self, receiver: Endpoint, source: bytes | None) -> tuple[str | None, SendOutcome]:
         """The address to send from: the pinned one if the host still has it, else its first one of the family."""
         first = next((host for host in self._hosts if (":" in host) == receiver.is_v6), None)
-        if source is None:
+        pinned = "" if source is None else sticky.parse_source(source)[0]
+        if not pinned or (":" in pinned) != receiver.is_v6:
             return first, SendOutcome.SENT
-        pinned, _interface = sticky.parse_source(source)
-        if pinned in self._hosts and (":" in pinned) == receiver.is_v6:
+        if pinned in self._hosts:
             return pinned, SendOutcome.SENT
         return first, SendOutcome.SOURCE_REJECTED
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from wyrmhole.wire.tun_coalesce import Coalescer, Frame, plain
-from wyrmhole.wire.tun_split import MAX_SEGMENTS, split
+from wyrmhole.wire.tun_split import MAX_SEGMENTS, complete, split
 from wyrmhole.wire.virtio import (
     F_DATA_VALID,
     F_NEEDS_CSUM,
@@ -33,6 +33,7 @@ __all__ = [
     "Frame",
     "OffloadError",
     "VirtioHeader",
+    "complete",
     "plain",
     "split",
 ]

@@ -55,16 +55,19 @@ def split(frame: Buffer) -> list[bytes]:
         raise OffloadError("a TUN frame holds no packet")
     if header.gso_type != GSO_NONE:
         return _split_super_packet(packet, header)
-    return [_complete(packet, header) if header.flags & F_NEEDS_CSUM else packet]
+    return [complete(packet, header.csum_start, header.csum_offset) if header.flags & F_NEEDS_CSUM else packet]
 
 
-def _complete(packet: bytes, header: VirtioHeader) -> bytes:
-    """Finish a partial checksum. 0 is written as 0xFFFF, its other form, because in UDP 0 means no checksum."""
-    field = header.csum_start + header.csum_offset
+def complete(packet: bytes, csum_start: int, csum_offset: int) -> bytes:
+    """Finish the partial checksum of one packet; raises OffloadError when its field lies beyond the packet.
+
+    0 is written as 0xFFFF, its other form, because in UDP 0 means no checksum.
+    """
+    field = csum_start + csum_offset
     if field + 2 > len(packet):
         raise OffloadError("the checksum field lies beyond the packet")
-    value = -(residue(packet[header.csum_start :]) << 8) % 0xFFFF or 0xFFFF
-    return b"".join((packet[:field], value.to_bytes(2, "big"), packet[field + 2 :]))
+    value = -residue(packet[csum_start:]) % 0xFFFF or 0xFFFF
+    return packet[:field] + value.to_bytes(2, "little") + packet[field + 2 :]
 
 
 def _split_super_packet(packet: bytes, header: VirtioHeader) -> list[bytes]:

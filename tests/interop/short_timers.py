@@ -14,5 +14,5 @@ from wyrmhole.protocol.constants import SECOND, Timings
 SHORT = Timings(2 * SECOND, 6 * SECOND, 6 * SECOND, SECOND, SECOND)
 
 if __name__ == "__main__":
-    interface.Timings = lambda: SHORT  # type: ignore[misc, assignment]
+    interface.Timings = lambda: SHORT  # type: ignore[attr-defined]
     sys.exit(wyrmholed.main())

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.net.namespaces import Namespace
-from tests.netns.lab import BIN, Lab, Node, connect, hosts_behind_router, laboratory, pair_of_hosts, run, until
+from tests.interop.lab import BIN, Lab, Node, connect, hosts_behind_router, laboratory, pair_of_hosts, run, until
 
 pytestmark = pytest.mark.network
 
@@ -56,9 +56,11 @@ def test_nat_that_changes_its_port_is_followed() -> None:
         router = lab.hosts[2]
 
         def masquerade(ports: str) -> None:
-            rule = f'oifname "r2" ip protocol udp masquerade to :{ports}'
-            chain = f"chain post {{ type nat hook postrouting priority 100; {rule}; }}"
-            rules = f"table ip nat\ndelete table ip nat\ntable ip nat {{ {chain} }}\n"
+            chain = f"""chain post {{
+                type nat hook postrouting priority 100
+                oifname "r2" ip protocol udp masquerade to :{ports}
+            }}"""
+            rules = f"table ip nat\ndelete table ip nat\ntable ip nat {{\n{chain}\n}}\n"
             run(["ip", "netns", "exec", router.name, "nft", "-f", "-"], stdin=rules)
             run(["ip", "netns", "exec", router.name, "conntrack", "-F"], check=False)
 

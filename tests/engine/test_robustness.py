@@ -1,0 +1,487 @@
+"""What must not end, hold up or confuse the engine: odd trains, full queues, refusals, and two threads at once."""
+
+from __future__ import annotations
+
+import struct
+import threading
+from collections.abc import Sequence
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.engine.plane import PLAIN, ListBind, ListTun
+from tests.engine.test_portable import (
+    A_INNER,
+    A_OUTER,
+    B_INNER,
+    B_OUTER,
+    OUR_KEY,
+    carry,
+    connected,
+    handshake_message,
+    ipv4,
+    params,
+    sides,
+)
+from wyrmhole.engine import tables
+from wyrmhole.engine.buffer_pool import MAX_TRAINS
+from wyrmhole.engine.portable import PortableEngine
+from wyrmhole.net.bind import Buffer, SendOutcome
+from wyrmhole.net.memory_bind import MemoryBind, MemoryNetwork
+from wyrmhole.net.memory_tun import MemoryTun
+from wyrmhole.protocol.constants import SECOND
+from wyrmhole.protocol.cookie import mac1_key
+from wyrmhole.protocol.data_plane import Active, KeyWanted, Roamed
+from wyrmhole.protocol.drops import DropReason
+from wyrmhole.wire.endpoint import Endpoint
+from wyrmhole.wire.prefix import Prefix
+
+
+def uso(packet: bytes, payload: int) -> bytes:
+    """A UDP packet as a super-packet with segments of so many bytes of payload."""
+    return struct.pack("=BBHHHH", 1, 5, 28, payload, 20, 6) + packet
+
+
+def udp4(source: str, destination: str, payload: bytes) -> bytes:
+    return ipv4(source, destination, struct.pack(">HHHH", 1, 2, 8 + len(payload), 0) + payload, protocol=17)
+
+
+# Trains
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 16, 20, 31])
+def test_a_train_of_datagrams_shorter_than_a_message_is_dropped_and_ends(size: int) -> None:
+    """B4: the first bytes name a key that we have, and all bytes together would be long enough for a message."""
+    _, b = connected()
+    header = struct.pack("<IIQ", 4, 20, 7) + bytes(15)
+    b.network(header[:size] * 8, A_OUTER, segment=size)
+    assert sum(b.drops().values()) == 8
+    assert b.drops().keys() <= {DropReason.TOO_SHORT, DropReason.WRONG_LENGTH}
+
+
+def test_a_handshake_message_with_data_behind_it_in_one_train() -> None:
+    """The kernel joins a shorter datagram to the one before it, whatever is inside."""
+    a, b = connected()
+    a.tunnel(ipv4(A_INNER, B_INNER))
+    message = handshake_message()
+    (data,) = a.take()
+    assert len(data) < len(message)
+    b.network(message + data, A_OUTER, segment=len(message))
+    assert b.delivered == [ipv4(A_INNER, B_INNER)]
+    assert b.drops() == {}
+
+
+def test_more_peers_than_trains_each_get_theirs_in_order() -> None:
+    """I24: packets to many peers, one of each in turn."""
+    a, _ = connected()
+    count = MAX_TRAINS + 3
+    for number in range(2, count + 2):
+        a.engine.add_peer(number)
+        a.engine.insert_allowed_ip(number, Prefix(4, 0x0B000000 + number, 32))
+        a.engine.set_endpoint(number, Endpoint("198.51.100.1", number))
+        a.engine.install_keypair(number, params(100 + number, 200 + number, initiator=True))
+    packets = [ipv4(A_INNER, f"11.0.0.{number}", b"x" * 16) for number in range(2, count + 2)]
+    a.tunnel(packets[0], packets[0])
+    a.sent.clear()
+    a.tunnel(*packets * 3)
+    for number in range(2, count + 2):
+        counters = [struct.unpack_from("<IIQ", data)[2] for sockaddr, data, _, _ in a.sent if sockaddr[1] == number]
+        assert len(counters) == 3
+        assert counters == sorted(counters)
+
+
+def test_the_largest_packet_there_is_becomes_one_datagram() -> None:
+    """B35: whether so much can be sent is the socket's to say."""
+    a, _ = connected()
+    a.tunnel(ipv4(A_INNER, B_INNER, bytes(65_515)))
+    a.tunnel(ipv4(A_INNER, B_INNER))
+    assert [len(data) for data in a.take()] == [65_535 + 9 + 32, 64]
+    a.bind.outcome = SendOutcome.DROPPED
+    a.tunnel(ipv4(A_INNER, B_INNER, bytes(65_515)))
+    assert a.drops() == {DropReason.SEND_FAILED: 1}
+
+
+def test_a_lost_train_counts_all_its_packets_and_no_bytes() -> None:
+    a, _ = connected()
+    packets = [ipv4(A_INNER, B_INNER)] * 5
+    a.tunnel(*packets)
+    before = a.engine.counters(1).tx_bytes
+    a.bind.outcome = SendOutcome.DROPPED
+    a.tunnel(*packets)
+    assert a.drops() == {DropReason.SEND_FAILED: 5}
+    assert a.engine.counters(1).tx_bytes == before
+
+
+def test_a_super_packet_without_a_route_counts_its_packets_and_one_answer() -> None:
+    """M46."""
+    a, _ = connected()
+    a.tun.inject(uso(udp4(A_INNER, "10.9.9.9", bytes(400)), 100))
+    a.engine.turn()
+    assert a.drops() == {DropReason.NO_ROUTE: 4}
+    assert len(a.delivered) == 1
+
+
+def test_staged_packets_keep_their_own_ecn() -> None:
+    """M48."""
+    a, _ = sides()
+    a.tunnel(*[ipv4(A_INNER, B_INNER, tos=tos) for tos in (0, 1, 2, 3, 3)])
+    a.engine.install_keypair(1, params(10, 20, initiator=True))
+    assert [tos for _, _, _, tos in a.sent] == [0, 1, 2, 3, 3]
+
+
+def test_a_loop_is_seen_through_the_scope_of_a_link_local_endpoint() -> None:
+    """B37: the kernel gives such a sender's address with the name of the interface."""
+    a, b = connected()
+    a.engine.insert_allowed_ip(1, Prefix.parse("::/0"))
+    b.tunnel(ipv4(B_INNER, A_INNER))
+    a.bind.arrive(b.take()[0], ("fe80::2%eth0", 51820, 0, 3))
+    a.engine.turn()
+    own, other = (bytes.fromhex("fe80") + bytes(13) + bytes((last,)) for last in (1, 2))
+    header = struct.pack(">IHBB16s16s", 6 << 28, 8, 17, 64, own, other)
+    a.tunnel(header + struct.pack(">HHHH", 51820, 51820, 8, 0))
+    assert a.drops() == {DropReason.ROUTE_LOOP: 1}
+
+
+def test_a_super_packet_is_not_staged_without_a_private_key() -> None:
+    a, _ = connected()
+    a.engine.set_mac1_key(None)
+    a.tun.inject(uso(udp4(A_INNER, B_INNER, bytes(400)), 100))
+    a.engine.turn()
+    assert a.drops() == {DropReason.NO_PRIVATE_KEY: 4}
+
+
+def test_a_lone_packet_leaves_before_the_tun_is_asked_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What waits for the next read is the latency of a ping."""
+    a, _ = connected()
+    sent_before_read: list[int] = []
+    read = a.tun.read_into
+
+    def read_into(buffer: bytearray | memoryview) -> int:
+        sent_before_read.append(len(a.sent))
+        return read(buffer)
+
+    monkeypatch.setattr(a.tun, "read_into", read_into)
+    a.take()
+    a.tunnel(ipv4(A_INNER, B_INNER))
+    assert sent_before_read == [0, 1]
+
+
+# Marks and reports
+
+
+def test_what_was_staged_for_a_responder_waits_for_an_answer_like_other_data() -> None:
+    """M34: the packet that confirms the key came before, so it is no answer to what leaves because of it."""
+    a, b = sides()
+    b.tunnel(ipv4(B_INNER, A_INNER))
+    b.engine.install_keypair(1, params(20, 10, initiator=False))
+    a.engine.install_keypair(1, params(10, 20, initiator=True))
+    b.now += SECOND
+    carry(a, b)
+    assert len(b.take()) == 1
+    assert b.engine.marks(1).data_sent_since == b.now
+    assert Active(1) in b.reports()
+
+
+def test_many_changes_of_an_endpoint_are_one_report_with_the_latest() -> None:
+    """B40: who can move packets about does not fill the queue."""
+    a, b = connected()
+    for port in range(1, 50):
+        a.tunnel(ipv4(A_INNER, B_INNER))
+        b.network(a.take()[0], Endpoint("203.0.113.9", port))
+    assert [report for report in b.reports() if isinstance(report, Roamed)] == [Roamed(1, Endpoint("203.0.113.9", 49))]
+    a.tunnel(ipv4(A_INNER, B_INNER))
+    b.network(a.take()[0], A_OUTER)
+    assert Roamed(1, A_OUTER) in b.reports()
+
+
+def test_what_a_full_report_queue_refused_is_said_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = connected()
+    c, _ = sides()
+    monkeypatch.setattr(tables, "MAX_REPORTS", 0)
+    c.tunnel(ipv4(A_INNER, B_INNER))
+    b.tunnel(ipv4(B_INNER, A_INNER))
+    a.network(b.take()[0], Endpoint("203.0.113.9", 9))
+    assert (a.reports(), c.reports()) == ([], [])
+    assert c.drops() == {DropReason.REPORT_QUEUE_FULL: 1}
+    monkeypatch.undo()
+    c.tunnel(ipv4(A_INNER, B_INNER))
+    assert c.reports() == [KeyWanted(1)]
+    a.engine.forget_received(1, a.now)
+    for _ in range(2):
+        b.tunnel(ipv4(B_INNER, A_INNER))
+    for datagram in b.take():
+        a.network(datagram, Endpoint("203.0.113.9", 10))
+    assert set(map(type, a.reports())) == {Active, Roamed}
+
+
+def test_a_key_that_will_not_be_renewed_yet_is_asked_for_again() -> None:
+    """M26, M27: the protocol may decline (`expect_key`); the next packet then asks anew."""
+    a, _ = connected()
+    a.now += 121 * SECOND
+    for _ in range(2):
+        a.tunnel(ipv4(A_INNER, B_INNER))
+    assert a.reports().count(KeyWanted(1)) == 1
+    a.engine.expect_key(1)
+    a.tunnel(ipv4(A_INNER, B_INNER))
+    assert a.reports().count(KeyWanted(1)) == 1
+
+
+@pytest.mark.parametrize("moment", ["before the flag falls", "after the flag fell"])
+def test_activity_during_a_release_is_seen_or_said(moment: str) -> None:
+    """The engine's thread may run between any two steps of the control thread's `release_activity`."""
+    a, _ = connected()
+    a.tunnel(ipv4(A_INNER, B_INNER))
+    a.engine.forget_unanswered(1, a.engine.marks(1).data_sent_since)
+    a.reports()
+
+    class Interrupted(tables.EnginePeer):
+        __slots__ = ()
+
+        def __setattr__(self, name: str, value: object) -> None:
+            falls = name == "active_said" and value is False and a.tun.to_read
+            if falls and moment == "before the flag falls":
+                a.engine.turn()
+            object.__setattr__(self, name, value)
+            if falls and moment == "after the flag fell":
+                a.engine.turn()
+
+    a.engine._tables.peers[1].__class__ = Interrupted
+    a.tun.inject(PLAIN + ipv4(A_INNER, B_INNER))
+    seen = a.engine.release_activity(1).data_sent_since != 0
+    assert seen or Active(1) in a.reports()
+    assert not a.tun.to_read
+
+
+# The engine's life
+
+
+def started(tun: ListTun) -> PortableEngine:
+    engine = PortableEngine(lambda: 1000 * SECOND)
+    engine.attach_tun(tun)
+    return engine
+
+
+def test_a_command_that_raises_does_not_hold_up_those_behind_it() -> None:
+    """They were posted while the thread was busy, so nothing else would wake it."""
+    engine = started(ListTun())
+    holds, done = threading.Event(), threading.Event()
+    engine._post(holds.wait, 10)
+    engine._post(lambda: 1 // 0)
+    engine._post(done.set)
+    holds.set()
+    assert done.wait(10)
+    assert engine.drops() == {DropReason.INTERNAL_ERROR: 1}
+    engine.close()
+
+
+def test_a_batch_that_was_given_up_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = connected()
+    a.tunnel(ipv4(A_INNER, B_INNER, b"0"))
+    a.tunnel(ipv4(A_INNER, B_INNER, b"1"), ipv4(A_INNER, B_INNER, b"2"))
+    data = a.take()
+    b.engine._tables.routes.clear()
+    found = b.engine._tables.route
+    calls: list[bytes] = []
+
+    def route(source: bytes) -> tables.EnginePeer | None:
+        calls.append(source)
+        if len(calls) == 2:
+            raise RuntimeError("a bug")
+        return None if len(calls) > 2 else found(source)
+
+    b.engine.insert_allowed_ip(1, Prefix.parse("10.0.0.0/24"))
+    monkeypatch.setattr(b.engine._tables, "route", route)
+    a.tunnel(ipv4("10.0.0.77", B_INNER, b"1"))
+    with pytest.raises(RuntimeError):
+        b.network(b"".join([data[1], *a.take()]), A_OUTER, segment=len(data[1]))
+    b.engine._give_up_batch()
+    monkeypatch.undo()
+    b.network(data[2], A_OUTER)
+    assert b.delivered == [ipv4(A_INNER, B_INNER, b"2")]
+    assert b.drops() == {DropReason.INTERNAL_ERROR: 1}
+
+
+def test_an_engine_that_raises_in_every_turn_says_that_it_failed() -> None:
+    engine = started(ListTun())
+
+    def fail() -> None:
+        engine._post(fail)
+        raise RuntimeError("a bug in every turn")
+
+    engine._post(fail)
+    thread = engine._thread
+    assert thread is not None
+    thread.join(10)
+    assert not thread.is_alive()
+    assert any(type(report).__name__ == "EngineFailed" for report in engine.poll_reports(10_000))
+    engine.close()
+
+
+def test_a_closed_engine_ignores_every_call() -> None:
+    """Its descriptors are closed, and their numbers may be somebody else's."""
+    engine = started(ListTun())
+    engine.close()
+    engine.add_peer(1)
+    engine.send_keepalive(1)
+    engine.attach_bind(ListBind(lambda *datagram: None), 1)
+    engine.detach_bind()
+    engine.set_mtu(1)
+    assert engine.poll_reports() == []
+    assert engine._tables.peers == {}
+
+
+def test_a_command_is_in_effect_for_the_packets_after_it() -> None:
+    """data_plane: each takes effect before the next batch of packets."""
+    seen: list[bytes] = []
+    arrived = threading.Event()
+
+    def transmit(*datagram: object) -> None:
+        seen.append(datagram[1])  # type: ignore[arg-type]
+        arrived.set()
+
+    tun = ListTun()
+    engine = started(tun)
+    engine.set_mac1_key(mac1_key(OUR_KEY))
+    engine.attach_bind(ListBind(transmit), 1)
+    for number in range(1, 400):
+        engine.add_peer(number)
+        engine.insert_allowed_ip(number, Prefix.parse(f"{B_INNER}/32"))
+        engine.set_endpoint(number, B_OUTER)
+        engine.install_keypair(number, params(2 * number, 2 * number + 1, initiator=True))
+    engine.set_mtu(1420)
+    arrived.clear()
+    tun.inject(PLAIN + ipv4(A_INNER, B_INNER))
+    assert arrived.wait(10)
+    assert struct.unpack_from("<II", seen[-1]) == (4, 2 * 399 + 1)
+    engine.close()
+
+
+# Two engines with their threads
+
+
+class CountingTun(MemoryTun):
+    """Sets `complete` when so many packets were delivered."""
+
+    def __init__(self, name: str, wanted: int) -> None:
+        super().__init__(name, limit=100_000)
+        self.wanted = wanted
+        self.complete = threading.Event()
+
+    def write(self, parts: Sequence[Buffer]) -> bool:
+        accepted = super().write(parts)
+        if len(self._delivered) >= self.wanted:
+            self.complete.set()
+        return accepted
+
+
+def running(tun: MemoryTun, bind: MemoryBind, other_inner: str, other: Endpoint, *, initiator: bool) -> PortableEngine:
+    engine = PortableEngine(lambda: 1000 * SECOND)
+    engine.set_mac1_key(mac1_key(OUR_KEY))
+    engine.attach_tun(tun)
+    engine.attach_bind(bind, bind.open(51820))
+    engine.add_peer(1)
+    engine.insert_allowed_ip(1, Prefix.parse(f"{other_inner}/32"))
+    engine.set_endpoint(1, other)
+    if not initiator:
+        engine.install_keypair(1, params(20, 10, initiator=False))
+    return engine
+
+
+def test_two_threads_carry_both_directions_through_a_change_of_keys() -> None:
+    """M36: nothing is lost, doubled or reordered."""
+    network = MemoryNetwork(queue_limit=100_000)
+    tun_a, tun_b = CountingTun("a", 600), CountingTun("b", 600)
+    b = running(tun_b, network.bind(B_OUTER.host), A_INNER, A_OUTER, initiator=False)
+    a = running(tun_a, network.bind(A_OUTER.host), B_INNER, B_OUTER, initiator=True)
+    a.install_keypair(1, params(10, 20, initiator=True))
+    there = [ipv4(A_INNER, B_INNER, b"%03d" % number + bytes(number % 97)) for number in range(600)]
+    back = [ipv4(B_INNER, A_INNER, b"%03d" % number + bytes(number % 89)) for number in range(600)]
+    for number in range(600):
+        if number == 300:
+            b.install_keypair(1, params(21, 11, initiator=False))
+            b.set_mtu(1420)
+            a.install_keypair(1, params(11, 21, initiator=True))
+        tun_a.inject(there[number])
+        tun_b.inject(back[number])
+    assert tun_a.complete.wait(20)
+    assert tun_b.complete.wait(20)
+    a.close()
+    b.close()
+    assert tun_b.delivered == there
+    assert tun_a.delivered == back
+    assert (a.drops(), b.drops()) == ({}, {})
+
+
+# Anything at all
+
+
+def mutated(draw: st.DrawFn, data: bytes) -> bytes:
+    raw = bytearray(data)
+    for _ in range(draw(st.integers(0, 3))):
+        raw[draw(st.integers(0, len(raw) - 1))] = draw(st.integers(0, 255))
+    return bytes(raw[: draw(st.integers(0, len(raw)))] if draw(st.booleans()) else raw)
+
+
+@st.composite
+def arrivals(draw: st.DrawFn) -> list[tuple[bytes, int]]:
+    """Datagrams and trains: genuine, damaged, cut, and random, with any segment size."""
+    a, _ = connected()
+    sizes = draw(st.lists(st.integers(0, 60), min_size=1, max_size=6))
+    a.tunnel(*[ipv4(A_INNER, B_INNER, bytes(size)) for size in sizes])
+    pieces = [*a.take(), handshake_message(), struct.pack("<IIQ", 4, 20, 1) + bytes(16), draw(st.binary(max_size=80))]
+    chosen = draw(st.lists(st.sampled_from(pieces), min_size=1, max_size=6))
+    trains = []
+    while chosen:
+        count = draw(st.integers(1, len(chosen)))
+        data = mutated(draw, b"".join(chosen[:count]) or b"\0")
+        chosen = chosen[count:]
+        trains.append((data, draw(st.sampled_from([0, 1, 20, 32, 64, 96, 148, 70_000]))))
+    return trains
+
+
+@settings(max_examples=150, deadline=None)
+@given(arrivals())
+def test_every_datagram_is_delivered_reported_or_dropped_by_name(trains: list[tuple[bytes, int]]) -> None:
+    """B1 to B6, B24 to B33, M50, I17, I30: no exception, no answer, and the sum is right (keepalives aside)."""
+    _, b = connected()
+    b.engine.poll_reports(10_000)
+    total = 0
+    for data, segment in trains:
+        total += -(-len(data) // segment) if 0 < segment < len(data) else 1
+        b.network(data, A_OUTER, segment=segment)
+    reported = sum(type(report).__name__ == "HandshakeDatagram" for report in b.reports())
+    assert len(b.delivered) + reported + sum(b.drops().values()) == total
+    assert b.take() == []
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.lists(st.tuples(st.binary(max_size=12), st.integers(0, 300), st.integers(0, 40)), min_size=1, max_size=8))
+def test_any_frame_of_a_tun_is_sent_answered_or_dropped_by_name(frames: list[tuple[bytes, int, int]]) -> None:
+    """B36: odd virtio headers, cut packets."""
+    a, _ = connected()
+    for header, size, cut in frames:
+        packet = udp4(A_INNER, B_INNER, bytes(size))
+        a.tun.inject((header.ljust(10, b"\0")[:10] + packet)[: -cut or None] or b"\0")
+    for _ in range(3):
+        a.engine.turn()
+    counted = len(a.take()) + sum(a.drops().values())
+    assert counted >= len(frames)
+    assert a.drops().keys() <= {DropReason.MALFORMED_FRAME, DropReason.NO_ROUTE}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 1400), st.integers(0, 3)), min_size=1, max_size=150))
+def test_whatever_the_sizes_order_and_content_hold_and_trains_have_the_shape(packets: list[tuple[int, int]]) -> None:
+    """I2, I4: equal sizes but for the last, 64 datagrams and 65,507 bytes at most, one ECN for all."""
+    a, b = connected()
+    a.bind.trains.clear()
+    whole = [ipv4(A_INNER, B_INNER, bytes((n & 255,)) * size, tos=ecn) for n, (size, ecn) in enumerate(packets)]
+    a.tunnel(*whole)
+    for _ in range(len(whole)):
+        a.engine.turn()
+    for total, segment in a.bind.trains:
+        assert total <= 65_507
+        assert not segment or (total > segment and -(-total // segment) <= 64)
+    carry(a, b)
+    assert b.delivered == whole

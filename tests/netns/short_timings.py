@@ -1,0 +1,22 @@
+"""wyrmholed with a session's times divided by sixty, to see rekeys in seconds. Only tests start this."""
+
+from __future__ import annotations
+
+import functools
+import sys
+
+from wyrmhole.cli.wyrmholed import main
+from wyrmhole.device import device
+from wyrmhole.protocol.constants import MILLISECOND, SECOND, Timings
+
+TIMINGS = Timings(
+    rekey_after=2 * SECOND,
+    reject_after=3 * SECOND,
+    rekey_attempt=10 * SECOND,
+    rekey_timeout=200 * MILLISECOND,
+    keepalive=500 * MILLISECOND,
+)
+
+if __name__ == "__main__":
+    setattr(device, "Device", functools.partial(device.Device, timings=TIMINGS))  # noqa: B010
+    sys.exit(main())
