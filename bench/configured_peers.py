@@ -93,8 +93,8 @@ def main() -> None:
         row("memory for each, KiB", "kib", ".1f"),
         row("one peer more, milliseconds", "more_ms", ".2f"),
         "",
-        f"From exec to ready in the background (with `ip netns exec`, 10 starts): median {statistics.median(starts):.0f} ms,"
-        f" greatest {max(starts):.0f} ms.",
+        "From exec to ready in the background (with `ip netns exec`, 10 starts): "
+        f"median {statistics.median(starts):.0f} ms, greatest {max(starts):.0f} ms.",
     ]
     print("\n".join(lines))
     if not options.no_write:

@@ -110,8 +110,8 @@ def main() -> None:
         return statistics.median(run[key] for run in results[name])
 
     lines = [
-        f"`python bench/handshakes.py -n {options.peers} -r {options.rounds}`, medians. {machine()}. The generator runs on "
-        "the same two cores; initiations are made beforehand.",
+        f"`python bench/handshakes.py -n {options.peers} -r {options.rounds}`, medians. {machine()}. "
+        "The generator runs on the same two cores; initiations are made beforehand.",
         "",
         "| | " + " | ".join(options.names) + " |",
         "|---" * (len(options.names) + 1) + "|",

@@ -913,6 +913,7 @@ def test_the_thread_moves_packets_and_ends() -> None:
     engine.set_mac1_key(bytes(32))
     engine.insert_allowed_ip(1, Prefix.parse(f"{B_INNER}/32"))
     engine.set_endpoint(1, B_OUTER)
+    engine.commit()
     engine.set_mtu(1420)
     tun.inject(PLAIN + ipv4(A_INNER, B_INNER))
     seen: list[object] = []
@@ -928,6 +929,7 @@ def test_the_thread_moves_packets_and_ends() -> None:
 
     engine.attach_bind(ListBind(transmit), 1)
     engine.install_keypair(1, params(10, 20, initiator=True))
+    engine.commit()
     assert arrived.wait(10)
     assert len(sent[0]) == 32 + 32
     engine.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import sys
 import threading
 from collections.abc import Sequence
 
@@ -26,7 +27,7 @@ from tests.engine.test_portable import (
 )
 from wyrmhole.engine import tables
 from wyrmhole.engine.buffer_pool import MAX_TRAINS
-from wyrmhole.engine.portable import PortableEngine
+from wyrmhole.engine.portable import SWITCH_INTERVAL, PortableEngine
 from wyrmhole.net.bind import Buffer, SendOutcome
 from wyrmhole.net.memory_bind import MemoryBind, MemoryNetwork
 from wyrmhole.net.memory_tun import MemoryTun
@@ -269,6 +270,7 @@ def test_a_command_that_raises_does_not_hold_up_those_behind_it() -> None:
     engine._post(holds.wait, 10)
     engine._post(lambda: 1 // 0)
     engine._post(done.set)
+    engine.commit()
     holds.set()
     assert done.wait(10)
     assert engine.drops() == {DropReason.INTERNAL_ERROR: 1}
@@ -310,12 +312,26 @@ def test_an_engine_that_raises_in_every_turn_says_that_it_failed() -> None:
         raise RuntimeError("a bug in every turn")
 
     engine._post(fail)
+    engine.commit()
     thread = engine._thread
     assert thread is not None
     thread.join(10)
     assert not thread.is_alive()
     assert any(type(report).__name__ == "EngineFailed" for report in engine.poll_reports(10_000))
     engine.close()
+
+
+def test_a_busy_program_hands_the_interpreter_back_soon() -> None:
+    """A thread of Python's default keeps it for 5 ms after each system call of the engine."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(0.005)
+    engine = started(ListTun())
+    assert sys.getswitchinterval() == pytest.approx(SWITCH_INTERVAL)
+    sys.setswitchinterval(1e-6)
+    engine.close()
+    started(ListTun()).close()
+    assert sys.getswitchinterval() == pytest.approx(1e-6), "shorter stays"
+    sys.setswitchinterval(before)
 
 
 def test_a_closed_engine_ignores_every_call() -> None:
@@ -385,6 +401,7 @@ def running(tun: MemoryTun, bind: MemoryBind, other_inner: str, other: Endpoint,
     engine.set_endpoint(1, other)
     if not initiator:
         engine.install_keypair(1, params(20, 10, initiator=False))
+    engine.set_mtu(1420)
     return engine
 
 
@@ -395,13 +412,15 @@ def test_two_threads_carry_both_directions_through_a_change_of_keys() -> None:
     b = running(tun_b, network.bind(B_OUTER.host), A_INNER, A_OUTER, initiator=False)
     a = running(tun_a, network.bind(A_OUTER.host), B_INNER, B_OUTER, initiator=True)
     a.install_keypair(1, params(10, 20, initiator=True))
+    a.commit()
     there = [ipv4(A_INNER, B_INNER, b"%03d" % number + bytes(number % 97)) for number in range(600)]
     back = [ipv4(B_INNER, A_INNER, b"%03d" % number + bytes(number % 89)) for number in range(600)]
     for number in range(600):
         if number == 300:
             b.install_keypair(1, params(21, 11, initiator=False))
-            b.set_mtu(1420)
+            b.set_mtu(1420)  # Waits until the engine has done this and all before it.
             a.install_keypair(1, params(11, 21, initiator=True))
+            a.commit()
         tun_a.inject(there[number])
         tun_b.inject(back[number])
     assert tun_a.complete.wait(20)

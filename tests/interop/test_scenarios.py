@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.net.namespaces import Namespace
 from tests.interop.lab import BIN, Lab, Node, connect, hosts_behind_router, laboratory, pair_of_hosts, run, until
+from tests.net.namespaces import Namespace
 
 pytestmark = pytest.mark.network
 

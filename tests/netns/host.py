@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import socket
 import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -68,6 +71,11 @@ class Host(Namespace):
             text=True,
         )
 
+    def readdress(self, link: str, former: str, latter: str) -> None:
+        """In this order: with its first IPv4 address a link loses all of the same network."""
+        self.ip("address", "del", former, "dev", link)
+        self.address(link, latter)
+
     def forward(self) -> None:
         """Become a router."""
         self.sysctl("net.ipv4.ip_forward", "1")
@@ -75,6 +83,19 @@ class Host(Namespace):
 
     def nft(self, rules: str) -> None:
         self.run("nft", "-f", "-", text=rules)
+
+    def send_udp(self, source: str, destination: tuple[str, int], *payloads: bytes) -> None:
+        """Datagrams of the caller's making, from a free port of that address."""
+        family = socket.AF_INET6 if ":" in source else socket.AF_INET
+        with self.entered(), socket.socket(family, socket.SOCK_DGRAM) as sender:
+            sender.bind((source, 0))
+            for payload in payloads:
+                sender.sendto(payload, destination)
+
+    def packets_sent(self, link: str) -> int:
+        """How many packets the kernel gave to the interface so far."""
+        (status,) = json.loads(self.run("ip", "-s", "-j", "link", "show", link))
+        return int(status["stats64"]["tx"]["packets"])
 
     def ping(self, address: str, count: int = 3, size: int = 56, *, fragment: bool = True) -> None:
         """Raises AssertionError unless every single ping is answered."""
@@ -88,6 +109,16 @@ class Host(Namespace):
         return sum(
             int(line.split(" received")[0].split()[-1]) for line in result.stdout.splitlines() if "recei" in line
         )
+
+    @contextmanager
+    def pinging(self, address: str, interval: float = 0.02) -> Iterator[None]:
+        """Steady traffic in the background, answered or not."""
+        words = ("ping", "-q", "-n", "-i", str(interval), address)
+        process = self.spawn(*words, output=subprocess.DEVNULL)
+        try:
+            yield
+        finally:
+            end(process)
 
     def can_ping(self, address: str) -> bool:
         return self.try_run("ping", "-q", "-n", "-c", "1", "-W", "1", address).returncode == 0

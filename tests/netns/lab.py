@@ -87,6 +87,17 @@ class Lab:
             host.ip("link", "set", link, "mtu", str(mtu))
         return client, router, server
 
+    def switched(self, count: int) -> list[Host]:
+        """Hosts on one switch: 192.0.2.1, .2, ..., 2001:db8::1, ::2, ..."""
+        switch = self.host()
+        switch.ip("link", "add", "switch", "type", "bridge")
+        switch.ip("link", "set", "switch", "up")
+        hosts = [self.host() for _ in range(count)]
+        for number, host in enumerate(hosts, 1):
+            self.wire(host, switch, (f"192.0.2.{number}/24", f"2001:db8::{number}/64"))
+            switch.ip("link", "set", switch.links[-1], "master", "switch")
+        return hosts
+
     # Tunnels
 
     def node(self, host: Host, implementation: str, *, port: int = 51820) -> Node:
@@ -111,13 +122,15 @@ class Lab:
         with `back` the second that of the first; without, only the first one can begin."""
         one, two = self.node(a, a_implementation), self.node(b, b_implementation, port=51821)
         secret = generate_psk() if psk else None
-        one.configure(peer_section(two.key.public, *_inner(2), endpoint=endpoint, psk=secret, keepalive=keepalive))
-        two.configure(peer_section(one.key.public, *_inner(1), endpoint=back, psk=secret))
-        for number, node in enumerate((one, two), 1):
-            node.assign(*_inner(number, 24, 64))
+        one.configure(peer_section(two.key.public, *inner(2), endpoint=endpoint, psk=secret, keepalive=keepalive))
+        two.configure(peer_section(one.key.public, *inner(1), endpoint=back, psk=secret))
+        # The one that may begin comes last, lest its first message find nobody and its second wait for 5 s.
+        for number, node in ((2, two), (1, one)):
+            node.assign(*inner(number, 24, 64))
             node.up(mtu)
         return one, two
 
 
-def _inner(number: int, v4_bits: int = 32, v6_bits: int = 128) -> tuple[str, str]:
+def inner(number: int, v4_bits: int = 32, v6_bits: int = 128) -> tuple[str, str]:
+    """The addresses inside of a tunnel of the node with that number."""
     return f"{INNER_V4.format(number)}/{v4_bits}", f"{INNER_V6.format(number)}/{v6_bits}"

@@ -18,6 +18,7 @@ ETH_P_IP = 0x0800
 ETH_P_IPV6 = 0x86DD
 PACKET_OUTGOING = 4
 UDP = 17
+SO_RCVBUFFORCE = 33
 
 
 @contextmanager
@@ -75,8 +76,8 @@ class Capture:
 
     def __init__(self, host: Host, interface: str) -> None:
         with host.entered():
-            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL))
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUFFORCE, 16 << 20)
+            self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
+        self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 16 << 20)
         self._socket.bind((interface, ETH_P_ALL))
         self._socket.setblocking(False)
         self._seen: list[Datagram] = []

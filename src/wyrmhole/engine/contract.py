@@ -56,6 +56,10 @@ class Engine(DataPlane, Protocol):
     def set_mtu(self, mtu: int) -> None:
         """The inner MTU: padding never goes beyond it."""
 
+    def commit(self) -> None:
+        """Begin to carry out the calls made since the last commit. One for a group of calls spares the engine as many
+        wake-ups; calls may take effect before it, never later than soon after it."""
+
     def close(self) -> None:
         """Stop, join the threads, wipe keys. Idempotent. The tun and the bind stay the caller's to close."""
 

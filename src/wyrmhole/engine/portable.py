@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -31,11 +32,14 @@ from wyrmhole.protocol.data_plane import KeypairParams, Marks, PeerCounters, Pee
 from wyrmhole.protocol.drops import DropReason
 from wyrmhole.wire import ip
 from wyrmhole.wire.endpoint import Endpoint
+from wyrmhole.wire.messages import MESSAGE_TRANSPORT
 from wyrmhole.wire.prefix import Prefix
 from wyrmhole.wire.tun_offload import PLAIN_HEADER, VIRTIO_HEADER_SIZE, Coalescer, Frame
 
-RECEIVES_PER_TURN = 4
+TRAINS_PER_TURN = 4
 """Trains (64 KiB each) from one socket before the other direction has its turn."""
+DATAGRAMS_PER_TURN = 64
+_DATA = bytes((MESSAGE_TRANSPORT,))
 READS_PER_TURN = 64
 BYTES_PER_TURN = 65_536
 """TUN frames before what was sealed leaves: one full train of small packets, or one super-packet."""
@@ -47,6 +51,11 @@ MAX_FAILED_TURNS = 1000
 ANSWER_INTERVAL = 10_000_000
 ANSWER_BURST = 10
 """ICMP errors: 100 a second, 10 at once; the kernel limits its own in the same way."""
+
+SWITCH_INTERVAL = 50e-6
+"""Seconds, for the whole process and never longer than it was. The thread gives the interpreter away in each system
+call, five times a turn, and Python's 5 ms before a busy thread hands it back would be 25 ms for a packet while the
+control thread answers a flood of handshakes."""
 
 _BROKEN = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
@@ -87,6 +96,7 @@ class PortableEngine:
     def attach_tun(self, tun: Tun) -> None:
         self._call(self._attach_tun, tun)
         if self._threaded and self._thread is None:
+            sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL))
             self._thread = threading.Thread(target=self._run, name="wyrmhole-engine", daemon=True)
             self._thread.start()
 
@@ -210,7 +220,9 @@ class PortableEngine:
             self._say()
             return
         self._commands.append((call, arguments))
-        if len(self._commands) == 1:
+
+    def commit(self) -> None:
+        if self._commands and not self._closed:
             os.eventfd_write(self._wake, 1)
 
     def _call(self, call: Callable[..., object], *arguments: object) -> None:
@@ -229,6 +241,7 @@ class PortableEngine:
             done.set()
 
         self._post(carry_out)
+        self.commit()
         while not done.wait(1.0):
             if not self._thread.is_alive():
                 return
@@ -314,13 +327,20 @@ class PortableEngine:
             self._attach_bind(bind, self._tables.listen_port)
             return
         now = self._now
-        for _ in range(RECEIVES_PER_TURN):
+        trains = 0
+        for _ in range(DATAGRAMS_PER_TURN):
             received = bind.receive(fd)
             if received is None:
                 break
+            is_data = received.view[:1] == _DATA
             self._inbound.handle(received, now)
-            if not received.segment_size:
-                # A lone datagram has rarely another behind it, and a poll costs less than to ask in vain.
+            if received.segment_size:
+                trains += 1
+                if trains == TRAINS_PER_TURN:
+                    break
+            elif is_data:
+                # Lone data has rarely more behind it, and a poll costs less than to ask in vain. Handshake messages
+                # come in floods, and taking them together spares the control thread as many interruptions.
                 break
         if bind.take_stale_sources():
             self._stale = [peer for peer in self._tables.peers.values() if peer.source is not None]

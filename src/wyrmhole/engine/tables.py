@@ -100,7 +100,7 @@ class Tables:
         self.staged_bytes = 0
         # A peer stands for its own `Roamed`, which is made when it is taken: many changes are one report.
         self._reports: deque[EngineReport | EnginePeer] = deque()
-        self._handshakes: deque[HandshakeDatagram] = deque()
+        self._handshakes: deque[tuple[bytes, SockAddr, Source | None]] = deque()
 
     # Reports
 
@@ -116,7 +116,7 @@ class Tables:
         if len(self._handshakes) >= MAX_QUEUED_HANDSHAKES:
             self.drops[DropReason.HANDSHAKE_QUEUE_FULL] += 1
             return
-        self._handshakes.append(HandshakeDatagram(data, Endpoint.from_sockaddr(sockaddr), source, 0))
+        self._handshakes.append((data, sockaddr, source))
 
     @property
     def has_reports(self) -> bool:
@@ -134,9 +134,9 @@ class Tables:
             else:
                 taken.append(report)
         while self._handshakes and len(taken) < limit:
-            depth = len(self._handshakes) - 1
-            first = self._handshakes.popleft()
-            taken.append(HandshakeDatagram(first.data, first.endpoint, first.source, depth))
+            data, sockaddr, source = self._handshakes.popleft()
+            endpoint = Endpoint.from_sockaddr(sockaddr)
+            taken.append(HandshakeDatagram(data, endpoint, source, queue_depth=len(self._handshakes)))
         return taken
 
     def want_key(self, peer: EnginePeer) -> None:

@@ -34,7 +34,7 @@ _IP_TOS = socket.IP_TOS
 _IP_PKTINFO = sticky.IP_PKTINFO
 _IPV6_TCLASS = socket.IPV6_TCLASS
 _IPV6_PKTINFO = socket.IPV6_PKTINFO
-_DAMAGED = socket.MSG_TRUNC | socket.MSG_CTRUNC
+_DAMAGED = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 _INT = struct.Struct("=i")
 _SENT = SendOutcome.SENT
 

@@ -1,0 +1,233 @@
+"""Addresses, ports and NATs that change under a living session: M44, B42, and the source that replies leave from."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.netns.host import Host, until
+from tests.netns.implementations import SUBJECT
+from tests.netns.lab import Lab, inner
+from tests.netns.node import Key, Node, peer_section
+from tests.netns.traffic import Capture, transfer
+
+pytestmark = pytest.mark.network
+
+FAMILIES = ("v4", "v6")
+ENDPOINT = {"v4": "192.0.2.2:51821", "v6": "[2001:db8::2]:51821"}
+FORMER = {"v4": "192.0.2.1/24", "v6": "2001:db8::1/64"}
+LATTER = {"v4": "192.0.2.9/24", "v6": "2001:db8::9/64"}
+STRANGER = Key.generate().public
+ROAMED = {"v4": "192.0.2.9:51820", "v6": "[2001:db8::9]:51820"}
+
+
+def joined(lab: Lab, family: str = "v4", peer: str = SUBJECT) -> tuple[Host, Node, Host, Node]:
+    """Neighbours with a session that the first one began."""
+    a, b = lab.neighbours()
+    one, two = lab.tunnel(a, SUBJECT, b, peer, endpoint=ENDPOINT[family])
+    a.ping(two.addresses[0])
+    return a, one, b, two
+
+
+def endpoint_of(node: Node, other: Node) -> str:
+    return node.show_of(other.key.public, "endpoints")[0]
+
+
+@pytest.mark.parametrize("peer", [SUBJECT, "wireguard-go"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_address_that_changes_under_traffic_is_followed_without_a_handshake(
+    lab: Lab, family: str, peer: str
+) -> None:
+    """M44"""
+    a, one, b, two = joined(lab, family, peer)
+    with Capture(b, "eth0") as wire, a.pinging(two.addresses[0]):
+        a.address("eth0", LATTER[family])
+        a.ip("address", "del", FORMER[family], "dev", "eth0")
+        until(lambda: endpoint_of(two, one) == ROAMED[family], "the endpoint followed")
+        b.ping(one.addresses[0])
+        a.ping(two.addresses[1])
+        assert not wire.of(1), "a handshake was needed"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_responder_that_moves_is_followed_when_it_speaks(lab: Lab, family: str) -> None:
+    """M44"""
+    a, one, b, two = joined(lab, family)
+    b.readdress("eth0", FORMER[family].replace("1/", "2/"), LATTER[family])
+    b.ping(one.addresses[0])
+    assert endpoint_of(one, two) == ROAMED[family].replace("51820", "51821")
+    a.ping(two.addresses[0])
+
+
+def test_a_session_moves_between_the_families(lab: Lab) -> None:
+    a, one, b, two = joined(lab)
+    for family, seen in (("v6", "[2001:db8::1]:51820"), ("v4", "192.0.2.1:51820"), ("v6", "[2001:db8::1]:51820")):
+        one.set("peer", two.key.public, "endpoint", ENDPOINT[family])
+        a.ping(two.addresses[0])
+        assert endpoint_of(two, one) == seen
+        b.ping(one.addresses[0])
+        transfer(a, b, two.addresses[0])
+
+
+def test_a_forged_packet_moves_nobody(lab: Lab) -> None:
+    """M44, M23: the right index and a wrong tag, from elsewhere, with a counter far ahead."""
+    a, one, b, two = joined(lab)
+    with Capture(b, "eth0") as wire:
+        a.ping(two.addresses[0])
+        genuine = next(datagram.payload for datagram in wire.of(4) if not datagram.outgoing)
+    forged = genuine[:8] + (10**6).to_bytes(8, "little") + bytes(len(genuine) - 16)
+    a.address("eth0", "192.0.2.66/24")
+    a.send_udp("192.0.2.66", ("192.0.2.2", 51821), forged, forged[:-1], forged[:31], genuine)
+    a.ping(two.addresses[0])
+    assert endpoint_of(two, one) == "192.0.2.1:51820"
+    b.ping(one.addresses[0])
+
+
+# NAT
+
+
+def masquerade(ports: str) -> str:
+    return f"""
+        flush ruleset
+        table ip nat {{
+            chain out {{
+                type nat hook postrouting priority srcnat
+                oifname "eth1" meta l4proto udp masquerade to :{ports}
+            }}
+        }}
+    """
+
+
+@pytest.mark.parametrize("peer", [SUBJECT, "wireguard-go"])
+def test_a_nat_that_forgets_its_mapping_is_repaired_by_the_next_packet(lab: Lab, peer: str) -> None:
+    """B42"""
+    client, router, server = lab.routed()
+    router.nft(masquerade("40000-40009"))
+    one, two = lab.tunnel(client, SUBJECT, server, peer, endpoint="198.51.100.2:51821")
+    client.ping(two.addresses[0])
+    assert endpoint_of(two, one).startswith("198.51.100.1:4000")
+    with Capture(server, "eth0") as wire:
+        for ports in ("41000-41009", "42000-42009"):
+            router.nft(masquerade(ports))
+            router.run("conntrack", "-F")
+            client.ping(two.addresses[0])
+            assert endpoint_of(two, one).startswith(f"198.51.100.1:{ports[:4]}")
+            server.ping(one.addresses[0])
+        assert not wire.of(1), "a handshake was needed"
+
+
+def test_a_keepalive_holds_the_way_back_open(lab: Lab) -> None:
+    """M53, L6: the mapping lives 2 s, the client says nothing by itself, and the server reaches it all the same."""
+    client, router, server = lab.routed()
+    router.nft(masquerade("40000-40009"))
+    for name in ("net.netfilter.nf_conntrack_udp_timeout", "net.netfilter.nf_conntrack_udp_timeout_stream"):
+        router.sysctl(name, "2")
+    one, two = lab.tunnel(client, SUBJECT, server, SUBJECT, endpoint="198.51.100.2:51821", keepalive=1)
+    until(lambda: two.latest_handshake(one.key.public), "the keepalive began a session without traffic")
+    with Capture(server, "eth0") as wire:
+        until(lambda: len([it for it in wire.of(4) if not it.outgoing and len(it.payload) == 32]) >= 4, "keepalives")
+    server.ping(one.addresses[0])
+
+
+def test_a_keepalive_that_is_set_later_begins_at_once(lab: Lab) -> None:
+    """M53"""
+    a, b = lab.neighbours()
+    one, two = lab.tunnel(a, SUBJECT, b, SUBJECT, endpoint=ENDPOINT["v4"])
+    one.set("peer", two.key.public, "persistent-keepalive", "25")
+    until(lambda: two.latest_handshake(one.key.public), "a session without traffic", patience=10)
+
+
+# The source of replies
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_replies_leave_from_the_address_that_was_written_to(lab: Lab, family: str) -> None:
+    a, b = lab.neighbours()
+    b.address("eth0", "192.0.2.3/24", "192.0.2.4/24", "2001:db8::3/64", "2001:db8::4/64")
+    host = {"v4": "192.0.2.{}", "v6": "2001:db8::{}"}[family]
+    one, two = lab.tunnel(a, SUBJECT, b, SUBJECT, endpoint=endpoint(host.format(3)))
+    for number in (3, 4, 2):
+        one.set("peer", two.key.public, "endpoint", endpoint(host.format(number)))
+        with Capture(a, "eth0") as wire:
+            a.ping(two.addresses[0], count=5)
+            b.ping(one.addresses[0], count=5)
+            sources = {datagram.source for datagram in wire.datagrams if not datagram.outgoing}
+        assert sources == {host.format(number)}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_source_that_is_taken_away_is_replaced(lab: Lab, family: str) -> None:
+    a, b = lab.neighbours()
+    host = {"v4": "192.0.2.{}", "v6": "2001:db8::{}"}[family]
+    bits = FORMER[family][-3:]
+    b.address("eth0", host.format(3) + bits)
+    one, two = lab.tunnel(a, SUBJECT, b, SUBJECT, endpoint=endpoint(host.format(3)))
+    a.ping(two.addresses[0])
+    b.ip("address", "del", host.format(3) + bits, "dev", "eth0")
+    until(lambda: b.can_ping(one.addresses[0]), "the server uses another address")
+    assert endpoint_of(one, two) == endpoint(host.format(2))
+    a.ping(two.addresses[0])
+
+
+def endpoint(host: str) -> str:
+    return f"[{host}]:51821" if ":" in host else f"{host}:51821"
+
+
+def test_another_uplink_is_followed(lab: Lab) -> None:
+    """Two wires to the same server; the route moves from one to the other, and the source moves with it."""
+    a, b = lab.neighbours()
+    lab.wire(a, b, ("198.51.100.1/24",), ("198.51.100.2/24",))
+    b.ip("address", "add", "203.0.113.1/32", "dev", "lo")
+    a.ip("route", "add", "203.0.113.1", "via", "192.0.2.2")
+    one, two = lab.tunnel(a, SUBJECT, b, SUBJECT, endpoint="203.0.113.1:51821")
+    a.ping(two.addresses[0])
+    b.ping(one.addresses[0])
+    assert endpoint_of(two, one) == "192.0.2.1:51820"
+    a.ip("route", "replace", "203.0.113.1", "via", "198.51.100.2")
+    until(lambda: a.can_ping(two.addresses[0]), "the other uplink carries")
+    assert endpoint_of(two, one) == "198.51.100.1:51820"
+
+
+# Ports and marks
+
+
+def test_a_listen_port_changes_under_a_session(lab: Lab) -> None:
+    a, one, b, two = joined(lab)
+    with Capture(a, "eth0") as wire:
+        two.set("listen-port", "50001")
+        b.ping(one.addresses[0])
+        assert endpoint_of(one, two) == "192.0.2.2:50001"
+        one.set("listen-port", "50002")
+        a.ping(two.addresses[0])
+        assert endpoint_of(two, one) == "192.0.2.1:50002"
+        transfer(a, b, two.addresses[0])
+        assert not wire.of(1), "a handshake was needed"
+
+
+def test_only_marked_packets_find_the_way_when_routes_ask_for_a_mark(lab: Lab) -> None:
+    a, b = lab.neighbours()
+    for family in ((), ("-6",)):
+        a.ip(*family, "rule", "add", "fwmark", "0x1f", "lookup", "main", "priority", "10")
+        a.ip(*family, "rule", "add", "fwmark", "0", "lookup", "77", "priority", "11")
+    a.ip("route", "add", "unreachable", "192.0.2.0/24", "table", "77")
+    a.ip("-6", "route", "add", "unreachable", "2001:db8::/64", "table", "77")
+    one, two = lab.tunnel(a, SUBJECT, b, SUBJECT, endpoint=ENDPOINT["v4"])
+    assert not a.can_ping(two.addresses[0])
+    one.set("fwmark", "0x1f")
+    until(lambda: a.can_ping(two.addresses[0]), "marked packets pass")
+    one.set("peer", two.key.public, "endpoint", ENDPOINT["v6"])
+    a.ping(two.addresses[0])
+    one.set("fwmark", "0")
+    assert not a.can_ping(two.addresses[0])
+
+
+def test_a_peer_behind_the_tunnel_of_its_own_does_not_run_away(lab: Lab) -> None:
+    """B37: the endpoint is routed into the tunnel; no more than a handful of packets may come of it."""
+    a, _ = lab.neighbours()
+    node = lab.node(a, SUBJECT)
+    node.configure(peer_section(STRANGER, "0.0.0.0/0", endpoint="198.51.100.9:1"))
+    node.assign(inner(1, 24)[0])
+    node.up()
+    a.ip("route", "add", "198.51.100.9", "dev", node.name)
+    before = a.packets_sent(node.name)
+    a.count_pings("198.51.100.9", count=3)
+    assert a.packets_sent(node.name) - before < 100
