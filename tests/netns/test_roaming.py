@@ -40,8 +40,7 @@ def test_an_address_that_changes_under_traffic_is_followed_without_a_handshake(
     """M44"""
     a, one, b, two = joined(lab, family, peer)
     with Capture(b, "eth0") as wire, a.pinging(two.addresses[0]):
-        a.address("eth0", LATTER[family])
-        a.ip("address", "del", FORMER[family], "dev", "eth0")
+        a.readdress("eth0", FORMER[family], LATTER[family])
         until(lambda: endpoint_of(two, one) == ROAMED[family], "the endpoint followed")
         b.ping(one.addresses[0])
         a.ping(two.addresses[1])

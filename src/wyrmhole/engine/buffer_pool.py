@@ -83,3 +83,8 @@ class TrainPool:
 
     def give_back(self, train: Train) -> None:
         self._free.append(train)
+
+
+def count_datagrams(data: bytes | memoryview, size: int) -> int:
+    """How many datagrams are in what a bind is given to send; `size` 0 is one."""
+    return -(-len(data) // size) if size else 1

@@ -22,6 +22,8 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 
+from wyrmhole.engine.answers import Answers
+from wyrmhole.engine.buffer_pool import count_datagrams
 from wyrmhole.engine.contract import EngineFailed, EngineKind, EngineReport, TunChanged
 from wyrmhole.engine.inbound import Inbound
 from wyrmhole.engine.outbound import Outbound
@@ -30,7 +32,6 @@ from wyrmhole.net.bind import Bind, SendOutcome
 from wyrmhole.net.tun import Tun, TunEvent
 from wyrmhole.protocol.data_plane import KeypairParams, Marks, PeerCounters, PeerId, Source
 from wyrmhole.protocol.drops import DropReason
-from wyrmhole.wire import ip
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.messages import MESSAGE_TRANSPORT
 from wyrmhole.wire.prefix import Prefix
@@ -48,10 +49,6 @@ SOURCES_PER_TURN = 16
 """Sticky sources asked about after a route changed, some 10 us each."""
 MAX_FAILED_TURNS = 1000
 """Turns in a row that raised before the engine says that it does not work."""
-ANSWER_INTERVAL = 10_000_000
-ANSWER_BURST = 10
-"""ICMP errors: 100 a second, 10 at once; the kernel limits its own in the same way."""
-
 SWITCH_INTERVAL = 50e-6
 """Seconds, for the whole process and never longer than it was. The thread gives the interpreter away in each system
 call, five times a turn, and Python's 5 ms before a busy thread hands it back would be 25 ms for a packet while the
@@ -88,8 +85,7 @@ class PortableEngine:
         self._wrote = False
         self._is_burst = False
         self._stale: list[EnginePeer] = []
-        self._answers = ANSWER_BURST
-        self._answers_at = 0
+        self._answers = Answers()
 
     # Life
 
@@ -448,34 +444,22 @@ class PortableEngine:
         bind = self._bind
         if bind is None or peer.sockaddr is NO_SOCKADDR:
             reason = DropReason.SEND_FAILED if bind is None else DropReason.NO_ENDPOINT
-            self._tables.drops[reason] += _datagrams(data, size)
+            self._tables.drops[reason] += count_datagrams(data, size)
             return
         outcome = bind.send(data, size, peer.sockaddr, peer.source, tos=tos)
         if outcome:
             if outcome & SendOutcome.SOURCE_REJECTED:
                 peer.source = None
             if outcome & SendOutcome.DROPPED:
-                self._tables.drops[DropReason.SEND_FAILED] += _datagrams(data, size)
+                self._tables.drops[DropReason.SEND_FAILED] += count_datagrams(data, size)
                 return
         peer.tx_bytes += len(data)
 
     def _answer(self, packet: bytes) -> None:
-        """Tell the sender of a packet that has nowhere to go, within the rate that hosts use for such errors."""
-        if not self._may_answer() or self._tun is None:
-            return
-        error = ip.unreachable(packet, no_route=False)
-        if error is not None:
+        """The packet has nowhere to go."""
+        error = self._answers.make(packet, self._now)
+        if error is not None and self._tun is not None:
             self._tun.write([PLAIN_HEADER, error])
-
-    def _may_answer(self) -> bool:
-        earned = (self._now - self._answers_at) // ANSWER_INTERVAL
-        if earned:
-            self._answers = min(ANSWER_BURST, self._answers + earned)
-            self._answers_at = self._now
-        if not self._answers:
-            return False
-        self._answers -= 1
-        return True
 
     # Commands that send
 
@@ -511,7 +495,3 @@ class PortableEngine:
     def _send_to(self, endpoint: Endpoint, source: Source | None, datagram: bytes) -> None:
         if self._bind is not None:
             self._bind.send(datagram, 0, endpoint.sockaddr, source, tos=HANDSHAKE_TOS)
-
-
-def _datagrams(data: bytes | memoryview, size: int) -> int:
-    return -(-len(data) // size) if size else 1

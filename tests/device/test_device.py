@@ -1,0 +1,409 @@
+"""Whole devices on memory edges: life, configuration, status. Real time, but nothing waits longer than it must."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+import os
+import struct
+from collections.abc import Awaitable, Callable
+
+import pytest
+
+from wyrmhole.device.clock import Alarm, SystemClock
+from wyrmhole.device.config import AllowedIPChange, DeviceChange, PeerChange
+from wyrmhole.device.device import Device
+from wyrmhole.engine.contract import EngineFailed
+from wyrmhole.engine.portable import PortableEngine
+from wyrmhole.errors import ConfigError
+from wyrmhole.net.memory_bind import MemoryNetwork
+from wyrmhole.net.memory_tun import MemoryTun
+from wyrmhole.protocol.drops import DropReason
+from wyrmhole.protocol.events import Event, HandshakeCompleted
+from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
+from wyrmhole.wire.endpoint import Endpoint
+from wyrmhole.wire.prefix import Prefix
+
+
+class World:
+    """Devices on one memory network; `self.devices` are closed at the end."""
+
+    def __init__(self) -> None:
+        self.network = MemoryNetwork()
+        self.devices: list[Device] = []
+        self.events: list[Event] = []
+
+    async def device(self, number: int, *, up: bool = True) -> tuple[Device, MemoryTun]:
+        clock = SystemClock()
+        tun = MemoryTun(f"mem{number}", up=up)
+        device = Device(
+            tun,
+            lambda: self.network.bind(f"192.0.2.{number}"),
+            PortableEngine(clock.boottime),
+            clock=clock,
+            on_event=self.events.append,
+        )
+        self.devices.append(device)
+        await device.start()
+        if up:
+            await until(lambda: device.is_up)
+        return device, tun
+
+    async def pair(self) -> tuple[Device, MemoryTun, Device, MemoryTun]:
+        """Two devices with keys, ports 1 and 2, that know each other."""
+        a, a_tun = await self.device(1)
+        b, b_tun = await self.device(2)
+        keys = [PrivateKey(os.urandom(32)) for _ in range(2)]
+        for number, device in enumerate((a, b)):
+            other = 1 - number
+            device.configure(
+                DeviceChange(
+                    private_key=keys[number],
+                    listen_port=number + 1,
+                    peers=(
+                        PeerChange(
+                            keys[other].public_key(),
+                            endpoint=Endpoint(f"192.0.2.{other + 1}", other + 1),
+                            allowed_ips=(AllowedIPChange(Prefix.parse(f"10.0.0.{other + 1}/32")),),
+                        ),
+                    ),
+                )
+            )
+        return a, a_tun, b, b_tun
+
+
+def scenario(body: Callable[[World], Awaitable[None]]) -> Callable[[], None]:
+    """Run the coroutine on a loop of its own, and close its devices."""
+
+    async def run() -> None:
+        world = World()
+        try:
+            await asyncio.wait_for(body(world), 30)
+        finally:
+            for device in world.devices:
+                await device.close()
+
+    def test() -> None:
+        asyncio.run(run())
+
+    test.__name__, test.__doc__ = body.__name__, body.__doc__
+    return test
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Let the loop turn until the condition holds; the scenario's timeout is the limit."""
+    while not condition():
+        await asyncio.sleep(0.001)
+
+
+def packet(source: int, destination: int) -> bytes:
+    return (
+        struct.pack(">BBHHHBBH4B4B", 0x45, 0, 24, 0, 0, 64, 253, 0, 10, 0, 0, source, 10, 0, 0, destination) + b"data"
+    )
+
+
+def peer_change(**changes: object) -> PeerChange:
+    return PeerChange(PublicKey(b"\x07" * 32), **changes)  # type: ignore[arg-type]
+
+
+# Traffic
+
+
+@scenario
+async def test_two_devices_shake_hands_and_carry_packets(world: World) -> None:
+    a, a_tun, b, b_tun = await world.pair()
+    a_tun.inject(packet(1, 2))
+    await until(lambda: b_tun.delivered)
+    b_tun.inject(packet(2, 1))
+    await until(lambda: a_tun.delivered)
+    assert (a_tun.pop(), b_tun.pop()) == (packet(2, 1), packet(1, 2))
+    assert {type(event) for event in world.events} >= {HandshakeCompleted}
+    status = a.status().peers[0]
+    assert status.last_handshake > (1_600_000_000, 0)
+    assert (status.tx_bytes, status.rx_bytes) == (148 + 64, 92 + 64)
+    await until(lambda: b.status().peers[0].last_handshake > (0, 0))
+
+
+@scenario
+async def test_a_port_change_keeps_the_session(world: World) -> None:
+    a, a_tun, b, b_tun = await world.pair()
+    a_tun.inject(packet(1, 2))
+    await until(lambda: b_tun.delivered)
+    before = a.status().peers[0].last_handshake
+    a.configure(DeviceChange(listen_port=77))
+    a_tun.inject(packet(1, 2))
+    await until(lambda: len(b_tun.delivered) == 2)
+    await until(lambda: b.status().peers[0].endpoint == Endpoint("192.0.2.1", 77))
+    assert a.status().peers[0].last_handshake == before
+    assert a.status().listen_port == 77
+
+
+@scenario
+async def test_a_changed_peer_keeps_its_session(world: World) -> None:
+    """boringtun and gotatun panic or drop the session when an existing peer is changed."""
+    a, a_tun, _b, b_tun = await world.pair()
+    a_tun.inject(packet(1, 2))
+    await until(lambda: b_tun.delivered)
+    before = a.status().peers[0]
+    change = PeerChange(
+        before.public_key,
+        persistent_keepalive=25,
+        preshared_key=PresharedKey(b"p" * 32),
+        replace_allowed_ips=True,
+        allowed_ips=(AllowedIPChange(Prefix.parse("10.0.0.0/24")),),
+    )
+    a.configure(DeviceChange(peers=(change,)))
+    a_tun.inject(packet(1, 2))
+    await until(lambda: len(b_tun.delivered) == 2)
+    after = a.status().peers[0]
+    assert after.last_handshake == before.last_handshake
+    assert (after.persistent_keepalive, after.allowed_ips) == (25, (Prefix.parse("10.0.0.0/24"),))
+
+
+# Life
+
+
+@scenario
+async def test_down_frees_the_port_and_up_takes_it_again(world: World) -> None:
+    """wireguard-go keeps the port while the interface is down."""
+    a, a_tun, _b, b_tun = await world.pair()
+    a_tun.set_up(False)
+    await until(lambda: not a.is_up)
+    with_port_free = world.network.bind("192.0.2.1")
+    assert with_port_free.open(1) == 1
+    with_port_free.close()
+    a_tun.set_up(True)
+    await until(lambda: a.is_up)
+    a_tun.inject(packet(1, 2))
+    await until(lambda: b_tun.delivered)
+    assert a.status().listen_port == 1
+
+
+@scenario
+async def test_a_port_taken_at_up_leaves_the_device_down_and_alive(world: World) -> None:
+    taken = world.network.bind("192.0.2.1")
+    taken.open(5)
+    device, tun = await world.device(1, up=False)
+    device.configure(DeviceChange(listen_port=5))
+    tun.set_up(True)
+    for _ in range(50):
+        await asyncio.sleep(0.001)
+    assert not device.is_up
+    taken.close()
+    tun.set_up(False)
+    tun.set_up(True)
+    await until(lambda: device.is_up)
+
+
+@scenario
+async def test_the_end_of_the_tun_ends_the_device(world: World) -> None:
+    """B48; gotatun does not end."""
+    device, tun = await world.device(1)
+    tun.delete()
+    await device.wait_closed()
+    await device.close()
+
+
+@scenario
+async def test_an_engine_that_fails_ends_the_device(world: World) -> None:
+    device, _ = await world.device(1)
+    device._engine._tables.report(EngineFailed("reason"))  # type: ignore[attr-defined]
+    device._engine._say()  # type: ignore[attr-defined]
+    await device.wait_closed()
+
+
+@scenario
+async def test_the_mtu_is_followed(world: World) -> None:
+    device, tun = await world.device(1)
+    tun.set_mtu(1280)
+    await until(lambda: device._engine._tables.mtu == 1280)  # type: ignore[attr-defined]
+    assert device.status().mtu == 1280
+
+
+@scenario
+async def test_keepalives_come_by_the_alarm(world: World) -> None:
+    """The timerfd on the boottime clock wakes the device: a persistent keepalive of one second arrives."""
+    a, a_tun, _b, b_tun = await world.pair()
+    a_tun.inject(packet(1, 2))
+    await until(lambda: b_tun.delivered)
+    key = a.status().peers[0].public_key
+    a.configure(DeviceChange(peers=(PeerChange(key, persistent_keepalive=1),)))
+    before = a.status().peers[0].tx_bytes
+    await until(lambda: a.status().peers[0].tx_bytes >= before + 32)
+
+
+# Configuration
+
+
+@scenario
+async def test_a_set_that_cannot_have_its_port_applies_nothing(world: World) -> None:
+    """wireguard-go applies half of it and loses the former port."""
+    a, a_tun, _b, b_tun = await world.pair()
+    taken = world.network.bind("192.0.2.1")
+    taken.open(9)
+    before = a.status()
+    with pytest.raises(ConfigError) as caught:
+        a.configure(
+            DeviceChange(
+                private_key=PrivateKey(b"\x01" * 32),
+                listen_port=9,
+                fwmark=7,
+                replace_peers=True,
+                peers=(peer_change(),),
+            )
+        )
+    assert caught.value.errno_value == errno.EADDRINUSE
+    assert a.status() == before
+    a_tun.inject(packet(1, 2))
+    await until(lambda: b_tun.delivered)
+
+
+@scenario
+async def test_too_many_peers_apply_nothing(world: World) -> None:
+    """B59."""
+    device, _ = await world.device(1)
+    device.interface.peers.max_peers = 2
+    device.configure(DeviceChange(peers=(peer_change(),)))
+    before = device.status()
+    many = tuple(PeerChange(PublicKey(bytes((number,)) * 32)) for number in (1, 2))
+    with pytest.raises(ConfigError) as caught:
+        device.configure(DeviceChange(listen_port=3, peers=many))
+    assert caught.value.errno_value == errno.EINVAL
+    assert device.status() == before
+    device.configure(DeviceChange(replace_peers=True, peers=many))
+    assert len(device.status().peers) == 2
+    device.configure(DeviceChange(peers=(peer_change(update_only=True), peer_change(remove=True))))
+    assert len(device.status().peers) == 2
+
+
+@scenario
+async def test_what_is_configured_while_down_is_there_when_up(world: World) -> None:
+    device, tun = await world.device(1, up=False)
+    device.configure(
+        DeviceChange(private_key=PrivateKey(b"\x01" * 32), listen_port=5, fwmark=6, peers=(peer_change(),))
+    )
+    assert (device.status().listen_port, device.status().fwmark) == (5, 6)
+    tun.set_up(True)
+    await until(lambda: device.is_up)
+    assert (device.status().listen_port, device.status().fwmark) == (5, 6)
+    assert len(device.status().peers) == 1
+
+
+@scenario
+async def test_keys_of_a_peer_section(world: World) -> None:
+    device, _ = await world.device(1)
+    device.configure(DeviceChange(peers=(peer_change(update_only=True),)))
+    assert device.status().peers == ()
+    first, second = Prefix.parse("10.1.0.0/16"), Prefix.parse("fd00::/64")
+    endpoint = Endpoint("198.51.100.1", 1)
+    everything = peer_change(
+        preshared_key=PresharedKey(b"p" * 32),
+        endpoint=endpoint,
+        persistent_keepalive=9,
+        allowed_ips=(AllowedIPChange(first), AllowedIPChange(second)),
+    )
+    device.configure(DeviceChange(peers=(everything,)))
+    shown = device.status().peers[0]
+    assert (shown.preshared_key, shown.endpoint) == (PresharedKey(b"p" * 32), endpoint)
+    assert (shown.persistent_keepalive, shown.allowed_ips) == (9, (first, second))
+    device.configure(DeviceChange(peers=(peer_change(allowed_ips=(AllowedIPChange(first, remove=True),)),)))
+    assert device.status().peers[0].allowed_ips == (second,)
+    both = (AllowedIPChange(second, remove=True), AllowedIPChange(first), AllowedIPChange(second))
+    device.configure(DeviceChange(peers=(peer_change(replace_allowed_ips=True, allowed_ips=both),)))
+    assert set(device.status().peers[0].allowed_ips) == {first, second}
+    device.configure(DeviceChange(peers=(peer_change(preshared_key=PresharedKey(bytes(32)), persistent_keepalive=0),)))
+    assert device.status().peers[0].preshared_key.is_zero
+    device.configure(DeviceChange(peers=(peer_change(remove=True, endpoint=endpoint),)))
+    assert device.status().peers == ()
+
+
+@scenario
+async def test_a_prefix_moves_to_the_peer_that_was_given_it_last(world: World) -> None:
+    """gotatun lets two peers have the same prefix."""
+    device, _ = await world.device(1)
+    prefix = Prefix.parse("10.0.0.0/8")
+    for number in (1, 2):
+        change = PeerChange(PublicKey(bytes((number,)) * 32), allowed_ips=(AllowedIPChange(prefix),))
+        device.configure(DeviceChange(peers=(change,)))
+    assert [peer.allowed_ips for peer in device.status().peers] == [(), (prefix,)]
+
+
+@scenario
+async def test_the_own_key_is_no_peer_in_either_order(world: World) -> None:
+    """M51."""
+    device, _ = await world.device(1)
+    key = PrivateKey(b"\x01" * 32)
+    device.configure(DeviceChange(peers=(PeerChange(key.public_key()),)))
+    device.configure(DeviceChange(private_key=key))
+    device.configure(DeviceChange(peers=(PeerChange(key.public_key()),)))
+    assert device.status().peers == ()
+    device.configure(DeviceChange(private_key=PrivateKey(bytes(32))))
+    assert device.status().private_key is None
+
+
+@scenario
+async def test_many_sets_in_quick_succession(world: World) -> None:
+    """gotatun exits over several `wg set` in a row."""
+    a, a_tun, _b, b_tun = await world.pair()
+    for number in range(300):
+        change = PeerChange(PublicKey(bytes((number % 250 + 1,)) * 32), remove=number % 2 == 1)
+        a.configure(DeviceChange(peers=(change,)))
+        if number % 10 == 0:
+            a_tun.inject(packet(1, 2))
+    await until(lambda: len(b_tun.delivered) == 30)
+
+
+@scenario
+async def test_drops_of_engine_and_protocol_are_one_list(world: World) -> None:
+    a, a_tun, b, _b_tun = await world.pair()
+    a_tun.inject(packet(1, 99))
+    b.configure(DeviceChange(replace_peers=True))
+    a_tun.inject(packet(1, 2))
+    await until(lambda: b.drops().get(DropReason.UNKNOWN_PEER))
+    await until(lambda: a.drops().get(DropReason.NO_ROUTE) == 1)
+
+
+@scenario
+async def test_no_secret_is_printed_or_logged(world: World) -> None:
+    """B72, I33."""
+    lines: list[str] = []
+
+    class Collect(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(self.format(record))
+
+    logger, handler = logging.getLogger("wyrmhole"), Collect()
+    logger.addHandler(handler)
+    logger.setLevel(logging.DEBUG)
+    try:
+        a, a_tun, _b, b_tun = await world.pair()
+        a_tun.inject(packet(1, 2))
+        await until(lambda: b_tun.delivered)
+        await world.devices[0].close()
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(logging.NOTSET)
+    assert lines
+    private = a.status().private_key
+    assert private is not None
+    text = "\n".join(lines) + repr(a.status()) + repr(a.status().peers) + repr(DeviceChange(private_key=private))
+    assert private.hex() not in text
+    assert private.base64() not in text
+
+
+def test_the_alarm_rings_at_its_time_and_not_when_it_is_off() -> None:
+    import select
+
+    alarm, clock = Alarm(), SystemClock()
+    try:
+        alarm.set(clock.boottime() + 3600 * 10**9)
+        alarm.set(None)
+        assert not select.select([alarm], [], [], 0)[0]
+        alarm.set(1)
+        assert select.select([alarm], [], [], 10)[0]
+        alarm.clear()
+        assert not select.select([alarm], [], [], 0)[0]
+    finally:
+        alarm.close()
+        alarm.close()
