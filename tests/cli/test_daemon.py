@@ -114,7 +114,7 @@ def host() -> Iterator[Host]:
 
 def test_it_is_there_when_the_caller_returns_and_gone_with_its_interface(host: Host) -> None:
     host.start()
-    assert host.get("wg", "show", "interfaces").split() == [host.name]
+    assert host.name in host.get("wg", "show", "interfaces").split()
     assert host.has_interface()
     host.get("ip", "link", "del", host.name)
     until(lambda: not host.pids())
@@ -245,7 +245,7 @@ os.execv("{BINARY}", ["wyrmholed", *{flags!r}, "{host.name}"])
 """
     host.socket.parent.mkdir(mode=0o755, exist_ok=True)
     daemon = host.start_in_foreground(sys.executable, "-c", program)
-    assert host.get("wg", "show", "interfaces").split() == [host.name]
+    assert host.name in host.get("wg", "show", "interfaces").split()
     host.end()
     assert daemon.wait(timeout=20) == 0
     assert not host.socket.exists() and not host.has_interface()

@@ -102,9 +102,14 @@ class Host(Namespace):
         answered = self.count_pings(address, count, size, fragment=fragment)
         assert answered == count, f"{answered} of {count} pings to {address} were answered"
 
-    def count_pings(self, address: str, count: int = 3, size: int = 56, *, fragment: bool = True) -> int:
-        """How many of `count` pings, 20 ms apart, are answered within 5 s each."""
-        words = ["ping", "-q", "-n", "-i", "0.02", "-c", str(count), "-W", "5", "-s", str(size)]
+    def count_pings(
+        self, address: str, count: int = 3, size: int = 56, *, fragment: bool = True, wait: float = 10
+    ) -> int:
+        """How many of `count` pings, 20 ms apart, are answered within `wait` seconds each.
+
+        The default is long enough for a handshake whose first message was lost.
+        """
+        words = ["ping", "-q", "-n", "-i", "0.02", "-c", str(count), "-W", str(wait), "-s", str(size)]
         result = self.try_run(*words, *([] if fragment else ["-M", "do"]), address)
         return sum(
             int(line.split(" received")[0].split()[-1]) for line in result.stdout.splitlines() if "recei" in line

@@ -79,5 +79,5 @@ def test_a_preshared_key_on_one_side_only_never_completes(lab: Lab, peer: str) -
     one.set(
         "peer", two.key.public, "preshared-key", "/dev/stdin", text="FpCyhws9cxwWoV4xELtfJvjJN+zQVRPISllRWgeopVE=\n"
     )
-    assert a.count_pings(two.addresses[0], count=1) == 0
+    assert a.count_pings(two.addresses[0], count=1, wait=2) == 0
     assert one.latest_handshake(two.key.public) == 0

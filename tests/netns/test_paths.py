@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.netns.host import Host
+from tests.netns.host import Host, until
 from tests.netns.implementations import SUBJECT
 from tests.netns.lab import Lab
 from tests.netns.node import Key, Node, peer_section
@@ -28,7 +28,9 @@ def test_bulk_passes_a_path_smaller_than_the_tunnel_believes(lab: Lab, family: s
     _, two = lab.tunnel(client, SUBJECT, server, SUBJECT, endpoint=SERVER[family])
     for address in two.addresses:
         client.ping(address)
-        client.ping(address, size=1372 - 20 * (":" in address))
+        # An IPv6 router drops what is too big, once for each direction, and tells the sender.
+        until(lambda: client.count_pings(address, 1, size=1372, wait=1), "large packets pass")  # noqa: B023
+        client.ping(address, size=1372)
         transfer(client, server, address)
 
 
@@ -61,7 +63,7 @@ def test_the_mtu_of_the_interface_may_change_under_a_session(lab: Lab) -> None:
         for node in (one, two):
             node.host.ip("link", "set", node.name, "mtu", str(mtu))
         a.ping(two.addresses[0], size=mtu - 28, fragment=False)
-        assert a.count_pings(two.addresses[0], size=mtu - 27, fragment=False) == 0
+        assert a.count_pings(two.addresses[0], 1, size=mtu - 27, fragment=False, wait=1) == 0
     transfer(a, b, two.addresses[0])
 
 
@@ -110,7 +112,9 @@ def test_a_host_with_one_family_is_enough(lab: Lab, families: tuple[str, str]) -
     a.ping(inside[1])
     transfer(a, b, inside[1])
     one.set("listen-port", "50000")
+    a.ping(inside[1])
     b.ping(inside[0])
+    assert one.show("listen-port") == "50000"
 
 
 # Marks on the outside
@@ -154,7 +158,7 @@ def test_a_sender_is_told_that_a_host_cannot_be_reached(lonely: Node, address: s
     assert "Destination Host Unreachable" in ping_reply(lonely.host, address)
 
 
-@pytest.mark.parametrize(("address", "cause"), [("fd77::2", "Address unreachable"), ("fd77::3", "No route")])
-def test_a_sender_is_told_that_a_v6_host_cannot_be_reached(lonely: Node, address: str, cause: str) -> None:
+@pytest.mark.parametrize("address", ["fd77::2", "fd77::3"])
+def test_a_sender_is_told_that_a_v6_host_cannot_be_reached(lonely: Node, address: str) -> None:
     """M46"""
-    assert f"Destination unreachable: {cause}" in ping_reply(lonely.host, address)
+    assert "Destination unreachable: Address unreachable" in ping_reply(lonely.host, address)

@@ -228,5 +228,5 @@ def test_a_peer_behind_the_tunnel_of_its_own_does_not_run_away(lab: Lab) -> None
     node.up()
     a.ip("route", "add", "198.51.100.9", "dev", node.name)
     before = a.packets_sent(node.name)
-    a.count_pings("198.51.100.9", count=3)
+    a.count_pings("198.51.100.9", count=3, wait=1)
     assert a.packets_sent(node.name) - before < 100

@@ -1,0 +1,68 @@
+"""Sessions that are renewed while traffic flows: L4, M27, M30, M36. A session's times are divided by sixty."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.netns.implementations import OTHERS
+from tests.netns.lab import Lab
+from tests.netns.traffic import Capture, iperf, iperf_server
+
+pytestmark = pytest.mark.network
+
+SHORT = "wyrmhole-short"
+ENDPOINT = "192.0.2.2:51821"
+
+
+@pytest.mark.parametrize("peer", [SHORT, *OTHERS])
+def test_nothing_is_lost_over_many_renewals(lab: Lab, peer: str) -> None:
+    """L4: steady pings, 7 s, a new session every 2 s, and each ping is answered once."""
+    a, b = lab.neighbours()
+    one, two = lab.tunnel(a, SHORT, b, peer, endpoint=ENDPOINT)
+    a.ping(two.addresses[0])
+    with Capture(b, "eth0") as wire:
+        a.ping(two.addresses[0], count=350)
+        begun = [datagram for datagram in wire.of(1)]
+    assert len(begun) >= 3
+    assert one.latest_handshake(two.key.public) and two.latest_handshake(one.key.public)
+
+
+@pytest.mark.parametrize("direction", [(), ("-R",)], ids=["out", "in"])
+def test_bulk_goes_on_over_renewals(lab: Lab, direction: tuple[str, ...]) -> None:
+    """M36: with data in flight in both key slots no datagram is lost; the rate is one the path carries easily."""
+    a, b = lab.neighbours()
+    _, two = lab.tunnel(a, SHORT, b, SHORT, endpoint=ENDPOINT)
+    a.ping(two.addresses[0])
+    with Capture(b, "eth0") as wire, iperf_server(b, two.addresses[0]):
+        slow = iperf(a, two.addresses[0], "-u", "-b", "20M", "-l", "1200", *direction, seconds=6)["sum"]
+        fast = iperf(a, two.addresses[0], *direction, seconds=5)["sum_received"]["bytes"]
+        assert len(wire.of(1)) >= 4
+    assert slow["packets"] > 5000 and slow["lost_packets"] == 0
+    assert fast > 10_000_000
+
+
+def test_only_the_first_initiator_renews(lab: Lab) -> None:
+    """M27: traffic one way or the other, the responder never begins."""
+    a, b = lab.neighbours()
+    one, two = lab.tunnel(a, SHORT, b, SHORT, endpoint=ENDPOINT, back="192.0.2.1:51820")
+    a.ping(two.addresses[0])
+    with Capture(b, "eth0") as wire:
+        b.ping(one.addresses[0], count=200)
+        begun = wire.of(1)
+    assert begun and not any(datagram.outgoing for datagram in begun)
+
+
+def test_a_peer_that_lost_its_memory_is_reached_again(lab: Lab) -> None:
+    """L2, M34: the other daemon is killed and started anew; only this side talks."""
+    a, b = lab.neighbours()
+    one, two = lab.tunnel(a, SHORT, b, SHORT, endpoint=ENDPOINT)
+    a.ping(two.addresses[0])
+    configuration = two.wg("showconf", two.name)
+    two.process.kill()
+    two.process.wait()
+    again = lab.node(b, SHORT, port=two.port)
+    again.wg("setconf", again.name, "/dev/stdin", text=configuration)
+    again.assign("10.77.0.2/24")
+    again.up()
+    a.ping("10.77.0.2")
+    assert one.latest_handshake(two.key.public)
