@@ -419,8 +419,7 @@ class Interface:
         marks = self._data_plane.marks(peer.id)
         if not peer.timers.is_pending(marks):
             marks = self._data_plane.release_activity(peer.id)
-        armed = peer.timers.deadlines(marks, self.timings)
-        deadline = armed[0][0] if armed else NEVER
+        deadline = peer.timers.next_deadline(marks, self.timings)
         if peer.timers.is_pending(marks):
             deadline = min(deadline, now + self.timings.keepalive)
         if deadline < NEVER:

@@ -67,29 +67,39 @@ def same(a: bytes, b: bytes) -> bool:
     return hmac.compare_digest(a, b)
 
 
-def _hmac(key: bytes, data: bytes) -> bytes:
-    """HMAC-BLAKE2s (RFC 2104) with a key of at most 64 bytes. hashlib's BLAKE2s called directly, because the library's
-    HMAC looks its hash up anew each time, which costs more than 32 bytes of hashing, and a handshake has 21 of them."""
-    block = key.ljust(_HMAC_BLOCK, b"\0")
-    inner = blake2s(block.translate(_INNER_PAD) + data).digest()
-    return blake2s(block.translate(_OUTER_PAD) + inner).digest()
+class _Hmac:
+    """HMAC-BLAKE2s (RFC 2104) under one key of at most 64 bytes.
+
+    hashlib's BLAKE2s called directly: the library's HMAC looks its hash up anew each time, which costs more than the
+    hashing of 32 bytes, and a handshake has 21 of them.
+    """
+
+    __slots__ = ("_inner", "_outer")
+
+    def __init__(self, key: bytes) -> None:
+        block = key.ljust(_HMAC_BLOCK, b"\0")
+        self._inner = block.translate(_INNER_PAD)
+        self._outer = block.translate(_OUTER_PAD)
+
+    def digest(self, data: bytes) -> bytes:
+        return blake2s(self._outer + blake2s(self._inner + data).digest()).digest()
 
 
 def kdf1(key: bytes, data: bytes) -> bytes:
-    return _hmac(_hmac(key, data), b"\x01")
+    return _Hmac(_Hmac(key).digest(data)).digest(b"\x01")
 
 
 def kdf2(key: bytes, data: bytes) -> tuple[bytes, bytes]:
-    secret = _hmac(key, data)
-    first = _hmac(secret, b"\x01")
-    return first, _hmac(secret, first + b"\x02")
+    keyed = _Hmac(_Hmac(key).digest(data))
+    first = keyed.digest(b"\x01")
+    return first, keyed.digest(first + b"\x02")
 
 
 def kdf3(key: bytes, data: bytes) -> tuple[bytes, bytes, bytes]:
-    secret = _hmac(key, data)
-    first = _hmac(secret, b"\x01")
-    second = _hmac(secret, first + b"\x02")
-    return first, second, _hmac(secret, second + b"\x03")
+    keyed = _Hmac(_Hmac(key).digest(data))
+    first = keyed.digest(b"\x01")
+    second = keyed.digest(first + b"\x02")
+    return first, second, keyed.digest(second + b"\x03")
 
 
 def seal_handshake(key: bytes, plaintext: bytes, ad: bytes) -> bytes:

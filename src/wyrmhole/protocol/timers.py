@@ -77,6 +77,17 @@ class PeerTimers:
         ]
         return sorted((entry for entry in armed if entry[0] < NEVER), key=lambda entry: entry[0])
 
+    def next_deadline(self, marks: Marks, timings: Timings) -> int:
+        """The soonest of `deadlines`; NEVER if none is armed. Every handshake asks, so it makes no list."""
+        return min(
+            self.retransmit_at,
+            self.initiate_at,
+            self.zero_keys_at,
+            self._keepalive_at(marks, timings),
+            self._new_handshake_at(marks, timings),
+            self._persistent_at(marks),
+        )
+
     def is_pending(self, marks: Marks) -> bool:
         """Whether a timer follows from the marks."""
         return marks.data_sent_since not in (0, self.renewed_since) or marks.data_received_since not in (
