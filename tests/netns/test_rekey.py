@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.netns.host import until
 from tests.netns.implementations import OTHERS
 from tests.netns.lab import Lab
 from tests.netns.traffic import Capture, iperf, iperf_server
@@ -18,13 +19,11 @@ ENDPOINT = "192.0.2.2:51821"
 def test_nothing_is_lost_over_many_renewals(lab: Lab, peer: str) -> None:
     """L4: steady pings, 7 s, a new session every 2 s, and each ping is answered once."""
     a, b = lab.neighbours()
-    one, two = lab.tunnel(a, SHORT, b, peer, endpoint=ENDPOINT)
+    _, two = lab.tunnel(a, SHORT, b, peer, endpoint=ENDPOINT)
     a.ping(two.addresses[0])
     with Capture(b, "eth0") as wire:
         a.ping(two.addresses[0], count=350)
-        begun = [datagram for datagram in wire.of(1)]
-    assert len(begun) >= 3
-    assert one.latest_handshake(two.key.public) and two.latest_handshake(one.key.public)
+        assert len(wire.of(1)) >= 3
 
 
 @pytest.mark.parametrize("direction", [(), ("-R",)], ids=["out", "in"])
@@ -33,7 +32,7 @@ def test_bulk_goes_on_over_renewals(lab: Lab, direction: tuple[str, ...]) -> Non
     a, b = lab.neighbours()
     _, two = lab.tunnel(a, SHORT, b, SHORT, endpoint=ENDPOINT)
     a.ping(two.addresses[0])
-    with Capture(b, "eth0") as wire, iperf_server(b, two.addresses[0]):
+    with Capture(b, "eth0", data=False) as wire, iperf_server(b, two.addresses[0]):
         slow = iperf(a, two.addresses[0], "-u", "-b", "20M", "-l", "1200", *direction, seconds=6)["sum"]
         fast = iperf(a, two.addresses[0], *direction, seconds=5)["sum_received"]["bytes"]
         assert len(wire.of(1)) >= 4
@@ -64,5 +63,5 @@ def test_a_peer_that_lost_its_memory_is_reached_again(lab: Lab) -> None:
     again.wg("setconf", again.name, "/dev/stdin", text=configuration)
     again.assign("10.77.0.2/24")
     again.up()
-    a.ping("10.77.0.2")
+    until(lambda: a.can_ping("10.77.0.2"), "a session with the one that came back")
     assert one.latest_handshake(two.key.public)

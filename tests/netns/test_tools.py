@@ -108,7 +108,12 @@ def test_wg_quick_saves_what_was_set(lab: Lab, tmp_path: Path) -> None:
 def test_show_tells_the_session(lab: Lab) -> None:
     _, one, _, two = joined(lab)
     shown = one.wg("show", one.name)
-    for line in ("endpoint: 192.0.2.2:51821", "latest handshake:", "transfer:", "allowed ips: 10.77.0.2/32, fd77::2/128"):
+    for line in (
+        "endpoint: 192.0.2.2:51821",
+        "latest handshake:",
+        "transfer:",
+        "allowed ips: 10.77.0.2/32, fd77::2/128",
+    ):
         assert line in shown
     assert one.key.private not in shown
     assert one.show("public-key") == one.key.public and two.show("listen-port") == "51821"
@@ -276,7 +281,9 @@ def test_spokes_talk_through_a_hub(lab: Lab) -> None:
     hub.assign(*inner(1, 24, 64))
     hub.up()
     for at, node in ((2, left), (3, right)):
-        node.configure(peer_section(hub.key.public, "10.77.0.0/24", "fd77::/64", endpoint="192.0.2.1:51820", keepalive=5))
+        node.configure(
+            peer_section(hub.key.public, "10.77.0.0/24", "fd77::/64", endpoint="192.0.2.1:51820", keepalive=5)
+        )
         node.assign(*inner(at, 24, 64))
         node.up()
         until(lambda: hub.latest_handshake(node.key.public), "the spoke is connected")  # noqa: B023

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import socket
 import struct
@@ -18,7 +19,24 @@ ETH_P_IP = 0x0800
 ETH_P_IPV6 = 0x86DD
 PACKET_OUTGOING = 4
 UDP = 17
+SO_ATTACH_FILTER = 26
 SO_RCVBUFFORCE = 33
+
+_NOT_DATA = b"".join(
+    struct.pack("=HBBI", *instruction)
+    for instruction in (
+        (0x30, 0, 0, 0),  # the first byte of the IP header,
+        (0x54, 0, 0, 0xF0),  # of that the version:
+        (0x15, 0, 2, 0x60),
+        (0x30, 0, 0, 48),  # 6: the first byte behind 40 + 8 bytes of headers,
+        (0x05, 0, 0, 1),
+        (0x30, 0, 0, 28),  # 4: behind 20 + 8;
+        (0x15, 0, 1, 4),
+        (0x06, 0, 0, 0),  # a message of type 4 is dropped,
+        (0x06, 0, 0, 0xFFFFFFFF),  # anything else is taken whole.
+    )
+)
+"""A classic packet filter (bpf(4)): code, jump if true, jump if false, operand."""
 
 
 @contextmanager
@@ -72,12 +90,22 @@ class Datagram:
 
 
 class Capture:
-    """All UDP that passes an interface from the constructor on; what does not fit its 16 MB is lost."""
+    """All UDP that passes an interface from the constructor on; what does not fit its 16 MB is lost.
 
-    def __init__(self, host: Host, interface: str) -> None:
+    With `data` false messages of type 4 are left out, as bulk would not fit.
+    """
+
+    def __init__(self, host: Host, interface: str, *, data: bool = True) -> None:
         with host.entered():
             self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
         self._socket.setsockopt(socket.SOL_SOCKET, SO_RCVBUFFORCE, 16 << 20)
+        if not data:
+            program = ctypes.create_string_buffer(_NOT_DATA)
+            self._socket.setsockopt(
+                socket.SOL_SOCKET,
+                SO_ATTACH_FILTER,
+                struct.pack("HxxxxxxP", len(_NOT_DATA) // 8, ctypes.addressof(program)),
+            )
         self._socket.bind((interface, ETH_P_ALL))
         self._socket.setblocking(False)
         self._seen: list[Datagram] = []
