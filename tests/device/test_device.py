@@ -211,6 +211,7 @@ async def test_an_engine_that_fails_ends_the_device(world: World) -> None:
     device._engine._tables.report(EngineFailed("reason"))  # type: ignore[attr-defined]
     device._engine._say()  # type: ignore[attr-defined]
     await device.wait_closed()
+    assert device.failure == "reason"
 
 
 @scenario

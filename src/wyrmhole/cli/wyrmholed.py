@@ -215,7 +215,6 @@ async def serve(
     from wyrmhole.device.device import Device
     from wyrmhole.net.udp_bind import UdpBind
 
-    tune_interpreter()
     clock = SystemClock()
     engine, reason = make_engine(settings.engine, clock.boottime)
     logger.debug("%s", reason)
@@ -225,7 +224,10 @@ async def serve(
         await device.start()
         server.start()
         signalled = watch_signals()
+        # What is imported never becomes garbage. And nothing per packet makes cycles, but a look at 100,000 peers
+        # holds packets up, so garbage is looked for more rarely.
         gc.freeze()
+        gc.set_threshold(20_000, 20, 100)
         gc.enable()
         announce()
         logger.debug("Device started")
@@ -236,7 +238,7 @@ async def serve(
         server.stop()
         await device.close()
         await server.close()
-    return 0
+    return 1 if device.failure else 0
 
 
 def make_engine(kind: str, clock: Callable[[], int]) -> tuple[Engine, str]:
@@ -246,16 +248,6 @@ def make_engine(kind: str, clock: Callable[[], int]) -> tuple[Engine, str]:
         return select_engine(kind, clock=clock)
     except EngineUnavailable as error:
         raise DeviceError(str(error)) from error
-
-
-def tune_interpreter() -> None:
-    """Fit the interpreter to two threads of which one carries packets.
-
-    The packet thread waits at most 0.1 ms (not 5) for a control thread that computes handshakes. And garbage is looked
-    for more rarely: nothing per packet makes cycles, and a look at 100,000 peers holds packets up.
-    """
-    sys.setswitchinterval(0.0001)
-    gc.set_threshold(20_000, 20, 100)
 
 
 def watch_signals() -> asyncio.Event:

@@ -61,6 +61,8 @@ class Device:
         self._port = 0
         self._mark = 0
         self._closed = asyncio.Event()
+        self.failure: str | None = None
+        """Why it closed itself, if that was not in order."""
         self.interface = Interface(
             engine,
             random=self._clock.random,
@@ -274,6 +276,7 @@ class Device:
             self._log.debug("Interface down")
 
     def _handle_failure(self, reason: str) -> None:
+        self.failure = reason
         self._log.error("Data path stopped: %s", reason)
         self._close()
 
