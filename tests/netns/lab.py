@@ -1,4 +1,4 @@
-"""Laboratories: hosts wired up in a few ways, nodes on them, tunnels between nodes. Gone with the test, whatever happens.
+"""Laboratories: hosts wired up in a few ways, nodes on them, tunnels between nodes. Gone with the test.
 
     with Lab(tmp_path) as lab:
         a, b = lab.neighbours()

@@ -1,4 +1,4 @@
-"""What the path does to a packet: small MTUs, missing families, ECN, and what the sender is told when there is no way."""
+"""What the path does to a packet: small MTUs, missing families, ECN, what a sender is told when there is no way."""
 
 from __future__ import annotations
 

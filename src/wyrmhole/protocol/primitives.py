@@ -116,7 +116,7 @@ class TransportCipher:
     """One direction of a session. Nonces are 12 bytes: four zeros and the counter, little endian (5.4.6).
 
     `seal(nonce, plaintext, None, out)` writes ciphertext and tag; `open(nonce, ciphertext, None, out)` writes the
-    plaintext or raises InvalidTag. `out` has exactly the length of what is written. `open_copy(nonce, ciphertext, None)`
+    plaintext or raises InvalidTag. `out` has just the length of what is written. `open_copy(nonce, ciphertext, None)`
     returns the plaintext as bytes. They are the library's own methods, bound once, because they run per packet.
     """
 
