@@ -37,10 +37,13 @@ format: $(STAMP)  ## let ruff format and sort
 test-deps:  ## what the network tests need: tools, and other implementations to talk to
 	@scripts/test-deps
 
-bench-peers: $(STAMP)  ## side by side with other implementations; writes docs/benchmarks.md
+bench-peers: $(STAMP)  ## side by side with other implementations, as root; writes docs/benchmarks.md
 	$(BIN)/python bench/peers.py $(BENCH_ARGS)
+	$(BIN)/python bench/handshakes.py
+	$(BIN)/python bench/configured_peers.py
 
 bench-micro: $(STAMP)  ## microseconds per packet of the pure steps
+	$(BIN)/python bench/micro_wire.py
 	$(BIN)/python bench/micro_engine.py
 
 clean:

@@ -27,6 +27,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from wyrmhole.control.uapi_format import emit_get
+from wyrmhole.net.linux_tun import LinuxTun, TunError
 from wyrmhole.net.memory_tun import MemoryTun
 from wyrmhole.protocol.keys import PrivateKey, PublicKey
 
@@ -65,14 +67,15 @@ def main(arguments: list[str]) -> int:
     left = Side("demo0", "192.168.77.1", "10.77.0.1", PrivateKey(os.urandom(32)))
     right = Side("demo1", "192.168.77.2", "10.77.0.2", PrivateKey(os.urandom(32)))
     try:
-        reason = "as asked" if "--memory" in arguments else enter_namespaces()
+        reason = "as asked" if "--memory" in arguments else why_not_namespaces()
         if reason:
             print(f"wyrmhole demo: two devices on memory TUNs inside this process ({reason})")
             asyncio.run(memory_demo(left, right))
         else:
+            enter_namespaces()
             print("wyrmhole demo: two devices, each in a network namespace of its own, joined by a virtual cable")
             namespace_demo(left, right)
-    except DemoError as error:
+    except (DemoError, OSError) as error:
         print(f"wyrmhole demo: {error}", file=sys.stderr)
         return 1
     return 0
@@ -81,20 +84,37 @@ def main(arguments: list[str]) -> int:
 # Namespaces
 
 
-def enter_namespaces() -> str:
-    """Be in throwaway namespaces where networks may be made; returns why not, or nothing."""
-    if not os.access("/dev/net/tun", os.R_OK | os.W_OK):
-        return "there is no usable /dev/net/tun: modprobe tun, or pass it to the container"
+def why_not_namespaces() -> str:
+    """Why the demo cannot have namespaces and a TUN here, or nothing. A child tries, since there is no way back."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            enter_namespaces()
+            LinuxTun.create("demo0").close()
+            reason = ""
+        except OSError as error:
+            reason = str(error.strerror) if isinstance(error, TunError) else f"no namespaces here: {error.strerror}"
+        os.write(writer, reason.encode()[:4096])
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        reason = pipe.read().decode()
+    os.waitpid(child, 0)
+    return reason
+
+
+def enter_namespaces() -> None:
+    """Be in throwaway namespaces where networks may be made. Raises OSError."""
     uid, gid = os.geteuid(), os.getegid()
     flags = CLONE_NEWNET if uid == 0 else CLONE_NEWUSER | CLONE_NEWNET
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(flags) != 0:
-        return f"this kernel does not let us make namespaces: {os.strerror(ctypes.get_errno())}"
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     if uid != 0:
         Path("/proc/self/setgroups").write_text("deny")
         Path("/proc/self/uid_map").write_text(f"0 {uid} 1")
         Path("/proc/self/gid_map").write_text(f"0 {gid} 1")
-    return ""
 
 
 def unshare_network() -> None:
@@ -155,7 +175,7 @@ def namespace_demo(left: Side, right: Side) -> None:
         expect(talk, "ready")
         with daemon(left, right) as control:
             measure(left, right)
-            show(control)
+            show(left.name, ask(control, "get=1\n\n"))
         tell(talk, "done")
         expect(talk, "gone")
     finally:
@@ -251,12 +271,12 @@ def ask(path: Path, text: str) -> str:
     return reply.decode()
 
 
-def show(path: Path) -> None:
-    """The layout of `wg show`, from the UAPI."""
-    values = [line.partition("=") for line in ask(path, "get=1\n\n").splitlines() if line]
+def show(name: str, reply: str) -> None:
+    """The layout of `wg show`, from a reply of the UAPI."""
+    values = [line.partition("=") for line in reply.splitlines() if line]
     shown = {key: value for key, _, value in values}
     private = PrivateKey.from_hex(shown["private_key"])
-    print(f"\ninterface: {path.stem}\n  public key: {private.public_key().base64()}\n  private key: (hidden)")
+    print(f"\ninterface: {name}\n  public key: {private.public_key().base64()}\n  private key: (hidden)")
     print(f"  listening port: {shown['listen_port']}\n\npeer: {PublicKey.from_hex(shown['public_key']).base64()}")
     print(f"  endpoint: {shown['endpoint']}\n  allowed ips: {shown['allowed_ip']}")
     age = max(0, int(time.time()) - int(shown["last_handshake_time_sec"]))
@@ -368,33 +388,51 @@ async def memory_demo(left: Side, right: Side) -> None:
                 DeviceChange(peers=(PeerChange(other.public, endpoint=endpoint, allowed_ips=allowed),))
             )
         await memory_traffic(tuns, left, right)
-        status = devices[0].status().peers[0]
-        print(f"  transfer: {size(status.rx_bytes)} received, {size(status.tx_bytes)} sent")
+        show(left.name, emit_get(devices[0].status()).decode())
     finally:
         for device in devices:
             await device.close()
 
 
 async def memory_traffic(tuns: list[MemoryTun], left: Side, right: Side) -> None:
-    payload = bytes(1380)
-    header = struct.pack(">BBHHHBBH", 0x45, 0, 1400, 0, 0, 64, 253, 0)
-    packet = header + socket.inet_aton(left.inner) + socket.inet_aton(right.inner) + payload
+    """Packets there and back by themselves, then many in one direction; there is no TCP without a kernel's TUN."""
+    there = inner_packet(left, right, 84)
+    back = inner_packet(right, left, 84)
+    times = []
+    for _ in range(PINGS + 1):
+        start = time.perf_counter()
+        for tun, other, packet in ((tuns[0], tuns[1], there), (tuns[1], tuns[0], back)):
+            tun.inject(packet)
+            await arrival(other, 1)
+        times.append(time.perf_counter() - start)
+    print(f"  handshake and first packet {times[0] * 1e3:6.2f} ms")
+    print(f"  {PINGS} packets there and back   {sum(times[1:]) / PINGS * 1e3:6.2f} ms")
+    count, window, packet = 20_000, 64, inner_packet(left, right, 1400)
     start = time.perf_counter()
-    sent = got = 0
-    while got < 20_000:
-        while sent - got < 64 and sent < 20_000:
+    for _ in range(count // window):
+        for _ in range(window):
             tuns[0].inject(packet)
-            sent += 1
-        await asyncio.sleep(0)
-        with contextlib.suppress(IndexError):
-            while tuns[1].pop():
-                if not got:
-                    print(f"  handshake and first packet {(time.perf_counter() - start) * 1e3:6.2f} ms")
-                got += 1
-        if time.perf_counter() - start > 60:
-            raise DemoError(f"only {got} of {sent} packets arrived within 60 s")
+        await arrival(tuns[1], window)
     seconds = time.perf_counter() - start
-    print(f"  {got} packets of 1400 bytes {got * 1400 * 8 / seconds / 1e9:6.2f} Gb/s")
+    print(f"  transfer of packets        {count * 1400 * 8 / seconds / 1e9:6.2f} Gb/s  ({count} of 1400 bytes)")
+
+
+def inner_packet(source: Side, destination: Side, size_: int) -> bytes:
+    header = struct.pack(">BBHHHBBH", 0x45, 0, size_, 0, 0, 64, 253, 0)
+    return header + socket.inet_aton(source.inner) + socket.inet_aton(destination.inner) + bytes(size_ - 20)
+
+
+async def arrival(tun: MemoryTun, count: int) -> None:
+    """Wait until that many packets came out of the tunnel, and take them."""
+    deadline = time.perf_counter() + 10
+    while count:
+        try:
+            tun.pop()
+            count -= 1
+        except IndexError:
+            if time.perf_counter() > deadline:
+                raise DemoError("a packet did not arrive within 10 s") from None
+            await asyncio.sleep(0)
 
 
 if __name__ == "__main__":

@@ -185,13 +185,31 @@ async def test_a_port_taken_at_up_leaves_the_device_down_and_alive(world: World)
     taken = world.network.bind("192.0.2.1")
     taken.open(5)
     device, tun = await world.device(1, up=False)
+    taken.close()
     device.configure(DeviceChange(listen_port=5))
+    taken.open(5)
     tun.set_up(True)
     for _ in range(50):
         await asyncio.sleep(0.001)
     assert not device.is_up
+    device.configure(DeviceChange(listen_port=6))
+    assert device.is_up
+    assert device.status().listen_port == 6
     taken.close()
-    tun.set_up(False)
+
+
+@scenario
+async def test_a_port_that_is_taken_is_refused_also_while_down(world: World) -> None:
+    taken = world.network.bind("192.0.2.1")
+    taken.open(5)
+    device, tun = await world.device(1, up=False)
+    device.configure(DeviceChange(listen_port=4))
+    with pytest.raises(ConfigError) as caught:
+        device.configure(DeviceChange(listen_port=5))
+    assert caught.value.errno_value == errno.EADDRINUSE
+    assert device.status().listen_port == 4
+    taken.close()
+    device.configure(DeviceChange(listen_port=5))
     tun.set_up(True)
     await until(lambda: device.is_up)
 
@@ -276,6 +294,14 @@ async def test_too_many_peers_apply_nothing(world: World) -> None:
     assert len(device.status().peers) == 2
     device.configure(DeviceChange(peers=(peer_change(update_only=True), peer_change(remove=True))))
     assert len(device.status().peers) == 2
+    one_more = PeerChange(PublicKey(b"\x09" * 32))
+    for sections in (
+        (one_more, PeerChange(PublicKey(b"\x01" * 32), remove=True)),
+        (PeerChange(one_more.public_key, remove=True), one_more),
+    ):
+        with pytest.raises(ConfigError):
+            device.configure(DeviceChange(peers=sections))
+        assert len(device.status().peers) == 2
 
 
 @scenario

@@ -58,6 +58,7 @@ class Device:
         self._log = logger or logging.getLogger("wyrmhole")
         self._on_event = on_event
         self._bind: Bind | None = None
+        self._tun_is_up = False
         self._port = 0
         self._mark = 0
         self._closed = asyncio.Event()
@@ -121,16 +122,22 @@ class Device:
                 self.interface.remove_peer(peer)
         for section in change.peers:
             self._apply_peer(section, now)
+        if self._tun_is_up and self._bind is None:
+            # It could not come up for its port; this change may have given it another.
+            self._go_up()
         self._driver.settle()
 
     def _check_peer_count(self, change: DeviceChange) -> None:
+        """Sections apply in their order, so the most there ever are on the way counts."""
         peers = self.interface.peers
-        added = {section.public_key.raw for section in change.peers if not (section.remove or section.update_only)}
-        if not change.replace_peers:
-            added.update(peer.public_key.raw for peer in peers)
-            added.difference_update(section.public_key.raw for section in change.peers if section.remove)
-        if len(added) > peers.max_peers:
-            raise ConfigError(errno.EINVAL, f"a device holds at most {peers.max_peers} peers")
+        present = set() if change.replace_peers else {peer.public_key.raw for peer in peers}
+        for section in change.peers:
+            if section.remove:
+                present.discard(section.public_key.raw)
+            elif not section.update_only:
+                present.add(section.public_key.raw)
+            if len(present) > peers.max_peers:
+                raise ConfigError(errno.EINVAL, f"a device holds at most {peers.max_peers} peers: remove some first")
 
     def _apply_socket(self, change: DeviceChange) -> None:
         former_mark = self._mark
@@ -154,11 +161,17 @@ class Device:
     def _set_port(self, port: int) -> None:
         """Sessions survive: only the socket changes, and the former one stays if the other cannot be had."""
         if self._bind is None:
-            self._port = port
+            self._probe_port(port)
             return
         former, self._bind = self._bind, self._open_bind(port)
         self._engine.attach_bind(self._bind, self._port)
         former.close()
+
+    def _probe_port(self, port: int) -> None:
+        """While down no socket is held, but a port that is taken is refused by the command that asks for it."""
+        if port:
+            self._open_bind(port).close()
+        self._port = port
 
     def _open_bind(self, port: int) -> Bind:
         bind = self._bind_factory()
@@ -246,8 +259,10 @@ class Device:
 
     def _handle_tun(self, report: TunChanged) -> None:
         if report.event is TunEvent.UP:
+            self._tun_is_up = True
             self._go_up()
         elif report.event is TunEvent.DOWN:
+            self._tun_is_up = False
             self._go_down()
         elif report.event is TunEvent.MTU:
             self._engine.set_mtu(self._tun.mtu)
