@@ -45,9 +45,12 @@ def test_a_session_carries_pings_and_bulk_both_ways(lab: Lab, peer: str, role: s
         assert received > 10_000_000 and sent > 10_000_000
 
 
+@pytest.mark.parametrize(
+    ("role", "family", "psk"), [("initiator", "v4", False), ("responder", "v6", True)], ids=["v4", "v6-psk"]
+)
 @pytest.mark.parametrize("peer", PEERS)
-def test_ten_seconds_of_bulk_each_way(lab: Lab, peer: str) -> None:
-    a, _, b, two = two_ends(lab, peer, "initiator")
+def test_ten_seconds_of_bulk_each_way(lab: Lab, peer: str, role: str, family: str, psk: bool) -> None:
+    a, _, b, two = two_ends(lab, peer, role, family, psk=psk)
     a.ping(two.addresses[0])
     transfer(a, b, two.addresses[0], seconds=LONG_SECONDS)
 

@@ -27,10 +27,11 @@ def test_nothing_is_lost_over_many_renewals(lab: Lab, peer: str) -> None:
 
 
 @pytest.mark.parametrize("direction", [(), ("-R",)], ids=["out", "in"])
-def test_bulk_goes_on_over_renewals(lab: Lab, direction: tuple[str, ...]) -> None:
+@pytest.mark.parametrize("peer", [SHORT, *OTHERS])
+def test_bulk_goes_on_over_renewals(lab: Lab, peer: str, direction: tuple[str, ...]) -> None:
     """M36: with data in flight in both key slots no datagram is lost; the rate is one the path carries easily."""
     a, b = lab.neighbours()
-    _, two = lab.tunnel(a, SHORT, b, SHORT, endpoint=ENDPOINT)
+    _, two = lab.tunnel(a, SHORT, b, peer, endpoint=ENDPOINT)
     a.ping(two.addresses[0])
     with Capture(b, "eth0", data=False) as wire, iperf_server(b, two.addresses[0]):
         slow = iperf(a, two.addresses[0], "-u", "-b", "20M", "-l", "1200", *direction, seconds=6)["sum"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.netns.host import Host, until
-from tests.netns.implementations import SUBJECT
+from tests.netns.implementations import PEERS, SUBJECT
 from tests.netns.lab import Lab, inner
 from tests.netns.node import Key, Node, peer_section
 from tests.netns.traffic import Capture, transfer
@@ -32,7 +32,7 @@ def endpoint_of(node: Node, other: Node) -> str:
     return node.show_of(other.key.public, "endpoints")[0]
 
 
-@pytest.mark.parametrize("peer", [SUBJECT, "wireguard-go"])
+@pytest.mark.parametrize("peer", PEERS)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_an_address_that_changes_under_traffic_is_followed_without_a_handshake(
     lab: Lab, family: str, peer: str
@@ -96,7 +96,7 @@ def masquerade(ports: str) -> str:
     """
 
 
-@pytest.mark.parametrize("peer", [SUBJECT, "wireguard-go"])
+@pytest.mark.parametrize("peer", PEERS)
 def test_a_nat_that_forgets_its_mapping_is_repaired_by_the_next_packet(lab: Lab, peer: str) -> None:
     """B42"""
     client, router, server = lab.routed()

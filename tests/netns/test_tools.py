@@ -65,6 +65,7 @@ def test_wg_quick_brings_a_tunnel_up_and_down(lab: Lab, tmp_path: Path) -> None:
     quick = Quick(a, tmp_path, interface + peer_section(node.key.public, *inner(2), endpoint=ENDPOINT))
     for _ in range(3):
         quick("up")
+        assert (SOCKETS / f"{quick.name}.sock").is_socket(), "the kernel's own implementation was used"
         for address in node.addresses:
             a.ping(address)
         assert "mtu 1400" in a.ip("link", "show", quick.name)
