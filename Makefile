@@ -1,5 +1,6 @@
 # One command each for people and for CI. PYTHON may be set: make PYTHON=python3.12 test
-PYTHON ?= python3
+PYTHON ?= $(shell for name in python3 python3.14 python3.13 python3.12 python3.11; do \
+  $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
@@ -11,10 +12,11 @@ help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "wyrmhole needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
-	@$(PYTHON) -m venv $(VENV) \
-	  || { echo "the venv module is missing: apt-get install python3-venv, or its like" >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
+	  || { echo "this Python cannot make a virtual environment: apt-get install python3-venv, or its like" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
@@ -46,5 +48,5 @@ bench-micro: $(STAMP)  ## microseconds per packet of the pure steps
 	$(BIN)/python bench/micro_wire.py
 	$(BIN)/python bench/micro_engine.py
 
-clean:
+clean:  ## remove what these targets made here
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-TOOLS = ("ip", "ping", "wg", "wg-quick", "iperf3", "nft")
+TOOLS = ("ip", "ss", "ping", "wg", "wg-quick", "iperf3", "nft", "conntrack", "pgrep", "setpriv")
 PEERS = ("wireguard", "boringtun-cli", "gotatun")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wyrmhole" / "bin"
 

@@ -47,6 +47,8 @@ class FakeDevice:
         if change.listen_port is not None:
             self.port = change.listen_port
 
+    async def applied(self) -> None: ...
+
     def status(self) -> DeviceStatus:
         return DeviceStatus("wg0", None, self.port, 0, 1420, self.peers)
 

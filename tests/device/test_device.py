@@ -382,6 +382,22 @@ async def test_many_sets_in_quick_succession(world: World) -> None:
 
 
 @scenario
+async def test_a_large_change_is_in_effect_when_it_is_said_to_be(world: World) -> None:
+    """It takes the engine several turns; the reply of the UAPI waits for the last of them."""
+    a, a_tun, _b, b_tun = await world.pair()
+    key = a.status().peers[0].public_key
+    prefixes = tuple(AllowedIPChange(Prefix(4, (11 << 24) + number, 32)) for number in range(5000))
+    a.configure(DeviceChange(peers=(PeerChange(key, allowed_ips=prefixes),)))
+    await a.applied()
+    last = packet(1, 2)[:16] + bytes((11, 0, 4999 >> 8, 4999 & 255)) + b"data"
+    a_tun.inject(last)
+    await until(lambda: b_tun.delivered)
+    assert a.drops() == {}
+    await a.close()
+    await a.applied()
+
+
+@scenario
 async def test_drops_of_engine_and_protocol_are_one_list(world: World) -> None:
     a, a_tun, b, _b_tun = await world.pair()
     a_tun.inject(packet(1, 99))

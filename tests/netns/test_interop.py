@@ -70,7 +70,7 @@ def test_both_may_begin_at_once(lab: Lab, peer: str) -> None:
     one, two = lab.tunnel(a, SUBJECT, b, peer, endpoint=OUTER["v4"], back="192.0.2.1:51820")
     with_b = b.spawn("ping", "-q", "-n", "-c", "1", one.addresses[0], output=subprocess.DEVNULL)
     lab.programs.append(with_b)
-    until(lambda: a.can_ping(two.addresses[0]) and b.can_ping(one.addresses[0]), "both can be reached")
+    until(lambda: a.can_ping(two.addresses[0]) and b.can_ping(one.addresses[0]), "both can be reached", patience=40)
     a.ping(two.addresses[0], count=20)
     b.ping(one.addresses[0], count=20)
 

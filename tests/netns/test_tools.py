@@ -200,7 +200,8 @@ def test_up_and_down_as_often_as_one_likes(lab: Lab) -> None:
     for _ in range(20):
         two.down()
         b.ip("link", "set", two.name, "up")
-    until(lambda: a.can_ping(two.addresses[0]), "the last state is the one that holds")
+    until(lambda: b.can_ping(one.addresses[0]), "the last state is the one that holds")
+    a.ping(two.addresses[0])
 
 
 def test_a_deleted_interface_ends_the_daemon(lab: Lab) -> None:

@@ -128,6 +128,10 @@ class Capture:
             if datagram is not None:
                 self._seen.append(datagram)
 
+    def forget(self) -> None:
+        """Begin anew."""
+        self._seen = []
+
     def of(self, kind: int) -> list[Datagram]:
         return [datagram for datagram in self.datagrams if datagram.kind == kind]
 

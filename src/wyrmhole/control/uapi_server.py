@@ -58,6 +58,9 @@ class Controlled(Protocol):
     def configure(self, change: DeviceChange) -> None:
         """Apply all of it or nothing. Raises ConfigError."""
 
+    async def applied(self) -> None:
+        """Return when packets go by what was configured."""
+
 
 @dataclass(slots=True, eq=False)
 class _Client:
@@ -245,7 +248,10 @@ class UapiServer:
     async def _answer(self, client: _Client, operation: Operation) -> None:
         """Write the reply in pieces as the client takes them; what it says was settled at once."""
         pending = bytearray()
-        for chunk in self._reply(operation):
+        reply = self._reply(operation)
+        if not isinstance(operation, (GetOperation, Refusal)):
+            await self._device.applied()
+        for chunk in reply:
             pending += chunk
             if len(pending) >= PIECE:
                 await self._send(client, pending)

@@ -12,6 +12,7 @@ Everything is called on one asyncio loop. `configure` is checked whole before an
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
 import logging
 from collections import Counter
@@ -126,6 +127,24 @@ class Device:
             # It could not come up for its port; this change may have given it another.
             self._go_up()
         self._driver.settle()
+
+    async def applied(self) -> None:
+        """Wait until the engine works by everything that was configured: a large change takes it several batches."""
+        loop = asyncio.get_running_loop()
+        done = asyncio.Event()
+
+        def tell() -> None:
+            # The loop may have ended by then, and nobody waits.
+            with contextlib.suppress(RuntimeError):
+                loop.call_soon_threadsafe(done.set)
+
+        self._engine.when_applied(tell)
+        waits = [asyncio.ensure_future(event.wait()) for event in (done, self._closed)]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
 
     def _check_peer_count(self, change: DeviceChange) -> None:
         """Sections apply in their order, so the most there ever are on the way counts."""

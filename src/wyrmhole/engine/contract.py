@@ -8,7 +8,7 @@ longer than one batch of packets.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol
@@ -59,6 +59,9 @@ class Engine(DataPlane, Protocol):
     def commit(self) -> None:
         """Begin to carry out the calls made since the last commit. One for a group of calls spares the engine as many
         wake-ups; calls may take effect before it, never later than soon after it."""
+
+    def when_applied(self, tell: Callable[[], None]) -> None:
+        """Call `tell` once, on any thread, when all calls made before this one are in effect. Commits."""
 
     def close(self) -> None:
         """Stop, join the threads, wipe keys. Idempotent. The tun and the bind stay the caller's to close."""

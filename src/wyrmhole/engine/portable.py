@@ -223,6 +223,10 @@ class PortableEngine:
         if self._commands and not self._closed:
             os.eventfd_write(self._wake, 1)
 
+    def when_applied(self, tell: Callable[[], None]) -> None:
+        self._post(tell)
+        self.commit()
+
     def _call(self, call: Callable[..., object], *arguments: object) -> None:
         """Post and wait until it was applied; what it raises is raised here."""
         if self._thread is None:

@@ -1,0 +1,190 @@
+"""Transport messages said by hand to a living daemon: what is delivered, what is not, and what moves what."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import pytest
+
+from tests.netns.host import Host, until
+from tests.netns.implementations import SUBJECT
+from tests.netns.lab import Lab
+from tests.netns.node import Node
+from tests.netns.raw_peer import RawPeer, Session, lonely_node
+from tests.netns.traffic import Capture, Datagram
+from tests.wire.packets import UDP, Packet
+
+pytestmark = pytest.mark.network
+
+V4 = {1: 0x0A4D0001, 2: 0x0A4D0002, 66: 0x0A4D0042}
+"""10.77.0.x"""
+REJECT_AFTER_MESSAGES = 2**64 - 2**13 - 1
+
+
+_ports = itertools.cycle(range(1024, 65536))
+
+
+def inner_packet(payload: bytes, source: int = 2) -> bytes:
+    """A datagram of a flow of its own, so that nothing on its way is joined with its neighbours."""
+    return Packet(payload, UDP, source=V4[source], destination=V4[1], ports=(next(_ports), 9)).emit()
+
+
+@dataclass
+class Bench:
+    """A node, a raw peer with a confirmed session, and a view of what comes out of the node's tunnel."""
+
+    node: Node
+    raw: RawPeer
+    session: Session
+    tunnel: Capture
+
+    def tell(self, payload: bytes, counter: int | None = None) -> bytes:
+        message = self.session.seal(inner_packet(payload), counter)
+        self.raw.send(message)
+        return message
+
+    def delivered(self) -> list[bytes]:
+        """The payloads that came out so far, the last of which is sent here to know when to look."""
+        self.tell(b"end")
+        until(lambda: any(datagram.payload == b"end" for datagram in self._incoming()), "the last packet came out")
+        payloads = [datagram.payload for datagram in self._incoming()]
+        self.tunnel.forget()
+        return payloads[:-1]
+
+    def _incoming(self) -> list[Datagram]:
+        return [datagram for datagram in self.tunnel.datagrams if not datagram.outgoing]
+
+
+@pytest.fixture
+def bench(lab: Lab) -> Iterator[Bench]:
+    node, raw = lonely_node(lab, SUBJECT)
+    with raw, Capture(node.host, node.name) as tunnel:
+        yield Bench(node, raw, raw.connect(), tunnel)
+
+
+# What the outside may do
+
+
+def test_what_is_not_authentic_is_dropped_and_moves_no_window(bench: Bench) -> None:
+    """M7, M8, M23, B24, B25, B29: wrong tags at high counters, unknown indices, reserved bits, cut-off messages."""
+    true = bench.session.seal(inner_packet(b"true"), 50)
+    bad_tag = true[:-1] + bytes([true[-1] ^ 1])
+    for counter in (10**6, 2**63, 2**64 - 1):
+        bench.raw.send(true[:8] + counter.to_bytes(8, "little") + true[16:])
+    bench.raw.send(bad_tag, true[:31], true[:16], true[:40], true[:4] + os.urandom(4) + true[8:], true + b"\0")
+    bench.raw.send(*(true[:at] + bytes([1 << bit]) + true[at + 1 :] for at in (1, 2, 3) for bit in range(8)))
+    assert bench.delivered() == []
+    bench.raw.send(true)
+    assert bench.delivered() == [b"true"]
+
+
+def test_each_message_is_delivered_once(bench: Bench) -> None:
+    """B26, I3"""
+    message = bench.tell(b"once")
+    bench.raw.send(message, message)
+    assert bench.delivered() == [b"once"]
+
+
+def test_a_message_late_by_8127_is_delivered_and_one_by_8129_is_not(bench: Bench) -> None:
+    """M24, B27, B28"""
+    bench.tell(b"first", 20_000)
+    for behind, name in ((1, b"near"), (4000, b"middle"), (8127, b"last"), (8129, b"late"), (20_000, b"zero")):
+        bench.tell(name, 20_000 - behind)
+    bench.session.counter = 20_001
+    assert bench.delivered() == [b"first", b"near", b"middle", b"last"]
+
+
+def test_counters_end_at_reject_after_messages(bench: Bench) -> None:
+    """M25"""
+    for counter in (REJECT_AFTER_MESSAGES, 2**64 - 1):
+        bench.tell(b"beyond", counter)
+    assert bench.delivered() == []
+    bench.tell(b"the last", REJECT_AFTER_MESSAGES - 1)
+    until(lambda: [datagram.payload for datagram in bench.tunnel.datagrams] == [b"the last"], "the last counter counts")
+
+
+def test_a_reflected_message_is_dropped(bench: Bench) -> None:
+    """B22: the node's own messages come back to it."""
+    bench.node.host.count_pings("10.77.0.2", 1, wait=1)
+    echo = bench.raw.receive(4)
+    bench.raw.send(echo)
+    assert bench.delivered() == []
+
+
+# What an authenticated peer may say
+
+
+def test_a_borrowed_source_is_not_delivered_and_its_sender_is_followed_all_the_same(bench: Bench) -> None:
+    """M44, M45, B33: the message is authentic, so the peer is there."""
+    bench.raw.move(("192.0.2.2", 40002))
+    bench.raw.send(bench.session.seal(inner_packet(b"borrowed", source=66)))
+    until(lambda: bench.node.show_of(bench.raw.key.public, "endpoints") == ["192.0.2.2:40002"], "the endpoint followed")
+    assert bench.delivered() == []
+
+
+def test_an_inner_length_that_lies_is_not_believed(bench: Bench) -> None:
+    """M47, B31, B32"""
+    packet = inner_packet(b"lie")
+    for claimed in (0, 19, len(packet) + 1, 65_535):
+        bench.raw.send(bench.session.seal(packet[:2] + claimed.to_bytes(2, "big") + packet[4:]))
+    six = Packet(b"lie", UDP, version=6, source=0xFD770000 << 96 | 2, destination=0xFD770000 << 96 | 1).emit()
+    bench.raw.send(bench.session.seal(six[:4] + (len(six) - 39).to_bytes(2, "big") + six[6:]))
+    for first in (0x05, 0x35, 0x55, 0x75, 0xF5):
+        bench.raw.send(bench.session.seal(bytes([first]) + packet[1:]))
+    bench.raw.send(bench.session.seal(b"\x45"), bench.session.seal(packet[:19]), bench.session.seal(os.urandom(64)))
+    assert bench.delivered() == []
+
+
+def test_padding_is_cut_off_and_none_is_needed(bench: Bench) -> None:
+    """M22, M47: what pads more than it must, or not at all, is understood."""
+    for extra in (0, 1, 13, 200):
+        bench.raw.send(bench.session.seal(inner_packet(b"padded") + bytes(extra)))
+    assert bench.delivered() == [b"padded"] * 4
+
+
+def test_an_empty_message_is_a_keepalive(bench: Bench) -> None:
+    """M33, B30: nothing is delivered, and nothing answers it."""
+    bench.raw.send(*(bench.session.seal() for _ in range(5)))
+    assert bench.delivered() == []
+    assert [message for message in bench.raw.waiting(wait=0.3) if len(message) == 32] == []
+
+
+# What the node says
+
+
+def test_counters_begin_at_zero_and_rise_by_one(bench: Bench) -> None:
+    """M20, I2"""
+    host: Host = bench.node.host
+    host.count_pings("10.77.0.2", 5, wait=1)
+    messages = [bench.raw.receive(4) for _ in range(5)]
+    assert [int.from_bytes(message[8:16], "little") for message in messages] == [0, 1, 2, 3, 4]
+    assert all(len(bench.session.open(message)) % 16 == 0 for message in messages)
+
+
+def test_a_responder_says_nothing_under_a_key_that_was_not_confirmed(lab: Lab) -> None:
+    """M18: pings wait until the initiator has spoken, and then leave."""
+    node, raw = lonely_node(lab, SUBJECT)
+    with raw:
+        session = raw.begin()
+        assert node.host.count_pings("10.77.0.2", 2, wait=1) == 0
+        assert [message for message in raw.waiting(wait=0.3) if message[0] == 4] == []
+        raw.send(session.seal())
+        assert session.open(raw.receive(4))[0] == 0x45
+
+
+def test_sessions_overlap_so_that_late_packets_count(bench: Bench) -> None:
+    """M36: what was sealed for the former session is delivered when the next is in use, and not after two more."""
+    former = bench.session
+    late = [former.seal(inner_packet(b"late")) for _ in range(2)]
+    bench.session = bench.raw.connect()
+    assert bench.delivered() == []
+    bench.raw.send(late[0])
+    assert bench.delivered() == [b"late"]
+    for _ in range(2):
+        bench.session = bench.raw.connect()
+        assert bench.delivered() == []
+    bench.raw.send(late[1])
+    assert bench.delivered() == []
