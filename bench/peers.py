@@ -102,7 +102,8 @@ def main() -> None:
             results[name].append(measured)
             figures = " ".join(f"{key}={value:.4g}" for key, value in measured.items())
             print(f"# round {number} {name}: {figures}", file=sys.stderr, flush=True)
-    command = f"make bench-peers BENCH_ARGS='-r {options.rounds} -t {options.seconds}'"
+    names = "" if options.names == list(IMPLEMENTATIONS) else " " + " ".join(options.names)
+    command = f"make bench-peers BENCH_ARGS='-r {options.rounds} -t {options.seconds}{names}'"
     lines = [f"`{command}`, medians of {options.rounds} rounds. {machine()}.", "", *table(results), *ratios(results)]
     print("\n".join(lines))
     if not options.no_write:

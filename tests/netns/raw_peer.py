@@ -27,6 +27,7 @@ from wyrmhole.wire.messages import CookieReply, Initiation, Response, before_mac
 
 Address = tuple[str, int]
 NO_MACS = bytes(16)
+FLOOR_SECONDS = 0.03
 
 
 @dataclass
@@ -94,7 +95,7 @@ class RawPeer:
     def receive(self, kind: int, wait: float = PATIENCE) -> bytes:
         """The next message of that type; others are thrown away. Raises AssertionError when there is none."""
         deadline = time.monotonic() + wait
-        while select.select([self._socket], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        while self._is_readable(deadline - time.monotonic()):
             message = self._socket.recv(0x10000)
             if int.from_bytes(message[:4], "little") == kind:
                 return message
@@ -103,9 +104,14 @@ class RawPeer:
     def waiting(self, wait: float = 0.0) -> list[bytes]:
         """What has come, after at most `wait` seconds for the first."""
         messages: list[bytes] = []
-        while select.select([self._socket], [], [], 0.0 if messages else wait)[0]:
+        while self._is_readable(0.0 if messages else wait):
             messages.append(self._socket.recv(0x10000))
         return messages
+
+    def _is_readable(self, wait: float) -> bool:
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        return bool(poll.poll(max(0.0, wait) * 1000))
 
     # Handshake
 
@@ -195,8 +201,11 @@ class RawPeer:
     # Silence
 
     def stays_unanswered(self, *messages: bytes) -> None:
-        """Send them, then something that is answered: nothing else may have come back (datagrams keep their order)."""
-        self.waiting()
+        """Send them, then something that is answered: nothing else may have come back (datagrams keep their order).
+
+        The node takes one initiation of a peer in 20 ms, so a pause comes first: the silence shall have other causes.
+        """
+        self.waiting(wait=FLOOR_SECONDS)
         self.send(*messages)
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:

@@ -13,7 +13,7 @@ from tests.netns.host import resident_kib, until
 from tests.netns.implementations import SUBJECT
 from tests.netns.lab import Lab
 from tests.netns.node import Key, Node, peer_section
-from tests.netns.raw_peer import RawPeer, lonely_node
+from tests.netns.raw_peer import FLOOR_SECONDS, RawPeer, lonely_node
 from tests.netns.traffic import Capture
 
 pytestmark = pytest.mark.network
@@ -91,6 +91,7 @@ def test_a_replayed_initiation_changes_nothing(answering: tuple[Node, RawPeer]) 
     raw.send(session.seal())
     raw.host.address("eth0", "192.0.2.66/24")
     with RawPeer(raw.host, ("192.0.2.66", 40000), node.key.public, raw.target) as thief:
+        thief.waiting(wait=FLOOR_SECONDS)
         thief.send(message, message)
         raw.stays_unanswered(message)
         assert thief.waiting() == []

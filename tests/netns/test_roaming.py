@@ -75,10 +75,12 @@ def test_a_forged_packet_moves_nobody(lab: Lab) -> None:
         genuine = next(datagram.payload for datagram in wire.of(4) if not datagram.outgoing)
     forged = genuine[:8] + (10**6).to_bytes(8, "little") + bytes(len(genuine) - 16)
     a.address("eth0", "192.0.2.66/24")
-    a.send_udp("192.0.2.66", ("192.0.2.2", 51821), forged, forged[:-1], forged[:31], genuine)
-    a.ping(two.addresses[0])
+    with Capture(b, "eth0") as wire:
+        a.send_udp("192.0.2.66", ("192.0.2.2", 51821), forged, forged[:-1], forged[:31], genuine)
+        b.ping(one.addresses[0])
+        assert {datagram.destination for datagram in wire.datagrams if datagram.outgoing} == {"192.0.2.1"}
     assert endpoint_of(two, one) == "192.0.2.1:51820"
-    b.ping(one.addresses[0])
+    a.ping(two.addresses[0])
 
 
 # NAT
