@@ -178,6 +178,9 @@ class EnginePlane:
         self._numbers: dict[PeerId, int] = {}
         self._reports: deque[Report] = deque()
 
+    def __del__(self) -> None:
+        self.engine.close()
+
     def __getattr__(self, name: str) -> object:
         return getattr(self.engine, name)
 
