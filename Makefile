@@ -6,12 +6,16 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format test-deps bench-peers bench-micro clean
+.PHONY: help demo test check check-rust native format test-deps bench-peers bench-micro clean
+
+RUST_SOURCES := $(shell find rust -name target -prune -o -type f -print 2>/dev/null)
+# What the native engine is built with; everything works without it, on the portable engine.
+CARGO := $(shell command -v cargo 2>/dev/null)
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml setup.py $(RUST_SOURCES)
 	@test -n "$(PYTHON)" && $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "wyrmhole needs Python 3.11 or newer: make PYTHON=/path/to/python3.11 ..." >&2; exit 1; }
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
@@ -31,10 +35,25 @@ check: $(STAMP)  ## lint, format, types, and the tests that need no network
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -m 'not network'
+	@$(MAKE) --no-print-directory check-rust
+
+check-rust:  ## lint, format and tests of the native engine, where there is a Rust toolchain
+ifeq ($(CARGO),)
+	@echo "no Rust toolchain: the native engine is not checked"
+else
+	cd rust && cargo fmt --check
+	cd rust && cargo clippy --quiet --locked --all-targets -- -D warnings
+	cd rust && cargo test --quiet --locked --package wyrmhole-core
+endif
+
+native: $(STAMP)  ## build the native engine again, after a change in rust/
+	cd rust && PYO3_BUILD_EXTENSION_MODULE=1 cargo build --quiet --release --locked
+	cp rust/target/release/lib_native.so src/wyrmhole/engine/_native.abi3.so
 
 format: $(STAMP)  ## let ruff format and sort
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	cd rust && cargo fmt
 
 test-deps:  ## what the network tests need: tools, and other implementations to talk to
 	@scripts/test-deps
@@ -49,4 +68,4 @@ bench-micro: $(STAMP)  ## microseconds per packet of the pure steps
 	$(BIN)/python bench/micro_engine.py
 
 clean:  ## remove what these targets made here
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info rust/target src/wyrmhole/engine/_native*.so

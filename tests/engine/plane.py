@@ -13,8 +13,8 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from tests.engine.kinds import index_count, make_engine
 from wyrmhole.engine.contract import TunChanged
-from wyrmhole.engine.portable import PortableEngine
 from wyrmhole.net.bind import Buffer, Received, SendOutcome
 from wyrmhole.net.tun import TunEvent, TunOffloads
 from wyrmhole.protocol.data_plane import HandshakeDatagram, PeerId, Report
@@ -167,7 +167,7 @@ class EnginePlane:
     """What tests.protocol.world.ModelPlane offers, on the engine. Node n has the inner address 10.x.n.1."""
 
     def __init__(self, clock: Callable[[], int], transmit: Callable[[Endpoint, bytes], None]) -> None:
-        self.engine = PortableEngine(clock, threaded=False)
+        self.engine = make_engine(clock)
         self.tun = ListTun()
         self.bind = ListBind(lambda sockaddr, data, source, tos: transmit(Endpoint.from_sockaddr(sockaddr), data))
         self.engine.attach_tun(self.tun)
@@ -194,7 +194,7 @@ class EnginePlane:
             if isinstance(report, HandshakeDatagram):
                 self._reports.append(replace(report, queue_depth=max(report.queue_depth, self.queue_depth)))
             elif not isinstance(report, TunChanged):
-                self._reports.append(report)  # type: ignore[arg-type]
+                self._reports.append(report)
         return self._reports
 
     @property
@@ -211,7 +211,7 @@ class EnginePlane:
 
     @property
     def indices(self) -> dict[int, object]:
-        return dict(self.engine._tables.indices)
+        return dict.fromkeys(range(index_count(self.engine)))
 
     def send_packet(self, peer: PeerId, payload: bytes) -> None:
         self.tun.inject(PLAIN + packet(self.number, self._numbers[peer], payload))

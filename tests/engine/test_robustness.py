@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import sys
 import threading
 from collections.abc import Sequence
 
@@ -11,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.engine.kinds import make_engine
 from tests.engine.plane import PLAIN, ListBind, ListTun
-from tests.engine.test_portable import (
+from tests.engine.test_engine import (
     A_INNER,
     A_OUTER,
     B_INNER,
@@ -24,10 +24,10 @@ from tests.engine.test_portable import (
     ipv4,
     params,
     sides,
+    uso,
 )
-from wyrmhole.engine import tables
 from wyrmhole.engine.buffer_pool import MAX_TRAINS
-from wyrmhole.engine.portable import SWITCH_INTERVAL, PortableEngine
+from wyrmhole.engine.contract import Engine
 from wyrmhole.net.bind import Buffer, SendOutcome
 from wyrmhole.net.memory_bind import MemoryBind, MemoryNetwork
 from wyrmhole.net.memory_tun import MemoryTun
@@ -37,11 +37,6 @@ from wyrmhole.protocol.data_plane import Active, KeyWanted, Roamed
 from wyrmhole.protocol.drops import DropReason
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
-
-
-def uso(packet: bytes, payload: int) -> bytes:
-    """A UDP packet as a super-packet with segments of so many bytes of payload."""
-    return struct.pack("=BBHHHH", 1, 5, 28, payload, 20, 6) + packet
 
 
 def udp4(source: str, destination: str, payload: bytes) -> bytes:
@@ -196,26 +191,6 @@ def test_many_changes_of_an_endpoint_are_one_report_with_the_latest() -> None:
     assert Roamed(1, A_OUTER) in b.reports()
 
 
-def test_what_a_full_report_queue_refused_is_said_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    a, b = connected()
-    c, _ = sides()
-    monkeypatch.setattr(tables, "MAX_REPORTS", 0)
-    c.tunnel(ipv4(A_INNER, B_INNER))
-    b.tunnel(ipv4(B_INNER, A_INNER))
-    a.network(b.take()[0], Endpoint("203.0.113.9", 9))
-    assert (a.reports(), c.reports()) == ([], [])
-    assert c.drops() == {DropReason.REPORT_QUEUE_FULL: 1}
-    monkeypatch.undo()
-    c.tunnel(ipv4(A_INNER, B_INNER))
-    assert c.reports() == [KeyWanted(1)]
-    a.engine.forget_received(1, a.now)
-    for _ in range(2):
-        b.tunnel(ipv4(B_INNER, A_INNER))
-    for datagram in b.take():
-        a.network(datagram, Endpoint("203.0.113.9", 10))
-    assert set(map(type, a.reports())) == {Active, Roamed}
-
-
 def test_a_key_that_will_not_be_renewed_yet_is_asked_for_again() -> None:
     """M26, M27: the protocol may decline (`expect_key`); the next packet then asks anew."""
     a, _ = connected()
@@ -228,110 +203,13 @@ def test_a_key_that_will_not_be_renewed_yet_is_asked_for_again() -> None:
     assert a.reports().count(KeyWanted(1)) == 1
 
 
-@pytest.mark.parametrize("moment", ["before the flag falls", "after the flag fell"])
-def test_activity_during_a_release_is_seen_or_said(moment: str) -> None:
-    """The engine's thread may run between any two steps of the control thread's `release_activity`."""
-    a, _ = connected()
-    a.tunnel(ipv4(A_INNER, B_INNER))
-    a.engine.forget_unanswered(1, a.engine.marks(1).data_sent_since)
-    a.reports()
-
-    class Interrupted(tables.EnginePeer):
-        __slots__ = ()
-
-        def __setattr__(self, name: str, value: object) -> None:
-            falls = name == "active_said" and value is False and a.tun.to_read
-            if falls and moment == "before the flag falls":
-                a.engine.turn()
-            object.__setattr__(self, name, value)
-            if falls and moment == "after the flag fell":
-                a.engine.turn()
-
-    a.engine._tables.peers[1].__class__ = Interrupted
-    a.tun.inject(PLAIN + ipv4(A_INNER, B_INNER))
-    seen = a.engine.release_activity(1).data_sent_since != 0
-    assert seen or Active(1) in a.reports()
-    assert not a.tun.to_read
-
-
 # The engine's life
 
 
-def started(tun: ListTun) -> PortableEngine:
-    engine = PortableEngine(lambda: 1000 * SECOND)
+def started(tun: ListTun) -> Engine:
+    engine: Engine = make_engine(lambda: 1000 * SECOND, threaded=True)
     engine.attach_tun(tun)
     return engine
-
-
-def test_a_command_that_raises_does_not_hold_up_those_behind_it() -> None:
-    """They were posted while the thread was busy, so nothing else would wake it."""
-    engine = started(ListTun())
-    holds, done = threading.Event(), threading.Event()
-    engine._post(holds.wait, 10)
-    engine._post(lambda: 1 // 0)
-    engine._post(done.set)
-    engine.commit()
-    holds.set()
-    assert done.wait(10)
-    assert engine.drops() == {DropReason.INTERNAL_ERROR: 1}
-    engine.close()
-
-
-def test_a_batch_that_was_given_up_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    a, b = connected()
-    a.tunnel(ipv4(A_INNER, B_INNER, b"0"))
-    a.tunnel(ipv4(A_INNER, B_INNER, b"1"), ipv4(A_INNER, B_INNER, b"2"))
-    data = a.take()
-    b.engine._tables.routes.clear()
-    found = b.engine._tables.route
-    calls: list[bytes] = []
-
-    def route(source: bytes) -> tables.EnginePeer | None:
-        calls.append(source)
-        if len(calls) == 2:
-            raise RuntimeError("a bug")
-        return None if len(calls) > 2 else found(source)
-
-    b.engine.insert_allowed_ip(1, Prefix.parse("10.0.0.0/24"))
-    monkeypatch.setattr(b.engine._tables, "route", route)
-    a.tunnel(ipv4("10.0.0.77", B_INNER, b"1"))
-    with pytest.raises(RuntimeError):
-        b.network(b"".join([data[1], *a.take()]), A_OUTER, segment=len(data[1]))
-    b.engine._give_up_batch()
-    monkeypatch.undo()
-    b.network(data[2], A_OUTER)
-    assert b.delivered == [ipv4(A_INNER, B_INNER, b"2")]
-    assert b.drops() == {DropReason.INTERNAL_ERROR: 1}
-
-
-def test_an_engine_that_raises_in_every_turn_says_that_it_failed() -> None:
-    engine = started(ListTun())
-
-    def fail() -> None:
-        engine._post(fail)
-        raise RuntimeError("a bug in every turn")
-
-    engine._post(fail)
-    engine.commit()
-    thread = engine._thread
-    assert thread is not None
-    thread.join(10)
-    assert not thread.is_alive()
-    assert any(type(report).__name__ == "EngineFailed" for report in engine.poll_reports(10_000))
-    engine.close()
-
-
-def test_a_busy_program_hands_the_interpreter_back_soon() -> None:
-    """A thread of Python's default keeps it for 5 ms after each system call of the engine."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(0.005)
-    engine = started(ListTun())
-    assert sys.getswitchinterval() == pytest.approx(SWITCH_INTERVAL)
-    sys.setswitchinterval(1e-6)
-    engine.close()
-    started(ListTun()).close()
-    assert sys.getswitchinterval() == pytest.approx(1e-6), "shorter stays"
-    sys.setswitchinterval(before)
 
 
 def test_a_closed_engine_ignores_every_call() -> None:
@@ -344,7 +222,7 @@ def test_a_closed_engine_ignores_every_call() -> None:
     engine.detach_bind()
     engine.set_mtu(1)
     assert engine.poll_reports() == []
-    assert engine._tables.peers == {}
+    assert engine.counters(1).tx_bytes == 0
 
 
 def test_a_command_is_in_effect_for_the_packets_after_it() -> None:
@@ -391,8 +269,8 @@ class CountingTun(MemoryTun):
         return accepted
 
 
-def running(tun: MemoryTun, bind: MemoryBind, other_inner: str, other: Endpoint, *, initiator: bool) -> PortableEngine:
-    engine = PortableEngine(lambda: 1000 * SECOND)
+def running(tun: MemoryTun, bind: MemoryBind, other_inner: str, other: Endpoint, *, initiator: bool) -> Engine:
+    engine: Engine = make_engine(lambda: 1000 * SECOND, threaded=True)
     engine.set_mac1_key(mac1_key(OUR_KEY))
     engine.attach_tun(tun)
     engine.attach_bind(bind, bind.open(51820))

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import sys
+
 import pytest
 
 from wyrmhole.engine.contract import EngineKind
 from wyrmhole.engine.select import EngineUnavailable, select_engine
+
+pytestmark = pytest.mark.portable_only
 
 
 @pytest.mark.parametrize("kind", ["auto", "portable"])
@@ -21,3 +25,22 @@ def test_the_portable_engine_is_always_there(kind: str) -> None:
 def test_an_engine_that_does_not_exist_is_refused_with_advice(kind: str) -> None:
     with pytest.raises(EngineUnavailable, match="use auto, portable or native"):
         select_engine(kind, clock=lambda: 0)
+
+
+def test_auto_takes_the_native_engine_where_it_was_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wyrmhole.engine._native")
+    engine, reason = select_engine("auto", clock=lambda: 0)
+    assert engine.kind is EngineKind.NATIVE
+    assert reason.startswith("Native engine with ")
+    engine.close()
+
+
+def test_without_the_native_engine_auto_says_why_and_native_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("wyrmhole.engine.native", "wyrmhole.engine._native"):
+        monkeypatch.setitem(sys.modules, name, None)
+    engine, reason = select_engine("auto", clock=lambda: 0)
+    assert engine.kind is EngineKind.PORTABLE
+    assert "install Rust" in reason
+    engine.close()
+    with pytest.raises(EngineUnavailable, match="install Rust"):
+        select_engine("native", clock=lambda: 0)

@@ -1,15 +1,16 @@
 """Two interfaces, bytes moved by hand, a virtual clock: handshakes, timers, rekeying and loss.
 
-Every scenario runs twice: over the model data plane, and over the portable engine's real steps.
+Every scenario runs over the model data plane and over the real steps of every engine.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.engine.kinds import KINDS, chosen
 from tests.engine.plane import EnginePlane
 from tests.protocol.world import MS, Flight, ModelPlane, Node, World, lose
 from wyrmhole.protocol.constants import REKEY_TIMEOUT_JITTER, SECOND, Timings
@@ -24,11 +25,12 @@ from wyrmhole.wire.messages import (
 )
 
 
-@pytest.fixture(params=["model", "portable"], autouse=True)
-def plane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    name = str(request.param)
-    monkeypatch.setattr(World, "make_plane", {"model": ModelPlane, "portable": EnginePlane}[name])
-    return name
+@pytest.fixture(params=["model", *KINDS], autouse=True)
+def plane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Each scenario runs on the model data plane and on every engine."""
+    with chosen("portable" if request.param == "model" else request.param):
+        monkeypatch.setattr(World, "make_plane", ModelPlane if request.param == "model" else EnginePlane)
+        yield
 
 
 TICK = 1 << TICK_SHIFT

@@ -358,7 +358,9 @@ def batches(draw: st.DrawFn) -> list[bytes]:
 
 
 def flow_of(packet: bytes) -> bytes:
-    return packet[9:10] + packet[12:24] if packet[0] >> 4 == 4 else packet[6:7] + packet[8:44]
+    # With the version: damage can make it another one, and then it is no packet of that flow.
+    version = bytes((packet[0] >> 4,))
+    return version + (packet[9:10] + packet[12:24] if version == b"\4" else packet[6:7] + packet[8:44])
 
 
 def by_flow(packets: Iterable[bytes]) -> dict[bytes, list[bytes]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from wyrmhole.wire.endpoint import SockAddr
 
@@ -29,6 +29,26 @@ class Received:
     sockaddr: SockAddr
     source: bytes | None
     tos: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class KernelSocket:
+    """A UDP socket that an engine may read and write by itself. The bind goes on owning and repairing it."""
+
+    fileno: int
+    is_v6: bool
+    sends_trains: bool
+    """UDP_SEGMENT is known and not switched off."""
+
+
+@runtime_checkable
+class KernelBind(Protocol):
+    """A bind whose sockets are the kernel's; memory twins are not."""
+
+    def filenos(self) -> Sequence[int]: ...
+
+    def kernel_sockets(self) -> Sequence[Sequence[KernelSocket]]:
+        """While open: for each worker its sockets, one of each family that there is."""
 
 
 class SendOutcome(IntFlag):

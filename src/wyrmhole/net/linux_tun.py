@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 
 from wyrmhole.net import tun_ioctl
 from wyrmhole.net.bind import Buffer
-from wyrmhole.net.tun import TunEvent, TunOffloads
+from wyrmhole.net.tun import KernelQueue, TunEvent, TunOffloads
 from wyrmhole.net.tun_link import TunLink
 
 DEFAULT_MTU = 1420
@@ -110,6 +110,14 @@ class LinuxTun:
 
     def fileno(self) -> int:
         return self._fileno
+
+    def kernel_queues(self) -> Sequence[KernelQueue]:
+        """See `net.tun.KernelTun`."""
+        return [KernelQueue(self._fileno, self._has_header)]
+
+    def suspect_end(self) -> None:
+        """See `net.tun.KernelTun`."""
+        self._link.suspect_end()
 
     def read_into(self, buffer: bytearray | memoryview) -> int:
         """Read one frame; see `net.tun.Tun.read_into`."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from wyrmhole.net.bind import Buffer
 
@@ -27,6 +27,26 @@ class TunOffloads:
 
     tso: bool
     uso: bool
+
+
+@dataclass(frozen=True, slots=True)
+class KernelQueue:
+    """A descriptor of a TUN that an engine may read and write by itself; the Tun goes on owning it."""
+
+    fileno: int
+    has_header: bool
+    """Frames have a virtio header; else the descriptor takes and gives bare packets."""
+
+
+@runtime_checkable
+class KernelTun(Protocol):
+    """A Tun whose descriptors are the kernel's; memory twins are not."""
+
+    def kernel_queues(self) -> Sequence[KernelQueue]:
+        """One for each worker that may use it."""
+
+    def suspect_end(self) -> None:
+        """Reading said that the interface is gone; the next `poll_events` finds out."""
 
 
 class Tun(Protocol):

@@ -15,7 +15,7 @@ import struct
 from collections.abc import Sequence
 
 from wyrmhole.net import sticky, udp_offload
-from wyrmhole.net.bind import Buffer, Received, SendOutcome
+from wyrmhole.net.bind import Buffer, KernelSocket, Received, SendOutcome
 from wyrmhole.net.udp_socket import BindCounters, SocketFactory, SocketOptions, UdpSocket, family_is_missing
 from wyrmhole.wire.endpoint import SockAddr
 
@@ -120,6 +120,11 @@ class UdpBind:
 
     def filenos(self) -> Sequence[int]:
         return self._filenos
+
+    def kernel_sockets(self) -> Sequence[Sequence[KernelSocket]]:
+        """See `net.bind.KernelBind`."""
+        pair = [(sock, sock is self._v6) for sock in (self._v4, self._v6) if sock is not None]
+        return [[KernelSocket(sock.fileno(), is_v6, sock.gso) for sock, is_v6 in pair]]
 
     def receive(self, fileno: int) -> Received | None:
         """Take one message; see `net.bind.Bind.receive`. A control message that is odd counts as not there."""

@@ -29,6 +29,11 @@ class Prefix(NamedTuple):
     def bits(self) -> int:
         return 32 if self.version == 4 else 128
 
+    @property
+    def network_bytes(self) -> bytes:
+        """4 or 16 bytes, network order."""
+        return self.network.to_bytes(self.bits // 8, "big")
+
     def emit(self) -> str:
         address: ipaddress.IPv4Address | ipaddress.IPv6Address
         address = ipaddress.IPv4Address(self.network) if self.version == 4 else ipaddress.IPv6Address(self.network)

@@ -1,0 +1,94 @@
+//! ChaCha20-Poly1305 (RFC 8439) behind one small trait, so that a machine's faster library can take ring's place.
+
+use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+
+use crate::messages::TAG;
+
+/// A library that seals and opens.
+pub trait Aead: Send + Sync {
+    /// For logs.
+    fn name(&self) -> &'static str;
+    /// A session key of one direction. The library's copy is wiped when the value is dropped.
+    fn key(&self, key: &[u8; 32]) -> Box<dyn AeadKey>;
+}
+
+/// One direction's key. The nonce is 4 zero bytes and the counter, the associated data empty (whitepaper 5.4.6).
+pub trait AeadKey: Send + Sync {
+    /// Encrypt in place; the last 16 bytes of `text`, whatever they are, become the tag.
+    fn seal(&self, counter: u64, text: &mut [u8]);
+    /// Verify and decrypt in place. False: the tag is wrong, and what `text` holds then is not to be used.
+    fn open(&self, counter: u64, text: &mut [u8]) -> bool;
+}
+
+/// The nonce of a counter.
+#[must_use]
+pub fn nonce(counter: u64) -> [u8; 12] {
+    let mut nonce = [0; 12];
+    nonce[4..].copy_from_slice(&counter.to_le_bytes());
+    nonce
+}
+
+/// The backend that is always there.
+pub struct Ring;
+
+struct RingKey(LessSafeKey);
+
+impl Aead for Ring {
+    fn name(&self) -> &'static str {
+        "ring"
+    }
+
+    fn key(&self, key: &[u8; 32]) -> Box<dyn AeadKey> {
+        Box::new(RingKey(ring_key(key)))
+    }
+}
+
+fn ring_key(key: &[u8; 32]) -> LessSafeKey {
+    // It fails only for a wrong length.
+    #[allow(clippy::unwrap_used)]
+    LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, key).unwrap())
+}
+
+impl AeadKey for RingKey {
+    fn seal(&self, counter: u64, text: &mut [u8]) {
+        let at = text.len() - TAG;
+        let (plain, place) = text.split_at_mut(at);
+        let nonce = Nonce::assume_unique_for_key(nonce(counter));
+        // It fails only beyond 256 GiB.
+        #[allow(clippy::unwrap_used)]
+        let tag = self.0.seal_in_place_separate_tag(nonce, Aad::empty(), plain).unwrap();
+        place.copy_from_slice(tag.as_ref());
+    }
+
+    fn open(&self, counter: u64, text: &mut [u8]) -> bool {
+        self.0.open_in_place(Nonce::assume_unique_for_key(nonce(counter)), Aad::empty(), text).is_ok()
+    }
+}
+
+impl Drop for RingKey {
+    /// ring does not wipe its keys, so another one is put in the place of this one.
+    fn drop(&mut self) {
+        self.0 = ring_key(&[0; 32]);
+        std::hint::black_box(&self.0);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_sealed_opens_and_what_was_touched_does_not() {
+        let key = Ring.key(&[7; 32]);
+        for length in [0, 1, 16, 1420] {
+            let mut text = vec![5; length + TAG];
+            key.seal(9, &mut text);
+            let mut touched = text.clone();
+            touched[length] ^= 1;
+            assert!(!key.open(9, &mut touched));
+            assert!(!key.open(10, &mut text.clone()));
+            assert!(key.open(9, &mut text));
+            assert_eq!(&text[..length], vec![5; length]);
+        }
+    }
+}

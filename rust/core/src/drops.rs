@@ -1,0 +1,72 @@
+//! Why a packet died; the names are those of `wyrmhole.protocol.drops.DropReason`.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
+        /// A cause; see the Python twin for each one's meaning.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(usize)]
+        #[allow(missing_docs)]
+        pub enum DropReason { $($variant,)* }
+
+        /// The names, in the order of the variants.
+        pub const NAMES: &[&str] = &[$($name,)*];
+    };
+}
+
+reasons! {
+    MalformedFrame = "malformed_frame",
+    NoRoute = "no_route",
+    NoEndpoint = "no_endpoint",
+    RouteLoop = "route_loop",
+    StagingFull = "staging_full",
+    StagingCap = "staging_cap",
+    HandshakeGaveUp = "handshake_gave_up",
+    SendFailed = "send_failed",
+    PeerRemoved = "peer_removed",
+    TooShort = "too_short",
+    UnknownType = "unknown_type",
+    WrongLength = "wrong_length",
+    BadMac1 = "bad_mac1",
+    NoPrivateKey = "no_private_key",
+    HandshakeQueueFull = "handshake_queue_full",
+    UnknownIndex = "unknown_index",
+    KeyExpired = "key_expired",
+    MessageLimit = "message_limit",
+    BadTag = "bad_tag",
+    Replayed = "replayed",
+    NotIp = "not_ip",
+    BadSource = "bad_source",
+    EcnMarked = "ecn_marked",
+    TunWriteFailed = "tun_write_failed",
+    ReportQueueFull = "report_queue_full",
+    InternalError = "internal_error",
+}
+
+/// Counters by cause, shared by all threads.
+#[derive(Default)]
+pub struct Drops([AtomicU64; NAMES.len()]);
+
+impl Drops {
+    /// One packet more.
+    pub fn one(&self, reason: DropReason) {
+        self.add(reason, 1);
+    }
+
+    /// So many packets more.
+    pub fn add(&self, reason: DropReason, count: usize) {
+        self.0[reason as usize].fetch_add(count as u64, Ordering::Relaxed);
+    }
+
+    /// How many there were.
+    pub fn get(&self, reason: DropReason) -> u64 {
+        self.0[reason as usize].load(Ordering::Relaxed)
+    }
+
+    /// The causes that occurred, with their names.
+    pub fn list(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let counts = self.0.iter().map(|count| count.load(Ordering::Relaxed));
+        NAMES.iter().copied().zip(counts).filter(|(_, count)| *count > 0)
+    }
+}

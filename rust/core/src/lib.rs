@@ -1,0 +1,31 @@
+//! The packet path of wyrmhole without I/O.
+//!
+//! Formats ([`messages`], [`ip`], [`virtio`], [`split`], [`coalesce`]) know no state. State is in [`shared`]: peers,
+//! keys by receiver index, routes, counters, reports; all workers and the control thread see the same. The two steps,
+//! [`outbound`] and [`inbound`], turn frames into datagrams and back; what they want sent or written goes through
+//! [`edges::Edges`], so that a kernel, a test and a fuzzer can stand behind it.
+//!
+//! Every rule here has a twin in the Python package (`wyrmhole.engine`), which reads as the specification; one suite
+//! runs on both. Locks are held for table look-ups and marks, never while sealing, opening, or at an edge.
+
+#![forbid(unsafe_code)]
+
+pub mod aead;
+pub mod allowed_ips;
+pub mod answers;
+pub mod checksum;
+pub mod coalesce;
+pub mod drops;
+pub mod edges;
+pub mod inbound;
+pub mod ip;
+pub mod keypair;
+pub mod messages;
+pub mod outbound;
+pub mod peer;
+pub mod replay;
+pub mod reports;
+pub mod shared;
+pub mod split;
+pub mod train;
+pub mod virtio;

@@ -1,0 +1,373 @@
+//! Out: frames from the TUN become sealed datagrams, gathered into one train per peer.
+//!
+//! The caller feeds frames ([`Outbound::frame`]), then has the trains sent ([`Outbound::flush`]); between the two
+//! nothing leaves but full trains, so many small packets read in one go share one system call per peer. Each datagram
+//! is 16 bytes of header, the padded packet, 16 bytes of tag. Packets of one peer keep their order.
+//!
+//! One super-packet costs one look-up, one lock and one range of nonces. Its segments are laid down straight into the
+//! wire buffer, where they are sealed in place. Nothing is allocated once the trains exist, but for packets that are
+//! staged and for ICMP errors.
+
+use std::sync::Arc;
+
+use crate::answers::Answers;
+use crate::drops::DropReason;
+use crate::edges::{Edges, Gather, Part};
+use crate::ip::{self, Address};
+use crate::keypair::Keypair;
+use crate::messages::{HEADER, OVERHEAD, TRANSPORT, TransportHeader};
+use crate::peer::{Peer, PeerState};
+use crate::shared::Shared;
+use crate::split::{self, Segments};
+use crate::train::{Train, TrainLimits};
+use crate::virtio::{self, F_NEEDS_CSUM, GSO_NONE, VirtioHeader};
+
+/// Handshake messages are marked AF41, as the kernel module does: they are few and a late one costs a session.
+pub const HANDSHAKE_TOS: u8 = 0x88;
+/// Trains at once: what bounds the memory, at 9 x 64 KiB.
+const MAX_TRAINS: usize = 9;
+
+/// The outbound step of one thread.
+pub struct Outbound {
+    trains: Vec<Train>,
+    latest: usize,
+    limits: TrainLimits,
+    answers: Answers,
+    /// The last look-up, and the routes' version it holds for.
+    route: Option<(Address, Arc<Peer>)>,
+    route_version: u64,
+}
+
+impl Default for Outbound {
+    fn default() -> Self {
+        Self {
+            trains: Vec::with_capacity(MAX_TRAINS),
+            latest: 0,
+            limits: TrainLimits::default(),
+            answers: Answers::default(),
+            route: None,
+            route_version: 0,
+        }
+    }
+}
+
+/// What leaves together: one packet, or the segments of a super-packet.
+enum Packets<'a> {
+    One(&'a [u8]),
+    Many(&'a [u8], Segments),
+}
+
+impl Packets<'_> {
+    fn count(&self) -> usize {
+        match self {
+            Self::One(_) => 1,
+            Self::Many(_, segments) => segments.count(),
+        }
+    }
+
+    fn size(&self, index: usize) -> usize {
+        match self {
+            Self::One(packet) => packet.len(),
+            Self::Many(_, segments) => segments.size(index),
+        }
+    }
+
+    fn emit(&self, index: usize, out: &mut [u8]) {
+        match self {
+            Self::One(packet) => out.copy_from_slice(packet),
+            Self::Many(packet, segments) => segments.emit(packet, index, out),
+        }
+    }
+
+    /// The headers are the same in all segments, as far as this step looks at them.
+    fn head(&self) -> &[u8] {
+        match self {
+            Self::One(packet) | Self::Many(packet, _) => packet,
+        }
+    }
+
+    fn to_box(&self, index: usize) -> Box<[u8]> {
+        let mut packet = vec![0; self.size(index)].into_boxed_slice();
+        self.emit(index, &mut packet);
+        packet
+    }
+}
+
+impl Outbound {
+    /// How long trains may get: what the socket takes in one call.
+    pub fn set_limits(&mut self, limits: TrainLimits) {
+        self.limits = limits;
+    }
+
+    /// One frame from the TUN: a virtio header and a packet or super-packet. The frame is scratch afterwards.
+    pub fn frame(&mut self, shared: &Shared, edges: &mut impl Edges, frame: &mut [u8], now: u64) {
+        let header = VirtioHeader::parse(frame);
+        let Some(header) = header.filter(|_| frame.len() > virtio::SIZE) else {
+            shared.drops.one(DropReason::MalformedFrame);
+            return;
+        };
+        let packet = &mut frame[virtio::SIZE..];
+        let packets = if header.gso_type == GSO_NONE {
+            let good = header.flags & F_NEEDS_CSUM == 0
+                || split::complete(packet, header.csum_start, header.csum_offset).is_ok();
+            if good && has_header(packet) { Some(Packets::One(packet)) } else { None }
+        } else {
+            Segments::parse(&header, packet).ok().map(|segments| Packets::Many(packet, segments))
+        };
+        match packets {
+            Some(packets) => self.packets(shared, edges, &packets, now),
+            None => shared.drops.one(DropReason::MalformedFrame),
+        }
+    }
+
+    fn packets(&mut self, shared: &Shared, edges: &mut impl Edges, packets: &Packets<'_>, now: u64) {
+        let count = packets.count();
+        let Some(destination) = ip::destination(packets.head()) else {
+            shared.drops.add(DropReason::MalformedFrame, count);
+            return;
+        };
+        let Some(peer) = self.route(shared, destination) else {
+            self.refuse(shared, edges, packets, DropReason::NoRoute, now);
+            return;
+        };
+        let state = peer.lock();
+        let Some(endpoint) = state.endpoint else {
+            drop(state);
+            self.refuse(shared, edges, packets, DropReason::NoEndpoint, now);
+            return;
+        };
+        if !shared.has_private_key() {
+            drop(state);
+            self.refuse(shared, edges, packets, DropReason::NoPrivateKey, now);
+            return;
+        }
+        // Our own datagram to this peer's endpoint, routed back into the tunnel: it would grow without end.
+        if ip::udp_ports(packets.head()) == Some((shared.listen_port(), endpoint.port()))
+            && destination.is(endpoint.ip())
+        {
+            shared.drops.add(DropReason::RouteLoop, count);
+            return;
+        }
+        let is_queued = state.flushing || !state.staged.is_empty();
+        self.send(shared, edges, &peer, state, packets, is_queued, now);
+    }
+
+    /// Seal what there are nonces for, stage the rest. The state is unlocked before anything is sealed.
+    #[allow(clippy::too_many_arguments)]
+    fn send(
+        &mut self,
+        shared: &Shared,
+        edges: &mut impl Edges,
+        peer: &Arc<Peer>,
+        mut state: std::sync::MutexGuard<'_, PeerState>,
+        packets: &Packets<'_>,
+        is_queued: bool,
+        now: u64,
+    ) {
+        let current = state.keypairs.current.as_ref();
+        let keypair = current.filter(|keypair| !is_queued && keypair.can_send(now)).cloned();
+        let Some(keypair) = keypair else {
+            stage_from(shared, peer, &mut state, packets, 0);
+            return;
+        };
+        let (first, taken) = keypair.take_nonces(packets.count());
+        shared.note_sent(&mut state, now);
+        shared.note_data_sent(peer, &mut state, now);
+        stage_from(shared, peer, &mut state, packets, taken);
+        if keypair.wants_rekey(now) {
+            shared.ask_rekey(peer, &keypair);
+        }
+        drop(state);
+        let tos = ip::ecn(packets.head());
+        let mtu = shared.mtu();
+        for index in 0..taken {
+            let size = packets.size(index);
+            let padded = size + padding(size, mtu);
+            let room = self.room(shared, edges, peer, padded + OVERHEAD, tos);
+            let text = &mut room[HEADER..];
+            packets.emit(index, &mut text[..size]);
+            text[size..padded].fill(0);
+            seal(&keypair, first + index as u64, room);
+        }
+    }
+
+    /// A key is there: what waited leaves, in order; a keepalive if there was nothing and one is due.
+    pub fn send_staged(&mut self, shared: &Shared, edges: &mut impl Edges, peer: &Arc<Peer>, now: u64) {
+        loop {
+            let mut state = peer.lock();
+            let is_usable = state.keypairs.current.as_ref().is_some_and(|keypair| keypair.can_send(now));
+            if state.flushing || state.staged.is_empty() || !is_usable {
+                return;
+            }
+            state.flushing = true;
+            let staged = shared.unstage(&mut state);
+            drop(state);
+            for packet in &staged {
+                let state = peer.lock();
+                // Once one had to go back, so have those behind it.
+                let is_queued = !state.staged.is_empty();
+                self.send(shared, edges, peer, state, &Packets::One(packet), is_queued, now);
+            }
+            self.flush(shared, edges);
+            peer.lock().flushing = false;
+        }
+    }
+
+    /// Whether something waits for a key.
+    #[must_use]
+    pub fn has_staged(peer: &Peer) -> bool {
+        !peer.lock().staged.is_empty()
+    }
+
+    /// An empty packet; without a usable key one is asked for. Nothing if packets wait: they are as good.
+    pub fn send_keepalive(&mut self, shared: &Shared, edges: &mut impl Edges, peer: &Arc<Peer>, now: u64) {
+        let mut state = peer.lock();
+        if state.endpoint.is_none() || !state.staged.is_empty() || state.flushing {
+            return;
+        }
+        let keypair = state.keypairs.current.as_ref().filter(|keypair| keypair.can_send(now)).cloned();
+        let Some(keypair) = keypair else {
+            shared.want_key(peer, &mut state);
+            return;
+        };
+        let (counter, _) = keypair.take_nonces(1);
+        shared.note_sent(&mut state, now);
+        drop(state);
+        let room = self.room(shared, edges, peer, OVERHEAD, 0);
+        seal(&keypair, counter, room);
+    }
+
+    /// Send what was gathered.
+    pub fn flush(&mut self, shared: &Shared, edges: &mut impl Edges) {
+        for at in 0..self.trains.len() {
+            self.send_train(shared, edges, at);
+        }
+        self.latest = 0;
+    }
+
+    /// Forget what was gathered: the turn that did so was given up.
+    pub fn reset(&mut self) {
+        for train in &mut self.trains {
+            train.peer = None;
+        }
+    }
+
+    /// Room in the peer's train for one more datagram of this size, or in a fresh one.
+    fn room(&mut self, shared: &Shared, edges: &mut impl Edges, peer: &Arc<Peer>, size: usize, tos: u8) -> &mut [u8] {
+        let at = self.train_for(shared, edges, peer);
+        self.latest = at;
+        if self.trains[at].peer.is_some() && !self.trains[at].takes(size, tos, self.limits) {
+            self.send_train(shared, edges, at);
+        }
+        let train = &mut self.trains[at];
+        if train.peer.is_none() {
+            train.begin(peer, size, tos);
+        }
+        train.room(size)
+    }
+
+    fn train_for(&mut self, shared: &Shared, edges: &mut impl Edges, peer: &Arc<Peer>) -> usize {
+        if self.trains.get(self.latest).is_some_and(|train| train.is_for(peer)) {
+            return self.latest;
+        }
+        let found = self.trains.iter().position(|train| train.is_for(peer));
+        if let Some(at) = found.or_else(|| self.trains.iter().position(|train| train.peer.is_none())) {
+            return at;
+        }
+        if self.trains.len() == MAX_TRAINS {
+            self.flush(shared, edges);
+            return 0;
+        }
+        self.trains.push(Train::new());
+        self.trains.len() - 1
+    }
+
+    fn send_train(&mut self, shared: &Shared, edges: &mut impl Edges, at: usize) {
+        let train = &mut self.trains[at];
+        // Empty from here on, also if sending panics.
+        if let Some(peer) = train.peer.take() {
+            transmit(shared, edges, &peer, train.data(), train.segment(), train.tos);
+        }
+    }
+
+    fn route(&mut self, shared: &Shared, destination: Address) -> Option<Arc<Peer>> {
+        let version = shared.routes_version();
+        if let Some((address, peer)) = &self.route {
+            if *address == destination && version == self.route_version {
+                return Some(Arc::clone(peer));
+            }
+        }
+        let peer = shared.route(destination)?;
+        self.route = Some((destination, Arc::clone(&peer)));
+        self.route_version = version;
+        Some(peer)
+    }
+
+    /// The packet has nowhere to go, and its sender is told (rule M46).
+    fn refuse(&mut self, shared: &Shared, edges: &mut impl Edges, packets: &Packets<'_>, reason: DropReason, now: u64) {
+        shared.drops.add(reason, packets.count());
+        if let Some(error) = self.answers.make(&packets.to_box(0), now) {
+            let whole = [Part { at: 0, length: error.len() as u32 }];
+            edges.write(Gather { header: &virtio::PLAIN, slot: &error, parts: &whole });
+        }
+    }
+}
+
+/// Header and tag around what lies between them.
+fn seal(keypair: &Keypair, counter: u64, room: &mut [u8]) {
+    let (head, text) = room.split_at_mut(HEADER);
+    TransportHeader { kind: TRANSPORT, receiver: keypair.limits.remote_index, counter }.emit(head);
+    keypair.send.seal(counter, text);
+}
+
+fn stage_from(shared: &Shared, peer: &Peer, state: &mut PeerState, packets: &Packets<'_>, from: usize) {
+    for index in from..packets.count() {
+        shared.stage(peer, state, packets.to_box(index));
+    }
+}
+
+/// Send a train to where the peer is; its bytes count when they were sent.
+pub fn transmit(shared: &Shared, edges: &mut impl Edges, peer: &Peer, data: &[u8], segment: usize, tos: u8) -> bool {
+    let count = if segment == 0 { 1 } else { data.len().div_ceil(segment) };
+    if !edges.is_bound() {
+        shared.drops.add(DropReason::SendFailed, count);
+        return false;
+    }
+    let (endpoint, source) = {
+        let state = peer.lock();
+        (state.endpoint, state.source)
+    };
+    let Some(endpoint) = endpoint else {
+        shared.drops.add(DropReason::NoEndpoint, count);
+        return false;
+    };
+    let outcome = edges.send(&endpoint, source.as_ref(), data, segment, tos);
+    if outcome.source_rejected {
+        peer.lock().source = None;
+    }
+    if outcome.dropped {
+        shared.drops.add(DropReason::SendFailed, count);
+        return false;
+    }
+    peer.add_sent(data.len());
+    true
+}
+
+fn has_header(packet: &[u8]) -> bool {
+    match packet[0] {
+        0x45..=0x4F => packet.len() >= 20,
+        0x60..=0x6F => packet.len() >= 40,
+        _ => false,
+    }
+}
+
+/// Zeros to the next multiple of 16, never beyond the MTU (rule M22). A packet above the MTU (it was changed where we
+/// could not see it) is taken modulo the MTU, as the kernel module and wireguard-go do.
+fn padding(size: usize, mtu: usize) -> usize {
+    let to_sixteen = |size: usize| size.wrapping_neg() % 16;
+    if mtu == 0 {
+        return to_sixteen(size);
+    }
+    let last = if size > mtu { size % mtu } else { size };
+    to_sixteen(last).min(mtu - last)
+}

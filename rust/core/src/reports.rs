@@ -1,0 +1,107 @@
+//! What goes up to the control thread: said once until answered, drained in batches, bounded.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::peer::{Peer, Source};
+
+/// A few for each of 65,536 peers is all there can be; this bound is against a control thread that stopped.
+pub const MAX_REPORTS: usize = 1 << 16;
+/// As wireguard-go: after more than that an answer would meet a retransmission.
+pub const MAX_HANDSHAKES: usize = 1024;
+
+/// See `wyrmhole.protocol.data_plane` for each one's meaning.
+#[allow(missing_docs)]
+pub enum Report {
+    KeyWanted(u64),
+    KeyConfirmed(u64, u32),
+    KeypairsDropped(u64, [Option<u32>; 3]),
+    /// Reads the endpoint when it is taken: many changes are one report.
+    Roamed(Arc<Peer>),
+    Active(u64),
+    /// The TUN's descriptor says that the interface is gone or broken; the control thread asks what it is.
+    TunBroken,
+    /// A UDP socket (its descriptor) gives nothing but errors.
+    SocketBroken(i32),
+    /// The data path stopped for good.
+    Failed(String),
+}
+
+/// A message of type 1, 2 or 3 with the right length; types 1 and 2 with a valid mac1.
+pub struct Handshake {
+    /// The message.
+    pub data: Box<[u8]>,
+    /// Whence it came.
+    pub from: SocketAddr,
+    /// Where it arrived.
+    pub source: Option<Source>,
+    /// How many more waited behind it when it was taken.
+    pub behind: usize,
+}
+
+#[derive(Default)]
+struct Queues {
+    reports: VecDeque<Report>,
+    handshakes: VecDeque<Handshake>,
+}
+
+/// Both queues. Whoever adds something later calls `must_announce` once and wakes the control thread if told to.
+#[derive(Default)]
+pub struct Reports {
+    queues: Mutex<Queues>,
+    has_some: AtomicBool,
+    announced: AtomicBool,
+}
+
+impl Reports {
+    /// False: the queue is full, so it was not said.
+    pub fn push(&self, report: Report) -> bool {
+        let mut queues = self.lock();
+        if queues.reports.len() >= MAX_REPORTS {
+            return false;
+        }
+        queues.reports.push_back(report);
+        self.has_some.store(true, Ordering::SeqCst);
+        true
+    }
+
+    /// False: the queue is full.
+    pub fn push_handshake(&self, handshake: Handshake) -> bool {
+        let mut queues = self.lock();
+        if queues.handshakes.len() >= MAX_HANDSHAKES {
+            return false;
+        }
+        queues.handshakes.push_back(handshake);
+        self.has_some.store(true, Ordering::SeqCst);
+        true
+    }
+
+    /// Oldest first, handshakes last: they are the work that a flood can make much of.
+    pub fn take(&self, limit: usize) -> (Vec<Report>, Vec<Handshake>) {
+        // The flag falls first: what is queued after that is announced again, what before is taken here.
+        self.announced.store(false, Ordering::SeqCst);
+        let mut queues = self.lock();
+        let count = queues.reports.len().min(limit);
+        let reports: Vec<Report> = queues.reports.drain(..count).collect();
+        let count = queues.handshakes.len().min(limit - reports.len());
+        let waiting = queues.handshakes.len();
+        let mut handshakes: Vec<Handshake> = queues.handshakes.drain(..count).collect();
+        for (at, handshake) in handshakes.iter_mut().enumerate() {
+            handshake.behind = waiting - at - 1;
+        }
+        let some = !queues.reports.is_empty() || !queues.handshakes.is_empty();
+        self.has_some.store(some, Ordering::SeqCst);
+        (reports, handshakes)
+    }
+
+    /// True once when there is something that the control thread was not told of.
+    pub fn must_announce(&self) -> bool {
+        self.has_some.load(Ordering::SeqCst) && !self.announced.swap(true, Ordering::SeqCst)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Queues> {
+        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

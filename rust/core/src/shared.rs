@@ -1,0 +1,505 @@
+//! What all workers and the control thread share: peers, keys by receiver index, routes, counters, reports.
+//!
+//! Locks, in the order in which they may nest: `peers`, `routes`, a peer's state, `indices`, `reports`. Workers take
+//! `routes` and `indices` for reading and for one look-up; the control thread takes them for writing and for one
+//! change, so adding one peer of 100,000 costs the same as adding one of ten.
+
+use std::collections::HashMap;
+use std::hash::{BuildHasherDefault, Hasher};
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use blake2::Blake2sMac;
+use blake2::digest::consts::U16;
+use blake2::digest::{KeyInit, Mac};
+use zeroize::Zeroizing;
+
+use crate::aead::Aead;
+use crate::allowed_ips::{AllowedIps, Prefix};
+use crate::drops::{DropReason, Drops};
+use crate::ip::Address;
+use crate::keypair::{Dropped, Keypair, Limits};
+use crate::messages::mac1_parts;
+use crate::peer::{Marks, Peer, PeerState, Source};
+use crate::reports::{Handshake, Report, Reports};
+
+/// Per peer, as the kernel (rule M49): a handshake takes one round trip, and more would only be stale.
+pub const MAX_STAGED_PACKETS: usize = 128;
+/// For a device: 128 peers with full queues.
+pub const MAX_STAGED_BYTES: usize = 16 << 20;
+
+/// Receiver indices are random numbers of our own choice: they are their own hash.
+#[derive(Default)]
+struct IndexHasher(u64);
+
+impl Hasher for IndexHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0 << 8 | u64::from(*byte);
+        }
+    }
+    fn write_u32(&mut self, index: u32) {
+        // The table takes its bucket from the low bits and a tag from the top ones: spread the 32 over both.
+        self.0 = u64::from(index).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    }
+}
+
+type Indices = HashMap<u32, Arc<Keypair>, BuildHasherDefault<IndexHasher>>;
+
+/// 18 bytes, because there is one for each prefix of each peer.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct PackedPrefix([u8; 18]);
+
+impl PackedPrefix {
+    fn pack(prefix: Prefix) -> Self {
+        let mut packed = [0; 18];
+        packed[17] = prefix.length;
+        match prefix.address {
+            Address::V4(number) => {
+                packed[16] = 4;
+                packed[..4].copy_from_slice(&number.to_be_bytes());
+            }
+            Address::V6(number) => {
+                packed[16] = 6;
+                packed[..16].copy_from_slice(&number.to_be_bytes());
+            }
+        }
+        Self(packed)
+    }
+
+    fn unpack(self) -> Prefix {
+        let mut sixteen = [0; 16];
+        sixteen.copy_from_slice(&self.0[..16]);
+        let number = u128::from_be_bytes(sixteen);
+        let address = if self.0[16] == 4 { Address::V4((number >> 96) as u32) } else { Address::V6(number) };
+        Prefix { address, length: self.0[17] }
+    }
+}
+
+struct Entry {
+    peer: Arc<Peer>,
+    /// All prefixes it has, and maybe some that went to another peer meanwhile.
+    prefixes: Vec<PackedPrefix>,
+    owned: usize,
+}
+
+impl Entry {
+    /// Forget the prefixes that went away once they are the greater part.
+    fn remember(&mut self, prefix: Prefix, routes: &AllowedIps<Arc<Peer>>) {
+        self.owned += 1;
+        if self.prefixes.len() > 2 * self.owned + 8 {
+            let is_own = |it: &PackedPrefix| is_owner(routes, it.unpack(), &self.peer);
+            self.prefixes.retain(is_own);
+            self.prefixes.sort_unstable_by_key(|it| it.0);
+            self.prefixes.dedup();
+        }
+        if self.prefixes.len() == self.prefixes.capacity() {
+            let more = if self.prefixes.len() < 4 { 1 } else { self.prefixes.len() };
+            self.prefixes.reserve_exact(more);
+        }
+        self.prefixes.push(PackedPrefix::pack(prefix));
+    }
+}
+
+fn is_owner(routes: &AllowedIps<Arc<Peer>>, prefix: Prefix, peer: &Arc<Peer>) -> bool {
+    routes.exact(prefix).is_some_and(|owner| Arc::ptr_eq(owner, peer))
+}
+
+/// See the module.
+pub struct Shared {
+    /// How many packets died, by cause.
+    pub drops: Drops,
+    /// What the control thread is told.
+    pub reports: Reports,
+    aead: Box<dyn Aead>,
+    peers: RwLock<HashMap<u64, Entry>>,
+    routes: RwLock<AllowedIps<Arc<Peer>>>,
+    /// Grows with each change of the routes, so that a worker may remember the last look-up.
+    routes_version: AtomicU64,
+    indices: RwLock<Indices>,
+    mac1_key: RwLock<Option<Zeroizing<[u8; 32]>>>,
+    has_mac1_key: AtomicBool,
+    mtu: AtomicUsize,
+    listen_port: AtomicUsize,
+    staged_bytes: AtomicUsize,
+}
+
+impl Shared {
+    /// Empty tables.
+    #[must_use]
+    pub fn new(aead: Box<dyn Aead>) -> Self {
+        Self {
+            drops: Drops::default(),
+            reports: Reports::default(),
+            aead,
+            peers: RwLock::default(),
+            routes: RwLock::default(),
+            routes_version: AtomicU64::new(1),
+            indices: RwLock::default(),
+            mac1_key: RwLock::default(),
+            has_mac1_key: AtomicBool::new(false),
+            mtu: AtomicUsize::new(1420),
+            listen_port: AtomicUsize::new(0),
+            staged_bytes: AtomicUsize::new(0),
+        }
+    }
+
+    /// The library that seals and opens.
+    pub fn aead_name(&self) -> &'static str {
+        self.aead.name()
+    }
+
+    /// The inner MTU: padding never goes beyond it.
+    pub fn mtu(&self) -> usize {
+        self.mtu.load(Ordering::Relaxed)
+    }
+
+    /// See `mtu`.
+    pub fn set_mtu(&self, mtu: usize) {
+        self.mtu.store(mtu, Ordering::Relaxed);
+    }
+
+    /// Our UDP port; 0: not bound.
+    pub fn listen_port(&self) -> u16 {
+        self.listen_port.load(Ordering::Relaxed) as u16
+    }
+
+    /// See `listen_port`.
+    pub fn set_listen_port(&self, port: u16) {
+        self.listen_port.store(usize::from(port), Ordering::Relaxed);
+    }
+
+    // Peers
+
+    /// A peer by its number.
+    pub fn peer(&self, id: u64) -> Option<Arc<Peer>> {
+        read(&self.peers).get(&id).map(|entry| Arc::clone(&entry.peer))
+    }
+
+    /// All of them.
+    pub fn all_peers(&self) -> Vec<Arc<Peer>> {
+        read(&self.peers).values().map(|entry| Arc::clone(&entry.peer)).collect()
+    }
+
+    /// How many there are, and how many routes' nodes and indices: for tests of what is left behind.
+    pub fn sizes(&self) -> (usize, usize, usize) {
+        (read(&self.peers).len(), read(&self.routes).nodes(), read(&self.indices).len())
+    }
+
+    /// One without endpoint or keys; one of that number that is there already stays.
+    pub fn add_peer(&self, id: u64) {
+        let entry = || Entry { peer: Arc::new(Peer::new(id)), prefixes: Vec::new(), owned: 0 };
+        write(&self.peers).entry(id).or_insert_with(entry);
+    }
+
+    /// With its keys, routes and staged packets.
+    pub fn remove_peer(&self, id: u64) {
+        let Some(entry) = write(&self.peers).remove(&id) else { return };
+        {
+            let mut routes = write(&self.routes);
+            for prefix in entry.prefixes.iter().map(|packed| packed.unpack()) {
+                if is_owner(&routes, prefix, &entry.peer) {
+                    routes.remove(prefix);
+                }
+            }
+        }
+        self.routes_changed();
+        let mut state = entry.peer.lock();
+        let staged = self.unstage(&mut state).len();
+        self.drops.add(DropReason::PeerRemoved, staged);
+        let dropped = state.keypairs.clear();
+        state.endpoint = None;
+        drop(state);
+        self.forget_indices(&dropped);
+    }
+
+    // Routes
+
+    /// Give the prefix to the peer, whoever had it.
+    pub fn insert_allowed_ip(&self, id: u64, prefix: Prefix) {
+        let mut peers = write(&self.peers);
+        let Some(peer) = peers.get(&id).map(|entry| Arc::clone(&entry.peer)) else { return };
+        let mut routes = write(&self.routes);
+        let former = routes.insert(prefix, Arc::clone(&peer));
+        if former.as_ref().is_some_and(|former| Arc::ptr_eq(former, &peer)) {
+            return;
+        }
+        if let Some(entry) = former.and_then(|former| peers.get_mut(&former.id)) {
+            entry.owned = entry.owned.saturating_sub(1);
+        }
+        if let Some(entry) = peers.get_mut(&id) {
+            entry.remember(prefix, &routes);
+        }
+        drop(routes);
+        self.routes_changed();
+    }
+
+    /// Take exactly this prefix away, if this peer has it.
+    pub fn remove_allowed_ip(&self, id: u64, prefix: Prefix) {
+        let mut peers = write(&self.peers);
+        let Some(entry) = peers.get_mut(&id) else { return };
+        let mut routes = write(&self.routes);
+        if is_owner(&routes, prefix, &entry.peer) {
+            routes.remove(prefix);
+            let packed = PackedPrefix::pack(prefix);
+            entry.prefixes.retain(|it| *it != packed);
+            entry.owned = entry.owned.saturating_sub(1);
+        }
+        drop(routes);
+        self.routes_changed();
+    }
+
+    /// The owner of the longest prefix that holds the address.
+    pub fn route(&self, address: Address) -> Option<Arc<Peer>> {
+        read(&self.routes).lookup(address).cloned()
+    }
+
+    /// See the field.
+    pub fn routes_version(&self) -> u64 {
+        self.routes_version.load(Ordering::Acquire)
+    }
+
+    fn routes_changed(&self) {
+        self.routes_version.fetch_add(1, Ordering::Release);
+    }
+
+    // Keys
+
+    /// The live keypair behind a receiver index.
+    pub fn keypair(&self, index: u32) -> Option<Arc<Keypair>> {
+        read(&self.indices).get(&index).filter(|keypair| keypair.is_live()).cloned()
+    }
+
+    /// Initiator: it becomes current. Responder: next. What falls out is reported. Returns the peer.
+    pub fn install_keypair(&self, id: u64, limits: Limits, send: &[u8; 32], receive: &[u8; 32]) -> Option<Arc<Peer>> {
+        let peer = self.peer(id)?;
+        let keypair = Arc::new(Keypair::new(Arc::clone(&peer), limits, &*self.aead, send, receive));
+        let mut state = peer.lock();
+        write(&self.indices).insert(limits.local_index, Arc::clone(&keypair));
+        state.key_wanted_said = false;
+        let dropped = if limits.is_initiator {
+            state.keypairs.install_initiator(keypair)
+        } else {
+            state.keypairs.install_responder(keypair)
+        };
+        self.drop_keypairs(&peer, &dropped);
+        drop(state);
+        Some(peer)
+    }
+
+    /// Drop and wipe all of the peer's keypairs; they are reported.
+    pub fn forget_keypairs(&self, id: u64) {
+        if let Some(peer) = self.peer(id) {
+            let mut state = peer.lock();
+            let dropped = state.keypairs.clear();
+            self.drop_keypairs(&peer, &dropped);
+        }
+    }
+
+    /// Take retired keypairs from the index table and say so.
+    pub fn drop_keypairs(&self, peer: &Peer, dropped: &Dropped) {
+        if dropped.iter().any(Option::is_some) {
+            self.forget_indices(dropped);
+            let index = |it: &Option<Arc<Keypair>>| it.as_ref().map(|keypair| keypair.limits.local_index);
+            self.report(Report::KeypairsDropped(peer.id, [index(&dropped[0]), index(&dropped[1]), index(&dropped[2])]));
+        }
+    }
+
+    fn forget_indices(&self, dropped: &Dropped) {
+        let mut indices = write(&self.indices);
+        for keypair in dropped.iter().flatten() {
+            // The index may have been given to another keypair already.
+            if indices.get(&keypair.limits.local_index).is_some_and(|it| Arc::ptr_eq(it, keypair)) {
+                indices.remove(&keypair.limits.local_index);
+            }
+        }
+    }
+
+    // Handshakes
+
+    /// BLAKE2s key of mac1 for messages to us; None: no private key, every handshake message drops.
+    pub fn set_mac1_key(&self, key: Option<[u8; 32]>) {
+        self.has_mac1_key.store(key.is_some(), Ordering::Relaxed);
+        *write(&self.mac1_key) = key.map(Zeroizing::new);
+    }
+
+    /// Whether there is a private key at all.
+    pub fn has_private_key(&self) -> bool {
+        self.has_mac1_key.load(Ordering::Relaxed)
+    }
+
+    /// Report a message of the right length if its mac1 is good (rule M37); cookie replies have none.
+    ///
+    /// # Errors
+    /// Why it is dropped.
+    pub fn handshake(
+        &self,
+        data: &[u8],
+        has_mac1: bool,
+        from: SocketAddr,
+        source: Option<Source>,
+    ) -> Result<(), DropReason> {
+        let key = read(&self.mac1_key);
+        let key = key.as_ref().ok_or(DropReason::NoPrivateKey)?;
+        if has_mac1 && !is_mac1_good(key, data) {
+            return Err(DropReason::BadMac1);
+        }
+        let handshake = Handshake { data: data.into(), from, source, behind: 0 };
+        self.reports.push_handshake(handshake).then_some(()).ok_or(DropReason::HandshakeQueueFull)
+    }
+
+    // Reports about a peer, whose state is locked
+
+    /// False: the queue is full, so it was not said and may be tried again.
+    pub fn report(&self, report: Report) -> bool {
+        let said = self.reports.push(report);
+        if !said {
+            self.drops.one(DropReason::ReportQueueFull);
+        }
+        said
+    }
+
+    /// Packets wait, or a keepalive is due, without a key.
+    pub fn want_key(&self, peer: &Peer, state: &mut PeerState) {
+        if !state.key_wanted_said {
+            state.key_wanted_said = self.report(Report::KeyWanted(peer.id));
+        }
+    }
+
+    /// Once for each keypair.
+    pub fn ask_rekey(&self, peer: &Peer, keypair: &Keypair) {
+        if keypair.ask_rekey() && !self.report(Report::KeyWanted(peer.id)) {
+            keypair.expect_rekey();
+        }
+    }
+
+    fn say_active(&self, peer: &Peer, state: &mut PeerState) {
+        if !state.active_said {
+            state.active_said = self.report(Report::Active(peer.id));
+        }
+    }
+
+    /// An authenticated message leaves for the peer.
+    pub fn note_sent(&self, state: &mut PeerState, now: u64) {
+        state.marks.last_traversal = now;
+        state.marks.data_received_since = 0;
+    }
+
+    /// It carries data.
+    pub fn note_data_sent(&self, peer: &Peer, state: &mut PeerState, now: u64) {
+        if state.marks.data_sent_since == 0 {
+            state.marks.data_sent_since = now;
+            self.say_active(peer, state);
+        }
+    }
+
+    /// Authenticated bytes came from the peer.
+    pub fn note_received(&self, peer: &Peer, state: &mut PeerState, bytes: usize, now: u64) {
+        peer.add_received(bytes);
+        state.marks.last_traversal = now;
+        state.marks.data_sent_since = 0;
+    }
+
+    /// They carry data.
+    pub fn note_data_received(&self, peer: &Peer, state: &mut PeerState, now: u64) {
+        state.marks.last_data_received = now;
+        if state.marks.data_received_since == 0 {
+            state.marks.data_received_since = now;
+            self.say_active(peer, state);
+        }
+    }
+
+    /// An authenticated packet came from there (rule M44).
+    pub fn roam(&self, peer: &Arc<Peer>, state: &mut PeerState, from: SocketAddr, source: Option<Source>) {
+        if state.endpoint != Some(from) {
+            state.endpoint = Some(from);
+            if !state.roamed_said {
+                state.roamed_said = self.report(Report::Roamed(Arc::clone(peer)));
+            }
+        }
+        state.source = source;
+    }
+
+    // Staging
+
+    /// Keep a packet until there is a key (rule M49): 128 per peer, the oldest goes first; a cap for the device.
+    pub fn stage(&self, peer: &Peer, state: &mut PeerState, packet: Box<[u8]>) {
+        if state.staged.len() >= MAX_STAGED_PACKETS {
+            if let Some(oldest) = state.staged.pop_front() {
+                self.staged_bytes.fetch_sub(oldest.len(), Ordering::Relaxed);
+            }
+            self.drops.one(DropReason::StagingFull);
+        }
+        let bytes = packet.len();
+        if self.staged_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > MAX_STAGED_BYTES {
+            self.staged_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            self.drops.one(DropReason::StagingCap);
+        } else {
+            state.staged.push_back(packet);
+        }
+        self.want_key(peer, state);
+    }
+
+    /// Take all staged packets, in order.
+    pub fn unstage(&self, state: &mut PeerState) -> std::collections::VecDeque<Box<[u8]>> {
+        let staged = std::mem::take(&mut state.staged);
+        self.staged_bytes.fetch_sub(staged.iter().map(|packet| packet.len()).sum(), Ordering::Relaxed);
+        staged
+    }
+
+    // The rest of the contract that sends nothing
+
+    /// Do something with a peer's state, if it is there.
+    pub fn with_peer<T>(&self, id: u64, act: impl FnOnce(&Arc<Peer>, &mut PeerState) -> T) -> Option<T> {
+        let peer = self.peer(id)?;
+        let mut state = peer.lock();
+        Some(act(&peer, &mut state))
+    }
+
+    /// The protocol will not start a handshake now: say `KeyWanted` again when the next packet wants one.
+    pub fn expect_key(&self, id: u64) {
+        self.with_peer(id, |_, state| {
+            state.key_wanted_said = false;
+            if let Some(current) = &state.keypairs.current {
+                current.expect_rekey();
+            }
+        });
+    }
+
+    /// Drop all staged packets: the handshake gave up.
+    pub fn flush_staged(&self, id: u64) {
+        self.with_peer(id, |_, state| {
+            let staged = self.unstage(state).len();
+            self.drops.add(DropReason::HandshakeGaveUp, staged);
+            state.key_wanted_said = false;
+        });
+    }
+
+    /// A copy; zeros for an unknown peer. `release`: from here on say `Active` again.
+    pub fn marks(&self, id: u64, release: bool) -> Marks {
+        let look = |_: &Arc<Peer>, state: &mut PeerState| {
+            state.active_said &= !release;
+            state.marks
+        };
+        self.with_peer(id, look).unwrap_or_default()
+    }
+}
+
+fn is_mac1_good(key: &[u8; 32], message: &[u8]) -> bool {
+    let (covered, mac1) = mac1_parts(message);
+    let Ok(mut mac) = Blake2sMac::<U16>::new_from_slice(key) else { return false };
+    mac.update(covered);
+    mac.verify_slice(mac1).is_ok()
+}
+
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}

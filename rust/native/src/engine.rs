@@ -1,0 +1,523 @@
+//! The Python face of the engine. `wyrmhole.engine.native` wraps it into the contract's types.
+//!
+//! Calls that change tables do so at once, under their locks; what they want sent is sent by the calling thread. Only
+//! edges are handed to the workers by orders that are waited for, because a descriptor must not be closed in use.
+
+use std::net::SocketAddr;
+use std::os::fd::RawFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+
+use pyo3::exceptions::{PyOSError, PyValueError};
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList};
+use wyrmhole_core::aead::{Aead, Ring};
+use wyrmhole_core::allowed_ips::Prefix;
+use wyrmhole_core::drops::DropReason;
+use wyrmhole_core::edges::Edges;
+use wyrmhole_core::ip::Address;
+use wyrmhole_core::keypair::Limits;
+use wyrmhole_core::outbound::{HANDSHAKE_TOS, Outbound, transmit};
+use wyrmhole_core::peer::{Peer, Source};
+use wyrmhole_core::reports::{Handshake, Report};
+use wyrmhole_core::shared::Shared;
+use zeroize::Zeroizing;
+
+use crate::foreign::{ForeignBind, ForeignTun, parse_host};
+use crate::io::sys::EventFd;
+use crate::io::tun::KernelTun;
+use crate::io::udp::KernelBind;
+use crate::io::vector;
+use crate::worker::{BindEdge, Clock, Mailbox, Order, Surroundings, TunEdge, Worker};
+
+/// What the control thread sends by itself: handshakes, keepalives, what was staged.
+#[derive(Default)]
+struct Sender {
+    outbound: Outbound,
+    surroundings: Surroundings,
+}
+
+/// One worker, running or waiting for `turn`.
+struct Seat {
+    mailbox: Arc<Mailbox>,
+    wake: Arc<EventFd>,
+    /// Here while no thread has it.
+    idle: Option<Worker>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// See `wyrmhole.engine.native.NativeEngine`.
+#[pyclass(module = "wyrmhole.engine._native")]
+pub struct Engine {
+    shared: Arc<Shared>,
+    clock: Clock,
+    notify: Arc<EventFd>,
+    sender: Mutex<Sender>,
+    seats: Mutex<Vec<Seat>>,
+    threaded: bool,
+    is_closed: AtomicBool,
+}
+
+type Endpoint = (String, u16, u32);
+
+fn address_of(endpoint: &Endpoint) -> PyResult<SocketAddr> {
+    parse_host(&endpoint.0, endpoint.1, 0, endpoint.2)
+        .ok_or_else(|| PyValueError::new_err(format!("{:?} is no numeric address", endpoint.0)))
+}
+
+fn endpoint_of(address: &SocketAddr) -> Endpoint {
+    let scope = if let SocketAddr::V6(it) = address { it.scope_id() } else { 0 };
+    (address.ip().to_string(), address.port(), scope)
+}
+
+fn key_of(bytes: &[u8]) -> PyResult<Zeroizing<[u8; 32]>> {
+    let key = bytes.try_into().map_err(|_| PyValueError::new_err("a key has 32 bytes"))?;
+    Ok(Zeroizing::new(key))
+}
+
+fn prefix_of(address: &[u8], length: u8) -> PyResult<Prefix> {
+    let address = Address::from_bytes(address).ok_or_else(|| PyValueError::new_err("an address has 4 or 16 bytes"))?;
+    Ok(Prefix { address, length })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The backend of that name. Raises ValueError with the reason when it is not to be had.
+fn aead_of(name: &str) -> PyResult<Box<dyn Aead>> {
+    match name {
+        "ring" => Ok(Box::new(Ring)),
+        "auto" => Ok(vector::load().map_or_else(|_| Box::new(Ring) as Box<dyn Aead>, |it| Box::new(it))),
+        "vector" => vector::load().map(|it| Box::new(it) as Box<dyn Aead>).map_err(PyValueError::new_err),
+        _ => Err(PyValueError::new_err(format!("there is no AEAD backend {name:?}: use auto, ring or vector"))),
+    }
+}
+
+#[pymethods]
+impl Engine {
+    /// `clock`: None for CLOCK_BOOTTIME, or a callable. `threaded` False: nothing moves but by `turn`.
+    #[new]
+    #[pyo3(signature = (clock, workers, threaded, aead))]
+    fn new(clock: Option<Py<PyAny>>, workers: usize, threaded: bool, aead: &str) -> PyResult<Self> {
+        let clock = clock.map_or(Clock::System, Clock::Python);
+        let shared = Arc::new(Shared::new(aead_of(aead)?));
+        let notify = Arc::new(EventFd::new()?);
+        let seat = || -> std::io::Result<Seat> {
+            let (mailbox, wake) = (Arc::new(Mailbox::default()), Arc::new(EventFd::new()?));
+            let (box_, bell) = (Arc::clone(&mailbox), Arc::clone(&wake));
+            let worker = Worker::new(Arc::clone(&shared), clock.share(), box_, bell, Arc::clone(&notify))?;
+            Ok(Seat { mailbox, wake, idle: Some(worker), thread: None })
+        };
+        let seats = (0..workers.max(1)).map(|_| seat()).collect::<std::io::Result<_>>()?;
+        let sender = Mutex::default();
+        Ok(Self {
+            clock,
+            notify,
+            sender,
+            seats: Mutex::new(seats),
+            threaded,
+            shared,
+            is_closed: AtomicBool::new(false),
+        })
+    }
+
+    /// The name of the library that seals and opens.
+    fn aead(&self) -> &'static str {
+        self.shared.aead_name()
+    }
+
+    /// Readable when reports wait.
+    fn fileno(&self) -> RawFd {
+        self.notify.fd()
+    }
+
+    // Edges
+
+    /// One queue for each worker: (descriptor, has a virtio header, TCP, UDP super-packets).
+    fn attach_tun(&self, py: Python<'_>, queues: Vec<(RawFd, bool, bool, bool)>) -> PyResult<()> {
+        let queue = |(fd, has_header, tso, uso)| TunEdge::Kernel(KernelTun::new(fd, has_header, tso, uso));
+        self.order(py, queues.into_iter().map(|it| Order::AttachTun(queue(it))).collect());
+        self.start()
+    }
+
+    /// A Python object in the place of the kernel's TUN; one worker moves its packets.
+    fn attach_foreign_tun(&self, tun: &Bound<'_, PyAny>) -> PyResult<()> {
+        let edge = TunEdge::Foreign(ForeignTun::new(tun)?);
+        self.order(tun.py(), vec![Order::AttachTun(edge)]);
+        self.start()
+    }
+
+    /// The interface came up.
+    fn resume_tun(&self, py: Python<'_>) {
+        self.order_all(py, || Order::ResumeTun);
+    }
+
+    /// The interface is gone.
+    fn detach_tun(&self, py: Python<'_>) {
+        self.order_all(py, || Order::DetachTun);
+    }
+
+    /// The sockets of each worker: (descriptor, is IPv6, may send trains). Replaces the former ones.
+    fn attach_bind(&self, py: Python<'_>, sockets: Vec<Vec<(RawFd, bool, bool)>>, port: u16) {
+        let binds: Vec<_> = sockets.iter().map(|sockets| BindEdge::Kernel(KernelBind::new(sockets))).collect();
+        self.use_binds(py, binds, port);
+    }
+
+    /// A Python object in the place of the kernel's sockets.
+    fn attach_foreign_bind(&self, bind: &Bound<'_, PyAny>, port: u16) -> PyResult<()> {
+        let edge = BindEdge::Foreign(ForeignBind::new(bind)?);
+        self.use_binds(bind.py(), vec![edge], port);
+        Ok(())
+    }
+
+    /// When this returns no worker touches the sockets any more.
+    fn detach_bind(&self, py: Python<'_>) {
+        self.shared.set_listen_port(0);
+        lock(&self.sender).surroundings.bind = None;
+        self.order_all(py, || Order::Bind(None));
+    }
+
+    /// Routes changed: narrow paths are found out again.
+    fn forget_paths(&self) {
+        if let Some(BindEdge::Kernel(bind)) = &lock(&self.sender).surroundings.bind {
+            bind.forget_paths();
+        }
+    }
+
+    /// Whether trains are sent: False once the kernel refused them.
+    fn sends_trains(&self) -> bool {
+        match &lock(&self.sender).surroundings.bind {
+            Some(BindEdge::Kernel(bind)) => bind.sends_trains(),
+            _ => true,
+        }
+    }
+
+    fn set_mtu(&self, mtu: usize) {
+        self.shared.set_mtu(mtu);
+    }
+
+    /// One turn on this thread, of an engine without threads.
+    fn turn(&self, py: Python<'_>, timeout: i32) {
+        py.detach(|| {
+            for seat in lock(&self.seats).iter_mut() {
+                if let Some(worker) = &mut seat.idle {
+                    worker.turn(timeout);
+                }
+            }
+        });
+    }
+
+    /// Stop, join the threads, wipe keys. Idempotent.
+    fn close(&self, py: Python<'_>) {
+        self.is_closed.store(true, Ordering::Relaxed);
+        self.order_all(py, || Order::Stop);
+        let seats = std::mem::take(&mut *lock(&self.seats));
+        py.detach(|| {
+            for seat in seats {
+                seat.thread.map(JoinHandle::join);
+            }
+        });
+        lock(&self.sender).surroundings.bind = None;
+        for peer in self.shared.all_peers() {
+            self.shared.remove_peer(peer.id);
+        }
+    }
+
+    // Tables
+
+    fn set_mac1_key(&self, key: Option<&[u8]>) -> PyResult<()> {
+        let key = key.map(key_of).transpose()?;
+        self.shared.set_mac1_key(key.map(|key| *key));
+        Ok(())
+    }
+
+    fn add_peer(&self, peer: u64) {
+        if !self.is_closed.load(Ordering::Relaxed) {
+            self.shared.add_peer(peer);
+        }
+    }
+
+    fn remove_peer(&self, peer: u64) {
+        self.shared.remove_peer(peer);
+    }
+
+    fn insert_allowed_ip(&self, peer: u64, address: &[u8], length: u8) -> PyResult<()> {
+        self.shared.insert_allowed_ip(peer, prefix_of(address, length)?);
+        Ok(())
+    }
+
+    fn remove_allowed_ip(&self, peer: u64, address: &[u8], length: u8) -> PyResult<()> {
+        self.shared.remove_allowed_ip(peer, prefix_of(address, length)?);
+        Ok(())
+    }
+
+    fn set_endpoint(&self, peer: u64, endpoint: Option<Endpoint>, source: Option<&[u8]>) -> PyResult<()> {
+        let endpoint = endpoint.as_ref().map(address_of).transpose()?;
+        self.shared.with_peer(peer, |_, state| {
+            state.endpoint = endpoint;
+            state.source = source.and_then(Source::new);
+        });
+        Ok(())
+    }
+
+    fn clear_source(&self, peer: u64) {
+        self.shared.with_peer(peer, |_, state| state.source = None);
+    }
+
+    /// The peers that have a sticky source, with their endpoint: what is asked about after a route changed.
+    fn sources(&self, py: Python<'_>) -> Vec<(u64, Endpoint, Py<PyBytes>)> {
+        let look = |peer: Arc<Peer>| {
+            let state = peer.lock();
+            let source = PyBytes::new(py, state.source?.as_bytes()).unbind();
+            Some((peer.id, endpoint_of(&state.endpoint?), source))
+        };
+        self.shared.all_peers().into_iter().filter_map(look).collect()
+    }
+
+    /// Forget the peer's source if it still is this one.
+    fn forget_source(&self, peer: u64, source: &[u8]) {
+        let source = Source::new(source);
+        self.shared.with_peer(peer, |_, state| {
+            if state.source == source {
+                state.source = None;
+            }
+        });
+    }
+
+    /// `times`: rekey for sending, rekey for receiving, reject, end of sending. `messages`: rekey, reject after.
+    #[allow(clippy::too_many_arguments)]
+    fn install_keypair(
+        &self,
+        peer: u64,
+        indices: (u32, u32),
+        keys: (&[u8], &[u8]),
+        is_initiator: bool,
+        times: (u64, u64, u64, u64),
+        messages: (u64, u64),
+    ) -> PyResult<()> {
+        let (send, receive) = (key_of(keys.0)?, key_of(keys.1)?);
+        let limits = Limits {
+            local_index: indices.0,
+            remote_index: indices.1,
+            is_initiator,
+            rekey_send_at: times.0,
+            rekey_receive_at: times.1,
+            reject_at: times.2,
+            send_until: times.3,
+            rekey_after_messages: messages.0,
+            reject_after_messages: messages.1,
+        };
+        let Some(peer) = self.shared.install_keypair(peer, limits, &send, &receive) else { return Ok(()) };
+        if is_initiator {
+            self.with_sender(|sender, shared, now| {
+                let Sender { outbound, surroundings } = sender;
+                if Outbound::has_staged(&peer) {
+                    outbound.send_staged(shared, surroundings, &peer, now);
+                } else {
+                    outbound.send_keepalive(shared, surroundings, &peer, now);
+                }
+            });
+        }
+        self.say();
+        Ok(())
+    }
+
+    fn forget_keypairs(&self, peer: u64) {
+        self.shared.forget_keypairs(peer);
+        self.say();
+    }
+
+    fn expire_sending_keys(&self, peer: u64) {
+        self.shared.with_peer(peer, |_, state| state.keypairs.expire_sending());
+    }
+
+    fn expect_key(&self, peer: u64) {
+        self.shared.expect_key(peer);
+    }
+
+    fn flush_staged(&self, peer: u64) {
+        self.shared.flush_staged(peer);
+    }
+
+    fn note_handshake(&self, peer: u64, rx_bytes: usize, now: u64) {
+        self.shared.with_peer(peer, |peer, state| self.shared.note_received(peer, state, rx_bytes, now));
+    }
+
+    fn forget_unanswered(&self, peer: u64, since: u64) {
+        self.shared.with_peer(peer, |_, state| {
+            if state.marks.data_sent_since == since {
+                state.marks.data_sent_since = 0;
+            }
+        });
+    }
+
+    fn forget_received(&self, peer: u64, since: u64) {
+        self.shared.with_peer(peer, |_, state| {
+            if state.marks.data_received_since == since {
+                state.marks.data_received_since = 0;
+            }
+        });
+    }
+
+    // Sending
+
+    fn send_to_peer(&self, peer: u64, datagram: &[u8]) {
+        let Some(peer) = self.shared.peer(peer) else { return };
+        if peer.lock().endpoint.is_none() {
+            self.shared.drops.one(DropReason::NoEndpoint);
+            return;
+        }
+        self.with_sender(|sender, shared, now| {
+            transmit(shared, &mut sender.surroundings, &peer, datagram, 0, HANDSHAKE_TOS);
+            shared.note_sent(&mut peer.lock(), now);
+        });
+    }
+
+    fn send_to(&self, endpoint: Endpoint, source: Option<&[u8]>, datagram: &[u8]) -> PyResult<()> {
+        let to = address_of(&endpoint)?;
+        let source = source.and_then(Source::new);
+        lock(&self.sender).surroundings.send(&to, source.as_ref(), datagram, 0, HANDSHAKE_TOS);
+        Ok(())
+    }
+
+    fn send_keepalive(&self, peer: u64) {
+        if let Some(peer) = self.shared.peer(peer) {
+            self.with_sender(|sender, shared, now| {
+                sender.outbound.send_keepalive(shared, &mut sender.surroundings, &peer, now);
+            });
+            self.say();
+        }
+    }
+
+    // Looking
+
+    /// The four marks; `release`: say `Active` again from here on.
+    fn marks(&self, peer: u64, release: bool) -> (u64, u64, u64, u64) {
+        let marks = self.shared.marks(peer, release);
+        (marks.data_sent_since, marks.data_received_since, marks.last_data_received, marks.last_traversal)
+    }
+
+    /// (sent, received) bytes.
+    fn counters(&self, peer: u64) -> (u64, u64) {
+        self.shared.peer(peer).map_or((0, 0), |peer| peer.counters())
+    }
+
+    /// Counts by the names of the causes.
+    fn drops<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let drops = PyDict::new(py);
+        for (name, count) in self.shared.drops.list() {
+            drops.set_item(name, count)?;
+        }
+        Ok(drops)
+    }
+
+    /// How many peers, nodes of routes, and receiver indices there are.
+    fn sizes(&self) -> (usize, usize, usize) {
+        self.shared.sizes()
+    }
+
+    /// Tuples that begin with the report's name, oldest first, handshakes last.
+    fn poll_reports<'py>(&self, py: Python<'py>, limit: usize) -> PyResult<Bound<'py, PyList>> {
+        self.notify.clear();
+        let (reports, handshakes) = self.shared.reports.take(limit);
+        let taken = PyList::empty(py);
+        for report in reports {
+            append_report(&taken, report)?;
+        }
+        for handshake in handshakes {
+            append_handshake(&taken, &handshake)?;
+        }
+        self.say();
+        Ok(taken)
+    }
+}
+
+fn append_report(taken: &Bound<'_, PyList>, report: Report) -> PyResult<()> {
+    match report {
+        Report::KeyWanted(peer) => taken.append(("key_wanted", peer)),
+        Report::KeyConfirmed(peer, index) => taken.append(("key_confirmed", peer, index)),
+        Report::KeypairsDropped(peer, indices) => {
+            let indices: Vec<u32> = indices.into_iter().flatten().collect();
+            taken.append(("keypairs_dropped", peer, indices))
+        }
+        Report::Roamed(peer) => {
+            let mut state = peer.lock();
+            // The flag falls first: a change after the endpoint was read is then said again.
+            state.roamed_said = false;
+            let endpoint = state.endpoint.as_ref().map(endpoint_of);
+            drop(state);
+            endpoint.map_or(Ok(()), |endpoint| taken.append(("roamed", peer.id, endpoint)))
+        }
+        Report::Active(peer) => taken.append(("active", peer)),
+        Report::TunBroken => taken.append(("tun_broken",)),
+        Report::SocketBroken(fd) => taken.append(("socket_broken", fd)),
+        Report::Failed(reason) => taken.append(("failed", reason)),
+    }
+}
+
+fn append_handshake(taken: &Bound<'_, PyList>, handshake: &Handshake) -> PyResult<()> {
+    let py = taken.py();
+    let source = handshake.source.map(|source| PyBytes::new(py, source.as_bytes()).unbind());
+    let data = PyBytes::new(py, &handshake.data);
+    taken.append(("handshake", data, endpoint_of(&handshake.from), source, handshake.behind))
+}
+
+impl Engine {
+    fn say(&self) {
+        if self.shared.reports.must_announce() {
+            self.notify.ring();
+        }
+    }
+
+    /// Let the control thread's own sender do something; what it gathered leaves.
+    fn with_sender(&self, act: impl FnOnce(&mut Sender, &Shared, u64)) {
+        let now = self.clock.now();
+        let mut sender = lock(&self.sender);
+        act(&mut sender, &self.shared, now);
+        let Sender { outbound, surroundings } = &mut *sender;
+        outbound.flush(&self.shared, surroundings);
+    }
+
+    fn use_binds(&self, py: Python<'_>, binds: Vec<BindEdge>, port: u16) {
+        self.shared.set_listen_port(port);
+        if let Some(first) = binds.first() {
+            let mut sender = lock(&self.sender);
+            sender.outbound.set_limits(first.limits());
+            sender.surroundings.bind = Some(first.share());
+        }
+        self.order(py, binds.into_iter().map(|bind| Order::Bind(Some(bind))).collect());
+    }
+
+    /// One order for each of the first workers, carried out when this returns.
+    fn order(&self, py: Python<'_>, orders: Vec<Order>) {
+        let mut waits = Vec::new();
+        for (seat, order) in lock(&self.seats).iter_mut().zip(orders) {
+            if let Some(worker) = &mut seat.idle {
+                worker.carry_out(order);
+            } else {
+                waits.push((Arc::clone(&seat.mailbox), seat.mailbox.post(order)));
+                seat.wake.ring();
+            }
+        }
+        // A worker may need the interpreter for a Python edge before it sees the order.
+        py.detach(|| waits.iter().for_each(|(mailbox, number)| mailbox.wait(*number)));
+    }
+
+    fn order_all(&self, py: Python<'_>, order: impl Fn() -> Order) {
+        let count = lock(&self.seats).len();
+        self.order(py, (0..count).map(|_| order()).collect());
+    }
+
+    fn start(&self) -> PyResult<()> {
+        for (number, seat) in lock(&self.seats).iter_mut().enumerate().filter(|_| self.threaded) {
+            if let Some(mut worker) = seat.idle.take() {
+                let builder = std::thread::Builder::new().name(format!("wyrmhole-{number}"));
+                let spawned = builder.spawn(move || worker.run());
+                seat.thread = Some(spawned.map_err(PyOSError::new_err)?);
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,86 @@
+//! A TUN queue of the kernel: frames with a virtio header, whole super-packets in both directions.
+
+use std::io;
+use std::os::fd::RawFd;
+
+use wyrmhole_core::edges::Gather;
+use wyrmhole_core::virtio::{self, GSO_ECN, GSO_NONE, GSO_UDP_L4};
+
+use super::sys;
+
+/// What reading gave.
+pub enum Read {
+    /// A frame of so many bytes.
+    Frame(usize),
+    /// Nothing there, or the interface is down.
+    Nothing,
+    /// The interface is gone.
+    Gone,
+}
+
+/// One queue; the descriptor is lent.
+pub struct KernelTun {
+    fd: RawFd,
+    /// Opened with IFF_VNET_HDR; without, headers are all zero and stay here.
+    has_header: bool,
+    tso: bool,
+    uso: bool,
+}
+
+impl KernelTun {
+    /// `tso` and `uso`: what the kernel accepted.
+    #[must_use]
+    pub fn new(fd: RawFd, has_header: bool, tso: bool, uso: bool) -> Self {
+        Self { fd, has_header, tso, uso }
+    }
+
+    /// Its descriptor, for a poller.
+    #[must_use]
+    pub fn fd(&self) -> RawFd {
+        self.fd
+    }
+
+    /// TCP, UDP.
+    #[must_use]
+    pub fn offloads(&self) -> (bool, bool) {
+        (self.tso, self.uso)
+    }
+
+    /// One frame.
+    pub fn read(&self, buffer: &mut [u8]) -> Read {
+        let skip = if self.has_header { 0 } else { virtio::SIZE };
+        match sys::read(self.fd, &mut buffer[skip..]) {
+            Ok(0) => Read::Nothing,
+            Ok(length) => {
+                buffer[..skip].fill(0);
+                Read::Frame(length + skip)
+            }
+            Err(error) if is_gone(&error) => Read::Gone,
+            Err(_) => Read::Nothing,
+        }
+    }
+
+    /// False: lost, or a super-packet that was refused, which turns that offload off for good.
+    pub fn write(&mut self, frame: Gather<'_>) -> bool {
+        let gso_type = frame.header[1];
+        if !self.has_header && gso_type != GSO_NONE {
+            return false;
+        }
+        let skip = if self.has_header { 0 } else { virtio::SIZE };
+        match sys::write_frame(self.fd, frame, skip) {
+            Ok(()) => true,
+            Err(error) => {
+                if error.raw_os_error() == Some(libc::EINVAL) && gso_type != GSO_NONE {
+                    let offload = if gso_type & !GSO_ECN == GSO_UDP_L4 { &mut self.uso } else { &mut self.tso };
+                    *offload = false;
+                }
+                false
+            }
+        }
+    }
+}
+
+/// What reading says when the interface was deleted; EFAULT when that happened during the read.
+fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EBADFD | libc::EBADF | libc::ENODEV | libc::EFAULT))
+}

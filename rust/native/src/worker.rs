@@ -1,0 +1,478 @@
+//! A worker: one thread, both directions, run to completion.
+//!
+//! It polls its TUN queue, its UDP sockets and a wake-up descriptor together. A turn is: orders of the control thread;
+//! receive, open and write to the TUN; read the TUN, seal and send. The TUN is read after every write to it as well,
+//! because the answer is often there already: the packet then leaves without another wake-up. Each direction has a
+//! budget per turn, so neither starves the other, and everything gathered leaves before the thread sleeps.
+//!
+//! Several workers share the tables. Each has a TUN queue and sockets of its own, so a flow stays on one worker and its
+//! order holds by construction.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::os::fd::RawFd;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+
+use pyo3::prelude::*;
+use wyrmhole_core::drops::DropReason;
+use wyrmhole_core::edges::{Edges, Gather, SendOutcome};
+use wyrmhole_core::inbound::{Arrival, Inbound};
+use wyrmhole_core::outbound::Outbound;
+use wyrmhole_core::peer::Source;
+use wyrmhole_core::reports::Report;
+use wyrmhole_core::shared::Shared;
+use wyrmhole_core::train::TrainLimits;
+use wyrmhole_core::virtio;
+
+use crate::foreign::{ForeignBind, ForeignTun};
+use crate::io::sys::{self, Epoll, EventFd, Ready};
+use crate::io::tun::{KernelTun, Read};
+use crate::io::udp::KernelBind;
+
+/// Trains (64 KiB each) from one socket before the other direction has its turn.
+const TRAINS_PER_TURN: usize = 4;
+const DATAGRAMS_PER_TURN: usize = 64;
+/// TUN frames before what was sealed leaves: one full train of small packets, or one super-packet.
+const READS_PER_TURN: usize = 128;
+const BYTES_PER_TURN: usize = 65_536;
+const FRAME_BYTES: usize = virtio::SIZE + 65_535;
+/// A train has at most 65,535 bytes.
+const SLOT_BYTES: usize = 1 << 16;
+/// Turns in a row that panicked before the engine says that it does not work.
+const MAX_FAILED_TURNS: usize = 1000;
+/// Errors in a row from one socket before the control thread is asked to replace it.
+const ERRORS_IN_A_ROW: usize = 4;
+const TRANSPORT: u8 = 4;
+
+/// What time it is.
+pub enum Clock {
+    /// CLOCK_BOOTTIME.
+    System,
+    /// A callable, for tests.
+    Python(Py<PyAny>),
+}
+
+impl Clock {
+    /// Nanoseconds.
+    pub fn now(&self) -> u64 {
+        match self {
+            Self::System => sys::boottime(),
+            Self::Python(clock) => Python::attach(|py| clock.call0(py).and_then(|now| now.extract(py))).unwrap_or(0),
+        }
+    }
+
+    /// A second handle on the same clock.
+    pub fn share(&self) -> Self {
+        match self {
+            Self::System => Self::System,
+            Self::Python(clock) => Python::attach(|py| Self::Python(clock.clone_ref(py))),
+        }
+    }
+}
+
+/// A worker's TUN.
+pub enum TunEdge {
+    /// The kernel's.
+    Kernel(KernelTun),
+    /// A Python object.
+    Foreign(ForeignTun),
+}
+
+impl TunEdge {
+    fn fd(&self) -> RawFd {
+        match self {
+            Self::Kernel(tun) => tun.fd(),
+            Self::Foreign(tun) => tun.fd(),
+        }
+    }
+
+    fn offloads(&self) -> (bool, bool) {
+        match self {
+            Self::Kernel(tun) => tun.offloads(),
+            Self::Foreign(tun) => tun.offloads(),
+        }
+    }
+
+    fn read(&self, buffer: &mut [u8]) -> Read {
+        match self {
+            Self::Kernel(tun) => tun.read(buffer),
+            Self::Foreign(tun) => tun.read(buffer),
+        }
+    }
+
+    fn write(&mut self, frame: Gather<'_>) -> bool {
+        match self {
+            Self::Kernel(tun) => tun.write(frame),
+            Self::Foreign(tun) => tun.write(frame),
+        }
+    }
+}
+
+/// A worker's sockets.
+pub enum BindEdge {
+    /// The kernel's.
+    Kernel(KernelBind),
+    /// A Python object.
+    Foreign(ForeignBind),
+}
+
+impl BindEdge {
+    /// A second handle, for the control thread.
+    pub fn share(&self) -> Self {
+        match self {
+            Self::Kernel(bind) => Self::Kernel(bind.clone()),
+            Self::Foreign(bind) => Self::Foreign(bind.share()),
+        }
+    }
+
+    fn fds(&self) -> Vec<RawFd> {
+        match self {
+            Self::Kernel(bind) => bind.fds().collect(),
+            Self::Foreign(bind) => bind.fds().to_vec(),
+        }
+    }
+
+    /// How long a train may be so that it leaves in one call.
+    pub fn limits(&self) -> TrainLimits {
+        match self {
+            Self::Kernel(bind) => bind.limits(),
+            Self::Foreign(_) => TrainLimits::default(),
+        }
+    }
+}
+
+/// What the steps see of the world.
+#[derive(Default)]
+pub struct Surroundings {
+    /// The TUN, while there is one.
+    pub tun: Option<TunEdge>,
+    /// The bind, while the interface is up.
+    pub bind: Option<BindEdge>,
+    /// Something was written to the TUN in this turn.
+    wrote: bool,
+}
+
+impl Edges for Surroundings {
+    fn is_bound(&self) -> bool {
+        self.bind.is_some()
+    }
+
+    fn send(&mut self, to: &SocketAddr, source: Option<&Source>, data: &[u8], segment: usize, tos: u8) -> SendOutcome {
+        match &self.bind {
+            Some(BindEdge::Kernel(bind)) => bind.send(to, source, data, segment, tos),
+            Some(BindEdge::Foreign(bind)) => bind.send(to, source, data, segment, tos),
+            None => SendOutcome { source_rejected: false, dropped: true },
+        }
+    }
+
+    fn write(&mut self, frame: Gather<'_>) -> bool {
+        let Some(tun) = &mut self.tun else { return false };
+        self.wrote = true;
+        tun.write(frame)
+    }
+
+    fn offloads(&self) -> (bool, bool) {
+        self.tun.as_ref().map_or((false, false), TunEdge::offloads)
+    }
+}
+
+/// What the control thread tells a worker.
+pub enum Order {
+    /// Move packets of this TUN.
+    AttachTun(TunEdge),
+    /// No more of it.
+    DetachTun,
+    /// The interface came up: its descriptor may be polled again.
+    ResumeTun,
+    /// Use these sockets, or none.
+    Bind(Option<BindEdge>),
+    /// End.
+    Stop,
+}
+
+/// Orders in their order, and how many were carried out.
+#[derive(Default)]
+pub struct Mailbox {
+    orders: Mutex<(VecDeque<Order>, u64)>,
+    done: Condvar,
+}
+
+impl Mailbox {
+    /// Returns the order's number, for `wait`.
+    pub fn post(&self, order: Order) -> u64 {
+        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        orders.0.push_back(order);
+        orders.1.saturating_add(orders.0.len() as u64)
+    }
+
+    /// Until the order of that number was carried out.
+    pub fn wait(&self, number: u64) {
+        let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        let waited = self.done.wait_while(orders, |orders| orders.1 < number);
+        drop(waited.unwrap_or_else(PoisonError::into_inner));
+    }
+
+    fn take(&self) -> Option<Order> {
+        self.orders.lock().unwrap_or_else(PoisonError::into_inner).0.pop_front()
+    }
+
+    fn carried_out(&self) {
+        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        orders.1 = orders.1.saturating_add(1);
+        drop(orders);
+        self.done.notify_all();
+    }
+
+    /// Nobody carries out orders any more: what was and will be posted counts as done.
+    fn close(&self) {
+        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
+        *orders = (VecDeque::new(), u64::MAX);
+        drop(orders);
+        self.done.notify_all();
+    }
+}
+
+/// See the module.
+pub struct Worker {
+    shared: Arc<Shared>,
+    clock: Clock,
+    mailbox: Arc<Mailbox>,
+    wake: Arc<EventFd>,
+    notify: Arc<EventFd>,
+    epoll: Epoll,
+    surroundings: Surroundings,
+    inbound: Inbound,
+    outbound: Outbound,
+    frame: Box<[u8]>,
+    slot: Box<[u8]>,
+    ready: Vec<Ready>,
+    is_burst: bool,
+    is_stopped: bool,
+}
+
+impl Worker {
+    /// Without edges yet. `notify` wakes the control thread.
+    ///
+    /// # Errors
+    /// No descriptors left.
+    pub fn new(
+        shared: Arc<Shared>,
+        clock: Clock,
+        mailbox: Arc<Mailbox>,
+        wake: Arc<EventFd>,
+        notify: Arc<EventFd>,
+    ) -> std::io::Result<Self> {
+        let epoll = Epoll::new()?;
+        epoll.add(wake.fd());
+        Ok(Self {
+            shared,
+            clock,
+            mailbox,
+            wake,
+            notify,
+            epoll,
+            surroundings: Surroundings::default(),
+            inbound: Inbound::default(),
+            outbound: Outbound::default(),
+            frame: vec![0; FRAME_BYTES].into_boxed_slice(),
+            slot: vec![0; SLOT_BYTES].into_boxed_slice(),
+            ready: Vec::with_capacity(8),
+            is_burst: false,
+            is_stopped: false,
+        })
+    }
+
+    /// Until told to stop. A packet that makes a step panic must not end the tunnel.
+    pub fn run(&mut self) {
+        self.run_turns();
+        self.mailbox.close();
+    }
+
+    fn run_turns(&mut self) {
+        let mut failed = 0;
+        while !self.is_stopped {
+            if panic::catch_unwind(AssertUnwindSafe(|| self.turn(-1))).is_ok() {
+                failed = 0;
+                continue;
+            }
+            failed += 1;
+            self.give_up_batch();
+            if failed == MAX_FAILED_TURNS {
+                let reason = format!("{failed} turns of the native engine failed in a row: please report it");
+                self.shared.report(Report::Failed(reason));
+                self.say();
+                return;
+            }
+        }
+    }
+
+    fn give_up_batch(&mut self) {
+        self.shared.drops.one(DropReason::InternalError);
+        self.inbound.reset();
+        self.outbound.reset();
+        self.say();
+    }
+
+    /// Wait for work at most that long (milliseconds, -1: for ever), then do one turn of it.
+    pub fn turn(&mut self, timeout: i32) {
+        self.epoll.wait(&mut self.ready, timeout);
+        let now = self.clock.now();
+        self.surroundings.wrote = false;
+        let mut is_readable = false;
+        for at in 0..self.ready.len() {
+            let Ready { fd, is_broken } = self.ready[at];
+            if fd == self.wake.fd() {
+                self.wake.clear();
+                self.carry_out_orders();
+            } else if self.surroundings.tun.as_ref().is_some_and(|tun| tun.fd() == fd) {
+                is_readable = true;
+                if is_broken {
+                    // Not to be polled again before the interface comes up.
+                    self.epoll.remove(fd);
+                    self.shared.report(Report::TunBroken);
+                }
+            } else {
+                self.receive(fd, now);
+            }
+        }
+        if is_readable || self.surroundings.wrote {
+            self.read_tun(now);
+        }
+        self.outbound.flush(&self.shared, &mut self.surroundings);
+        self.say();
+    }
+
+    /// Wake the control thread if it has something to hear.
+    pub fn say(&self) {
+        if self.shared.reports.must_announce() {
+            self.notify.ring();
+        }
+    }
+
+    fn carry_out_orders(&mut self) {
+        while let Some(order) = self.mailbox.take() {
+            self.carry_out(order);
+            self.mailbox.carried_out();
+        }
+    }
+
+    /// One order, on the thread that runs the turns.
+    pub fn carry_out(&mut self, order: Order) {
+        match order {
+            Order::AttachTun(tun) => {
+                self.epoll.add(tun.fd());
+                self.inbound.set_offloads(tun.offloads());
+                self.surroundings.tun = Some(tun);
+            }
+            Order::DetachTun => self.detach_tun(),
+            Order::ResumeTun => {
+                if let Some(tun) = &self.surroundings.tun {
+                    self.epoll.add(tun.fd());
+                }
+            }
+            Order::Bind(bind) => self.bind(bind),
+            Order::Stop => self.is_stopped = true,
+        }
+    }
+
+    fn detach_tun(&mut self) {
+        if let Some(tun) = self.surroundings.tun.take() {
+            self.epoll.remove(tun.fd());
+        }
+    }
+
+    fn bind(&mut self, bind: Option<BindEdge>) {
+        for fd in self.surroundings.bind.iter().flat_map(BindEdge::fds) {
+            self.epoll.remove(fd);
+        }
+        for fd in bind.iter().flat_map(BindEdge::fds) {
+            self.epoll.add(fd);
+        }
+        if let Some(bind) = &bind {
+            self.outbound.set_limits(bind.limits());
+        }
+        self.surroundings.bind = bind;
+    }
+
+    fn receive(&mut self, fd: RawFd, now: u64) {
+        let mut trains = 0;
+        let mut errors = 0;
+        for _ in 0..DATAGRAMS_PER_TURN {
+            let (length, arrival) = match &self.surroundings.bind {
+                Some(BindEdge::Foreign(bind)) => match bind.receive(fd, &mut self.slot) {
+                    Some(received) => received,
+                    None => return,
+                },
+                Some(BindEdge::Kernel(_)) => match receive_from_kernel(fd, &mut self.slot) {
+                    Ok(Some(received)) => received,
+                    Ok(None) => continue,
+                    Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
+                    Err(_) => {
+                        // A pending ICMP error is consumed by being told; one that stays is the socket's end.
+                        errors += 1;
+                        if errors == ERRORS_IN_A_ROW {
+                            self.epoll.remove(fd);
+                            self.shared.report(Report::SocketBroken(fd));
+                            return;
+                        }
+                        continue;
+                    }
+                },
+                None => return,
+            };
+            let slot = &mut self.slot[..length];
+            let is_data = slot.first() == Some(&TRANSPORT);
+            let edges = &mut self.surroundings;
+            self.inbound.receive(&self.shared, edges, &mut self.outbound, slot, &arrival, now);
+            if arrival.segment > 0 {
+                trains += 1;
+                if trains == TRAINS_PER_TURN {
+                    return;
+                }
+            } else if is_data {
+                // Lone data has rarely more behind it, and a poll costs less than to ask in vain. Handshake messages
+                // come in floods, and taking them together spares the control thread as many interruptions.
+                return;
+            }
+        }
+    }
+
+    fn read_tun(&mut self, now: u64) {
+        let mut total = 0;
+        for count in 0..READS_PER_TURN {
+            let Some(tun) = &self.surroundings.tun else { return };
+            let length = match tun.read(&mut self.frame) {
+                Read::Frame(length) => length,
+                Read::Nothing => {
+                    self.is_burst = count > 1;
+                    return;
+                }
+                Read::Gone => {
+                    self.detach_tun();
+                    self.shared.report(Report::TunBroken);
+                    return;
+                }
+            };
+            let edges = &mut self.surroundings;
+            self.outbound.frame(&self.shared, edges, &mut self.frame[..length], now);
+            if count == 0 && !self.is_burst {
+                // Alone, as far as the last turn tells: it need not wait for the next read.
+                self.outbound.flush(&self.shared, edges);
+            }
+            total += length;
+            if total >= BYTES_PER_TURN {
+                break;
+            }
+        }
+        self.is_burst = true;
+    }
+}
+
+/// None: a datagram that did not fit and is not to be used.
+fn receive_from_kernel(fd: RawFd, slot: &mut [u8]) -> std::io::Result<Option<(usize, Arrival)>> {
+    let received = sys::receive(fd, slot)?;
+    let arrival =
+        Arrival { from: received.from, source: received.source, tos: received.tos, segment: received.segment };
+    Ok((!received.is_truncated).then_some((received.length, arrival)))
+}

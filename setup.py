@@ -1,0 +1,23 @@
+"""The native engine is built where a Rust toolchain is; without one the package installs all the same.
+
+Everything else is in pyproject.toml.
+"""
+
+from setuptools import setup
+from setuptools_rust import Binding, RustExtension
+
+setup(
+    rust_extensions=[
+        RustExtension(
+            "wyrmhole.engine._native",
+            path="rust/native/Cargo.toml",
+            binding=Binding.PyO3,
+            py_limited_api=True,
+            rust_version=">=1.85",
+            args=["--locked"],
+            debug=False,
+            optional=True,
+        )
+    ],
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)

@@ -1,0 +1,338 @@
+"""The native engine: the Rust packet path behind the contract of `engine.contract`.
+
+The Rust half (rust/) moves packets in threads that never hold the interpreter; calls that change its tables take
+effect before they return. What is rare stays here, on the control thread, in the Python edges: the state of the TUN's
+interface, changed routes, sockets that broke. Their descriptors and the one that tells of reports are polled together,
+as one epoll descriptor, which is `fileno`.
+
+Edges that are not the kernel's (memory twins) are called back by the worker, so that one suite runs on both engines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from wyrmhole.engine import _native
+from wyrmhole.engine.contract import EngineFailed, EngineKind, EngineReport, TunChanged
+from wyrmhole.net.bind import Bind, KernelBind
+from wyrmhole.net.tun import KernelTun, Tun, TunEvent
+from wyrmhole.protocol.data_plane import (
+    Active,
+    HandshakeDatagram,
+    KeyConfirmed,
+    KeypairParams,
+    KeypairsDropped,
+    KeyWanted,
+    Marks,
+    PeerCounters,
+    PeerId,
+    Roamed,
+    Source,
+)
+from wyrmhole.protocol.drops import DropReason
+from wyrmhole.wire.endpoint import Endpoint
+from wyrmhole.wire.prefix import Prefix
+
+INTERFACE = 1
+"""Of the extension module that this file was written for."""
+
+SOURCES_PER_POLL = 64
+"""Sticky sources asked about after a route changed, some 10 us each, before the control thread does other things."""
+
+_SAME_ARGUMENTS: dict[str, Callable[..., EngineReport]] = {
+    "key_wanted": KeyWanted,
+    "key_confirmed": KeyConfirmed,
+    "active": Active,
+    "failed": EngineFailed,
+}
+
+
+def is_boottime(clock: Callable[[], int]) -> bool:
+    """Whether it reads CLOCK_BOOTTIME, as its function says by an attribute: the workers then read it themselves."""
+    return bool(getattr(clock, "is_boottime", False))
+
+
+class NativeEngine:
+    """See engine.contract. `clock` gives boottime nanoseconds. `aead` is auto, ring or vector.
+
+    Raises ImportError when the extension was built from other sources, ValueError for a backend that is not there.
+    """
+
+    kind = EngineKind.NATIVE
+
+    def __init__(
+        self, clock: Callable[[], int], *, workers: int = 1, threaded: bool = True, aead: str = "auto"
+    ) -> None:
+        if _native.INTERFACE != INTERFACE:
+            raise ImportError("the native engine was built from other sources: install the package again")
+        self._native = _native.Engine(None if is_boottime(clock) else clock, workers, threaded, aead)
+        self._threaded = threaded
+        self._tun: Tun | None = None
+        self._bind: Bind | None = None
+        self._port = 0
+        self._closed = False
+        self._stale: list[tuple[PeerId, tuple[str, int, int], Source]] = []
+        self._waiting: deque[EngineReport] = deque()
+        self._pending = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._watch = select.epoll()
+        self._watched: dict[int, Callable[[int], None]] = {}
+        self._watch_fd(self._native.fileno(), lambda fd: None)
+        self._watch_fd(self._pending, self._clear_pending)
+
+    @property
+    def aead(self) -> str:
+        """The library that seals and opens."""
+        return self._native.aead()
+
+    # Life
+
+    def attach_tun(self, tun: Tun) -> None:
+        if self._closed:
+            return
+        self._tun = tun
+        if isinstance(tun, KernelTun):
+            tso, uso = tun.offloads.tso, tun.offloads.uso
+            self._native.attach_tun([(queue.fileno, queue.has_header, tso, uso) for queue in tun.kernel_queues()])
+        else:
+            self._native.attach_foreign_tun(tun)
+        if tun.events_fileno() >= 0:
+            self._watch_fd(tun.events_fileno(), lambda fd: self._handle_tun_events())
+        self._handle_tun_events()
+
+    def attach_bind(self, bind: Bind, port: int) -> None:
+        if self._closed:
+            return
+        self._unwatch_bind()
+        self._bind, self._port = bind, port
+        if isinstance(bind, KernelBind):
+            self._attach_sockets(bind, port)
+        else:
+            self._native.attach_foreign_bind(bind, port)
+
+    def detach_bind(self) -> None:
+        self._unwatch_bind()
+        self._bind = None
+        self._native.detach_bind()
+
+    def set_mtu(self, mtu: int) -> None:
+        self._native.set_mtu(mtu)
+
+    def commit(self) -> None:
+        """Calls take effect before they return."""
+
+    def when_applied(self, tell: Callable[[], None]) -> None:
+        tell()
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._native.close()
+        self._watch.close()
+        os.close(self._pending)
+        self._tun = self._bind = None
+
+    def fileno(self) -> int:
+        return self._watch.fileno()
+
+    def turn(self, timeout_ms: int = 0) -> None:
+        """Move what there is, on this thread, and look after the edges: for engines that have no threads."""
+        self._native.turn(timeout_ms)
+        self._look_after_edges()
+
+    def poll_reports(self, limit: int = 256) -> list[EngineReport]:
+        if self._closed:
+            return []
+        self._look_after_edges()
+        taken = [self._waiting.popleft() for _ in range(min(limit, len(self._waiting)))]
+        for report in self._native.poll_reports(limit - len(taken)):
+            taken.extend(self._translate(report))
+        if self._waiting or self._stale:
+            os.eventfd_write(self._pending, 1)
+        return taken
+
+    def drops(self) -> Mapping[DropReason, int]:
+        return {DropReason(name): count for name, count in self._native.drops().items()}
+
+    # DataPlane: changes
+
+    def set_mac1_key(self, key: bytes | None) -> None:
+        self._native.set_mac1_key(key)
+
+    def add_peer(self, peer: PeerId) -> None:
+        self._native.add_peer(peer)
+
+    def remove_peer(self, peer: PeerId) -> None:
+        self._native.remove_peer(peer)
+
+    def insert_allowed_ip(self, peer: PeerId, prefix: Prefix) -> None:
+        self._native.insert_allowed_ip(peer, prefix.network_bytes, prefix.length)
+
+    def remove_allowed_ip(self, peer: PeerId, prefix: Prefix) -> None:
+        self._native.remove_allowed_ip(peer, prefix.network_bytes, prefix.length)
+
+    def set_endpoint(self, peer: PeerId, endpoint: Endpoint | None, source: Source | None = None) -> None:
+        self._native.set_endpoint(peer, None if endpoint is None else _parts(endpoint), source)
+
+    def clear_source(self, peer: PeerId) -> None:
+        self._native.clear_source(peer)
+
+    def install_keypair(self, peer: PeerId, params: KeypairParams) -> None:
+        self._native.install_keypair(
+            peer,
+            (params.local_index, params.remote_index),
+            (params.send_key, params.receive_key),
+            params.is_initiator,
+            (params.rekey_send_at, params.rekey_receive_at, params.reject_at, params.send_until),
+            (params.rekey_after_messages, params.reject_after_messages),
+        )
+
+    def forget_keypairs(self, peer: PeerId) -> None:
+        self._native.forget_keypairs(peer)
+
+    def expire_sending_keys(self, peer: PeerId) -> None:
+        self._native.expire_sending_keys(peer)
+
+    def expect_key(self, peer: PeerId) -> None:
+        self._native.expect_key(peer)
+
+    def flush_staged(self, peer: PeerId) -> None:
+        self._native.flush_staged(peer)
+
+    def send_to_peer(self, peer: PeerId, datagram: bytes) -> None:
+        self._native.send_to_peer(peer, datagram)
+
+    def send_to(self, endpoint: Endpoint, source: Source | None, datagram: bytes) -> None:
+        self._native.send_to(_parts(endpoint), source, datagram)
+
+    def send_keepalive(self, peer: PeerId) -> None:
+        self._native.send_keepalive(peer)
+
+    def note_handshake(self, peer: PeerId, rx_bytes: int, now: int) -> None:
+        self._native.note_handshake(peer, rx_bytes, now)
+
+    def forget_unanswered(self, peer: PeerId, since: int) -> None:
+        self._native.forget_unanswered(peer, since)
+
+    def forget_received(self, peer: PeerId, since: int) -> None:
+        self._native.forget_received(peer, since)
+
+    # DataPlane: looks
+
+    def marks(self, peer: PeerId) -> Marks:
+        return Marks(*self._native.marks(peer, False))
+
+    def release_activity(self, peer: PeerId) -> Marks:
+        return Marks(*self._native.marks(peer, True))
+
+    def counters(self, peer: PeerId) -> PeerCounters:
+        return PeerCounters(*self._native.counters(peer))
+
+    # Reports
+
+    def _translate(self, report: tuple[Any, ...]) -> Iterable[EngineReport]:
+        kind, *values = report
+        if kind == "handshake":
+            data, endpoint, source, behind = values
+            return (HandshakeDatagram(data, Endpoint(*endpoint), source, queue_depth=behind),)
+        if kind == "roamed":
+            return (Roamed(values[0], Endpoint(*values[1])),)
+        if kind == "keypairs_dropped":
+            return (KeypairsDropped(values[0], tuple(values[1])),)
+        if kind == "tun_broken":
+            return self._mend_tun()
+        if kind == "socket_broken":
+            return self._mend_socket(values[0])
+        return (_SAME_ARGUMENTS[kind](*values),)
+
+    # Edges
+
+    def _watch_fd(self, fd: int, act: Callable[[int], None]) -> None:
+        self._watched[fd] = act
+        self._watch.register(fd, select.EPOLLIN)
+
+    def _unwatch_fd(self, fd: int) -> None:
+        if self._watched.pop(fd, None) is not None:
+            with contextlib.suppress(OSError):
+                self._watch.unregister(fd)
+
+    def _clear_pending(self, fd: int) -> None:
+        with contextlib.suppress(BlockingIOError):
+            os.eventfd_read(fd)
+
+    def _look_after_edges(self) -> None:
+        for fd, _ in self._watch.poll(0):
+            act = self._watched.get(fd)
+            if act is not None:
+                act(fd)
+        if self._bind is not None and self._bind.take_stale_sources():
+            self._native.forget_paths()
+            self._stale = self._native.sources()
+        for _ in range(min(SOURCES_PER_POLL, len(self._stale))):
+            self._check_source(*self._stale.pop())
+
+    def _check_source(self, peer: PeerId, endpoint: tuple[str, int, int], source: Source) -> None:
+        if self._bind is not None and not self._bind.source_is_valid(Endpoint(*endpoint).sockaddr, source):
+            self._native.forget_source(peer, source)
+
+    def _handle_tun_events(self) -> None:
+        tun = self._tun
+        if tun is None:
+            return
+        for event in tun.poll_events():
+            self._waiting.append(TunChanged(event))
+            if event is TunEvent.UP:
+                self._native.resume_tun()
+            elif event is TunEvent.DELETED:
+                self._tun_gone()
+                return
+
+    def _mend_tun(self) -> Iterable[EngineReport]:
+        if isinstance(self._tun, KernelTun):
+            self._tun.suspect_end()
+        self._handle_tun_events()
+        if self._tun is not None and not isinstance(self._tun, KernelTun):
+            self._waiting.append(TunChanged(TunEvent.DELETED))
+            self._tun_gone()
+        events, self._waiting = self._waiting, deque()
+        return events
+
+    def _tun_gone(self) -> None:
+        tun, self._tun = self._tun, None
+        if tun is not None:
+            self._unwatch_fd(tun.events_fileno())
+            self._native.detach_tun()
+
+    def _attach_sockets(self, bind: KernelBind, port: int) -> None:
+        groups = [[(it.fileno, it.is_v6, it.sends_trains) for it in group] for group in bind.kernel_sockets()]
+        self._native.attach_bind(groups, port)
+        sockets = {it[0] for group in groups for it in group}
+        for fd in set(bind.filenos()) - sockets:
+            self._watch_fd(fd, self._note_routes)
+
+    def _note_routes(self, fd: int) -> None:
+        if self._bind is not None:
+            self._bind.receive(fd)
+
+    def _mend_socket(self, fd: int) -> Iterable[EngineReport]:
+        """The bind finds the same errors and puts another socket, or a timer, under the same number."""
+        bind = self._bind
+        if bind is not None and isinstance(bind, KernelBind):
+            bind.receive(fd)
+            self._unwatch_bind()
+            self._attach_sockets(bind, self._port)
+        return ()
+
+    def _unwatch_bind(self) -> None:
+        if self._bind is not None:
+            for fd in self._bind.filenos():
+                self._unwatch_fd(fd)
+
+
+def _parts(endpoint: Endpoint) -> tuple[str, int, int]:
+    return endpoint.host, endpoint.port, endpoint.scope_id

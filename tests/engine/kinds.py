@@ -1,0 +1,54 @@
+"""Which engine a test runs on: the suite runs on each that is installed, and asks for it here."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from wyrmhole.engine.contract import EngineKind
+from wyrmhole.engine.portable import PortableEngine
+from wyrmhole.engine.select import has_native
+
+KINDS = ("portable", "native")
+
+_chosen = ["portable"]
+
+
+@contextmanager
+def chosen(kind: str) -> Iterator[None]:
+    """Within, `make_engine` makes engines of that kind. The native one may be missing where no Rust toolchain is."""
+    if kind == "native" and not has_native():
+        if os.environ.get("CI") == "true" and shutil.which("cargo"):
+            pytest.fail("the native engine was not built, and there is a Rust toolchain")
+        pytest.skip("the native engine is not built: install Rust 1.85 or newer, and the package again")
+    _chosen.append(kind)
+    try:
+        yield
+    finally:
+        _chosen.pop()
+
+
+def kind() -> str:
+    return _chosen[-1]
+
+
+def make_engine(clock: Callable[[], int], *, threaded: bool = False) -> Any:
+    """Without threads it moves packets by `turn` only, which both kinds have beside the contract."""
+    if kind() == "portable":
+        return PortableEngine(clock, threaded=threaded)
+    from wyrmhole.engine.native import NativeEngine
+
+    return NativeEngine(clock, threaded=threaded)
+
+
+def index_count(engine: Any) -> int:
+    """How many receiver indices lead to a key: what each engine's tables say, which the contract has no word for."""
+    if engine.kind is EngineKind.PORTABLE:
+        return len(engine._tables.indices)
+    indices: int = engine._native.sizes()[2]
+    return indices
