@@ -214,7 +214,7 @@ def test_missing_privilege_is_one_sentence(host: Host) -> None:
 def test_an_engine_that_is_not_there_is_told_by_the_caller(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     program = (
         "import sys; from wyrmhole.engine import select; from wyrmhole.cli.wyrmholed import main\n"
-        "def none(kind, *, clock): raise select.EngineUnavailable('no engine: build one')\n"
+        "def none(kind, *, clock, options): raise select.EngineUnavailable('no engine: build one')\n"
         "select.select_engine = none; sys.exit(main(sys.argv[1:]))"
     )
     assert refused(host, sys.executable, "-c", program, host.name) == "wyrmholed: no engine: build one\n"

@@ -43,6 +43,40 @@ def test_the_plain_command_line_of_wg_quick() -> None:
     assert parse_settings(["wg0"], {}) == Settings("wg0", False, "auto", "", None, None)
 
 
+def test_each_option_of_the_engine_has_a_variable_because_wg_quick_passes_none() -> None:
+    options = ["--engine", "native", "--workers", "4", "--aead", "ring", "--without", "tso,gro", "wg0"]
+    environ = {
+        "WYRMHOLE_ENGINE": "native",
+        "WYRMHOLE_WORKERS": "4",
+        "WYRMHOLE_AEAD": "ring",
+        "WYRMHOLE_WITHOUT": "gro,tso",
+    }
+    settings = parse_settings(options, {})
+    assert settings == parse_settings(["wg0"], environ)
+    assert (settings.workers, settings.aead, settings.without) == (4, "ring", frozenset({"tso", "gro"}))
+
+
+@pytest.mark.parametrize(
+    ("environ", "word"),
+    [
+        ({"WYRMHOLE_ENGINE": "kernel"}, "WYRMHOLE_ENGINE"),
+        ({"WYRMHOLE_AEAD": "aes"}, "WYRMHOLE_AEAD"),
+        ({"WYRMHOLE_WORKERS": "0"}, "workers"),
+        ({"WYRMHOLE_WORKERS": "65"}, "workers"),
+        ({"WYRMHOLE_WITHOUT": "tso,lro"}, "lro"),
+    ],
+)
+def test_a_bad_variable_is_told_by_one_sentence(
+    environ: dict[str, str], word: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_settings(["wg0"], environ)
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert word in error
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize("arguments", [["-f", "wg0"], ["--foreground", "wg0"], ["wg0", "-f"]])
 def test_foreground(arguments: list[str]) -> None:
     assert parse_settings(arguments, {}).foreground
@@ -105,7 +139,7 @@ def test_a_bad_name_is_one_sentence(name: str) -> None:
 
 
 def test_a_tun_that_cannot_be_had_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def create(name: str) -> LinuxTun:
+    def create(name: str, **options: object) -> LinuxTun:
         raise TunError(errno.EPERM, f"making {name} needs CAP_NET_ADMIN: run as root")
 
     monkeypatch.setattr(LinuxTun, "create", create)
@@ -115,12 +149,12 @@ def test_a_tun_that_cannot_be_had_is_one_sentence(monkeypatch: pytest.MonkeyPatc
 
 
 def test_an_engine_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def select(kind: str, *, clock: object) -> object:
+    def select(kind: str, *, clock: object, options: object) -> object:
         raise EngineUnavailable(f"no {kind} engine: build one")
 
     monkeypatch.setattr("wyrmhole.engine.select.select_engine", select)
     with pytest.raises(DeviceError, match="no native engine: build one"):
-        wyrmholed.make_engine("native", lambda: 0)
+        wyrmholed.make_engine(parse_settings(["--engine", "native", "wg0"], {}), lambda: 0)
 
 
 def test_a_part_that_cannot_be_had_is_one_sentence_and_status_1(

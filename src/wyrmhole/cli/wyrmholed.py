@@ -1,10 +1,12 @@
 """wyrmholed: the daemon that wg(8) and wg-quick(8) drive in the place of wireguard-go.
 
-    wyrmholed [-f|--foreground] [--engine auto|portable|native] INTERFACE
+    wyrmholed [-f|--foreground] [--engine auto|portable|native] [--workers N] [--aead auto|ring|vector]
+              [--without OFFLOAD[,OFFLOAD]...] INTERFACE
 
 Environment, as for wireguard-go: LOG_LEVEL (verbose, debug, error, silent), WG_PROCESS_FOREGROUND=1, WG_TUN_FD (an
-open TUN), WG_UAPI_FD (a listening Unix socket). It ends, with status 0, on SIGTERM and SIGINT, when the interface is
-deleted, and when its socket's file is removed.
+open TUN), WG_UAPI_FD (a listening Unix socket). wg-quick passes no options, so each has a variable too:
+WYRMHOLE_ENGINE, WYRMHOLE_WORKERS, WYRMHOLE_AEAD, WYRMHOLE_WITHOUT. It ends, with status 0, on SIGTERM and
+SIGINT, when the interface is deleted, and when its socket's file is removed.
 
 Starting is a visible wait of `wg-quick up`: what is imported here is little, the rest comes when it is needed.
 """
@@ -30,12 +32,18 @@ if TYPE_CHECKING:
 
     from wyrmhole.control.uapi_socket import UapiListener
     from wyrmhole.engine.contract import Engine
+    from wyrmhole.net.bind import Bind
     from wyrmhole.net.tun import Tun
 
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 RETRIES = 50
 RETRY_SECONDS = 0.02
 """Together a second: how long a former daemon of the same name, on its way out, is waited for."""
+
+OFFLOADS = ("tso", "uso", "gso", "gro")
+"""TUN super-packets of TCP and UDP; trains of datagrams sent and received. See docs/offloads.md."""
+MAX_WORKERS = 64
+"""Queues of one TUN in sight of any machine; the kernel takes 256."""
 
 _T = TypeVar("_T")
 
@@ -46,8 +54,22 @@ class Settings:
     foreground: bool
     engine: str
     log_level: str
+
     tun_fd: int | None
     uapi_fd: int | None
+    workers: int = 1
+    aead: str = "auto"
+    without: frozenset[str] = frozenset()
+
+    @property
+    def queues(self) -> int:
+        """Of the TUN, and sockets that share the port: one for each worker. An inherited TUN has one queue, and so has
+        the portable engine one thread."""
+        if self.workers == 1 or self.engine == "portable" or self.tun_fd is not None:
+            return 1
+        from wyrmhole.engine.select import has_native
+
+        return self.workers if has_native() else 1
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -74,7 +96,28 @@ def parse_settings(arguments: Sequence[str], environ: Mapping[str, str]) -> Sett
     parser = Parser("wyrmholed", description="A user-space daemon for the WireGuard protocol.", allow_abbrev=False)
     parser.add_argument("-f", "--foreground", action="store_true", help="stay attached, log to stdout")
     parser.add_argument(
-        "--engine", choices=("auto", "portable", "native"), default="auto", help="what moves the packets"
+        "--engine",
+        choices=("auto", "portable", "native"),
+        default=environ.get("WYRMHOLE_ENGINE", "auto"),
+        help="what moves the packets",
+    )
+    parser.add_argument(
+        "--workers",
+        metavar="N",
+        default=environ.get("WYRMHOLE_WORKERS", "1"),
+        help="threads of the native engine, 1 to 64; more than one pays on more than two cores",
+    )
+    parser.add_argument(
+        "--aead",
+        choices=("auto", "ring", "vector"),
+        default=environ.get("WYRMHOLE_AEAD", "auto"),
+        help="what seals and opens in the native engine; vector is libIPSec_MB",
+    )
+    parser.add_argument(
+        "--without",
+        metavar="OFFLOADS",
+        default=environ.get("WYRMHOLE_WITHOUT", ""),
+        help=f"offloads to keep off, of {','.join(OFFLOADS)}: for kernels and drivers that get them wrong",
     )
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.add_argument("name", metavar="INTERFACE", nargs="?", help="name of the interface to make")
@@ -87,11 +130,34 @@ def parse_settings(arguments: Sequence[str], environ: Mapping[str, str]) -> Sett
     return Settings(
         name=options.name,
         foreground=options.foreground or environ.get("WG_PROCESS_FOREGROUND") == "1",
-        engine=options.engine,
+        engine=_parse_choice(parser, "WYRMHOLE_ENGINE", options.engine, ("auto", "portable", "native")),
         log_level=environ.get("LOG_LEVEL", ""),
+        workers=_parse_workers(parser, options.workers),
+        aead=_parse_choice(parser, "WYRMHOLE_AEAD", options.aead, ("auto", "ring", "vector")),
+        without=_parse_offloads(parser, options.without),
         tun_fd=_parse_fd(parser, environ, "WG_TUN_FD"),
         uapi_fd=_parse_fd(parser, environ, "WG_UAPI_FD"),
     )
+
+
+def _parse_choice(parser: ArgumentParser, variable: str, text: str, choices: Sequence[str]) -> str:
+    # argparse checks what was given as an option, and not a default.
+    if text not in choices:
+        parser.error(f"{variable} is {text!r}: use {', '.join(choices)}")
+    return text
+
+
+def _parse_workers(parser: ArgumentParser, text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 4 and 1 <= int(text) <= MAX_WORKERS):
+        parser.error(f"{text!r} is no number of workers: take 1 to {MAX_WORKERS}")
+    return int(text)
+
+
+def _parse_offloads(parser: ArgumentParser, text: str) -> frozenset[str]:
+    names = frozenset(filter(None, text.split(",")))
+    if names - set(OFFLOADS):
+        parser.error(f"there is no offload {min(names - set(OFFLOADS))!r}: take of {','.join(OFFLOADS)}")
+    return names
 
 
 def _parse_fd(parser: ArgumentParser, environ: Mapping[str, str], variable: str) -> int | None:
@@ -147,10 +213,11 @@ def run(settings: Settings) -> int:
 def open_tun(settings: Settings) -> Tun:
     from wyrmhole.net.linux_tun import LinuxTun
 
+    tso, uso = "tso" not in settings.without, "uso" not in settings.without
     try:
         if settings.tun_fd is not None:
-            return LinuxTun.from_fd(settings.tun_fd)
-        return patiently(lambda: LinuxTun.create(settings.name), _is_busy)
+            return LinuxTun.from_fd(settings.tun_fd, tso=tso, uso=uso)
+        return patiently(lambda: LinuxTun.create(settings.name, tso=tso, uso=uso, queues=settings.queues), _is_busy)
     except OSError as error:
         raise DeviceError(error.strerror or str(error)) from error
 
@@ -213,12 +280,11 @@ async def serve(
     from wyrmhole.control.uapi_server import UapiServer
     from wyrmhole.device.clock import SystemClock
     from wyrmhole.device.device import Device
-    from wyrmhole.net.udp_bind import UdpBind
 
     clock = SystemClock()
-    engine, reason = make_engine(settings.engine, clock.boottime)
+    engine, reason = make_engine(settings, clock.boottime)
     logger.debug("%s", reason)
-    device = Device(tun, UdpBind, engine, clock=clock, logger=logger)
+    device = Device(tun, lambda: make_bind(settings), engine, clock=clock, logger=logger)
     server = UapiServer(device, listener, logger=logger)
     try:
         await device.start()
@@ -241,11 +307,18 @@ async def serve(
     return 1 if device.failure else 0
 
 
-def make_engine(kind: str, clock: Callable[[], int]) -> tuple[Engine, str]:
-    from wyrmhole.engine.select import EngineUnavailable, select_engine
+def make_bind(settings: Settings) -> Bind:
+    from wyrmhole.net.udp_bind import UdpBind
 
+    return UdpBind(gso="gso" not in settings.without, gro="gro" not in settings.without, shares=settings.queues)
+
+
+def make_engine(settings: Settings, clock: Callable[[], int]) -> tuple[Engine, str]:
+    from wyrmhole.engine.select import EngineUnavailable, NativeOptions, select_engine
+
+    options = NativeOptions(settings.queues, settings.aead)
     try:
-        return select_engine(kind, clock=clock)
+        return select_engine(settings.engine, clock=clock, options=options)
     except EngineUnavailable as error:
         raise DeviceError(str(error)) from error
 

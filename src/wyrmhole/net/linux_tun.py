@@ -50,8 +50,9 @@ class TunCounters:
 class LinuxTun:
     """See `net.tun.Tun`. Made by `create` or `from_fd`; owns its descriptor until `close`."""
 
-    def __init__(self, fileno: int, offloads: TunOffloads) -> None:
+    def __init__(self, fileno: int, offloads: TunOffloads, more: Sequence[int] = ()) -> None:
         self._fileno = fileno
+        self._more = list(more)
         self._offloads = offloads
         self._link = TunLink(fileno, has_header=self._has_header)
         self.counters = TunCounters()
@@ -59,20 +60,25 @@ class LinuxTun:
     _has_header = True
 
     @staticmethod
-    def create(name: str, mtu: int = DEFAULT_MTU, *, tso: bool = True, uso: bool = True) -> LinuxTun:
+    def create(name: str, mtu: int = DEFAULT_MTU, *, tso: bool = True, uso: bool = True, queues: int = 1) -> LinuxTun:
         """Make the interface, or take over an existing TUN that nobody holds; it is down until someone sets it up.
 
         `name` may be a template such as `wg%d`. `tso` and `uso` are switches for kernels that get super-packets wrong.
+        `queues`: one for each worker of an engine that reads them itself; a flow keeps to one (IFF_MULTI_QUEUE).
         Raises TunError: EINVAL for the name or MTU, EPERM, EBUSY, ENOENT without a TUN driver.
         """
         check_name(name)
-        fileno = _open_device()
+        filenos = [_open_device()]
         try:
-            present_name = _attach(fileno, name)
+            present_name = _attach(filenos[0], name, queues > 1)
+            for _ in range(queues - 1):
+                filenos.append(_open_device())
+                _attach(filenos[-1], present_name, True)
             _set_up(present_name, mtu)
-            return LinuxTun(fileno, _enable_offloads(fileno, tso, uso))
+            return LinuxTun(filenos[0], _enable_offloads(filenos[0], tso, uso), filenos[1:])
         except BaseException:
-            os.close(fileno)
+            for fileno in filenos:
+                os.close(fileno)
             raise
 
     @staticmethod
@@ -113,7 +119,7 @@ class LinuxTun:
 
     def kernel_queues(self) -> Sequence[KernelQueue]:
         """See `net.tun.KernelTun`."""
-        return [KernelQueue(self._fileno, self._has_header)]
+        return [KernelQueue(fileno, self._has_header) for fileno in (self._fileno, *self._more)]
 
     def suspect_end(self) -> None:
         """See `net.tun.KernelTun`."""
@@ -147,7 +153,9 @@ class LinuxTun:
         if self._fileno >= 0:
             fileno, self._fileno = self._fileno, -1
             self._link.close()
-            os.close(fileno)
+            for each in (fileno, *self._more):
+                os.close(each)
+            self._more.clear()
 
     def _read_failed(self, error: OSError) -> int:
         if error.errno in _GONE:
@@ -213,9 +221,10 @@ def _open_device() -> int:
         raise TunError(error.errno, advice) from error
 
 
-def _attach(fileno: int, name: str) -> str:
+def _attach(fileno: int, name: str, is_one_of_many: bool) -> str:
+    flags = tun_ioctl.IFF_TUN | tun_ioctl.IFF_NO_PI | tun_ioctl.IFF_VNET_HDR
     try:
-        return tun_ioctl.attach(fileno, name, tun_ioctl.IFF_TUN | tun_ioctl.IFF_NO_PI | tun_ioctl.IFF_VNET_HDR)
+        return tun_ioctl.attach(fileno, name, flags | tun_ioctl.IFF_MULTI_QUEUE * is_one_of_many)
     except OSError as error:
         advice = {
             errno.EPERM: f"making the interface {name} needs CAP_NET_ADMIN: run as root",

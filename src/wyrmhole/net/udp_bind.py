@@ -38,14 +38,23 @@ _DAMAGED = int(socket.MSG_TRUNC | socket.MSG_CTRUNC)
 _INT = struct.Struct("=i")
 _SENT = SendOutcome.SENT
 
+_Pair = tuple[UdpSocket | None, UdpSocket | None]
+"""IPv4, IPv6; None where the host lacks the family."""
+
 
 class UdpBind:
-    """See `net.bind.Bind`. `gso` and `gro` are switches to keep trains off where a kernel or driver damages them."""
+    """See `net.bind.Bind`. `gso` and `gro` are switches to keep trains off where a kernel or driver damages them.
+    `shares`: how many sockets of each family share the port, one for each worker of an engine that reads them itself;
+    whoever goes through `send` uses the first pair."""
 
-    def __init__(self, *, gso: bool = True, gro: bool = True, socket_factory: SocketFactory = socket.socket) -> None:
+    def __init__(
+        self, *, gso: bool = True, gro: bool = True, shares: int = 1, socket_factory: SocketFactory = socket.socket
+    ) -> None:
         trusted = not udp_offload.corrupts_trains(os.uname().release)
         self.counters = BindCounters()
-        self._options = SocketOptions(gso and trusted, gro, socket_factory)
+        self._options = SocketOptions(gso and trusted, gro, socket_factory, shares_port=shares > 1)
+        self._shares = shares
+        self._pairs: list[_Pair] = []
         self._mark = 0
         self._v4: UdpSocket | None = None
         self._v6: UdpSocket | None = None
@@ -64,9 +73,16 @@ class UdpBind:
         """
         if self._filenos:
             raise OSError(errno.EISCONN, "the bind is open already")
+        if self._shares > 1:
+            self._claim(port)
         self._v4, self._v6 = self._open_pair(port)
-        self._sockets = {sock.fileno(): sock for sock in (self._v4, self._v6) if sock is not None}
-        self._filenos = tuple(self._sockets)
+        self._pairs = [(self._v4, self._v6)]
+        chosen = next(sock.port for sock in self._pairs[0] if sock is not None)
+        try:
+            self._pairs += [self._open_pair(chosen) for _ in range(self._shares - 1)]
+        finally:
+            self._sockets = {sock.fileno(): sock for pair in self._pairs for sock in pair if sock is not None}
+            self._filenos = tuple(self._sockets)
         try:
             self._routes = sticky.RouteWatch()
             self._filenos += (self._routes.fileno(),)
@@ -75,7 +91,15 @@ class UdpBind:
             self._routes = None
         return next(iter(self._sockets.values())).port
 
-    def _open_pair(self, port: int) -> tuple[UdpSocket | None, UdpSocket | None]:
+    def _claim(self, port: int) -> None:
+        """Sockets that share a port bind beside strangers that share it too; one that does not share finds them."""
+        alone = UdpBind(socket_factory=self._options.factory)
+        try:
+            alone.open(port)
+        finally:
+            alone.close()
+
+    def _open_pair(self, port: int) -> _Pair:
         for attempt in range(_OPEN_ATTEMPTS):
             v4 = self._open_family(socket.AF_INET, port)
             try:
@@ -106,6 +130,7 @@ class UdpBind:
             if closable is not None:
                 closable.close()
         self._v4 = self._v6 = self._routes = None
+        self._pairs = []
         self._sockets, self._filenos, self._stale = {}, (), False
 
     def set_mark(self, mark: int) -> None:
@@ -123,8 +148,10 @@ class UdpBind:
 
     def kernel_sockets(self) -> Sequence[Sequence[KernelSocket]]:
         """See `net.bind.KernelBind`."""
-        pair = [(sock, sock is self._v6) for sock in (self._v4, self._v6) if sock is not None]
-        return [[KernelSocket(sock.fileno(), is_v6, sock.gso) for sock, is_v6 in pair]]
+        return [
+            [KernelSocket(sock.fileno(), sock.family == socket.AF_INET6, sock.gso) for sock in pair if sock is not None]
+            for pair in self._pairs
+        ]
 
     def receive(self, fileno: int) -> Received | None:
         """Take one message; see `net.bind.Bind.receive`. A control message that is odd counts as not there."""

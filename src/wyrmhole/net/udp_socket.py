@@ -90,6 +90,8 @@ class SocketOptions:
     gso: bool = True
     gro: bool = True
     factory: SocketFactory = socket.socket
+    shares_port: bool = False
+    """Several sockets of one family on one port (SO_REUSEPORT): the kernel spreads senders over them."""
 
 
 def family_is_missing(error: OSError) -> bool:
@@ -133,6 +135,8 @@ class UdpSocket:
         sock = self.options.factory(self.family, kind, socket.IPPROTO_UDP)
         try:
             _configure(sock, self.family)
+            if self.options.shares_port:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if self.mark:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self.mark)
             self.gro = self.options.gro and udp_offload.enable_gro(sock)
