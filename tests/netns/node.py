@@ -67,9 +67,21 @@ class Node:
         self.addresses: list[str] = []
         self.log = folder / f"{self.name}.{implementation}.log"
         self.socket = SOCKETS / f"{self.name}.sock"
-        with self.log.open("w") as log:
-            self.process = host.spawn(*COMMANDS[implementation], self.name, output=log, environ=ENVIRON)
-        until(self._listens, f"{implementation} listens on {self.socket}")
+        self._peers: tuple[str, ...] = ()
+        self._prefixes: list[str] = []
+        self._start()
+
+    def _start(self) -> None:
+        with self.log.open("a") as log:
+            self.process = self.host.spawn(*COMMANDS[self.implementation], self.name, output=log, environ=ENVIRON)
+        until(self._listens, f"{self.implementation} listens on {self.socket}")
+
+    def restart(self, mtu: int = 1420) -> None:
+        """After its process ended: the same interface with all that was configured and assigned, up."""
+        self._start()
+        self.configure(*self._peers)
+        self.host.address(self.name, *self._prefixes)
+        self.up(mtu)
 
     def _listens(self) -> bool:
         assert self.process.poll() is None, f"{self.implementation} ended: {self.log.read_text()[-2000:]}"
@@ -86,6 +98,7 @@ class Node:
         """The whole configuration at once, as some implementations do not bear changes."""
         lines = ["[Interface]", f"PrivateKey = {self.key.private}", f"ListenPort = {self.port}"]
         lines += [f"FwMark = {fwmark}"] if fwmark else []
+        self._peers = peers
         self.wg("setconf", self.name, "/dev/stdin", text="\n".join([*lines, *peers]) + "\n")
 
     def wg(self, *words: str, text: str | None = None) -> str:
@@ -111,6 +124,7 @@ class Node:
     def assign(self, *addresses: str) -> None:
         """Addresses with prefix lengths; the interface goes up only with `up`."""
         self.host.address(self.name, *addresses)
+        self._prefixes += addresses
         self.addresses += [address.partition("/")[0] for address in addresses]
 
     def up(self, mtu: int = 1420) -> None:

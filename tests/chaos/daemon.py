@@ -1,0 +1,82 @@
+"""wyrmholed in a stranger world: shorter times, clocks that jump. Only tests start this.
+
+usage: daemon.py TIMINGS SKEW [wyrmholed's arguments]
+
+TIMINGS is a key of `TIMINGS`. SKEW is a file of two numbers, added to the boottime and the wall clock (nanoseconds,
+each a signed 64-bit word of this machine), or - for none. The file may change at any time; SIGUSR1 says that boottime
+jumped, so that alarms ring that are due by then, as the kernel's do after a suspend.
+"""
+
+from __future__ import annotations
+
+import functools
+import mmap
+import signal
+import struct
+import sys
+from pathlib import Path
+
+from wyrmhole.cli.wyrmholed import main
+from wyrmhole.device import clock, device, driver
+from wyrmhole.protocol.constants import MILLISECOND, SECOND, Timings
+
+TIMINGS = {
+    "real": Timings(),
+    "short": Timings(
+        rekey_after=2 * SECOND,
+        reject_after=3 * SECOND,
+        rekey_attempt=90 * SECOND,
+        rekey_timeout=200 * MILLISECOND,
+        keepalive=500 * MILLISECOND,
+    ),
+    "hasty": Timings(
+        rekey_after=80 * MILLISECOND,
+        reject_after=1 * SECOND,
+        rekey_attempt=90 * SECOND,
+        rekey_timeout=50 * MILLISECOND,
+        keepalive=200 * MILLISECOND,
+    ),
+}
+SKEW = struct.Struct("=qq")
+
+
+class Skew:
+    def __init__(self, path: Path) -> None:
+        with path.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), SKEW.size, prot=mmap.PROT_READ)
+
+    def boottime(self) -> int:
+        return int(SKEW.unpack(self._map)[0])
+
+    def wall(self) -> int:
+        return int(SKEW.unpack(self._map)[1])
+
+
+def skew_clocks(skew: Skew) -> None:
+    class SkewedClock(clock.SystemClock):
+        def boottime(self) -> int:
+            return super().boottime() + skew.boottime()
+
+        def wall(self) -> int:
+            return super().wall() + skew.wall()
+
+    class SkewedAlarm(clock.Alarm):
+        def __init__(self) -> None:
+            super().__init__()
+            self._deadline: int | None = None
+            signal.signal(signal.SIGUSR1, lambda *_: self.set(self._deadline))
+
+        def set(self, deadline: int | None) -> None:
+            self._deadline = deadline
+            super().set(None if deadline is None else deadline - skew.boottime())
+
+    setattr(clock, "SystemClock", SkewedClock)  # noqa: B010
+    setattr(driver, "Alarm", SkewedAlarm)  # noqa: B010
+
+
+if __name__ == "__main__":
+    timings, file, *arguments = sys.argv[1:]
+    setattr(device, "Device", functools.partial(device.Device, timings=TIMINGS[timings]))  # noqa: B010
+    if file != "-":
+        skew_clocks(Skew(Path(file)))
+    sys.exit(main(arguments))

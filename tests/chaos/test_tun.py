@@ -1,0 +1,58 @@
+"""Faults of the interface: down, up, gone."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.chaos.scene import Record, Scene, count
+from tests.netns.host import resident_kib, until
+from tests.netns.lab import Lab
+
+pytestmark = pytest.mark.network
+
+
+def test_interface_down_and_up(lab: Lab, engine: str, record: Record) -> None:
+    """B47. Each time a new session: with the interface down all keys are forgotten."""
+    scene, times = Scene.set(lab, engine), count(100, 5)
+    recovery = []
+    with scene.stream() as stream:
+        memory = resident_kib(scene.one.process.pid)
+        for _ in range(times):
+            # A second initiation within 20 ms would be refused, and the next try comes after 5 s.
+            stream.flow()
+            scene.one.down()
+            up = time.monotonic()
+            scene.a.ip("link", "set", scene.one.name, "up")
+            recovery.append(stream.recovery(up))
+    assert max(recovery) < 1.5
+    assert resident_kib(scene.one.process.pid) - memory < 4096
+    record(
+        "TUN down and up",
+        "socket closed, keys forgotten; up: socket opened, the next packet makes a session",
+        times=times,
+        lost=f"{stream.lost_text}: what was sent meanwhile",
+        recovery=recovery,
+    )
+
+
+def test_interface_deleted(lab: Lab, engine: str, record: Record) -> None:
+    """B48. The daemon ends in order; started again it is back with the first packet."""
+    scene, times = Scene.set(lab, engine), count(10, 1)
+    recovery = []
+    with scene.stream() as stream:
+        for _ in range(times):
+            scene.a.ip("link", "del", scene.one.name)
+            assert scene.one.process.wait(10) == 0
+            assert not scene.one.socket.exists()
+            scene.one.restart()
+            recovery.append(stream.recovery(time.monotonic()))
+    until(lambda: "Interface is gone" in scene.one.log.read_text(), "the reason is in the log")
+    record(
+        "TUN deleted",
+        "the daemon ends with status 0 and removes its socket's file; recovery is counted from its next start",
+        times=times,
+        lost=f"{stream.lost_text}: what was sent meanwhile",
+        recovery=recovery,
+    )
