@@ -894,6 +894,20 @@ def test_going_down_forgets_sessions_and_coming_up_makes_new_ones() -> None:
     assert b.received[-1] == b"back"
 
 
+def test_a_packet_that_came_before_the_interface_was_up_gets_its_handshake() -> None:
+    """The TUN comes up before its sockets are open, or these could not be had for a while; a key is asked for once."""
+    world = World()
+    a, b = connected(world)
+    a.interface.down()
+    a.settle()
+    a.send(b, b"early")
+    world.run(SECOND)
+    assert b.received[-1:] != [b"early"]
+    a.interface.up(world.now)
+    world.run(SECOND)
+    assert b.received[-1] == b"early"
+
+
 def test_transfer_counters_include_handshakes_and_headers() -> None:
     """I31."""
     world = World()

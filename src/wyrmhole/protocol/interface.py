@@ -33,6 +33,7 @@ from wyrmhole.protocol.data_plane import (
     KeypairsDropped,
     KeyWanted,
     Marks,
+    PeerId,
     Report,
     Roamed,
 )
@@ -74,6 +75,7 @@ class Interface:
         self._wheel: TimerWheel[int] = TimerWheel(now)
         self._owners: dict[Prefix, Peer] = {}
         self._events: deque[Event] = deque(maxlen=MAX_EVENTS)
+        self._wanted_while_down: set[PeerId] = set()
 
     # Getters
 
@@ -176,15 +178,21 @@ class Interface:
             self.insert_allowed_ip(peer, prefix)
 
     def up(self, now: int) -> None:
-        """Packets can be sent: persistent keepalives start with one at once (rule M53)."""
-        if not self.is_up:
-            self.is_up = True
-            for peer in self.peers:
-                self._start_persistent(peer, now, send=True)
+        """Packets can be sent: persistent keepalives start with one at once (rule M53), and packets that came from the
+        TUN before this call get their handshake."""
+        if self.is_up:
+            return
+        self.is_up = True
+        for peer in self.peers:
+            self._start_persistent(peer, now, send=True)
+        wanted, self._wanted_while_down = self._wanted_while_down, set()
+        for peer_id in wanted:
+            self.handle_report(KeyWanted(peer_id), now)
 
     def down(self) -> None:
         """No packet leaves from here on; all sessions and handshakes are forgotten."""
         self.is_up = False
+        self._wanted_while_down.clear()
         for peer in self.peers:
             self._wheel.cancel(peer.id)
             peer.timers.reset()
@@ -212,6 +220,9 @@ class Interface:
             self._events.append(EndpointChanged(peer.public_key, report.endpoint))
         elif self.is_up:
             self._handle_session_report(peer, report, now)
+        elif isinstance(report, KeyWanted):
+            # The TUN comes up before its sockets are open, or these could not be had yet; it is said only once.
+            self._wanted_while_down.add(peer.id)
 
     def handle_timeout(self, now: int) -> None:
         """Do what is due at `now`."""
