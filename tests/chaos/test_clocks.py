@@ -1,0 +1,134 @@
+"""Clocks that jump. A time namespace sets the boottime of a process at its start only, so jumps under way are played by
+a clock of the test's (`daemon.py`), as far as the engine asks that clock."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.daemon import SKEW
+from tests.chaos.scene import BACK, ENDPOINT, Record, Scene, count, implementation
+from tests.netns.implementations import COMMANDS
+from tests.netns.lab import Lab
+from tests.netns.node import Node
+
+pytestmark = pytest.mark.network
+
+SECOND = 10**9
+YEAR = 365 * 86400
+
+
+def write_skew(file: Path, *, boottime: int = 0, wall: int = 0) -> None:
+    """In place, because the daemon has it mapped. Seconds."""
+    with file.open("r+b" if file.exists() else "wb") as opened:
+        opened.write(SKEW.pack(boottime * SECOND, wall * SECOND))
+
+
+def test_wall_clock_back_a_year(lab: Lab, engine: str, record: Record, tmp_path: Path) -> None:
+    """B17, B64: stamps of initiations still rise, so each later handshake is accepted."""
+    skew = tmp_path / "skew"
+    write_skew(skew)
+    scene, times, recovery = Scene.set(lab, engine, skew=skew), count(20, 3), []
+    with scene.stream() as stream:
+        for number in range(1, times + 1):
+            write_skew(skew, wall=-YEAR * number)
+            stream.flow()
+            # A new session, and the initiation of this end carries a stamp of this clock.
+            scene.one.down()
+            up = time.monotonic()
+            scene.a.ip("link", "set", scene.one.name, "up")
+            recovery.append(stream.recovery(up))
+    assert max(recovery) < 1.5
+    record(
+        "wall clock back a year",
+        "sessions do not see it; stamps go on from the last one sent (recovery: of the handshake forced after it)",
+        times=times,
+        lost=f"{stream.lost_text}: while the interface was down",
+        recovery=recovery,
+    )
+
+
+def test_restart_with_the_wall_clock_back_a_year(lab: Lab, engine: str, record: Record, tmp_path: Path) -> None:
+    """B17, the other half: a daemon that forgot its last stamp is refused, until the peer begins."""
+    skew = tmp_path / "skew"
+    write_skew(skew)
+    scene = Scene.set(lab, engine, timings="short", skew=skew)
+    scene.one.process.kill()
+    scene.one.process.wait()
+    write_skew(skew, wall=-YEAR)
+    scene.one.restart()
+    started = time.monotonic()
+    with scene.stream(interval=0.02) as stream:
+        recovery = stream.recovery(started)
+    record(
+        "restart with the wall clock a year back",
+        "its initiations are older than what the peer saw and are refused; the peer's own initiation, after it got no"
+        " answer for 15 s (here 0.7 s), brings the session",
+        lost=stream.lost_text,
+        recovery=[recovery],
+    )
+
+
+def test_boottime_jump(lab: Lab, engine: str, record: Record, tmp_path: Path) -> None:
+    """B63: a suspend of ten minutes. The session is over when the machine wakes; the next packet asks for another."""
+    if engine != "portable":
+        pytest.skip("this engine reads the kernel's clock itself, which does not jump for a test")
+    skew = tmp_path / "skew"
+    write_skew(skew)
+    scene, times, recovery = Scene.set(lab, engine, skew=skew), count(50, 5), []
+    with scene.stream() as stream:
+        for number in range(1, times + 1):
+            stream.flow()
+            before = scene.one.log.read_text().count("handshake completed")
+            scene.one.process.send_signal(signal.SIGSTOP)
+            write_skew(skew, boottime=600 * number)
+            scene.one.process.send_signal(signal.SIGCONT)
+            woken = time.monotonic()
+            scene.one.process.send_signal(signal.SIGUSR1)
+            recovery.append(stream.recovery(woken))
+            assert scene.one.log.read_text().count("handshake completed") > before
+    assert max(recovery) < 1.5
+    record(
+        "boottime jump of 600 s (suspend)",
+        "the session is over at once; the first packet is staged and asks for another",
+        times=times,
+        lost=stream.lost_text,
+        recovery=recovery,
+    )
+
+
+@pytest.mark.parametrize("years", [-1, 100], ids=["just-booted", "100-years"])
+def test_boottime_at_its_ends(lab: Lab, engine: str, record: Record, years: int) -> None:
+    """A machine that booted this second, and one that never stopped: by a time namespace, for engine and loop alike."""
+    up = int(time.clock_gettime(time.CLOCK_BOOTTIME))
+    offset = 1 - up if years < 0 else years * YEAR
+    name = f"{implementation(engine)}-{years}"
+    inner = COMMANDS[implementation(engine)]
+    COMMANDS[name] = ("unshare", "--time", "--boottime", str(offset), "--fork", "--kill-child", *inner)
+    a, b = lab.neighbours()
+    one, two = lab.tunnel(a, name, b, implementation(engine), endpoint=ENDPOINT, back=BACK)
+    scene = Scene(a, b, one, two)
+    started = time.monotonic()
+    with scene.stream() as stream:
+        recovery = stream.recovery(started)
+        stream.flow()
+    _end_child(one)
+    assert stream.lost == 0
+    record(
+        "just booted" if years < 0 else "up for 100 years",
+        "nothing (time namespace)",
+        lost=stream.lost_text,
+        recovery=[recovery],
+    )
+
+
+def _end_child(node: Node) -> None:
+    """unshare(1) hears no signal itself, and ends with the daemon."""
+    pid = node.process.pid
+    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
+        os.kill(int(child), signal.SIGTERM)
+    node.process.wait(10)

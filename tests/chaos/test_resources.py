@@ -1,0 +1,166 @@
+"""Faults of the machine around the daemon: ports, descriptors, memory, a process that does not run."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.scene import Record, Scene, count
+from tests.chaos.test_underlay import hold
+from tests.netns.host import resident_kib, until
+from tests.netns.lab import Lab
+from tests.netns.raw_peer import RawPeer
+
+pytestmark = pytest.mark.network
+
+
+def test_port_taken(lab: Lab, engine: str, record: Record) -> None:
+    """B77. Refused while up, and the tunnel goes on; taken while down, the interface waits for another port."""
+    scene = Scene.set(lab, engine)
+    with scene.stream() as stream:
+        with scene.a.entered(), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as other:
+            other.bind(("::", 40000))
+            result = scene.a.try_run("wg", "set", scene.one.name, "listen-port", "40000")
+            assert result.returncode != 0 and "Address already in use" in result.stderr
+            stream.flow()
+            assert scene.one.show("listen-port") == "51820"
+        scene.one.down()
+        with scene.a.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+            until(lambda: _bound(other, 51820), "the port is free")
+            scene.a.ip("link", "set", scene.one.name, "up")
+            until(lambda: "Interface stays down" in scene.one.log.read_text(), "the reason is in the log")
+            free = time.monotonic()
+            scene.one.set("listen-port", "51900")
+            recovery = stream.recovery(free)
+    assert recovery < 0.5
+    record(
+        "port taken",
+        "a change is refused (EADDRINUSE) and nothing changes; at interface up the log says so, and the next"
+        " `wg set NAME listen-port` brings it up",
+        lost=f"{stream.lost_text}: while it was down",
+        recovery=[recovery],
+    )
+
+
+def _bound(sock: socket.socket, port: int) -> bool:
+    try:
+        sock.bind(("", port))
+    except OSError:
+        return False
+    return True
+
+
+def test_no_descriptors(lab: Lab, engine: str, record: Record) -> None:
+    """B49: the daemon may open nothing more. Its clients are refused, its packets pass."""
+    scene = Scene.set(lab, engine)
+    pid = scene.one.process.pid
+    with scene.stream() as stream, ExitStack() as clients:
+        former = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (len(os.listdir(f"/proc/{pid}/fd")), former[1]))
+        for _ in range(20):
+            client = clients.enter_context(socket.socket(socket.AF_UNIX))
+            client.connect(str(scene.one.socket))
+            assert client.recv(64).startswith(b"errno=")
+        stream.flow(100)
+        used = _cpu_seconds(pid)
+        stream.flow(100)
+        assert _cpu_seconds(pid) - used < 0.4, "it spins"
+        lifted = time.monotonic()
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, former)
+        assert scene.one.show("listen-port") == "51820"
+        recovery = time.monotonic() - lifted
+        stream.flow()
+    assert stream.lost == 0
+    record(
+        "no descriptor left",
+        "UAPI clients are refused with an errno until there is one; packets pass (recovery: until `wg show` answers)",
+        lost=stream.lost_text,
+        recovery=[recovery],
+    )
+
+
+def test_no_descriptor_for_a_socket(lab: Lab, engine: str, record: Record) -> None:
+    """Interface up without a descriptor for the sockets: it stays down, says so, and comes up by the next command."""
+    scene = Scene.set(lab, engine)
+    pid = scene.one.process.pid
+    with scene.stream() as stream:
+        scene.one.down()
+        until(lambda: not scene.a.run("ss", "-Huln", "sport = :51820"), "the socket is closed")
+        former = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (3, former[1]))
+        scene.a.ip("link", "set", scene.one.name, "up")
+        until(lambda: "Interface stays down" in scene.one.log.read_text(), "the reason is in the log")
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, former)
+        lifted = time.monotonic()
+        scene.one.down()
+        scene.a.ip("link", "set", scene.one.name, "up")
+        recovery = stream.recovery(lifted)
+    record(
+        "no descriptor for the sockets at interface up",
+        "it stays down, the log says why; down and up again brings it up",
+        lost=f"{stream.lost_text}: while it was down",
+        recovery=[recovery],
+    )
+
+
+def _cpu_seconds(pid: int) -> float:
+    words = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(words[11]) + int(words[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def test_memory_cap_with_a_flood(lab: Lab, engine: str, record: Record) -> None:
+    """B62, M50: garbage, false handshakes and packets that cannot leave, under a cap of 24 MiB more address space."""
+    scene = Scene.set(lab, engine)
+    pid = scene.one.process.pid
+    stranger = RawPeer(scene.b, ("192.0.2.2", 40000), scene.one.key.public, ("192.0.2.1", 51820))
+    with stranger, scene.stream() as stream:
+        resident = resident_kib(pid)
+        cap = _address_space(pid) + (24 << 20)
+        resource.prlimit(pid, resource.RLIMIT_AS, (cap, cap))
+        for _ in range(count(60, 3)):
+            for _ in range(500):
+                message, _ = stranger.initiation()
+                stranger.send(message, message[:-1], os.urandom(148), b"\4\0\0\0" + os.urandom(1400))
+        calm = time.monotonic()
+        recovery = stream.recovery(calm)
+        stream.flow()
+        grown = resident_kib(pid) - resident
+    assert grown < 16 << 10
+    assert recovery < 0.5
+    record(
+        "memory cap (24 MiB more) with a flood",
+        f"the daemon grew by {grown} KiB",
+        lost=stream.lost_text,
+        recovery=[recovery],
+    )
+
+
+def _address_space(pid: int) -> int:
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[0])
+    return pages * resource.getpagesize()
+
+
+def test_process_stopped(lab: Lab, engine: str, record: Record) -> None:
+    """B63 without a suspend: the process stands still for longer than a session lives, then everything is due."""
+    seconds = count(200, 4)
+    scene = Scene.set(lab, engine, timings="real" if seconds == 200 else "short")
+    with scene.stream(interval=0.02) as stream:
+        scene.one.process.send_signal(signal.SIGSTOP)
+        hold(seconds)
+        scene.one.process.send_signal(signal.SIGCONT)
+        recovery = stream.recovery(time.monotonic())
+        stream.flow()
+    assert recovery < 1.5
+    record(
+        f"SIGSTOP for {seconds} s" + ("" if seconds == 200 else " (a session lives 3 s)"),
+        "the session is over; the first packet asks for another",
+        lost=f"{stream.lost_text}: what was sent meanwhile",
+        recovery=[recovery],
+    )
