@@ -55,6 +55,12 @@ format: $(STAMP)  ## let ruff format and sort
 	$(BIN)/ruff check --fix .
 	cd rust && cargo fmt
 
+.PHONY: chaos
+chaos: $(STAMP)  ## the fault suite in full, as root; writes docs/reliability.md
+	rm -f $(VENV)/chaos.jsonl
+	WYRMHOLE_CHAOS=full WYRMHOLE_CHAOS_REPORT=$(VENV)/chaos.jsonl $(BIN)/python -m pytest tests/chaos $(CHAOS_ARGS)
+	$(BIN)/python -m tests.chaos.report $(VENV)/chaos.jsonl
+
 test-deps:  ## what the network tests need: tools, and other implementations to talk to
 	@scripts/test-deps
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-TOOLS = ("ip", "ss", "ping", "wg", "wg-quick", "iperf3", "nft", "conntrack", "pgrep", "setpriv")
+TOOLS = ("ip", "ss", "ping", "wg", "wg-quick", "iperf3", "nft", "conntrack", "pgrep", "setpriv", "tc", "unshare")
 PEERS = ("wireguard", "boringtun-cli", "gotatun")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wyrmhole" / "bin"
 

@@ -1,0 +1,80 @@
+"""Writes what `make chaos` recorded as the section "Faults" of docs/reliability.md.
+
+usage: python -m tests.chaos.report RESULTS
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+DOCUMENT = ROOT / "docs" / "reliability.md"
+
+
+def main() -> None:
+    results = [json.loads(line) for line in Path(sys.argv[1]).read_text().splitlines()]
+    write_section("Faults", table(results))
+
+
+def table(results: list[dict[str, Any]]) -> list[str]:
+    """A row for each fault, in the order in which they first ran; a column of recovery times for each engine."""
+    engines = sorted({result["engine"] for result in results}, reverse=True)
+    faults = list(dict.fromkeys(stem(result["fault"]) for result in results))
+    lines = [
+        f"`make chaos` (as root, after `make test-deps`). {machine()}. Recovery is from the end of the fault to the"
+        " first echo of a stream that sends every 1 to 20 ms: median and longest of the times it was done.",
+        "",
+        "| fault | times | what happens | " + " | ".join(f"lost, {it} | back after, {it}" for it in engines) + " |",
+        "|---" * (3 + 2 * len(engines)) + "|",
+    ]
+    for fault in faults:
+        by_engine = {result["engine"]: result for result in results if stem(result["fault"]) == fault}
+        first = next(iter(by_engine.values()))
+        cells = [cell for engine in engines for cell in cells_of(by_engine.get(engine))]
+        lines.append(f"| {first['fault']} | {first['times']} | {first['happens']} | {' | '.join(cells)} |")
+    return lines
+
+
+def stem(fault: str) -> str:
+    """Its name without figures that differ from run to run."""
+    return fault.partition(",")[0] if fault.startswith("replay") else fault
+
+
+def cells_of(result: dict[str, Any] | None) -> tuple[str, str]:
+    if result is None:
+        return "-", "-"
+    recovery = [seconds * 1000 for seconds in result["recovery"]]
+    if not recovery:
+        return result["lost"], "-"
+    middle, longest = statistics.median(recovery), max(recovery)
+    return result["lost"], f"{middle:.0f} ms" + (f", {longest:.0f}" if len(recovery) > 1 else "")
+
+
+def machine() -> str:
+    info = Path("/proc/cpuinfo").read_text()
+    model = next((line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")), "?")
+    words = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(words, capture_output=True, text=True, check=False).stdout.strip()
+    return (
+        f"{os.cpu_count()} cores of {model}, Linux {platform.release()}, Python {platform.python_version()},"
+        f" commit {commit}"
+    )
+
+
+def write_section(title: str, lines: list[str]) -> None:
+    """Put the lines under this heading, in the place of what was there."""
+    text = DOCUMENT.read_text() if DOCUMENT.exists() else "# Reliability\n"
+    head, marker, rest = text.partition(f"\n## {title}\n")
+    tail = rest[rest.index("\n## ") :] if marker and "\n## " in rest else ""
+    DOCUMENT.write_text(f"{head.rstrip()}\n\n## {title}\n\n" + "\n".join(lines).rstrip() + "\n" + tail)
+
+
+if __name__ == "__main__":
+    main()

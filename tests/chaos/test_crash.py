@@ -1,0 +1,58 @@
+"""A daemon that dies without a word and is started again, under load."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from tests.chaos.nonces import NonceWatch
+from tests.chaos.scene import Record, Scene, count
+from tests.netns.lab import Lab
+
+pytestmark = pytest.mark.network
+
+
+def test_killed_and_restarted_under_load(lab: Lab, engine: str, record: Record) -> None:
+    """I1, L2: never the same counter twice under one key, whatever was under way."""
+    scene, times, recovery = Scene.set(lab, engine), count(100, 5), []
+    with NonceWatch(scene.b, "eth0") as watch, scene.stream(interval=0.001, size=1200) as stream:
+        for _ in range(times):
+            stream.flow(50)
+            scene.one.process.kill()
+            scene.one.process.wait()
+            scene.one.restart()
+            recovery.append(stream.recovery(time.monotonic()))
+    assert watch.missed == 0
+    assert watch.sessions >= 2 * times
+    assert watch.repeated == []
+    assert max(recovery) < 1.5
+    record(
+        "kill -9 and restart under load",
+        f"{sum(watch.seen.values()):,} data messages of {watch.sessions} keys on the wire, none with a counter that"
+        " was used before (recovery: from the daemon's start)",
+        times=times,
+        lost=f"{stream.lost_text}: while there was no interface",
+        recovery=recovery,
+    )
+
+
+def test_peer_killed_and_restarted(lab: Lab, engine: str, record: Record) -> None:
+    """L2, M34: the other end lost the session, and only this end talks: no answer for 15 s (here 0.7 s), then a new
+    handshake. The peer would be back at once if it had something to say."""
+    scene, times, recovery = Scene.set(lab, engine, timings="short"), count(20, 2), []
+    with scene.stream(interval=0.002) as stream:
+        for _ in range(times):
+            stream.flow(50)
+            scene.two.process.kill()
+            scene.two.process.wait()
+            scene.two.restart()
+            recovery.append(stream.recovery(time.monotonic()))
+    assert max(recovery) < 3.5
+    record(
+        "kill -9 of the peer (times divided by 20)",
+        "data goes unanswered until Keepalive + Rekey-Timeout are over, then a handshake",
+        times=times,
+        lost=f"{stream.lost_text}: until then",
+        recovery=recovery,
+    )

@@ -1,0 +1,116 @@
+"""What strangers send: garbage, and genuine datagrams again."""
+
+from __future__ import annotations
+
+import random
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.chaos.blast import blast, frame, mac_of
+from tests.chaos.scene import ENDPOINT, Record, Scene, count, implementation
+from tests.netns.host import Host, resident_kib, until
+from tests.netns.lab import Lab
+from tests.netns.node import Node
+from tests.netns.traffic import Capture
+
+pytestmark = pytest.mark.network
+
+STRANGER = ("192.0.2.3", 7777)
+
+
+def with_stranger(lab: Lab, engine: str) -> tuple[Scene, Host]:
+    a, b, stranger = lab.switched(3)
+    name = implementation(engine)
+    one, two = lab.tunnel(a, name, b, name, endpoint=ENDPOINT, back="192.0.2.1:51820")
+    a.ping(two.addresses[0], count=1)
+    return Scene(a, b, one, two), stranger
+
+
+def drain(node: Node, host: Host) -> None:
+    """Wait until the daemon has taken all that lay in its sockets."""
+    idle = r"UNCONN 0 "
+    until(lambda: idle in " ".join(host.run("ss", "-Huln", f"sport = :{node.port}").split()), "the sockets are empty")
+
+
+def test_garbage_of_all_lengths(lab: Lab, engine: str, record: Record, tmp_path: Path) -> None:
+    """B1, B2, B3, B6, M50: not a byte comes back, memory stays, and the tunnel goes on."""
+    scene, stranger = with_stranger(lab, engine)
+    total = count(1_000_000, 30_000)
+    macs = (mac_of(scene.b, "eth0"), mac_of(stranger, "eth0"))
+    dice = random.Random(5)
+    frames = [
+        frame(macs, STRANGER, ("192.0.2.2", 51821), garbage(dice, size)) for size in [*range(1473), 148, 92, 64, 32] * 4
+    ]
+    pid = scene.two.process.pid
+    with scene.stream() as stream, Capture(stranger, "eth0") as wire:
+        memory, sent = resident_kib(pid), 0
+        while sent < total:
+            sent += blast(stranger, "eth0", frames, tmp_path / "frames", rate=20_000, seconds=count(10, 1))
+            wire.forget()
+            assert not [it for it in wire.datagrams if not it.outgoing and it.destination == STRANGER[0]]
+        long_ones(stranger, dice)
+        calm = time.monotonic()
+        recovery = stream.recovery(calm)
+        drain(scene.two, scene.b)
+        grown = resident_kib(pid) - memory
+        assert not [it for it in wire.datagrams if not it.outgoing and it.destination == STRANGER[0]]
+    assert recovery < 0.5
+    assert grown < 16 << 10
+    record(
+        f"{total:,} garbage datagrams of all lengths at 20,000/s",
+        f"named drops, no answer, {grown} KiB more memory",
+        lost=stream.lost_text,
+        recovery=[recovery],
+    )
+
+
+def garbage(dice: random.Random, size: int) -> bytes:
+    """Random bytes, of which every other begins with a known type."""
+    start = bytes((dice.randrange(6), 0, 0, 0)) if dice.random() < 0.5 else b""
+    return (start + dice.randbytes(size))[:size]
+
+
+def long_ones(stranger: Host, dice: random.Random) -> None:
+    """Up to the longest, in fragments."""
+    with stranger.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.bind(STRANGER)
+        for size in [*dice.sample(range(1473, 65507), 200), 65507]:
+            sender.sendto(garbage(dice, size), ("192.0.2.2", 51821))
+
+
+def test_replay_storm(lab: Lab, engine: str, record: Record, tmp_path: Path) -> None:
+    """B15, B18, B26: everything one end said is said again, from its own address and from elsewhere."""
+    scene, stranger = with_stranger(lab, engine)
+    rounds = count(200, 10)
+    with Capture(scene.b, "eth0") as heard, scene.stream(interval=0.002) as stream:
+        scene.a.ping(scene.two.addresses[0], count=20, size=1200)
+        stream.flow(100)
+        genuine = [it.payload for it in heard.datagrams if not it.outgoing and len(it.payload) <= 1472]
+        macs = (mac_of(scene.b, "eth0"), mac_of(stranger, "eth0"))
+        frames = [
+            frame(macs, source, ("192.0.2.2", 51821), payload)
+            for payload in genuine
+            for source in (("192.0.2.1", 51820), STRANGER)
+        ]
+        memory = resident_kib(scene.two.process.pid)
+        with Capture(stranger, "eth0") as wire:
+            sent = blast(
+                stranger, "eth0", frames, tmp_path / "frames", rate=20_000, seconds=len(frames) * rounds / 20_000
+            )
+            assert not [it for it in wire.datagrams if not it.outgoing and it.destination == STRANGER[0]]
+        calm = time.monotonic()
+        recovery = stream.recovery(calm)
+        grown = resident_kib(scene.two.process.pid) - memory
+        assert scene.two.show_of(scene.one.key.public, "endpoints") == ["192.0.2.1:51820"]
+    assert stream.duplicates == 0
+    assert recovery < 0.5
+    assert grown < 16 << 10
+    record(
+        f"replay storm, {sent:,} datagrams at 20,000/s",
+        "none is delivered, answered or followed",
+        lost=stream.lost_text,
+        recovery=[recovery],
+    )

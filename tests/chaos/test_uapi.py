@@ -1,0 +1,99 @@
+"""Clients of the UAPI that are slow, rude or many, while packets pass."""
+
+from __future__ import annotations
+
+import os
+import socket
+import time
+from contextlib import ExitStack
+
+import pytest
+
+from tests.chaos.scene import Record, Scene, count
+from tests.netns.host import until
+from tests.netns.lab import Lab
+from tests.netns.node import Key
+
+pytestmark = pytest.mark.network
+
+
+def connect(scene: Scene, clients: ExitStack) -> socket.socket:
+    client = clients.enter_context(socket.socket(socket.AF_UNIX))
+    client.settimeout(10)
+    client.connect(str(scene.one.socket))
+    return client
+
+
+def answer(client: socket.socket) -> bytes:
+    """All of one answer."""
+    said = b""
+    while not said.endswith(b"\n\n"):
+        part = client.recv(1 << 16)
+        if not part:
+            break
+        said += part
+    return said
+
+
+def test_64_clients_at_once(lab: Lab, engine: str, record: Record) -> None:
+    scene, rounds = Scene.set(lab, engine), count(100, 5)
+    with scene.stream() as stream, ExitStack() as stack:
+        clients = [connect(scene, stack) for _ in range(64)]
+        slowest = 0.0
+        for _ in range(rounds):
+            asked = time.monotonic()
+            for number, client in enumerate(clients):
+                client.sendall(b"get=1\n\n" if number % 2 else b"set=1\npersistent_keepalive_interval=0\n\n")
+            answers = [answer(client) for client in clients]
+            slowest = max(slowest, time.monotonic() - asked)
+            assert all(b"errno=0\n\n" in said for said in answers[1::2])
+            assert all(said.startswith(b"errno=") for said in answers[::2])
+        stream.flow()
+    assert stream.lost == 0
+    record(
+        "64 UAPI clients at once", f"all are served, the slowest round took {slowest * 1000:.0f} ms",
+        times=rounds, lost=stream.lost_text,
+    )  # fmt: skip
+
+
+def test_slow_and_rude_clients(lab: Lab, engine: str, record: Record) -> None:
+    """B50, B54: one byte at a time, never reading, endless lines, NULs, half a set, gone in the middle."""
+    scene, rounds = Scene.set(lab, engine), count(20, 2)
+    with scene.stream() as stream, ExitStack() as stack:
+        for _ in range(20):
+            scene.one.set("peer", Key.generate().public, "allowed-ips", "10.9.9.9/32")
+        for _ in range(rounds):
+            slow = connect(scene, stack)
+            half = connect(scene, stack)
+            half.sendall(b"set=1\nprivate_key=" + b"0" * 64 + b"\n")
+            deaf = connect(scene, stack)
+            deaf.setblocking(False)
+            for _ in range(2000):
+                try:
+                    deaf.send(b"get=1\n\n")
+                except OSError:
+                    break
+            for rude in (b"\0" * 100_000, b"get=1\n\xff\xfe\n\n", b"set=1\n" + b"a" * 100_000, os.urandom(10_000)):
+                say(connect(scene, stack), rude)
+            for byte in b"get=1\n\n":
+                slow.send(bytes((byte,)))
+            assert b"errno=0\n\n" in answer(slow)
+            half.close()
+            until(lambda: scene.one.show("listen-port") == "51820", "the next client is served")
+        assert scene.one.show("public-key") == scene.one.key.public, "half a set was applied"
+        stream.flow()
+    assert stream.lost == 0
+    record(
+        "slow and rude UAPI clients",
+        "each is refused or waits by itself; others are served, half a `set` changes nothing",
+        times=rounds,
+        lost=stream.lost_text,
+    )
+
+
+def say(client: socket.socket, words: bytes) -> None:
+    """It may be cut short."""
+    try:
+        client.sendall(words)
+    except OSError:
+        client.close()
