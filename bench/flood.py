@@ -1,0 +1,464 @@
+"""What is left of a tunnel while strangers flood it.
+
+A client (a) and a server (b) have a tunnel; an attacker (c) on another wire of the server sends prebuilt datagrams at a
+rate, from as many addresses as it likes. For each kind of flood:
+
+- goodput: TCP through the tunnel under the flood, over the same with the flood going to a socket that nobody reads;
+- honest: how many of 100 new peers, each at an address of its own, have a session after at most two initiations 5 s
+  apart (the second with the cookie, if the first earned one), while the flood goes on;
+- memory: by how much the server grew; answers: bytes sent back, over bytes of the flood.
+
+Rates are multiples of what the portable engine answers in handshakes per second (bench/handshakes.py).
+
+usage: python bench/flood.py [-x TIMES ...] [-k KIND ...] [-t SECONDS] [-r ROUNDS] [--results FILE] [NAME ...]
+       python bench/flood.py --write FILE           (root; after `make test-deps`; FILE is where results are added)
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import itertools
+import json
+import os
+import random
+import select
+import socket
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from blaster import udp_frame, write_frames
+from rig import IMPLEMENTATIONS, ROOT, End, ends, machine, sh
+
+from wyrmhole.protocol.cookie import mac1_key
+from wyrmhole.protocol.data_plane import HandshakeDatagram
+from wyrmhole.protocol.exchange import Completed, Exchange
+from wyrmhole.protocol.keys import PrivateKey, PublicKey
+from wyrmhole.protocol.peer_store import PeerStore
+from wyrmhole.protocol.primitives import mac
+from wyrmhole.wire.endpoint import Endpoint
+
+CAPACITY = 4000
+NAMES = {
+    **IMPLEMENTATIONS,
+    "portable": IMPLEMENTATIONS["wyrmhole"].replace("-f", "-f --engine portable"),
+    "native": IMPLEMENTATIONS["wyrmhole"].replace("-f", "-f --engine native"),
+}
+HONEST = 100
+HONEST_INTERVAL = 0.05
+RETRY = 5.0
+WAIT = 4.9
+DISCARD_PORT = 9
+SPOOFED = 65_536
+ATTACKER, TARGET = ("10.66.0.1", "2001:db8:66::1"), ("10.66.0.2", "2001:db8:66::2")
+
+Macs = tuple[bytes, bytes]
+Frames = Callable[[int], list[bytes]]
+"""Frames for a destination port: that of the server, or that of the socket nobody reads."""
+
+
+@dataclass
+class Result:
+    name: str
+    kind: str
+    times: float
+    rate: float
+    """Datagrams per second that really left."""
+    control: float
+    """Gb/s while the flood was discarded."""
+    goodput: float
+    honest: int
+    first_try: int
+    memory_kib: int
+    answers: float
+    machine: str = field(default_factory=machine)
+
+
+# The attacker's side
+
+
+@contextlib.contextmanager
+def attacker(b: End) -> Iterator[str]:
+    """A namespace with a wire to the server, which has the way back to all spoofed addresses and asks nobody for it."""
+    name = b.namespace.removesuffix("-b") + "-c"
+    sh("ip", "netns", "add", name)
+    try:
+        sh("ip", "link", "add", "v1", "netns", name, "type", "veth", "peer", "name", "v1", "netns", b.namespace)
+        for namespace, addresses in ((name, ATTACKER), (b.namespace, TARGET)):
+            sh("ip", "-n", namespace, "link", "set", "v1", "up")
+            sh("ip", "-n", namespace, "address", "add", f"{addresses[0]}/24", "dev", "v1")
+            sh("ip", "-n", namespace, "address", "add", f"{addresses[1]}/64", "dev", "v1", "nodad")
+        hardware = mac_of(name).hex(":")
+        for address in ATTACKER:
+            sh(
+                "ip",
+                "-n",
+                b.namespace,
+                "neigh",
+                "replace",
+                address,
+                "lladdr",
+                hardware,
+                "dev",
+                "v1",
+                "nud",
+                "permanent",
+            )
+        sh("ip", "-n", b.namespace, "route", "add", "10.128.0.0/9", "via", ATTACKER[0])
+        sh("ip", "-n", b.namespace, "-6", "route", "add", "2001:db8:77::/64", "via", ATTACKER[1])
+        yield name
+    finally:
+        sh("ip", "netns", "del", name, check=False)
+
+
+def link_status(namespace: str) -> dict[str, Any]:
+    status: dict[str, Any] = json.loads(sh("ip", "-n", namespace, "-s", "-j", "link", "show", "v1"))[0]
+    return status
+
+
+def mac_of(namespace: str) -> bytes:
+    return bytes.fromhex(link_status(namespace)["address"].replace(":", ""))
+
+
+def false_initiation(public: str, *, mac1: bool) -> bytes:
+    """A message of type 1 that nobody made: random, with mac1 right or wrong."""
+    body = b"\1\0\0\0" + os.urandom(112)
+    return body + (mac(mac1_key(PublicKey.from_base64(public)), body) if mac1 else os.urandom(16)) + bytes(16)
+
+
+def many_v4(number: int) -> str:
+    return f"10.{128 + (number >> 14)}.{number >> 6 & 255}.{1 + (number & 63)}"
+
+
+def one_64(number: int) -> str:
+    return f"2001:db8:77::{number + 1:x}"
+
+
+def flood_frames(kind: str, macs: Macs, b: End, genuine: list[bytes], index: int) -> Frames:
+    """Prebuilt, so that it costs the attacker nothing while it floods."""
+    dice = random.Random(1)
+    if kind == "transport, bad tag":
+        payloads = [struct.pack("<IIQ", 4, index, 10_000_000 + n) + dice.randbytes(1280) for n in range(1024)]
+    elif kind == "replayed initiations":
+        payloads = genuine
+    else:
+        payloads = [false_initiation(b.public, mac1=kind != "bad mac1") for _ in range(SPOOFED)]
+    family = 1 if kind == "good mac1, one /64" else 0
+    address = {"good mac1, 65,536 sources": many_v4, "good mac1, one /64": one_64}.get(kind, lambda _: ATTACKER[family])
+
+    def frames(port: int) -> list[bytes]:
+        return [
+            udp_frame(macs, (address(number), 1024 + number % 60_000), (TARGET[family], port), payload)
+            for number, payload in enumerate(payloads)
+        ]
+
+    return frames
+
+
+KINDS = (
+    "bad mac1",
+    "good mac1, one source",
+    "good mac1, 65,536 sources",
+    "good mac1, one /64",
+    "replayed initiations",
+    "transport, bad tag",
+)
+
+
+@contextlib.contextmanager
+def flooding(namespace: str, file: Path, rate: float) -> Iterator[Callable[[], float]]:
+    """Until it is left; then the call gives the datagrams per second that were sent."""
+    words = ["ip", "netns", "exec", namespace, sys.executable, str(ROOT / "bench" / "blaster.py")]
+    process = subprocess.Popen(
+        [*words, "v1", str(file), str(rate), "600"], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
+    )
+    assert process.stdout is not None
+    said = ""
+
+    def sent() -> float:
+        count, seconds = said.split()
+        return int(count) / float(seconds)
+
+    try:
+        assert process.stdout.readline() == "ready\n"
+        yield sent
+    finally:
+        process.terminate()
+        said = process.communicate()[0]
+
+
+# The tunnel's side
+
+
+def goodput(a: End, b: End, seconds: float) -> float:
+    """Gb/s that arrive."""
+    out = a.exec("iperf3", "-J", "-c", b.inner, "-t", str(seconds), "-O", "0.3", seconds=seconds + 30, check=False)
+    report = json.loads(out)
+    return float(report["end"]["sum_received"]["bits_per_second"]) / 1e9 if "error" not in report else 0.0
+
+
+def live_index(a: End, b: End) -> int:
+    """The receiver index of the server in the present session, as the wire shows it."""
+    script = (
+        "import socket\n"
+        "s = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3)); s.bind(('v0', 3)); s.settimeout(10)\n"
+        "while True:\n"
+        "    p, at = s.recvfrom(65536)\n"
+        "    if at[2] == 4 and p[9:10] == b'\\x11' and p[28:32] == b'\\4\\0\\0\\0': break\n"
+        "print(int.from_bytes(p[32:36], 'little'))\n"
+    )
+    words = ["ip", "netns", "exec", a.namespace, sys.executable, "-c", script]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while process.poll() is None:
+        a.exec("ping", "-c", "1", "-W", "1", b.inner)
+    return int(process.stdout.read())
+
+
+class HonestPeer:
+    """Two initiations, 5 s apart, from an address of its own; the cookie of a reply goes into the second."""
+
+    def __init__(self, key: PrivateKey, server: PublicKey, address: str, target: tuple[str, int]) -> None:
+        self._exchange = Exchange(PeerStore(), os.urandom, time.time_ns)
+        self._exchange.set_private_key(key)
+        self._peer = self._exchange.peers.create(server)
+        self._target = Endpoint.from_sockaddr(target)
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        self.socket.bind((address, 0))
+        self.socket.connect(target)
+        self.tries = 0
+        self.is_connected = False
+
+    def try_once(self) -> None:
+        self.tries += 1
+        message = self._exchange.create_initiation(self._peer, time.monotonic_ns())
+        assert message is not None
+        with contextlib.suppress(OSError):
+            self.socket.send(message)
+
+    def receive(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                data = self.socket.recv(2048)
+                outcome = self._exchange.consume(HandshakeDatagram(data, self._target, None, 0), time.monotonic_ns())
+                if isinstance(outcome, Completed):
+                    self.is_connected = True
+
+
+def connect_all(keys_file: str, public: str, target: str, port: int) -> tuple[int, int]:
+    """How many of the honest connected with one initiation, and with at most two. Inside the client's namespace."""
+    raw = Path(keys_file).read_bytes()
+    keys = [PrivateKey(raw[at : at + 32]) for at in range(0, len(raw), 32)]
+    server = PublicKey.from_base64(public)
+    peers = [HonestPeer(key, server, f"10.99.1.{n}", (target, port)) for n, key in enumerate(keys, 1)]
+    poll = select.poll()
+    by_fd = {peer.socket.fileno(): peer for peer in peers}
+    for fd in by_fd:
+        poll.register(fd, select.POLLIN)
+    start = time.monotonic()
+    starts = [(start + n * HONEST_INTERVAL, peer) for n, peer in enumerate(peers)]
+    plan = sorted([*starts, *((at + RETRY, peer) for at, peer in starts)], key=lambda it: it[0])
+    for due, peer in [*plan, (plan[-1][0] + WAIT, None)]:
+        while (left := due - time.monotonic()) > 0:
+            for fd, _ in poll.poll(left * 1000):
+                by_fd[fd].receive()
+        if peer is not None and not peer.is_connected:
+            peer.try_once()
+    first = sum(peer.is_connected and peer.tries == 1 for peer in peers)
+    return first, sum(peer.is_connected for peer in peers)
+
+
+def honest_peers(a: End, b: End, keys_file: Path) -> tuple[int, int]:
+    words = [
+        "ip",
+        "netns",
+        "exec",
+        a.namespace,
+        sys.executable,
+        __file__,
+        "--connect",
+        str(keys_file),
+        b.public,
+        b.outer,
+    ]
+    out = subprocess.run([*words, str(b.port)], capture_output=True, text=True, check=True, timeout=120).stdout
+    first, connected = out.split()
+    return int(first), int(connected)
+
+
+def add_peers(b: End, keys: list[PrivateKey]) -> None:
+    b.exec(
+        "wg",
+        "addconf",
+        b.name,
+        "/dev/stdin",
+        stdin="".join(f"[Peer]\nPublicKey = {key.public_key().base64()}\n" for key in keys),
+    )
+
+
+def genuine_initiations(b: End, keys: list[PrivateKey]) -> list[bytes]:
+    made = []
+    for key in keys:
+        exchange = Exchange(PeerStore(), os.urandom, time.time_ns)
+        exchange.set_private_key(key)
+        message = exchange.create_initiation(exchange.peers.create(PublicKey.from_base64(b.public)), 0)
+        assert message is not None
+        made.append(message)
+    return made
+
+
+@contextlib.contextmanager
+def tunnel(command: str) -> Iterator[tuple[End, End]]:
+    """A client and a server of that implementation, joined, with an iperf3 server."""
+    with ends() as (a, b):
+        for end in (a, b):
+            end.start(command)
+        a.know(b)
+        b.know(a)
+        a.exec("ping", "-c", "1", "-W", "5", b.inner)
+        for number in range(1, HONEST + 1):
+            sh("ip", "-n", a.namespace, "address", "add", f"10.99.1.{number}/32", "dev", "v0")
+        sh("ip", "-n", b.namespace, "route", "add", "10.99.1.0/24", "dev", "v0")
+        words = ["ip", "netns", "exec", b.namespace, "iperf3", "-s", "-B", b.inner]
+        server = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        try:
+            while ":5201" not in b.exec("ss", "-ltn"):
+                if server.poll() is not None:
+                    raise RuntimeError("iperf3 does not listen")
+                time.sleep(0.02)
+            yield a, b
+        finally:
+            server.kill()
+            server.wait()
+
+
+def discard(b: End) -> subprocess.Popen[bytes]:
+    """A socket of both families that nobody reads."""
+    script = (
+        f"import socket, time; s = socket.socket(socket.AF_INET6, 2); s.bind(('::', {DISCARD_PORT})); time.sleep(900)"
+    )
+    process = subprocess.Popen(["ip", "netns", "exec", b.namespace, sys.executable, "-c", script])
+    while f":{DISCARD_PORT} " not in b.exec("ss", "-lun"):
+        time.sleep(0.02)
+    return process
+
+
+def one(name: str, kind: str, times: float, seconds: float, rounds: int, folder: Path) -> Result:
+    """One kind of flood against one implementation."""
+    honest, known = ([PrivateKey(os.urandom(32)) for _ in range(count)] for count in (HONEST, 200))
+    keys_file = folder / "keys"
+    keys_file.write_bytes(b"".join(key.raw for key in honest))
+    with tunnel(NAMES[name]) as (a, b), attacker(b) as c:
+        add_peers(b, [*honest, *known])
+        macs = (mac_of(b.namespace), mac_of(c))
+        frames = flood_frames(kind, macs, b, genuine_initiations(b, known), live_index(a, b))
+        for file, port in (("flood", b.port), ("control", DISCARD_PORT)):
+            write_frames(folder / file, frames(port))
+        sink = discard(b)
+        try:
+            return measure(Result(name, kind, times, 0, 0, 0, 0, 0, 0, 0), a, b, c, seconds, rounds, folder)
+        finally:
+            sink.kill()
+            sink.wait()
+
+
+def measure(result: Result, a: End, b: End, c: str, seconds: float, rounds: int, folder: Path) -> Result:
+    rates: dict[str, list[float]] = {"control": [], "flood": []}
+    sent: list[float] = []
+    goodput(a, b, 1.0)
+    memory, before = b.resident_mb(), link_status(b.namespace)["stats64"]
+    for _, file in itertools.product(range(rounds), rates):
+        with flooding(c, folder / file, result.times * CAPACITY) as rate:
+            rates[file].append(goodput(a, b, seconds))
+        sent.append(rate())
+    with flooding(c, folder / "flood", result.times * CAPACITY) as rate:
+        result.first_try, result.honest = honest_peers(a, b, folder / "keys")
+    after = link_status(b.namespace)["stats64"]
+    result.rate = statistics.median([*sent, rate()])
+    result.control, result.goodput = (statistics.median(rates[file]) for file in ("control", "flood"))
+    result.memory_kib = round((b.resident_mb() - memory) * 1024)
+    result.answers = (after["tx"]["bytes"] - before["tx"]["bytes"]) / (after["rx"]["bytes"] - before["rx"]["bytes"])
+    return result
+
+
+# The table
+
+
+def table(results: list[dict[str, Any]]) -> list[str]:
+    names = list(dict.fromkeys(it["name"] for it in results))
+    lines = [
+        f"`python bench/flood.py` (as root, after `make test-deps`). {results[-1]['machine']}; client, server, attacker"
+        f" and iperf3 share them. 1x is {CAPACITY:,} datagrams per second, about what the portable engine answers in"
+        " handshakes; 10x ten times that. In each cell: TCP goodput over the control (the same flood at a socket that"
+        " nobody reads), in parentheses both in Gb/s; of 100 honest new peers, how many had a session after the first"
+        " and after at most two initiations; growth of resident memory; bytes answered per byte of the flood.",
+    ]
+    for times in sorted({it["times"] for it in results}):
+        lines += ["", f"### {times:g}x", "", "| flood | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
+        for kind in KINDS:
+            found = {it["name"]: it for it in results if it["kind"] == kind and it["times"] == times}
+            if found:
+                lines.append(f"| {kind} | " + " | ".join(cell(found.get(name)) for name in names) + " |")
+    return lines
+
+
+def cell(it: dict[str, Any] | None) -> str:
+    if it is None:
+        return "-"
+    ratio = it["goodput"] / it["control"] if it["control"] else 0.0
+    return (
+        f"**{ratio:.2f}** ({it['goodput']:.2f}/{it['control']:.2f}); {it['first_try']}, {it['honest']} of 100;"
+        f" {it['memory_kib'] / 1024:+.1f} MiB; {it['answers']:.2f}"
+    )
+
+
+def write_section(lines: list[str]) -> None:
+    """Under "Floods" of docs/reliability.md, in the place of what was there; the text behind the tables stays."""
+    path = ROOT / "docs" / "reliability.md"
+    text = path.read_text() if path.exists() else "# Reliability\n"
+    head, marker, rest = text.partition("\n## Floods\n")
+    tail = rest[rest.index("\n## ") :] if marker and "\n## " in rest else ""
+    notes = rest[: len(rest) - len(tail)].partition("\n### Notes\n")[2] if marker else ""
+    kept = f"\n### Notes\n{notes.rstrip()}\n" if notes else ""
+    path.write_text(f"{head.rstrip()}\n\n## Floods\n\n" + "\n".join(lines).rstrip() + "\n" + kept + tail)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--connect"]:
+        keys_file, public, target, port = sys.argv[2:]
+        print(*connect_all(keys_file, public, target, int(port)))
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("-x", "--times", type=float, nargs="+", default=[1.0, 10.0])
+    parser.add_argument("-k", "--kinds", nargs="+", default=KINDS, choices=KINDS)
+    parser.add_argument("-t", "--seconds", type=float, default=3.0)
+    parser.add_argument("-r", "--rounds", type=int, default=1)
+    parser.add_argument("--results", type=Path)
+    parser.add_argument("--write", type=Path)
+    parser.add_argument("names", nargs="*", default=["wyrmhole", "wireguard-go", "boringtun"])
+    options = parser.parse_args()
+    if options.write is not None:
+        write_section(table([json.loads(line) for line in options.write.read_text().splitlines()]))
+        return
+    results = []
+    with tempfile.TemporaryDirectory() as folder:
+        for times, kind, name in itertools.product(options.times, options.kinds, options.names):
+            results.append(asdict(one(name, kind, times, options.seconds, options.rounds, Path(folder))))
+            print(f"# {times:g}x {kind}: {name}: {results[-1]['rate']:.0f}/s {cell(results[-1])}", flush=True)
+            if options.results is not None:
+                with options.results.open("a") as file:
+                    file.write(json.dumps(results[-1]) + "\n")
+    if options.results is None:
+        write_section(table(results))
+
+
+if __name__ == "__main__":
+    main()
