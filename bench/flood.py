@@ -8,7 +8,8 @@ rate, from as many addresses as it likes. For each kind of flood:
   apart (the second with the cookie, if the first earned one), while the flood goes on;
 - memory: by how much the server grew; answers: bytes sent back, over bytes of the flood.
 
-Rates are multiples of what the portable engine answers in handshakes per second (bench/handshakes.py).
+Each is measured from 3 s after the flood began. Rates are multiples of what the portable engine answers in handshakes
+per second (bench/handshakes.py).
 
 usage: python bench/flood.py [-x TIMES ...] [-k KIND ...] [-t SECONDS] [-r ROUNDS] [--results FILE] [NAME ...]
        python bench/flood.py --write FILE           (root; after `make test-deps`; FILE is where results are added)
@@ -56,6 +57,8 @@ HONEST = 100
 HONEST_INTERVAL = 0.05
 RETRY = 5.0
 WAIT = 4.9
+SETTLE = 3.0
+"""Seconds from the beginning of a flood to what is measured."""
 DISCARD_PORT = 9
 SPOOFED = 65_536
 ATTACKER, TARGET = ("10.66.0.1", "2001:db8:66::1"), ("10.66.0.2", "2001:db8:66::2")
@@ -139,7 +142,7 @@ def many_v4(number: int) -> str:
 
 
 def one_64(number: int) -> str:
-    return f"2001:db8:77::{number + 1:x}"
+    return f"2001:db8:77::{number >> 8:x}:{number & 255:x}"
 
 
 def flood_frames(kind: str, macs: Macs, b: End, genuine: list[bytes], index: int) -> Frames:
@@ -377,9 +380,11 @@ def measure(result: Result, a: End, b: End, c: str, seconds: float, rounds: int,
     memory, before = b.resident_mb(), link_status(b.namespace)["stats64"]
     for _, file in itertools.product(range(rounds), rates):
         with flooding(c, folder / file, result.times * CAPACITY) as rate:
+            time.sleep(SETTLE)
             rates[file].append(goodput(a, b, seconds))
         sent.append(rate())
     with flooding(c, folder / "flood", result.times * CAPACITY) as rate:
+        time.sleep(SETTLE)
         result.first_try, result.honest = honest_peers(a, b, folder / "keys")
     after = link_status(b.namespace)["stats64"]
     result.rate = statistics.median([*sent, rate()])

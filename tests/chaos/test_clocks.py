@@ -1,5 +1,5 @@
 """Clocks that jump. A time namespace sets the boottime of a process at its start only, so jumps under way are played by
-a clock of the test's (`daemon.py`), as far as the engine asks that clock."""
+a clock of the test's (`daemon.py`), which both engines ask as it is not the system's."""
 
 from __future__ import annotations
 
@@ -75,8 +75,6 @@ def test_restart_with_the_wall_clock_back_a_year(lab: Lab, engine: str, record: 
 
 def test_boottime_jump(lab: Lab, engine: str, record: Record, tmp_path: Path) -> None:
     """B63: a suspend of ten minutes. The session is over when the machine wakes; the next packet asks for another."""
-    if engine != "portable":
-        pytest.skip("this engine reads the kernel's clock itself, which does not jump for a test")
     skew = tmp_path / "skew"
     write_skew(skew)
     scene, times, recovery = Scene.set(lab, engine, skew=skew), count(50, 5), []

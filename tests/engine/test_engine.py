@@ -21,6 +21,7 @@ from wyrmhole.protocol.constants import (
     REJECT_AFTER_MESSAGES,
     REKEY_AFTER_MESSAGES,
     SECOND,
+    UNDER_LOAD_QUEUE_DEPTH,
 )
 from wyrmhole.protocol.cookie import CookieGenerator, mac1_key
 from wyrmhole.protocol.data_plane import (
@@ -610,11 +611,15 @@ def test_handshake_messages_with_a_valid_mac1_are_reported(kind: int) -> None:
     assert b.reports() == [HandshakeDatagram(handshake_message(kind), A_OUTER, b"here", 0)]
 
 
+def outer(number: int) -> Endpoint:
+    return Endpoint(f"198.51.{number >> 8}.{number & 255}", 7)
+
+
 def test_the_handshake_queue_is_bounded_tells_its_depth_and_comes_last() -> None:
     """M38, M50."""
     a, b = connected()
-    for _ in range(MAX_QUEUED_HANDSHAKES + 3):
-        b.network(handshake_message(), A_OUTER)
+    for number in range(MAX_QUEUED_HANDSHAKES + 3):
+        b.network(handshake_message(), outer(number))
     a.tunnel(ipv4(A_INNER, B_INNER))
     carry(a, b)
     assert b.drops() == {DropReason.HANDSHAKE_QUEUE_FULL: 3}
@@ -622,6 +627,20 @@ def test_the_handshake_queue_is_bounded_tells_its_depth_and_comes_last() -> None
     assert first == Active(1)
     depths = [report.queue_depth for report in rest if isinstance(report, HandshakeDatagram)]
     assert depths == list(reversed(range(MAX_QUEUED_HANDSHAKES)))
+
+
+@pytest.mark.parametrize("is_v6", [False, True])
+def test_under_load_who_was_silent_before_goes_first(is_v6: bool) -> None:
+    """B8, B10: one source, or one /64, gets a place in the queue and then none, and leaves room for others."""
+    _, b = connected()
+    flood = [Endpoint(f"2001:db8::{number:x}" if is_v6 else "198.51.100.1", 7) for number in range(1, 2001)]
+    for source in flood:
+        b.network(handshake_message(), source)
+    b.network(handshake_message(), A_OUTER)
+    b.network(handshake_message(), A_OUTER)
+    assert b.drops() == {DropReason.RATE_LIMITED: 2000 - UNDER_LOAD_QUEUE_DEPTH}
+    sources = [report.endpoint for report in b.reports() if isinstance(report, HandshakeDatagram)]
+    assert sources == [*flood[: UNDER_LOAD_QUEUE_DEPTH + 1], A_OUTER]
 
 
 def test_without_a_private_key_handshakes_are_dropped() -> None:

@@ -42,6 +42,7 @@ reasons! {
     TunWriteFailed = "tun_write_failed",
     ReportQueueFull = "report_queue_full",
     InternalError = "internal_error",
+    RateLimited = "rate_limited",
 }
 
 /// Counters by cause, shared by all threads.

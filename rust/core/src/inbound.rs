@@ -110,7 +110,7 @@ impl Inbound {
         let datagram = &slot[offset..stop];
         let header = TransportHeader::parse(datagram).filter(|it| it.kind == TRANSPORT && datagram.len() >= OVERHEAD);
         let Some(header) = header else {
-            handle_other(shared, datagram, arrival);
+            handle_other(shared, datagram, arrival, now);
             return stop;
         };
         let Some(keypair) = shared.keypair(header.receiver) else {
@@ -282,9 +282,9 @@ fn mark(packet: &mut [u8], outer: u8) -> bool {
 }
 
 /// Not data: a handshake message, or nothing that we know.
-fn handle_other(shared: &Shared, datagram: &[u8], arrival: &Arrival) {
+fn handle_other(shared: &Shared, datagram: &[u8], arrival: &Arrival, now: u64) {
     let reported = messages::classify(datagram)
-        .and_then(|kind| shared.handshake(datagram, kind != COOKIE_REPLY, arrival.from, arrival.source));
+        .and_then(|kind| shared.handshake(datagram, kind != COOKIE_REPLY, arrival.from, arrival.source, now));
     if let Err(reason) = reported {
         shared.drops.one(reason);
     }

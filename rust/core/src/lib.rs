@@ -23,6 +23,7 @@ pub mod keypair;
 pub mod messages;
 pub mod outbound;
 pub mod peer;
+pub mod quiet_sources;
 pub mod replay;
 pub mod reports;
 pub mod shared;

@@ -5,12 +5,17 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::drops::DropReason;
 use crate::peer::{Peer, Source};
+use crate::quiet_sources::QuietSources;
 
 /// A few for each of 65,536 peers is all there can be; this bound is against a control thread that stopped.
 pub const MAX_REPORTS: usize = 1 << 16;
 /// As wireguard-go: after more than that an answer would meet a retransmission.
 pub const MAX_HANDSHAKES: usize = 1024;
+/// From so many waiting on, and for a second after, only who was silent before is heard.
+pub const LOADED_HANDSHAKES: usize = MAX_HANDSHAKES / 8;
+const LOADED_HOLD: u64 = 1_000_000_000;
 
 /// See `wyrmhole.protocol.data_plane` for each one's meaning.
 #[allow(missing_docs)]
@@ -45,6 +50,8 @@ pub struct Handshake {
 struct Queues {
     reports: VecDeque<Report>,
     handshakes: VecDeque<Handshake>,
+    quiet_sources: QuietSources,
+    selects_until: u64,
 }
 
 /// Both queues. Whoever adds something later calls `must_announce` once and wakes the control thread if told to.
@@ -67,15 +74,25 @@ impl Reports {
         true
     }
 
-    /// False: the queue is full.
-    pub fn push_handshake(&self, handshake: Handshake) -> bool {
+    /// Under load, only from who was silent before: a flood's queue would leave an honest peer no place.
+    ///
+    /// # Errors
+    /// Why it is dropped.
+    pub fn push_handshake(&self, handshake: Handshake, now: u64) -> Result<(), DropReason> {
         let mut queues = self.lock();
-        if queues.handshakes.len() >= MAX_HANDSHAKES {
-            return false;
+        let waiting = queues.handshakes.len();
+        if waiting >= LOADED_HANDSHAKES {
+            queues.selects_until = now + LOADED_HOLD;
+        }
+        if now < queues.selects_until && !queues.quiet_sources.was_quiet(handshake.from, now) {
+            return Err(DropReason::RateLimited);
+        }
+        if waiting >= MAX_HANDSHAKES {
+            return Err(DropReason::HandshakeQueueFull);
         }
         queues.handshakes.push_back(handshake);
         self.has_some.store(true, Ordering::SeqCst);
-        true
+        Ok(())
     }
 
     /// Oldest first, handshakes last: they are the work that a flood can make much of.

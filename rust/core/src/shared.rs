@@ -342,6 +342,7 @@ impl Shared {
         has_mac1: bool,
         from: SocketAddr,
         source: Option<Source>,
+        now: u64,
     ) -> Result<(), DropReason> {
         let key = read(&self.mac1_key);
         let key = key.as_ref().ok_or(DropReason::NoPrivateKey)?;
@@ -349,7 +350,7 @@ impl Shared {
             return Err(DropReason::BadMac1);
         }
         let handshake = Handshake { data: data.into(), from, source, behind: 0 };
-        self.reports.push_handshake(handshake).then_some(()).ok_or(DropReason::HandshakeQueueFull)
+        self.reports.push_handshake(handshake, now)
     }
 
     // Reports about a peer, whose state is locked

@@ -68,11 +68,11 @@ class Inbound:
         """One datagram by itself: what a ping is, so its way is short. The same steps as for a train."""
         tables = self._tables
         if length < _OVERHEAD:
-            self._handle_other(view, received)
+            self._handle_other(view, received, now)
             return
         kind, index, counter = TRANSPORT_HEADER.unpack_from(view)
         if kind != MESSAGE_TRANSPORT:
-            self._handle_other(view, received)
+            self._handle_other(view, received, now)
             return
         entry = tables.indices.get(index)
         if entry is None:
@@ -132,7 +132,7 @@ class Inbound:
             min(size, len(view) - offset) < _OVERHEAD
             or int.from_bytes(view[offset : offset + 4], "little") != MESSAGE_TRANSPORT
         ):
-            self._handle_other(view[offset : offset + size], received)
+            self._handle_other(view[offset : offset + size], received, now)
             return offset + size
         _, index, _ = TRANSPORT_HEADER.unpack_from(view, offset)
         peer, keypair = tables.indices.get(index, (None, None))
@@ -227,7 +227,7 @@ class Inbound:
         for frame in self.coalescer.take():
             self._write(frame)
 
-    def _handle_other(self, data: memoryview, received: Received) -> None:
+    def _handle_other(self, data: memoryview, received: Received, now: int) -> None:
         """Not data: a handshake message, or nothing that we know."""
         tables = self._tables
         try:
@@ -239,9 +239,9 @@ class Inbound:
         except messages.MessageError:
             tables.drops[DropReason.UNKNOWN_TYPE] += 1
         else:
-            self._handle_handshake(kind, bytes(data), received)
+            self._handle_handshake(kind, bytes(data), received, now)
 
-    def _handle_handshake(self, kind: int, message: bytes, received: Received) -> None:
+    def _handle_handshake(self, kind: int, message: bytes, received: Received, now: int) -> None:
         """mac1 is checked before anything else is done for a message (rule M37)."""
         key = self._tables.mac1_key
         if key is None:
@@ -251,4 +251,4 @@ class Inbound:
         ):
             self._tables.drops[DropReason.BAD_MAC1] += 1
         else:
-            self._tables.report_handshake(message, received.sockaddr, received.source)
+            self._tables.report_handshake(message, received.sockaddr, received.source, now)

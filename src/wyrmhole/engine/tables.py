@@ -10,7 +10,13 @@ from collections import Counter, deque
 
 from wyrmhole.engine.contract import EngineReport
 from wyrmhole.protocol.allowed_ips import AllowedIPs
-from wyrmhole.protocol.constants import MAX_QUEUED_HANDSHAKES, MAX_STAGED_BYTES, MAX_STAGED_PACKETS
+from wyrmhole.protocol.constants import (
+    MAX_QUEUED_HANDSHAKES,
+    MAX_STAGED_BYTES,
+    MAX_STAGED_PACKETS,
+    UNDER_LOAD_HOLD,
+    UNDER_LOAD_QUEUE_DEPTH,
+)
 from wyrmhole.protocol.data_plane import (
     Active,
     HandshakeDatagram,
@@ -25,6 +31,7 @@ from wyrmhole.protocol.data_plane import (
 )
 from wyrmhole.protocol.drops import DropReason
 from wyrmhole.protocol.keypair import Keypair, Keypairs
+from wyrmhole.protocol.quiet_sources import QuietSources
 from wyrmhole.wire.endpoint import Endpoint, SockAddr
 from wyrmhole.wire.prefix import Prefix
 
@@ -101,6 +108,8 @@ class Tables:
         # A peer stands for its own `Roamed`, which is made when it is taken: many changes are one report.
         self._reports: deque[EngineReport | EnginePeer] = deque()
         self._handshakes: deque[tuple[bytes, SockAddr, Source | None]] = deque()
+        self._quiet_sources = QuietSources()
+        self._selects_until = 0
 
     # Reports
 
@@ -112,11 +121,17 @@ class Tables:
         self._reports.append(report)
         return True
 
-    def report_handshake(self, data: bytes, sockaddr: SockAddr, source: Source | None) -> None:
-        if len(self._handshakes) >= MAX_QUEUED_HANDSHAKES:
+    def report_handshake(self, data: bytes, sockaddr: SockAddr, source: Source | None, now: int) -> None:
+        """Under load, only from who was silent before: a flood's queue would leave an honest peer no place."""
+        waiting = len(self._handshakes)
+        if waiting >= UNDER_LOAD_QUEUE_DEPTH:
+            self._selects_until = now + UNDER_LOAD_HOLD
+        if now < self._selects_until and not self._quiet_sources.was_quiet(_source_key(sockaddr), now):
+            self.drops[DropReason.RATE_LIMITED] += 1
+        elif waiting >= MAX_QUEUED_HANDSHAKES:
             self.drops[DropReason.HANDSHAKE_QUEUE_FULL] += 1
-            return
-        self._handshakes.append((data, sockaddr, source))
+        else:
+            self._handshakes.append((data, sockaddr, source))
 
     @property
     def has_reports(self) -> bool:
@@ -338,3 +353,9 @@ class Tables:
                 if not self.report(peer):
                     peer.roamed_said = False
         peer.source = source
+
+
+def _source_key(sockaddr: SockAddr) -> bytes:
+    """An IPv4 address as it is written, the bytes of an IPv6 /64."""
+    host = sockaddr[0]
+    return host.encode() if len(sockaddr) == 2 else Endpoint.from_sockaddr(sockaddr).address_bytes[:8]
