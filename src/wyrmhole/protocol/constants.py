@@ -51,6 +51,11 @@ class Timings:
         return self.rekey_attempt // self.rekey_timeout
 
     @property
+    def give_up_after(self) -> int:
+        """How long that many retransmissions take at most; longer only if some were put off (6.1)."""
+        return (self.max_retries + 1) * (self.rekey_timeout + REKEY_TIMEOUT_JITTER)
+
+    @property
     def zero_keys_after(self) -> int:
         return 3 * self.reject_after
 

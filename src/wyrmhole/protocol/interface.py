@@ -111,8 +111,12 @@ class Interface:
         for peer in self.peers:
             self._data_plane.expire_sending_keys(peer.id)
             self._data_plane.expect_key(peer.id)
+            was_trying = peer.timers.is_trying
             peer.timers.retransmit_at = peer.timers.initiate_at = NEVER
             peer.last_handshake_sent = LONG_AGO
+            if was_trying:
+                # Packets wait for this handshake, and no other one may come to ask for the next.
+                self._initiate(peer, now, is_retry=True)
             self._rearm(peer, now)
 
     def add_peer(self, public_key: PublicKey) -> Peer | None:
@@ -239,7 +243,7 @@ class Interface:
 
     def _handle_session_report(self, peer: Peer, report: KeyWanted | KeyConfirmed | Active, now: int) -> None:
         if isinstance(report, KeyWanted):
-            if not peer.timers.handshake_under_way:
+            if not peer.timers.is_trying:
                 self._initiate(peer, now, is_retry=False)
         elif isinstance(report, KeyConfirmed):
             self._handshake_completed(peer, as_initiator=False)
@@ -323,6 +327,8 @@ class Interface:
         if peer.endpoint is None or self.private_key is None:
             self._stop_trying(peer)
             return
+        if not is_retry:
+            timers.attempts, timers.trying_since = 0, now
         earliest = peer.last_handshake_sent + self.timings.rekey_timeout
         if now < earliest:
             timers.initiate_at = earliest
@@ -331,16 +337,16 @@ class Interface:
         if message is None:
             self._stop_trying(peer)
             return
-        if not is_retry:
-            timers.attempts = 0
         timers.initiate_at = NEVER
         timers.retransmit_at = now + self.timings.rekey_timeout + self._jitter()
         peer.last_handshake_sent = now
         self._data_plane.send_to_peer(peer.id, message)
 
     def _stop_trying(self, peer: Peer) -> None:
+        """There can be no handshake as things are, so what waits for one would wait for ever."""
         peer.timers.retransmit_at = peer.timers.initiate_at = NEVER
         self._data_plane.expect_key(peer.id)
+        self._data_plane.flush_staged(peer.id)
 
     def _jitter(self) -> int:
         """0 to 333 ms, uniform."""
@@ -349,11 +355,13 @@ class Interface:
     # Timers
 
     def _run_due(self, peer: Peer, now: int) -> None:
-        marks = self._data_plane.marks(peer.id)
-        for deadline, timer in peer.timers.deadlines(marks, self.timings):
-            if deadline > now:
+        """One after the other, each with fresh marks: a keepalive that left puts the other keepalive off."""
+        for _ in Timer:
+            marks = self._data_plane.marks(peer.id)
+            armed = peer.timers.deadlines(marks, self.timings)
+            if not armed or armed[0][0] > now:
                 return
-            self._run(peer, timer, marks, now)
+            self._run(peer, armed[0][1], marks, now)
 
     def _run(self, peer: Peer, timer: Timer, marks: Marks, now: int) -> None:
         """Act, in a way that this timer is not due at `now` any more."""
@@ -363,7 +371,8 @@ class Interface:
         elif timer is Timer.INITIATE:
             timers.initiate_at = NEVER
             if not timers.handshake_under_way:
-                self._initiate(peer, now, is_retry=False)
+                # The series began when it was put off, or a peer whose initiations reach us would keep it alive.
+                self._initiate(peer, now, is_retry=True)
         elif timer is Timer.SEND_KEEPALIVE:
             timers.answered_since = marks.data_received_since
             self._data_plane.send_keepalive(peer.id)
@@ -379,7 +388,7 @@ class Interface:
     def _retransmit(self, peer: Peer, now: int) -> None:
         timers = peer.timers
         timers.retransmit_at = NEVER
-        if timers.attempts >= self.timings.max_retries + 1:
+        if timers.attempts > self.timings.max_retries or now - timers.trying_since >= self.timings.give_up_after:
             self._give_up(peer, now)
             return
         timers.attempts += 1
@@ -401,7 +410,7 @@ class Interface:
         peer.timers.renewed_since = marks.data_sent_since
         self._data_plane.forget_unanswered(peer.id, marks.data_sent_since)
         peer.timers.no_answer_jitter = self._jitter()
-        if not peer.timers.handshake_under_way:
+        if not peer.timers.is_trying:
             self._data_plane.clear_source(peer.id)
             self._initiate(peer, now, is_retry=False)
 

@@ -42,6 +42,7 @@ class PeerTimers:
         "persistent_interval",
         "renewed_since",
         "retransmit_at",
+        "trying_since",
         "zero_keys_at",
     )
 
@@ -51,6 +52,8 @@ class PeerTimers:
 
     def reset(self) -> None:
         self.attempts = 0
+        self.trying_since = 0
+        """When the present series of attempts began."""
         self.initiate_at = NEVER
         self.retransmit_at = NEVER
         self.zero_keys_at = NEVER
@@ -64,6 +67,11 @@ class PeerTimers:
     @property
     def handshake_under_way(self) -> bool:
         return self.retransmit_at != NEVER
+
+    @property
+    def is_trying(self) -> bool:
+        """Also while an initiation waits for Rekey-Timeout to pass: it belongs to the same series."""
+        return self.retransmit_at != NEVER or self.initiate_at != NEVER
 
     def deadlines(self, marks: Marks, timings: Timings) -> list[tuple[int, Timer]]:
         """Every armed timer, soonest first."""

@@ -1,0 +1,69 @@
+"""What the simulator found, each as a scenario of its own, on the model data plane and on the portable engine."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.engine.plane import EnginePlane
+from tests.protocol.world import ModelPlane, World, lose
+from wyrmhole.protocol.constants import SECOND
+from wyrmhole.protocol.keys import PrivateKey
+from wyrmhole.wire.messages import MESSAGE_INITIATION, MESSAGE_RESPONSE, MESSAGE_TRANSPORT
+
+
+@pytest.fixture(params=[ModelPlane, EnginePlane], autouse=True)
+def plane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(World, "make_plane", request.param)
+
+
+def test_a_hopeless_series_ends_although_initiations_of_the_other_side_arrive() -> None:
+    """L9: each of them put the retransmission off, and what was put off began to count anew. Nothing of a arrives,
+    everything of b does, and b always has something to say."""
+    world = World()
+    a, b = world.pair()
+    world.filters.append(lose(sender="a"))
+    a.send(b)
+    for _ in range(120):
+        b.send(a)
+        world.run(SECOND)
+    assert a.plane.dropped["gave_up"] == 1
+
+
+def test_two_keepalives_that_are_due_together_are_one() -> None:
+    """I20, I21: the passive one is sent, which puts the persistent one off."""
+    world = World()
+    a, b = world.pair()
+    a.send(b)
+    world.run(SECOND)
+    b.interface.set_persistent_keepalive(b.peer_of(a), 10, world.now)
+    world.run(20 * SECOND)
+    a.send(b)
+    start = world.now
+    world.run(15 * SECOND)
+    assert len(world.sent(MESSAGE_TRANSPORT, "b", since=start)) == 1
+
+
+def test_packets_that_wait_while_the_private_key_changes_leave_under_the_new_one() -> None:
+    """L9: the series of attempts ended with the key, and nothing but another packet began the next."""
+    world = World()
+    a, b = world.pair()
+    world.filters.append(lose())
+    a.send(b, b"waiting")
+    world.run(SECOND)
+    a.key = PrivateKey(b"\x11" * 32)
+    b.know(a)
+    a.interface.set_private_key(a.key, world.now)
+    world.filters.clear()
+    world.run(6 * SECOND)
+    assert b.received == [b"waiting"]
+
+
+def test_packets_that_wait_are_dropped_by_name_when_there_can_be_no_handshake() -> None:
+    """L9: the private key is taken away."""
+    world = World()
+    a, b = world.pair()
+    world.filters.append(lose(MESSAGE_INITIATION, MESSAGE_RESPONSE))
+    a.send(b)
+    a.interface.set_private_key(None, world.now)
+    world.run(SECOND)
+    assert a.plane.dropped["gave_up"] == 1
