@@ -1,0 +1,197 @@
+"""What happens in a run, drawn from its seed before anything runs: a list of steps.
+
+A list can be cut: a run of some of a seed's steps is as repeatable as one of all, which is what the shrinker works
+with. Steps come in clusters with quiet time between them, because most of a tunnel's life is quiet, and its bugs are
+where things happen together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from random import Random
+
+from wyrmhole.simulation.clock import SECOND, YEAR
+from wyrmhole.simulation.network import Weather, draw_weather
+
+HOUR = 3600 * SECOND
+CLUSTER = 60 * SECOND
+"""Steps of a cluster lie within this time."""
+MAX_HOSTS = 16
+Arguments = tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """At `at` ns of the world, `World.do_<what>(*arguments)`."""
+
+    at: int
+    what: str
+    arguments: Arguments
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """How much happens: clusters per host and hour, and steps in each."""
+
+    clusters: float
+    steps: int
+
+
+PROFILES = {
+    "calm": Profile(clusters=0.7, steps=4),
+    "storm": Profile(clusters=60.0, steps=8),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    """A world and its steps. `nats` are the hosts behind one, with the timeout of its mappings in seconds; `drifts`
+    are parts per million, one for each host."""
+
+    seed: int
+    hosts: int
+    duration: int
+    drifts: tuple[int, ...]
+    nats: dict[int, int]
+    steps: tuple[Step, ...]
+
+    def keep(self, numbers: list[int] | None) -> Scenario:
+        """The same with some of its steps only; None: all."""
+        if numbers is None:
+            return self
+        steps = tuple(self.steps[number] for number in numbers)
+        return Scenario(self.seed, self.hosts, self.duration, self.drifts, self.nats, steps)
+
+
+def draw(seed: int, *, hours: float, hosts: int | None = None, profile: str = "calm") -> Scenario:
+    """The scenario of a seed; `hosts` None draws 2 to 16."""
+    random = Random(f"{seed}/scenario")
+    number = random.choice((2, 2, 3, 3, 4, 5, 8, MAX_HOSTS)) if hosts is None else hosts
+    drifts = tuple(_draw_drift(random) for _ in range(number))
+    # The first two hosts have addresses of their own, so that the liveness trials have somebody to work on.
+    nats = {host: random.randrange(30, 120) for host in range(3, number + 1) if random.random() < 0.3}
+    duration = int(hours * HOUR)
+    return Scenario(seed, number, duration, drifts, nats, _draw_steps(random, number, duration, PROFILES[profile]))
+
+
+def _draw_drift(random: Random) -> int:
+    return random.choice((0, 0, 0, random.randrange(-100, 101), random.randrange(-100, 101), 10_000, -10_000))
+
+
+def _draw_steps(random: Random, hosts: int, duration: int, profile: Profile) -> tuple[Step, ...]:
+    steps: list[Step] = []
+    mean = HOUR / (profile.clusters * hosts)
+    at = random.random() * min(mean, duration / 4)
+    while at < duration:
+        pair = _pair(random, hosts)
+        for _ in range(random.randrange(1, 2 * profile.steps)):
+            # Most steps of a cluster are about two hosts, or faults and traffic would seldom meet.
+            about = pair if random.random() < 0.8 else _pair(random, hosts)
+            when = int(at + random.random() ** 2 * CLUSTER)
+            steps.append(Step(min(when, duration - 1), *_draw_step(random, about)))
+        at += random.expovariate(1 / mean)
+    return tuple(sorted(steps, key=lambda step: step.at))
+
+
+def _pair(random: Random, hosts: int) -> tuple[int, int]:
+    a = random.randrange(1, hosts + 1)
+    b = random.randrange(1, hosts)
+    return a, b + (b >= a)
+
+
+def _draw_step(random: Random, pair: tuple[int, int]) -> tuple[str, Arguments]:
+    what = random.choices(_NAMES, _WEIGHTS)[0]
+    return what, _DRAWN[what][1](random, pair)
+
+
+def _duration(random: Random, most: int) -> int:
+    """Seconds up to `most`, short ones as likely as long ones."""
+    return int(SECOND * most ** random.random())
+
+
+def _talk(random: Random, pair: tuple[int, int]) -> Arguments:
+    """from, to, how many, ns between two, bytes, IPv6, answered."""
+    count = random.choice((1, 1, 2, 5, 20, 20))
+    spacing = int(10 ** random.uniform(5, 10.5))
+    return (*pair, count, spacing, random.choice((48, 48, 200, 1420)), random.random() < 0.3, random.random() < 0.5)
+
+
+def _burst(random: Random, pair: tuple[int, int]) -> Arguments:
+    count = int(10 ** random.uniform(1.5, 2.8))
+    return (*pair, count, random.choice((0, 1000, 100_000)), 48, False, False)
+
+
+def _weather(random: Random, pair: tuple[int, int]) -> tuple[Weather, int]:
+    return draw_weather(random), _duration(random, 300)
+
+
+def _hole(random: Random, pair: tuple[int, int]) -> Arguments:
+    return (*pair, _duration(random, 300), random.choice((60, 100, 200, 1280)))
+
+
+def _suspend(random: Random, pair: tuple[int, int]) -> Arguments:
+    return pair[0], _duration(random, 24 * 3600)
+
+
+def _one_and_gap(most: int) -> Callable[[Random, tuple[int, int]], Arguments]:
+    """One host and a time."""
+    return lambda random, pair: (pair[0], _duration(random, most))
+
+
+def _two_and_gap(most: int) -> Callable[[Random, tuple[int, int]], Arguments]:
+    """Two hosts and a time."""
+    return lambda random, pair: (*pair, _duration(random, most))
+
+
+def _one(random: Random, pair: tuple[int, int]) -> Arguments:
+    return (pair[0],)
+
+
+def _one_and_count(most: int) -> Callable[[Random, tuple[int, int]], Arguments]:
+    return lambda random, pair: (pair[0], random.randrange(1, most))
+
+
+def _wall(random: Random, pair: tuple[int, int]) -> Arguments:
+    return pair[0], int(random.uniform(-10, 10) * YEAR)
+
+
+def _flood(random: Random, pair: tuple[int, int]) -> Arguments:
+    return pair[0], random.choice((50, 150, 300)), random.choice((1, 4, 24))
+
+
+def _keepalive(random: Random, pair: tuple[int, int]) -> Arguments:
+    return (*pair, random.choice((0, 0, 1, 10, 25)), _duration(random, 120))
+
+
+Drawn = Callable[[Random, tuple[int, int]], Arguments]
+_DRAWN: dict[str, tuple[int, Drawn]] = {
+    "talk": (30, _talk),
+    "burst": (3, _burst),
+    "weather": (8, _weather),
+    "cut": (5, _two_and_gap(300)),
+    "hole": (2, _hole),
+    "roam": (3, _one),
+    "suspend": (2, _suspend),
+    "wall": (2, _wall),
+    "crash": (4, _one_and_gap(60)),
+    "toggle": (2, _one_and_gap(20)),
+    "busy": (2, _one_and_gap(3)),
+    "fail_sends": (2, _one_and_count(30)),
+    "fail_writes": (2, _one_and_count(30)),
+    "stale_sources": (1, _one),
+    "change_psk": (2, _two_and_gap(60)),
+    "change_key": (1, _one_and_gap(60)),
+    "change_keepalive": (2, _keepalive),
+    "change_routes": (3, _one),
+    "readd": (2, _two_and_gap(30)),
+    "spoof_inside": (2, lambda random, pair: pair),
+    "replay": (5, _one_and_count(20)),
+    "reflect": (2, _one_and_count(10)),
+    "garbage": (2, _one_and_count(30)),
+    "forge": (4, _one_and_count(20)),
+    "flood": (1, _flood),
+}
+"""Each step's weight, and how its arguments are drawn."""
+_NAMES = list(_DRAWN)
+_WEIGHTS = [weight for weight, _ in _DRAWN.values()]
