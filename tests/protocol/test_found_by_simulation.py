@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 
 from tests.engine.plane import EnginePlane
@@ -67,3 +69,18 @@ def test_packets_that_wait_are_dropped_by_name_when_there_can_be_no_handshake() 
     a.interface.set_private_key(None, world.now)
     world.run(SECOND)
     assert a.plane.dropped["gave_up"] == 1
+
+
+@pytest.mark.parametrize("spacing", [1, 7, 30])
+def test_crossed_handshakes_do_not_cross_again_whatever_the_spacing_of_packets(spacing: int) -> None:
+    """L3: packets that left both sides at the same moment, more than 5 s apart, made them cross at each renewal."""
+    world = World()
+    a, b = world.pair()
+    for _ in range(1000 // spacing):
+        a.send(b)
+        b.send(a)
+        world.run(spacing * SECOND)
+    renewals = world.sent(MESSAGE_INITIATION, since=1001 * SECOND)
+    assert all(later.at - earlier.at >= 100 * SECOND for earlier, later in itertools.pairwise(renewals))
+    assert len(renewals) >= 5
+    assert len(a.received) == len(b.received) == 1000 // spacing

@@ -39,6 +39,12 @@ class Timings:
         return max(self.reject_after - self.keepalive - self.rekey_timeout, self.rekey_after)
 
     @property
+    def rekey_when_yielding_after(self) -> int:
+        """Ours: the side of two crossed handshakes that lets the other renew does so itself a Rekey-Timeout after
+        even a silent other side should have."""
+        return self.rekey_on_receive_after + self.rekey_timeout
+
+    @property
     def send_margin(self) -> int:
         """Ours: a session stops sending this long before it stops receiving. The other side's session is older or
         younger by the way of a handshake message, and data under way must not meet its end: it is staged for the

@@ -288,6 +288,7 @@ class Interface:
     def _keypair_params(
         self, peer: Peer, keys: TransportKeys, outcome: Accepted | Completed, *, is_initiator: bool, now: int
     ) -> KeypairParams:
+        on_sending, on_receiving = self._renewal_ages(peer, now)
         return KeypairParams(
             local_index=outcome.local_index,
             remote_index=outcome.remote_index,
@@ -295,21 +296,25 @@ class Interface:
             receive_key=keys.receive,
             is_initiator=is_initiator,
             birth=now,
-            rekey_send_at=now + self._rekey_after(peer, now) if is_initiator else NEVER,
-            rekey_receive_at=now + self.timings.rekey_on_receive_after if is_initiator else NEVER,
+            rekey_send_at=now + on_sending if is_initiator else NEVER,
+            rekey_receive_at=now + on_receiving if is_initiator else NEVER,
             reject_at=now + self.timings.reject_after,
             send_until=now + self.timings.reject_after - self.timings.send_margin,
             rekey_after_messages=REKEY_AFTER_MESSAGES,
             reject_after_messages=REJECT_AFTER_MESSAGES,
         )
 
-    def _rekey_after(self, peer: Peer, now: int) -> int:
-        """Rekey-After-Time, and a Rekey-Timeout more for one side of two crossed handshakes: both are initiators
-        then, and without a difference they would cross again at each renewal."""
+    def _renewal_ages(self, peer: Peer, now: int) -> tuple[int, int]:
+        """At which age of a session its initiator renews it on sending, and on receiving (6.2).
+
+        After two crossed handshakes both sides are initiators, and packets that leave both at once would make them
+        cross again at each renewal. So one side waits until the other must have done it, at any spacing of packets
+        that keeps a session in use, and still renews by itself if it comes to that."""
         crossed = now - peer.last_initiation_consumed < self.timings.rekey_timeout
         own = self.private_key
-        yields = crossed and own is not None and own.public_key().raw < peer.public_key.raw
-        return self.timings.rekey_after + (self.timings.rekey_timeout if yields else 0)
+        if crossed and own is not None and own.public_key().raw < peer.public_key.raw:
+            return self.timings.rekey_when_yielding_after, self.timings.rekey_when_yielding_after
+        return self.timings.rekey_after, self.timings.rekey_on_receive_after
 
     def _handshake_completed(self, peer: Peer, *, as_initiator: bool) -> None:
         timers = peer.timers

@@ -91,6 +91,7 @@ class ShadowPeer:
     persistent: int = 0
     persistent_owed: bool = False
     last_initiation: int = -REKEY_TIMEOUT
+    initiations: int = 0
     stamp_sent: bytes = b""
     stamp_accepted: bytes = b""
     session_at: int | None = None
@@ -391,6 +392,7 @@ class Shadow:
         require(gap >= REKEY_TIMEOUT, "I7", f"host {self.life[0]}: an initiation {gap / SECOND:.3f} s after another")
         require(stamp > peer.stamp_sent, "I10", f"host {self.life[0]} repeats or lowers its timestamp")
         peer.last_initiation, peer.stamp_sent = self.now, stamp
+        peer.initiations += 1
         self.ledger.counts["initiations"] += 1
         self._handshake_left(peer, data, Genuine(1, self.identity, peer.public, stamp=stamp))
 

@@ -42,10 +42,10 @@ class World:
         self.ledger = Ledger()
         self.network = Network(Random(f"{scenario.seed}/network"))
         self.attacker = Attacker(self.network, Random(f"{scenario.seed}/attacker"))
-        self._heap: list[tuple[int, int, Callable[..., None], tuple[Any, ...]]] = []
+        self._heap: list[tuple[int, int, Callable[..., object], tuple[Any, ...]]] = []
         self._order = itertools.count()
         self._wakes: dict[int, int] = {}
-        self._asleep: dict[int, list[tuple[Callable[..., None], tuple[Any, ...]]]] = {}
+        self._asleep: dict[int, list[tuple[Callable[..., object], tuple[Any, ...]]]] = {}
         """What somebody wants of a machine that sleeps: it is done when it wakes."""
         self._numbers = itertools.count(1)
         self._roams = itertools.count(1)
@@ -83,11 +83,11 @@ class World:
             self.network.place(host.number, host.address)
             for other in self.hosts.values():
                 if other is not host:
-                    host.settings.peers[other.number] = self._settings_for(host, other)
+                    host.settings.peers[other.number] = self.settings_for(host, other)
         for host in self.hosts.values():
             host.start()
 
-    def _settings_for(self, host: Host, other: Host) -> PeerSettings:
+    def settings_for(self, host: Host, other: Host) -> PeerSettings:
         endpoint = None if other.number in self.network.nats else other.address
         keepalive = 25 if host.number in self.network.nats and other.number == 1 else 0
         prefixes = [packets.v4_prefix(other.number), packets.v6_prefix(other.number)]
@@ -95,10 +95,10 @@ class World:
 
     # Time
 
-    def at(self, when: int, call: Callable[..., None], *arguments: Any) -> None:
+    def at(self, when: int, call: Callable[..., object], *arguments: Any) -> None:
         heapq.heappush(self._heap, (max(when, self.now), next(self._order), call, arguments))
 
-    def after(self, delay: int, call: Callable[..., None], *arguments: Any) -> None:
+    def after(self, delay: int, call: Callable[..., object], *arguments: Any) -> None:
         self.at(self.now + delay, call, *arguments)
 
     def run_until(self, end: int) -> None:
@@ -124,7 +124,7 @@ class World:
             del self._wakes[host.number]
             host.fire()
 
-    def _waits(self, a: int, call: Callable[..., None], *arguments: Any) -> bool:
+    def _waits(self, a: int, call: Callable[..., object], *arguments: Any) -> bool:
         """Whether the host sleeps; the call then waits for it to wake, or to start again."""
         host = self.hosts[a]
         if host.running and not host.awake:
@@ -132,7 +132,7 @@ class World:
             return True
         return False
 
-    def _catch_up(self, a: int) -> None:
+    def catch_up(self, a: int) -> None:
         for call, arguments in self._asleep.pop(a, []):
             call(*arguments)
 
@@ -147,6 +147,11 @@ class World:
             self.at(when, self.audit)
         self.run_until(end)
         self.audit()
+
+    def cancel_steps(self) -> None:
+        """What steps left to happen later does not, and datagrams under way are lost; timers stay."""
+        self._heap = [event for event in self._heap if event[2] == self._fire]
+        heapq.heapify(self._heap)
 
     def audit(self) -> None:
         for host in self.hosts.values():
@@ -250,7 +255,7 @@ class World:
         host = self.hosts[a]
         if host.running and host.lives == life and not host.awake:
             host.resume()
-            self._catch_up(a)
+            self.catch_up(a)
 
     def do_wall(self, a: int, jump: int) -> None:
         self.hosts[a].clock.wall_offset += jump
@@ -264,7 +269,7 @@ class World:
     def _restart(self, a: int) -> None:
         if not self.hosts[a].running:
             self.hosts[a].start()
-            self._catch_up(a)
+            self.catch_up(a)
 
     def do_toggle(self, a: int, duration: int) -> None:
         """The TUN goes down, and up again."""
@@ -313,7 +318,7 @@ class World:
         """Host a forgets peer b and gets to know it anew."""
         settings = self.forget(a, b)
         if settings is not None:
-            self._add(a, dataclasses.replace(settings, **changes))
+            self.add(a, dataclasses.replace(settings, **changes))
 
     def forget(self, a: int, b: int) -> PeerSettings | None:
         """Remove the peer; returns what it was. The host must not sleep."""
@@ -325,9 +330,9 @@ class World:
             del host.settings.peers[b]
         return settings
 
-    def _add(self, a: int, settings: PeerSettings) -> None:
+    def add(self, a: int, settings: PeerSettings) -> None:
         host = self.hosts[a]
-        if not self._waits(a, self._add, a, settings) and settings.number not in host.settings.peers:
+        if not self._waits(a, self.add, a, settings) and settings.number not in host.settings.peers:
             settings.public = self.hosts[settings.number].public
             for prefix in settings.prefixes:
                 self._take_prefix(host, prefix)
@@ -340,7 +345,7 @@ class World:
             return
         settings = self.forget(a, b)
         if settings is not None:
-            self.after(gap, self._add, a, settings)
+            self.after(gap, self.add, a, settings)
 
     def do_change_psk(self, a: int, b: int, gap: int) -> None:
         """One side first, the other a while later."""
