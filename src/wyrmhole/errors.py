@@ -32,3 +32,14 @@ class UapiError(ErrnoError):
 
 class DeviceError(WyrmholeError):
     """A part of a device could not be had. The message says what to do about it."""
+
+
+class ConfigFileError(WyrmholeError, ValueError):
+    """A configuration file that cannot be used. The message begins with file and line; no value of a key is in it."""
+
+    def __init__(self, source: str, line: int, expected: str) -> None:
+        super().__init__(f"{source}:{line}: {expected}" if line else f"{source}: {expected}")
+        self.source = source
+        self.line = line
+        """1 for the first; 0: the file as a whole."""
+        self.expected = expected
