@@ -85,7 +85,7 @@ def emit_prefix(prefix: Prefix) -> str:
     return f"{socket.inet_ntop(_ADDRESS_FAMILIES[version], network.to_bytes(size, 'big'))}/{length}"
 
 
-def _parse_endpoint(text: str, resolve_scope: ScopeResolver) -> Endpoint:
+def parse_endpoint(text: str, resolve_scope: ScopeResolver) -> Endpoint:
     """Numeric `ip:port` or `[ip6]:port`, whose scope may be an interface's name."""
     host, _, rest = text.partition("%")
     scope, bracket, port = rest.rpartition("]")
@@ -194,7 +194,7 @@ class SetBuilder:
         self._peer.preshared_key = PresharedKey.from_hex(value)
 
     def _set_endpoint(self, value: str) -> None:
-        self._peer.endpoint = _parse_endpoint(value, self._resolve_scope)
+        self._peer.endpoint = parse_endpoint(value, self._resolve_scope)
 
     def _set_keepalive(self, value: str) -> None:
         self._peer.persistent_keepalive = _parse_number(value, 0xFFFF)

@@ -192,6 +192,19 @@ class Config:
                 if not key.many and key is not NAME_KEY:
                     yield from ((line.number, key.name) for line in found[:-1])
 
+    def values_of(self, key: str) -> Iterator[tuple[int, str]]:
+        """Line and text of every readable value of a key, in the order of the file."""
+        for section in self._sections:
+            yield from ((line.number, line.value) for line in section.lines if line.key == key.lower())
+
+    def commented_hooks(self) -> Iterator[tuple[int, str, str]]:
+        """Line, key and comment of each command that a `#` cuts off, as it does for wg-quick(8)."""
+        hooks = {key.name.lower(): key.name for key in INTERFACE_KEYS if key.is_hook}
+        for section in self._sections:
+            for line in section.lines:
+                if line.key in hooks and "#" in line.raw:
+                    yield line.number, hooks[line.key], line.raw[line.raw.index("#") :].strip()
+
     def __eq__(self, other: object) -> bool:
         """By what the files say, not by how they are written."""
         if not isinstance(other, Config):

@@ -257,6 +257,10 @@ class Key:
     is_quick: bool = False
     """Known to wg-quick(8) only: what `strip` leaves out."""
 
+    @property
+    def is_hook(self) -> bool:
+        return self.read is read_command
+
 
 def _quick(
     name: str, attribute: str, read: Callable[[str], Any], write: Callable[[Any], list[str]], many: bool = True

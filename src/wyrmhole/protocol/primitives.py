@@ -26,6 +26,7 @@ __all__ = [
     "kdf1",
     "kdf2",
     "kdf3",
+    "library_text",
     "mac",
     "open_handshake",
     "same",
@@ -149,3 +150,11 @@ def xopen(key: bytes, nonce: bytes, ciphertext: bytes, ad: bytes) -> bytes:
     """Raises InvalidTag."""
     subkey = hchacha20(key, nonce[:16])
     return ChaCha20Poly1305(subkey).decrypt(bytes(4) + nonce[16:], ciphertext, ad)
+
+
+def library_text() -> str:
+    """The library behind Curve25519 and the AEADs and what it is built on, for a person."""
+    import cryptography
+    from cryptography.hazmat.backends.openssl import backend
+
+    return f"cryptography {cryptography.__version__} with {backend.openssl_version_text()}"

@@ -1,0 +1,160 @@
+"""set, setconf, addconf, syncconf: changes of a running interface, as wg(8) makes them."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+import click
+
+from wyrmhole.cli.app import interface_argument, load, warn
+from wyrmhole.control import uapi_client
+from wyrmhole.control.endpoint_names import NameResolver, parse_retries
+from wyrmhole.control.wg_change import add_change, set_change, sync_change
+from wyrmhole.control.wg_values import ConfigEndpoint, read_fwmark, read_keepalive, read_port, read_prefix
+from wyrmhole.device.config import AllowedIPChange, DeviceChange, PeerChange
+from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
+
+_T = TypeVar("_T")
+_K = TypeVar("_K", PrivateKey, PresharedKey)
+
+LONGEST_KEY_FILE = 1024
+"""Bytes: a key has 44."""
+
+file_argument = click.argument("config", metavar="FILE", type=click.Path(path_type=Path))
+
+
+def resolver() -> NameResolver:
+    retries = parse_retries(os.environ.get("WG_ENDPOINT_RESOLUTION_RETRIES", ""))
+    return NameResolver(retries, time.sleep, warn)
+
+
+# Files
+
+
+@click.command("setconf")
+@interface_argument
+@file_argument
+def setconf_command(interface: str, config: Path) -> None:
+    """Make INTERFACE what FILE says; sessions end."""
+    uapi_client.apply(interface, set_change(load(config), resolver()))
+
+
+@click.command("addconf")
+@interface_argument
+@file_argument
+def addconf_command(interface: str, config: Path) -> None:
+    """Add what FILE says to INTERFACE."""
+    uapi_client.apply(interface, add_change(load(config), resolver()))
+
+
+@click.command("syncconf")
+@interface_argument
+@file_argument
+def syncconf_command(interface: str, config: Path) -> None:
+    """Make INTERFACE what FILE says; peers that stay keep their sessions."""
+    status = uapi_client.get(interface)
+    uapi_client.apply(interface, sync_change(load(config), status, resolver()))
+
+
+# Words
+
+
+@click.command(
+    "set",
+    context_settings={"ignore_unknown_options": True},
+    options_metavar="",
+    short_help="Change INTERFACE and its peers.",
+)
+@interface_argument
+@click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED)
+def set_command(interface: str, words: tuple[str, ...]) -> None:
+    """Change INTERFACE. WORDS are those of `wg set`:
+
+    \b
+    [listen-port PORT] [fwmark MARK] [private-key FILE]
+    [peer PUBLIC-KEY [remove] [preshared-key FILE] [endpoint HOST:PORT]
+          [persistent-keepalive SECONDS|off] [allowed-ips IP/LENGTH,...]]...
+
+    Keys come from files, never from the command line; an empty file takes a key away. Allowed ips replace those
+    there are, or with + or - before each one are added or removed.
+    """
+    uapi_client.apply(interface, parse_words(words, resolver()))
+
+
+def parse_words(words: tuple[str, ...], resolve: NameResolver) -> DeviceChange:
+    """Raises click.UsageError, and OSError for a key file."""
+    remaining = iter(words)
+    device, peers = DeviceChange(), []
+    for word in remaining:
+        if word == "peer":
+            peers.append(PeerChange(_read(PublicKey.from_base64, word, _next(remaining, word))))
+        elif peers:
+            peers[-1] = _change_peer(peers[-1], word, remaining, resolve)
+        else:
+            device = _change_device(device, word, remaining)
+    return replace(device, peers=tuple(peers))
+
+
+def _change_device(device: DeviceChange, word: str, rest: Iterator[str]) -> DeviceChange:
+    if word == "listen-port":
+        return replace(device, listen_port=_read(read_port, word, _next(rest, word)))
+    if word == "fwmark":
+        return replace(device, fwmark=_read(read_fwmark, word, _next(rest, word)))
+    if word == "private-key":
+        return replace(device, private_key=_read_key_file(PrivateKey, word, _next(rest, word)))
+    raise click.UsageError(f"`{word}' is not one of listen-port, fwmark, private-key, peer")
+
+
+def _change_peer(peer: PeerChange, word: str, rest: Iterator[str], resolve: NameResolver) -> PeerChange:
+    if word == "remove":
+        return replace(peer, remove=True)
+    if word == "preshared-key":
+        return replace(peer, preshared_key=_read_key_file(PresharedKey, word, _next(rest, word)))
+    if word == "endpoint":
+        return replace(peer, endpoint=resolve(_read(ConfigEndpoint.parse, word, _next(rest, word))))
+    if word == "persistent-keepalive":
+        return replace(peer, persistent_keepalive=_read(read_keepalive, word, _next(rest, word)))
+    if word == "allowed-ips":
+        return _change_allowed_ips(peer, _next(rest, word))
+    raise click.UsageError(
+        f"`{word}' is not one of remove, preshared-key, endpoint, persistent-keepalive, allowed-ips, peer"
+    )
+
+
+def _change_allowed_ips(peer: PeerChange, text: str) -> PeerChange:
+    items = ["".join(item.split()) for item in text.split(",")] if text.strip() else []
+    signs = {item[:1] if item[:1] in ("+", "-") else "" for item in items}
+    if "" in signs and len(signs) > 1:
+        raise click.UsageError("allowed-ips: a + or - goes before every one of them or before none")
+    prefixes = [_read(read_prefix, "allowed-ips", item.lstrip("+-") if "" not in signs else item) for item in items]
+    changes = [AllowedIPChange(prefix, item.startswith("-")) for prefix, item in zip(prefixes, items, strict=True)]
+    return replace(peer, replace_allowed_ips=not signs or "" in signs, allowed_ips=tuple(changes))
+
+
+def _next(words: Iterator[str], word: str) -> str:
+    value = next(words, None)
+    if value is None:
+        raise click.UsageError(f"`{word}' is followed by a value")
+    return value
+
+
+def _read(read: Callable[[str], _T], word: str, value: str) -> _T:
+    try:
+        return read(value)
+    except ValueError as error:
+        raise click.UsageError(f"{word}: expected {error}") from None
+
+
+def _read_key_file(kind: type[_K], word: str, path: str) -> _K:
+    """An empty file means no key. The value is never repeated."""
+    with open(path, "rb") as file:
+        text = file.read(LONGEST_KEY_FILE).decode("ascii", "replace").strip()
+    try:
+        return kind.from_base64(text) if text else kind(bytes(32))
+    except ValueError as error:
+        raise click.UsageError(f"{word}: {path}: {error}") from None

@@ -1,0 +1,49 @@
+"""genkey, genpsk, pubkey. Keys go through stdin and stdout and never through arguments, which others may read."""
+
+from __future__ import annotations
+
+import os
+import stat
+import sys
+
+import click
+
+from wyrmhole.cli.app import Failure, warn
+from wyrmhole.device.clock import SystemClock
+from wyrmhole.protocol.keys import KEY_SIZE, PresharedKey, PrivateKey
+
+LONGEST_INPUT = 1024
+"""A key has 44 characters; more than this is not read."""
+
+
+def _warn_of_readers() -> None:
+    status = os.fstat(sys.stdout.fileno())
+    if stat.S_ISREG(status.st_mode) and status.st_mode & 0o007:
+        warn("writing a key to a file that everyone may read; `umask 077` before would prevent it")
+
+
+@click.command("genkey")
+def genkey_command() -> None:
+    """Print a new private key."""
+    _warn_of_readers()
+    click.echo(PrivateKey(SystemClock().random(KEY_SIZE)).base64())
+
+
+@click.command("genpsk")
+def genpsk_command() -> None:
+    """Print a new preshared key."""
+    _warn_of_readers()
+    click.echo(PresharedKey(SystemClock().random(KEY_SIZE)).base64())
+
+
+@click.command("pubkey")
+def pubkey_command() -> None:
+    """Read a private key from stdin, print its public key."""
+    text = sys.stdin.buffer.read(LONGEST_INPUT).decode("ascii", "replace").strip()
+    try:
+        key = PrivateKey.from_base64(text)
+    except ValueError as error:
+        raise Failure(f"stdin: {error}") from None
+    if key.is_zero:
+        raise Failure("stdin: a key of zeros is none")
+    click.echo(key.public_key().base64())

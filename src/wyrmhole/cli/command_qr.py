@@ -1,0 +1,49 @@
+"""qr: a configuration as a picture that the mobile apps read."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import click
+
+from wyrmhole.cli.app import Failure, config_argument, config_path, load, write
+
+MOST_BYTES = 2953
+"""Of the largest QR code, version 40 with error level L (ISO/IEC 18004)."""
+
+
+@click.command("qr")
+@config_argument
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write a .png or .svg file, for its owner alone.")
+@click.option("--allow-secrets", is_flag=True, help="Print a private key also to what is no terminal.")
+def qr_command(config: str, output: Path | None, allow_secrets: bool) -> None:
+    """Draw CONFIG as a QR code, on the terminal or into a file. Who sees it has the keys."""
+    # Imported here: completion and help load this module, and need no drawing.
+    import segno
+
+    path = config_path(config)
+    parsed = load(path)
+    text = parsed.emit()
+    has_secrets = parsed.interface.private_key is not None or any(peer.preshared_key for peer in parsed.peers)
+    if output is None and has_secrets and not sys.stdout.isatty() and not allow_secrets:
+        raise Failure("this would print keys to something that is no terminal: --allow-secrets if that is meant")
+    if len(text.encode()) > MOST_BYTES:
+        raise Failure(f"{path} has more than the {MOST_BYTES} bytes of a QR code: leave out comments or peers")
+    code = segno.make_qr(text.encode(), error="l", mode="byte", boost_error=False)
+    if output is None:
+        code.terminal(compact=True)
+    else:
+        _save(code, output)
+
+
+def _save(code: object, output: Path) -> None:
+    kind = output.suffix.removeprefix(".").lower()
+    if kind not in ("png", "svg"):
+        raise Failure(f"{output}: a name that ends in .png or .svg says what to write")
+    import os
+
+    fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    with os.fdopen(fd, "wb") as file:
+        code.save(file, kind=kind, scale=4)  # type: ignore[attr-defined]
+    write(f"{output}\n")

@@ -1,0 +1,79 @@
+"""Name servers of a tunnel: handed to resolvconf(8), or to systemd-resolved where there is only that.
+
+With neither there is no program that owns /etc/resolv.conf, and this one does not write it behind anybody's back.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from wyrmhole.errors import DeviceError
+
+TIMEOUT = 20.0
+"""Seconds for one run of resolvconf or resolvectl."""
+
+INTERFACE_ORDER = Path("/etc/resolvconf/interface-order")
+
+
+class NameService:
+    """`servers` empty: nothing is done, as by wg-quick(8), search domains or not."""
+
+    def __init__(self, interface: str, servers: Sequence[object], search: Sequence[str]) -> None:
+        self._interface = interface
+        self._servers = [str(server) for server in servers]
+        self._search = list(search)
+
+    def require(self) -> None:
+        """Raises DeviceError when servers are wanted and nobody could be told."""
+        if self._servers and not (shutil.which("resolvconf") or shutil.which("resolvectl")):
+            raise DeviceError(
+                "DNS is given, but neither resolvconf nor resolvectl is here to set it:"
+                " install resolvconf (or openresolv), or replace DNS by a PostUp command"
+            )
+
+    def set(self) -> None:
+        if not self._servers:
+            return
+        if shutil.which("resolvconf"):
+            lines = [f"nameserver {server}" for server in self._servers]
+            lines += [f"search {' '.join(self._search)}"] if self._search else []
+            _run(["resolvconf", "-a", self._record, "-m", "0", "-x"], "".join(f"{line}\n" for line in lines))
+        else:
+            _run(["resolvectl", "dns", self._interface, *self._servers])
+            _run(["resolvectl", "domain", self._interface, "~.", *self._search])
+
+    def unset(self) -> None:
+        if not self._servers:
+            return
+        if shutil.which("resolvconf"):
+            _run(["resolvconf", "-d", self._record, "-f"])
+        elif shutil.which("resolvectl"):
+            _run(["resolvectl", "revert", self._interface])
+
+    @property
+    def _record(self) -> str:
+        """Debian's resolvconf orders records by prefixes: the first of its list comes before all others."""
+        return _record_prefix(INTERFACE_ORDER) + self._interface
+
+
+def _record_prefix(order: Path) -> str:
+    try:
+        lines = order.read_text().splitlines()
+    except OSError:
+        return ""
+    found = (re.fullmatch(r"([A-Za-z0-9-]+)\*", line.strip()) for line in lines)
+    return next((f"{match[1]}." for match in found if match), "")
+
+
+def _run(arguments: list[str], text: str = "") -> None:
+    try:
+        result = subprocess.run(arguments, input=text, capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise DeviceError(f"{arguments[0]} did not end in {TIMEOUT:.0f} s") from error
+    if result.returncode:
+        said = result.stderr.strip().splitlines()
+        raise DeviceError(f"{' '.join(arguments[:2])} failed: {said[0] if said else result.returncode}")

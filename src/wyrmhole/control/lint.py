@@ -1,0 +1,304 @@
+"""What is wrong, doubtful or worth knowing about a configuration file that can be read.
+
+A finding is an `error` when something will not work or a secret is none, a `warning` when it most likely is not what
+was meant, and a `note` when it surprises people. The absence of an optional key is none of these.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from wyrmhole.control.wg_quick import Config, ConfigPeer
+from wyrmhole.control.wg_values import read_prefix
+from wyrmhole.protocol.keys import PrivateKey
+from wyrmhole.wire.prefix import Prefix
+
+MIN_MTU_V6 = 1280
+"""RFC 8200: below it the kernel takes IPv6 off the interface."""
+
+WIDEST_MTU = 1440
+"""1500 less IPv4 20, UDP 8, header 16, tag 16: more than this is cut up on nearly every path."""
+
+LONG_KEEPALIVE = 120
+"""Seconds: RFC 4787 asks translators to remember UDP for two minutes, many do for 30 s."""
+
+PUBLISHED_KEYS = frozenset(
+    {
+        "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk=",
+        "oK56DE9Ue9zK76rAc8pBl6opph+1v36lm7cXXsQKrQM=",
+        "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
+    }
+)
+"""Private keys of the manual pages of wg(8) and wg-quick(8), and none."""
+
+MAX_FINDINGS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    line: int
+    """0: the file as a whole."""
+    level: str
+    """error, warning or note."""
+    message: str
+
+
+Check = Callable[[Config], Iterator[Finding]]
+
+
+def lint(config: Config) -> list[Finding]:
+    """Sorted by line, at most MAX_FINDINGS."""
+    found = (finding for check in CHECKS for finding in check(config))
+    return sorted(found, key=lambda finding: (finding.line, finding.level))[:MAX_FINDINGS]
+
+
+# Keys
+
+
+def _check_own_key(config: Config) -> Iterator[Finding]:
+    interface = config.interface
+    line = config.line_of(interface, "PrivateKey")
+    if interface.private_key is None:
+        sets_later = any("private-key" in hook for hook in (*interface.pre_up, *interface.post_up))
+        if not sets_later:
+            yield Finding(line, "error", "no PrivateKey: make one with `wyrmhole genkey`")
+    elif interface.private_key.base64() in {PrivateKey.from_base64(key).base64() for key in PUBLISHED_KEYS}:
+        yield Finding(line, "error", "the PrivateKey is one that is printed in manuals: make another")
+
+
+def _check_peer_keys(config: Config) -> Iterator[Finding]:
+    key = config.interface.private_key
+    own = None if key is None or key.is_zero else key.public_key()
+    seen: dict[object, int] = {}
+    for peer in config.peers:
+        line = config.line_of(peer, "PublicKey")
+        if peer.public_key == own:
+            yield Finding(line, "error", "this peer has our own key: it will be left out")
+        if peer.public_key.is_zero:
+            yield Finding(line, "error", "a PublicKey of zeros belongs to nobody")
+        if (first := seen.setdefault(peer.public_key, line)) != line:
+            yield Finding(line, "error", f"the same PublicKey as in line {first}: the later section wins")
+
+
+def _check_preshared_keys(config: Config) -> Iterator[Finding]:
+    seen: dict[object, int] = {}
+    for peer in config.peers:
+        if peer.preshared_key is None:
+            continue
+        line = config.line_of(peer, "PresharedKey")
+        if peer.preshared_key.is_zero:
+            yield Finding(line, "warning", "a PresharedKey of zeros is none: leave the line out")
+        elif (first := seen.setdefault(peer.preshared_key, line)) != line:
+            yield Finding(line, "warning", f"the PresharedKey of line {first} again: each pair should have its own")
+
+
+def _check_repeated(config: Config) -> Iterator[Finding]:
+    for line, key in config.repeated_keys():
+        yield Finding(line, "warning", f"{key} is said again below, and that line holds")
+
+
+# Allowed ips
+
+
+def _label(config: Config, peer: ConfigPeer) -> str:
+    return peer.name or f"the peer of line {config.line_of(peer)}"
+
+
+def _check_overlaps(config: Config) -> Iterator[Finding]:
+    """Sorted so that what contains a prefix comes before it, one stack of containers is enough: O(n log n)."""
+    entries = sorted(
+        ((prefix, index) for index, peer in enumerate(config.peers) for prefix in peer.allowed_ips),
+        key=lambda entry: (entry[0], entry[1]),
+    )
+    containers: list[tuple[Prefix, int]] = []
+    for prefix, index in entries:
+        while containers and not contains(containers[-1][0], prefix):
+            containers.pop()
+        if containers:
+            yield from _overlap(config, containers[-1], (prefix, index))
+        containers.append((prefix, index))
+
+
+def contains(outer: Prefix, inner: Prefix) -> bool:
+    if outer.version != inner.version or outer.length > inner.length:
+        return False
+    shift = outer.bits - outer.length
+    return outer.network >> shift == inner.network >> shift
+
+
+def _overlap(config: Config, outer: tuple[Prefix, int], inner: tuple[Prefix, int]) -> Iterator[Finding]:
+    peer = config.peers[inner[1]]
+    line = config.line_of(peer, "AllowedIPs")
+    text, other = inner[0].emit(), _label(config, config.peers[outer[1]])
+    if outer[1] == inner[1]:
+        if outer[0] == inner[0]:
+            yield Finding(line, "note", f"{text} is there twice")
+    elif outer[0] == inner[0]:
+        yield Finding(line, "error", f"{text} belongs to {other} too: the later one gets it, the other loses it")
+    elif outer[0].length:
+        yield Finding(line, "note", f"{text} lies within {outer[0].emit()} of {other}: the narrower one goes first")
+
+
+def _check_host_bits(config: Config) -> Iterator[Finding]:
+    for line, value in config.values_of("AllowedIPs"):
+        for item in "".join(value.split()).split(","):
+            address, slash, _ = item.partition("/")
+            if slash and int(ipaddress.ip_address(address)) != (prefix := read_prefix(item)).network:
+                yield Finding(line, "warning", f"{item} means {prefix.emit()}: bits after the length count for nothing")
+
+
+def _check_reach(config: Config) -> Iterator[Finding]:
+    for peer in config.peers:
+        if not peer.allowed_ips:
+            line = config.line_of(peer)
+            yield Finding(line, "warning", "no AllowedIPs: nothing can be sent to this peer and nothing of it is taken")
+        if peer.endpoint is None and config.interface.listen_port in (None, 0):
+            line = config.line_of(peer)
+            yield Finding(line, "warning", "no Endpoint here and no ListenPort above: neither side can find the other")
+
+
+# Routes
+
+
+def _defaults(config: Config) -> set[int]:
+    return {prefix.version for peer in config.peers for prefix in peer.allowed_ips if prefix.length == 0}
+
+
+def _check_loops(config: Config) -> Iterator[Finding]:
+    """A default route is safe, by the mark; a route that merely contains the endpoint swallows its own packets."""
+    if config.interface.table not in (None, "auto") or _defaults(config):
+        return
+    routes = [prefix for peer in config.peers for prefix in peer.allowed_ips]
+    for peer in config.peers:
+        literal = peer.endpoint.literal if peer.endpoint is not None else None
+        if literal is None:
+            continue
+        host = Prefix.parse(f"{literal.host}/{128 if literal.is_v6 else 32}")
+        for prefix in (prefix for prefix in routes if contains(prefix, host)):
+            line = config.line_of(peer, "Endpoint")
+            message = f"the endpoint lies within the allowed {prefix.emit()}: its packets would go into the tunnel"
+            yield Finding(line, "error", message)
+            break
+
+
+def _check_families(config: Config) -> Iterator[Finding]:
+    defaults, own = _defaults(config), {address.version for address in config.interface.addresses}
+    line = config.line_of(config.interface, "Address")
+    for version in sorted(defaults - own if own else ()):
+        zero = "0.0.0.0/0" if version == 4 else "::/0"
+        yield Finding(
+            line, "warning", f"{zero} goes into the tunnel, but there is no IPv{version} Address to send from"
+        )
+    if defaults == {4}:
+        peer = next(peer for peer in config.peers if any(prefix.length == 0 for prefix in peer.allowed_ips))
+        line = config.line_of(peer, "AllowedIPs")
+        yield Finding(line, "note", "0.0.0.0/0 without ::/0: IPv6 goes on outside the tunnel")
+
+
+def _check_addresses(config: Config) -> Iterator[Finding]:
+    interface = config.interface
+    line = config.line_of(interface, "Address")
+    if not interface.addresses:
+        yield Finding(line, "note", "no Address: fine for setconf, but `up` and the library need one")
+    single = {(p.version, p.network): peer for peer in config.peers for p in peer.allowed_ips if p.length == p.bits}
+    for address in interface.addresses:
+        network = address.network
+        if (address.version, int(address.ip)) in single:
+            peer = single[address.version, int(address.ip)]
+            yield Finding(line, "error", f"{address.ip} is our own address and an allowed ip of {_label(config, peer)}")
+        if network.prefixlen < network.max_prefixlen - 1 and address.ip == network.network_address:
+            yield Finding(line, "warning", f"{address} is the number of the network and not of a host in it")
+    if len(set(interface.addresses)) < len(interface.addresses):
+        yield Finding(line, "error", "an Address is there twice, which the kernel refuses")
+
+
+def _check_mtu(config: Config) -> Iterator[Finding]:
+    mtu, line = config.interface.mtu, config.line_of(config.interface, "MTU")
+    if mtu is None:
+        return
+    uses_v6 = any(address.version == 6 for address in config.interface.addresses)
+    if mtu < MIN_MTU_V6 and uses_v6:
+        yield Finding(line, "error", f"MTU {mtu}: IPv6 needs at least {MIN_MTU_V6} and there is an IPv6 Address")
+    elif mtu > WIDEST_MTU:
+        yield Finding(line, "warning", f"MTU {mtu}: packets above {WIDEST_MTU} are cut up, or lost, on a path of 1500")
+    elif mtu < 576:
+        yield Finding(line, "warning", f"MTU {mtu}: many programs count on 576 at least")
+
+
+# Names
+
+
+def _check_dns(config: Config) -> Iterator[Finding]:
+    interface, line = config.interface, config.line_of(config.interface, "DNS")
+    if interface.dns_search and not interface.dns_servers:
+        yield Finding(line, "warning", "search domains without a server are not used by wg-quick")
+    prefixes = [prefix for peer in config.peers for prefix in peer.allowed_ips]
+    for server in interface.dns_servers:
+        host = Prefix(server.version, int(server), server.max_prefixlen)
+        if not any(contains(prefix, host) for prefix in prefixes):
+            yield Finding(line, "warning", f"DNS {server} is in no AllowedIPs: it is asked outside the tunnel")
+    if interface.dns_servers and prefixes and not _defaults(config):
+        message = (
+            "DNS without a default route: every name this host looks up goes to these servers, not only the tunnel's"
+        )
+        yield Finding(line, "note", message)
+
+
+def _check_endpoints(config: Config) -> Iterator[Finding]:
+    seen: dict[object, int] = {}
+    for peer in config.peers:
+        if peer.endpoint is None:
+            continue
+        line = config.line_of(peer, "Endpoint")
+        if (first := seen.setdefault(peer.endpoint, line)) != line:
+            yield Finding(line, "warning", f"the Endpoint of line {first} again: one address and port is one peer")
+        if re.match(r"fe[89ab].:", peer.endpoint.host.lower()) and "%" not in peer.endpoint.host:
+            yield Finding(line, "error", "a link-local address needs its interface: [fe80::1%eth0]:51820")
+        literal = peer.endpoint.literal
+        if literal is not None and ipaddress.ip_address(literal.host).is_unspecified:
+            yield Finding(line, "error", f"{literal.host} is nobody's address")
+
+
+def _check_keepalive(config: Config) -> Iterator[Finding]:
+    for peer in config.peers:
+        line = config.line_of(peer, "PersistentKeepalive")
+        if peer.persistent_keepalive and peer.persistent_keepalive > LONG_KEEPALIVE:
+            yield Finding(line, "note", f"{peer.persistent_keepalive} s is longer than firewalls remember: 25 is usual")
+
+
+# wg-quick
+
+
+def _check_hooks(config: Config) -> Iterator[Finding]:
+    for line, key, rest in config.commented_hooks():
+        yield Finding(line, "warning", f"{key} ends at the #: {rest} is not run")
+
+
+def _check_save(config: Config) -> Iterator[Finding]:
+    if config.interface.save_config:
+        line = config.line_of(config.interface, "SaveConfig")
+        message = "SaveConfig: `down` writes the running state over this file, edits made meanwhile included"
+        yield Finding(line, "note", message)
+
+
+CHECKS: tuple[Check, ...] = (
+    _check_own_key,
+    _check_peer_keys,
+    _check_preshared_keys,
+    _check_repeated,
+    _check_overlaps,
+    _check_host_bits,
+    _check_reach,
+    _check_loops,
+    _check_families,
+    _check_addresses,
+    _check_mtu,
+    _check_dns,
+    _check_endpoints,
+    _check_keepalive,
+    _check_hooks,
+    _check_save,
+)

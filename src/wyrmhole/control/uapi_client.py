@@ -1,0 +1,137 @@
+"""A client of the UAPI socket of any daemon: ours, wireguard-go, others.
+
+Blocking, for commands. Each wait for the daemon is TIMEOUT at most and the size of a reply is bounded, so that a
+daemon that hangs or babbles holds nobody up. A socket file that refuses a connection is a dead daemon's; it is left
+alone, as who may remove it is the next daemon's business.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import socket
+import stat
+from collections.abc import Iterator
+
+from wyrmhole.control.uapi_format import MAX_LINE, emit_set
+from wyrmhole.control.uapi_socket import DEFAULT_DIRECTORY
+from wyrmhole.control.uapi_status import StatusReader
+from wyrmhole.device.config import DeviceChange
+from wyrmhole.device.status import DeviceStatus
+from wyrmhole.errors import DeviceError, UapiError
+
+TIMEOUT = 5.0
+"""Seconds of one wait: connecting, writing a piece, or the next piece of a reply."""
+
+MAX_REPLY = 256 << 20
+"""Bytes of one reply: a million peers with three lines of allowed ips each."""
+
+_CHUNK = 1 << 18
+_NAME = re.compile(r"[a-zA-Z0-9_=+.-]{1,15}")
+
+
+class NoSuchInterface(DeviceError):
+    """No daemon serves that name."""
+
+
+def interfaces(directory: str = DEFAULT_DIRECTORY) -> list[str]:
+    """Names that a daemon serves, sorted. A socket that nobody listens on is none."""
+    try:
+        names = [entry[:-5] for entry in os.listdir(directory) if entry.endswith(".sock")]
+    except OSError:
+        return []
+    return sorted(
+        name for name in names if _NAME.fullmatch(name) and _is_served(os.path.join(directory, f"{name}.sock"))
+    )
+
+
+def _is_served(path: str) -> bool:
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return False
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.setblocking(False)
+            probe.connect(path)
+    except OSError as error:
+        return error.errno in (errno.EAGAIN, errno.EACCES)
+    return True
+
+
+def get(name: str, directory: str = DEFAULT_DIRECTORY) -> DeviceStatus:
+    """The state of an interface. Raises NoSuchInterface, DeviceError (silence) and UapiError (what it answered)."""
+    reader = StatusReader(name, socket.if_nametoindex)
+    with _connect(name, directory) as connection:
+        _send(connection, name, b"get=1\n\n")
+        for line in _reply_lines(connection, name):
+            reader.add_line(line)
+    return reader.finish()
+
+
+def apply(name: str, change: DeviceChange, directory: str = DEFAULT_DIRECTORY) -> None:
+    """Set; on return the change is in force. Raises as `get` does."""
+    with _connect(name, directory) as connection:
+        _send(connection, name, emit_set(change))
+        for _ in _reply_lines(connection, name):
+            pass
+
+
+def _connect(name: str, directory: str) -> socket.socket:
+    if not _NAME.fullmatch(name):
+        raise NoSuchInterface(f"{name!r} is no name of an interface: up to 15 of letters, digits and _=+.-")
+    path = os.path.join(directory, f"{name}.sock")
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    connection.settimeout(TIMEOUT)
+    try:
+        connection.connect(path)
+    except OSError as error:
+        connection.close()
+        raise _explain(name, path, error) from error
+    return connection
+
+
+def _explain(name: str, path: str, error: OSError) -> DeviceError:
+    if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
+        kernel = os.path.exists(f"/sys/class/net/{name}")
+        hint = "the interface exists but no user-space daemon serves it: use wg" if kernel else "`wyrmhole show` lists"
+        return NoSuchInterface(f"no daemon listens on {path}: {hint}{'' if kernel else ' what there is'}")
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return DeviceError(f"{path} is for root: try again with sudo")
+    return DeviceError(f"the daemon of {name} does not answer: {error.strerror or error}")
+
+
+def _send(connection: socket.socket, name: str, data: bytes) -> None:
+    try:
+        for start in range(0, len(data), _CHUNK):
+            connection.sendall(data[start : start + _CHUNK])
+    except OSError as error:
+        raise DeviceError(f"the daemon of {name} does not take requests: {error.strerror or error}") from error
+
+
+def _reply_lines(connection: socket.socket, name: str) -> Iterator[str]:
+    """The lines before `errno=0` and the blank line. Raises UapiError for another errno or a reply that is none."""
+    result: int | None = None
+    for line in _lines(connection, name):
+        key, _, value = line.partition("=")
+        if not line and result is not None:
+            break
+        if key == "errno" and value.lstrip("-").isdigit():
+            result = abs(int(value))
+        elif line:
+            yield line
+    if result:
+        raise UapiError(result, f"the daemon of {name} refused: {os.strerror(result)}")
+
+
+def _lines(connection: socket.socket, name: str) -> Iterator[str]:
+    partial, total = b"", 0
+    while True:
+        try:
+            data = connection.recv(_CHUNK)
+        except OSError as error:
+            raise DeviceError(f"the daemon of {name} does not answer: {error.strerror or error}") from error
+        total += len(data)
+        *lines, partial = (partial + data).split(b"\n")
+        if not data or total > MAX_REPLY or len(partial) > MAX_LINE:
+            raise UapiError(errno.EPROTO, f"the daemon of {name} does not speak the UAPI")
+        yield from (line.decode("utf-8", "replace") for line in lines)
