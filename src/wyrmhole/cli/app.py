@@ -32,6 +32,7 @@ HOMES = {
     "genpsk": "keys",
     "pubkey": "keys",
     "qr": "qr",
+    "run": "run",
     "save": "quick",
     "set": "change",
     "setconf": "change",
