@@ -19,7 +19,8 @@ ROOMS: dict[str, set[str]] = {
     "engine": {"wire", "protocol", "net", "engine"},
     "device": {"wire", "protocol", "net", "engine", "device", "errors"},
     "control": {"wire", "protocol", "net", "engine", "device", "control", "errors"},
-    "cli": {"wire", "protocol", "net", "engine", "device", "control", "cli", "errors"},
+    "cli": {"wire", "protocol", "net", "engine", "device", "control", "sandbox", "cli", "errors"},
+    "sandbox": {"sandbox", "errors"},
     "simulation": {"wire", "protocol", "net", "engine", "device", "simulation", "errors"},
     "errors": set(),
 }

@@ -1,12 +1,14 @@
 """wyrmholed: the daemon that wg(8) and wg-quick(8) drive in the place of wireguard-go.
 
     wyrmholed [-f|--foreground] [--engine auto|portable|native] [--workers N] [--aead auto|ring|vector]
-              [--without OFFLOAD[,OFFLOAD]...] INTERFACE
+              [--without OFFLOAD[,OFFLOAD]...] [--user NAME] [--no-sandbox] INTERFACE
 
 Environment, as for wireguard-go: LOG_LEVEL (verbose, debug, error, silent), WG_PROCESS_FOREGROUND=1, WG_TUN_FD (an
 open TUN), WG_UAPI_FD (a listening Unix socket). wg-quick passes no options, so each has a variable too:
-WYRMHOLE_ENGINE, WYRMHOLE_WORKERS, WYRMHOLE_AEAD, WYRMHOLE_WITHOUT. It ends, with status 0, on SIGTERM and
-SIGINT, when the interface is deleted, and when its socket's file is removed.
+WYRMHOLE_ENGINE, WYRMHOLE_WORKERS, WYRMHOLE_AEAD, WYRMHOLE_WITHOUT, WYRMHOLE_USER, WYRMHOLE_SANDBOX=off. It ends, with
+status 0, on SIGTERM and SIGINT, when the interface is deleted, and when its socket's file is removed.
+
+Once started it gives away what it does not need (see docs/security.md), and tells a service manager how it is.
 
 Starting is a visible wait of `wg-quick up`: what is imported here is little, the rest comes when it is needed.
 """
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
     from logging import Logger
 
+    from wyrmhole.cli.service_manager import ServiceManager
     from wyrmhole.control.uapi_socket import UapiListener
     from wyrmhole.engine.contract import Engine
     from wyrmhole.net.bind import Bind
@@ -54,12 +57,13 @@ class Settings:
     foreground: bool
     engine: str
     log_level: str
-
     tun_fd: int | None
     uapi_fd: int | None
     workers: int = 1
     aead: str = "auto"
     without: frozenset[str] = frozenset()
+    user: str | None = None
+    sandbox: bool = True
 
     @property
     def queues(self) -> int:
@@ -119,6 +123,8 @@ def parse_settings(arguments: Sequence[str], environ: Mapping[str, str]) -> Sett
         default=environ.get("WYRMHOLE_WITHOUT", ""),
         help=f"offloads to keep off, of {','.join(OFFLOADS)}: for kernels and drivers that get them wrong",
     )
+    parser.add_argument("--user", metavar="NAME", help="who to be once the interface and the control socket are there")
+    parser.add_argument("--no-sandbox", action="store_true", help="keep all privileges and system calls")
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.add_argument("name", metavar="INTERFACE", nargs="?", help="name of the interface to make")
     options = parser.parse_args(arguments)
@@ -127,6 +133,9 @@ def parse_settings(arguments: Sequence[str], environ: Mapping[str, str]) -> Sett
         parser.exit()
     if options.name is None:
         parser.error("INTERFACE is missing")
+    sandbox = environ.get("WYRMHOLE_SANDBOX", "on")
+    if sandbox not in ("on", "off"):
+        parser.error(f"WYRMHOLE_SANDBOX is on or off, not {sandbox!r}")
     return Settings(
         name=options.name,
         foreground=options.foreground or environ.get("WG_PROCESS_FOREGROUND") == "1",
@@ -137,6 +146,8 @@ def parse_settings(arguments: Sequence[str], environ: Mapping[str, str]) -> Sett
         without=_parse_offloads(parser, options.without),
         tun_fd=_parse_fd(parser, environ, "WG_TUN_FD"),
         uapi_fd=_parse_fd(parser, environ, "WG_UAPI_FD"),
+        user=options.user or environ.get("WYRMHOLE_USER") or None,
+        sandbox=sandbox == "on" and not options.no_sandbox,
     )
 
 
@@ -185,12 +196,13 @@ def version_text() -> str:
 def run(settings: Settings) -> int:
     """Make the parts in the order in which they fail, go to the background, serve. Raises DeviceError."""
     from wyrmhole.cli.daemonize import go_to_background, inherited_descriptors, open_standard_descriptors
+    from wyrmhole.sandbox.confine import forbid_dumps
 
     # Nothing made while starting is garbage; `serve` turns the collector on.
     gc.disable()
     open_standard_descriptors()
     inherited = inherited_descriptors() - {settings.tun_fd, settings.uapi_fd}
-    forbid_core_dumps()
+    forbid_dumps()
     # A signal in the middle of setting up would leave the socket's file behind; `serve` lets them come.
     signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
     tun = open_tun(settings)
@@ -246,14 +258,60 @@ def patiently(make: Callable[[], _T], is_passing: Callable[[Exception], bool]) -
     return make()
 
 
-def forbid_core_dumps() -> None:
-    """The process holds private keys. The limit is for files, the flag also for handlers that get cores by a pipe."""
-    import ctypes
-    import resource
+def import_parts() -> None:
+    """Whatever will be used: another user may not be able to read where this is installed, nor root without privileges.
 
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    set_dumpable = 4  # PR_SET_DUMPABLE
-    ctypes.CDLL(None).prctl(set_dumpable, 0, 0, 0, 0)
+    What the libraries import when they are first used is found by using them.
+    """
+    import encodings.idna  # noqa: F401
+    import importlib
+    import traceback  # noqa: F401
+    from contextlib import suppress
+
+    import wyrmhole.control.uapi_server
+    import wyrmhole.device.device
+    import wyrmhole.engine.portable
+    import wyrmhole.engine.select
+    import wyrmhole.net.udp_bind  # noqa: F401
+    from wyrmhole.protocol.keys import PrivateKey
+    from wyrmhole.protocol.primitives import dh, seal_handshake, xseal
+
+    with suppress(ImportError):
+        importlib.import_module("wyrmhole.engine.native")
+    "x".encode("idna")
+    key = PrivateKey(bytes(range(32)))
+    shared = dh(key.exchange_key, key.public_key().raw)
+    seal_handshake(shared, b"", b"")
+    xseal(shared, bytes(24), b"", b"")
+
+
+def confine(settings: Settings, listener: UapiListener) -> None:
+    """Become who was asked for, with the privileges that later commands need. Raises DeviceError."""
+    from wyrmhole.cli.caretaker import leave_caretaker
+    from wyrmhole.control.uapi_socket import remove_if_dead
+    from wyrmhole.sandbox.confine import drop_privileges, find_user
+
+    user = None if settings.user is None else find_user(settings.user)
+    if user is None and not settings.sandbox:
+        return
+    import_parts()
+    if user is not None and listener.file_id is not None:
+        path = listener.path
+        leave_caretaker(lambda: remove_if_dead(path), lambda: drop_privileges(None, kept=frozenset()))
+        # The owner may watch it, the caretaker try it; whom the server answers is not for the mode to say.
+        os.chown(path, user.uid, -1)
+        os.chmod(path, 0o660)
+    drop_privileges(user)
+
+
+def restrict(logger: Logger) -> None:
+    """A kernel that cannot filter is told of and is no reason not to serve."""
+    from wyrmhole.sandbox.confine import restrict_calls
+
+    try:
+        restrict_calls()
+    except DeviceError as error:
+        logger.error("%s", error)
 
 
 # Life
@@ -264,19 +322,30 @@ def run_loop(settings: Settings, tun: Tun, listener: UapiListener, announce: Cal
     import asyncio
 
     from wyrmhole.cli.log_lines import LEVELS, set_up_logging
+    from wyrmhole.cli.service_manager import take_service_manager
 
+    manager = take_service_manager()
     logger = set_up_logging(tun.name, LEVELS.get(settings.log_level, LEVELS["error"]))
     try:
-        return asyncio.run(serve(settings, tun, listener, logger, announce))
+        confine(settings, listener)
+        return asyncio.run(serve(settings, tun, listener, logger, announce, manager))
     finally:
+        manager.close()
         listener.close()
         tun.close()
 
 
 async def serve(
-    settings: Settings, tun: Tun, listener: UapiListener, logger: Logger, announce: Callable[[], None]
+    settings: Settings,
+    tun: Tun,
+    listener: UapiListener,
+    logger: Logger,
+    announce: Callable[[], None],
+    manager: ServiceManager,
 ) -> int:
     """Be the daemon. `announce` is called once clients are answered. Raises DeviceError."""
+    import asyncio
+
     from wyrmhole.control.uapi_server import UapiServer
     from wyrmhole.device.clock import SystemClock
     from wyrmhole.device.device import Device
@@ -295,9 +364,15 @@ async def serve(
         gc.freeze()
         gc.set_threshold(20_000, 20, 100)
         gc.enable()
+        if settings.sandbox:
+            restrict(logger)
         announce()
+        manager.tell("READY=1")
+        feeding = asyncio.ensure_future(manager.feed(device.applied))
         logger.debug("Device started")
         await first_of(signalled.wait(), device.wait_closed(), server.wait_ended())
+        feeding.cancel()
+        manager.tell("STOPPING=1")
         logger.debug("Ending")
     finally:
         # The file goes last: who waits for it to vanish finds the interface gone too.

@@ -81,6 +81,12 @@ class UapiListener:
         self.file_id = None
 
 
+def remove_if_dead(path: str) -> None:
+    """Remove a socket's file that nobody serves any more. Raises OSError, DeviceError when it is to be left alone."""
+    with _locked_directory(os.path.dirname(path)):
+        _remove_stale(path)
+
+
 def file_id(path: str) -> FileId | None:
     """Who the file at `path` is, links not followed; None: there is none, or it cannot be looked at."""
     try:

@@ -1,0 +1,130 @@
+"""What a daemon that has started may still ask of the kernel; everything else fails with EPERM.
+
+The list is what both engines use (the portable one through Python, a native one through the C library): packets, the
+three kinds of sockets that are opened again when a port, a mark or the interface changes, memory, threads, clocks, and
+reading files, for modules that are imported late. It is not a wall of its own but takes away what somebody who came to
+run code in here would want next:
+
+- no new program, no other process, no module, mount, namespace, trace: these kill the process, since nothing of ours
+  and no C library ever tries them, and a tunnel that is being taken over is better ended than continued;
+- files are opened for reading only;
+- no memory that is writable and executable, nor made executable after it was written;
+- netlink speaks of routes and links only: CAP_NET_ADMIN is kept, and with it the packet filter's interfaces would be
+  the largest part of the kernel in reach;
+- no connection to another socket of this machine.
+
+`clone3` hides its flags in memory, so it is said to be missing and C libraries fall back to `clone`.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+
+from wyrmhole.sandbox.bpf import KILL, Condition, Rule, assemble, refuse
+from wyrmhole.sandbox.syscalls import LAST_NUMBER, Architecture
+
+
+def _words(text: str) -> list[str]:
+    return text.split()
+
+
+_FREE = _words("""
+recvmsg sendmsg read write readv writev poll ppoll epoll_wait epoll_pwait epoll_pwait2 futex recvmmsg sendmmsg
+clock_gettime sendto recvfrom timerfd_settime timerfd_gettime pread64
+accept accept4 bind listen getsockname getpeername getsockopt shutdown socketpair
+close lseek fstat newfstatat statx stat lstat readlink readlinkat access faccessat faccessat2 getcwd getdents64
+unlink fcntl dup dup2 dup3 pipe2 select pselect6 epoll_create1 epoll_ctl eventfd2 timerfd_create
+inotify_init1 inotify_add_watch inotify_rm_watch
+brk munmap mremap madvise mlock mlock2 munlock membarrier set_robust_list get_robust_list rseq
+exit exit_group set_tid_address gettid getpid getppid getuid geteuid getgid getegid
+sched_yield sched_getaffinity sched_setaffinity sched_getparam sched_getscheduler getcpu
+getrlimit getrusage sysinfo uname getrandom capget futex_waitv
+clock_getres clock_nanosleep nanosleep gettimeofday time times restart_syscall
+rt_sigaction rt_sigprocmask rt_sigreturn rt_sigtimedwait sigaltstack
+""")
+"""In the order of use: the kernel reads a filter from its start."""
+
+FATAL = _words("""
+execve execveat ptrace process_vm_readv process_vm_writev bpf init_module finit_module delete_module
+kexec_load kexec_file_load mount umount2 pivot_root unshare setns userfaultfd perf_event_open
+keyctl add_key request_key open_by_handle_at io_uring_setup
+""")
+
+_PROT_WRITE, _PROT_EXEC = 2, 4
+_CLONE_THREAD = 0x1_0000
+_WRITING = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC
+_SOL_IP, _SOL_IPV6, _SOL_UDP, _SOL_NETLINK = 0, 41, 17, 270
+_NAME_THREAD, _READ_THREAD_NAME, _READ_DUMPABLE, _NAME_MEMORY = 15, 16, 3, 0x5356_4D41
+_IOCTLS = (
+    *(0x5401, 0x5421, 0x5451, 0x541B),  # TCGETS, FIONBIO, FIOCLEX, FIONREAD
+    *(0x894C, 0x8910, 0x8921, 0x8933),  # SIOCGSKNS, SIOCGIFNAME, SIOCGIFMTU, SIOCGIFINDEX
+    *(0x8004_54D2, 0x4004_54D0, 0x54E3),  # TUNGETIFF, TUNSETOFFLOAD, TUNGETDEVNETNS
+)
+
+
+def daemon_filter(architecture: Architecture, pid: int) -> bytes:
+    """The program for seccomp(2), made for the process `pid`."""
+    numbers = architecture.numbers
+    fails = refuse(errno.EPERM)
+    rules = [Rule(numbers[name], [[]], fails) for name in _FREE if name in numbers]
+    rules += [
+        Rule(numbers[name], alternatives, fails) for name, alternatives in _conditions(pid).items() if name in numbers
+    ]
+    rules += [Rule(numbers[name], (), KILL) for name in FATAL]
+    rules.append(Rule(numbers["clone3"], (), refuse(errno.ENOSYS)))
+    return assemble(
+        architecture.audit,
+        rules,
+        last_number=LAST_NUMBER,
+        beyond=refuse(errno.ENOSYS),
+        default=fails,
+        foreign=KILL,
+    )
+
+
+def _conditions(pid: int) -> dict[str, list[list[Condition]]]:
+    """Calls that depend on their arguments."""
+    return {
+        "mmap": [[_lacks(2, _PROT_EXEC)], [_lacks(2, _PROT_WRITE)]],
+        "mprotect": [[_lacks(2, _PROT_EXEC)]],
+        "open": [[_lacks(1, _WRITING)]],
+        "openat": [[_lacks(2, _WRITING)]],
+        "unlinkat": [[Condition(2, 0)]],
+        "clone": [[Condition(0, _CLONE_THREAD, mask=_CLONE_THREAD)]],
+        "socket": [
+            [Condition(0, socket.AF_INET)],
+            [Condition(0, socket.AF_INET6)],
+            [Condition(0, socket.AF_NETLINK), Condition(2, socket.NETLINK_ROUTE)],
+            # The C library looks interface names up through one.
+            [Condition(0, socket.AF_UNIX), Condition(1, socket.SOCK_DGRAM, mask=0xF)],
+        ],
+        "setsockopt": _socket_options(),
+        "ioctl": [[Condition(1, request)] for request in _IOCTLS],
+        "prctl": [[Condition(0, option)] for option in (_NAME_THREAD, _READ_THREAD_NAME, _READ_DUMPABLE, _NAME_MEMORY)],
+        "prlimit64": [[Condition(2, 0), Condition(2, 0, high=True)]],
+        "tgkill": [[Condition(0, pid)]],
+    }
+
+
+def _socket_options() -> list[list[Condition]]:
+    """All but those of the packet filter, which begin at 64 and share their numbers with two of IPv6."""
+    below_64 = 0xFFFF_FFC0
+    return [
+        [Condition(1, socket.SOL_SOCKET)],
+        [Condition(1, _SOL_UDP)],
+        [Condition(1, _SOL_NETLINK)],
+        [Condition(1, _SOL_IP), Condition(2, 0, mask=below_64)],
+        [Condition(1, _SOL_IPV6), Condition(2, 0, mask=below_64)],
+        [Condition(1, _SOL_IPV6), Condition(2, socket.IPV6_RECVTCLASS)],
+        [Condition(1, _SOL_IPV6), Condition(2, socket.IPV6_TCLASS)],
+    ]
+
+
+def _lacks(argument: int, bits: int) -> Condition:
+    return Condition(argument, 0, mask=bits)
+
+
+ALLOWED = frozenset((*_FREE, *_conditions(0)))
+"""Names of the calls that may succeed, some only with certain arguments."""

@@ -1,0 +1,78 @@
+"""The unit files: what systemd's own tools say about them, and that they leave the daemon what it needs."""
+
+from __future__ import annotations
+
+import configparser
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from wyrmhole.sandbox import policy
+
+UNITS = Path(__file__).parents[2] / "packaging" / "systemd"
+SERVICE = UNITS / "wyrmhole@.service"
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="no systemd-analyze: apt-get install systemd"
+)
+
+
+def analyze(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["systemd-analyze", *words], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_the_exposure_is_two_at_most() -> None:
+    result = analyze("security", "--offline=yes", "--threshold=20", "--no-pager", str(SERVICE))
+    assert result.returncode == 0, result.stdout + result.stderr
+    (level,) = re.findall(r"Overall exposure level for \S+: ([\d.]+)", result.stdout)
+    assert float(level) <= 2.0
+
+
+def test_the_units_hold_together(tmp_path: Path) -> None:
+    for kind in ("service", "socket"):
+        text = (UNITS / f"wyrmhole@.{kind}").read_text().replace("/opt/wyrmhole/bin/wyrmholed", "/bin/true")
+        (tmp_path / f"wyrmhole@wg0.{kind}").write_text(text)
+    for kind in ("service", "socket"):
+        result = analyze("verify", "--man=no", str(tmp_path / f"wyrmhole@wg0.{kind}"))
+        complaints = [line for line in result.stderr.splitlines() if "wyrmhole@" in line]
+        assert not complaints
+
+
+def members(group: str, groups: dict[str, list[str]]) -> set[str]:
+    calls: set[str] = set()
+    for name in groups[group]:
+        calls |= members(name, groups) if name.startswith("@") else {name}
+    return calls
+
+
+def system_call_groups() -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for line in analyze("syscall-filter").stdout.splitlines():
+        word = line.strip()
+        if word.startswith("@") and not line.startswith(" "):
+            groups[word] = current = []
+        elif word and not word.startswith("#") and groups:
+            current.append(word)
+    return groups
+
+
+def test_the_list_of_the_unit_contains_the_daemon_s_own_and_what_starting_takes() -> None:
+    groups = system_call_groups()
+    allowed: set[str] = set()
+    for setting in re.findall(r"^SystemCallFilter=(.*)$", SERVICE.read_text(), re.M):
+        for name in setting.lstrip("~").split():
+            calls = members(name, groups) if name.startswith("@") else {name}
+            allowed = allowed - calls if setting.startswith("~") else allowed | calls
+    own = {*policy.ALLOWED, "clone3", "execve", "capset", "seccomp", "flock", "umask", "rt_sigprocmask"}
+    assert own - allowed == set()
+
+
+def test_the_capabilities_are_those_that_the_daemon_keeps() -> None:
+    unit = configparser.RawConfigParser(strict=False)
+    unit.read(SERVICE)
+    kept = {"CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST"}
+    assert set(unit["Service"]["AmbientCapabilities"].split()) == kept
+    assert set(unit["Service"]["CapabilityBoundingSet"].split()) == kept

@@ -1,0 +1,190 @@
+"""What the filter says to each call: by a model of the kernel's interpreter, and for a few by the kernel itself."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.sandbox.bpf_vm import run
+from wyrmhole.sandbox.bpf import ALLOW, KILL, MAX_INSTRUCTIONS, Rule, assemble, refuse
+from wyrmhole.sandbox.policy import FATAL, daemon_filter
+from wyrmhole.sandbox.syscalls import ARCHITECTURES, LAST_NUMBER, Architecture
+
+PID = 4711
+FAILS, MISSING = refuse(errno.EPERM), refuse(errno.ENOSYS)
+HEADERS = {
+    "x86_64": [Path("/usr/include/x86_64-linux-gnu/asm/unistd_64.h"), Path("/usr/include/asm/unistd_64.h")],
+    "aarch64": [Path("/usr/include/asm-generic/unistd.h")],
+}
+
+
+@pytest.fixture(params=sorted(ARCHITECTURES))
+def architecture(request: pytest.FixtureRequest) -> Architecture:
+    return ARCHITECTURES[request.param]
+
+
+def verdict(architecture: Architecture, name: str, *arguments: int) -> int:
+    program = daemon_filter(architecture, PID)
+    return run(program, architecture.numbers[name], architecture.audit, arguments)
+
+
+@pytest.mark.parametrize("name", ["recvmsg", "sendmmsg", "epoll_pwait", "writev", "futex", "getrandom", "rt_sigreturn"])
+def test_what_engines_live_on_is_allowed_with_any_arguments(architecture: Architecture, name: str) -> None:
+    assert verdict(architecture, name, *[0xFFFF_FFFF_FFFF_FFFF] * 6) == ALLOW
+
+
+@pytest.mark.parametrize("name", FATAL)
+def test_what_only_an_intruder_asks_for_ends_the_process(architecture: Architecture, name: str) -> None:
+    assert verdict(architecture, name) == KILL
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "expected"),
+    [
+        ("socket", (2, 2, 17), ALLOW),
+        ("socket", (10, 2 | 0x80000, 17), ALLOW),
+        ("socket", (16, 3, 0), ALLOW),
+        ("socket", (16, 3, 12), FAILS),  # the packet filter's netlink
+        ("socket", (17, 3, 0), FAILS),  # AF_PACKET
+        ("socket", (1, 2 | 0x80000, 0), ALLOW),
+        ("socket", (1, 1, 0), FAILS),  # a stream to some service of this machine
+        ("setsockopt", (3, 1, 36), ALLOW),  # SO_MARK
+        ("setsockopt", (3, 0, 64), FAILS),  # IPT_SO_SET_REPLACE
+        ("setsockopt", (3, 41, 64), FAILS),  # IP6T_SO_SET_REPLACE
+        ("setsockopt", (3, 41, 67), ALLOW),  # IPV6_TCLASS
+        ("setsockopt", (3, 263, 0), FAILS),  # SOL_PACKET
+        ("openat", (0, 0, os.O_CLOEXEC | os.O_DIRECTORY), ALLOW),
+        ("openat", (0, 0, os.O_WRONLY), FAILS),
+        ("openat", (0, 0, os.O_RDWR | os.O_CREAT), FAILS),
+        ("openat", (0, 0, os.O_CREAT), FAILS),
+        ("openat", (0, 0, os.O_TRUNC), FAILS),
+        ("unlinkat", (0, 0, 0), ALLOW),
+        ("unlinkat", (0, 0, 0x200), FAILS),
+        ("mmap", (0, 4096, 3), ALLOW),
+        ("mmap", (0, 4096, 5), ALLOW),
+        ("mmap", (0, 4096, 7), FAILS),
+        ("mprotect", (0, 4096, 1), ALLOW),
+        ("mprotect", (0, 4096, 5), FAILS),
+        ("clone", (0x3D0F00,), ALLOW),  # what pthread_create asks for
+        ("clone", (17,), FAILS),
+        ("clone3", (0, 0), MISSING),
+        ("tgkill", (PID, 1, 6), ALLOW),
+        ("tgkill", (1, 1, 9), FAILS),
+        ("prlimit64", (0, 4, 0), ALLOW),
+        ("prlimit64", (0, 4, 0x7FFF_0000_0001), FAILS),
+        ("prctl", (15,), ALLOW),
+        ("prctl", (4, 1), FAILS),  # becoming dumpable again
+        ("ioctl", (3, 0x8004_54D2), ALLOW),  # TUNGETIFF
+        ("ioctl", (3, 0x4004_54CA), FAILS),  # TUNSETIFF
+        ("ioctl", (3, 0x5412), FAILS),  # TIOCSTI
+    ],
+)
+def test_calls_that_depend_on_their_arguments(
+    architecture: Architecture, name: str, arguments: tuple[int, ...], expected: int
+) -> None:
+    assert verdict(architecture, name, *arguments) == expected
+
+
+def test_a_64_bit_pointer_is_not_mistaken_for_null(architecture: Architecture) -> None:
+    """A new limit whose address has 32 zero bits at its end."""
+    assert verdict(architecture, "prlimit64", 0, 4, 0x7F00_0000_0000) == FAILS
+
+
+def test_other_abis_end_the_process() -> None:
+    amd64, arm64 = ARCHITECTURES["x86_64"], ARCHITECTURES["aarch64"]
+    program = daemon_filter(amd64, PID)
+    assert run(program, amd64.numbers["read"], arm64.audit) == KILL
+    assert run(program, amd64.numbers["read"] | 1 << 30, amd64.audit) == KILL, "x32"
+
+
+def test_what_is_not_listed_fails_and_what_is_newer_is_missing(architecture: Architecture) -> None:
+    program = daemon_filter(architecture, PID)
+    named = set(architecture.numbers.values())
+    for number in range(LAST_NUMBER + 1):
+        if number not in named:
+            assert run(program, number, architecture.audit) == FAILS
+    assert run(program, LAST_NUMBER + 1, architecture.audit) == MISSING
+
+
+def test_a_program_longer_than_the_kernel_takes_is_refused_here() -> None:
+    rules = [Rule(number, [[]], FAILS) for number in range(MAX_INSTRUCTIONS)]
+    with pytest.raises(ValueError, match="instructions"):
+        assemble(1, rules, last_number=LAST_NUMBER, beyond=FAILS, default=FAILS, foreign=KILL)
+
+
+@pytest.mark.parametrize("machine", sorted(ARCHITECTURES))
+def test_the_numbers_are_those_of_the_kernel_s_headers(machine: str) -> None:
+    header = next((path for path in HEADERS[machine] if path.exists()), None)
+    if header is None:
+        pytest.skip("no kernel headers installed: apt-get install linux-libc-dev")
+    said = dict(re.findall(r"#define __NR(?:3264)?_(\w+) (\d+)$", header.read_text(), re.M))
+    said["newfstatat"] = said.get("newfstatat", said.get("fstatat", "-"))
+    ours = ARCHITECTURES[machine].numbers
+    assert {name: int(said[name]) for name in ours if name in said} == {n: v for n, v in ours.items() if n in said}
+    assert len([name for name in ours if name in said]) > 100
+
+
+# The kernel
+
+CONFINED = """
+import errno, os, socket, sys, threading
+from wyrmhole.sandbox.confine import drop_privileges, restrict_calls
+started, go = threading.Event(), threading.Event()
+seen = []
+def look():
+    started.set(); go.wait()
+    try: os.fork()
+    except OSError as error: seen.append(error.errno)
+drop_privileges(None)
+thread = threading.Thread(target=look); thread.start(); started.wait()
+restrict_calls()
+go.set(); thread.join()
+assert seen == [errno.EPERM], "a thread that was there before is filtered too"
+def fails(call):
+    try: call()
+    except OSError as error: return error.errno
+assert fails(lambda: open("/tmp/wyrmhole-test", "w")) == errno.EPERM
+assert fails(lambda: socket.socket(socket.AF_PACKET)) == errno.EPERM
+assert fails(lambda: socket.create_connection(("127.0.0.1", 9))) == errno.EPERM
+assert socket.socket(socket.AF_INET, socket.SOCK_DGRAM).close() is None
+threading.Thread(target=sys.stdout.write, args=("lives",)).start()
+"""
+
+
+def confined(program: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-c", CONFINED + program]
+    return subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+
+
+needs_filter = pytest.mark.skipif(platform.machine() not in ARCHITECTURES, reason="no filter for this architecture")
+
+
+@needs_filter
+def test_every_thread_is_confined_and_python_goes_on() -> None:
+    result = confined("")
+    assert (result.returncode, result.stdout) == (0, "lives"), result.stderr
+
+
+@needs_filter
+def test_a_new_program_is_the_end() -> None:
+    assert confined("os.execv('/bin/true', ['true'])").returncode == -31  # SIGSYS
+
+
+@needs_filter
+def test_privileges_that_are_gone_stay_gone() -> None:
+    program = """
+status = dict(line.split(":", 1) for line in open("/proc/self/status").read().splitlines() if ":" in line)
+kept = 1 << 10 | 1 << 11 | 1 << 12
+assert status["NoNewPrivs"].strip() == "1"
+assert all(int(status[name], 16) & ~kept == 0 for name in ("CapPrm", "CapEff")), status
+assert int(status["CapInh"], 16) == int(status["CapAmb"], 16) == 0
+"""
+    result = confined(program)
+    assert (result.returncode, result.stderr) == (0, "")
