@@ -6,7 +6,8 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check check-rust native format test-deps bench-peers bench-micro clean
+# Every target with a description is a name and no file.
+.PHONY: $(shell sed -n 's/^\([a-z-]*\):.*## .*/\1/p' $(MAKEFILE_LIST))
 
 RUST_SOURCES := $(shell find rust -name target -prune -o -type f -print 2>/dev/null)
 # What the native engine is built with; everything works without it, on the portable engine.
@@ -63,6 +64,9 @@ chaos: $(STAMP)  ## the fault suite in full, as root; writes docs/reliability.md
 
 test-deps:  ## what the network tests need: tools, and other implementations to talk to
 	@scripts/test-deps
+
+audit: $(STAMP)  ## ask the advisory databases about everything we depend on; needs the network
+	@scripts/audit $(BIN)
 
 bench-peers: $(STAMP)  ## side by side with other implementations, as root; writes docs/benchmarks.md
 	$(BIN)/python bench/peers.py $(BENCH_ARGS)

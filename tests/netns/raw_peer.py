@@ -145,7 +145,7 @@ class RawPeer:
         assert answer.receiver == sent.local_index
         body = noise.ResponseBody(answer.ephemeral, answer.encrypted_nothing)
         keys, _, _ = noise.consume_response(sent, self._static, None, body)
-        return Session(keys.send, keys.receive, sent.local_index, answer.sender)
+        return Session(bytes(keys.send), bytes(keys.receive), sent.local_index, answer.sender)
 
     def begin(self) -> Session:
         """A handshake as the initiator, not confirmed yet. Tried again, as the node takes one in 20 ms."""
@@ -178,7 +178,7 @@ class RawPeer:
         keys, made, _ = noise.create_response(received, None, ephemeral_private=os.urandom(32))
         index = int.from_bytes(os.urandom(4), "little")
         answer = Response(index, question.sender, made.ephemeral, made.encrypted_payload, NO_MACS, NO_MACS).emit()
-        return self.with_macs(answer), Session(keys.send, keys.receive, index, question.sender)
+        return self.with_macs(answer), Session(bytes(keys.send), bytes(keys.receive), index, question.sender)
 
     # Cookies
 

@@ -34,8 +34,9 @@ class KeypairParams:
 
     local_index: int
     remote_index: int
-    send_key: bytes = field(repr=False)
-    receive_key: bytes = field(repr=False)
+    send_key: bytes | bytearray = field(repr=False)
+    receive_key: bytes | bytearray = field(repr=False)
+    """The data plane makes its ciphers and then wipes both, where they can be wiped."""
     is_initiator: bool
     birth: int
     rekey_send_at: int

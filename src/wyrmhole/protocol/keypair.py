@@ -12,7 +12,7 @@ that waits for its first packet, which proves that the other side has it too (5.
 from __future__ import annotations
 
 from wyrmhole.protocol.data_plane import KeypairParams
-from wyrmhole.protocol.primitives import TransportCipher
+from wyrmhole.protocol.primitives import TransportCipher, wipe
 from wyrmhole.protocol.replay import ReplayWindow
 
 EXPIRED = -1
@@ -20,7 +20,7 @@ EXPIRED = -1
 
 
 class Keypair:
-    """One session. `send_counter` is the next nonce; the limits are those of KeypairParams.
+    """One session, made from the keys of `params`, which are wiped. `send_counter` is the next nonce.
 
     Deadlines and limits are attributes of their own because every packet compares against them.
     """
@@ -48,6 +48,8 @@ class Keypair:
         self.remote_index = params.remote_index
         self.send = TransportCipher(params.send_key)
         self.receive = TransportCipher(params.receive_key)
+        wipe(params.send_key)
+        wipe(params.receive_key)
         self.window = ReplayWindow()
         self.is_initiator = params.is_initiator
         self.birth = params.birth

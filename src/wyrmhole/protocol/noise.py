@@ -21,7 +21,7 @@ from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from wyrmhole.protocol.constants import CONSTRUCTION, IDENTIFIER
 from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
-from wyrmhole.protocol.primitives import dh, hash2s, kdf1, kdf2, kdf3, open_handshake, seal_handshake
+from wyrmhole.protocol.primitives import derive_keys, dh, hash2s, kdf1, kdf2, kdf3, open_handshake, seal_handshake
 
 _CHAINING_KEY = hash2s(CONSTRUCTION)
 _NO_PSK = bytes(32)
@@ -33,10 +33,10 @@ class UnknownPeer(Exception):
 
 @dataclass(frozen=True, slots=True)
 class TransportKeys:
-    """What a handshake leaves behind (5.4.5); each key is 32 bytes."""
+    """What a handshake leaves behind (5.4.5); each key is 32 bytes, to be wiped by whoever makes ciphers of them."""
 
-    send: bytes = field(repr=False)
-    receive: bytes = field(repr=False)
+    send: bytearray = field(repr=False)
+    receive: bytearray = field(repr=False)
 
 
 @dataclass(slots=True)
@@ -83,9 +83,9 @@ class Symmetric:
         self.mix_hash(sealed)
         return opened
 
-    def split(self) -> tuple[bytes, bytes]:
+    def split(self) -> tuple[bytearray, bytearray]:
         """Keys from the initiator to the responder, and back."""
-        return kdf2(self.chaining_key, b"")
+        return derive_keys(self.chaining_key)
 
 
 @dataclass(frozen=True, slots=True)

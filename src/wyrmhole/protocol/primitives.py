@@ -12,14 +12,17 @@ import struct
 from hashlib import blake2s
 
 from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 __all__ = [
     "InvalidTag",
     "TransportCipher",
     "ZeroSharedSecret",
+    "derive_keys",
     "dh",
     "hash2s",
     "hchacha20",
@@ -31,11 +34,13 @@ __all__ = [
     "open_handshake",
     "same",
     "seal_handshake",
+    "wipe",
     "xopen",
     "xseal",
 ]
 
 _ZERO_NONCE = bytes(12)
+_BLAKE2S = hashes.BLAKE2s(32)
 _HMAC_BLOCK = 64
 _INNER_PAD = bytes(byte ^ 0x36 for byte in range(256))
 _OUTER_PAD = bytes(byte ^ 0x5C for byte in range(256))
@@ -103,6 +108,22 @@ def kdf3(key: bytes, data: bytes) -> tuple[bytes, bytes, bytes]:
     return first, second, keyed.digest(second + b"\x03")
 
 
+def derive_keys(key: bytes) -> tuple[bytearray, bytearray]:
+    """`kdf2(key, b"")` into buffers that can be wiped: these two outlive the handshake, and an immutable copy of them
+    would stay in freed memory for as long as nothing happens to be put there."""
+    both = bytearray(64)
+    HKDF(_BLAKE2S, 64, key, b"").derive_into(b"", both)
+    first, second = both[:32], both[32:]
+    wipe(both)
+    return first, second
+
+
+def wipe(secret: bytes | bytearray) -> None:
+    """Overwrite a secret in place; what is immutable can only be let go."""
+    if isinstance(secret, bytearray):
+        secret[:] = bytes(len(secret))
+
+
 def seal_handshake(key: bytes, plaintext: bytes, ad: bytes) -> bytes:
     """ChaCha20-Poly1305 (RFC 8439) with nonce 0: each handshake key seals once."""
     return ChaCha20Poly1305(key).encrypt(_ZERO_NONCE, plaintext, ad)
@@ -123,7 +144,8 @@ class TransportCipher:
 
     __slots__ = ("open", "open_copy", "seal")
 
-    def __init__(self, key: bytes) -> None:
+    def __init__(self, key: bytes | bytearray) -> None:
+        """The library keeps a copy of its own, and overwrites that when the cipher goes."""
         aead = ChaCha20Poly1305(key)
         self.seal = aead.encrypt_into
         self.open = aead.decrypt_into
