@@ -623,6 +623,19 @@ def test_persistent_keepalive_is_put_off_by_any_traffic() -> None:
     assert [len(flight.data) for flight in world.sent(MESSAGE_TRANSPORT, since=start)].count(KEEPALIVE_SIZE) == 0
 
 
+def test_a_packet_that_came_before_the_interface_was_up_still_starts_a_handshake() -> None:
+    """Found by fuzzing: the key was wanted once, nobody listened, and the tunnel stayed deaf. The report of the first
+    packet can be ahead of that of the TUN coming up, and while a port is taken there is no `up` at all."""
+    world = World()
+    a, b = world.pair()
+    a.interface.down()
+    a.send(b, b"early")
+    a.interface.up(world.now)
+    a.settle()
+    world.run(SECOND)
+    assert b.received == [b"early"]
+
+
 def test_persistent_keepalive_starts_when_the_interface_comes_up() -> None:
     """M53; wireguard-go does not."""
     world = World()
