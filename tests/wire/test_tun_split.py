@@ -77,6 +77,15 @@ def test_the_smallest_segments_that_linux_makes_are_all_there() -> None:
     assert MAX_SEGMENTS == 8192
 
 
+@pytest.mark.parametrize("protocol", [TCP, UDP])
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_segment_size_that_no_packet_could_have(version: int, protocol: int) -> None:
+    """B36, found by fuzzing: one segment is all there is, and no length overflows."""
+    packet = Packet(b"x" * 50, version=version, protocol=protocol)
+    for size in (51, 65_500, 65_535):
+        assert split(packet.frame(size)) == [packet.emit()]
+
+
 def test_segments_of_one_byte() -> None:
     packet = Packet(pattern(128), protocol=UDP)
     assert split(packet.frame(1)) == [segment.emit() for segment in packet.segments(1)]

@@ -203,7 +203,8 @@ class _TcpRun:
 def _split_udp(packet: bytes, start: int, gso_size: int) -> list[bytes]:
     starts = _starts(packet, start + 8, gso_size)
     last = len(starts) - 1
-    segments = _emit_udp(packet, start, starts[:last], 0, gso_size)
+    # One segment may be smaller than `gso_size` says, which then fits no header.
+    segments = _emit_udp(packet, start, starts[:last], 0, gso_size) if last else []
     return segments + _emit_udp(packet, start, starts[last:], last, len(packet) - starts[last])
 
 
