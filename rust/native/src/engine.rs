@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyDict, PyList};
+use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList};
 use wyrmhole_core::aead::{Aead, Ring};
 use wyrmhole_core::allowed_ips::Prefix;
 use wyrmhole_core::drops::DropReason;
@@ -74,6 +74,21 @@ fn endpoint_of(address: &SocketAddr) -> Endpoint {
 fn key_of(bytes: &[u8]) -> PyResult<Zeroizing<[u8; 32]>> {
     let key = bytes.try_into().map_err(|_| PyValueError::new_err("a key has 32 bytes"))?;
     Ok(Zeroizing::new(key))
+}
+
+/// 32 bytes of `bytes`, or of a `bytearray` that its owner wipes afterwards.
+struct Key(Zeroizing<[u8; 32]>);
+
+impl<'py> FromPyObject<'_, 'py> for Key {
+    type Error = PyErr;
+
+    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
+        if let Ok(bytes) = value.cast::<PyBytes>() {
+            return key_of(bytes.as_bytes()).map(Self);
+        }
+        let copy = Zeroizing::new(value.cast::<PyByteArray>()?.to_vec());
+        key_of(&copy).map(Self)
+    }
 }
 
 fn prefix_of(address: &[u8], length: u8) -> PyResult<Prefix> {
@@ -292,12 +307,12 @@ impl Engine {
         &self,
         peer: u64,
         indices: (u32, u32),
-        keys: (&[u8], &[u8]),
+        keys: (Key, Key),
         is_initiator: bool,
         times: (u64, u64, u64, u64),
         messages: (u64, u64),
     ) -> PyResult<()> {
-        let (send, receive) = (key_of(keys.0)?, key_of(keys.1)?);
+        let (send, receive) = (keys.0.0, keys.1.0);
         let limits = Limits {
             local_index: indices.0,
             remote_index: indices.1,

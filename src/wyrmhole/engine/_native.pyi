@@ -36,7 +36,7 @@ class Engine:
         self,
         peer: int,
         indices: tuple[int, int],
-        keys: tuple[bytes, bytes],
+        keys: tuple[bytes | bytearray, bytes | bytearray],
         is_initiator: bool,
         times: tuple[int, int, int, int],
         messages: tuple[int, int],

@@ -35,6 +35,7 @@ from wyrmhole.protocol.data_plane import (
     Source,
 )
 from wyrmhole.protocol.drops import DropReason
+from wyrmhole.protocol.primitives import wipe
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
 
@@ -191,6 +192,8 @@ class NativeEngine:
             (params.rekey_send_at, params.rekey_receive_at, params.reject_at, params.send_until),
             (params.rekey_after_messages, params.reject_after_messages),
         )
+        wipe(params.send_key)
+        wipe(params.receive_key)
 
     def forget_keypairs(self, peer: PeerId) -> None:
         self._native.forget_keypairs(peer)

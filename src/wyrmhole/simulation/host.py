@@ -448,8 +448,8 @@ class Host:
             if peer.psk is not None:
                 yield peer.psk.raw
         for session in self.shadow.by_local.values():
-            yield session.params.send_key
-            yield session.params.receive_key
+            yield bytes(session.params.send_key)
+            yield bytes(session.params.receive_key)
 
     # Audits: what is looked at now and then, because it costs
 

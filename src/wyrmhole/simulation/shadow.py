@@ -12,7 +12,7 @@ here, so that a wrong constant in the protocol shows.
 from __future__ import annotations
 
 from collections import Counter, deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from wyrmhole.protocol.cookie import cookie_key, mac1_key
 from wyrmhole.protocol.data_plane import KeypairParams, PeerId
@@ -167,7 +167,9 @@ class Shadow:
 
     def install(self, peer: ShadowPeer, params: KeypairParams) -> None:
         require(params.local_index not in self.by_local, "I14", f"index {params.local_index:#x} drawn while in use")
-        self.ledger.new_key(params.send_key, self.life)
+        # Copies: whoever installs the keys wipes the buffers they came in.
+        params = replace(params, send_key=bytes(params.send_key), receive_key=bytes(params.receive_key))
+        self.ledger.new_key(bytes(params.send_key), self.life)
         session = Session(params, peer.id, self.now, self.identity, confirmed=params.is_initiator)
         self.by_local[params.local_index] = session
         self.by_remote.setdefault(params.remote_index, []).append(session)
@@ -265,7 +267,7 @@ class Shadow:
         session, plain = self._open_sent(int.from_bytes(data[4:8], "little"), counter, data)
         peer = self.peers[session.peer]
         self._check_session(peer, session, counter)
-        self.ledger.seal(session.params.send_key, counter)
+        self.ledger.seal(bytes(session.params.send_key), counter)
         require(sockaddr == peer.endpoint, "I11", f"host {self.life[0]} sends to {sockaddr}, not {peer.endpoint}")
         if plain:
             self._packet_left(peer, plain)
