@@ -1,16 +1,15 @@
 """After the faults: the world heals, and what must then work within a deadline is tried.
 
-Each trial is a small scenario on a healed world for one of L1 to L8 (L9 is looked at whenever a packet waits, L10 at the
-end). Deadlines count from the first packet after healing, on a network without loss.
+Each trial is a small scenario on a healed world for one of L1 to L8; L9 is looked at whenever a packet waits, L10 at
+the end. Deadlines count from the first packet after healing, on a network without loss.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from random import Random
 
 from wyrmhole.protocol.tai64n import emit
-from wyrmhole.simulation import packets
 from wyrmhole.simulation.checks import require
 from wyrmhole.simulation.clock import MILLISECOND, SECOND, YEAR
 from wyrmhole.simulation.host import Host
@@ -24,7 +23,6 @@ SLACK = RTT + 200 * MILLISECOND
 SESSION = 5400 * MILLISECOND + SLACK
 BOTH_WAYS = 15_400 * MILLISECOND + SLACK
 GIVE_UP = 110 * SECOND
-DEBUG = False
 QUIET = 800 * SECOND
 TRIALS_PER_RUN = 3
 SAME_CLOCK = 1000
@@ -88,13 +86,12 @@ def _agree(world: World, host: Host, other: Host) -> None:
     )
 
 
-def run_trials(world: World) -> None:
-    """Some of the trials, drawn by the seed; then everything is removed (L10) and stopped (I28)."""
-    random = Random(f"{world.scenario.seed}/trials")
+def run_trials(world: World, names: Sequence[str] | None = None) -> None:
+    """These trials, or some that the seed draws; then everything is removed (L10) and stopped (I28)."""
     heal(world)
-    names = list(TRIALS)
-    for name in random.sample(names, TRIALS_PER_RUN):
-        run_trial(world, random, name)
+    drawn = Random(f"{world.scenario.seed}/trials").sample(list(TRIALS), TRIALS_PER_RUN)
+    for name in drawn if names is None else names:
+        run_trial(world, Random(f"{world.scenario.seed}/{name}"), name)
     remove_all(world)
 
 
@@ -102,7 +99,6 @@ def run_trial(world: World, random: Random, name: str) -> None:
     """One trial on two hosts that have addresses of their own; L6 takes one behind a NAT if there is any."""
     reachable = [host for host in world.hosts.values() if host.number not in world.network.nats]
     first, second = random.sample(reachable, 2)
-    print("TRIAL", name, first.number, second.number, world.now) if DEBUG else 0
     TRIALS[name](world, random, first, second)
     world.ledger.counts[f"trials of {name}"] += 1
     world.audit()
@@ -243,7 +239,8 @@ def _l5(world: World, random: Random, a: Host, b: Host) -> None:
 
 
 def _l6(world: World, random: Random, a: Host, b: Host) -> None:
-    """The side behind the NAT says nothing by itself."""
+    """The side behind the NAT says nothing by itself. Both begin anew: who lost a session that the other still has
+    is reached again when that one ends it, for a keepalive expects no answer."""
     if not world.network.nats:
         return
     inside = world.hosts[random.choice(list(world.network.nats))]
@@ -251,6 +248,7 @@ def _l6(world: World, random: Random, a: Host, b: Host) -> None:
     interval = random.randrange(1, timeout - 4)
     world.reconfigure(inside.number, b.number, keepalive=interval)
     world.reconfigure(b.number, inside.number, endpoint=None)
+    _fresh(world, b, inside)
     world.run_for(SESSION)
     for _ in range(6):
         if random.random() < 0.3:
@@ -265,10 +263,12 @@ def _l6(world: World, random: Random, a: Host, b: Host) -> None:
 def _l7(world: World, random: Random, a: Host, b: Host) -> None:
     """The wall clock goes back, by seconds or years, while the machine runs."""
     _connected(world, a, b)
+    before = a.clock.wall_offset
     a.clock.wall_offset -= random.choice((SECOND, 3600 * SECOND, YEAR, 10 * YEAR))
     world.run_for(6 * SECOND)
     _fresh(world, a, b)
     _must_arrive(world, "L7", [world.send(a.number, b.number)], 2 * RTT)
+    a.clock.wall_offset = before
 
 
 def _l8(world: World, random: Random, a: Host, b: Host) -> None:

@@ -39,7 +39,7 @@ class Profile:
 
 
 PROFILES = {
-    "calm": Profile(clusters=0.7, steps=4),
+    "calm": Profile(clusters=0.4, steps=4),
     "storm": Profile(clusters=60.0, steps=8),
 }
 
