@@ -26,6 +26,7 @@ pub mod peer;
 pub mod quiet_sources;
 pub mod replay;
 pub mod reports;
+pub mod sending;
 pub mod shared;
 pub mod split;
 pub mod train;
