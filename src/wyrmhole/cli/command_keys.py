@@ -17,7 +17,10 @@ LONGEST_INPUT = 1024
 
 
 def _warn_of_readers() -> None:
-    status = os.fstat(sys.stdout.fileno())
+    try:
+        status = os.fstat(sys.stdout.fileno())
+    except OSError:
+        return
     if stat.S_ISREG(status.st_mode) and status.st_mode & 0o007:
         warn("writing a key to a file that everyone may read; `umask 077` before would prevent it")
 

@@ -1,0 +1,268 @@
+"""The command without a network: keys, files, drawings, completion, and how it fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.wyrmhole_command import WYRMHOLE, invoke, output, refusal
+from wyrmhole.cli import app, diagnosis, quick, quick_dns, quick_firewall
+from wyrmhole.cli.command_change import parse_words
+from wyrmhole.control.endpoint_names import NameResolver
+from wyrmhole.errors import DeviceError
+from wyrmhole.protocol.keys import PrivateKey
+
+PRIVATE = "sL4hQ0m2gqZ0pUe0cN5w6f1aDqv3uPp0l1Jq9d2m4Hc="
+PUBLIC = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="
+GOOD = (
+    f"[Interface]\nPrivateKey = {PRIVATE}\nAddress = 10.0.0.1/24\nListenPort = 1\n# why\n[Peer]\nPublicKey = {PUBLIC}\n"
+)
+GOOD += "AllowedIPs = 10.0.0.2/32\n"
+
+
+@pytest.fixture
+def conf(tmp_path: Path) -> Path:
+    path = tmp_path / "wg0.conf"
+    path.touch(0o600)
+    path.write_text(GOOD)
+    return path
+
+
+# Keys
+
+
+def test_keys_are_those_of_wg() -> None:
+    private = output("genkey").strip()
+    assert PrivateKey.from_base64(private).base64() == private, "clamped"
+    assert len(output("genpsk").strip()) == 44
+    assert output("pubkey", text=private + "\n").strip() == PrivateKey.from_base64(private).public_key().base64()
+    assert output("genkey") != output("genkey")
+
+
+@pytest.mark.parametrize("text", ["", "abc", PRIVATE[:-1], "A" * 43 + "=", PRIVATE * 2, "\0" * 5000])
+def test_what_is_no_key_is_refused_and_not_repeated(text: str) -> None:
+    said = refusal("pubkey", text=text)
+    assert said.startswith("wyrmhole: stdin: ") and said.count("\n") == 1 and PRIVATE[:10] not in said
+
+
+def test_a_key_for_everyone_is_warned_of(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    for mode, warned in ((0o644, True), (0o600, False)):
+        path.touch()
+        path.chmod(mode)
+        with path.open("w") as file:
+            result = subprocess.run([WYRMHOLE, "genkey"], stdout=file, stderr=subprocess.PIPE, text=True, check=True)
+        assert ("umask 077" in result.stderr) is warned
+
+
+# set
+
+
+def words(*words: str) -> object:
+    return parse_words(words, NameResolver(0, lambda _: None, lambda _: None))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["foo"], "`foo' is not one of listen-port, fwmark, private-key, peer"),
+        (["listen-port"], "followed by a value"),
+        (["listen-port", "70000"], "expected a number from 0 to 65535"),
+        (["peer", "abc"], "44 characters"),
+        (["peer", PUBLIC, "colour", "blue"], "not one of remove"),
+        (["peer", PUBLIC, "allowed-ips", "10.0.0.0/8,+10.1.0.0/16"], "before every one"),
+        (["peer", PUBLIC, "allowed-ips", "10.0.0.0/33"], "expected addresses"),
+        (["peer", PUBLIC, "persistent-keepalive", "x"], "expected seconds"),
+        (["peer", PUBLIC, "endpoint", "x"], "expected host:port"),
+        (["remove"], "not one of"),
+    ],
+)
+def test_words_that_mean_nothing_are_a_usage_error(arguments: list[str], part: str) -> None:
+    assert part in refusal("set", "wg0", *arguments, status=2)
+
+
+def test_a_key_on_the_command_line_is_taken_for_a_file_and_not_repeated_by_us(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_text("not a key, but long enough to be one, perhaps")
+    assert "not a key, but" not in refusal("set", "wg0", "private-key", str(path), status=2)
+    assert "No such file" in refusal("set", "wg0", "private-key", str(tmp_path / "nowhere"))
+
+
+# check
+
+
+def test_check_says_where_and_what(conf: Path) -> None:
+    assert output("check", str(conf)) == f"{conf}: nothing to complain about\n"
+    conf.write_text(GOOD.replace("10.0.0.2/32", "10.0.0.2/33").replace("ListenPort = 1", "ListenPort = 1\nMTU = 9000"))
+    result = invoke("check", str(conf))
+    assert result.exit_code == 1
+    assert f"{conf}:5: warning: MTU 9000" in result.stdout and f"{conf}:9: error: AllowedIPs: expected" in result.stdout
+    found = json.loads(invoke("check", "--json", str(conf)).stdout)
+    assert [(finding["line"], finding["level"]) for finding in found][:1] == [(5, "warning")]
+    assert all(set(finding) == {"line", "level", "message"} for finding in found)
+
+
+def test_check_counts_warnings_only_if_strict(conf: Path) -> None:
+    conf.write_text(GOOD.replace("ListenPort = 1", "ListenPort = 1\nMTU = 9000"))
+    assert invoke("check", str(conf)).exit_code == 0
+    assert invoke("check", "--strict", str(conf)).exit_code == 1
+
+
+def test_check_looks_at_the_file_itself(conf: Path) -> None:
+    conf.chmod(0o644)
+    conf.parent.chmod(0o755)
+    assert "accessible to everyone" in output("check", str(conf))
+    other = conf.with_name("sixteen-letters0.conf")
+    conf.rename(other)
+    assert "`up` refuses it" in output("check", str(other))
+    assert "No such file" in refusal("check", str(conf))
+
+
+def test_a_name_is_a_file_in_etc_wireguard(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "CONFIG_FOLDER", conf.parent)
+    assert output("strip", "wg0").startswith("[Interface]")
+
+
+def test_strip_refuses_what_wg_would_refuse(conf: Path) -> None:
+    conf.write_text(GOOD.replace("AllowedIPs", "AllowedIP"))
+    assert refusal("strip", str(conf)).startswith(f"wyrmhole: {conf}:8: ")
+
+
+# qr
+
+
+def test_a_drawing_of_keys_is_for_a_terminal_or_for_who_asks(conf: Path, tmp_path: Path) -> None:
+    assert "--allow-secrets" in refusal("qr", str(conf))
+    assert len(output("qr", "--allow-secrets", str(conf)).splitlines()) > 10
+    for kind, magic in (("png", b"\x89PNG"), ("svg", b"<?xml")):
+        picture = tmp_path / f"wg0.{kind}"
+        output("qr", str(conf), "-o", str(picture))
+        assert picture.read_bytes().startswith(magic) and picture.stat().st_mode & 0o777 == 0o600
+    assert ".png or .svg" in refusal("qr", str(conf), "-o", str(tmp_path / "wg0.gif"))
+
+
+def test_what_is_too_large_to_draw_is_refused(conf: Path) -> None:
+    conf.write_text(GOOD + "# long\n" * 1000)
+    assert "2953 bytes" in refusal("qr", "--allow-secrets", str(conf))
+
+
+# completion, help, failures
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_each_shell_has_its_script(shell: str) -> None:
+    assert "_WYRMHOLE_COMPLETE" in output("completion", shell)
+
+
+def test_bash_completes_commands_and_files(conf: Path) -> None:
+    script = output("completion", "bash")
+    line = f'{script}\nCOMP_WORDS=(wyrmhole che); COMP_CWORD=1; _wyrmhole_completion wyrmhole; echo "${{COMPREPLY[@]}}"'
+    environ = os.environ | {"PATH": f"{Path(WYRMHOLE).parent}:{os.environ['PATH']}"}
+    result = subprocess.run(["bash", "-c", line], capture_output=True, text=True, env=environ, check=False)
+    assert result.stdout.strip() == "check"
+
+
+def test_every_sub_command_explains_itself() -> None:
+    listed = output("--help")
+    for name in app.HOMES:
+        assert name in listed and output(name, "--help").startswith("Usage: wyrmhole")
+
+
+def test_without_the_extra_it_says_what_to_install() -> None:
+    program = "import sys; sys.modules['click'] = None\nfrom wyrmhole.cli.wyrmhole import main\nmain()"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert result.returncode == 1 and "pip install 'wyrmhole[cli]'" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_starting_loads_no_netlink_and_no_drawing() -> None:
+    program = "import sys, wyrmhole.cli.command_quick, wyrmhole.cli.command_qr; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"pyroute2", "segno", "asyncio"} & set(loaded)
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may")
+def test_up_is_for_root(conf: Path) -> None:
+    assert "sudo" in refusal("up", str(conf))
+
+
+# doctor
+
+
+def test_doctor_says_what_it_found() -> None:
+    result = invoke("doctor", "--json")
+    found = {finding["what"]: finding for finding in json.loads(result.stdout)}
+    assert {"engine", "cipher", "rights", "TUN", "namespaces", "clock", "descriptors"} <= set(found)
+    assert found["cipher"]["level"] == "good"
+    assert all(finding["advice"] for finding in found.values() if finding["level"] == "bad")
+    assert "cipher" in invoke("doctor").stdout
+
+
+def test_an_examination_that_breaks_down_does_not_take_the_others_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken() -> object:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(diagnosis, "EXAMINATIONS", (broken, diagnosis._descriptors))
+    first, second = diagnosis.examine()
+    assert "cannot be looked at: a bug" in first.found and second.what == "descriptors"
+
+
+# Parts of up
+
+
+def test_a_table_has_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = tmp_path / "rt_tables"
+    names.write_text("# tables\n254\tmain\n  77 vpn # ours\n")
+    monkeypatch.setattr(quick, "TABLE_NAMES", (tmp_path / "missing", names))
+    assert quick.table_number("vpn") == 77
+    with pytest.raises(DeviceError, match="no table has that name"):
+        quick.table_number("lan")
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(source: object, target: object) -> None:
+        raise OSError("no")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", fail)
+        with pytest.raises(OSError, match="no"):
+            quick.write_atomically(conf, "other")
+    assert conf.read_text() == GOOD and list(conf.parent.iterdir()) == [conf]
+    quick.write_atomically(conf, "other")
+    assert conf.read_text() == "other" and conf.stat().st_mode & 0o777 == 0o600
+
+
+def test_dns_without_a_program_for_it_is_refused_before_anything_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    quick_dns.NameService("wg0", [], ["lan"]).require()
+    with pytest.raises(DeviceError, match="resolvconf"):
+        quick_dns.NameService("wg0", ["10.0.0.1"], []).require()
+    with pytest.raises(DeviceError, match="nftables"):
+        quick_firewall.require()
+
+
+def test_where_there_is_only_resolvectl_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[list[str]] = []
+    monkeypatch.setattr("shutil.which", lambda name: name if name == "resolvectl" else None)
+    monkeypatch.setattr(quick_dns, "_run", lambda arguments, text="": ran.append(arguments))
+    service = quick_dns.NameService("wg0", ["10.0.0.1"], ["lan"])
+    service.require()
+    service.set()
+    service.unset()
+    assert ran == [
+        ["resolvectl", "dns", "wg0", "10.0.0.1"],
+        ["resolvectl", "domain", "wg0", "~.", "lan"],
+        ["resolvectl", "revert", "wg0"],
+    ]
+
+
+def test_resolvconf_s_first_prefix_is_used(tmp_path: Path) -> None:
+    order = tmp_path / "interface-order"
+    order.write_text("# order\nlo.inet\ntun*\neth*\n")
+    assert quick_dns._record_prefix(order) == "tun."
+    assert quick_dns._record_prefix(tmp_path / "missing") == ""

@@ -1,0 +1,133 @@
+"""Each finding of the linter, and that a good file has none."""
+
+from __future__ import annotations
+
+import pytest
+
+from wyrmhole.control import lint as linter
+from wyrmhole.control.lint import Finding, lint
+from wyrmhole.control.wg_quick import Config
+
+OWN = "sL4hQ0m2gqZ0pUe0cN5w6f1aDqv3uPp0l1Jq9d2m4Hc="
+ONE = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="
+TWO = "TrMvSoP4jYQlY6RIzBgbssQqY3vxI2Pi+y71lOWWXX0="
+PSK = "/UwcSPg38hW/D9Y3tcS1FOV0K1wuURMbS0sesJEP5ak="
+
+GOOD = f"""[Interface]
+PrivateKey = {OWN}
+Address = 10.0.0.2/24, fd00::2/64
+ListenPort = 51820
+
+[Peer]
+PublicKey = {ONE}
+AllowedIPs = 10.0.0.1/32, 10.5.0.0/16
+Endpoint = vpn.example:51820
+
+[Peer]
+PublicKey = {TWO}
+AllowedIPs = 10.0.0.3/32
+"""
+
+
+def findings(text: str) -> list[Finding]:
+    return lint(Config.parse(text))
+
+
+def test_a_good_file_has_no_findings_and_needs_no_keepalive() -> None:
+    assert findings(GOOD) == []
+
+
+def peer(**keys: str) -> str:
+    return GOOD + "".join(f"{key} = {value}\n" for key, value in keys.items())
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "level", "part"),
+    [
+        (GOOD.replace(f"PrivateKey = {OWN}", ""), 1, "error", "no PrivateKey"),
+        (GOOD.replace(OWN, "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk="), 2, "error", "printed in manuals"),
+        (GOOD.replace(TWO, ONE), 12, "error", "the same PublicKey as in line 7"),
+        (GOOD.replace(TWO, "A" * 43 + "="), 12, "error", "zeros belongs to nobody"),
+        (peer(PresharedKey="A" * 43 + "="), 14, "warning", "zeros is none"),
+        (
+            peer(PresharedKey=PSK).replace("[Peer]", f"[Peer]\nPresharedKey = {PSK}", 1),
+            15,
+            "warning",
+            "of line 7 again",
+        ),
+        (
+            GOOD.replace("ListenPort = 51820", "ListenPort = 1\nListenPort = 2"),
+            4,
+            "warning",
+            "ListenPort is said again",
+        ),
+        (peer(AllowedIPs="10.5.0.0/16"), 14, "error", "belongs to the peer of line 6 too"),
+        (peer(AllowedIPs="10.5.7.0/24"), 14, "note", "10.5.7.0/24 lies within 10.5.0.0/16"),
+        (peer(AllowedIPs="10.0.0.3/32"), 14, "note", "is there twice"),
+        (peer(AllowedIPs="10.9.1.7/16"), 14, "warning", "10.9.1.7/16 means 10.9.0.0/16"),
+        (GOOD.replace("AllowedIPs = 10.0.0.3/32\n", ""), 11, "warning", "no AllowedIPs"),
+        (GOOD.replace("ListenPort = 51820\n", ""), 10, "warning", "neither side can find"),
+        (peer(Endpoint="10.5.1.1:9"), 14, "error", "would go into the tunnel"),
+        (peer(AllowedIPs="0.0.0.0/0"), 14, "note", "IPv6 goes on outside"),
+        (peer(AllowedIPs="::/0").replace(", fd00::2/64", ""), 3, "warning", "no IPv6 Address"),
+        (GOOD.replace("Address = 10.0.0.2/24, fd00::2/64\n", ""), 1, "note", "no Address"),
+        (peer(AllowedIPs="10.0.0.2/32"), 3, "error", "our own address"),
+        (GOOD.replace("10.0.0.2/24", "10.0.0.0/24"), 3, "warning", "the number of the network"),
+        (GOOD.replace("fd00::2/64", "10.0.0.2/24"), 3, "error", "there twice"),
+        (GOOD.replace("ListenPort = 51820", "MTU = 1200\nListenPort = 1"), 4, "error", "IPv6 needs at least 1280"),
+        (GOOD.replace("ListenPort = 51820", "MTU = 9000\nListenPort = 1"), 4, "warning", "cut up"),
+        (GOOD.replace("ListenPort = 51820", "DNS = lan\nListenPort = 1"), 4, "warning", "without a server"),
+        (GOOD.replace("ListenPort = 51820", "DNS = 9.9.9.9\nListenPort = 1"), 4, "warning", "asked outside the tunnel"),
+        (GOOD.replace("ListenPort = 51820", "DNS = 10.5.0.1\nListenPort = 1"), 4, "note", "without a default route"),
+        (peer(Endpoint="vpn.example:51820"), 14, "warning", "the Endpoint of line 9 again"),
+        (peer(Endpoint="[fe80::1]:5"), 14, "error", "needs its interface"),
+        (peer(Endpoint="0.0.0.0:5"), 14, "error", "nobody's address"),
+        (peer(PersistentKeepalive="3600"), 14, "note", "25 is usual"),
+        (GOOD.replace("ListenPort = 51820", "PostUp = a # b\nListenPort = 1"), 4, "warning", "# b is not run"),
+        (
+            GOOD.replace("ListenPort = 51820", "SaveConfig = true\nListenPort = 1"),
+            4,
+            "note",
+            "writes the running state",
+        ),
+    ],
+)
+def test_a_finding_has_line_level_and_reason(text: str, line: int, level: str, part: str) -> None:
+    found = [(finding.line, finding.level) for finding in findings(text) if part in finding.message]
+    assert found == [(line, level)], findings(text)
+
+
+def test_our_own_key_is_no_peer() -> None:
+    key = Config.parse(GOOD).interface.private_key
+    assert key is not None
+    assert any("our own key" in finding.message for finding in findings(GOOD.replace(TWO, key.public_key().base64())))
+
+
+def test_a_private_key_may_be_set_by_a_hook() -> None:
+    text = GOOD.replace(f"PrivateKey = {OWN}", "PostUp = wg set %i private-key /etc/key")
+    assert not findings(text)
+
+
+@pytest.mark.parametrize("more", ["Table = off\n", "Table = 5\n"])
+def test_without_routes_of_ours_there_is_no_loop(more: str) -> None:
+    text = peer(Endpoint="10.5.1.1:9").replace("ListenPort", f"{more}ListenPort")
+    assert not any(finding.level == "error" for finding in findings(text))
+
+
+def test_a_default_route_guards_the_endpoint() -> None:
+    text = peer(Endpoint="203.0.113.1:9", AllowedIPs="0.0.0.0/0, ::/0")
+    assert not findings(text)
+
+
+def test_findings_are_bounded_and_no_secret_is_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(linter, "MAX_FINDINGS", 3)
+    text = GOOD.replace(TWO, ONE) + f"PresharedKey = {PSK}\nPersistentKeepalive = 999\nEndpoint = vpn.example:51820\n"
+    assert len(findings(text)) == 3
+    assert PSK not in repr(findings(text)) and OWN not in repr(findings(text))
+
+
+def test_many_allowed_ips_are_looked_at_quickly_enough_to_finish() -> None:
+    """Quadratic work on this would take hours."""
+    prefixes = ", ".join(f"10.{x}.{y}.{z}/32" for x in range(2) for y in range(100) for z in range(250))
+    text = f"[Interface]\nPrivateKey = {OWN}\nListenPort = 1\n[Peer]\nPublicKey = {ONE}\nAllowedIPs = {prefixes}\n"
+    assert all(finding.level == "note" for finding in findings(text))

@@ -1,0 +1,174 @@
+"""The client of the UAPI socket against our server, and against daemons that misbehave."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.control.fakes import TAKEN_PORT, FakeDevice
+from wyrmhole.control import uapi_client
+from wyrmhole.control.uapi_client import NoSuchInterface
+from wyrmhole.control.uapi_format import emit_get
+from wyrmhole.control.uapi_server import UapiServer
+from wyrmhole.control.uapi_socket import UapiListener
+from wyrmhole.control.uapi_status import parse_get
+from wyrmhole.device.config import DeviceChange
+from wyrmhole.device.status import DeviceStatus, PeerStatus
+from wyrmhole.errors import DeviceError, UapiError
+from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
+from wyrmhole.wire.endpoint import Endpoint
+from wyrmhole.wire.prefix import Prefix
+
+STATUS = DeviceStatus(
+    "wg0",
+    PrivateKey(bytes(range(32))),
+    51820,
+    7,
+    0,
+    (
+        PeerStatus(
+            PublicKey(bytes([1]) * 32),
+            PresharedKey(bytes([2]) * 32),
+            Endpoint("2001:db8::1", 5),
+            (12, 34),
+            56,
+            78,
+            25,
+            (Prefix.parse("10.0.0.0/8"), Prefix.parse("fd00::/64")),
+        ),
+        PeerStatus(PublicKey(bytes([3]) * 32), PresharedKey(bytes(32)), None, (0, 0), 0, 0, 0, ()),
+    ),
+)
+
+
+def test_a_reply_is_read_as_it_was_written() -> None:
+    assert parse_get("wg0", emit_get(STATUS).decode().splitlines()) == STATUS
+
+
+def test_keys_of_other_versions_are_passed_over() -> None:
+    lines = emit_get(STATUS).decode().replace("public_key", "colour=blue\npublic_key").splitlines()
+    assert parse_get("wg0", ["future=1", *lines]) == STATUS
+
+
+@pytest.mark.parametrize("line", ["listen_port=x", "private_key=00", "public_key=zz", "fwmark=" + "9" * 30])
+def test_a_value_that_is_none_is_refused_without_being_repeated(line: str) -> None:
+    with pytest.raises(UapiError) as caught:
+        parse_get("wg0", [line])
+    assert line.partition("=")[2] not in str(caught.value)
+
+
+def test_ours_is_asked_and_changed(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        device = FakeDevice(peers=300)
+        listener = UapiListener.create("wg0", str(tmp_path))
+        server = UapiServer(device, listener)
+        server.start()
+        try:
+            status = await asyncio.to_thread(uapi_client.get, "wg0", str(tmp_path))
+            assert len(status.peers) == 300 and status.peers == device.peers
+            await asyncio.to_thread(uapi_client.apply, "wg0", DeviceChange(listen_port=5), str(tmp_path))
+            assert device.port == 5
+            with pytest.raises(UapiError) as caught:
+                change = DeviceChange(listen_port=TAKEN_PORT)
+                await asyncio.to_thread(uapi_client.apply, "wg0", change, str(tmp_path))
+            assert caught.value.errno_value == errno.EADDRINUSE
+            assert await asyncio.to_thread(uapi_client.interfaces, str(tmp_path)) == ["wg0"]
+        finally:
+            server.stop()
+            await server.close()
+            listener.close()
+
+    asyncio.run(scenario())
+
+
+@contextmanager
+def daemon(folder: Path, answer: Callable[[socket.socket], None]) -> Iterator[str]:
+    """A daemon whose only connection is served by `answer`."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(str(folder / "wg0.sock"))
+    listener.listen()
+
+    def serve() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            answer(connection)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield str(folder)
+    finally:
+        thread.join(20)
+        listener.close()
+
+
+@pytest.mark.parametrize(
+    ("reply", "part"),
+    [
+        (b"", "does not speak the UAPI"),
+        (b"HTTP/1.1 400\r\n\r\n", "does not speak the UAPI"),
+        (b"listen_port=5\n", "does not speak the UAPI"),
+        (b"x" * 10000, "does not speak the UAPI"),
+        (b"errno=-13\n\n", "refused: Permission denied"),
+        (b"errno=22\n\n", "refused: Invalid argument"),
+        (b"listen_port=99999999999999999999999\nerrno=0\n\n", "bad value of listen_port"),
+    ],
+)
+def test_a_daemon_that_talks_nonsense(tmp_path: Path, reply: bytes, part: str) -> None:
+    def answer(connection: socket.socket) -> None:
+        connection.recv(100)
+        connection.sendall(reply)
+
+    with daemon(tmp_path, answer) as folder, pytest.raises(UapiError, match=part):
+        uapi_client.get("wg0", folder)
+
+
+def test_a_daemon_that_is_silent_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uapi_client, "TIMEOUT", 0.05)
+    done = threading.Event()
+
+    def answer(connection: socket.socket) -> None:
+        done.wait(20)
+
+    with daemon(tmp_path, answer) as folder:
+        with pytest.raises(DeviceError, match="does not answer"):
+            uapi_client.get("wg0", folder)
+        done.set()
+
+
+def test_a_reply_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uapi_client, "MAX_REPLY", 1000)
+
+    def babble(connection: socket.socket) -> None:
+        connection.recv(100)
+        try:
+            while True:
+                connection.sendall(b"listen_port=5\n" * 1000)
+        except OSError:
+            return
+
+    with daemon(tmp_path, babble) as folder, pytest.raises(UapiError, match="does not speak"):
+        uapi_client.get("wg0", folder)
+
+
+def test_who_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(NoSuchInterface, match="no daemon listens"):
+        uapi_client.get("nobody0", str(tmp_path))
+    with pytest.raises(NoSuchInterface, match="no name of an interface"):
+        uapi_client.get("../../etc/x", str(tmp_path))
+    (tmp_path / "file0.sock").touch()
+    stale = socket.socket(socket.AF_UNIX)
+    stale.bind(str(tmp_path / "stale0.sock"))
+    stale.close()
+    with pytest.raises(NoSuchInterface, match="no daemon listens"):
+        uapi_client.get("stale0", str(tmp_path))
+    assert uapi_client.interfaces(str(tmp_path)) == []
+    assert (tmp_path / "stale0.sock").exists(), "it is not a reader's to remove"
+    assert uapi_client.interfaces(str(tmp_path / "nowhere")) == []
