@@ -1,0 +1,89 @@
+"""proxy and forward: doors into a tunnel for programs of this host, without root, as long as the command runs."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from wyrmhole.cli.app import Failure, config_argument, config_path, load
+from wyrmhole.control.wg_quick import Config
+
+MAX_USERS_FILE = 1 << 20
+"""Bytes: some 20,000 users, far more than one proxy serves."""
+
+OpenDoor = Callable[[Any], Awaitable[Any]]
+"""Takes a Tunnel, gives a Service."""
+
+
+@click.command("proxy")
+@config_argument
+@click.option("--listen", metavar="HOST:PORT", default="127.0.0.1:1080", show_default=True)
+@click.option("--users", type=click.Path(path_type=Path), help="A file with a line USER:PASSWORD for each who may.")
+@click.option("--allow-open", is_flag=True, help="Serve other hosts without asking for a password.")
+def proxy_command(config: str, listen: str, users: Path | None, allow_open: bool) -> None:
+    """Serve SOCKS5 and HTTP on one port; what comes goes through the tunnel of CONFIG.
+
+    Names are resolved inside, by the servers of DNS = in CONFIG: use socks5h in curl.
+    """
+    passwords = None if users is None else read_users(users)
+    serve(load(config_path(config)), lambda tunnel: tunnel.proxy(listen, users=passwords, allow_open=allow_open))
+
+
+@click.command("forward")
+@config_argument
+@click.argument("listen", metavar="HOST:PORT")
+@click.argument("target", metavar="TARGET:PORT")
+@click.option("--udp", is_flag=True, help="Datagrams instead of connections.")
+def forward_command(config: str, listen: str, target: str, udp: bool) -> None:
+    """Listen on HOST:PORT here; what comes goes to TARGET:PORT inside the tunnel of CONFIG, as `ssh -L`."""
+    proto = "udp" if udp else "tcp"
+    serve(load(config_path(config)), lambda tunnel: tunnel.forward(listen, target, proto=proto))
+
+
+def read_users(path: Path) -> dict[str, str]:
+    """Raises Failure with file and line, and without what stands there; OSError."""
+    with path.open("rb") as file:
+        data = file.read(MAX_USERS_FILE + 1)
+    if len(data) > MAX_USERS_FILE:
+        raise Failure(f"{path}: larger than {MAX_USERS_FILE >> 20} MiB")
+    users = {}
+    for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        user, colon, password = line.partition(":")
+        if not (user and colon and password):
+            raise Failure(f"{path}:{number}: expected USER:PASSWORD")
+        users[user] = password
+    if not users:
+        raise Failure(f"{path}: there is nobody in it, so nobody could be served")
+    return users
+
+
+def serve(config: Config, open_door: OpenDoor) -> None:
+    """Until Ctrl-C or SIGTERM. Raises WyrmholeError and OSError of opening."""
+    try:
+        asyncio.run(_serve(config, open_door))
+    except ValueError as error:
+        raise Failure(str(error)) from error
+
+
+async def _serve(config: Config, open_door: OpenDoor) -> None:
+    import wyrmhole
+
+    open_tunnel: Any = wyrmhole.open
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    async with open_tunnel(config) as tunnel:
+        service = await open_door(tunnel)
+        for host, port in service.addresses:
+            click.echo(f"listening on {f'[{host}]' if ':' in host else host}:{port}", err=True)
+        waits = [asyncio.ensure_future(wait) for wait in (stopped.wait(), service.wait_closed())]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        for wait in waits:
+            wait.cancel()
