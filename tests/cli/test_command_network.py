@@ -6,13 +6,15 @@ import itertools
 import json
 import os
 import re
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests.cli.wyrmhole_command import WYRMHOLE
-from tests.netns.host import Host, until
+from tests.netns.host import Host, end, until
 from tests.netns.implementations import COMMANDS, SUBJECT
 from tests.netns.lab import Lab, inner
 from tests.netns.node import SOCKETS, Key, Node, generate_psk, peer_section, unique_name
@@ -334,6 +336,33 @@ def test_an_up_that_fails_leaves_nothing(lab: Lab, tmp_path: Path, more: str, al
     result = client.try_run(WYRMHOLE, "up", str(quick.file))
     assert result.returncode == 1 and said in result.stderr, result.stderr
     assert quick.is_gone() and traces(client) == before
+
+
+def test_an_up_that_is_stopped_leaves_nothing(lab: Lab, tmp_path: Path) -> None:
+    client, _, _ = lab.routed()
+    text = f"[Interface]\nPrivateKey = {Key.generate().private}\nAddress = 10.77.0.1/24\nPostUp = exec sleep 1000\n"
+    quick = Quick(client, tmp_path, text + peer_section(Key.generate().public, "0.0.0.0/0"))
+    before = traces(client)
+    process = client.spawn(WYRMHOLE, "up", str(quick.file), output=subprocess.PIPE)
+    try:
+        assert process.stdout is not None
+        until(lambda: "exec sleep" in process.stdout.readline(), "the hook runs")  # type: ignore[union-attr]
+        process.terminate()
+        assert process.wait(20) == 128 + signal.SIGTERM
+    finally:
+        end(process)
+    assert quick.is_gone() and traces(client) == before
+
+
+def test_a_name_that_another_daemon_has_is_left_alone(lab: Lab, tmp_path: Path) -> None:
+    """The socket files of all network namespaces lie in one folder."""
+    a, b = lab.neighbours()
+    quick = Quick(a, tmp_path, f"[Interface]\nPrivateKey = {Key.generate().private}\nAddress = 10.77.0.1/24\n")
+    quick(WYRMHOLE, "up")
+    result = b.try_run(WYRMHOLE, "up", str(quick.file))
+    assert result.returncode == 1 and "in use by another process" in result.stderr
+    assert quick.name in a.run("wg", "show", quick.name)
+    quick(WYRMHOLE, "down")
 
 
 def test_up_twice_is_refused_and_harms_nothing(lab: Lab, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
 
 import click
 
@@ -28,6 +30,8 @@ def _quick(config: str) -> Quick:
 @config_argument
 def up_command(config: str) -> None:
     """Bring up the interface of CONFIG: a file, or the name of one in /etc/wireguard."""
+    # As Ctrl-C does, it unwinds: what was made is taken back.
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     _quick(config).up()
 
 

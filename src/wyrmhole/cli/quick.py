@@ -76,8 +76,8 @@ class Quick:
             if host.exists:
                 raise DeviceError(f"{self.name} already exists: `wyrmhole down {self.name}` first")
             self._run_hooks(interface.pre_up)
-            undo.callback(self._take_down, host)
             self._start_daemon()
+            undo.callback(self._undo, host)
             uapi_client.apply(self.name, set_change(self.config, self.resolve))
             for address in interface.addresses:
                 self.say(f"ip -{address.version} address add {address} dev {self.name}")
@@ -88,6 +88,13 @@ class Quick:
                 self._add_route(host, prefix)
             self._run_hooks(interface.post_up)
             undo.pop_all()
+
+    def _undo(self, host: Host) -> None:
+        """After a failure, whose message must not be lost for one of this."""
+        try:
+            self._take_down(host)
+        except DeviceError as error:
+            self.say(f"could not undo everything: {error}")
 
     def _start_daemon(self) -> None:
         self.say(f"wyrmholed {self.name}")
