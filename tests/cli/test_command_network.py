@@ -10,6 +10,7 @@ import signal
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -29,7 +30,12 @@ ENDPOINT = "192.0.2.2:51821"
 @pytest.fixture
 def lab(tmp_path: Path):  # type: ignore[no-untyped-def]
     with Lab(tmp_path) as lab:
-        yield lab
+        try:
+            yield lab
+        finally:
+            for quick in Quick.made:
+                quick.host.try_run("ip", "link", "delete", quick.name)
+            Quick.made.clear()
 
 
 def wyrmhole(host: Host, *words: str, text: str | None = None, **environ: str) -> str:
@@ -206,9 +212,12 @@ def test_a_daemon_that_is_not_there(lab: Lab) -> None:
 
 
 class Quick:
-    """One file for two programs, which take turns."""
+    """One file for two programs, which take turns. What a failed test leaves up is taken down with its laboratory."""
+
+    made: ClassVar[list[Quick]] = []
 
     def __init__(self, host: Host, folder: Path, text: str, programs: Path | None = None) -> None:
+        self.made.append(self)
         self.host = host
         self.name = unique_name()
         self.file = folder / f"{self.name}.conf"
