@@ -3,15 +3,16 @@
 A client (a) and a server (b) have a tunnel; an attacker (c) on another wire of the server sends prebuilt datagrams at a
 rate, from as many addresses as it likes. For each kind of flood:
 
-- goodput: TCP through the tunnel under the flood, over the same with the flood going to a socket that nobody reads;
+- goodput: TCP through the tunnel under the flood, over the same (for `-t` seconds) with the flood going to a socket
+  that nobody reads;
 - honest: how many of 100 new peers, each at an address of its own, have a session after at most two initiations 5 s
-  apart (the second with the cookie, if the first earned one), while the flood goes on;
+  apart (the second with the cookie, if the first earned one), at the same time;
 - memory: by how much the server grew; answers: bytes sent back, over bytes of the flood.
 
 Each is measured from 3 s after the flood began. Rates are multiples of what the portable engine answers in handshakes
 per second (bench/handshakes.py).
 
-usage: python bench/flood.py [-x TIMES ...] [-k KIND ...] [-t SECONDS] [-r ROUNDS] [--results FILE] [NAME ...]
+usage: python bench/flood.py [-x TIMES ...] [-k KIND ...] [-t SECONDS] [--results FILE] [NAME ...]
        python bench/flood.py --write FILE           (root; after `make test-deps`; FILE is where results are added)
 """
 
@@ -25,7 +26,6 @@ import os
 import random
 import select
 import socket
-import statistics
 import struct
 import subprocess
 import sys
@@ -54,7 +54,7 @@ NAMES = {
     "native": IMPLEMENTATIONS["wyrmhole"].replace("-f", "-f --engine native"),
 }
 HONEST = 100
-HONEST_INTERVAL = 0.05
+HONEST_INTERVAL = 0.02
 RETRY = 5.0
 WAIT = 4.9
 SETTLE = 3.0
@@ -279,7 +279,9 @@ def connect_all(keys_file: str, public: str, target: str, port: int) -> tuple[in
     return first, sum(peer.is_connected for peer in peers)
 
 
-def honest_peers(a: End, b: End, keys_file: Path) -> tuple[int, int]:
+@contextlib.contextmanager
+def honest_peers(a: End, b: End, keys_file: Path) -> Iterator[Callable[[], tuple[int, int]]]:
+    """They connect while the block runs; the call waits for all and says how many did, at once and after all."""
     words = [
         "ip",
         "netns",
@@ -292,9 +294,17 @@ def honest_peers(a: End, b: End, keys_file: Path) -> tuple[int, int]:
         b.public,
         b.outer,
     ]
-    out = subprocess.run([*words, str(b.port)], capture_output=True, text=True, check=True, timeout=120).stdout
-    first, connected = out.split()
-    return int(first), int(connected)
+    process = subprocess.Popen([*words, str(b.port)], stdout=subprocess.PIPE, text=True)
+
+    def connected() -> tuple[int, int]:
+        first, second = process.communicate(timeout=60)[0].split()
+        return int(first), int(second)
+
+    try:
+        yield connected
+    finally:
+        if sys.exc_info()[0] is not None:
+            process.kill()
 
 
 def add_peers(b: End, keys: list[PrivateKey]) -> None:
@@ -354,7 +364,7 @@ def discard(b: End) -> subprocess.Popen[bytes]:
     return process
 
 
-def one(name: str, kind: str, times: float, seconds: float, rounds: int, folder: Path) -> Result:
+def one(name: str, kind: str, times: float, seconds: float, folder: Path) -> Result:
     """One kind of flood against one implementation."""
     honest, known = ([PrivateKey(os.urandom(32)) for _ in range(count)] for count in (HONEST, 200))
     keys_file = folder / "keys"
@@ -367,30 +377,29 @@ def one(name: str, kind: str, times: float, seconds: float, rounds: int, folder:
             write_frames(folder / file, frames(port))
         sink = discard(b)
         try:
-            return measure(Result(name, kind, times, 0, 0, 0, 0, 0, 0, 0), a, b, c, seconds, rounds, folder)
+            return measure(Result(name, kind, times, 0, 0, 0, 0, 0, 0, 0), a, b, c, seconds, folder)
         finally:
             sink.kill()
             sink.wait()
 
 
-def measure(result: Result, a: End, b: End, c: str, seconds: float, rounds: int, folder: Path) -> Result:
-    rates: dict[str, list[float]] = {"control": [], "flood": []}
-    sent: list[float] = []
+def measure(result: Result, a: End, b: End, c: str, seconds: float, folder: Path) -> Result:
     goodput(a, b, 1.0)
     memory, before = b.resident_mb(), link_status(b.namespace)["stats64"]
-    for _, file in itertools.product(range(rounds), rates):
-        with flooding(c, folder / file, result.times * CAPACITY) as rate:
-            time.sleep(SETTLE)
-            rates[file].append(goodput(a, b, seconds))
-        sent.append(rate())
+    with flooding(c, folder / "control", result.times * CAPACITY):
+        time.sleep(SETTLE)
+        result.control = goodput(a, b, seconds)
+    between = link_status(b.namespace)["stats64"]
     with flooding(c, folder / "flood", result.times * CAPACITY) as rate:
         time.sleep(SETTLE)
-        result.first_try, result.honest = honest_peers(a, b, folder / "keys")
+        with honest_peers(a, b, folder / "keys") as connected:
+            result.goodput = goodput(a, b, HONEST * HONEST_INTERVAL + RETRY + WAIT)
+        result.first_try, result.honest = connected()
     after = link_status(b.namespace)["stats64"]
-    result.rate = statistics.median([*sent, rate()])
-    result.control, result.goodput = (statistics.median(rates[file]) for file in ("control", "flood"))
+    result.rate = rate()
     result.memory_kib = round((b.resident_mb() - memory) * 1024)
-    result.answers = (after["tx"]["bytes"] - before["tx"]["bytes"]) / (after["rx"]["bytes"] - before["rx"]["bytes"])
+    answered = after["tx"]["bytes"] - before["tx"]["bytes"]
+    result.answers = answered / (after["rx"]["bytes"] - between["rx"]["bytes"])
     return result
 
 
@@ -444,8 +453,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-x", "--times", type=float, nargs="+", default=[1.0, 10.0])
     parser.add_argument("-k", "--kinds", nargs="+", default=KINDS, choices=KINDS)
-    parser.add_argument("-t", "--seconds", type=float, default=3.0)
-    parser.add_argument("-r", "--rounds", type=int, default=1)
+    parser.add_argument("-t", "--seconds", type=float, default=5.0)
     parser.add_argument("--results", type=Path)
     parser.add_argument("--write", type=Path)
     parser.add_argument("names", nargs="*", default=["wyrmhole", "wireguard-go", "boringtun"])
@@ -456,7 +464,7 @@ def main() -> None:
     results = []
     with tempfile.TemporaryDirectory() as folder:
         for times, kind, name in itertools.product(options.times, options.kinds, options.names):
-            results.append(asdict(one(name, kind, times, options.seconds, options.rounds, Path(folder))))
+            results.append(asdict(one(name, kind, times, options.seconds, Path(folder))))
             print(f"# {times:g}x {kind}: {name}: {results[-1]['rate']:.0f}/s {cell(results[-1])}", flush=True)
             if options.results is not None:
                 with options.results.open("a") as file:
