@@ -65,6 +65,9 @@ chaos: $(STAMP)  ## the fault suite in full, as root; writes docs/reliability.md
 test-deps:  ## what the network tests need: tools, and other implementations to talk to
 	@scripts/test-deps
 
+fuzz: $(STAMP)  ## each fuzz target for SECONDS (60), Python and Rust; FUZZ_ARGS are those of python -m fuzz.run
+	@scripts/fuzz $(BIN) $(or $(SECONDS),60) $(FUZZ_ARGS)
+
 audit: $(STAMP)  ## ask the advisory databases about everything we depend on; needs the network
 	@scripts/audit $(BIN)
 

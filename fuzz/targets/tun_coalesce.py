@@ -1,0 +1,94 @@
+"""Packets of a few flows, joined into frames and cut again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fuzz.packets import FLAGS, read_packet
+from fuzz.reader import Reader
+from tests.wire.packets import TCP, UDP, Packet
+from wyrmhole.wire.checksum import residue
+from wyrmhole.wire.tun_offload import Coalescer, Frame, split
+
+_MOST = 24
+
+
+def read_train(reader: Reader) -> list[bytes]:
+    """Packets that mostly follow each other, with a change here and there that forbids to join them."""
+    flows = [read_packet(reader, payload=b"") for _ in range(1 + reader.choose(3))]
+    size = 1 + reader.choose(64)
+    packets: list[bytes] = []
+    while not reader.is_done and len(packets) < _MOST:
+        packets.append(_next(reader, flows, size))
+    return packets
+
+
+def _next(reader: Reader, flows: list[Packet], size: int) -> bytes:
+    choice = reader.byte()
+    number = choice % len(flows)
+    change = choice >> 2 & 15
+    packet = replace(flows[number], payload=bytes([reader.byte()]) * (reader.choose(80) if change == 1 else size))
+    if change == 2:
+        packet = replace(packet, flags=FLAGS[reader.choose(len(FLAGS))])
+    elif change == 3:
+        packet = replace(packet, sequence=reader.integer(4))
+    elif change == 4:
+        packet = replace(packet, ttl=reader.byte(), tos=reader.byte())
+    elif change == 5:
+        packet = replace(packet, identification=reader.integer(2))
+    flows[number] = replace(
+        packet,
+        payload=b"",
+        flags=flows[number].flags,
+        sequence=(packet.sequence + len(packet.payload)) % 2**32,
+        identification=(packet.identification + 1) % 2**16,
+    )
+    emitted = bytearray(packet.emit())
+    if change == 6:
+        emitted[reader.integer(2) % len(emitted)] ^= 1 << reader.choose(8)
+    return bytes(emitted)
+
+
+def flow_of(packet: bytes) -> bytes:
+    """What keeps its order: addresses, protocol, ports; everything else is a flow of its own."""
+    if packet[0] >> 4 not in (4, 6):
+        return packet
+    start = 40 if packet[0] >> 4 == 6 else (packet[0] & 15) * 4
+    addresses = packet[8:40] if packet[0] >> 4 == 6 else packet[12:20]
+    protocol = packet[6] if packet[0] >> 4 == 6 else packet[9]
+    return bytes([protocol]) + addresses + packet[start : start + 4] if protocol in (TCP, UDP) else packet
+
+
+def without_identification(packet: bytes) -> bytes:
+    """Where fragments are forbidden it means nothing, and super-packets count it up anyway (RFC 6864)."""
+    if packet[0] >> 4 != 4 or not packet[6] & 0x40:
+        return packet
+    assert not residue(packet[:20]) or packet[0] & 15 != 5, "the header's checksum"
+    return packet[:4] + bytes(2) + packet[6:10] + bytes(2) + packet[12:]
+
+
+def check_frame(frame: Frame) -> None:
+    members = [bytes(packet) for packet in frame.packets]
+    segments = split(b"".join(frame.parts))
+    if len(members) == 1:
+        assert segments == members
+    else:
+        assert [*map(without_identification, segments)] == [*map(without_identification, members)]
+
+
+def TestOneInput(data: bytes) -> None:
+    """Each frame, cut again, gives the packets it was made of, byte by byte. No packet is lost or doubled, and
+    packets of one flow keep their order."""
+    reader = Reader(data)
+    switches = reader.byte()
+    coalescer = Coalescer(tso=not switches & 1, uso=not switches & 2)
+    packets = read_train(reader)
+    for packet in packets:
+        coalescer.add(packet)
+    given: list[bytes] = []
+    for frame in coalescer.take():
+        check_frame(frame)
+        given += [bytes(packet) for packet in frame.packets]
+    assert sorted(given) == sorted(packets)
+    for flow in {flow_of(packet) for packet in packets}:
+        assert [each for each in given if flow_of(each) == flow] == [each for each in packets if flow_of(each) == flow]

@@ -1,0 +1,30 @@
+"""Super-packets of all shapes against a segmentation that is slow and obvious."""
+
+from __future__ import annotations
+
+from fuzz.packets import read_packet
+from fuzz.reader import Reader
+from wyrmhole.wire.tun_offload import MAX_SEGMENTS, OffloadError, split
+
+_LARGEST = 65_535
+
+
+def TestOneInput(data: bytes) -> None:
+    """The segments are those of the slow segmentation, byte by byte; too many, or of size 0, are refused."""
+    reader = Reader(data)
+    size = reader.integer(2)
+    repeats = 1 + reader.byte()
+    packet = read_packet(reader, payload=b"")
+    seed = reader.rest()
+    packet = type(packet)(**{**vars(packet), "payload": (seed * repeats)[: _LARGEST - packet.header]})
+    segments = -(-len(packet.payload) // size) if size else 0
+    try:
+        packets = split(packet.frame(size))
+    except OffloadError:
+        assert size == 0 or segments > MAX_SEGMENTS
+        return
+    assert segments <= MAX_SEGMENTS
+    if segments <= 64:
+        assert packets == [segment.emit() for segment in packet.segments(size)]
+    else:
+        assert len(packets) == segments
