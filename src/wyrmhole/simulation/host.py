@@ -140,12 +140,9 @@ class Host:
 
     def stop(self) -> None:
         """An orderly end. What the engine is asked afterwards must send nothing (I28)."""
-        peers = list(self.interface.peers)
         self.down()
         self.shadow.stopped = True
-        for peer in peers:
-            self.engine.send_keepalive(peer.id)
-            self.engine.send_to_peer(peer.id, bytes(148))
+        self.engine.send_to(self.address, None, bytes(64))
         held = [each for each in probe.reachable(self.interface, self.engine) if isinstance(each, Keypair)]
         require(not held, "I16", f"host {self.number} holds {len(held)} keypairs after shutdown")
         self.crash()

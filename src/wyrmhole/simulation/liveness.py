@@ -246,7 +246,8 @@ def _l6(world: World, random: Random, a: Host, b: Host) -> None:
     inside = world.hosts[random.choice(list(world.network.nats))]
     timeout = world.network.nats[inside.number].timeout // SECOND
     interval = random.randrange(1, timeout - 4)
-    world.reconfigure(inside.number, b.number, keepalive=interval)
+    for number in inside.settings.peers:
+        world.reconfigure(inside.number, number, keepalive=interval if number == b.number else 0)
     world.reconfigure(b.number, inside.number, endpoint=None)
     _fresh(world, b, inside)
     world.run_for(SESSION)

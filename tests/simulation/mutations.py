@@ -1,0 +1,501 @@
+"""One planted bug for each named check: what the simulator must find.
+
+A mutation breaks the product as somebody might have written it wrong; `runs` are the worlds in which it must show.
+Where the drawn steps of a storm would need many seeds, a scenario of a few chosen steps stands in.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from wyrmhole.engine.inbound import Inbound
+from wyrmhole.engine.outbound import Outbound
+from wyrmhole.engine.portable import PortableEngine
+from wyrmhole.engine.tables import Tables
+from wyrmhole.protocol import allowed_ips, cookie, exchange, replay, tai64n
+from wyrmhole.protocol.constants import SECOND
+from wyrmhole.protocol.data_plane import NEVER
+from wyrmhole.protocol.events import HandshakeGaveUp
+from wyrmhole.protocol.exchange import Exchange
+from wyrmhole.protocol.index_table import IndexTable
+from wyrmhole.protocol.interface import Interface
+from wyrmhole.protocol.keypair import Keypair, Keypairs
+from wyrmhole.protocol.keys import PublicKey
+from wyrmhole.protocol.peer import LONG_AGO
+from wyrmhole.protocol.ratelimiter import RateLimiter
+from wyrmhole.protocol.timers import PeerTimers
+from wyrmhole.simulation.run import Run
+from wyrmhole.simulation.scenario import Scenario, Step
+
+Plant = Callable[[pytest.MonkeyPatch], None]
+Planned = tuple[Run | Scenario, tuple[str, ...]]
+"""What runs, and which liveness trials follow."""
+
+
+@dataclass(frozen=True)
+class Mutation:
+    check: str
+    bug: str
+    plant: Plant
+    runs: Callable[[], Iterator[Planned]]
+
+
+def storms(hours: float = 0.1, hosts: int | None = None, count: int = 12) -> Callable[[], Iterator[Planned]]:
+    return lambda: ((Run(seed, hours, "storm", hosts), ()) for seed in range(1, count + 1))
+
+
+def trials(name: str, nats: bool = False, count: int = 6) -> Callable[[], Iterator[Planned]]:
+    """A world without faults, and one trial."""
+    return lambda: ((_planned(seed, (), {3: 60} if nats else {}), (name,)) for seed in range(1, count + 1))
+
+
+def steps(*chosen: tuple[float, str, tuple[object, ...]]) -> Callable[[], Iterator[Planned]]:
+    """(second, step, arguments) in a world of three hosts that lasts 400 s."""
+    made = tuple(Step(int(at * SECOND), what, arguments) for at, what, arguments in chosen)
+    return lambda: iter([(_planned(1, made, {}), ())])
+
+
+def _planned(seed: int, chosen: tuple[Step, ...], nats: dict[int, int]) -> Scenario:
+    return Scenario(seed, 3, 400 * SECOND if chosen else SECOND, (0, 0, 0), nats, chosen)
+
+
+def talk(a: int, b: int, count: int = 1, spacing: float = 0.1) -> tuple[str, tuple[object, ...]]:
+    return "talk", (a, b, count, int(spacing * SECOND), 48, False, False)
+
+
+MUTATIONS: list[Mutation] = []
+
+
+def bug(check: str, text: str, runs: Callable[[], Iterator[Planned]] | None = None) -> Callable[[Plant], Plant]:
+    def add(plant: Plant) -> Plant:
+        MUTATIONS.append(Mutation(check, text, plant, runs or storms()))
+        return plant
+
+    return add
+
+
+def after(patch: pytest.MonkeyPatch, owner: type, name: str, also: Callable[..., None]) -> None:
+    """The method, and then something more, with its result and its arguments."""
+    method = getattr(owner, name)
+
+    def both(*arguments: Any, **named: Any) -> Any:
+        result = method(*arguments, **named)
+        also(result, *arguments)
+        return result
+
+    patch.setattr(owner, name, both)
+
+
+def before(patch: pytest.MonkeyPatch, owner: type, name: str, also: Callable[..., None]) -> None:
+    method = getattr(owner, name)
+
+    def both(*arguments: Any, **named: Any) -> Any:
+        also(*arguments)
+        return method(*arguments, **named)
+
+    patch.setattr(owner, name, both)
+
+
+# Safety
+
+
+@bug("I1", "a counter is taken back after each fifth packet")
+def counter_twice(patch: pytest.MonkeyPatch) -> None:
+    def take_back(result: None, self: Outbound, peer: object, keypair: Keypair, *rest: object) -> None:
+        keypair.send_counter -= keypair.send_counter % 5 == 4
+
+    after(patch, Outbound, "_seal_one", take_back)
+
+
+@bug("I2", "a counter is left out now and then")
+def counter_gap(patch: pytest.MonkeyPatch) -> None:
+    def skip(result: None, self: Outbound, peer: object, keypair: Keypair, *rest: object) -> None:
+        keypair.send_counter += keypair.send_counter % 5 == 4
+
+    after(patch, Outbound, "_seal_one", skip)
+
+
+@bug("I3", "the replay window accepts everything")
+def no_window(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(replay.ReplayWindow, "accept", lambda self, counter: True)
+
+
+@bug("I4", "the inner source is not looked at")
+def any_source(patch: pytest.MonkeyPatch) -> None:
+    def deliver_one(self: Any, peer: Any, keypair: Any, packet: bytes, ecn: int, now: int) -> None:
+        from wyrmhole.wire import ip
+        from wyrmhole.wire.tun_offload import plain
+
+        self._tables.note_data_received(peer, now)
+        self._write(plain(packet[: ip.length_of(packet)]))
+
+    patch.setattr(Inbound, "_deliver_one", deliver_one)
+
+
+@bug(
+    "I5", "the shortest prefix wins", steps((1, "change_routes", (1,)), *[(2 + n / 9, *talk(1, 2)) for n in range(20)])
+)
+def shortest_prefix(patch: pytest.MonkeyPatch) -> None:
+    def lookup(self: Any, address: int) -> Any:
+        node = self.root
+        while node is not None and not (address ^ node.network) >> (self.bits - node.length):
+            if node.value is not None:
+                return node.value
+            node = node.right if address >> (self.bits - node.length - 1) & 1 else node.left
+        return None
+
+    patch.setattr(allowed_ips._Trie, "lookup", lookup)
+
+
+@bug("I6", "a session sends for a minute too long", steps((1, *talk(1, 2)), (181, *talk(2, 1)), (182, *talk(1, 2))))
+def long_session(patch: pytest.MonkeyPatch) -> None:
+    def lengthen(result: None, self: Keypair, params: object) -> None:
+        self.send_until += 60 * SECOND
+        self.reject_at += 60 * SECOND
+
+    after(patch, Keypair, "__init__", lengthen)
+
+
+@bug("I7", "retransmissions come after four seconds, and nothing holds them up")
+def impatient(patch: pytest.MonkeyPatch) -> None:
+    def forget(self: Interface, peer: Any, *rest: object) -> None:
+        peer.last_handshake_sent = LONG_AGO
+
+    before(patch, Interface, "_initiate", forget)
+    patch.setattr(Interface, "_jitter", lambda self: -SECOND)
+
+
+@bug("I8", "a responder sends what waits as soon as it has a key")
+def eager_responder(patch: pytest.MonkeyPatch) -> None:
+    def send(result: None, self: Any, peer: int, params: Any) -> None:
+        it = self._tables.peers[peer]
+        if not params.is_initiator and it.staged:
+            it.keypairs.confirm()
+            self._outbound.send_staged(it, self._now)
+
+    after(patch, PortableEngine, "_install_keypair", send)
+
+
+@bug("I9", "the window is 64 packets wide")
+def narrow_window(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(replay, "WINDOW_SIZE", 64)
+    patch.setattr(replay, "_MASK", (1 << 64) - 1)
+
+
+@bug("I10", "a timestamp follows the wall clock down")
+def falling_stamps(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(tai64n, "next_stamp", lambda wall, last: tai64n.emit(wall))
+
+
+@bug("I11", "a cookie reply moves the endpoint")
+def roaming_cookie(patch: pytest.MonkeyPatch) -> None:
+    def move(self: Any, datagram: Any, now: int) -> None:
+        peer = self.exchange.indices.get(int.from_bytes(datagram.data[4:8], "little"))
+        if datagram.data[0] == 3 and peer is not None:
+            self._learn_endpoint(peer, datagram)
+
+    before(patch, Interface, "_handle_handshake", move)
+
+
+@bug("I12", "a response that does not prove itself ends the handshake")
+def fragile_handshake(patch: pytest.MonkeyPatch) -> None:
+    def end(result: object, self: Exchange, datagram: Any) -> None:
+        peer = self.indices.get(int.from_bytes(datagram.data[8:12], "little"))
+        if result is None and peer is not None:
+            self.abandon(peer)
+
+    after(patch, Exchange, "_consume_response", end)
+
+
+@bug("I13", "a cookie reply is sent twice", steps((1, "flood", (1, 300, 4))))
+def two_cookies(patch: pytest.MonkeyPatch) -> None:
+    def again(result: None, self: Any, endpoint: Any, source: Any, datagram: bytes) -> None:
+        self._bind.send(datagram, 0, endpoint.sockaddr, source)
+
+    after(patch, PortableEngine, "_send_to", again)
+
+
+@bug("I14", "indices of dropped keypairs are not freed")
+def stale_indices(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Interface, "_free_indices", lambda self, peer, indices: None)
+
+
+@bug("I15", "the previous keypair outlives the next rotation")
+def long_previous(patch: pytest.MonkeyPatch) -> None:
+    def install(self: Keypairs, keypair: Keypair) -> list[Keypair]:
+        self.current, self.next = keypair, None
+        return []
+
+    patch.setattr(Keypairs, "install_initiator", install)
+
+
+@bug("I16", "keys are not zeroed after 540 s", trials("quiet"))
+def kept_keys(patch: pytest.MonkeyPatch) -> None:
+    def leave(self: Any, peer: Any) -> None:
+        peer.timers.zero_keys_at = NEVER
+
+    patch.setattr(Interface, "_zero_keys", leave)
+
+
+@bug("I17", "the newest staged packet makes room")
+def newest_first(patch: pytest.MonkeyPatch) -> None:
+    def stage(self: Tables, peer: Any, packet: bytes) -> None:
+        if peer.staged and len(peer.staged) >= 128:
+            self.staged_bytes -= len(peer.staged.pop())
+        original(self, peer, packet)
+
+    original = Tables.stage
+    patch.setattr(Tables, "stage", stage)
+
+
+@bug("I18", "the limiter remembers any number of sources", steps((1, "flood", (1, 300, 24))))
+def endless_limiter(patch: pytest.MonkeyPatch) -> None:
+    def lift(self: RateLimiter, *rest: object) -> None:
+        self._max_sources = 1 << 30
+
+    before(patch, RateLimiter, "allow", lift)
+
+
+@bug("I19", "a removed peer keeps its timer")
+def orphan_timer(patch: pytest.MonkeyPatch) -> None:
+    def arm(result: None, self: Any, peer: Any) -> None:
+        self._wheel.arm(peer.id, NEVER >> 8)
+
+    after(patch, Interface, "remove_peer", arm)
+
+
+@bug("I20", "a keepalive counts as data that wants an answer")
+def chatty(patch: pytest.MonkeyPatch) -> None:
+    def count(result: bool, self: Any, peer: Any, keypair: object, received: object, total: int, now: int) -> None:
+        self._tables.note_data_received(peer, now)
+
+    after(patch, Inbound, "_authenticated", count)
+
+
+@bug("I21", "a passive keepalive leaves after five seconds")
+def hasty_keepalive(patch: pytest.MonkeyPatch) -> None:
+    def at(self: Any, marks: Any, timings: Any) -> int:
+        since = marks.data_received_since
+        return NEVER if since in (0, self.answered_since) else int(since + 5 * SECOND)
+
+    patch.setattr(PeerTimers, "_keepalive_at", at)
+
+
+_COOKIE_KEPT = [
+    (1.0, "flood", (2, 300, 1)),
+    (1.0, *talk(1, 2)),
+    (20.0, "toggle", (1, SECOND)),
+    (200.0, *talk(1, 2)),
+]
+
+
+@bug("I22", "a cookie is good for ever", steps(*_COOKIE_KEPT))
+def old_cookie(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(cookie, "COOKIE_LIFETIME", 10**6 * SECOND)
+
+
+@bug("I23", "load lasts for ten seconds", steps((1, "flood", (2, 300, 1)), (6, *talk(1, 2))))
+def long_load(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(exchange, "UNDER_LOAD_HOLD", 10 * SECOND)
+
+
+@bug(
+    "I24",
+    "while one peer waits for a key, all wait",
+    steps((1, *talk(1, 2)), (2, "crash", (3, 100 * SECOND)), (3, *talk(1, 3)), (4, *talk(1, 2))),
+)
+def shared_backlog(patch: pytest.MonkeyPatch) -> None:
+    def send_packet(self: Any, peer: Any, packet: bytes, now: int) -> None:
+        if self._tables.staged_bytes and not peer.staged:
+            self._tables.stage(peer, packet)
+        else:
+            original(self, peer, packet, now)
+
+    original = Outbound._send_packet
+    patch.setattr(Outbound, "_send_packet", send_packet)
+
+
+@bug("I25", "a replaced list of allowed ips is emptied first", steps((1, "change_routes", (1,))))
+def gap_in_routes(patch: pytest.MonkeyPatch) -> None:
+    def empty(self: Interface, peer: Any, prefixes: object) -> None:
+        for prefix in list(peer.allowed_ips):
+            self.remove_allowed_ip(peer, prefix)
+
+    before(patch, Interface, "replace_allowed_ips", empty)
+
+
+@bug(
+    "I26",
+    "sessions outlive the private key that made them",
+    steps((1, *talk(1, 2, 50, 0.5)), (10, "change_key", (1, 1))),
+)
+def undead_sessions(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Tables, "expire_sending_keys", lambda self, peer: None)
+
+
+_BOTH_CRASH = [(1.0, *talk(1, 2)), (5.0, "crash", (1, SECOND)), (5.0, "crash", (2, SECOND)), (10.0, *talk(1, 2))]
+
+
+@bug("I27", "randomness begins anew with each life", steps(*_BOTH_CRASH))
+def same_random(patch: pytest.MonkeyPatch) -> None:
+    original = Interface.__init__
+
+    def init(self: Interface, *arguments: Any, **named: Any) -> None:
+        named["random"] = random.Random(1).randbytes
+        original(self, *arguments, **named)
+
+    patch.setattr(Interface, "__init__", init)
+
+
+@bug("I28", "the socket is used after it was taken away", steps((1, *talk(1, 2))))
+def no_detach(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(PortableEngine, "detach_bind", lambda self: None)
+
+
+@bug("I29", "indices come from the operating system", steps((1, *talk(1, 2))))
+def true_random(patch: pytest.MonkeyPatch) -> None:
+    def draw(self: Any, *rest: object) -> None:
+        self._random = os.urandom
+
+    before(patch, IndexTable, "insert", draw)
+
+
+@bug("I30", "a datagram of three bytes is read beyond its end", steps((1, "garbage", (1, 29)), (2, "garbage", (2, 29))))
+def short_read(patch: pytest.MonkeyPatch) -> None:
+    def read(self: Inbound, data: memoryview, received: object) -> None:
+        assert len(data) != 3 or data[3]
+
+    before(patch, Inbound, "_handle_other", read)
+
+
+@bug("I31", "received keepalives are not counted")
+def uncounted(patch: pytest.MonkeyPatch) -> None:
+    def uncount(result: None, self: Tables, peer: Any, size: int, now: int) -> None:
+        peer.rx_bytes -= size if size == 32 else 0
+
+    after(patch, Tables, "note_received", uncount)
+
+
+@bug("I32", "an attempt counts as a handshake")
+def early_handshake(patch: pytest.MonkeyPatch) -> None:
+    def note(self: Any, peer: Any, *rest: object) -> None:
+        peer.last_handshake_wall = self._wall_clock()
+
+    before(patch, Interface, "_initiate", note)
+
+
+@bug("I33", "an event shows a session key", steps((1, *talk(1, 2))))
+def leaky_event(patch: pytest.MonkeyPatch) -> None:
+    def leak(result: None, self: Any, peer: Any, outcome: Any) -> None:
+        class Leaky(PublicKey):
+            def __repr__(self) -> str:
+                return str(outcome.keys.send.hex())
+
+        self._events.append(HandshakeGaveUp(Leaky(peer.public_key.raw)))
+
+    after(patch, Interface, "_begin_session", lambda result, self, peer, outcome: leak(result, self, peer, outcome))
+
+
+# Liveness
+
+
+@bug("L1", "an initiation is put off by eight seconds", trials("L1"))
+def slow_start(patch: pytest.MonkeyPatch) -> None:
+    original = Interface._initiate
+
+    def initiate(self: Interface, peer: Any, now: int, *, is_retry: bool) -> None:
+        if is_retry:
+            original(self, peer, now, is_retry=True)
+        else:
+            peer.timers.attempts, peer.timers.trying_since = 0, now
+            peer.timers.initiate_at = now + 8 * SECOND
+
+    patch.setattr(Interface, "_initiate", initiate)
+
+
+@bug("L2", "data without an answer is no reason for a handshake", trials("L2"))
+def patient(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(PeerTimers, "_new_handshake_at", lambda self, marks, timings: NEVER)
+
+
+@bug("L3", "both sides of crossed handshakes renew", trials("L3"))
+def nobody_yields(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Interface, "_renewal_ages", lambda self, peer, now: (120 * SECOND, 165 * SECOND))
+
+
+@bug("L4", "a key is asked for once only", trials("L4", count=20))
+def asked_once(patch: pytest.MonkeyPatch) -> None:
+    original = Tables.install
+
+    def install(self: Tables, peer: Any, params: Any) -> None:
+        said = peer.key_wanted_said
+        original(self, peer, params)
+        peer.key_wanted_said = said
+
+    patch.setattr(Tables, "install", install)
+
+
+@bug("L5", "who gave up is not asked again", trials("L5"))
+def given_up(patch: pytest.MonkeyPatch) -> None:
+    original = Tables.flush_staged
+
+    def flush(self: Tables, peer: int) -> None:
+        said = self.peers[peer].key_wanted_said
+        original(self, peer)
+        self.peers[peer].key_wanted_said = said
+
+    patch.setattr(Tables, "flush_staged", flush)
+
+
+@bug("L6", "persistent keepalives come at twice their interval", trials("L6", nats=True))
+def rare_keepalive(patch: pytest.MonkeyPatch) -> None:
+    original = PeerTimers._persistent_at
+
+    def at(self: PeerTimers, marks: Any) -> int:
+        due = original(self, marks)
+        return due if due == NEVER else due + self.persistent_interval * SECOND
+
+    patch.setattr(PeerTimers, "_persistent_at", at)
+
+
+@bug("L7", "no initiation leaves while the wall clock is behind", trials("L7"))
+def waits_for_the_clock(patch: pytest.MonkeyPatch) -> None:
+    original = Exchange.create_initiation
+
+    def create(self: Any, peer: Any, now: int) -> bytes | None:
+        behind = peer.last_stamp_sent is not None and tai64n.emit(self._wall_clock()) < peer.last_stamp_sent
+        return None if behind else original(self, peer, now)
+
+    patch.setattr(Exchange, "create_initiation", create)
+
+
+@bug("L8", "after load handshakes are refused for ten seconds, without a word", trials("L8"))
+def sulks(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(exchange, "UNDER_LOAD_HOLD", 10 * SECOND)
+    patch.setattr(Exchange, "_shield", lambda self, datagram, checker, now: (True, None))
+
+
+@bug("L9", "a hopeless series of attempts is begun anew", trials("L5"))
+def never_gives_up(patch: pytest.MonkeyPatch) -> None:
+    def go_on(self: Any, peer: Any, now: int) -> None:
+        self._initiate(peer, now, is_retry=False)
+
+    patch.setattr(Interface, "_give_up", go_on)
+
+
+@bug("L10", "a removed peer's prefixes stay with the protocol", steps((1, *talk(1, 2))))
+def kept_prefixes(patch: pytest.MonkeyPatch) -> None:
+    original = Interface.remove_peer
+
+    def remove(self: Any, peer: Any) -> None:
+        owners = dict(self._owners)
+        original(self, peer)
+        self._owners.update(owners)
+
+    patch.setattr(Interface, "remove_peer", remove)

@@ -1,0 +1,48 @@
+"""Each named check has been seen to fail: a bug is planted in the product, and the simulator must find it by name."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.simulation.mutations import MUTATIONS, Mutation, Planned
+from wyrmhole.simulation import liveness
+from wyrmhole.simulation.checks import CHECKS, Violation
+from wyrmhole.simulation.run import Run
+from wyrmhole.simulation.world import World
+
+
+def carry_out(planned: Planned) -> tuple[str | None, str]:
+    """The check that failed, if one did, and the digest of what happened."""
+    what, trials = planned
+    world = World(what.scenario() if isinstance(what, Run) else what)
+    try:
+        world.guarded(world.run_steps)
+        world.guarded(lambda: liveness.run_trials(world, trials))
+    except Violation as violation:
+        return violation.check, world.digest
+    finally:
+        world.close()
+    return None, world.digest
+
+
+def test_every_check_has_a_planted_bug() -> None:
+    assert sorted(mutation.check for mutation in MUTATIONS) == sorted(CHECKS)
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: f"{mutation.check}-{mutation.plant.__name__}")
+def test_a_planted_bug_is_found(mutation: Mutation, monkeypatch: pytest.MonkeyPatch) -> None:
+    mutation.plant(monkeypatch)
+    found: set[str | None] = set()
+    for planned in mutation.runs():
+        check, digest = carry_out(planned)
+        if check is None and carry_out(planned)[1] != digest:
+            check = "I29"
+        found.add(check)
+        if check == mutation.check:
+            return
+    pytest.fail(f"{mutation.bug}: found {found}, not {mutation.check}")
+
+
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.check)
+def test_the_first_world_of_each_holds_without_the_bug(mutation: Mutation) -> None:
+    assert carry_out(next(mutation.runs()))[0] is None
