@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 
 import pytest
@@ -182,6 +183,15 @@ def test_a_header_that_does_not_fit_is_one_clear_error(frame: bytes) -> None:
     """B36"""
     with pytest.raises(OffloadError):
         split(frame)
+
+
+def test_a_segment_size_beyond_the_packet_makes_one_segment() -> None:
+    """Found by the engines' scripts: with 65,535 a length that no field holds was put together, for no segment."""
+    datagram = struct.pack(">HHHH", 1, 2, 108, 0) + bytes(100)
+    packet = struct.pack(">BBHHHBBHII", 0x45, 0, 128, 0, 0, 64, 17, 0, 1, 2) + datagram
+    for size in (100, 65_535):
+        frame = struct.pack("=BBHHHH", 1, 5, 28, size, 20, 6) + packet
+        assert [len(segment) for segment in split(frame)] == [128]
 
 
 def test_the_unchanged_frame_of_these_tests_is_good() -> None:
