@@ -18,6 +18,7 @@ from wyrmhole.simulation.shrink import shrink
 SOAK_CALM_HOURS = 24.0
 SOAK_STORM_HOURS = 0.1
 """A soak takes two runs of each seed: a day in which little happens, and six minutes in which everything does."""
+PROGRESS_EVERY = 50
 SECONDS = 1e-9
 
 
@@ -36,6 +37,8 @@ def main(arguments: list[str] | None = None) -> int:
         peer_hours += outcome.peer_hours
         hours += outcome.run.hours
         runs += 1
+        if options.soak and runs % PROGRESS_EVERY == 0:
+            print(f"{runs} runs, {peer_hours:,.0f} peer-hours, {failed} violations", file=sys.stderr, flush=True)
         if outcome.violation is not None:
             failed += 1
             _tell(outcome, options.shrink)

@@ -120,6 +120,7 @@ class Host:
         self.shadow.identity = self.public.raw
         self.engine = PortableEngine(self.clock.boottime, threaded=False)
         self.tun = ListTun(self._delivered)
+        self.bind = ListBind(self._sent, self.address.host.encode())
         self.plane = Recorder(self.engine, self.shadow, self._check_routes)
         self.interface = Interface(self.plane, random=self._random.randbytes, wall_clock=self.clock.wall, now=self.now)
         self.plane.interface = self.interface
@@ -150,6 +151,7 @@ class Host:
     def up(self) -> None:
         """As the device does it: with a socket of its own each time."""
         self._begin()
+        self.bind.close()
         self.bind = ListBind(self._sent, self.address.host.encode())
         self.engine.attach_bind(self.bind, PORT)
         with self._owing():
@@ -356,8 +358,8 @@ class Host:
             self._wake(self, self.clock.world_time(deadline))
 
     def drain(self) -> None:
-        while reports := self.engine.poll_reports(BATCH):
-            for report in reports:
+        while probe.tables_of(self.engine).has_reports:
+            for report in self.engine.poll_reports(BATCH):
                 self._handle(report)
             self.interface.handle_timeout(self.now)
         self._poll_events()

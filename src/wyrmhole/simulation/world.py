@@ -84,12 +84,11 @@ class World:
             for other in self.hosts.values():
                 if other is not host:
                     host.settings.peers[other.number] = self.settings_for(host, other)
-        for host in self.hosts.values():
-            host.start()
 
     def settings_for(self, host: Host, other: Host) -> PeerSettings:
         endpoint = None if other.number in self.network.nats else other.address
-        keepalive = 25 if host.number in self.network.nats and other.number == 1 else 0
+        # Only some, because one that cannot reach host 1 for hours tries every five seconds, and little else happens.
+        keepalive = 25 if host.number in self.network.nats and host.number % 4 == 3 and other.number == 1 else 0
         prefixes = [packets.v4_prefix(other.number), packets.v6_prefix(other.number)]
         return PeerSettings(other.number, other.public, prefixes, None, endpoint, keepalive)
 
@@ -139,7 +138,9 @@ class World:
     # The scenario
 
     def run_steps(self) -> None:
-        """Safety under faults: all steps, to the end of the scenario."""
+        """Safety under faults: all hosts start, then all steps, to the end of the scenario."""
+        for host in self.hosts.values():
+            host.start()
         for step in self.scenario.steps:
             self.at(START + step.at, getattr(self, f"do_{step.what}"), *step.arguments)
         end = START + self.scenario.duration

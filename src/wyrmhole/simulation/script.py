@@ -1,0 +1,597 @@
+"""Scripts of data-plane commands, and what an engine makes of one: two engines agree when their traces are equal.
+
+A script is drawn from a seed and names no engine: peers and keys to install, allowed ips, frames from a TUN (plain
+packets, super-packets, broken ones), datagrams from the network (sealed here under the keys of the script, then in
+order or reordered, replayed, corrupted, cut, joined into trains), time that passes, sends that fail. `run` carries it
+out on a `Subject`, anything with a handful of methods, and gives the trace: for each command what was sent, written,
+reported, dropped and counted. `PortableSubject` is the portable engine without its thread; another engine needs the
+same few methods over its own memory TUN and bind.
+
+    draw(seed) -> Script;  run(script, PortableSubject()) == run(script, other)
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from random import Random
+from typing import Protocol
+
+from wyrmhole.engine.contract import EngineFailed, TunChanged
+from wyrmhole.engine.portable import PortableEngine
+from wyrmhole.net.bind import Buffer, Received, SendOutcome
+from wyrmhole.net.tun import TunOffloads
+from wyrmhole.protocol.data_plane import NEVER, DataPlane, KeypairParams, PeerId, Report
+from wyrmhole.protocol.primitives import TransportCipher, mac
+from wyrmhole.simulation.edges import ListBind, ListTun
+from wyrmhole.wire.checksum import checksum
+from wyrmhole.wire.endpoint import Endpoint, SockAddr
+from wyrmhole.wire.prefix import Prefix
+
+SECOND = 1_000_000_000
+START = 1000 * SECOND
+MTU = 1420
+PEERS = 3
+LOCAL_PORT = 51820
+_HEADER = struct.Struct("<IIQ")
+_VIRTIO = struct.Struct("=BBHHHH")
+_NEEDS_CSUM, _GSO_V4, _GSO_UDP = 1, 1, 5
+_TCP, _UDP, _OTHER = 6, 17, 253
+
+Value = object
+Entry = tuple[str, tuple[Value, ...]]
+Trace = list[tuple[Entry, ...]]
+"""For each command: what could be seen after it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """`what` is the name of a method below; its arguments are plain values."""
+
+    what: str
+    arguments: tuple[object, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    seed: int
+    commands: tuple[Command, ...]
+
+
+class Subject(Protocol):
+    """An engine between a TUN and a bind in memory. Reports and sends are taken away by looking at them."""
+
+    plane: DataPlane
+
+    def set_time(self, now: int) -> None:
+        """The engine's clock shows this from here on."""
+
+    def set_mtu(self, mtu: int) -> None: ...
+
+    def set_offloads(self, tso: bool, uso: bool) -> None:
+        """What the TUN accepts to be written from here on."""
+
+    def fail_sends(self, count: int) -> None:
+        """The bind drops so many of the next sends."""
+
+    def fail_writes(self, count: int) -> None:
+        """The TUN refuses so many of the next writes."""
+
+    def inject(self, frame: bytes) -> None:
+        """The TUN gives this frame (10-byte virtio header first); the engine handles it and sends what it makes."""
+
+    def arrive(self, data: bytes, sender: Endpoint, segment: int, source: bytes, tos: int) -> None:
+        """The bind gives this datagram, or train of datagrams of `segment` bytes; the engine handles it."""
+
+    def take_sent(self) -> list[tuple[SockAddr, bytes, bytes | None, int]]:
+        """(destination, datagram, source, tos) of each datagram since the last call, trains cut up."""
+
+    def take_written(self) -> list[bytes]:
+        """The frames given to the TUN since the last call, refused ones included."""
+
+    def take_reports(self) -> list[Report]: ...
+
+    def drops(self) -> dict[str, int]:
+        """Counts by the names of DropReason, zeros left out."""
+
+    def close(self) -> None: ...
+
+
+class _Tun(ListTun):
+    """Gives whole frames to `on_write`."""
+
+    def __init__(self, written: list[bytes]) -> None:
+        super().__init__(lambda packet: None, MTU)
+        self._written = written
+
+    def write(self, parts: Sequence[Buffer]) -> bool:
+        self._written.append(b"".join(parts))
+        if self.failing:
+            self.failing -= 1
+            return False
+        return True
+
+
+class _Bind(ListBind):
+    """Notes what is sent with its source and type of service."""
+
+    def __init__(self, sent: list[tuple[SockAddr, bytes, bytes | None, int]]) -> None:
+        super().__init__(lambda sockaddr, data, arrives: None, b"local")
+        self._sent = sent
+
+    def receive(self, fileno: int) -> Received | None:
+        received = super().receive(fileno)
+        if received is not None:
+            received.source, received.tos = self.address, self.tos
+        return received
+
+    tos = 0
+
+    def send(
+        self,
+        data: Buffer | Sequence[Buffer],
+        segment_size: int,
+        sockaddr: SockAddr,
+        source: bytes | None,
+        tos: int = 0,
+    ) -> SendOutcome:
+        whole = bytes(data) if isinstance(data, (bytes, bytearray, memoryview)) else b"".join(data)
+        step = segment_size or max(len(whole), 1)
+        self._sent += [(sockaddr, whole[at : at + step], source, tos) for at in range(0, len(whole), step)]
+        dropped = self.failing > 0
+        self.failing -= dropped
+        return SendOutcome.DROPPED if dropped else SendOutcome.SENT
+
+
+class PortableSubject:
+    """The portable engine's pure steps."""
+
+    def __init__(self) -> None:
+        self._now = START
+        self._sent: list[tuple[SockAddr, bytes, bytes | None, int]] = []
+        self._written: list[bytes] = []
+        self._tun = _Tun(self._written)
+        self._bind = _Bind(self._sent)
+        self._engine = PortableEngine(lambda: self._now, threaded=False)
+        self._engine.attach_tun(self._tun)
+        self._engine.attach_bind(self._bind, LOCAL_PORT)
+        self.plane: DataPlane = self._engine
+
+    def set_time(self, now: int) -> None:
+        self._now = now
+
+    def set_mtu(self, mtu: int) -> None:
+        self._engine.set_mtu(mtu)
+
+    def set_offloads(self, tso: bool, uso: bool) -> None:
+        self._tun.offloads = TunOffloads(tso, uso)
+        self._engine._follow_offloads(self._tun)
+
+    def fail_sends(self, count: int) -> None:
+        self._bind.failing = count
+
+    def fail_writes(self, count: int) -> None:
+        self._tun.failing = count
+
+    def inject(self, frame: bytes) -> None:
+        self._tun.inject(frame)
+        self._engine.turn()
+
+    def arrive(self, data: bytes, sender: Endpoint, segment: int, source: bytes, tos: int) -> None:
+        self._bind.address, self._bind.tos = source, tos
+        self._bind.arrive(data, sender.sockaddr, segment)
+        self._engine.turn()
+
+    def take_sent(self) -> list[tuple[SockAddr, bytes, bytes | None, int]]:
+        sent = list(self._sent)
+        self._sent.clear()
+        return sent
+
+    def take_written(self) -> list[bytes]:
+        written = list(self._written)
+        self._written.clear()
+        return written
+
+    def take_reports(self) -> list[Report]:
+        found = self._engine.poll_reports(1 << 16)
+        return [report for report in found if not isinstance(report, (TunChanged, EngineFailed))]
+
+    def drops(self) -> dict[str, int]:
+        return {reason.value: count for reason, count in self._engine.drops().items()}
+
+    def close(self) -> None:
+        self._engine.close()
+        self._tun.close()
+        self._bind.close()
+
+
+# Running
+
+
+def run(script: Script, subject: Subject) -> Trace:
+    """Carry the script out, and close the subject. Equal traces: the engines agree."""
+    peers: list[PeerId] = []
+    trace: Trace = []
+    try:
+        for command in script.commands:
+            _carry_out(command, subject, peers)
+            trace.append(_observe(subject, peers))
+    finally:
+        subject.close()
+    return trace
+
+
+def first_difference(script: Script, one: Trace, other: Trace) -> str | None:
+    """Where two traces of a script part, in words; None: nowhere."""
+    for number, (command, left, right) in enumerate(zip(script.commands, one, other, strict=True)):
+        for mine, theirs in zip(left, right, strict=False):
+            if mine != theirs:
+                where = f"script {script.seed}, command {number}, {command.what}{str(command.arguments)[:120]}"
+                return f"{where}: {mine[0]} {str(mine[1])[:300]} against {str(theirs[1])[:300]}"
+    return None
+
+
+def _carry_out(command: Command, subject: Subject, peers: list[PeerId]) -> None:
+    plane, arguments = subject.plane, command.arguments
+    if hasattr(subject, command.what):
+        getattr(subject, command.what)(*arguments)
+        return
+    getattr(plane, command.what)(*arguments)
+    if command.what == "add_peer" and arguments[0] not in peers:
+        peers.append(arguments[0])  # type: ignore[arg-type]
+
+
+def _observe(subject: Subject, peers: list[PeerId]) -> tuple[Entry, ...]:
+    plane = subject.plane
+    marks = [(peer, plane.marks(peer)) for peer in peers]
+    counters = [(peer, plane.counters(peer)) for peer in peers]
+    return (
+        ("sent", tuple(subject.take_sent())),
+        ("written", tuple(subject.take_written())),
+        ("reports", tuple(subject.take_reports())),
+        ("drops", tuple(sorted(subject.drops().items()))),
+        ("counters", tuple((peer, each.tx_bytes, each.rx_bytes) for peer, each in counters)),
+        (
+            "marks",
+            tuple(
+                (peer, each.data_sent_since, each.data_received_since, each.last_data_received, each.last_traversal)
+                for peer, each in marks
+            ),
+        ),
+    )
+
+
+# Drawing
+
+
+@dataclass(slots=True)
+class _Session:
+    """A keypair of the script, from the other side's view: what its datagrams are sealed with."""
+
+    peer: PeerId
+    params: KeypairParams
+    counter: int = 0
+    sealed: list[bytes] = field(default_factory=list)
+
+
+class _Drawer:
+    """Writes one script. Peer n has 10.0.n.0/24 and fd00:0:0:n::/64, and talks from 192.0.2.n."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = Random(f"{seed}/script")
+        self.commands: list[Command] = []
+        self.mac1_key = self.random.randbytes(32)
+        self.now = START
+        self.sessions: list[_Session] = []
+        self._indices = 0
+
+    def add(self, what: str, *arguments: object) -> None:
+        self.commands.append(Command(what, arguments))
+
+    def begin(self) -> None:
+        self.add("set_mac1_key", self.mac1_key)
+        self.add("set_offloads", self.random.random() < 0.5, self.random.random() < 0.5)
+        for peer in range(1, PEERS + 1):
+            self.add("add_peer", peer)
+            self.add("insert_allowed_ip", peer, Prefix(4, 10 << 24 | peer << 8, 24))
+            self.add("insert_allowed_ip", peer, Prefix(6, 0xFD << 120 | peer << 64, 64))
+            if self.random.random() < 0.9:
+                self.add("set_endpoint", peer, self.endpoint(peer))
+            if self.random.random() < 0.8:
+                self.install(peer)
+
+    def endpoint(self, peer: int) -> Endpoint:
+        return Endpoint(f"192.0.2.{peer}", LOCAL_PORT)
+
+    def install(self, peer: int) -> None:
+        random, self._indices = self.random, self._indices + 1
+        initiator = random.random() < 0.5
+        few = random.random() < 0.1
+        params = KeypairParams(
+            local_index=self._indices << 16 | random.randrange(1, 1 << 16),
+            remote_index=random.randrange(1, 1 << 32),
+            send_key=random.randbytes(32),
+            receive_key=random.randbytes(32),
+            is_initiator=initiator,
+            birth=self.now,
+            rekey_send_at=self.now + 120 * SECOND if initiator else NEVER,
+            rekey_receive_at=self.now + 165 * SECOND if initiator else NEVER,
+            reject_at=self.now + 180 * SECOND,
+            rekey_after_messages=3 if few else 1 << 60,
+            reject_after_messages=8 if few else (1 << 64) - (1 << 13) - 1,
+            send_until=self.now + 179 * SECOND,
+        )
+        self.sessions.append(_Session(peer, params))
+        self.add("install_keypair", peer, params)
+
+    # Inner packets
+
+    def packet(self, source: int, destination: int, protocol: int = _OTHER) -> bytes:
+        """From an address of peer `source` (0: ours) to one of `destination`; UDP and TCP with good checksums."""
+        random = self.random
+        size = random.choice((0, 1, 15, 16, 100, 1372, 1392, 1400))
+        v6 = random.random() < 0.3
+        payload = random.randbytes(size)
+        if protocol == _UDP:
+            payload = struct.pack(">HHHH", 1000, random.choice((2000, LOCAL_PORT)), 8 + size, 0) + payload
+        elif protocol == _TCP:
+            payload = struct.pack(">HHIIBBHHH", 1000, 80, random.randrange(1 << 20), 0, 0x50, 0x10, 500, 0, 0) + payload
+        return self.with_header(source, destination, protocol, payload, v6)
+
+    def with_header(
+        self, source: int, destination: int, protocol: int, payload: bytes, v6: bool, ecn: int | None = None
+    ) -> bytes:
+        """The payload in an IP packet; the checksum of UDP and TCP is made good. `ecn` None draws it."""
+        ecn = self.random.choice((0, 0, 1, 2, 3)) if ecn is None else ecn
+        start, end = _inner(source, v6), _inner(destination, v6)
+        if protocol in (_UDP, _TCP):
+            at = 6 if protocol == _UDP else 16
+            total = checksum(start + end + struct.pack(">II", len(payload), protocol) + payload)
+            payload = payload[:at] + total.to_bytes(2, "big") + payload[at + 2 :]
+        if v6:
+            return struct.pack(">IHBB", 6 << 28 | ecn << 20, len(payload), protocol, 64) + start + end + payload
+        header = struct.pack(">BBHHHBBH4s4s", 0x45, ecn, 20 + len(payload), 7, 0x4000, 64, protocol, 0, start, end)
+        return header[:10] + checksum(header).to_bytes(2, "big") + header[12:] + payload
+
+    def odd_packet(self) -> bytes:
+        """What is no IP packet, or says a wrong length."""
+        random = self.random
+        packet = bytearray(self.packet(1, 0))
+        what = random.randrange(4)
+        if what == 0:
+            return random.randbytes(random.choice((1, 19, 20, 39, 40, 100)))
+        if what == 1:
+            packet[0] = random.choice((0x00, 0x35, 0x44, 0x75, 0xF5))
+        elif what == 2:
+            packet[2:4] = random.choice((0, 19, 20, 65535)).to_bytes(2, "big")
+        else:
+            del packet[random.randrange(1, len(packet)) :]
+        return bytes(packet)
+
+    # Commands
+
+    def frame(self) -> None:
+        """A plain packet from the TUN, now and then with its checksum left to do."""
+        random = self.random
+        peer = random.randrange(0, PEERS + 2)
+        packet = self.packet(0, peer, random.choice((_OTHER, _OTHER, _UDP, _TCP)))
+        if random.random() < 0.15:
+            packet = self.odd_packet()
+        self.add("inject", bytes(10) + packet)
+
+    def frame_with_checksum(self) -> None:
+        header = 20
+        packet = self.with_header(0, self.random.randrange(1, PEERS + 1), _UDP, bytes(8) + b"data" * 9, False)
+        offset = self.random.choice((6, 6, 7, 2000))
+        self.add("inject", _VIRTIO.pack(_NEEDS_CSUM, 0, 0, 0, header, offset) + packet)
+
+    def super_frame(self) -> None:
+        """A TCP or UDP super-packet, also with a header that does not fit."""
+        random = self.random
+        udp = random.random() < 0.5
+        transport = 8 if udp else 20
+        gso = random.choice((0, 1, 100, 536, 1372, 1400, 65535))
+        payload = random.randbytes(random.choice((1, 99, 100, 101, 3000, 20_000, 60_000)))
+        if gso in (1, 0):
+            payload = payload[:3000]
+        if udp:
+            inner = struct.pack(">HHHH", 1000, 2000, (8 + len(payload)) & 0xFFFF, 0) + payload
+        else:
+            flags = random.choice((0x10, 0x18, 0x11, 0x90))
+            inner = struct.pack(">HHIIBBHHH", 1000, 80, random.randrange(1 << 32), 1, 0x50, flags, 500, 0, 0) + payload
+        packet = self.with_header(0, random.randrange(1, PEERS + 1), _UDP if udp else _TCP, inner, False)
+        length = 20 + transport if random.random() < 0.8 else random.choice((0, 20, 27, 39, 41, 65535))
+        kind = _GSO_UDP if udp else _GSO_V4
+        if random.random() < 0.1:
+            kind = random.choice((2, 3, 4, 6, 0x81, 0xFF))
+        self.add("inject", _VIRTIO.pack(_NEEDS_CSUM, kind, length, gso, 20, 6 if udp else 16) + packet)
+
+    def short_frame(self) -> None:
+        self.add("inject", self.random.randbytes(self.random.randrange(1, 12)))
+
+    def data(self) -> None:
+        """One datagram of a peer: its next, or an old one, or one far ahead; sometimes spoiled."""
+        session = self._session()
+        if session is not None:
+            self._arrive(self._spoil(self._datagram(session)), session.peer)
+
+    def train(self) -> None:
+        """Equal datagrams of one sender in one go, the last maybe shorter, some of them not what they seem."""
+        session = self._session()
+        if session is None:
+            return
+        made = [self._seal(session, inner) for inner in self._flow(session.peer)]
+        if self.random.random() < 0.3:
+            self.random.shuffle(made)
+        if self.random.random() < 0.3:
+            at = self.random.randrange(len(made))
+            made[at] = made[at][:-1] + bytes((made[at][-1] ^ 1,))
+        if self.random.random() < 0.3:
+            made[-1] = made[-1][: self.random.randrange(1, len(made[-1]))]
+        if self.random.random() < 0.2:
+            other = self._session()
+            assert other is not None
+            foreign = self._datagram(other)
+            made = [each if len(each) != len(foreign) else foreign for each in made[:1]] + made[1:]
+        self._arrive(b"".join(made), session.peer, len(made[0]))
+
+    def _flow(self, peer: int) -> list[bytes]:
+        """Neighbours of one flow, which a TUN with offloads gets as one frame; or the same packet again and again."""
+        random, count = self.random, self.random.randrange(2, 9)
+        kind, size, first = (
+            random.choice((_OTHER, _TCP, _UDP)),
+            random.choice((16, 100, 1000)),
+            random.randrange(1 << 32),
+        )
+        if kind == _OTHER:
+            return [self.packet(peer, 0)] * count
+        flow = []
+        for number in range(count):
+            head = struct.pack(">HHHH", 1000, 2000, 8 + size, 0)
+            if kind == _TCP:
+                sequence = first + number * size & 0xFFFFFFFF
+                head = struct.pack(">HHIIBBHHH", 1000, 80, sequence, 1, 0x50, 0x10, 500, 0, 0)
+            flow.append(self.with_header(peer, 0, kind, head + random.randbytes(size), False, ecn=0))
+        return flow
+
+    def _session(self) -> _Session | None:
+        recent = self.sessions[-5:]
+        return self.random.choice(recent) if recent else None
+
+    def _datagram(self, session: _Session) -> bytes:
+        random = self.random
+        if session.sealed and random.random() < 0.2:
+            return random.choice(session.sealed)
+        if random.random() < 0.1:
+            session.counter += random.choice((1, 63, 64, 8127, 8128, 10_000))
+        inner = b"" if random.random() < 0.1 else self._inner_of(session.peer)
+        return self._seal(session, inner)
+
+    def _inner_of(self, peer: int) -> bytes:
+        if self.random.random() < 0.1:
+            return self.odd_packet()
+        source = peer if self.random.random() < 0.9 else self.random.randrange(PEERS + 2)
+        return self.packet(source, 0, self.random.choice((_OTHER, _UDP, _TCP)))
+
+    def _seal(self, session: _Session, inner: bytes) -> bytes:
+        padded = inner + bytes(-len(inner) % 16)
+        out = bytearray(len(padded) + 16)
+        nonce = bytes(4) + session.counter.to_bytes(8, "little")
+        TransportCipher(session.params.receive_key).seal(nonce, padded, None, out)
+        made = _HEADER.pack(4, session.params.local_index, session.counter) + bytes(out)
+        session.counter += 1
+        session.sealed.append(made)
+        return made
+
+    def _spoil(self, data: bytes) -> bytes:
+        what = self.random.randrange(12)
+        if what == 0:
+            at = self.random.randrange(len(data))
+            return data[:at] + bytes((data[at] ^ 1 << self.random.randrange(8),)) + data[at + 1 :]
+        return data[: self.random.randrange(1, len(data))] if what == 1 else data
+
+    def _arrive(self, data: bytes, peer: int, segment: int = 0) -> None:
+        random = self.random
+        sender = self.endpoint(peer) if random.random() < 0.9 else Endpoint("2001:db8::9", random.randrange(1, 9))
+        source = random.choice((b"local", b"local", b"other"))
+        self.add("arrive", data, sender, segment, source, random.choice((0, 0, 0, 1, 2, 3)))
+
+    def garbage(self) -> None:
+        if self.random.random() < 0.3:
+            body = self.random.choice(
+                (b"\1\0\0\0" + self.random.randbytes(112), b"\2\0\0\0" + self.random.randbytes(56))
+            )
+            self._arrive(body + mac(self.mac1_key, body) + bytes(16), 1)
+            return
+        kind = bytes((self.random.choice((0, 1, 2, 3, 4, 5)), 0, 0, self.random.choice((0, 0, 1))))
+        data = kind + self.random.randbytes(self.random.choice((0, 1, 28, 60, 88, 144, 145)))
+        self._arrive(data[: self.random.choice((3, 4, 32, 64, 92, 148, 200))], 1)
+
+    def new_key(self) -> None:
+        self.install(self.random.randrange(1, PEERS + 1))
+
+    def call(self) -> None:
+        """One of the calls that take a peer only."""
+        peer = self.random.randrange(1, PEERS + 2)
+        self.add(self.random.choice(_CALLS), peer)
+
+    def message(self) -> None:
+        """The protocol sends a handshake message, to a peer or to an address, or notes one that came."""
+        peer, random = self.random.randrange(1, PEERS + 2), self.random
+        what = random.randrange(3)
+        if what == 0:
+            self.add("send_to_peer", peer, random.randbytes(148))
+        elif what == 1:
+            self.add("send_to", Endpoint("198.51.100.1", 1), random.choice((None, b"local")), random.randbytes(64))
+        else:
+            self.add("note_handshake", peer, random.choice((92, 148)), self.now)
+
+    def route(self) -> None:
+        peer = self.random.randrange(1, PEERS + 1)
+        prefix = Prefix(4, 10 << 24 | self.random.randrange(PEERS + 2) << 8 | 128, 25)
+        self.add(self.random.choice(("insert_allowed_ip", "remove_allowed_ip")), peer, prefix)
+
+    def readd(self) -> None:
+        peer = self.random.randrange(1, PEERS + 1)
+        self.add("remove_peer", peer)
+        if self.random.random() < 0.7:
+            self.add("add_peer", peer)
+            self.add("insert_allowed_ip", peer, Prefix(4, 10 << 24 | peer << 8, 24))
+            self.add("set_endpoint", peer, self.endpoint(peer))
+
+    def time(self) -> None:
+        self.now += int(SECOND * self.random.choice((0.001, 1, 10, 60, 121, 179, 400)))
+        self.add("set_time", self.now)
+
+    def trouble(self) -> None:
+        what = self.random.randrange(4)
+        if what == 0:
+            self.add("fail_sends", self.random.randrange(1, 4))
+        elif what == 1:
+            self.add("fail_writes", self.random.randrange(1, 4))
+        elif what == 2:
+            self.add("set_mtu", self.random.choice((0, 576, 1280, MTU, 9000)))
+        else:
+            self.add("set_mac1_key", None if self.random.random() < 0.3 else self.mac1_key)
+
+
+def _inner(peer: int, v6: bool) -> bytes:
+    return bytes((0xFD, *bytes(6), peer, *bytes(7), 200)) if v6 else bytes((10, 0, peer, 200))
+
+
+_CALLS = (
+    "send_keepalive",
+    "flush_staged",
+    "expect_key",
+    "expire_sending_keys",
+    "clear_source",
+    "release_activity",
+    "forget_keypairs",
+)
+_KINDS: dict[str, int] = {
+    "frame": 20,
+    "frame_with_checksum": 2,
+    "super_frame": 6,
+    "short_frame": 1,
+    "data": 25,
+    "train": 8,
+    "garbage": 3,
+    "new_key": 4,
+    "call": 8,
+    "message": 3,
+    "route": 3,
+    "readd": 1,
+    "time": 4,
+    "trouble": 3,
+}
+
+
+def draw(seed: int, length: int = 40) -> Script:
+    """The script of a seed: some setting up, then `length` commands or a few more."""
+    drawer = _Drawer(seed)
+    drawer.begin()
+    for what in drawer.random.choices(list(_KINDS), list(_KINDS.values()), k=length):
+        step: Callable[[], None] = getattr(drawer, what)
+        step()
+    return Script(seed, tuple(drawer.commands))

@@ -1,0 +1,57 @@
+"""Scripts for engines: drawn alike each time, carried out alike by equal engines, and told apart by a bug."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from wyrmhole.engine.outbound import Outbound
+from wyrmhole.simulation.script import PortableSubject, draw, first_difference, run
+
+SCRIPTS = 60
+
+
+def test_the_same_seed_draws_the_same_script() -> None:
+    assert draw(7) == draw(7)
+    assert draw(7) != draw(8)
+
+
+def test_two_portable_engines_make_the_same_of_every_script() -> None:
+    for seed in range(SCRIPTS):
+        script = draw(seed)
+        one, other = run(script, PortableSubject()), run(script, PortableSubject())
+        assert first_difference(script, one, other) is None
+
+
+def test_scripts_reach_most_of_what_an_engine_can_do() -> None:
+    """Sends, writes (coalesced ones too), each kind of report, and most named drops."""
+    seen: Counter[str] = Counter()
+    for seed in range(SCRIPTS):
+        for observed in run(draw(seed), PortableSubject()):
+            entries: dict[str, Any] = dict(observed)
+            seen["sent"] += len(entries["sent"])
+            seen["super frames"] += sum(frame[1] != 0 for frame in entries["written"])
+            seen.update(type(report).__name__ for report in entries["reports"])
+            seen.update(cause for cause, _ in entries["drops"])
+    reports = {"Active", "KeyWanted", "KeyConfirmed", "KeypairsDropped", "Roamed", "HandshakeDatagram"}
+    drops = {"malformed_frame", "no_route", "no_endpoint", "bad_tag", "replayed", "bad_source", "not_ip", "bad_mac1"}
+    drops |= {"key_expired", "message_limit", "unknown_index", "send_failed", "tun_write_failed", "ecn_marked"}
+    assert seen["sent"] > 1000
+    assert not (reports | drops | {"super frames"}) - set(seen)
+
+
+def test_a_bug_in_one_engine_shows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its keepalives carry a type of service."""
+    right = [run(draw(seed), PortableSubject()) for seed in range(10)]
+    original = Outbound._seal_one
+    monkeypatch.setattr(
+        Outbound,
+        "_seal_one",
+        lambda self, peer, keypair, packet, tos: original(self, peer, keypair, packet, tos if packet else 1),
+    )
+    wrong = [run(draw(seed), PortableSubject()) for seed in range(10)]
+    assert any(
+        first_difference(draw(seed), one, other) for seed, one, other in zip(range(10), right, wrong, strict=True)
+    )

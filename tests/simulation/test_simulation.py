@@ -1,0 +1,105 @@
+"""The simulator itself: seeds repeat, failures shrink to a line that repeats them, and a thousand peer-hours hold."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from wyrmhole.protocol.interface import Interface
+from wyrmhole.protocol.replay import ReplayWindow
+from wyrmhole.simulation.__main__ import main
+from wyrmhole.simulation.run import Run, carry_out
+from wyrmhole.simulation.shrink import shrink
+
+STORM = Run(seed=5, hours=0.1, profile="storm", trials=())
+
+FOUND = {
+    "a series of attempts begun anew by the other side's initiations": Run(17, 0.2, "storm"),
+    "a passive and a persistent keepalive at once": Run(2, 0.2, "storm"),
+    "packets that wait while the private key changes": Run(6, 0.2, "storm"),
+    "sides that cross at each renewal": Run(31, 0.05, "storm", trials=("L1", "L2", "L3")),
+    "the last attempt put off once more": Run(5, 24, "calm", keep=(117, 126, 128), trials=()),
+}
+"""Seeds that found something, in the product or in the model."""
+
+
+@pytest.mark.parametrize("run", FOUND.values(), ids=FOUND)
+def test_a_seed_that_once_failed_holds(run: Run) -> None:
+    outcome = carry_out(run)
+    assert outcome.violation is None, f"{outcome.violation}\n{run.line()}"
+
+
+def test_a_thousand_peer_hours_hold() -> None:
+    """One simulated day for each of a few worlds of two to sixteen hosts, and some storms."""
+    peer_hours, seed = 0.0, 0
+    while peer_hours < 1000:
+        seed += 1
+        for run in (Run(seed, 24, "calm"), Run(seed, 0.05, "storm")):
+            outcome = carry_out(run)
+            assert outcome.violation is None, f"{outcome.violation}\n{run.line()}"
+            peer_hours += outcome.peer_hours
+
+
+def test_the_same_seed_gives_the_same_trace_in_another_process() -> None:
+    """I29: also when hashes of strings and bytes are salted otherwise."""
+    program = (
+        "from wyrmhole.simulation.run import Run, carry_out;"
+        "print(carry_out(Run(seed=5, hours=0.1, profile='storm')).digest)"
+    )
+    expected = carry_out(Run(seed=5, hours=0.1, profile="storm")).digest
+    for salt in ("1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": salt}
+        said = subprocess.run(
+            [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
+        )
+        assert said.stdout.strip() == expected
+
+
+def test_other_seeds_give_other_traces() -> None:
+    assert carry_out(STORM).digest != carry_out(replace(STORM, seed=6)).digest
+
+
+def test_a_failure_shrinks_to_a_few_steps_and_its_line_repeats_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(ReplayWindow, "accept", lambda self, counter: True)
+    outcome = carry_out(STORM)
+    assert outcome.violation is not None
+    least = shrink(outcome, max_runs=150)
+    assert least.violation is not None
+    assert least.violation.check == outcome.violation.check
+    assert len(least.run.scenario().steps) <= 6 < len(STORM.scenario().steps)
+    assert carry_out(least.run).digest == least.digest
+    line = least.run.line().removeprefix("python -m wyrmhole.simulation ")
+    assert main([*line.split(), "--no-shrink"]) == 1
+    assert least.run.line() in capsys.readouterr().out
+
+
+def test_an_exception_in_the_product_is_a_violation_with_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: Interface, now: int) -> None:
+        raise KeyError("broken")
+
+    monkeypatch.setattr(Interface, "handle_timeout", fail)
+    outcome = carry_out(STORM)
+    assert outcome.violation is not None
+    assert outcome.violation.check == "I30"
+    assert "KeyError" in outcome.violation.message
+
+
+def test_the_command_tells_what_was_done(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--seed", "3", "--hours", "0.02", "--hosts", "2"]) == 0
+    said = capsys.readouterr().out
+    assert "1 runs from seed 3, 0.0 peer-hours, 0 violations" in said
+    assert "x real time" in said
+
+
+@pytest.mark.parametrize("arguments", [["--hosts", "1"], ["--hosts", "17"], ["--trials", "L11"], ["--keep", "a"]])
+def test_bad_arguments_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as refused:
+        main(arguments)
+    assert refused.value.code == 2
+    assert "error: argument" in capsys.readouterr().err
