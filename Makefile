@@ -51,6 +51,9 @@ native: $(STAMP)  ## build the native engine again, after a change in rust/
 	cd rust && PYO3_BUILD_EXTENSION_MODULE=1 cargo build --quiet --release --locked
 	cp rust/target/release/lib_native.so src/wyrmhole/engine/_native.abi3.so
 
+parity: $(STAMP)  ## 10,000 scripts of commands and packets, the same on both engines
+	SCRIPTS=10000 FIRST_SCRIPT=0 $(BIN)/python -m pytest -q tests/simulation/test_parity.py
+
 format: $(STAMP)  ## let ruff format and sort
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fuzz.reader import Reader
-from tests.engine.test_portable import A_INNER, A_OUTER, B_INNER, connected, handshake_message, ipv4
+from tests.engine.test_engine import A_INNER, A_OUTER, B_INNER, connected, handshake_message, ipv4
 
 _HANDSHAKE = handshake_message()
 _MOST = 20

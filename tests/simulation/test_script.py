@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from wyrmhole.engine.outbound import Outbound
-from wyrmhole.simulation.script import PortableSubject, draw, first_difference, run
+from wyrmhole.simulation.script import EngineSubject, draw, first_difference, run
 
 SCRIPTS = 60
 
@@ -21,7 +21,7 @@ def test_the_same_seed_draws_the_same_script() -> None:
 def test_two_portable_engines_make_the_same_of_every_script() -> None:
     for seed in range(SCRIPTS):
         script = draw(seed)
-        one, other = run(script, PortableSubject()), run(script, PortableSubject())
+        one, other = run(script, EngineSubject()), run(script, EngineSubject())
         assert first_difference(script, one, other) is None
 
 
@@ -29,7 +29,7 @@ def test_scripts_reach_most_of_what_an_engine_can_do() -> None:
     """Sends, writes (coalesced ones too), each kind of report, and most named drops."""
     seen: Counter[str] = Counter()
     for seed in range(SCRIPTS):
-        for observed in run(draw(seed), PortableSubject()):
+        for observed in run(draw(seed), EngineSubject()):
             entries: dict[str, Any] = dict(observed)
             seen["sent"] += len(entries["sent"])
             seen["super frames"] += sum(frame[1] != 0 for frame in entries["written"])
@@ -44,14 +44,14 @@ def test_scripts_reach_most_of_what_an_engine_can_do() -> None:
 
 def test_a_bug_in_one_engine_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its keepalives carry a type of service."""
-    right = [run(draw(seed), PortableSubject()) for seed in range(10)]
+    right = [run(draw(seed), EngineSubject()) for seed in range(10)]
     original = Outbound._seal_one
     monkeypatch.setattr(
         Outbound,
         "_seal_one",
         lambda self, peer, keypair, packet, tos: original(self, peer, keypair, packet, tos if packet else 1),
     )
-    wrong = [run(draw(seed), PortableSubject()) for seed in range(10)]
+    wrong = [run(draw(seed), EngineSubject()) for seed in range(10)]
     assert any(
         first_difference(draw(seed), one, other) for seed, one, other in zip(range(10), right, wrong, strict=True)
     )

@@ -196,7 +196,11 @@ impl Outbound {
         loop {
             let mut state = peer.lock();
             let is_usable = state.keypairs.current.as_ref().is_some_and(|keypair| keypair.can_send(now));
-            if state.flushing || state.staged.is_empty() || !is_usable {
+            if state.flushing || state.staged.is_empty() {
+                return;
+            }
+            if !is_usable {
+                shared.want_key(peer, &mut state);
                 return;
             }
             state.flushing = true;

@@ -4,10 +4,9 @@ A script is drawn from a seed and names no engine: peers and keys to install, al
 packets, super-packets, broken ones), datagrams from the network (sealed here under the keys of the script, then in
 order or reordered, replayed, corrupted, cut, joined into trains), time that passes, sends that fail. `run` carries it
 out on a `Subject`, anything with a handful of methods, and gives the trace: for each command what was sent, written,
-reported, dropped and counted. `PortableSubject` is the portable engine without its thread; another engine needs the
-same few methods over its own memory TUN and bind.
+reported, dropped and counted. `EngineSubject` is any engine without its threads, the portable one unless told.
 
-    draw(seed) -> Script;  run(script, PortableSubject()) == run(script, other)
+    draw(seed) -> Script;  run(script, EngineSubject()) == run(script, other)
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import Protocol
 
-from wyrmhole.engine.contract import EngineFailed, TunChanged
+from wyrmhole.engine.contract import Engine, EngineFailed, TunChanged
 from wyrmhole.engine.portable import PortableEngine
 from wyrmhole.net.bind import Buffer, Received, SendOutcome
 from wyrmhole.net.tun import TunOffloads
@@ -144,16 +143,26 @@ class _Bind(ListBind):
         return SendOutcome.DROPPED if dropped else SendOutcome.SENT
 
 
-class PortableSubject:
-    """The portable engine's pure steps."""
+class Steppable(Engine, Protocol):
+    """An engine without threads: every engine of ours has `turn` beside the contract."""
 
-    def __init__(self) -> None:
+    def turn(self, timeout_ms: int = 0) -> None: ...
+
+
+def _portable(clock: Callable[[], int]) -> Steppable:
+    return PortableEngine(clock, threaded=False)
+
+
+class EngineSubject:
+    """An engine's steps, moved by hand. `make` makes one without threads by a clock."""
+
+    def __init__(self, make: Callable[[Callable[[], int]], Steppable] = _portable) -> None:
         self._now = START
         self._sent: list[tuple[SockAddr, bytes, bytes | None, int]] = []
         self._written: list[bytes] = []
         self._tun = _Tun(self._written)
         self._bind = _Bind(self._sent)
-        self._engine = PortableEngine(lambda: self._now, threaded=False)
+        self._engine = make(lambda: self._now)
         self._engine.attach_tun(self._tun)
         self._engine.attach_bind(self._bind, LOCAL_PORT)
         self.plane: DataPlane = self._engine
@@ -166,7 +175,7 @@ class PortableSubject:
 
     def set_offloads(self, tso: bool, uso: bool) -> None:
         self._tun.offloads = TunOffloads(tso, uso)
-        self._engine._follow_offloads(self._tun)
+        self._engine.attach_tun(self._tun)
 
     def fail_sends(self, count: int) -> None:
         self._bind.failing = count
