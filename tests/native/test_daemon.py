@@ -1,0 +1,216 @@
+"""The daemon on the native engine: workers, a busy interpreter, configuration under traffic, silent peers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import socket
+import struct
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.netns.host import Host, until
+from tests.netns.implementations import COMMANDS
+from tests.netns.lab import Lab
+from tests.netns.node import Key, Node, peer_section
+from tests.netns.traffic import Capture, iperf, iperf_server
+
+pytestmark = pytest.mark.network
+
+ENDPOINT = "192.0.2.2:51821"
+BACK = "192.0.2.1:51820"
+NATIVE = ("--engine", "native")
+SIZE = 100
+WIRE_SIZE = 28 + SIZE + 32
+"""A datagram of SIZE bytes in IPv4 and UDP is 128 bytes, which needs no padding."""
+
+
+def threads_of(node: Node) -> set[str]:
+    (child,) = [int(pid) for pid in children(node.process.pid)] or [node.process.pid]
+    return {task.joinpath("comm").read_text().strip() for task in Path(f"/proc/{child}/task").iterdir()}
+
+
+def children(pid: int) -> list[str]:
+    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+
+
+class Flows:
+    """Numbered datagrams in several flows from one host to another, and in which order they came."""
+
+    def __init__(self, sender: Host, receiver: Host, to: str, count: int) -> None:
+        with receiver.entered():
+            self._receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+            self._receiver.setsockopt(socket.SOL_SOCKET, 33, 16 << 20)
+            self._receiver.bind((to, 0))
+        self._receiver.settimeout(5)
+        with sender.entered():
+            self._senders = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(count)]
+        for sock in self._senders:
+            sock.connect(self._receiver.getsockname())
+        self.arrived: list[list[int]] = [[] for _ in range(count)]
+
+    def __enter__(self) -> Flows:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for sock in (self._receiver, *self._senders):
+            sock.close()
+
+    def exchange(self, numbers: range) -> None:
+        """Each number once in every flow, a few at a time, so that no queue overflows."""
+        for first in range(numbers.start, numbers.stop, 20):
+            part = range(first, min(first + 20, numbers.stop))
+            for number in part:
+                for flow, sock in enumerate(self._senders):
+                    sock.send(struct.pack("<II", flow, number).ljust(SIZE, b"."))
+            for _ in range(len(part) * len(self._senders)):
+                flow, number = struct.unpack_from("<II", self._receiver.recv(2048))
+                self.arrived[flow].append(number)
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_workers_keep_the_order_of_each_flow_and_use_no_nonce_twice(lab: Lab, workers: int) -> None:
+    """I1, I4: both sides with so many workers; every datagram of the wire is looked at."""
+    name = f"workers-{workers}"
+    COMMANDS[name] = (*COMMANDS["wyrmhole"], *NATIVE, "--workers", str(workers))
+    a, b = lab.neighbours()
+    one, two = lab.tunnel(a, name, b, name, endpoint=ENDPOINT, back=BACK)
+    a.ping(two.addresses[0])
+    assert {thread for thread in threads_of(one) if thread.startswith("wyrmhole-")} == {
+        f"wyrmhole-{number}" for number in range(workers)
+    }
+    count, flows = 3000, 8
+    with Capture(b, "eth0") as wire, Flows(a, b, two.addresses[0], flows) as traffic:
+        seen: list[bytes] = []
+        for first in range(0, count, 500):
+            traffic.exchange(range(first, first + 500))
+            seen += [datagram.payload for datagram in wire.datagrams[len(seen) :]]
+        assert traffic.arrived == [list(range(count))] * flows
+    nonces: Counter[tuple[int, int]] = Counter()
+    for payload in seen:
+        # A train was not cut yet where it is captured; its datagrams are equal.
+        for at in range(0, len(payload), WIRE_SIZE):
+            kind, receiver, counter = struct.unpack_from("<IIQ", payload, at)
+            assert kind in (1, 2, 3, 4)
+            nonces[receiver, counter] += kind == 4
+    assert sum(nonces.values()) >= count * flows
+    assert max(nonces.values()) == 1
+    for node in (one, two):
+        node.process.terminate()
+        assert node.process.wait(10) == 0, "a clean end"
+
+
+def test_a_busy_interpreter_does_not_slow_the_tunnel(lab: Lab) -> None:
+    """Python is not on the path of a packet: a thread of the daemon's own process runs `while True: pass` for 10 s.
+
+    The traffic is at a fixed rate, far below what the machine carries, so that what is compared is not the machine:
+    without the native engine a packet would wait for the interpreter.
+    """
+    COMMANDS["busy"] = (str(COMMANDS["wyrmhole-short"][0]), str(Path(__file__).with_name("busy_interpreter.py")), "-f")
+    COMMANDS["busy"] += NATIVE
+    arrived = {}
+    for implementation in ("wyrmhole", "busy"):
+        with Lab(lab.folder) as fresh:
+            a, b = fresh.neighbours()
+            _, two = fresh.tunnel(a, implementation, b, "wyrmhole", endpoint=ENDPOINT)
+            a.ping(two.addresses[0])
+            with iperf_server(b, two.addresses[0]):
+                total = iperf(a, two.addresses[0], "-u", "-b", "100M", "-l", "1200", seconds=10)["sum"]
+            arrived[implementation] = total["packets"] - total["lost_packets"]
+    assert arrived["busy"] >= 0.9 * arrived["wyrmhole"]
+
+
+@contextlib.contextmanager
+def uapi(node: Node) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(node.socket))
+        client.settimeout(20)
+        yield client
+
+
+def request(client: socket.socket, text: str) -> str:
+    client.sendall(text.encode())
+    answer = b""
+    while not answer.endswith(b"\n\n"):
+        answer += client.recv(4096)
+    return answer.decode()
+
+
+def test_peers_and_allowed_ips_come_and_go_while_others_lose_nothing(lab: Lab) -> None:
+    """1,000 times each during a transfer, in which a few packets at a time are on their way, so that no queue is full."""
+    COMMANDS["native"] = (*COMMANDS["wyrmhole"], *NATIVE)
+    a, b = lab.neighbours()
+    one, two = lab.tunnel(a, "native", b, "native", endpoint=ENDPOINT)
+    a.ping(two.addresses[0])
+    stranger = bytes(range(32)).hex()
+    answers: list[str] = []
+
+    def churn() -> None:
+        with uapi(one) as client:
+            for number in range(1000):
+                added = f"set=1\npublic_key={stranger}\nendpoint=192.0.2.9:9\nallowed_ip=10.9.{number % 250}.0/24\n"
+                moved = f"allowed_ip=10.10.0.0/16\nallowed_ip=fd99::{number % 999}/128\n\n"
+                answers.append(request(client, added + moved))
+                answers.append(request(client, f"set=1\npublic_key={stranger}\nremove=true\n\n"))
+
+    thread = threading.Thread(target=churn)
+    exchanged = 0
+    with Flows(a, b, two.addresses[0], 4) as traffic:
+        thread.start()
+        try:
+            while thread.is_alive() or exchanged < 1000:
+                traffic.exchange(range(exchanged, exchanged + 100))
+                exchanged += 100
+        finally:
+            thread.join(60)
+        assert traffic.arrived == [list(range(exchanged))] * 4
+    assert answers == ["errno=0\n\n"] * 2000
+    assert one.show("peers") == two.key.public
+
+
+def test_a_peer_that_does_not_answer_delays_nobody_else(lab: Lab) -> None:
+    """Its address is on the wire and belongs to nobody, so what is sent to it waits in the kernel."""
+    COMMANDS["native"] = (*COMMANDS["wyrmhole"], *NATIVE)
+    a, b = lab.neighbours()
+    one, two = lab.node(a, "native"), lab.node(b, "native", port=51821)
+    lost = Key.generate()
+    one.configure(
+        peer_section(two.key.public, "10.77.0.2/32", endpoint=ENDPOINT),
+        peer_section(lost.public, "10.77.0.9/32", endpoint="192.0.2.99:9"),
+    )
+    two.configure(peer_section(one.key.public, "10.77.0.1/32"))
+    for number, node in ((2, two), (1, one)):
+        node.assign(f"10.77.0.{number}/24")
+        node.up()
+    a.ping("10.77.0.2")
+    with a.pinging("10.77.0.9", interval=0.002):
+        a.ping("10.77.0.2", count=100)
+    report = json.loads(a.run("ip", "-s", "-j", "link", "show", one.name))
+    assert report[0]["stats64"]["tx"]["packets"] > 100
+
+
+@pytest.mark.parametrize("without", ["tso", "uso", "gso", "gro", "tso,uso,gso,gro"])
+def test_every_offload_has_a_switch(lab: Lab, without: str) -> None:
+    name = f"without-{without}"
+    COMMANDS[name] = (*COMMANDS["wyrmhole"], *NATIVE, "--without", without)
+    a, b = lab.neighbours()
+    _, two = lab.tunnel(a, name, b, name, endpoint=ENDPOINT)
+    a.ping(two.addresses[0])
+    with iperf_server(b, two.addresses[0]):
+        for direction in ((), ("-R",)):
+            assert iperf(a, two.addresses[0], *direction)["sum_received"]["bytes"] > 1_000_000
+
+
+def test_ring_and_the_vector_library_talk_to_each_other(lab: Lab) -> None:
+    for aead in ("ring", "auto"):
+        COMMANDS[f"aead-{aead}"] = (*COMMANDS["wyrmhole"], *NATIVE, "--aead", aead)
+    a, b = lab.neighbours()
+    one, two = lab.tunnel(a, "aead-ring", b, "aead-auto", endpoint=ENDPOINT)
+    a.ping(two.addresses[0], size=1372)
+    with iperf_server(b, two.addresses[0]):
+        assert iperf(a, two.addresses[0])["sum_received"]["bytes"] > 1_000_000
+    until(lambda: "Native engine with ring" in one.log.read_text(), "the log says which library it is")

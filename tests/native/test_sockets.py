@@ -1,0 +1,207 @@
+"""The native engine's own system calls, on real UDP sockets over a loopback of the test's: a TUN in memory, and keys
+given to it."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+from collections.abc import Iterator
+
+import pytest
+
+from tests.engine.kinds import make_engine
+from tests.engine.plane import PLAIN, ListTun
+from tests.engine.test_engine import A_INNER, B_INNER, OUR_KEY, ipv4, params
+from tests.net.namespaces import Namespace, namespaces
+from wyrmhole.engine.contract import EngineReport
+from wyrmhole.net.sticky import emit_source
+from wyrmhole.net.udp_bind import UdpBind
+from wyrmhole.protocol.constants import SECOND
+from wyrmhole.protocol.cookie import mac1_key
+from wyrmhole.protocol.drops import DropReason
+from wyrmhole.wire.endpoint import Endpoint
+from wyrmhole.wire.prefix import Prefix
+
+pytestmark = pytest.mark.network
+
+UDP_SEGMENT = 103
+LOCALHOST = {4: "127.0.0.1", 6: "::1"}
+
+
+class Side:
+    """One engine, its sockets on the namespace's loopback, and one peer."""
+
+    def __init__(self, place: Namespace, inner: str, *, initiator: bool) -> None:
+        self.tun = ListTun()
+        self.engine = make_engine(lambda: 1000 * SECOND)
+        self.engine.set_mac1_key(mac1_key(OUR_KEY))
+        with place.entered():
+            self.bind = UdpBind()
+            self.port = self.bind.open(0)
+        self.engine.attach_tun(self.tun)
+        self.engine.attach_bind(self.bind, self.port)
+        self.engine.add_peer(1)
+        self.engine.insert_allowed_ip(1, Prefix.parse(f"{inner}/32"))
+        self.initiator = initiator
+
+    def know(self, other: Side, host: str) -> None:
+        self.engine.set_endpoint(1, Endpoint(host, other.port))
+        keys = params(10, 20, initiator=True) if self.initiator else params(20, 10, initiator=False)
+        self.engine.install_keypair(1, keys)
+
+    def turns(self) -> list[EngineReport]:
+        for _ in range(8):
+            self.engine.turn()
+        reports: list[EngineReport] = self.engine.poll_reports(10_000)
+        return reports
+
+    @property
+    def delivered(self) -> list[bytes]:
+        taken, self.tun.written = [frame[10:] for frame in self.tun.written], []
+        return taken
+
+    def close(self) -> None:
+        self.engine.close()
+        self.bind.close()
+
+
+@contextlib.contextmanager
+def connected(host: str) -> Iterator[tuple[Namespace, Side, Side]]:
+    with namespaces(1) as (place,):
+        a, b = Side(place, B_INNER, initiator=True), Side(place, A_INNER, initiator=False)
+        try:
+            b.know(a, host)
+            a.know(b, host)
+            for side in (b, a):
+                side.turns()
+            yield place, a, b
+        finally:
+            for side in (a, b):
+                side.close()
+
+
+def sender(place: Namespace, to: Side) -> socket.socket:
+    with place.entered():
+        sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+    sock.connect(("127.0.0.1", to.port))
+    return sock
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_packets_of_both_families_cross(version: int) -> None:
+    with connected(LOCALHOST[version]) as (_, a, b):
+        packets = [ipv4(A_INNER, B_INNER, bytes((number,)) * 700) for number in range(60)]
+        for packet in packets:
+            a.tun.inject(PLAIN + packet)
+        a.turns()
+        b.turns()
+        assert b.delivered == packets
+        b.tun.inject(PLAIN + ipv4(B_INNER, A_INNER))
+        b.turns()
+        a.turns()
+        assert a.delivered == [ipv4(B_INNER, A_INNER)]
+
+
+def test_datagrams_of_every_odd_length_are_dropped_by_name() -> None:
+    """B1 to B6: up to the longest that UDP carries."""
+    with connected("127.0.0.1") as (place, _, b), sender(place, b) as sock:
+        lengths = [*range(200), 1500, 9000, 65_507]
+        for length in lengths:
+            sock.send(bytes((5,)) * length)
+            b.engine.turn()
+        b.turns()
+        assert b.engine.drops() == {DropReason.TOO_SHORT: 4, DropReason.UNKNOWN_TYPE: len(lengths) - 4}
+
+
+@pytest.mark.parametrize("count", [64, 65, 128])
+def test_a_train_of_128_segments_is_taken_whole(count: int) -> None:
+    """B4: wireguard-go and others have room for 64 only."""
+    with connected("127.0.0.1") as (place, _, b), sender(place, b) as sock:
+        segment = struct.pack("<IIQ", 4, 20, 7) + bytes(32)
+        control = [(socket.SOL_UDP, UDP_SEGMENT, struct.pack("=H", len(segment)))]
+        try:
+            sock.sendmsg([segment * count], control)
+        except OSError:
+            pytest.skip("this kernel takes trains of 64")
+        b.turns()
+        assert b.engine.drops() == {DropReason.BAD_TAG: count}
+
+
+def test_a_path_smaller_than_the_train_gets_its_datagrams() -> None:
+    """EMSGSIZE: plain datagrams get through as fragments."""
+    with connected("127.0.0.1") as (place, a, b):
+        place.ip("link", "set", "lo", "mtu", "1280")
+        packets = [ipv4(A_INNER, B_INNER, bytes((number,)) * 1380) for number in range(30)]
+        for packet in packets:
+            a.tun.inject(PLAIN + packet)
+        a.turns()
+        for _ in range(10):
+            b.turns()
+        assert b.delivered == packets
+        assert a.engine.drops() == {}
+
+
+def test_an_answer_leaves_from_the_address_that_was_asked() -> None:
+    """PKTINFO beside GRO: the train's control block has both."""
+    with connected("127.0.0.1") as (place, a, b):
+        place.address("lo", "10.99.0.7/32")
+        a.engine.set_endpoint(1, Endpoint("10.99.0.7", b.port))
+        for number in range(10):
+            a.tun.inject(PLAIN + ipv4(A_INNER, B_INNER, bytes((number,)) * 600))
+        a.turns()
+        b.turns()
+        with place.entered():
+            spy = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP)
+        with spy:
+            spy.settimeout(5)
+            b.tun.inject(PLAIN + ipv4(B_INNER, A_INNER))
+            b.turns()
+            packet = spy.recv(65_535)
+        assert socket.inet_ntoa(packet[12:16]) == "10.99.0.7"
+
+
+def test_an_address_that_went_away_is_left_out_and_forgotten() -> None:
+    with connected("127.0.0.1") as (_, a, b):
+        b.engine.set_endpoint(1, Endpoint("127.0.0.1", a.port), emit_source("10.99.0.7", 1))
+        b.tun.inject(PLAIN + ipv4(B_INNER, A_INNER))
+        b.turns()
+        a.turns()
+        assert a.delivered == [ipv4(B_INNER, A_INNER)]
+        assert b.engine.drops() == {}
+
+
+def test_a_refusal_from_nowhere_costs_nothing() -> None:
+    """ECONNREFUSED is told to the next send or receive, and is about another datagram."""
+    with connected("127.0.0.1") as (place, a, b):
+        with place.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as closed:
+            closed.bind(("127.0.0.1", 0))
+            nobody = closed.getsockname()[1]
+        a.engine.set_endpoint(1, Endpoint("127.0.0.1", nobody))
+        a.tun.inject(PLAIN + ipv4(A_INNER, B_INNER, b"lost"))
+        a.turns()
+        a.engine.set_endpoint(1, Endpoint("127.0.0.1", b.port))
+        a.tun.inject(PLAIN + ipv4(A_INNER, B_INNER, b"comes"))
+        a.turns()
+        b.turns()
+        assert b.delivered == [ipv4(A_INNER, B_INNER, b"comes")]
+
+
+def test_a_bind_may_be_replaced_between_two_packets() -> None:
+    with connected("127.0.0.1") as (place, a, b):
+        for number in range(3):
+            with place.entered():
+                fresh = UdpBind()
+                port = fresh.open(0)
+            former, b.bind = b.bind, fresh
+            b.engine.attach_bind(fresh, port)
+            former.close()
+            a.engine.set_endpoint(1, Endpoint("127.0.0.1", port))
+            a.tun.inject(PLAIN + ipv4(A_INNER, B_INNER, b"%d" % number))
+            a.turns()
+            b.turns()
+            assert b.delivered == [ipv4(A_INNER, B_INNER, b"%d" % number)]
+        b.engine.detach_bind()
+        b.tun.inject(PLAIN + ipv4(B_INNER, A_INNER))
+        b.turns()
+        assert b.engine.drops() == {DropReason.SEND_FAILED: 1}
