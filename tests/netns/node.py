@@ -134,6 +134,10 @@ class Node:
     def _is_up(self) -> bool:
         """The daemon hears of it some time after the kernel did."""
         assert self.process.poll() is None, f"{self.implementation} ended: {self.log.read_text()[-2000:]}"
+        return self.has_socket()
+
+    def has_socket(self) -> bool:
+        """Whether anybody on its host listens on its port."""
         return bool(self.host.run("ss", "-Huln", f"sport = :{self.port}"))
 
     def down(self) -> None:
