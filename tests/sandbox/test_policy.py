@@ -50,6 +50,9 @@ def test_what_only_an_intruder_asks_for_ends_the_process(architecture: Architect
     [
         ("socket", (2, 2, 17), ALLOW),
         ("socket", (10, 2 | 0x80000, 17), ALLOW),
+        ("socket", (2, 1, 6), FAILS),  # TCP
+        ("socket", (2, 3, 17), FAILS),  # a raw socket
+        ("connect", (3,), ALLOW),
         ("socket", (16, 3, 0), ALLOW),
         ("socket", (16, 3, 12), FAILS),  # the packet filter's netlink
         ("socket", (17, 3, 0), FAILS),  # AF_PACKET

@@ -288,7 +288,7 @@ def import_parts() -> None:
 def confine(settings: Settings, listener: UapiListener) -> None:
     """Become who was asked for, with the privileges that later commands need. Raises DeviceError."""
     from wyrmhole.cli.caretaker import leave_caretaker
-    from wyrmhole.control.uapi_socket import remove_if_dead
+    from wyrmhole.control.uapi_socket import SocketInUse, remove_if_dead
     from wyrmhole.sandbox.confine import drop_privileges, find_user
 
     user = None if settings.user is None else find_user(settings.user)
@@ -297,7 +297,12 @@ def confine(settings: Settings, listener: UapiListener) -> None:
     import_parts()
     if user is not None and listener.file_id is not None:
         path = listener.path
-        leave_caretaker(lambda: remove_if_dead(path), lambda: drop_privileges(None, kept=frozenset()))
+
+        def remove() -> None:
+            # The pipe of a killed process may end before its listening socket does.
+            patiently(lambda: remove_if_dead(path), lambda error: isinstance(error, SocketInUse))
+
+        leave_caretaker(remove, lambda: drop_privileges(None, kept=frozenset()))
         # The owner may watch it, the caretaker try it; whom the server answers is not for the mode to say.
         os.chown(path, user.uid, -1)
         os.chmod(path, 0o660)

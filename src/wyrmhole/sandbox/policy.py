@@ -11,7 +11,7 @@ run code in here would want next:
 - no memory that is writable and executable, nor made executable after it was written;
 - netlink speaks of routes and links only: CAP_NET_ADMIN is kept, and with it the packet filter's interfaces would be
   the largest part of the kernel in reach;
-- no connection to another socket of this machine.
+- no streams, so no connection to a service, of this machine or another.
 
 `clone3` hides its flags in memory, so it is said to be missing and C libraries fall back to `clone`.
 """
@@ -33,7 +33,7 @@ def _words(text: str) -> list[str]:
 _FREE = _words("""
 recvmsg sendmsg read write readv writev poll ppoll epoll_wait epoll_pwait epoll_pwait2 futex recvmmsg sendmmsg
 clock_gettime sendto recvfrom timerfd_settime timerfd_gettime pread64
-accept accept4 bind listen getsockname getpeername getsockopt shutdown socketpair
+accept accept4 bind connect listen getsockname getpeername getsockopt shutdown socketpair
 close lseek fstat newfstatat statx stat lstat readlink readlinkat access faccessat faccessat2 getcwd getdents64
 unlink fcntl dup dup2 dup3 pipe2 select pselect6 epoll_create1 epoll_ctl eventfd2 timerfd_create
 inotify_init1 inotify_add_watch inotify_rm_watch
@@ -86,6 +86,8 @@ def daemon_filter(architecture: Architecture, pid: int) -> bytes:
 
 def _conditions(pid: int) -> dict[str, list[list[Condition]]]:
     """Calls that depend on their arguments."""
+    # `connect` is free, because it asks for a path's MTU; without streams it leads nowhere.
+    datagram = Condition(1, socket.SOCK_DGRAM, mask=0xF)
     return {
         "mmap": [[_lacks(2, _PROT_EXEC)], [_lacks(2, _PROT_WRITE)]],
         "mprotect": [[_lacks(2, _PROT_EXEC)]],
@@ -94,11 +96,11 @@ def _conditions(pid: int) -> dict[str, list[list[Condition]]]:
         "unlinkat": [[Condition(2, 0)]],
         "clone": [[Condition(0, _CLONE_THREAD, mask=_CLONE_THREAD)]],
         "socket": [
-            [Condition(0, socket.AF_INET)],
-            [Condition(0, socket.AF_INET6)],
+            [Condition(0, socket.AF_INET), datagram],
+            [Condition(0, socket.AF_INET6), datagram],
             [Condition(0, socket.AF_NETLINK), Condition(2, socket.NETLINK_ROUTE)],
             # The C library looks interface names up through one.
-            [Condition(0, socket.AF_UNIX), Condition(1, socket.SOCK_DGRAM, mask=0xF)],
+            [Condition(0, socket.AF_UNIX), datagram],
         ],
         "setsockopt": _socket_options(),
         "ioctl": [[Condition(1, request)] for request in _IOCTLS],

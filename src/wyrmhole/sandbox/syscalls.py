@@ -39,6 +39,7 @@ recvmmsg 299 243
 sendmmsg 307 269
 clock_gettime 228 113
 sendto 44 206
+connect 42 203
 recvfrom 45 207
 timerfd_settime 286 86
 timerfd_gettime 287 87
