@@ -141,7 +141,7 @@ def request(client: socket.socket, text: str) -> str:
 
 
 def test_peers_and_allowed_ips_come_and_go_while_others_lose_nothing(lab: Lab) -> None:
-    """1,000 times each during a transfer, in which a few packets at a time are on their way, so that no queue is full."""
+    """1,000 times each during a transfer with few packets on their way at a time, so that no queue fills up."""
     COMMANDS["native"] = (*COMMANDS["wyrmhole"], *NATIVE)
     a, b = lab.neighbours()
     one, two = lab.tunnel(a, "native", b, "native", endpoint=ENDPOINT)
