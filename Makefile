@@ -83,5 +83,8 @@ bench-micro: $(STAMP)  ## microseconds per packet of the pure steps
 	$(BIN)/python bench/micro_wire.py
 	$(BIN)/python bench/micro_engine.py
 
+soak: $(STAMP)  ## the simulator for 100,000 peer-hours (SOAK_ARGS="--seed 1 --jobs 2"); see docs/reliability.md
+	$(BIN)/python -m wyrmhole.simulation --soak 100000 $(SOAK_ARGS)
+
 clean:  ## remove what these targets made here
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info rust/target src/wyrmhole/engine/_native*.so
