@@ -72,7 +72,7 @@ def test_a_failure_shrinks_to_a_few_steps_and_its_line_repeats_it(
     least = shrink(outcome, max_runs=150)
     assert least.violation is not None
     assert least.violation.check == outcome.violation.check
-    assert len(least.run.scenario().steps) <= 6 < len(STORM.scenario().steps)
+    assert len(least.run.scenario().steps) <= 10 < len(STORM.scenario().steps)
     assert carry_out(least.run).digest == least.digest
     line = least.run.line().removeprefix("python -m wyrmhole.simulation ")
     assert main([*line.split(), "--no-shrink"]) == 1

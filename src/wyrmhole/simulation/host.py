@@ -94,6 +94,7 @@ class Host:
         self._transmit = transmit
         self._wake = wake
         self._events: dict[tuple[str, bytes], list[int]] = {}
+        self._unmoved: tuple[probe.Fingerprint, probe.Fingerprint] | None = None
         self._change: tuple[dict[Prefix, bytes], dict[Prefix, bytes]] | None = None
         self.settings = Settings(PrivateKey(random_module.Random(f"{seed}/key/{number}").randbytes(32)))
         self.identities = {self.public.raw}
@@ -361,6 +362,7 @@ class Host:
         while probe.tables_of(self.engine).has_reports:
             for report in self.engine.poll_reports(BATCH):
                 self._handle(report)
+            self._unmoved = None
             self.interface.handle_timeout(self.now)
         self._poll_events()
 
@@ -382,7 +384,9 @@ class Host:
             raise Violation("I30", f"host {self.number}: {report.reason}")
         if isinstance(report, HandshakeDatagram):
             self._handle_handshake(report)
-        elif not isinstance(report, TunChanged):
+            return
+        self._unmoved = None
+        if not isinstance(report, TunChanged):
             self.interface.handle_report(report, self.now)
             if isinstance(report, (KeyConfirmed, KeyWanted)):
                 self._check_wall(report.peer, completes=isinstance(report, KeyConfirmed))
@@ -397,11 +401,14 @@ class Host:
             shadow.last_deep_queue = self.now
         if report.data[0] == 3:
             shadow.cookie_came(report.data)
-        before = self._state()
+        # One after the other in a flood: what was found unmoved is what the next one must not move.
+        before = self._unmoved or self._state()
         self.interface.handle_report(report, self.now)
+        self._unmoved = None
         if shadow.proved is None:
             self._check_unmoved(before)
             shadow.check_silence(report.endpoint)
+            self._unmoved = before
             return
         peer = shadow.peers[shadow.proved]
         moved = peer.endpoint == report.endpoint.sockaddr

@@ -275,7 +275,7 @@ def _l7(world: World, random: Random, a: Host, b: Host) -> None:
 def _l8(world: World, random: Random, a: Host, b: Host) -> None:
     """A flood ends; two seconds later nobody needs a cookie."""
     _fresh(world, a, b)
-    world.do_flood(b.number, 300, random.choice((1, 24)))
+    world.flood_once(b.number, 300, random.choice((1, 24)))
     world.run_for(2 * SECOND)
     cookies = world.ledger.counts["cookie replies"]
     number = world.send(a.number, b.number)

@@ -20,9 +20,9 @@ from typing import Any
 
 from wyrmhole.protocol.keys import PresharedKey, PrivateKey
 from wyrmhole.simulation import packets
-from wyrmhole.simulation.attacker import Attacker
+from wyrmhole.simulation.attacker import Attack, Attacker
 from wyrmhole.simulation.checks import Violation
-from wyrmhole.simulation.clock import SECOND, HostClock
+from wyrmhole.simulation.clock import MILLISECOND, SECOND, HostClock
 from wyrmhole.simulation.host import PORT, Host, PeerSettings
 from wyrmhole.simulation.ledger import Ledger
 from wyrmhole.simulation.network import Captured, Nat, Network, Weather
@@ -31,6 +31,7 @@ from wyrmhole.wire.endpoint import Endpoint, SockAddr
 from wyrmhole.wire.prefix import Prefix
 
 START = 1000 * SECOND
+QUIET_AGAIN = 4200 * MILLISECOND
 AUDIT_EVERY = 1200 * SECOND
 
 
@@ -422,11 +423,20 @@ class World:
             host.receive(source, [data])
 
     def do_flood(self, a: int, count: int, sources: int) -> None:
-        """Valid mac1s from some sources; those that get a cookie then use it."""
+        """Valid mac1s from some sources. When those count as quiet again, they come back with their cookies, behind
+        another flood."""
+        self.after(QUIET_AGAIN, self._flood_again, a, count, self.flood_once(a, count, sources))
+
+    def flood_once(self, a: int, count: int, sources: int) -> list[Attack]:
         host = self.hosts[a]
         sent = self.attacker.flood(host.public, count, sources)
         host.receive_garbage(sent)
-        host.receive_garbage(self.attacker.with_cookies(host.public, sent, each=8))
+        return sent
+
+    def _flood_again(self, a: int, count: int, sent: list[Attack]) -> None:
+        host = self.hosts[a]
+        proved = self.attacker.with_cookies(host.public, sent, each=1)
+        host.receive_garbage(self.attacker.flood(host.public, count, 1) + proved)
 
     # Errors
 
