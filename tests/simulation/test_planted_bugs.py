@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tests.simulation.mutations import MUTATIONS, Mutation, Planned
@@ -27,6 +29,12 @@ def carry_out(planned: Planned) -> tuple[str | None, str]:
 
 def test_every_check_has_a_planted_bug() -> None:
     assert sorted(mutation.check for mutation in MUTATIONS) == sorted(CHECKS)
+
+
+def test_the_document_lists_every_check_with_its_planted_bug() -> None:
+    document = (Path(__file__).parents[2] / "docs" / "reliability.md").read_text()
+    for mutation in MUTATIONS:
+        assert f"| {mutation.check} | {CHECKS[mutation.check]} | {mutation.bug} |" in document
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: f"{mutation.check}-{mutation.plant.__name__}")
