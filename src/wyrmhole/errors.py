@@ -43,3 +43,15 @@ class ConfigFileError(WyrmholeError, ValueError):
         self.line = line
         """1 for the first; 0: the file as a whole."""
         self.expected = expected
+
+
+class TunnelError(WyrmholeError, OSError):
+    """A tunnel of this program cannot do what was asked: it is closed, of another process, or could not be opened."""
+
+
+class NamespaceError(TunnelError):
+    """No private network namespace was to be had. The message says at which step, why and what to do."""
+
+    def __init__(self, errno_value: int, message: str, *, stage: str = "") -> None:
+        super().__init__(errno_value, message)
+        self.stage = stage

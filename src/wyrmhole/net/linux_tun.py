@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -50,11 +51,13 @@ class TunCounters:
 class LinuxTun:
     """See `net.tun.Tun`. Made by `create` or `from_fd`; owns its descriptor until `close`."""
 
-    def __init__(self, fileno: int, offloads: TunOffloads, more: Sequence[int] = ()) -> None:
+    def __init__(
+        self, fileno: int, offloads: TunOffloads, more: Sequence[int] = (), link: TunLink | None = None
+    ) -> None:
         self._fileno = fileno
         self._more = list(more)
         self._offloads = offloads
-        self._link = TunLink(fileno, has_header=self._has_header)
+        self._link = link or TunLink(fileno, has_header=self._has_header)
         self.counters = TunCounters()
 
     _has_header = True
@@ -101,6 +104,16 @@ class LinuxTun:
             return _HeaderlessTun(fileno, TunOffloads(tso=False, uso=False))
         tun_ioctl.set_header_size(fileno, _HEADER_BYTES)
         return LinuxTun(fileno, _enable_offloads(fileno, tso, uso))
+
+    @staticmethod
+    def attach_elsewhere(fileno: int, name: str, sockets: tuple[socket.socket, socket.socket]) -> LinuxTun:
+        """Make an interface of a device that was opened in another network namespace, without going there.
+
+        `sockets` are two rtnetlink sockets of that namespace; they are closed with the tun. Needs CAP_NET_ADMIN there,
+        which the owner of its user namespace has. Raises OSError, and leaves the descriptors open then.
+        """
+        tun_ioctl.attach(fileno, name, tun_ioctl.IFF_TUN | tun_ioctl.IFF_NO_PI | tun_ioctl.IFF_VNET_HDR)
+        return LinuxTun(fileno, _enable_offloads(fileno, True, True), link=TunLink(fileno, sockets=sockets))
 
     @property
     def name(self) -> str:

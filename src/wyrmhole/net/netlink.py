@@ -135,9 +135,9 @@ def drain(sock: socket.socket, limit: int = 64) -> tuple[list[Message], bool]:
 class Client:
     """Asks the kernel questions that it answers within the call. One thread at a time."""
 
-    def __init__(self) -> None:
-        """Raises OSError where netlink is not allowed."""
-        self._socket = open_listener(0)
+    def __init__(self, sock: socket.socket | None = None) -> None:
+        """`sock`: a rtnetlink socket of another network namespace to ask there. Raises OSError if not allowed."""
+        self._socket = open_listener(0) if sock is None else sock
         self._sequence = 0
 
     def close(self) -> None:
@@ -160,10 +160,10 @@ class Client:
 
     def link(self, name: str, namespace_id: int | None) -> Link:
         """The interface of that name, here or in the network namespace of that id. Raises Refused (ENODEV), OSError."""
-        body = _LINK.pack(0, 0, 0, 0, 0) + _emit_attribute(_IFLA_IFNAME, name.encode() + b"\0")
-        body += _emit_attribute(_IFLA_EXT_MASK, _UINT.pack(_RTEXT_FILTER_SKIP_STATS))
+        body = _LINK.pack(0, 0, 0, 0, 0) + emit_attribute(_IFLA_IFNAME, name.encode() + b"\0")
+        body += emit_attribute(_IFLA_EXT_MASK, _UINT.pack(_RTEXT_FILTER_SKIP_STATS))
         if namespace_id is not None:
-            body += _emit_attribute(_IFLA_TARGET_NETNSID, _INT.pack(namespace_id))
+            body += emit_attribute(_IFLA_TARGET_NETNSID, _INT.pack(namespace_id))
         reply = self._ask(RTM_GETLINK, body)
         mtu = parse_attributes(reply.payload, _LINK.size).get(_IFLA_MTU, b"")
         if reply.kind != RTM_NEWLINK or len(mtu) != _UINT.size:
@@ -176,14 +176,19 @@ class Client:
 
         It is given one if it has none. Raises Refused (EPERM), OSError. The id does not keep the other namespace alive.
         """
-        by_descriptor = _emit_attribute(_NETNSA_FD, _UINT.pack(namespace))
+        by_descriptor = emit_attribute(_NETNSA_FD, _UINT.pack(namespace))
         known = self._ask_namespace(by_descriptor)
         if known < 0:
-            any_free = _emit_attribute(_NETNSA_NSID, _INT.pack(-1))
+            any_free = emit_attribute(_NETNSA_NSID, _INT.pack(-1))
             self._send(RTM_NEWNSID, _NLM_F_REQUEST | _NLM_F_ACK, bytes(4) + any_free + by_descriptor)
             self._receive()
             known = self._ask_namespace(by_descriptor)
         return known
+
+    def change(self, kind: int, flags: int, body: bytes) -> None:
+        """Have something made or changed; returns when it is. Raises Refused, OSError."""
+        self._send(kind, _NLM_F_REQUEST | _NLM_F_ACK | flags, body)
+        self._receive()
 
     def _ask_namespace(self, by_descriptor: bytes) -> int:
         reply = self._ask(RTM_GETNSID, bytes(4) + by_descriptor)
@@ -215,16 +220,16 @@ class Client:
 def _emit_route_request(destination: str, source: str | None, mark: int) -> bytes:
     packed = ipaddress.ip_address(destination).packed
     bits = len(packed) * 8
-    body = _emit_attribute(_RTA_DST, packed)
+    body = emit_attribute(_RTA_DST, packed)
     if source is not None:
-        body += _emit_attribute(_RTA_SRC, ipaddress.ip_address(source).packed)
+        body += emit_attribute(_RTA_SRC, ipaddress.ip_address(source).packed)
     if mark:
-        body += _emit_attribute(_RTA_MARK, _UINT.pack(mark))
+        body += emit_attribute(_RTA_MARK, _UINT.pack(mark))
     family = socket.AF_INET if bits == 32 else socket.AF_INET6
     return _ROUTE.pack(family, bits, bits if source is not None else 0, 0, 0, 0, 0, 0, 0) + body
 
 
-def _emit_attribute(kind: int, value: bytes) -> bytes:
+def emit_attribute(kind: int, value: bytes) -> bytes:
     length = _ATTRIBUTE.size + len(value)
     return _ATTRIBUTE.pack(length, kind) + value + bytes(_aligned(length) - length)
 

@@ -43,7 +43,11 @@ class _State(NamedTuple):
 class TunLink:
     """The state of the interface behind a TUN descriptor. `mtu` and `name` may be asked from any thread."""
 
-    def __init__(self, tun: int, *, has_header: bool = True) -> None:
+    def __init__(
+        self, tun: int, *, has_header: bool = True, sockets: tuple[socket.socket, socket.socket] | None = None
+    ) -> None:
+        """`sockets`: two rtnetlink sockets of the interface's own namespace, for a process that may not look into it
+        from here; they are closed with this."""
         self._tun = tun
         self._probe = _PROBE_FRAME if has_header else _PROBE_FRAME[10:]
         self._lock = threading.Lock()
@@ -55,7 +59,7 @@ class TunLink:
         self._mtu = 0
         self._index = 0
         self._name = ""
-        self._client, self._listener = _open_netlink()
+        self._client, self._listener = _open_netlink() if sockets is None else _adopt_netlink(*sockets)
         self._home = _socket_namespace(self._client)
         if self._listener is not None:
             self._epoll.register(self._listener.fileno(), select.EPOLLIN)
@@ -206,6 +210,13 @@ def _open_netlink() -> tuple[netlink.Client | None, socket.socket | None]:
     except OSError:
         client.close()
         return None, None
+
+
+def _adopt_netlink(client: socket.socket, listener: socket.socket) -> tuple[netlink.Client, socket.socket]:
+    for sock in (client, listener):
+        sock.setblocking(False)
+    listener.bind((0, netlink.GROUP_LINK))
+    return netlink.Client(client), listener
 
 
 def _socket_namespace(client: netlink.Client | None) -> int:

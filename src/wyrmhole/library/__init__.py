@@ -1,0 +1,1 @@
+"""A tunnel inside of a Python program."""

@@ -1,0 +1,99 @@
+"""The helper of a namespace stack: enters namespaces of its own, opens a TUN there, and makes sockets for its parent.
+
+It is run by path, `python -I -S netns_helper.py CHANNEL [USER_NAMESPACE NETWORK_NAMESPACE]`, and not imported by the
+parent. The arguments are inherited descriptors. With one it makes new namespaces; with three it enters those of a
+helper that died. It configures nothing: the parent, which owns the user namespace, has every right over it.
+
+The channel is a SOCK_SEQPACKET socket pair; integers are in the machine's byte order:
+
+    hello     0:u32  errno:i32  stage:u32
+    request   number:u32  count:u32  family:i32  kind:i32  protocol:i32
+    reply     number:u32  errno:i32  0:u32
+
+The hello is the first message, unasked. Its errno is 0 when all is well, and a helper of new namespaces then passes the
+open TUN device; else the stage says what failed: 0 unshare, 1 setns, 2 open of /dev/net/tun. `count` is 1 to 253, the
+kernel's SCM_MAX_FD. A reply with errno 0 passes that many sockets, any other none.
+
+Descriptors are passed by SCM_RIGHTS. The helper ends when the parent's end of the channel is closed.
+"""
+
+from __future__ import annotations
+
+# Not `socket`, which takes three times as long to import as all the rest of this program runs.
+import _socket
+import os
+import struct
+import sys
+
+CLONE_NEWUSER, CLONE_NEWNET = 0x10000000, 0x40000000
+STAGE_UNSHARE, STAGE_SETNS, STAGE_OPEN = 0, 1, 2
+REQUEST = struct.Struct("=IIiii")
+REPLY = struct.Struct("=IiI")
+
+
+def main(arguments: list[str]) -> int:
+    channel_fd, *namespaces = map(int, arguments)
+    channel = _socket.socket(fileno=channel_fd)
+    stage = STAGE_SETNS if namespaces else STAGE_UNSHARE
+    passed: list[int] = []
+    try:
+        if namespaces:
+            enter(*namespaces)
+        else:
+            call("unshare", CLONE_NEWUSER | CLONE_NEWNET)
+            stage = STAGE_OPEN
+            passed.append(os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+    except OSError as error:
+        answer(channel, 0, error.errno or 0, stage, [])
+        return 1
+    answer(channel, 0, 0, stage, passed)
+    serve(channel)
+    return 0
+
+
+def enter(user_namespace: int, network_namespace: int) -> None:
+    """The order is forced: the right to enter the network namespace comes with the user namespace."""
+    call("setns", user_namespace, CLONE_NEWUSER)
+    call("setns", network_namespace, CLONE_NEWNET)
+    os.close(user_namespace)
+    os.close(network_namespace)
+
+
+def call(name: str, *arguments: int) -> None:
+    """A system call that `os` has from Python 3.12 on. Raises OSError."""
+    function = getattr(os, name, None)
+    if function is not None:
+        function(*arguments)
+        return
+    import ctypes
+
+    if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def serve(channel: _socket.socket) -> None:
+    while len(request := channel.recv(REQUEST.size)) == REQUEST.size:
+        number, count, family, kind, protocol = REQUEST.unpack(request)
+        made: list[_socket.socket] = []
+        try:
+            for _ in range(count):
+                made.append(_socket.socket(family, kind, protocol))
+        except OSError as error:
+            answer(channel, number, error.errno or 0, 0, [])
+        else:
+            answer(channel, number, 0, 0, [sock.fileno() for sock in made])
+        for sock in made:
+            sock.close()
+
+
+def answer(channel: _socket.socket, number: int, errno: int, stage: int, descriptors: list[int]) -> None:
+    rights = struct.pack(f"{len(descriptors)}i", *descriptors)
+    ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)] if descriptors else []
+    channel.sendmsg([REPLY.pack(number, errno, stage)], ancillary)
+    for descriptor in descriptors if number == 0 else ():
+        os.close(descriptor)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
