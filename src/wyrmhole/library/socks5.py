@@ -1,0 +1,230 @@
+"""SOCKS5 (RFC 1928) with user and password (RFC 1929), the server's side: bytes in, bytes out, no sockets.
+
+server = Negotiation(users={"name": "password"})
+send(server.receive(data))          # again and again, until .request is there or .failure says why not
+send(reply(Reply.SUCCEEDED, "10.0.0.1", 4711))
+"""
+
+from __future__ import annotations
+
+import enum
+import errno
+import hmac
+import ipaddress
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+VERSION, AUTH_VERSION = 5, 1
+NO_AUTHENTICATION, USER_PASSWORD, NONE_ACCEPTABLE = 0, 2, 0xFF
+IPV4, DOMAIN, IPV6 = 1, 3, 4
+LONGEST_HEADER = 4 + 1 + 255 + 2
+"""Bytes of a request, or of the header of a UDP packet."""
+
+
+class Command(enum.IntEnum):
+    CONNECT = 1
+    BIND = 2
+    UDP_ASSOCIATE = 3
+
+
+class Reply(enum.IntEnum):
+    """RFC 1928, 6."""
+
+    SUCCEEDED = 0
+    GENERAL_FAILURE = 1
+    NOT_ALLOWED = 2
+    NETWORK_UNREACHABLE = 3
+    HOST_UNREACHABLE = 4
+    CONNECTION_REFUSED = 5
+    TTL_EXPIRED = 6
+    COMMAND_NOT_SUPPORTED = 7
+    ADDRESS_TYPE_NOT_SUPPORTED = 8
+
+
+class SocksError(ValueError):
+    """Bytes that are no SOCKS5, or ask for what is not there. `reply` is what to answer, if anything."""
+
+    def __init__(self, message: str, reply: Reply | None = None) -> None:
+        super().__init__(message)
+        self.reply = reply
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """`host` is a literal or a name."""
+
+    command: Command
+    host: str
+    port: int
+
+
+@dataclass
+class Negotiation:
+    """One client until it has said what it wants. `users` maps names to passwords; None asks for neither.
+
+    `rest` is what came after the request. `failure` is one sentence; the connection ends after what was to be sent.
+    """
+
+    users: Mapping[str, str] | None = field(default=None, repr=False)
+    request: Request | None = None
+    failure: str | None = None
+
+    def __post_init__(self) -> None:
+        self._buffer = b""
+        self._step = self._methods
+
+    @property
+    def rest(self) -> bytes:
+        return self._buffer
+
+    @property
+    def finished(self) -> bool:
+        return self.request is not None or self.failure is not None
+
+    def receive(self, data: bytes) -> bytes:
+        """What to send now. The caller bounds `data`; what waits here for more is never longer than 513 bytes."""
+        self._buffer += data
+        out = b""
+        try:
+            while not self.finished and (answer := self._step()) is not None:
+                out += answer
+        except SocksError as error:
+            self.failure = str(error)
+            out += b"" if error.reply is None else reply(error.reply)
+        return out
+
+    def _take(self, size: int) -> bytes:
+        taken, self._buffer = self._buffer[:size], self._buffer[size:]
+        return taken
+
+    # Each step gives what to send, or None while it needs more bytes.
+
+    def _methods(self) -> bytes | None:
+        if self._buffer and self._buffer[0] != VERSION:
+            raise SocksError(f"the client speaks version {self._buffer[0]} of SOCKS and not 5")
+        if len(self._buffer) < 2 or len(self._buffer) < 2 + self._buffer[1]:
+            return None
+        offered = self._take(2 + self._buffer[1])[2:]
+        wanted = NO_AUTHENTICATION if self.users is None else USER_PASSWORD
+        if wanted not in offered:
+            self.failure = "the client offers no password" if wanted else "the client insists on authentication"
+            return bytes((VERSION, NONE_ACCEPTABLE))
+        self._step = self._request if self.users is None else self._password
+        return bytes((VERSION, wanted))
+
+    def _password(self) -> bytes | None:
+        """RFC 1929, 2: version, length, name, length, password."""
+        buffer = self._buffer
+        if buffer and buffer[0] != AUTH_VERSION:
+            raise SocksError(f"the client authenticates by version {buffer[0]} and not 1")
+        if len(buffer) < 2 or len(buffer) < 3 + buffer[1]:
+            return None
+        end = 3 + buffer[1] + buffer[2 + buffer[1]]
+        if len(buffer) < end:
+            return None
+        message = self._take(end)
+        if not allowed(self.users or {}, message[2 : 2 + message[1]], message[3 + message[1] :]):
+            self.failure = "wrong user or password"
+            return bytes((AUTH_VERSION, 1))
+        self._step = self._request
+        return bytes((AUTH_VERSION, 0))
+
+    def _request(self) -> bytes | None:
+        buffer = self._buffer
+        if buffer and buffer[0] != VERSION:
+            raise SocksError(f"the request is of version {buffer[0]} and not 5", Reply.GENERAL_FAILURE)
+        if len(buffer) < 4:
+            return None
+        if buffer[1] not in (Command.CONNECT, Command.UDP_ASSOCIATE):
+            raise SocksError(f"command {buffer[1]} is not offered", Reply.COMMAND_NOT_SUPPORTED)
+        parsed = parse_address(buffer, 3)
+        if parsed is None:
+            return None
+        host, port, end = parsed
+        self._take(end)
+        self.request = Request(Command(buffer[1]), host, port)
+        return b""
+
+
+def allowed(users: Mapping[str, str], name: bytes, password: bytes) -> bool:
+    """In a time that tells neither of the two."""
+    right = False
+    for each, secret in users.items():
+        same = hmac.compare_digest(each.encode(), name) & hmac.compare_digest(secret.encode(), password)
+        right |= bool(same)
+    return right
+
+
+def parse_address(data: bytes, start: int) -> tuple[str, int, int] | None:
+    """Host, port and where they end; None when bytes are missing. Raises SocksError. `start` is at the type (ATYP)."""
+    if len(data) < start + 2:
+        return None
+    kind = data[start]
+    if kind == DOMAIN:
+        first, end = start + 2, start + 2 + data[start + 1]
+    elif kind in (IPV4, IPV6):
+        first, end = start + 1, start + 1 + (4 if kind == IPV4 else 16)
+    else:
+        raise SocksError(f"address type {kind} is not known", Reply.ADDRESS_TYPE_NOT_SUPPORTED)
+    if len(data) < end + 2:
+        return None
+    return host_of(kind, data[first:end]), int.from_bytes(data[end : end + 2]), end + 2
+
+
+def host_of(kind: int, raw: bytes) -> str:
+    if kind != DOMAIN:
+        return str(ipaddress.ip_address(raw))
+    try:
+        name = raw.decode()
+    except UnicodeDecodeError:
+        name = ""
+    if not name or not name.isprintable():
+        raise SocksError("the name asked for is no text", Reply.GENERAL_FAILURE)
+    return name
+
+
+def address_bytes(host: str, port: int) -> bytes:
+    """ATYP, address and port of a literal. Raises ValueError for a name."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    return bytes((IPV4 if address.version == 4 else IPV6,)) + address.packed + port.to_bytes(2)
+
+
+def reply(code: Reply, host: str = "0.0.0.0", port: int = 0) -> bytes:
+    """What a request is answered with; the address is that of our end."""
+    return bytes((VERSION, code, 0)) + address_bytes(host, port)
+
+
+def reply_for(error: OSError) -> Reply:
+    """What fits best to why a connection could not be made."""
+    if isinstance(error, socket.gaierror | TimeoutError):
+        return Reply.HOST_UNREACHABLE
+    if isinstance(error, ConnectionRefusedError):
+        return Reply.CONNECTION_REFUSED
+    return UNREACHABLE.get(error.errno or 0, Reply.GENERAL_FAILURE)
+
+
+UNREACHABLE = {
+    errno.ENETUNREACH: Reply.NETWORK_UNREACHABLE,
+    errno.EHOSTUNREACH: Reply.HOST_UNREACHABLE,
+    errno.EPERM: Reply.NOT_ALLOWED,
+    errno.EACCES: Reply.NOT_ALLOWED,
+}
+
+
+def parse_packet(data: bytes) -> tuple[str, int, bytes]:
+    """Host, port and payload of a UDP packet from a client (RFC 1928, 7). Raises SocksError; fragments are refused."""
+    if len(data) < 4 or data[:2] != b"\0\0":
+        raise SocksError("a UDP packet without the header of SOCKS5")
+    if data[2]:
+        raise SocksError("fragments of UDP packets are not put together")
+    parsed = parse_address(data, 3)
+    if parsed is None:
+        raise SocksError("a UDP packet whose header is cut short")
+    host, port, end = parsed
+    return host, port, data[end:]
+
+
+def build_packet(host: str, port: int, payload: bytes) -> bytes:
+    """A UDP packet to a client, that came from the host."""
+    return bytes(3) + address_bytes(host, port) + payload

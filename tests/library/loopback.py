@@ -1,0 +1,157 @@
+"""A stand-in for a tunnel: its inside is this host's loopback, and its names a table. And servers to reach."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar, cast
+
+from wyrmhole.library.resolver import AddressInfo, family_of, info, literal
+
+T = TypeVar("T")
+PATIENCE = 20.0
+"""Seconds that a scenario may take: many times more than it ever does."""
+
+
+def run(scenario: Coroutine[Any, Any, T]) -> T:
+    """A scenario on a loop of its own, given up after a while."""
+
+    async def limited() -> T:
+        async with asyncio.timeout(PATIENCE):
+            return await scenario
+
+    return asyncio.run(limited())
+
+
+class Loopback:
+    """Has the shape of `Dialer`. `asked` are the names that were looked up, `opened` the sockets that were made."""
+
+    def __init__(self, **names: str) -> None:
+        self.names = {name.replace("_", "."): address for name, address in names.items()}
+        self.asked: list[str] = []
+        self.opened: list[socket.socket] = []
+
+    async def getaddrinfo(
+        self, host: str, port: int, *, family: int = 0, type: int = socket.SOCK_STREAM
+    ) -> list[AddressInfo]:
+        address = literal(host)
+        if address is None:
+            self.asked.append(host)
+            address = literal(self.names.get(host, "no address"))
+        if address is None:
+            raise socket.gaierror(socket.EAI_NONAME, f"no {host}")
+        return [info(address, port, type)]
+
+    async def connect_socket(
+        self, host: str, port: int, *, family: int = 0, type: int = socket.SOCK_STREAM
+    ) -> socket.socket:
+        found = (await self.getaddrinfo(host, port, family=family, type=type))[0]
+        sock = self.socket(found[0], type)
+        try:
+            await asyncio.get_running_loop().sock_connect(sock, found[4])
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    @property
+    def still_open(self) -> int:
+        return sum(sock.fileno() >= 0 for sock in self.opened)
+
+    def socket(self, family: int, type: int) -> socket.socket:
+        sock = socket.socket(family, type)
+        sock.setblocking(False)
+        self.opened.append(sock)
+        return sock
+
+
+Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+
+@asynccontextmanager
+async def server(serve: Serve, host: str = "127.0.0.1") -> AsyncIterator[int]:
+    """Its port. `serve` has one connection; what it leaves open is closed."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await serve(reader, writer)
+        except (ConnectionError, EOFError):
+            pass
+        finally:
+            writer.close()
+
+    listening = await asyncio.start_server(handle, host, 0)
+    try:
+        yield listening.sockets[0].getsockname()[1]
+    finally:
+        listening.close()
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Give back, and half-close when the client does."""
+    while data := await reader.read(1 << 16):
+        writer.write(data)
+        await writer.drain()
+    writer.write_eof()
+    await reader.read()
+
+
+async def count_then_say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Read until the client's end, and only then answer: works only where half-close is kept."""
+    size = 0
+    while data := await reader.read(1 << 16):
+        size += len(data)
+    writer.write(b"%d" % size)
+    await writer.drain()
+
+
+class Echo(asyncio.DatagramProtocol):
+    """UDP. `seen` are those who wrote, by their last payload."""
+
+    def __init__(self) -> None:
+        self.seen: dict[bytes, Any] = {}
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.DatagramTransport, transport)
+
+    def datagram_received(self, data: bytes, addr: Any) -> None:
+        self.seen[data] = addr
+        self.transport.sendto(b"re:" + data, addr)
+
+
+@asynccontextmanager
+async def udp_echo(host: str = "127.0.0.1") -> AsyncIterator[tuple[int, Echo]]:
+    """Its port and what it saw."""
+    loop = asyncio.get_running_loop()
+    transport, protocol = await loop.create_datagram_endpoint(Echo, (host, 0))
+    try:
+        yield transport.get_extra_info("sockname")[1], protocol
+    finally:
+        transport.close()
+
+
+def udp_client(host: str, port: int) -> socket.socket:
+    """A connected non-blocking socket."""
+    sock = socket.socket(family_of(literal(host) or family_error(host)), socket.SOCK_DGRAM)
+    sock.setblocking(False)
+    sock.connect((host, port))
+    return sock
+
+
+def family_error(host: str) -> Any:
+    raise AssertionError(f"{host} is no literal")
+
+
+async def ask(sock: socket.socket, data: bytes) -> bytes:
+    """Send one packet and await one."""
+    loop = asyncio.get_running_loop()
+    await loop.sock_sendall(sock, data)
+    return await loop.sock_recv(sock, 65535)
+
+
+async def eventually(look: Callable[[], bool]) -> None:
+    """Let the loop turn until it is so; `run` ends a wait in vain."""
+    while not look():
+        await asyncio.sleep(0)
