@@ -48,7 +48,7 @@ class Loopback:
         self, host: str, port: int, *, family: int = 0, type: int = socket.SOCK_STREAM
     ) -> socket.socket:
         found = (await self.getaddrinfo(host, port, family=family, type=type))[0]
-        sock = self.socket(found[0], type)
+        sock = await self.open_socket(found[0], type)
         try:
             await asyncio.get_running_loop().sock_connect(sock, found[4])
         except BaseException:
@@ -60,7 +60,7 @@ class Loopback:
     def still_open(self) -> int:
         return sum(sock.fileno() >= 0 for sock in self.opened)
 
-    def socket(self, family: int, type: int) -> socket.socket:
+    async def open_socket(self, family: int, type: int = socket.SOCK_STREAM) -> socket.socket:
         sock = socket.socket(family, type)
         sock.setblocking(False)
         self.opened.append(sock)

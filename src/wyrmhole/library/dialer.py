@@ -34,7 +34,7 @@ class Dialer(Protocol):
     ) -> Sequence[tuple[Any, ...]]:
         """As socket.getaddrinfo."""
 
-    def socket(self, family: int, type: int) -> socket.socket | Awaitable[socket.socket]:
+    async def open_socket(self, family: int, type: int = socket.SOCK_STREAM) -> socket.socket:
         """Neither bound nor connected."""
 
 
@@ -112,12 +112,12 @@ class TunnelSide:
     async def listen(self, host: str, port: int, kind: int) -> list[socket.socket]:
         if not host:
             everything = [(socket.AF_INET, ("0.0.0.0", port)), (socket.AF_INET6, ("::", port))]
-            return await bind_all(everything, kind, self._dialer.socket, optional=True)
+            return await bind_all(everything, kind, self._dialer.open_socket, optional=True)
         infos = await self._dialer.getaddrinfo(host, port, type=kind)
-        return await bind_all([(info[0], info[4]) for info in infos], kind, self._dialer.socket)
+        return await bind_all([(info[0], info[4]) for info in infos], kind, self._dialer.open_socket)
 
     async def socket(self, family: int, kind: int) -> socket.socket:
-        return await opened(self._dialer.socket, family, kind)
+        return await opened(self._dialer.open_socket, family, kind)
 
     async def addresses(self, host: str, port: int, kind: int) -> Sequence[tuple[Any, ...]]:
         return await self._dialer.getaddrinfo(host, port, type=kind)

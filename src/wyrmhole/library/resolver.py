@@ -124,6 +124,8 @@ class Resolver:
                 "use an address",
             )
         dns_name = import_dns().name
+        if not host.strip("."):
+            raise socket.gaierror(socket.EAI_NONAME, "an empty name has no address")
         try:
             name = dns_name.from_text(host, None)
             domains = [] if name.is_absolute() else [dns_name.from_text(domain) for domain in self._search]
