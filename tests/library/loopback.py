@@ -67,6 +67,16 @@ class Loopback:
         return sock
 
 
+class Silent(Loopback):
+    """Nobody inside answers."""
+
+    async def connect_socket(
+        self, host: str, port: int, *, family: int = 0, type: int = socket.SOCK_STREAM
+    ) -> socket.socket:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+
 Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.library.loopback import Loopback, ask, count_then_say, echo, run, server, udp_client, udp_echo
+from tests.library.loopback import Loopback, Silent, ask, count_then_say, echo, run, server, udp_client, udp_echo
 from wyrmhole.library.proxy import proxy
 from wyrmhole.library.service import Limits
 from wyrmhole.library.socks5 import (
@@ -199,16 +199,6 @@ def test_why_it_failed_is_told(host: str, code: Reply) -> None:
             writer.close()
 
     run(scenario())
-
-
-class Silent(Loopback):
-    """Nobody answers."""
-
-    async def connect_socket(
-        self, host: str, port: int, *, family: int = 0, type: int = socket.SOCK_STREAM
-    ) -> socket.socket:
-        await asyncio.Event().wait()
-        raise AssertionError
 
 
 def test_a_target_that_does_not_answer_is_given_up() -> None:

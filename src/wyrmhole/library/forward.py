@@ -9,7 +9,7 @@ from functools import partial
 from typing import TypeAlias
 
 from wyrmhole.library.dialer import KINDS, STREAM, Dialer, HostSide, Side, Spot, TunnelSide
-from wyrmhole.library.service import Limits, Service, within
+from wyrmhole.library.service import Limits, Service, reason_of, within
 from wyrmhole.library.splice import close, splice
 from wyrmhole.library.udp_flows import UdpFlows
 
@@ -73,7 +73,7 @@ async def carry_stream(client: socket.socket, *, connect: Connect, service: Serv
     try:
         upstream = await within(service.limits.connect, connect(), f"{target} did not answer")
     except OSError as error:
-        log.info("%s: %s", service.name, error)
+        log.info("%s: %s", service.name, reason_of(error))
         close(client, reset=True)
         return
     await splice(client, upstream)

@@ -28,7 +28,7 @@ from wyrmhole.library.http_proxy import (
     response_headers,
     target_of,
 )
-from wyrmhole.library.service import Limits
+from wyrmhole.library.service import Limits, reason_of
 from wyrmhole.library.splice import prepare, splice
 
 log = logging.getLogger(__name__)
@@ -154,9 +154,9 @@ class HttpClient:
         try:
             return await self._connect(target.host, target.port)
         except TimeoutError as error:
-            raise HttpError(504, f"{target.authority.decode()}: {error}") from None
+            raise HttpError(504, f"{target.authority.decode()}: {reason_of(error)}") from None
         except OSError as error:
-            raise HttpError(502, f"{target.authority.decode()}: {error.strerror or error}") from None
+            raise HttpError(502, f"{target.authority.decode()}: {reason_of(error)}") from None
 
     async def _exchange(self, request: h11.Request, target: Target, upstream: Wire) -> None:
         """The request up and the answer down. When the answer ends first, the rest of the request is not waited for."""

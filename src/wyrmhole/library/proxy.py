@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from wyrmhole.errors import WyrmholeError
 from wyrmhole.library import socks5
 from wyrmhole.library.dialer import DATAGRAM, STREAM, Dialer, HostSide, Spot, TunnelSide, is_loopback
-from wyrmhole.library.service import Limits, Service, within
+from wyrmhole.library.service import Limits, Service, reason_of, within
 from wyrmhole.library.socks_udp import UdpAssociation
 from wyrmhole.library.splice import splice
 
@@ -107,7 +107,7 @@ class Door:
         try:
             upstream = await self._connect(request.host, request.port)
         except OSError as error:
-            log.info("%s port %d: %s", request.host, request.port, error)
+            log.info("%s port %d: %s", request.host, request.port, reason_of(error))
             await loop.sock_sendall(client, socks5.reply(socks5.reply_for(error)))
             return
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import logging
+import os
 import socket
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
@@ -161,3 +162,10 @@ async def within(seconds: float, awaitable: Awaitable[socket.socket], what: str)
         if not limit.expired():
             raise
         raise TimeoutError(f"{what} within {seconds:g} s") from None
+
+
+def reason_of(error: OSError) -> str:
+    """Why it failed, for people: asyncio hides the system's words behind "Connect call failed"."""
+    if isinstance(error, socket.gaierror) or not error.errno:
+        return error.strerror or str(error)
+    return os.strerror(error.errno)
