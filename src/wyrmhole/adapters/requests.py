@@ -1,0 +1,94 @@
+"""requests through a tunnel.
+
+with wyrmhole.sync.open("wg0.conf") as tunnel, requests.Session() as session:
+    mount(session, tunnel)
+    page = session.get("https://intranet/")
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+from typing import Any
+
+import requests
+import requests.adapters
+import urllib3
+import urllib3.connection
+import urllib3.exceptions
+from urllib3.poolmanager import PoolManager
+
+from wyrmhole.adapters.blocking import BlockingDialer
+from wyrmhole.library.service import reason_of
+
+
+def mount(session: requests.Session, tunnel: BlockingDialer) -> None:
+    """Send everything of a session through the tunnel, whatever proxies the environment names."""
+    session.trust_env = False
+    adapter = TunnelAdapter(tunnel)
+    session.mount("http://", adapter)
+    session.mount("https://", adapter)
+
+
+class TunnelAdapter(requests.adapters.HTTPAdapter):
+    """For `session.mount("https://", ...)`, with a tunnel of `wyrmhole.sync.open`.
+
+    Raises what requests raises: ConnectionError, ConnectTimeout, ReadTimeout, SSLError. It takes no proxies, as those
+    are not inside the tunnel.
+    """
+
+    def __init__(self, tunnel: BlockingDialer, **options: Any) -> None:
+        self._tunnel = tunnel
+        super().__init__(**options)
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options)
+        manager: PoolManager = self.poolmanager
+        manager.pool_classes_by_scheme = pools_of(self._tunnel)
+
+    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
+        raise requests.exceptions.InvalidProxyURL(f"{proxy} is not used: these requests go through a tunnel")
+
+
+def pools_of(tunnel: BlockingDialer) -> dict[str, type[urllib3.HTTPConnectionPool]]:
+    """Classes whose connections come from that tunnel. urllib3 makes connections from classes, as its own SOCKS
+    support does."""
+
+    class HTTPConnection(TunnelConnection, urllib3.connection.HTTPConnection):
+        _tunnel_of_wyrmhole = tunnel
+
+    class HTTPSConnection(TunnelConnection, urllib3.connection.HTTPSConnection):
+        _tunnel_of_wyrmhole = tunnel
+
+    class HTTPPool(urllib3.HTTPConnectionPool):
+        ConnectionCls = HTTPConnection
+
+    class HTTPSPool(urllib3.HTTPSConnectionPool):
+        ConnectionCls = HTTPSConnection
+
+    return {"http": HTTPPool, "https": HTTPSPool}
+
+
+class TunnelConnection:
+    """Mixed into a connection of urllib3."""
+
+    _tunnel_of_wyrmhole: BlockingDialer
+
+    def _new_conn(self) -> socket.socket:
+        connection: Any = self
+        try:
+            timeout = urllib3.Timeout.resolve_default_timeout(connection.timeout)
+            sock = self._tunnel_of_wyrmhole.create_connection((connection._dns_host, connection.port), timeout=timeout)
+        except socket.gaierror as error:
+            raise urllib3.exceptions.NameResolutionError(connection.host, connection, error) from error
+        except TimeoutError as error:
+            message = f"{connection.host} did not answer through the tunnel within {connection.timeout} s"
+            raise urllib3.exceptions.ConnectTimeoutError(connection, message) from error
+        except OSError as error:
+            message = f"{connection.host} through the tunnel: {reason_of(error)}"
+            raise urllib3.exceptions.NewConnectionError(connection, message) from error
+        sys.audit("http.client.connect", connection, connection.host, connection.port)
+        for option in connection.socket_options or ():
+            sock.setsockopt(*option)
+        sock.settimeout(timeout)
+        return sock
