@@ -104,6 +104,9 @@ class NativeEngine:
         if tun.events_fileno() >= 0:
             self._watch_fd(tun.events_fileno(), lambda fd: self._handle_tun_events())
         self._handle_tun_events()
+        if self._waiting:
+            # An interface that is up already has nothing more to tell.
+            os.eventfd_write(self._pending, 1)
 
     def attach_bind(self, bind: Bind, port: int) -> None:
         if self._closed:
