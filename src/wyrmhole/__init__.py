@@ -1,22 +1,71 @@
-"""wyrmhole: a user-space tunnel that speaks the WireGuard protocol, in Python."""
+"""wyrmhole: a user-space tunnel that speaks the WireGuard protocol, in Python.
+
+    async with wyrmhole.open("wg0.conf") as tunnel:
+        reader, writer = await tunnel.open_connection("db.internal", 5432)
+
+`wyrmhole.sync.open` is the same for programs without asyncio.
+"""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from wyrmhole import sync
     from wyrmhole.control.wg_quick import Config, ConfigInterface, ConfigPeer
     from wyrmhole.control.wg_values import ConfigEndpoint
-
-__all__ = ["Config", "ConfigEndpoint", "ConfigInterface", "ConfigPeer"]
+    from wyrmhole.errors import ConfigError, ConfigFileError, NamespaceError, TunnelError, WyrmholeError
+    from wyrmhole.library.events import EndpointChanged, Expired, Handshake, HandshakeFailed, Roamed
+    from wyrmhole.library.opening import open
+    from wyrmhole.library.peers import Peer, PeerStats, Stats
+    from wyrmhole.library.tunnel import Tunnel
 
 # Looked up when asked for: the daemon, which wg-quick(8) waits for, uses none of them.
 _HOMES = {
     "Config": "wyrmhole.control.wg_quick",
     "ConfigEndpoint": "wyrmhole.control.wg_values",
+    "ConfigError": "wyrmhole.errors",
+    "ConfigFileError": "wyrmhole.errors",
     "ConfigInterface": "wyrmhole.control.wg_quick",
     "ConfigPeer": "wyrmhole.control.wg_quick",
+    "EndpointChanged": "wyrmhole.library.events",
+    "Expired": "wyrmhole.library.events",
+    "Handshake": "wyrmhole.library.events",
+    "HandshakeFailed": "wyrmhole.library.events",
+    "NamespaceError": "wyrmhole.errors",
+    "Peer": "wyrmhole.library.peers",
+    "PeerStats": "wyrmhole.library.peers",
+    "Roamed": "wyrmhole.library.events",
+    "Stats": "wyrmhole.library.peers",
+    "Tunnel": "wyrmhole.library.tunnel",
+    "TunnelError": "wyrmhole.errors",
+    "WyrmholeError": "wyrmhole.errors",
+    "open": "wyrmhole.library.opening",
+    "sync": "wyrmhole.sync",
 }
+
+__all__ = [
+    "Config",
+    "ConfigEndpoint",
+    "ConfigError",
+    "ConfigFileError",
+    "ConfigInterface",
+    "ConfigPeer",
+    "EndpointChanged",
+    "Expired",
+    "Handshake",
+    "HandshakeFailed",
+    "NamespaceError",
+    "Peer",
+    "PeerStats",
+    "Roamed",
+    "Stats",
+    "Tunnel",
+    "TunnelError",
+    "WyrmholeError",
+    "open",
+    "sync",
+]
 
 
 def __getattr__(name: str) -> object:
@@ -24,4 +73,5 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    return getattr(import_module(_HOMES[name]), name)
+    home = import_module(_HOMES[name])
+    return home if _HOMES[name] == f"{__name__}.{name}" else getattr(home, name)

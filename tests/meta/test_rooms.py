@@ -24,7 +24,6 @@ ROOMS: dict[str, set[str]] = {
     "library": {"wire", "protocol", "net", "engine", "device", "control", "library", "errors"},
     "sync": {"wire", "protocol", "net", "device", "control", "library", "errors"},
     "simulation": {"wire", "protocol", "net", "engine", "device", "simulation", "errors"},
-    "library": {"wire", "protocol", "net", "engine", "device", "control", "library", "errors"},
     "adapters": {"library", "adapters", "errors"},
     "errors": set(),
 }

@@ -22,6 +22,7 @@ from typing import Self
 from wyrmhole.errors import NamespaceError
 from wyrmhole.library import refusals
 from wyrmhole.library.netns_helper import REPLY, REQUEST
+from wyrmhole.library.stack import HelperGone, HelperSlow
 
 MAX_BATCH = 253
 """The kernel passes no more descriptors with one message (SCM_MAX_FD)."""
@@ -31,14 +32,6 @@ END_PATIENCE = 5.0
 STAGES = ("unshare", "setns", "open")
 ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH")
 """All that a Python of an unusual place may need; the rest of the program's environment is none of the helper's."""
-
-
-class HelperGone(ConnectionError):
-    """The helper ended."""
-
-
-class HelperSlow(TimeoutError):
-    """The helper did not answer in time; its answer, if it ever comes, will be thrown away."""
 
 
 class Helper:

@@ -35,8 +35,8 @@ from typing import Self
 
 from wyrmhole.errors import NamespaceError, TunnelError
 from wyrmhole.library import refusals
-from wyrmhole.library.helper_channel import MAX_BATCH, Helper, HelperGone, HelperSlow
-from wyrmhole.library.stack import Socket, SocketVerbs, Traits
+from wyrmhole.library.helper_channel import MAX_BATCH, Helper
+from wyrmhole.library.stack import HelperGone, HelperSlow, Socket, SocketVerbs, Traits
 from wyrmhole.net import link_setup, netlink
 from wyrmhole.net.link_setup import Interface, Network
 from wyrmhole.net.linux_tun import LinuxTun

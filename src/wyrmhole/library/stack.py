@@ -77,7 +77,11 @@ class Pending:
 
 
 class Stack(Protocol):
-    """All may be called from any thread. Sockets are non-blocking. Raises OSError, of which TunnelError is one."""
+    """All may be called from any thread. Sockets are non-blocking. Raises OSError, of which TunnelError is one.
+
+    `patience`: raise HelperSlow or HelperGone where it would take longer than these seconds, instead of doing what is
+    needed then; an event loop has none to lose.
+    """
 
     name: str
 
@@ -90,20 +94,37 @@ class Stack(Protocol):
     def configure(self, addresses: Sequence[Interface], routes: Sequence[Network], mtu: int) -> None:
         """Have exactly these; may be called again while sockets are in use."""
 
-    def connect(self, family: int, kind: int, remote: SocketAddress, local: SocketAddress | None = None) -> Pending: ...
+    def connect(
+        self,
+        family: int,
+        kind: int,
+        remote: SocketAddress,
+        local: SocketAddress | None = None,
+        *,
+        patience: float | None = None,
+    ) -> Pending: ...
 
     def listen(
-        self, family: int, local: SocketAddress, backlog: int, *, dual: bool = False, reuse_port: bool = False
-    ) -> Socket:
-        """`dual`: an IPv6 listener that takes IPv4 as well."""
+        self,
+        family: int,
+        local: SocketAddress,
+        backlog: int,
+        *,
+        reuse_port: bool = False,
+        patience: float | None = None,
+    ) -> Socket: ...
 
     def datagram(
-        self, family: int, local: SocketAddress | None = None, remote: SocketAddress | None = None
+        self,
+        family: int,
+        local: SocketAddress | None = None,
+        remote: SocketAddress | None = None,
+        *,
+        patience: float | None = None,
     ) -> Socket: ...
 
     def socket(self, family: int, kind: int, protocol: int = 0, *, patience: float | None = None) -> Socket:
-        """Neither bound nor connected. `patience`: raise HelperSlow or HelperGone when it takes longer than these
-        seconds, instead of doing what is needed. Only with `traits.unconnected_sockets`."""
+        """Neither bound nor connected. Only with `traits.unconnected_sockets`."""
 
     def abort_all(self) -> int:
         """End every socket, with ECONNABORTED; returns how many, or -1 when that cannot be told."""
@@ -112,25 +133,54 @@ class Stack(Protocol):
         """End every socket and release everything, the port last. Idempotent."""
 
 
+class HelperGone(ConnectionError):
+    """What a stack makes its sockets with has ended, and there was no time to replace it."""
+
+
+class HelperSlow(TimeoutError):
+    """What a stack makes its sockets with did not answer in time; what it answers later is thrown away."""
+
+
 class SocketVerbs:
     """The portable verbs, for stacks whose sockets are the kernel's."""
 
     def socket(self, family: int, kind: int, protocol: int = 0, *, patience: float | None = None) -> Socket:
         raise NotImplementedError
 
-    def connect(self, family: int, kind: int, remote: SocketAddress, local: SocketAddress | None = None) -> Pending:
+    def connect(
+        self,
+        family: int,
+        kind: int,
+        remote: SocketAddress,
+        local: SocketAddress | None = None,
+        *,
+        patience: float | None = None,
+    ) -> Pending:
         """See `Stack.connect`."""
-        return start_connect(self.socket(family, kind), remote, local)
+        return start_connect(self.socket(family, kind, patience=patience), remote, local)
 
     def listen(
-        self, family: int, local: SocketAddress, backlog: int, *, dual: bool = False, reuse_port: bool = False
+        self,
+        family: int,
+        local: SocketAddress,
+        backlog: int,
+        *,
+        reuse_port: bool = False,
+        patience: float | None = None,
     ) -> Socket:
         """See `Stack.listen`."""
-        return start_listen(self.socket(family, socket.SOCK_STREAM), local, backlog, dual=dual, reuse_port=reuse_port)
+        return start_listen(self.socket(family, socket.SOCK_STREAM, patience=patience), local, backlog, reuse_port)
 
-    def datagram(self, family: int, local: SocketAddress | None = None, remote: SocketAddress | None = None) -> Socket:
+    def datagram(
+        self,
+        family: int,
+        local: SocketAddress | None = None,
+        remote: SocketAddress | None = None,
+        *,
+        patience: float | None = None,
+    ) -> Socket:
         """See `Stack.datagram`."""
-        return start_datagram(self.socket(family, socket.SOCK_DGRAM), local, remote)
+        return start_datagram(self.socket(family, socket.SOCK_DGRAM, patience=patience), local, remote)
 
 
 def start_connect(sock: Socket, remote: SocketAddress, local: SocketAddress | None) -> Pending:
@@ -148,13 +198,13 @@ def start_connect(sock: Socket, remote: SocketAddress, local: SocketAddress | No
     return Pending(sock, number == 0)
 
 
-def start_listen(sock: Socket, local: SocketAddress, backlog: int, *, dual: bool, reuse_port: bool) -> Socket:
+def start_listen(sock: Socket, local: SocketAddress, backlog: int, reuse_port: bool) -> Socket:
     try:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if reuse_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if sock.family == socket.AF_INET6:
-            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, not dual)
+            sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.bind(local)
         sock.listen(backlog)
     except BaseException:

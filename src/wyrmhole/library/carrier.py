@@ -1,0 +1,235 @@
+"""The tunnel's outside: a Device on a stack's port, its peers as handles, their endpoints as names, its events.
+
+It knows nothing of sockets inside. Everything is called on the loop that started it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+
+from wyrmhole.control.wg_change import add_change, set_change, sync_change
+from wyrmhole.control.wg_quick import Config, ConfigInterface, ConfigPeer
+from wyrmhole.control.wg_values import ConfigEndpoint
+from wyrmhole.device.clock import SystemClock
+from wyrmhole.device.config import DeviceChange, PeerChange
+from wyrmhole.device.device import Device
+from wyrmhole.device.status import PeerStatus
+from wyrmhole.engine.select import EngineUnavailable, select_engine
+from wyrmhole.errors import TunnelError
+from wyrmhole.library import events
+from wyrmhole.library.endpoints import EndpointNames
+from wyrmhole.library.peers import Peer, PeerStats
+from wyrmhole.library.stack import PacketPort
+from wyrmhole.net.udp_bind import UdpBind
+from wyrmhole.protocol import events as protocol_events
+from wyrmhole.protocol.constants import SECOND
+from wyrmhole.protocol.keys import PublicKey
+from wyrmhole.wire.endpoint import Endpoint
+
+START_PATIENCE = 5.0
+"""Seconds for a device to follow an interface that is up."""
+END_PATIENCE = 1.0
+SESSION_NS = 180 * SECOND
+"""Reject-After-Time: a handshake younger than this has left a session."""
+Answers = dict[ConfigEndpoint, list[Endpoint]]
+
+
+class Carrier:
+    def __init__(self, port: PacketPort, engine_kind: str) -> None:
+        """Raises TunnelError for an engine that is not there."""
+        self._clock = SystemClock()
+        try:
+            self.engine, self.engine_reason = select_engine(engine_kind, clock=self._clock.boottime)
+        except EngineUnavailable as error:
+            raise TunnelError(0, str(error)) from error
+        self.device = Device(port, UdpBind, self.engine, clock=self._clock, on_event=self._handle_event)
+        self.endpoints = EndpointNames(self._unanswered, self._endpoint_of, self._move)
+        self._names: dict[PublicKey, str | None] = {}
+        self._followers: weakref.WeakSet[events.Events] = weakref.WeakSet()
+
+    @property
+    def engine_name(self) -> str:
+        return str(self.engine.kind.value)
+
+    # Life
+
+    async def start(self, config: Config) -> None:
+        """Returns when packets can go. Raises ConfigError, socket.gaierror, TunnelError."""
+        answers = await self.endpoints.resolve_all(endpoints_of(config.peers))
+        self.device.configure(set_change(config, first_of(answers)))
+        self._note_peers(config, answers)
+        await self.device.start()
+        try:
+            async with asyncio.timeout(START_PATIENCE):
+                while not self.device.is_up:
+                    # The engine's thread tells the loop; there is nothing to wait on but the loop itself.
+                    await asyncio.sleep(0.0005)
+        except TimeoutError:
+            reason = self.device.failure or "the engine does not see its interface up"
+            raise TunnelError(0, f"the tunnel did not come up: {reason}") from None
+
+    async def close(self) -> None:
+        """What the kernel has queued leaves before: ended sockets tell the other side."""
+        self.endpoints.close()
+        try:
+            async with asyncio.timeout(END_PATIENCE):
+                await self.device.applied()
+        except TimeoutError:
+            pass
+        finally:
+            await self.device.close()
+            for follower in list(self._followers):
+                follower.end()
+
+    # Peers
+
+    async def sync(self, config: Config) -> None:
+        """Be what the config says; peers that stay keep their sessions, and so does the port when none is given.
+        Raises ConfigError, socket.gaierror; nothing changed then."""
+        answers = await self.endpoints.resolve_all(endpoints_of(config.peers))
+        change = sync_change(config, self.device.status(), first_of(answers))
+        if config.interface.listen_port is None:
+            change = replace(change, listen_port=None)
+        gone = [peer.public_key for peer in change.peers if peer.remove]
+        self._configure(change)
+        for key in gone:
+            self._forget(key)
+        self._note_peers(config, answers)
+
+    async def add_peer(self, peer: ConfigPeer) -> Peer:
+        """Raises ConfigError, socket.gaierror."""
+        config = Config(ConfigInterface(), [peer])
+        answers = await self.endpoints.resolve_all(endpoints_of([peer]))
+        self._configure(add_change(config, first_of(answers)))
+        self._note_peers(config, answers)
+        return self.handle(peer.public_key)
+
+    def remove_peer(self, key: PublicKey) -> None:
+        self.handle(key)
+        self._configure(DeviceChange(peers=(PeerChange(key, remove=True),)))
+        self._forget(key)
+
+    def handle(self, key: PublicKey) -> Peer:
+        """Raises KeyError."""
+        if self.device.interface.peer(key) is None:
+            raise KeyError(f"the tunnel has no peer {key}")
+        return Peer(self, key, self._names.get(key))
+
+    def stats_of(self, key: PublicKey) -> PeerStats:
+        """Raises KeyError."""
+        for status in self.device.status().peers:
+            if status.public_key == key:
+                return self.peer_stats(status)
+        raise KeyError(f"the tunnel has no peer {key}")
+
+    def peer_stats(self, status: PeerStatus) -> PeerStats:
+        seconds, nanoseconds = status.last_handshake
+        return PeerStats(
+            public_key=status.public_key.base64(),
+            name=self._names.get(status.public_key),
+            endpoint=None if status.endpoint is None else status.endpoint.emit(),
+            allowed_ips=tuple(prefix.emit() for prefix in status.allowed_ips),
+            last_handshake=seconds + nanoseconds / SECOND if seconds else None,
+            rx_bytes=status.rx_bytes,
+            tx_bytes=status.tx_bytes,
+            persistent_keepalive=status.persistent_keepalive,
+        )
+
+    def _configure(self, change: DeviceChange) -> None:
+        if not self.device.is_up:
+            raise TunnelError(0, "the tunnel is closed")
+        self.device.configure(change)
+
+    def _note_peers(self, config: Config, answers: Answers) -> None:
+        for peer in config.peers:
+            if peer.name is not None or peer.public_key not in self._names:
+                self._names[peer.public_key] = peer.name
+            if peer.endpoint is not None:
+                self.endpoints.watch(peer.public_key, peer.endpoint, answers[peer.endpoint])
+
+    def _forget(self, key: PublicKey) -> None:
+        self.endpoints.forget(key)
+        self._names.pop(key, None)
+
+    # Sessions
+
+    async def wait_handshake(self, key: PublicKey | None, timeout: float | None) -> Peer:
+        """Return when this peer, or any, has a session; begins a handshake where there is none. The peer that has.
+        Raises TimeoutError, KeyError, TunnelError when the tunnel ends meanwhile."""
+        wanted = self.device.peer_keys() if key is None else [self.handle(key).public_key]
+        happenings = self.follow()
+        for each in wanted:
+            if self._has_session(each):
+                return self.handle(each)
+            self._poke(each)
+        limit = asyncio.timeout(timeout)
+        try:
+            async with limit:
+                async for event in happenings:
+                    if event.peer.public_key in wanted and isinstance(event, events.Handshake):
+                        return event.peer
+                    if event.peer.public_key in wanted and isinstance(event, events.HandshakeFailed):
+                        self._poke(event.peer.public_key)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise TimeoutError(f"no peer completed a handshake within {timeout:g} s") from None
+        raise TunnelError(0, "the tunnel was closed before a handshake")
+
+    def _has_session(self, key: PublicKey) -> bool:
+        peer = self.device.interface.peer(key)
+        return peer is not None and 0 < self._clock.wall() - peer.last_handshake_wall < SESSION_NS
+
+    def _poke(self, key: PublicKey) -> None:
+        """An empty packet, for which a session is needed first."""
+        peer = self.device.interface.peer(key)
+        if peer is not None:
+            self.engine.send_keepalive(peer.id)
+            self.engine.commit()
+
+    # What happens
+
+    def follow(self) -> events.Events:
+        follower = events.Events()
+        self._followers.add(follower)
+        return follower
+
+    def _handle_event(self, event: protocol_events.Event) -> None:
+        peer = Peer(self, event.peer, self._names.get(event.peer))
+        if isinstance(event, protocol_events.HandshakeCompleted):
+            self._tell(events.Handshake(peer, event.as_initiator))
+        elif isinstance(event, protocol_events.HandshakeGaveUp):
+            self._tell(events.HandshakeFailed(peer))
+        elif isinstance(event, protocol_events.EndpointChanged):
+            self._tell(events.Roamed(peer, event.endpoint))
+        else:
+            self._tell(events.Expired(peer))
+
+    def _tell(self, event: events.Event) -> None:
+        for follower in list(self._followers):
+            follower.put(event)
+
+    # Endpoints
+
+    def _unanswered(self, key: PublicKey) -> int:
+        peer = self.device.interface.peer(key)
+        return 0 if peer is None else peer.timers.attempts
+
+    def _endpoint_of(self, key: PublicKey) -> Endpoint | None:
+        peer = self.device.interface.peer(key)
+        return None if peer is None else peer.endpoint
+
+    def _move(self, key: PublicKey, endpoint: Endpoint) -> None:
+        self._configure(DeviceChange(peers=(PeerChange(key, update_only=True, endpoint=endpoint),)))
+        self._tell(events.EndpointChanged(Peer(self, key, self._names.get(key)), endpoint))
+
+
+def endpoints_of(peers: Iterable[ConfigPeer]) -> list[ConfigEndpoint]:
+    return [peer.endpoint for peer in peers if peer.endpoint is not None]
+
+
+def first_of(answers: Answers) -> Callable[[ConfigEndpoint], Endpoint | None]:
+    return lambda endpoint: next(iter(answers[endpoint]), None)

@@ -1,0 +1,90 @@
+"""What happens to a tunnel's peers, for whoever wants to follow it: `async for event in tunnel.events()`."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Self
+
+from wyrmhole.wire.endpoint import Endpoint
+
+if TYPE_CHECKING:
+    from wyrmhole.library.peers import Peer
+
+CAPACITY = 1024
+"""Events that one follower may be behind; then the oldest go, and `lost` counts them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handshake:
+    """There is a new session."""
+
+    peer: Peer
+    as_initiator: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HandshakeFailed:
+    """The peer did not answer for 90 s (whitepaper 6.4). The next packet for it tries again."""
+
+    peer: Peer
+
+
+@dataclass(frozen=True, slots=True)
+class Roamed:
+    """The peer wrote, authenticated, from another address; what is for it now goes there."""
+
+    peer: Peer
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointChanged:
+    """This side looks for the peer elsewhere: its name has another address, or it was told so."""
+
+    peer: Peer
+    endpoint: Endpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """No session for nine minutes; the keys are gone (whitepaper 6.3)."""
+
+    peer: Peer
+
+
+Event = Handshake | HandshakeFailed | Roamed | EndpointChanged | Expired
+
+
+class Events:
+    """An asynchronous iterator that ends with the tunnel. It hears from its making on."""
+
+    def __init__(self) -> None:
+        self.lost = 0
+        self._waiting: deque[Event] = deque()
+        self._wake = asyncio.Event()
+        self._ended = False
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        while not self._waiting:
+            if self._ended:
+                raise StopAsyncIteration
+            self._wake.clear()
+            await self._wake.wait()
+        return self._waiting.popleft()
+
+    def put(self, event: Event) -> None:
+        if len(self._waiting) == CAPACITY:
+            self._waiting.popleft()
+            self.lost += 1
+        self._waiting.append(event)
+        self._wake.set()
+
+    def end(self) -> None:
+        """What waits can still be taken."""
+        self._ended = True
+        self._wake.set()

@@ -1,0 +1,139 @@
+"""HostStack: an interface of this host, for those with the right to make one (CAP_NET_ADMIN). The daemon's way.
+
+Its sockets are the host's, each bound to the interface (SO_BINDTODEVICE): they send by the tunnel or not at all. Other
+programs see the interface and its addresses. Of routes it gets the default ones, with the worst metric there is, so
+that the host's own stay in force; routes for other programs are theirs to add.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import os
+import socket
+import threading
+from collections.abc import Sequence
+
+from wyrmhole.errors import TunnelError
+from wyrmhole.library.stack import Socket, SocketVerbs, Traits
+from wyrmhole.net import link_setup, netlink
+from wyrmhole.net.link_setup import Interface, Network
+from wyrmhole.net.linux_tun import LinuxTun, TunError
+from wyrmhole.net.sock_diag import NETLINK_SOCK_DIAG, SockDiag
+
+NAME_TEMPLATE = "wyr%d"
+
+
+class HostStack(SocketVerbs):
+    """See `stack.Stack`."""
+
+    name = "tun"
+
+    def __init__(self, tun: LinuxTun) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._tun = tun
+        self._device = os.fsencode(tun.name)
+        self._closed = False
+        self._addresses: list[Interface] = []
+        self._setup = netlink.Client()
+        self._diag = SockDiag(
+            socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG)
+        )
+        self._index = self._setup.link(tun.name, None).interface
+
+    @classmethod
+    def open(cls, name: str | None = None) -> HostStack:
+        """Raises TunnelError: EPERM without the right, EBUSY for a name that is taken."""
+        try:
+            tun = LinuxTun.create(name or NAME_TEMPLATE)
+        except TunError as error:
+            raise TunnelError(error.errno, f"No interface: {error.strerror}") from error
+        try:
+            stack = cls(tun)
+        except BaseException:
+            tun.close()
+            raise
+        with contextlib.suppress(OSError):
+            link_setup.refuse_link_local(stack._setup, stack._index)
+        return stack
+
+    def __repr__(self) -> str:
+        return f"<HostStack {self._device.decode()}, {'closed' if self._closed else 'open'}>"
+
+    @property
+    def port(self) -> LinuxTun:
+        return self._tun
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(unconnected_sockets=True, backlog=True, raw=True, congestion="")
+
+    def configure(self, addresses: Sequence[Interface], routes: Sequence[Network], mtu: int) -> None:
+        """See `Stack.configure`. Raises TunnelError."""
+        with self._lock:
+            self._check()
+            try:
+                link_setup.set_up(self._setup, self._index, mtu=mtu)
+                self._set_addresses(addresses)
+                for route in routes:
+                    link_setup.add_route(self._setup, self._index, route, self._metric())
+            except OSError as error:
+                raise TunnelError(error.errno, f"cannot set up {self._tun.name}: {error.strerror}") from error
+
+    def _metric(self) -> int:
+        """No two alike, or a second tunnel's route would replace the first one's."""
+        return link_setup.WORST_METRIC - self._index
+
+    def _set_addresses(self, wanted: Sequence[Interface]) -> None:
+        for address in [old for old in self._addresses if old not in wanted]:
+            link_setup.remove_address(self._setup, self._index, _alone(address))
+            self._addresses.remove(address)
+        for address in wanted:
+            if address not in self._addresses:
+                # As a host address: its network is not for the host's other programs to reach by it.
+                link_setup.add_address(self._setup, self._index, _alone(address))
+                self._addresses.append(address)
+
+    def socket(self, family: int, kind: int, protocol: int = 0, *, patience: float | None = None) -> Socket:
+        """See `Stack.socket`."""
+        self._check()
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._device)
+            sock.setblocking(False)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _check(self) -> None:
+        if self._closed:
+            raise TunnelError(errno.EBADF, "the tunnel is closed: open another one")
+        if os.getpid() != self._pid:
+            raise TunnelError(errno.EPERM, f"the tunnel belongs to process {self._pid}: open another one here")
+
+    def abort_all(self) -> int:
+        """See `Stack.abort_all`."""
+        with self._lock, contextlib.suppress(OSError):
+            return self._diag.destroy_all(self._index)
+        return -1
+
+    def close(self) -> None:
+        """See `Stack.close`."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            if os.getpid() == self._pid:
+                self.abort_all()
+                with contextlib.suppress(OSError):
+                    link_setup.delete(self._setup, self._index)
+            self._setup.close()
+            self._diag.close()
+            self._tun.close()
+
+
+def _alone(address: Interface) -> Interface:
+    return ipaddress.ip_interface(f"{address.ip}/{address.max_prefixlen}")

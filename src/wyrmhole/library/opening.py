@@ -1,0 +1,132 @@
+"""`wyrmhole.open`: from a configuration to a running tunnel, or to one clear error."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Generator
+from types import TracebackType
+from typing import Any
+
+from wyrmhole.control.wg_quick import Config
+from wyrmhole.errors import ConfigFileError
+from wyrmhole.library.carrier import Carrier
+from wyrmhole.library.stack import Stack
+from wyrmhole.library.tunnel import Tunnel, configure_stack, load_config
+
+STACKS = ("auto", "netns")
+
+
+class Opening:
+    """What `open` returns: `async with` it, or await it and close the tunnel yourself."""
+
+    def __init__(
+        self,
+        config: Config | str | os.PathLike[str],
+        *,
+        stack: str = "auto",
+        device: str | None = None,
+        name: str | None = None,
+        engine: str = "auto",
+    ) -> None:
+        if stack not in STACKS:
+            raise ValueError(f"there is no stack {stack!r}: use auto or netns")
+        if device not in (None, "tun"):
+            raise ValueError(f"there is no device {device!r}: use 'tun', or none for a private namespace")
+        if name is not None and device is None:
+            raise ValueError("a name is for an interface of this host: use device='tun' with it")
+        self._config = config
+        self._device = device
+        self._name = name
+        self._engine = engine
+        self._tunnel: Tunnel | None = None
+
+    def __await__(self) -> Generator[Any, Any, Tunnel]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Tunnel:
+        self._tunnel = await self._open()
+        return self._tunnel
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._tunnel is not None:
+            await self._tunnel.close()
+
+    async def _open(self) -> Tunnel:
+        config = load_config(self._config)
+        check_config(config)
+        stack = await self._open_stack(config)
+        carrier: Carrier | None = None
+        try:
+            carrier = Carrier(stack.port, self._engine)
+            await carrier.start(config)
+        except BaseException:
+            if carrier is not None:
+                await carrier.device.close()
+            stack.close()
+            raise
+        return Tunnel(stack, carrier, config, None if isinstance(self._config, Config) else self._config)
+
+    async def _open_stack(self, config: Config) -> Stack:
+        """In a thread, for a process is started; one that nobody waits for any more is closed."""
+        loop = asyncio.get_running_loop()
+        making = loop.run_in_executor(None, make_stack, config, self._device, self._name)
+        try:
+            return await asyncio.shield(making)
+        except asyncio.CancelledError:
+            making.add_done_callback(_close_stack)
+            raise
+
+
+def open(
+    config: Config | str | os.PathLike[str],
+    *,
+    stack: str = "auto",
+    device: str | None = None,
+    name: str | None = None,
+    engine: str = "auto",
+) -> Opening:
+    """Open a tunnel: `async with wyrmhole.open("wg0.conf") as tunnel`, or `tunnel = await wyrmhole.open(...)`.
+
+    `config` is a file, the text of one, or a Config. `stack` is auto or netns: a private network namespace, for which
+    no rights are needed. `device="tun"` makes an interface on this host instead, called `name`, which needs
+    CAP_NET_ADMIN. `engine` is auto, native or portable.
+
+    Raises OSError for the file, ConfigFileError for what is in it, socket.gaierror for an endpoint's name,
+    NamespaceError where namespaces are refused, TunnelError, ConfigError for a port that is taken.
+    """
+    return Opening(config, stack=stack, device=device, name=name, engine=engine)
+
+
+def check_config(config: Config) -> None:
+    """Raises ConfigFileError for what a tunnel cannot do without."""
+    if config.interface.private_key is None:
+        raise ConfigFileError(config.source, 0, "a tunnel needs PrivateKey = in its [Interface]")
+    if not config.interface.addresses:
+        raise ConfigFileError(config.source, 0, "a tunnel needs Address = in its [Interface], for its sockets to have")
+
+
+def make_stack(config: Config, device: str | None, name: str | None) -> Stack:
+    """Blocks for some 20 ms. Raises TunnelError, OSError."""
+    stack: Stack
+    if device == "tun":
+        from wyrmhole.library.host_stack import HostStack
+
+        stack = HostStack.open(name)
+    else:
+        from wyrmhole.library.namespace_stack import NamespaceStack
+
+        stack = NamespaceStack.open()
+    try:
+        configure_stack(stack, config)
+    except BaseException:
+        stack.close()
+        raise
+    return stack
+
+
+def _close_stack(making: asyncio.Future[Stack]) -> None:
+    if not making.cancelled() and making.exception() is None:
+        making.result().close()

@@ -1,0 +1,128 @@
+"""A tunnel's peers, to look at and to change while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from wyrmhole.control.wg_quick import ConfigPeer
+from wyrmhole.control.wg_values import ConfigEndpoint
+from wyrmhole.protocol.keys import PresharedKey, PublicKey
+from wyrmhole.wire.prefix import Prefix
+
+if TYPE_CHECKING:
+    from wyrmhole.library.carrier import Carrier
+
+
+@dataclass(frozen=True, slots=True)
+class PeerStats:
+    """`last_handshake`: seconds since 1970, None: never. Bytes as `wg show` counts them."""
+
+    public_key: str
+    name: str | None
+    endpoint: str | None
+    allowed_ips: tuple[str, ...]
+    last_handshake: float | None
+    rx_bytes: int
+    tx_bytes: int
+    persistent_keepalive: int
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    """`drops`: packets that died, by cause."""
+
+    listen_port: int
+    mtu: int
+    rx_bytes: int
+    tx_bytes: int
+    peers: Mapping[str, PeerStats]
+    drops: Mapping[str, int]
+    engine: str
+    stack: str
+
+
+class Peer:
+    """A peer by its public key; what it is called in the configuration is `name`."""
+
+    __slots__ = ("_carrier", "name", "public_key")
+
+    def __init__(self, carrier: Carrier, public_key: PublicKey, name: str | None) -> None:
+        self._carrier = carrier
+        self.public_key = public_key
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"<Peer {self.name or self.public_key}>"
+
+    def stats(self) -> PeerStats:
+        """Raises KeyError when it was removed."""
+        return self._carrier.stats_of(self.public_key)
+
+    async def wait_handshake(self, timeout: float | None = None) -> None:
+        """Return when there is a session, and begin a handshake if there is none. Raises TimeoutError."""
+        await self._carrier.wait_handshake(self.public_key, timeout)
+
+
+class Peers(Mapping[str, Peer]):
+    """By public key, in base64 or as a PublicKey."""
+
+    def __init__(self, carrier: Carrier, check: Callable[[], None]) -> None:
+        self._carrier = carrier
+        self._check = check
+
+    def __getitem__(self, key: str | PublicKey) -> Peer:
+        return self._carrier.handle(as_public_key(key))
+
+    def __iter__(self) -> Iterator[str]:
+        return (key.base64() for key in self._carrier.device.peer_keys())
+
+    def __len__(self) -> int:
+        return len(self._carrier.device.peer_keys())
+
+    def __repr__(self) -> str:
+        return f"<Peers {list(self.values())!r}>"
+
+    async def add(
+        self,
+        public_key: str | PublicKey,
+        *,
+        allowed_ips: Iterable[str | Prefix] = (),
+        endpoint: str | ConfigEndpoint | None = None,
+        preshared_key: str | PresharedKey | None = None,
+        persistent_keepalive: int | None = None,
+        name: str | None = None,
+    ) -> Peer:
+        """Add a peer, or change one that is there: its allowed ips become these, of the rest what is given.
+
+        `endpoint` is `host:port`; a name is resolved outside of the tunnel. Raises ValueError for what cannot be read,
+        socket.gaierror, TunnelError.
+        """
+        self._check()
+        peer = ConfigPeer(
+            public_key=as_public_key(public_key),
+            preshared_key=PresharedKey.from_base64(preshared_key) if isinstance(preshared_key, str) else preshared_key,
+            endpoint=ConfigEndpoint.parse(endpoint) if isinstance(endpoint, str) else endpoint,
+            allowed_ips=[as_prefix(each) for each in allowed_ips],
+            persistent_keepalive=persistent_keepalive,
+            name=name,
+        )
+        return await self._carrier.add_peer(peer)
+
+    async def remove(self, public_key: str | PublicKey) -> None:
+        """Its sessions end at once. Raises KeyError when there is no such peer."""
+        self._check()
+        self._carrier.remove_peer(as_public_key(public_key))
+
+
+def as_public_key(key: str | PublicKey) -> PublicKey:
+    """Raises ValueError for text that is no key."""
+    return PublicKey.from_base64(key) if isinstance(key, str) else key
+
+
+def as_prefix(text: str | Prefix) -> Prefix:
+    """`10.0.0.0/24`, or a single address. Raises ValueError."""
+    if isinstance(text, Prefix):
+        return text
+    return Prefix.parse(text if "/" in text else f"{text}/{128 if ':' in text else 32}")

@@ -1,0 +1,528 @@
+"""Tunnel: ordinary sockets, streams and servers behind a tunnel, in the verbs of asyncio.
+
+    async with wyrmhole.open("wg0.conf") as tunnel:
+        reader, writer = await tunnel.open_connection("db.internal", 5432)
+
+A `Stack` gives the sockets and a `Carrier` moves their packets; this joins the two and adds names. What it gives out is
+the standard library's own: `socket.socket`, asyncio transports, streams. What goes wrong is raised as the standard
+library raises it: ConnectionRefusedError, TimeoutError, socket.gaierror. Nothing ever goes around the tunnel: where one
+cannot be had, `open` raises.
+
+A tunnel belongs to the loop that opened it. Other threads take `wyrmhole.sync`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import functools
+import ipaddress
+import os
+import socket
+import ssl as ssl_module
+import warnings
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
+
+from wyrmhole.control.wg_quick import Config
+from wyrmhole.errors import TunnelError
+from wyrmhole.library import icmp_echo
+from wyrmhole.library.carrier import Carrier
+from wyrmhole.library.connecting import complete, first_connected
+from wyrmhole.library.events import Events
+from wyrmhole.library.peers import Peer, Peers, Stats
+from wyrmhole.library.servers import TunnelServer
+from wyrmhole.library.stack import HelperGone, HelperSlow, Pending, Socket, SocketAddress, Stack
+from wyrmhole.net.link_setup import Interface, Network
+from wyrmhole.net.linux_tun import DEFAULT_MTU
+
+if TYPE_CHECKING:
+    from wyrmhole.library.resolver import Resolver
+    from wyrmhole.library.service import Limits, Service
+
+FAST = 0.02
+"""Seconds that an event loop may lose to a helper that does not run; then a thread does the waiting."""
+STREAM_LIMIT = 1 << 16
+"""Bytes that a StreamReader buffers, as in asyncio."""
+MAX_PING_TIMEOUT = 3600.0
+STREAM, IPV4 = socket.SOCK_STREAM, socket.AF_INET
+"""By names of their own: the class below has a method `socket`."""
+ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
+
+Address = tuple[str, int]
+SslOption = ssl_module.SSLContext | Literal[True] | None
+ClientConnected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None]
+AnyProtocol = TypeVar("AnyProtocol", bound=asyncio.BaseProtocol)
+T = TypeVar("T")
+
+
+class Tunnel:
+    """Made by `wyrmhole.open`. Closing it ends every socket made with it, wherever it is, with ConnectionAbortedError.
+
+    `timeout` is seconds for all that a verb does, names and TLS included; None: as long as the kernel tries.
+    """
+
+    def __init__(self, stack: Stack, carrier: Carrier, config: Config, source: str | os.PathLike[str] | None) -> None:
+        """Use `wyrmhole.open`."""
+        self.stack = stack
+        self.config = config
+        self.peers = Peers(carrier, self._check)
+        self._carrier = carrier
+        self._source = source
+        self._loop = asyncio.get_running_loop()
+        self._pid = os.getpid()
+        self._resolver: Resolver | None = None
+        self._services: list[Service] = []
+        self._servers: list[TunnelServer] = []
+        self._closing: asyncio.Task[None] | None = None
+        self._closed = False
+        self._watcher = self._loop.create_task(self._watch())
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else ", ".join(map(str, self.addresses))
+        return f"<Tunnel {state}, {self.stack.name} stack, {self._carrier.engine_name} engine>"
+
+    # Life
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """End everything: servers, services, every socket, the sessions. Idempotent, and finished even if cancelled."""
+        if os.getpid() != self._pid:
+            return
+        if self._closing is None:
+            self._closed = True
+            self._closing = self._loop.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        for service in self._services:
+            service.close()
+        for server in self._servers:
+            server.close()
+        self._watcher.cancel()
+        try:
+            await asyncio.to_thread(self.stack.abort_all)
+            await self._carrier.close()
+        finally:
+            await asyncio.to_thread(self.stack.close)
+
+    async def _watch(self) -> None:
+        """The engine may fail, and the interface may be deleted by somebody."""
+        await self._carrier.device.wait_closed()
+        if not self._closed:
+            self._closed = True
+            self._closing = self._loop.create_task(self._close())
+
+    def __del__(self) -> None:
+        if not getattr(self, "_closed", True) and os.getpid() == self._pid:
+            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
+            self.stack.close()
+
+    @property
+    def closed(self) -> bool:
+        return self._closed
+
+    def _check(self) -> None:
+        """Raises TunnelError."""
+        if os.getpid() != self._pid:
+            raise TunnelError(
+                errno.EPERM,
+                f"the tunnel belongs to process {self._pid}, of which this is a fork: open another one here "
+                "(sockets made before the fork go on)",
+            )
+        if self._closed:
+            failure = self._carrier.device.failure
+            raise TunnelError(errno.EBADF, f"the tunnel is closed{f': {failure}' if failure else ''}")
+
+    # What it is
+
+    @property
+    def addresses(self) -> list[Interface]:
+        """The tunnel's own, with their prefix lengths."""
+        return list(self.config.interface.addresses)
+
+    @property
+    def families(self) -> tuple[int, ...]:
+        """AF_INET6, AF_INET: those it has addresses of, in the order of preference."""
+        versions = {address.version for address in self.config.interface.addresses}
+        return tuple(family for family, version in ((socket.AF_INET6, 6), (socket.AF_INET, 4)) if version in versions)
+
+    def stats(self) -> Stats:
+        """Counters of now. Raises TunnelError."""
+        self._check()
+        device = self._carrier.device
+        status = device.status()
+        peers = {each.public_key.base64(): self._carrier.peer_stats(each) for each in status.peers}
+        return Stats(
+            listen_port=status.listen_port,
+            mtu=status.mtu,
+            rx_bytes=sum(peer.rx_bytes for peer in peers.values()),
+            tx_bytes=sum(peer.tx_bytes for peer in peers.values()),
+            peers=peers,
+            drops={reason.value: count for reason, count in device.drops().items()},
+            engine=self._carrier.engine_name,
+            stack=self.stack.name,
+        )
+
+    def events(self) -> Events:
+        """What happens from now on, to iterate over; ends with the tunnel. Raises TunnelError."""
+        self._check()
+        return self._carrier.follow()
+
+    async def wait_handshake(self, timeout: float | None = None) -> Peer:
+        """The first peer that has a session; handshakes are begun with all that have none. Raises TimeoutError."""
+        self._check()
+        return await self._carrier.wait_handshake(None, timeout)
+
+    async def reload(self, config: Config | str | os.PathLike[str] | None = None) -> None:
+        """Be what the configuration says now; sessions and sockets of what stays are kept. None: read the same file
+        again. Raises OSError, ConfigFileError, ConfigError, socket.gaierror; nothing changed then."""
+        self._check()
+        source = self._source if config is None else config
+        new = self.config if source is None else load_config(source)
+        await self._carrier.sync(new)
+        configure_stack(self.stack, new)
+        if config is not None and not isinstance(config, Config):
+            self._source = config
+        self.config, self._resolver = new, None
+
+    # Names
+
+    async def getaddrinfo(
+        self, host: str | None, port: int | str | None, *, family: int = 0, type: int = STREAM
+    ) -> list[tuple[Any, ...]]:
+        """As socket.getaddrinfo, by the tunnel's name servers, in the order to try. An address is taken as it is; an
+        empty host is any address of the tunnel. Raises socket.gaierror; the host's own names are never asked."""
+        self._check()
+        number = as_port(port)
+        if not host:
+            wanted = [each for each in self.families if family in (0, each)]
+            return [(each, type, 0, "", (ANY[socket.AddressFamily(each)], number)) for each in wanted]
+        return list(await self._resolve().getaddrinfo(host, number, family=family, type=type))
+
+    def _resolve(self) -> Resolver:
+        if self._resolver is None:
+            from wyrmhole.library.resolver import Resolver
+
+            interface = self.config.interface
+            self._resolver = Resolver(
+                interface.dns_servers, self.open_socket, search=interface.dns_search, families=self.families
+            )
+        return self._resolver
+
+    async def _local(self, local_addr: Address | None, family: int, type: int) -> SocketAddress | None:
+        if local_addr is None:
+            return None
+        infos = await self.getaddrinfo(*local_addr, family=family, type=type)
+        return tuple(infos[0][4])
+
+    # Sockets
+
+    def socket(self, family: int = IPV4, type: int = STREAM, proto: int = 0) -> Socket:
+        """A socket inside, neither bound nor connected, non-blocking. Takes some 15 us. Raises OSError.
+
+        May be called from any thread.
+        """
+        self._check()
+        return self.stack.socket(family, type, proto)
+
+    async def open_socket(self, family: int, type: int = STREAM, proto: int = 0) -> Socket:
+        """The same, never holding the loop up."""
+        return await self._soon(self.stack.socket, family, type, proto)
+
+    async def connect_socket(
+        self,
+        host: str,
+        port: int,
+        *,
+        family: int = 0,
+        type: int = STREAM,
+        local_addr: Address | None = None,
+        timeout: float | None = None,
+    ) -> Socket:
+        """A connected, non-blocking socket. A name's addresses are tried in turn, 250 ms apart (RFC 8305).
+
+        Raises what `socket.create_connection` raises: ConnectionRefusedError, TimeoutError, socket.gaierror, OSError.
+        """
+        async with asyncio.timeout(timeout):
+            infos = await self.getaddrinfo(host, port, family=family, type=type)
+            attempts = [functools.partial(self._connect, info[0], type, tuple(info[4]), local_addr) for info in infos]
+            return await first_connected(attempts)
+
+    async def _connect(self, family: int, kind: int, remote: SocketAddress, local_addr: Address | None) -> Socket:
+        local = await self._local(local_addr, family, kind)
+        return await complete(await self._soon(self.stack.connect, family, kind, remote, local))
+
+    async def create_connection(
+        self,
+        protocol_factory: Callable[[], AnyProtocol],
+        host: str,
+        port: int,
+        *,
+        ssl: SslOption = None,
+        family: int = 0,
+        local_addr: Address | None = None,
+        server_hostname: str | None = None,
+        timeout: float | None = None,
+    ) -> tuple[asyncio.Transport, AnyProtocol]:
+        """As loop.create_connection. TLS checks the certificate against `host`, unless told another name."""
+        async with asyncio.timeout(timeout):
+            sock = await self.connect_socket(host, port, family=family, local_addr=local_addr)
+            with closing_on_failure(sock):
+                return await asyncio.get_running_loop().create_connection(
+                    protocol_factory, sock=sock, ssl=ssl, server_hostname=server_name(ssl, server_hostname, host)
+                )
+
+    async def open_connection(
+        self,
+        host: str,
+        port: int,
+        *,
+        ssl: SslOption = None,
+        family: int = 0,
+        local_addr: Address | None = None,
+        server_hostname: str | None = None,
+        limit: int = STREAM_LIMIT,
+        timeout: float | None = None,
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """As asyncio.open_connection. Raises as `connect_socket`, and ssl.SSLError."""
+        async with asyncio.timeout(timeout):
+            sock = await self.connect_socket(host, port, family=family, local_addr=local_addr)
+            with closing_on_failure(sock):
+                return await asyncio.open_connection(
+                    sock=sock, ssl=ssl, server_hostname=server_name(ssl, server_hostname, host), limit=limit
+                )
+
+    async def create_server(
+        self,
+        protocol_factory: Callable[[], asyncio.BaseProtocol],
+        host: str | None = None,
+        port: int = 0,
+        *,
+        family: int = 0,
+        backlog: int = 100,
+        ssl: ssl_module.SSLContext | None = None,
+        reuse_port: bool = False,
+        start_serving: bool = True,
+    ) -> TunnelServer:
+        """As loop.create_server, for peers to connect to. No host: every address of the tunnel; port 0: a free one, the
+        same for all. Any port may be had, also those below 1024. Raises OSError (EADDRINUSE, EADDRNOTAVAIL)."""
+        loop = asyncio.get_running_loop()
+        servers: list[asyncio.Server] = []
+        try:
+            for sock in await self._listen(host, port, family, backlog, reuse_port):
+                with closing_on_failure(sock):
+                    servers.append(
+                        await loop.create_server(
+                            protocol_factory, sock=sock, ssl=ssl, backlog=backlog, start_serving=start_serving
+                        )
+                    )
+        except BaseException:
+            for server in servers:
+                server.close()
+            raise
+        made = TunnelServer(servers, loop)
+        self._servers = [server for server in self._servers if server.sockets]
+        self._servers.append(made)
+        return made
+
+    async def start_server(
+        self,
+        client_connected_cb: ClientConnected,
+        host: str | None = None,
+        port: int = 0,
+        *,
+        limit: int = STREAM_LIMIT,
+        family: int = 0,
+        backlog: int = 100,
+        ssl: ssl_module.SSLContext | None = None,
+        reuse_port: bool = False,
+        start_serving: bool = True,
+    ) -> TunnelServer:
+        """As asyncio.start_server; see `create_server`."""
+        loop = asyncio.get_running_loop()
+
+        def factory() -> asyncio.StreamReaderProtocol:
+            reader = asyncio.StreamReader(limit=limit, loop=loop)
+            return asyncio.StreamReaderProtocol(reader, client_connected_cb, loop=loop)
+
+        return await self.create_server(
+            factory,
+            host,
+            port,
+            family=family,
+            backlog=backlog,
+            ssl=ssl,
+            reuse_port=reuse_port,
+            start_serving=start_serving,
+        )
+
+    async def _listen(self, host: str | None, port: int, family: int, backlog: int, reuse_port: bool) -> list[Socket]:
+        made: list[Socket] = []
+        try:
+            for info in await self.getaddrinfo(host, port, family=family):
+                address = (info[4][0], port or (made[0].getsockname()[1] if made else 0), *info[4][2:])
+                made.append(await self._soon(self.stack.listen, info[0], address, backlog, reuse_port=reuse_port))
+        except BaseException:
+            for sock in made:
+                sock.close()
+            raise
+        return made
+
+    async def create_datagram_endpoint(
+        self,
+        protocol_factory: Callable[[], AnyProtocol],
+        local_addr: Address | None = None,
+        remote_addr: Address | None = None,
+        *,
+        family: int = 0,
+    ) -> tuple[asyncio.DatagramTransport, AnyProtocol]:
+        """As loop.create_datagram_endpoint."""
+        kind = socket.SOCK_DGRAM
+        remote: SocketAddress | None = None
+        if remote_addr is not None:
+            info = (await self.getaddrinfo(*remote_addr, family=family, type=kind))[0]
+            family, remote = info[0], tuple(info[4])
+        elif local_addr is not None:
+            family = (await self.getaddrinfo(*local_addr, family=family, type=kind))[0][0]
+        family = family or self.families[-1]
+        local = await self._local(local_addr, family, kind)
+        sock = await self._soon(self.stack.datagram, family, local, remote)
+        with closing_on_failure(sock):
+            return await asyncio.get_running_loop().create_datagram_endpoint(protocol_factory, sock=sock)
+
+    async def ping(self, host: str, *, timeout: float | None = 5.0, size: int = 56, family: int = 0) -> float:
+        """Seconds until `host` answered an ICMP echo of `size` bytes. Raises TimeoutError, socket.gaierror, OSError."""
+        if not 0 <= size <= icmp_echo.MAX_SIZE:
+            raise ValueError(f"a ping carries 0 to {icmp_echo.MAX_SIZE} bytes, not {size}")
+        limit = asyncio.timeout(timeout)
+        try:
+            async with limit:
+                info = (await self.getaddrinfo(host, 0, family=family))[0]
+                sock = await self.open_socket(info[0], socket.SOCK_RAW, icmp_echo.protocol_of(info[0]))
+                return await icmp_echo.echo(sock, tuple(info[4]), id(sock) >> 4 & 0xFFFFFFFF, size)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise TimeoutError(f"{host} did not answer within {timeout:g} s") from None
+
+    # Services
+
+    async def forward(
+        self, listen: str, target: str, *, proto: str | None = None, limits: Limits | None = None
+    ) -> Service:
+        """Listen on this host and connect inside: `forward("127.0.0.1:5432", "db.internal:5432")`. See
+        `library.forward.forward`. Ends with the tunnel."""
+        from wyrmhole.library.forward import forward
+
+        return await self._serve(forward(self, listen, target, proto=proto, limits=limits))
+
+    async def expose(
+        self, listen: str, target: str, *, proto: str | None = None, limits: Limits | None = None
+    ) -> Service:
+        """Listen inside and connect on this host: `expose(":80", "127.0.0.1:8000")`. See `library.forward.expose`."""
+        from wyrmhole.library.forward import expose
+
+        return await self._serve(expose(self, listen, target, proto=proto, limits=limits))
+
+    async def proxy(
+        self,
+        listen: str = "127.0.0.1:1080",
+        *,
+        users: Mapping[str, str] | None = None,
+        allow_open: bool = False,
+        limits: Limits | None = None,
+    ) -> Service:
+        """SOCKS5 and HTTP on one port of this host, into the tunnel. See `library.proxy.proxy`."""
+        from wyrmhole.library.proxy import proxy
+
+        return await self._serve(proxy(self, listen, users=users, allow_open=allow_open, limits=limits))
+
+    async def _serve(self, starting: Coroutine[Any, Any, Service]) -> Service:
+        try:
+            self._check()
+        except TunnelError:
+            starting.close()
+            raise
+        service = await starting
+        self._services.append(service)
+        return service
+
+    # Threads
+
+    async def _soon(self, make: Callable[..., T], *arguments: Any, **options: Any) -> T:
+        """What a stack's verb makes: at once as a rule, by a thread where the helper needs to be waited for."""
+        self._check()
+        try:
+            return make(*arguments, **options, patience=FAST)
+        except (HelperSlow, HelperGone):
+            pass
+        waiting = self._loop.run_in_executor(None, functools.partial(make, *arguments, **options))
+        try:
+            return await asyncio.shield(waiting)
+        except asyncio.CancelledError:
+            waiting.add_done_callback(_close_made)
+            raise
+
+
+def _close_made(future: asyncio.Future[Any]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        made = future.result()
+        (made.socket if isinstance(made, Pending) else made).close()
+
+
+@contextlib.contextmanager
+def closing_on_failure(sock: Socket) -> Any:
+    try:
+        yield
+    except BaseException:
+        sock.close()
+        raise
+
+
+def server_name(ssl: SslOption, given: str | None, host: str) -> str | None:
+    """As asyncio has it: the host, unless another name was given; nothing without TLS."""
+    return given if given is not None or not ssl else host
+
+
+def as_port(port: int | str | None) -> int:
+    """Raises socket.gaierror: services have no names here, for the file of them is the host's."""
+    if port is None or port == "":
+        return 0
+    try:
+        number = int(port)
+    except ValueError:
+        number = -1
+    if not 0 <= number <= 65535:
+        raise socket.gaierror(socket.EAI_SERVICE, f"{port!r} is no port: give a number from 0 to 65535")
+    return number
+
+
+def load_config(config: Config | str | os.PathLike[str]) -> Config:
+    """A Config, a file of one, or the text of one: what has more than a line or begins with `[`, `#`.
+    Raises OSError, ConfigFileError."""
+    if isinstance(config, Config):
+        return config
+    if isinstance(config, str) and ("\n" in config or config.lstrip().startswith(("[", "#"))):
+        return Config.parse(config, source="<text>")
+    return Config.load(config)
+
+
+def configure_stack(stack: Stack, config: Config) -> None:
+    """Addresses, MTU, and a way into the tunnel for every family with an address; the engine knows whose is what."""
+    interface = config.interface
+    stack.configure(interface.addresses, routes_for(interface.addresses), interface.mtu or DEFAULT_MTU)
+
+
+def routes_for(addresses: Sequence[Interface]) -> list[Network]:
+    versions = sorted({address.version for address in addresses})
+    return [ipaddress.ip_network("0.0.0.0/0" if version == 4 else "::/0") for version in versions]
