@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -58,6 +59,27 @@ def is_boottime(clock: Callable[[], int]) -> bool:
     return bool(getattr(clock, "is_boottime", False))
 
 
+class _Borrowed:
+    """A Python object of the engine's as its workers see it: by a weak reference to the engine, because the garbage
+    collector does not see what Rust holds, and a cycle through there would never end."""
+
+    def __init__(self, engine: NativeEngine, name: str) -> None:
+        self._engine = weakref.ref(engine)
+        self._name = name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._target(), attribute)
+
+    def __call__(self) -> Any:
+        return self._target()()
+
+    def _target(self) -> Any:
+        engine = self._engine()
+        if engine is None:
+            raise ReferenceError("the engine is gone")
+        return getattr(engine, self._name)
+
+
 class NativeEngine:
     """See engine.contract. `clock` gives boottime nanoseconds. `aead` is auto, ring or vector.
 
@@ -71,7 +93,9 @@ class NativeEngine:
     ) -> None:
         if _native.INTERFACE != INTERFACE:
             raise ImportError("the native engine was built from other sources: install the package again")
-        self._native = _native.Engine(None if is_boottime(clock) else clock, workers, threaded, aead)
+        self._clock = clock
+        borrowed = None if is_boottime(clock) else _Borrowed(self, "_clock")
+        self._native = _native.Engine(borrowed, workers, threaded, aead)
         self._threaded = threaded
         self._tun: Tun | None = None
         self._bind: Bind | None = None
@@ -100,7 +124,7 @@ class NativeEngine:
             tso, uso = tun.offloads.tso, tun.offloads.uso
             self._native.attach_tun([(queue.fileno, queue.has_header, tso, uso) for queue in tun.kernel_queues()])
         else:
-            self._native.attach_foreign_tun(tun)
+            self._native.attach_foreign_tun(_Borrowed(self, "_tun"))
         if tun.events_fileno() >= 0:
             self._watch_fd(tun.events_fileno(), lambda fd: self._handle_tun_events())
         self._handle_tun_events()
@@ -116,12 +140,12 @@ class NativeEngine:
         if isinstance(bind, KernelBind):
             self._attach_sockets(bind, port)
         else:
-            self._native.attach_foreign_bind(bind, port)
+            self._native.attach_foreign_bind(_Borrowed(self, "_bind"), port)
 
     def detach_bind(self) -> None:
         self._unwatch_bind()
-        self._bind = None
         self._native.detach_bind()
+        self._bind = None
 
     def set_mtu(self, mtu: int) -> None:
         self._native.set_mtu(mtu)
