@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import os
 import select
 import struct
@@ -13,7 +14,7 @@ import pytest
 
 from tests.net.namespaces import Namespace, ip, namespaces
 from wyrmhole.net import netlink, timerfd, tun_ioctl
-from wyrmhole.net.linux_tun import LinuxTun, TunError, check_name
+from wyrmhole.net.linux_tun import LinuxTun, TunError, check_name, segments_of_train
 from wyrmhole.net.tun import Tun, TunEvent
 
 _numbers = itertools.count()
@@ -127,6 +128,20 @@ def test_an_interface_begins_down_with_its_mtu_and_offloads(tun: LinuxTun) -> No
     assert as_interface.poll_events() == [TunEvent.DOWN]
     assert as_interface.poll_events() == []
     assert not os.get_inheritable(tun.fileno()) and not os.get_blocking(tun.fileno())
+
+
+def test_a_super_packet_has_no_more_segments_than_a_train() -> None:
+    assert segments_of_train(1420) == 45
+    assert segments_of_train(8920) == 7
+    assert segments_of_train(65_535) == 1
+
+
+@pytest.mark.network
+def test_the_kernel_is_asked_for_super_packets_that_fit_a_train(tun: LinuxTun) -> None:
+    for mtu, wanted in ((1420, 45), (8920, 7)):
+        ip("link", "set", tun.name, "mtu", str(mtu), "up")
+        while not (told := json.loads(ip("-d", "-j", "link", "show", tun.name))[0])["gso_max_segs"] == wanted:
+            assert events(tun), f"asked for {told['gso_max_segs']} segments, not {wanted}, at an MTU of {mtu}"
 
 
 @pytest.mark.network

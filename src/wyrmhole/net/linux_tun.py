@@ -18,10 +18,12 @@ from wyrmhole.net import tun_ioctl
 from wyrmhole.net.bind import Buffer
 from wyrmhole.net.tun import KernelQueue, TunEvent, TunOffloads
 from wyrmhole.net.tun_link import TunLink
+from wyrmhole.net.udp_offload import MAX_TRAIN_BYTES
 
 DEFAULT_MTU = 1420
 
 _DEVICE = "/dev/net/tun"
+_OVERHEAD = 32
 _HEADER_BYTES = 10
 _NO_HEADER = bytes(_HEADER_BYTES)
 _QUEUE_PACKETS = 2000
@@ -159,7 +161,10 @@ class LinuxTun:
         return self._link.fileno()
 
     def poll_events(self) -> list[TunEvent]:
-        return self._link.poll_events()
+        events = self._link.poll_events()
+        if self._offloads.tso and (TunEvent.UP in events or TunEvent.MTU in events):
+            self._link.limit_segments(segments_of_train(self.mtu))
+        return events
 
     def close(self) -> None:
         """Idempotent. An interface that is not persistent goes with it."""
@@ -210,6 +215,12 @@ class _HeaderlessTun(LinuxTun):
     def _write_failed(self, error: OSError, parts: Sequence[Buffer]) -> bool:
         self.counters.unwritten[error.errno or errno.EIO] += 1
         return False
+
+
+def segments_of_train(mtu: int) -> int:
+    """How many full packets of an interface fit into one train of datagrams (see `net.udp_offload`), each with header
+    and tag around it. A longer super-packet would need a second system call at both ends for its last one or two."""
+    return max(1, MAX_TRAIN_BYTES // (mtu + _OVERHEAD))
 
 
 def check_name(name: str) -> None:

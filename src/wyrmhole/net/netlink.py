@@ -41,7 +41,7 @@ RTM_GETNSID = 90
 
 _NLM_F_REQUEST, _NLM_F_ACK = 1, 4
 _RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_MARK = 1, 2, 4, 16
-_IFLA_IFNAME, _IFLA_MTU, _IFLA_EXT_MASK, _IFLA_TARGET_NETNSID = 3, 4, 29, 46
+_IFLA_IFNAME, _IFLA_MTU, _IFLA_EXT_MASK, _IFLA_GSO_MAX_SEGS, _IFLA_TARGET_NETNSID = 3, 4, 29, 40, 46
 _RTEXT_FILTER_SKIP_STATS = 8
 _NETNSA_NSID, _NETNSA_FD = 1, 3
 _SOL_NETLINK, _NETLINK_LISTEN_ALL_NSID = 270, 8
@@ -184,6 +184,11 @@ class Client:
             self._receive()
             known = self._ask_namespace(by_descriptor)
         return known
+
+    def limit_segments(self, interface: int, count: int) -> None:
+        """The most segments a super-packet may have that the kernel sends by this interface. Raises Refused, OSError."""
+        body = _LINK.pack(0, 0, interface, 0, 0) + emit_attribute(_IFLA_GSO_MAX_SEGS, _UINT.pack(count))
+        self.change(RTM_NEWLINK, 0, body)
 
     def change(self, kind: int, flags: int, body: bytes) -> None:
         """Have something made or changed; returns when it is. Raises Refused, OSError."""

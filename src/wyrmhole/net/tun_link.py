@@ -112,6 +112,18 @@ class TunLink:
             events.append(TunEvent.MTU)
         return events
 
+    def limit_segments(self, count: int) -> None:
+        """Ask the kernel for super-packets of no more segments, if the interface is in this process's namespace: what
+        it has elsewhere by that name is not ours. A wish: nothing happens where that is not allowed."""
+        with self._lock:
+            if self._client is None or self._gone or not self._index:
+                return
+            try:
+                if self._find_namespace(self._client) is None:
+                    self._client.limit_segments(self._index, count)
+            except OSError:
+                return
+
     def suspect_end(self) -> None:
         """Reading said that the interface is gone: have `poll_events` called, and look.
 
