@@ -6,13 +6,16 @@ Each says one line of JSON when it is ready, answers each line of its input with
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import importlib
 import json
 import ssl
 import sys
+import textwrap
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 from tests.adapters import clients
@@ -122,8 +125,26 @@ async def carry(config: str) -> None:
             here.server_close()
 
 
+async def run(config: str, authority: str, file: str) -> None:
+    """A block of a document, with `tunnel`, `config` and `context` at hand."""
+    context = ssl.create_default_context(cafile=authority)
+    async with library.open(config) as tunnel:
+        body = textwrap.indent(Path(file).read_text(), "    ")
+        names: dict[str, Any] = {"tunnel": tunnel, "config": config, "context": context, "asyncio": asyncio}
+        with contextlib.redirect_stdout(sys.stderr):
+            exec(f"async def block():\n{body}", names)
+            await names["block"]()
+    await converse("done")
+
+
+def run_blocking(config: str, authority: str, file: str) -> None:
+    """The same for one that opens its tunnel itself."""
+    exec(Path(file).read_text(), {"config": config})
+    print(json.dumps("done"), flush=True)
+
+
 PROGRAMS: dict[str, Any] = {
-    program.__name__: program for program in (inside, outside, proxy, fetch, fetch_blocking, carry)
+    program.__name__: program for program in (inside, outside, proxy, fetch, fetch_blocking, carry, run, run_blocking)
 }
 
 if __name__ == "__main__":

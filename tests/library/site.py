@@ -67,6 +67,19 @@ class Site:
         """A program of `tests.library.programs` on the client's host; `with` ends it."""
         return Program(self.client, name, *words, log=self._folder / "program.log")
 
+    def run_python(self, *words: str) -> str:
+        """What a Python program on the client's host printed."""
+        return self.client.run(sys.executable, *words)
+
+    @contextmanager
+    def python(self, *words: str) -> Iterator[str]:
+        """A Python program on the client's host, until the block ends; its first line."""
+        process = self.client.spawn(sys.executable, *words, output=subprocess.PIPE)
+        try:
+            yield cast(IO[str], process.stdout).readline()
+        finally:
+            end(process)
+
     @property
     def config(self) -> Path:
         return self._folder / "tunnel.conf"

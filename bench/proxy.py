@@ -1,0 +1,192 @@
+"""What the proxy costs: one TCP stream through a tunnel, on a socket of the tunnel itself and through SOCKS5.
+
+A library's tunnel in one namespace, a daemon in the other. A program of its own moves the bytes in every case; it is
+given a connected socket, which is the tunnel's, or one whose other end is the proxy or a forward. Rounds take turns.
+
+usage, as root: python bench/proxy.py [-r ROUNDS] [-t SECONDS] [--write]
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import importlib
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from pathlib import Path
+from typing import Any
+
+from rig import IMPLEMENTATIONS, End, ends, machine, sh, write_section
+
+PORT = 7000
+TITLE = "The proxy"
+SERVER = """
+import socket, sys, time
+listener = socket.create_server(("", int(sys.argv[1])))
+print("ready", flush=True)
+block = bytearray(1 << 18)
+while True:
+    sock, _ = listener.accept()
+    way = sock.recv(1)
+    try:
+        while sock.recv_into(block) if way == b"u" else sock.sendall(block) is None:
+            pass
+    except OSError:
+        pass
+    sock.close()
+"""
+MOVER = """
+import socket, sys, time
+sock = socket.socket(fileno=int(sys.argv[1]))
+sock.setblocking(True)
+way, seconds = sys.argv[2], float(sys.argv[3])
+sock.sendall(way.encode())
+block, moved, start = bytearray(1 << 18), 0, time.monotonic()
+while (now := time.monotonic()) < start + seconds:
+    moved += sock.recv_into(block) if way == "d" else sock.send(block)
+print(moved * 8 / (now - start) / 1e9)
+"""
+WAYS = {"u": "out", "d": "in"}
+
+
+# In the namespace of the library
+
+
+async def measure(config: str, host: str, rounds: int, seconds: float) -> dict[str, list[float]]:
+    """Gb/s by way and path, of each round."""
+    library: Any = importlib.import_module("wyrmhole")
+    results: dict[str, list[float]] = {}
+    async with library.open(config) as tunnel, tunnel_paths(tunnel, host) as paths:
+        for _ in range(rounds):
+            for way in WAYS:
+                for name, connect in paths.items():
+                    with await connect() as sock:
+                        speed = await move(sock, way, seconds)
+                    results.setdefault(f"{way} {name}", []).append(speed)
+    return results
+
+
+Connect = Callable[[], Coroutine[Any, Any, socket.socket]]
+
+
+@contextlib.asynccontextmanager
+async def tunnel_paths(tunnel: Any, host: str) -> AsyncIterator[dict[str, Connect]]:
+    """Ways to get a socket that ends at the server."""
+    loop = asyncio.get_running_loop()
+    async with (
+        await tunnel.proxy("127.0.0.1:0") as proxy,
+        await tunnel.forward("127.0.0.1:0", f"{host}:{PORT}") as forward,
+    ):
+
+        async def direct() -> socket.socket:
+            sock: socket.socket = await tunnel.connect_socket(host, PORT)
+            return sock
+
+        async def near(address: tuple[str, int]) -> socket.socket:
+            sock = socket.socket()
+            sock.setblocking(False)
+            await loop.sock_connect(sock, address)
+            return sock
+
+        async def by_socks() -> socket.socket:
+            sock = await near(proxy.addresses[0])
+            request = b"\5\1\0\1" + socket.inet_aton(host) + PORT.to_bytes(2)
+            await loop.sock_sendall(sock, b"\5\1\0" + request)
+            answer = b""
+            while len(answer) < 2 + 10:
+                answer += await loop.sock_recv(sock, 12 - len(answer))
+            return sock
+
+        async def by_forward() -> socket.socket:
+            return await near(forward.addresses[0])
+
+        yield {"direct": direct, "SOCKS5": by_socks, "forward": by_forward}
+
+
+async def move(sock: socket.socket, way: str, seconds: float) -> float:
+    words = [sys.executable, "-I", "-S", "-c", MOVER, str(sock.fileno()), way, str(seconds)]
+    mover = await asyncio.create_subprocess_exec(*words, pass_fds=[sock.fileno()], stdout=subprocess.PIPE)
+    out, _ = await mover.communicate()
+    return float(out)
+
+
+# In the caller's namespace
+
+
+@contextlib.contextmanager
+def server(end: End) -> Iterator[None]:
+    words = ["ip", "netns", "exec", end.namespace, sys.executable, "-I", "-S", "-c", SERVER, str(PORT)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        process.stdout.readline()
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+def run(rounds: int, seconds: float) -> dict[str, list[float]]:
+    with ends() as (a, b), tempfile.TemporaryDirectory() as folder:
+        b.start(IMPLEMENTATIONS["wyrmhole"])
+        private = sh("wg", "genkey").strip()
+        public = sh("wg", "pubkey", stdin=private).strip()
+        b.exec("wg", "set", b.name, "peer", public, "allowed-ips", f"{a.inner}/32")
+        config = Path(folder, "tunnel.conf")
+        config.touch(mode=0o600)
+        config.write_text(
+            f"[Interface]\nPrivateKey = {private}\nAddress = {a.inner}/24\n\n"
+            f"[Peer]\nPublicKey = {b.public}\nAllowedIPs = {b.inner}/32\nEndpoint = {b.outer}:{b.port}\n"
+        )
+        with server(b):
+            words = [sys.executable, __file__, "--inside", str(config), b.inner, "-r", str(rounds), "-t", str(seconds)]
+            out = a.exec(*words, seconds=60 + rounds * 6 * (seconds + 2))
+    results: dict[str, list[float]] = json.loads(out.splitlines()[-1])
+    return results
+
+
+def table(results: dict[str, list[float]], rounds: int, seconds: float) -> list[str]:
+    lines = [
+        f"`python bench/proxy.py -r {rounds} -t {seconds:g}`, medians of {rounds} rounds that take turns. {machine()}.",
+        "",
+        "| one TCP stream, Gb/s | direct | SOCKS5 | forward | SOCKS5 over direct | forward over direct |",
+        "|---|---|---|---|---|---|",
+    ]
+    for way, name in WAYS.items():
+        speeds = {path: statistics.median(results[f"{way} {path}"]) for path in ("direct", "SOCKS5", "forward")}
+        ratios = [
+            statistics.median(
+                one / other for one, other in zip(results[f"{way} {path}"], results[f"{way} direct"], strict=True)
+            )
+            for path in ("SOCKS5", "forward")
+        ]
+        cells = [*(f"{speed:.2f}" for speed in speeds.values()), *(f"{ratio:.2f}x" for ratio in ratios)]
+        lines.append(f"| {name} of the tunnel's program | {' | '.join(cells)} |")
+    return lines
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("-r", type=int, default=5, dest="rounds")
+    parser.add_argument("-t", type=float, default=2.0, dest="seconds")
+    parser.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
+    parser.add_argument("--inside", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.inside:
+        config, host = options.inside
+        print(json.dumps(asyncio.run(measure(config, host, options.rounds, options.seconds))))
+        return
+    lines = table(run(options.rounds, options.seconds), options.rounds, options.seconds)
+    print("\n".join(lines))
+    if options.write:
+        write_section(TITLE, lines)
+
+
+if __name__ == "__main__":
+    main()

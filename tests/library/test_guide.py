@@ -1,0 +1,68 @@
+"""The examples of docs/guide-network.md and of examples/, run as they stand through a real tunnel."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.library.site import Site
+
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "docs" / "guide-network.md").read_text()
+BLOCKS = dict(re.findall(r"<!-- run: ([\w-]+) -->\n```python\n(.*?)```", GUIDE, re.S))
+
+CHECKS = {
+    "names": "assert infos[0][4][0] == 'fd77::2'",
+    "httpx": "assert page.text.startswith('hello')",
+    "requests": "assert page.text.startswith('hello')",
+    "aiohttp": "assert page.startswith(b'hello')",
+    "anyio": "",
+    "forward": (
+        "writer.write(b'GET / HTTP/1.0\\r\\n\\r\\n')\nassert b'200' in await reader.readline()\nwriter.close()\n"
+        "forward.close()"
+    ),
+    "forward-udp": "forward.close()",
+    "expose": "exposed.close()",
+    "proxy": "assert port > 0\nproxy.close()",
+}
+"""What is looked at after each block."""
+
+
+def test_every_block_of_the_guide_is_run() -> None:
+    assert set(BLOCKS) == set(CHECKS)
+    assert GUIDE.count("```python") == len(BLOCKS) + 1, "but for the one that opens the tunnel"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with Site(tmp_path_factory.mktemp("guide")) as site:
+        yield site
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("name", CHECKS)
+def test_a_block_of_the_guide_does_what_it_says(site: Site, name: str, tmp_path: Path) -> None:
+    code = tmp_path / "block.py"
+    code.write_text(f"{BLOCKS[name]}\n{CHECKS[name]}\n")
+    with site.program("run_blocking" if name == "requests" else "run", site.config, site.authority, code) as program:
+        assert program.hello == "done"
+    site.assert_nothing_leaked()
+
+
+@pytest.mark.network
+def test_a_page_is_fetched_by_the_example(site: Site) -> None:
+    page = site.run_python("examples/fetch_page.py", str(site.config), "http://web.internal/")
+    assert page.startswith("hello")
+    site.assert_nothing_leaked()
+
+
+@pytest.mark.network
+def test_the_example_is_a_proxy_for_a_browser(site: Site) -> None:
+    with site.python("examples/browser_proxy.py", str(site.config), "127.0.0.1:0") as first_line:
+        address = first_line.split(" on ")[1].partition(";")[0]
+        page = site.client.run("curl", "-sS", "--fail", "--proxy", f"socks5h://{address}", "http://web.internal/")
+        assert page.startswith("hello")
+    site.assert_nothing_leaked()
