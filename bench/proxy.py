@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import importlib
 import json
 import socket
 import statistics
@@ -23,6 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from rig import IMPLEMENTATIONS, End, ends, machine, sh, write_section
+
+import wyrmhole
 
 PORT = 7000
 TITLE = "The proxy"
@@ -60,9 +61,8 @@ WAYS = {"u": "out", "d": "in"}
 
 async def measure(config: str, host: str, rounds: int, seconds: float) -> dict[str, list[float]]:
     """Gb/s by way and path, of each round."""
-    library: Any = importlib.import_module("wyrmhole")
     results: dict[str, list[float]] = {}
-    async with library.open(config) as tunnel, tunnel_paths(tunnel, host) as paths:
+    async with wyrmhole.open(config) as tunnel, tunnel_paths(tunnel, host) as paths:
         for _ in range(rounds):
             for way in WAYS:
                 for name, connect in paths.items():

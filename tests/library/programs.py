@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib
 import json
 import ssl
 import sys
@@ -18,12 +17,13 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+import wyrmhole
+import wyrmhole.sync
 from tests.adapters import clients
 from tests.adapters.web_server import WebServer
 from tests.library.loopback import Echo
 from tests.library.name_server import NameServer, Records
 
-library: Any = importlib.import_module("wyrmhole")
 INSIDE: Records = {("web.internal", "A"): ["10.77.0.2"], ("web.internal", "AAAA"): ["fd77::2"]}
 
 
@@ -77,7 +77,7 @@ async def answered(asked: list[tuple[str, str, str]]) -> object:
 
 async def proxy(config: str, *users: str) -> None:
     """A proxy, and its port."""
-    async with library.open(config) as tunnel:
+    async with wyrmhole.open(config) as tunnel:
         running = await tunnel.proxy("127.0.0.1:0", users=dict(user.split(":") for user in users) or None)
         await converse(running.addresses[0][1])
 
@@ -85,7 +85,7 @@ async def proxy(config: str, *users: str) -> None:
 async def fetch(config: str, authority: str) -> None:
     """What each adapter got from a URL, on demand."""
     context = ssl.create_default_context(cafile=authority)
-    async with library.open(config) as tunnel:
+    async with wyrmhole.open(config) as tunnel:
 
         async def answer(name: str, url: str) -> object:
             first, size, back = await getattr(clients, name)(tunnel, url, context)
@@ -96,9 +96,8 @@ async def fetch(config: str, authority: str) -> None:
 
 def fetch_blocking(config: str, authority: str) -> None:
     """The same for those that block."""
-    importlib.import_module("wyrmhole.sync")
     context = ssl.create_default_context(cafile=authority)
-    with library.sync.open(config) as tunnel:
+    with wyrmhole.sync.open(config) as tunnel:
         print(json.dumps("ready"), flush=True)
         while line := sys.stdin.readline():
             name, url = json.loads(line)
@@ -109,7 +108,7 @@ def fetch_blocking(config: str, authority: str) -> None:
 
 async def carry(config: str) -> None:
     """Forwards in, and a web server of this host exposed inside; the ports of all."""
-    async with library.open(config) as tunnel:
+    async with wyrmhole.open(config) as tunnel:
         web = await tunnel.forward("127.0.0.1:0", "web.internal:80")
         udp = await tunnel.forward("127.0.0.1:0/udp", "[fd77::2]:7")
         here = WebServer("127.0.0.1", 0, None)
@@ -128,7 +127,7 @@ async def carry(config: str) -> None:
 async def run(config: str, authority: str, file: str) -> None:
     """A block of a document, with `tunnel`, `config` and `context` at hand."""
     context = ssl.create_default_context(cafile=authority)
-    async with library.open(config) as tunnel:
+    async with wyrmhole.open(config) as tunnel:
         body = textwrap.indent(Path(file).read_text(), "    ")
         names: dict[str, Any] = {"tunnel": tunnel, "config": config, "context": context, "asyncio": asyncio}
         with contextlib.redirect_stdout(sys.stderr):

@@ -21,6 +21,7 @@ ROOMS: dict[str, set[str]] = {
     "control": {"wire", "protocol", "net", "engine", "device", "control", "errors"},
     "cli": {"wire", "protocol", "net", "engine", "device", "control", "sandbox", "cli", "errors"},
     "sandbox": {"sandbox", "errors"},
+    "library": {"wire", "protocol", "net", "engine", "device", "control", "library", "errors"},
     "sync": {"wire", "protocol", "net", "device", "control", "library", "errors"},
     "simulation": {"wire", "protocol", "net", "engine", "device", "simulation", "errors"},
     "adapters": {"library", "adapters", "errors"},
