@@ -79,6 +79,9 @@ bench-peers: $(STAMP)  ## side by side with other implementations, as root; writ
 	$(BIN)/python bench/handshakes.py
 	$(BIN)/python bench/configured_peers.py
 
+bench-proxy: $(STAMP)  ## what the proxy costs, as root; writes docs/benchmarks.md
+	$(BIN)/python bench/proxy.py --write
+
 bench-micro: $(STAMP)  ## microseconds per packet of the pure steps
 	$(BIN)/python bench/micro_wire.py
 	$(BIN)/python bench/micro_engine.py

@@ -10,6 +10,7 @@ import struct
 import pytest
 
 from tests.library.loopback import (
+    PATIENCE,
     Loopback,
     ask,
     count_then_say,
@@ -317,3 +318,25 @@ def test_a_host_out_of_descriptors_pauses_and_goes_on(
 
     run(scenario())
     assert "Too many open files" in caplog.text
+
+
+def test_uvloop_carries_both_protocols() -> None:
+    uvloop = pytest.importorskip("uvloop")
+
+    async def scenario() -> None:
+        async with (
+            server(echo) as port,
+            udp_echo() as (udp_port, _),
+            await forward(Loopback(), "127.0.0.1:0", f"127.0.0.1:{port}") as tcp,
+            await forward(Loopback(), "127.0.0.1:0/udp", f"127.0.0.1:{udp_port}") as udp,
+        ):
+            reader, writer = await asyncio.open_connection(*tcp.addresses[0])
+            writer.write(b"x" * 1_000_000)
+            writer.write_eof()
+            assert len(await reader.read()) == 1_000_000
+            writer.close()
+            with udp_client(*udp.addresses[0]) as client:
+                assert await ask(client, b"hello") == b"re:hello"
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(asyncio.wait_for(scenario(), PATIENCE))

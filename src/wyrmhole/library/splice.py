@@ -16,8 +16,8 @@ import threading
 from contextlib import suppress
 
 SIZE = 1 << 18
-"""Bytes received at once, and thereby kept for a direction that is blocked. Half of it costs throughput, twice of it
-gains nothing (bench/proxy.py)."""
+"""Bytes received at once, and so kept for a direction that is blocked. On loopback 64 KiB took 0.60 CPU seconds for
+each GB, this 0.43, 1 MiB 0.28; but 1024 blocked connections may hold two of these each, which is to stay at 512 MiB."""
 TURNS = 4
 """Full buffers that one direction may move before others have their turn."""
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
