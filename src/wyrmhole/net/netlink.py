@@ -186,7 +186,7 @@ class Client:
         return known
 
     def limit_segments(self, interface: int, count: int) -> None:
-        """The most segments a super-packet may have that the kernel sends by this interface. Raises Refused, OSError."""
+        """The most segments of a super-packet that the kernel sends by this interface. Raises Refused, OSError."""
         body = _LINK.pack(0, 0, interface, 0, 0) + emit_attribute(_IFLA_GSO_MAX_SEGS, _UINT.pack(count))
         self.change(RTM_NEWLINK, 0, body)
 
