@@ -75,6 +75,7 @@ audit: $(STAMP)  ## ask the advisory databases about everything we depend on; ne
 	@scripts/audit $(BIN)
 
 bench-peers: $(STAMP)  ## side by side with other implementations, as root; writes docs/benchmarks.md
+	@scripts/bench-deps
 	$(BIN)/python bench/peers.py $(BENCH_ARGS)
 	$(BIN)/python bench/handshakes.py
 	$(BIN)/python bench/configured_peers.py

@@ -22,7 +22,9 @@ os.environ["PATH"] += f":{CACHE}:/usr/sbin:/sbin"
 
 IMPLEMENTATIONS = {
     "wyrmhole": f"{Path(sys.executable).parent / 'wyrmholed'} -f {{name}}",
+    "portable": f"{Path(sys.executable).parent / 'wyrmholed'} -f --engine portable {{name}}",
     "wireguard-go": "wireguard -f {name}",
+    "tailscale": "tailscale-wireguard -f {name}",
     "boringtun": "boringtun-cli -f --disable-drop-privileges {name}",
     "gotatun": "gotatun -f --disable-drop-privileges {name}",
 }
