@@ -43,6 +43,9 @@ const SLOT_BYTES: usize = 1 << 16;
 const MAX_FAILED_TURNS: usize = 1000;
 /// Errors in a row from one socket before the control thread is asked to replace it.
 const ERRORS_IN_A_ROW: usize = 4;
+/// Datagrams of a train after which others get the processor, if it is theirs that they wait for: the sockets of local
+/// programs hold a few hundred small packets, and who reads them may be waiting for this core.
+const LONG_TRAIN: usize = 48;
 const TRANSPORT: u8 = 4;
 
 /// What time it is.
@@ -426,6 +429,9 @@ impl Worker {
             let edges = &mut self.surroundings;
             self.inbound.receive(&self.shared, edges, &mut self.outbound, slot, &arrival, now);
             if arrival.segment > 0 {
+                if length / arrival.segment >= LONG_TRAIN {
+                    sys::give_way();
+                }
                 trains += 1;
                 if trains == TRAINS_PER_TURN {
                     return;

@@ -366,6 +366,12 @@ pub fn send(
     checked(unsafe { libc::sendmsg(fd, &raw const message, 0) }).map(|_| ())
 }
 
+/// Let another thread that is ready run on this processor.
+pub fn give_way() {
+    // SAFETY: takes no pointers.
+    unsafe { libc::sched_yield() };
+}
+
 /// Wait until the socket takes more, at most so many milliseconds.
 pub fn wait_writable(fd: RawFd, milliseconds: i32) {
     let mut poll = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
