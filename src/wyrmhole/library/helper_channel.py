@@ -17,7 +17,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple, Self
 
 from wyrmhole.errors import NamespaceError
 from wyrmhole.library import refusals
@@ -32,6 +32,17 @@ END_PATIENCE = 5.0
 STAGES = ("unshare", "setns", "open")
 ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH")
 """All that a Python of an unusual place may need; the rest of the program's environment is none of the helper's."""
+
+
+class _Answer(NamedTuple):
+    number: int
+    errno: int
+    stage: int
+    descriptors: list[int]
+    is_cut: bool
+    """Not all descriptors came."""
+    is_passing: bool
+    """A reply is still to come."""
 
 
 class Helper:
@@ -77,17 +88,14 @@ class Helper:
             raise HelperSlow("the helper takes no more requests") from None
         except OSError as error:
             raise HelperGone(error.errno, "the helper ended") from error
-        while True:
-            number, refused, _stage, descriptors, complete = self._receive(patience)
-            if number == self._number:
-                break
-            close_all(descriptors)
-        if refused:
-            raise OSError(refused, os.strerror(refused))
-        if not complete or len(descriptors) != count:
-            close_all(descriptors)
+        answer = self._hear(self._number, patience)
+        if answer.errno:
+            close_all(answer.descriptors)
+            raise OSError(answer.errno, os.strerror(answer.errno))
+        if answer.is_cut or len(answer.descriptors) != count:
+            close_all(answer.descriptors)
             raise OSError(errno.EMFILE, refusals.DESCRIPTOR_LIMIT)
-        return descriptors
+        return answer.descriptors
 
     def end(self) -> int:
         """Its exit status. It has no state to save, so it is not asked; stopped or not, this ends it. Idempotent."""
@@ -101,18 +109,35 @@ class Helper:
 
     def _hear_hello(self) -> list[int]:
         try:
-            _number, refused, stage, descriptors, complete = self._receive(START_PATIENCE)
+            answer = self._hear(0, START_PATIENCE)
         except (HelperGone, HelperSlow) as error:
             raise NamespaceError(errno.EPIPE, refusals.helper_failed(error, self.end()), stage="spawn") from error
-        if refused:
-            raise refusals.refusal(STAGES[stage] if stage < len(STAGES) else "spawn", refused)
-        if not complete:
-            close_all(descriptors)
+        if answer.errno:
+            raise refusals.refusal(STAGES[answer.stage] if answer.stage < len(STAGES) else "spawn", answer.errno)
+        if answer.is_cut:
+            close_all(answer.descriptors)
             raise refusals.refusal("pass", errno.EMFILE)
-        return descriptors
+        return answer.descriptors
 
-    def _receive(self, patience: float) -> tuple[int, int, int, list[int], bool]:
-        """Number, errno, stage, descriptors, and whether these are all that were passed."""
+    def _hear(self, number: int, patience: float) -> _Answer:
+        """The passing and the reply of that number. Raises HelperGone, HelperSlow; closes what was passed then."""
+        descriptors: list[int] = []
+        is_cut = False
+        try:
+            while True:
+                heard = self._receive(patience)
+                if heard.number != number:
+                    close_all(heard.descriptors)
+                    continue
+                descriptors += heard.descriptors
+                is_cut = is_cut or heard.is_cut
+                if not heard.is_passing:
+                    return heard._replace(descriptors=descriptors, is_cut=is_cut)
+        except BaseException:
+            close_all(descriptors)
+            raise
+
+    def _receive(self, patience: float) -> _Answer:
         if not self._poll.poll(patience * 1000):
             raise HelperSlow(f"the helper did not answer within {patience:g} s")
         try:
@@ -127,7 +152,9 @@ class Helper:
         if len(data) != REPLY.size:
             close_all(descriptors)
             raise HelperGone(errno.EPIPE, "the helper ended")
-        return (*REPLY.unpack(data), descriptors, not flags & socket.MSG_CTRUNC)
+        is_cut = bool(flags & socket.MSG_CTRUNC)
+        number, refused, stage = REPLY.unpack(data)
+        return _Answer(number, refused, stage, descriptors, is_cut, bool(descriptors) or is_cut)
 
 
 def spawn(descriptors: Sequence[int]) -> subprocess.Popen[bytes]:

@@ -6,7 +6,9 @@ import asyncio
 import socket
 import struct
 
+from wyrmhole.device.clock import SystemClock
 from wyrmhole.library.stack import Socket, SocketAddress
+from wyrmhole.protocol.constants import SECOND
 from wyrmhole.wire.checksum import checksum
 
 MAX_SIZE = 65_000
@@ -32,12 +34,13 @@ async def echo(sock: Socket, address: SocketAddress, identity: int, size: int) -
             sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
         sock.connect(address)
         request = _request(sock.family, identity, size)
-        begin = loop.time()
+        clock = SystemClock()
+        begin = clock.boottime()
         await loop.sock_sendall(sock, request)
         while True:
             packet = await loop.sock_recv(sock, 65_536)
             if _answers(packet, sock.family, identity):
-                return loop.time() - begin
+                return (clock.boottime() - begin) / SECOND
 
 
 def _request(family: int, identity: int, size: int) -> bytes:

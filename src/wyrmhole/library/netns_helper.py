@@ -6,13 +6,14 @@ helper that died. It configures nothing: the parent, which owns the user namespa
 
 The channel is a SOCK_SEQPACKET socket pair; integers are in the machine's byte order:
 
-    hello     0:u32  errno:i32  stage:u32
     request   number:u32  count:u32  family:i32  kind:i32  protocol:i32
-    reply     number:u32  errno:i32  0:u32
+    passing   number:u32  0:i32      0:u32       with `count` descriptors
+    reply     number:u32  errno:i32  stage:u32
 
-The hello is the first message, unasked. Its errno is 0 when all is well, and a helper of new namespaces then passes the
-open TUN device; else the stage says what failed: 0 unshare, 1 setns, 2 open of /dev/net/tun. `count` is 1 to 253, the
-kernel's SCM_MAX_FD. A reply with errno 0 passes that many sockets, any other none.
+A request has a number from 1 on and a count from 1 to 253, the kernel's SCM_MAX_FD. It is answered by a passing and a
+reply with errno 0, or by a reply alone. The reply comes when the helper has closed its own copies: until then a socket
+that the parent closes would not end. In place of a first request, number 0 is answered unasked, with the open TUN
+device if the namespaces are new, or with the errno and the stage that failed: 0 unshare, 1 setns, 2 open.
 
 Descriptors are passed by SCM_RIGHTS. The helper ends when the parent's end of the channel is closed.
 """
@@ -44,9 +45,12 @@ def main(arguments: list[str]) -> int:
             stage = STAGE_OPEN
             passed.append(os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
     except OSError as error:
-        answer(channel, 0, error.errno or 0, stage, [])
+        answer(channel, 0, error.errno or 0, stage)
         return 1
-    answer(channel, 0, 0, stage, passed)
+    give(channel, 0, passed)
+    for descriptor in passed:
+        os.close(descriptor)
+    answer(channel, 0)
     serve(channel)
     return 0
 
@@ -76,23 +80,28 @@ def serve(channel: _socket.socket) -> None:
     while len(request := channel.recv(REQUEST.size)) == REQUEST.size:
         number, count, family, kind, protocol = REQUEST.unpack(request)
         made: list[_socket.socket] = []
+        refused = 0
         try:
             for _ in range(count):
                 made.append(_socket.socket(family, kind, protocol))
+            give(channel, number, [sock.fileno() for sock in made])
         except OSError as error:
-            answer(channel, number, error.errno or 0, 0, [])
-        else:
-            answer(channel, number, 0, 0, [sock.fileno() for sock in made])
+            refused = error.errno or 0
         for sock in made:
             sock.close()
+        answer(channel, number, refused)
 
 
-def answer(channel: _socket.socket, number: int, errno: int, stage: int, descriptors: list[int]) -> None:
-    rights = struct.pack(f"{len(descriptors)}i", *descriptors)
-    ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)] if descriptors else []
-    channel.sendmsg([REPLY.pack(number, errno, stage)], ancillary)
-    for descriptor in descriptors if number == 0 else ():
-        os.close(descriptor)
+def give(channel: _socket.socket, number: int, descriptors: list[int]) -> None:
+    """Raises OSError: ETOOMANYREFS when too many are on their way already."""
+    if descriptors:
+        rights = struct.pack(f"{len(descriptors)}i", *descriptors)
+        ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)]
+        channel.sendmsg([REPLY.pack(number, 0, 0)], ancillary)
+
+
+def answer(channel: _socket.socket, number: int, errno: int = 0, stage: int = 0) -> None:
+    channel.send(REPLY.pack(number, errno, stage))
 
 
 if __name__ == "__main__":

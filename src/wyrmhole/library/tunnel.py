@@ -110,10 +110,10 @@ class Tunnel:
             server.close()
         self._watcher.cancel()
         try:
-            await asyncio.to_thread(self.stack.abort_all)
+            await in_thread(self.stack.abort_all)
             await self._carrier.close()
         finally:
-            await asyncio.to_thread(self.stack.close)
+            await in_thread(self.stack.close)
 
     async def _watch(self) -> None:
         """The engine may fail, and the interface may be deleted by somebody."""
@@ -472,6 +472,14 @@ class Tunnel:
         except asyncio.CancelledError:
             waiting.add_done_callback(_close_made)
             raise
+
+
+async def in_thread(work: Callable[[], object]) -> None:
+    """On the loop itself where it has no threads any more, as when it is being shut down."""
+    try:
+        await asyncio.to_thread(work)
+    except RuntimeError:
+        work()
 
 
 def _close_made(future: asyncio.Future[Any]) -> None:
