@@ -96,7 +96,7 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 def open_descriptors() -> set[str]:
-    """Of this process: number and what it is, but for eventfds: the native engine's goes with the object, not before."""
+    """Of this process: number and what it is; without eventfds, as the native engine's goes later, with the object."""
     found = set()
     for number in os.listdir("/proc/self/fd"):
         try:

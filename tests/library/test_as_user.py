@@ -1,0 +1,111 @@
+"""The same tests as a user without any rights, and refusals of real systems.
+
+The user is 65534 (nobody), with no capability, not even to gain, and /dev/net/tun is one that everybody may use, as
+most systems have it: in a mount namespace of the test's own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import cryptography
+import pytest
+
+import wyrmhole
+
+pytestmark = pytest.mark.network
+
+ROOT = Path(__file__).parents[2]
+NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all")
+WORLD_TUN = 'mount -t tmpfs none /dev/net && mknod -m 666 /dev/net/tun c 10 200 && exec "$@"'
+OPEN = """
+import asyncio, sys, wyrmhole
+try:
+    asyncio.run(wyrmhole.open(sys.argv[1])._open())
+except OSError as error:
+    print(type(error).__name__, error.stage, error)
+"""
+CONFIG = "[Interface]\nPrivateKey = wGnWAvYZK0gN0cTKl0Vxvxgk8LSBVUBTlKp2w0mTGHo=\nAddress = 10.66.0.1/24\n"
+
+
+def interpreter() -> str:
+    """One of this version that a user may run: that of a virtual environment in root's home is not."""
+    own = sys.executable
+    names = (own, f"/usr/bin/python3.{sys.version_info.minor}", "/usr/bin/python3")
+    for name in names:
+        # Started by one who is nobody already, for root finds its way into any folder.
+        check = "import sys, os, subprocess; sys.exit(subprocess.run([sys.argv[1], '-c', 'import ssl']).returncode)"
+        command = [*NOBODY, "/usr/bin/env", "python3", "-c", check, name]
+        version = f"import sys; sys.exit(sys.version_info[:2] != {tuple(sys.version_info[:2])})"
+        if all(
+            subprocess.run(each, capture_output=True, check=False).returncode == 0
+            for each in (command, [*NOBODY, name, "-c", version])
+        ):
+            return name
+    pytest.skip(f"no Python of version {sys.version_info[:2]} that the user 65534 may run")
+
+
+def as_nobody(*command: str, mount: str = WORLD_TUN) -> subprocess.CompletedProcess[str]:
+    paths = {str(Path(module.__file__ or "").parents[1]) for module in (wyrmhole, cryptography, pytest)}
+    return subprocess.run(
+        ["unshare", "--mount", "--propagation", "private", "sh", "-c", mount, "sh", *NOBODY, *command],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "PYTHONPATH": ":".join([*sorted(paths), str(ROOT)]),
+            "WYRMHOLE_TESTS_AS_USER": "1",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "HOME": "/nonexistent",
+        },
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("name", ["test_verbs.py", "test_ends.py", "test_helper.py", "test_peers.py", "test_sync.py"])
+def test_all_of_it_needs_no_rights(name: str, tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    for parent in tmp_path.parents[:3]:
+        parent.chmod(0o755)
+    done = as_nobody(
+        interpreter(), "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--basetemp={tmp_path / 'mine'}",
+        str(ROOT / "tests" / "library" / name),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
+    assert " passed" in done.stdout
+    assert "skipped" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("mount", "stage", "says"),
+    [
+        ('mount -t tmpfs none /dev/net && exec "$@"', "open", "there is no /dev/net/tun"),
+        (WORLD_TUN.replace("666", "600"), "open", "not readable and writable"),
+        (WORLD_TUN.replace("c 10 200", "c 10 199"), "open", "module is not loaded"),
+    ],
+    ids=["no device", "device of root", "no driver"],
+)
+def test_a_system_without_a_device_for_users_says_so(mount: str, stage: str, says: str) -> None:
+    done = as_nobody(interpreter(), "-c", OPEN, CONFIG, mount=mount)
+    assert done.stdout.startswith(f"NamespaceError {stage} "), done.stdout + done.stderr
+    assert says in done.stdout
+    assert "nothing goes around it" in done.stdout
+
+
+def test_a_system_without_namespaces_for_users_says_so() -> None:
+    """A user namespace of the test's own, in which no more may be made."""
+    inside = "echo 0 > /proc/sys/user/max_user_namespaces && exec " + '"$@"'
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "sh", "-c", inside, "sh", sys.executable, "-c", OPEN, CONFIG],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.startswith("NamespaceError unshare "), done.stdout + done.stderr
+    assert "max_user_namespaces" in done.stdout

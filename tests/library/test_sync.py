@@ -1,0 +1,154 @@
+"""The blocking twin: the same verbs for threads, none of which holds up another."""
+
+from __future__ import annotations
+
+import os
+import queue
+import socket
+import threading
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+
+import wyrmhole
+import wyrmhole.sync
+from tests.library.tunnels import FAR_V4, FAR_V6, NEAR_V4, NOBODY_V4, far_config, generate, near_config
+
+pytestmark = pytest.mark.network
+
+
+@contextmanager
+def tunnels() -> Iterator[tuple[wyrmhole.sync.Tunnel, wyrmhole.sync.Tunnel]]:
+    near_key, far_key = generate(), generate()
+    with wyrmhole.sync.open(far_config(far_key, near_key)) as far:
+        text = near_config(near_key, far_key, far.stats().listen_port)
+        with wyrmhole.sync.open(text) as near:
+            yield near, far
+
+
+@contextmanager
+def echoing(far: wyrmhole.sync.Tunnel, address: tuple[str, int]) -> Iterator[None]:
+    """One thread that answers connections one after the other, until the listener ends."""
+    listener = far.create_server(address)
+
+    def serve() -> None:
+        while True:
+            try:
+                sock, _ = listener.accept()
+            except OSError:
+                return
+            with sock:
+                while data := sock.recv(65536):
+                    sock.sendall(data)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        thread.join()
+        listener.close()
+
+
+@pytest.mark.parametrize("host", [FAR_V4, FAR_V6])
+def test_a_blocking_connection_and_server(host: str) -> None:
+    with tunnels() as (near, far), echoing(far, (host, 7000)):
+        with near.create_connection((host, 7000), timeout=5) as sock:
+            assert sock.gettimeout() == 5
+            sock.sendall(b"hello")
+            assert sock.recv(5) == b"hello"
+        with near.create_connection((host, 7000)) as sock:
+            assert sock.gettimeout() is None
+
+
+def test_a_plain_socket_is_blocking_and_the_caller_s() -> None:
+    with tunnels() as (near, far), echoing(far, (FAR_V4, 7000)), near.socket() as sock:
+        sock.settimeout(5)
+        sock.connect((FAR_V4, 7000))
+        assert sock.getsockname()[0] == NEAR_V4
+        sock.sendall(b"x")
+        assert sock.recv(1) == b"x"
+
+
+def test_what_goes_wrong_is_raised_as_socket_does() -> None:
+    with tunnels() as (near, _):
+        with pytest.raises(ConnectionRefusedError):
+            near.create_connection((FAR_V4, 9), timeout=5)
+        with pytest.raises(TimeoutError):
+            near.create_connection((NOBODY_V4, 9), timeout=0.2)
+        with pytest.raises(socket.gaierror):
+            near.create_connection(("db.internal", 9), timeout=5)
+        with pytest.raises(TimeoutError):
+            near.ping(NOBODY_V4, timeout=0.2)
+
+
+def test_a_thread_that_waits_holds_up_no_other() -> None:
+    with tunnels() as (near, far), echoing(far, (FAR_V4, 7000)), ThreadPoolExecutor(4) as threads:
+        silent = [threads.submit(near.create_connection, (NOBODY_V4, 9), 20.0) for _ in range(3)]
+        with near.create_connection((FAR_V4, 7000), timeout=5) as sock:
+            sock.sendall(b"x")
+            assert sock.recv(1) == b"x"
+        assert near.ping(FAR_V4) > 0
+        assert not any(each.done() for each in silent)
+        near.close()
+        for each in silent:
+            with pytest.raises(OSError, match=r"abort|closed"):
+                each.result(timeout=10)
+
+
+def test_the_other_verbs() -> None:
+    with tunnels() as (near, far), echoing(far, (FAR_V4, 7000)):
+        events: queue.Queue[object] = queue.Queue()
+        following = near.events()
+        thread = threading.Thread(target=lambda: deque(map(events.put, following), maxlen=0))
+        thread.start()
+        assert near.wait_handshake(timeout=10).name == "far"
+        assert near.stats().stack == "netns"
+        assert [peer.name for peer in near.peers.values()] == ["far"]
+        added = near.peers.add(generate().public_key(), allowed_ips=["10.67.0.0/24"], name="other")
+        assert added.stats().allowed_ips == ("10.67.0.0/24",)
+        assert len(near.peers) == 2
+        near.peers.remove(added.public_key)
+        assert len(near.peers) == 1
+        assert near.getaddrinfo(FAR_V4, 80)[0][4] == (FAR_V4, 80)
+        near.reload()
+        with (
+            near.forward("127.0.0.1:0", f"{FAR_V4}:7000") as service,
+            socket.create_connection(service.addresses[0], 5) as sock,
+        ):
+            sock.sendall(b"x")
+            assert sock.recv(1) == b"x"
+        near.close()
+        thread.join(10)
+        assert not thread.is_alive(), "events end with the tunnel"
+        assert isinstance(events.get_nowait(), wyrmhole.Handshake)
+
+
+def test_closed_tunnels_and_forks_say_so() -> None:
+    with tunnels() as (near, _):
+        child = os.fork()
+        if child == 0:
+            try:
+                near.ping(FAR_V4)
+            except wyrmhole.TunnelError as error:
+                os._exit(0 if "fork" in str(error) else 2)
+            finally:
+                os._exit(1)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        near.close()
+        near.close()
+        with pytest.raises(wyrmhole.TunnelError, match="closed"):
+            near.create_connection((FAR_V4, 80))
+        with pytest.raises(wyrmhole.TunnelError, match="closed"):
+            near.stats()
+
+
+def test_an_opening_that_fails_leaves_no_thread() -> None:
+    before = threading.active_count()
+    with pytest.raises(wyrmhole.ConfigFileError, match="Address"):
+        wyrmhole.sync.open(f"[Interface]\nPrivateKey = {generate().base64()}\n")
+    assert threading.active_count() == before
