@@ -1,0 +1,159 @@
+"""The examples of docs/guide.md and of examples/, run as they stand."""
+
+from __future__ import annotations
+
+import ast
+import asyncio
+import re
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import wyrmhole
+from tests.library.tunnels import echo, far_config, generate, near_config, run
+
+ROOT = Path(__file__).parents[2]
+GUIDE = (ROOT / "docs" / "guide.md").read_text()
+BLOCKS = dict(re.findall(r"<!-- run: ([\w-]+) -->\n```python\n(.*?)```", GUIDE, re.S))
+INSIDE = ("streams", "server", "datagrams", "sockets", "peers", "events")
+"""With `tunnel` open around them."""
+WHOLE = ("open", "sync", "device")
+"""With wg0.conf in the working directory."""
+
+
+def test_every_block_of_the_guide_is_run() -> None:
+    assert set(BLOCKS) == {*INSIDE, *WHOLE}
+    assert GUIDE.count("```python") == len(BLOCKS)
+
+
+async def with_far_end(tmp_path: Path, use: Callable[[], Any]) -> None:
+    """wg0.conf leads to a far end that echoes on port 7000 and 5432."""
+    near_key, far_key = generate(), generate()
+    async with wyrmhole.open(far_config(far_key, near_key)) as far:
+        path = tmp_path / "wg0.conf"
+        path.write_text(near_config(near_key, far_key, far.stats().listen_port))
+        path.chmod(0o600)
+        async with await far.start_server(echo, port=7000), await far.start_server(echo, port=5432):
+            await use()
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("name", INSIDE)
+def test_a_block_inside_of_a_tunnel(name: str, tmp_path: Path) -> None:
+    async def use() -> None:
+        async with wyrmhole.open(tmp_path / "wg0.conf") as tunnel:
+            if name == "events":
+                # A session there is already would not begin again within the test.
+                asyncio.get_running_loop().call_later(0.01, lambda: asyncio.ensure_future(tunnel.wait_handshake(10)))
+            names = {"tunnel": tunnel, "wyrmhole": wyrmhole, "asyncio": asyncio}
+            code = compile(BLOCKS[name], name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+            result = eval(code, names)
+            if result is not None:
+                await result
+
+    run(with_far_end(tmp_path, use))
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("name", WHOLE)
+def test_a_block_that_opens_a_tunnel(name: str, tmp_path: Path) -> None:
+    code = BLOCKS[name].replace("db.internal", "10.66.0.2")
+    if name == "device":
+        code = f"import asyncio, wyrmhole\nasync def main():\n{textwrap.indent(code, '    ')}\nasyncio.run(main())"
+        code = code.replace("wg7", f"wyr{tmp_path.stat().st_ino % 100_000_000}")
+
+    async def use() -> None:
+        program = await asyncio.create_subprocess_exec(
+            sys.executable, "-c", code, cwd=tmp_path, stderr=asyncio.subprocess.PIPE
+        )
+        _, complaint = await program.communicate()
+        assert program.returncode == 0, complaint.decode()
+
+    run(with_far_end(tmp_path, use))
+
+
+@pytest.mark.network
+def test_the_example_serves_inside(tmp_path: Path) -> None:
+    async def scenario() -> None:
+        near_key, far_key = generate(), generate()
+        path = tmp_path / "far.conf"
+        path.write_text(far_config(far_key, near_key, "ListenPort = 0\n"))
+        path.chmod(0o600)
+        program = await asyncio.create_subprocess_exec(
+            sys.executable, str(ROOT / "examples" / "serve_inside.py"), str(path), stdout=asyncio.subprocess.PIPE
+        )
+        try:
+            assert program.stdout is not None
+            port = int((await program.stdout.readline()).decode().split("UDP port ")[1].rstrip(".\n"))
+            async with wyrmhole.open(near_config(near_key, far_key, port)) as near:
+                reader, writer = await near.open_connection("10.66.0.2", 80)
+                writer.write(b"GET / HTTP/1.0\r\n\r\n")
+                assert (await reader.read()).endswith(b"hello, 10.66.0.1\n")
+                writer.close()
+        finally:
+            program.terminate()
+            await program.wait()
+
+    run(scenario())
+
+
+@pytest.mark.network
+def test_the_example_reaches_a_database(tmp_path: Path) -> None:
+    pytest.importorskip("pg8000", reason="the driver that the example uses")
+
+    async def use() -> None:
+        program = await asyncio.create_subprocess_exec(
+            sys.executable, str(ROOT / "examples" / "reach_postgresql.py"), "wg0.conf", "10.66.0.2", "somebody",
+            cwd=tmp_path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        said, complaint = await program.communicate()
+        assert said == b"[['a database of the test']]\n", complaint.decode()
+
+    async def scenario() -> None:
+        near_key, far_key = generate(), generate()
+        async with wyrmhole.open(far_config(far_key, near_key)) as far:
+            path = tmp_path / "wg0.conf"
+            path.write_text(near_config(near_key, far_key, far.stats().listen_port))
+            path.chmod(0o600)
+            async with await far.start_server(speak_postgresql, port=5432):
+                await use()
+
+    run(scenario())
+
+
+async def speak_postgresql(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """As much of the protocol (version 3) as one question needs: trust, one text column, one row."""
+
+    def message(kind: bytes, body: bytes) -> bytes:
+        return kind + (len(body) + 4).to_bytes(4) + body
+
+    ready = message(b"Z", b"I")
+    start = await reader.readexactly(int.from_bytes(await reader.readexactly(4)) - 4)
+    assert b"somebody" in start
+    writer.write(message(b"R", bytes(4)) + ready)
+    while (kind := await reader.read(1)) not in (b"", b"X"):
+        await reader.readexactly(int.from_bytes(await reader.readexactly(4)) - 4)
+        if kind == b"Q":
+            column = (
+                b"version\0" + bytes(6) + (25).to_bytes(4) + (0xFFFF).to_bytes(2) + (0xFFFFFFFF).to_bytes(4) + bytes(2)
+            )
+            text = b"a database of the test"
+            row = (1).to_bytes(2) + len(text).to_bytes(4) + text
+            writer.write(message(b"T", (1).to_bytes(2) + column) + message(b"D", row))
+            writer.write(message(b"C", b"SELECT 1\0") + ready)
+    writer.close()
+
+
+@pytest.mark.network
+def test_the_example_fixture_is_a_working_test(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null",
+         str(ROOT / "examples" / "test_with_tunnel.py")],
+        cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert "1 passed" in done.stdout, done.stdout
