@@ -21,6 +21,14 @@ from tests.netns.raw_peer import RawPeer, Session, lonely_node
 pytestmark = pytest.mark.network
 
 SHORT = "wyrmhole-short"
+
+
+@pytest.fixture(autouse=True)
+def portable_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the native one leaves on the stacks of its threads is told in docs/security.md."""
+    monkeypatch.setenv("WYRMHOLE_ENGINE", "portable")
+
+
 HALF = 16
 """A key counts as found when one half of it is."""
 

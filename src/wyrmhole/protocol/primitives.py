@@ -40,6 +40,7 @@ __all__ = [
 ]
 
 _ZERO_NONCE = bytes(12)
+_ZERO_KEY = bytes(32)
 _BLAKE2S = hashes.BLAKE2s(32)
 _HMAC_BLOCK = 64
 _INNER_PAD = bytes(byte ^ 0x36 for byte in range(256))
@@ -114,6 +115,8 @@ def derive_keys(key: bytes) -> tuple[bytearray, bytearray]:
     both = bytearray(64)
     HKDF(_BLAKE2S, 64, key, b"").derive_into(b"", both)
     first, second = both[:32], both[32:]
+    # The library leaves the second key on the stack that it worked on; deriving nothing goes over the same places.
+    HKDF(_BLAKE2S, 64, _ZERO_KEY, b"").derive_into(b"", both)
     wipe(both)
     return first, second
 
