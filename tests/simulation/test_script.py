@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from wyrmhole.engine.outbound import Outbound
-from wyrmhole.simulation.script import EngineSubject, draw, first_difference, run
+from wyrmhole.simulation.script import draw
+from wyrmhole.simulation.script_run import EngineSubject, first_difference, run
 
 SCRIPTS = 60
 

@@ -20,15 +20,15 @@ from wyrmhole.protocol.events import Event, HandshakeCompleted, HandshakeGaveUp,
 from wyrmhole.protocol.interface import Interface
 from wyrmhole.protocol.keypair import Keypair
 from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
-from wyrmhole.protocol.peer import Peer
-from wyrmhole.protocol.ratelimiter import CAPACITY, RateLimiter
+from wyrmhole.protocol.ratelimiter import RateLimiter
 from wyrmhole.simulation import packets, probe
+from wyrmhole.simulation.audits import LIMITER_SOURCES, Audits
 from wyrmhole.simulation.checks import Violation, require
 from wyrmhole.simulation.clock import SECOND, HostClock
 from wyrmhole.simulation.edges import ListBind, ListTun
 from wyrmhole.simulation.ledger import Ledger
 from wyrmhole.simulation.recorder import Recorder
-from wyrmhole.simulation.shadow import NOWHERE, REJECT_AFTER, Shadow, ShadowPeer
+from wyrmhole.simulation.shadow import NOWHERE, Shadow, ShadowPeer
 from wyrmhole.wire.endpoint import Endpoint, SockAddr
 from wyrmhole.wire.prefix import Prefix
 
@@ -36,8 +36,6 @@ BATCH = 64
 """Reports in one turn, as the device's driver takes them."""
 PORT = 51820
 PLAIN = bytes(10)
-LIMITER_SOURCES = 16
-"""The limiter's cap in a simulation: a flood reaches it in a moment."""
 EVENTS_PER_SECOND = 60
 """Of one class and peer: a peer may complete 50 handshakes a second (rule M15)."""
 
@@ -126,6 +124,7 @@ class Host:
         self.interface = Interface(self.plane, random=self._random.randbytes, wall_clock=self.clock.wall, now=self.now)
         self.plane.interface = self.interface
         self.interface.exchange._limiter = RateLimiter(LIMITER_SOURCES)
+        self.audits = Audits(self.number, self.interface, self.engine, self.shadow)
         self.engine.attach_tun(self.tun)
         self.interface.set_private_key(self.settings.key, self.now)
         for peer in self.settings.peers.values():
@@ -318,7 +317,7 @@ class Host:
         found = tables.peers[peer.id].sockaddr
         require(found == peer.endpoint, "I11", f"host {self.number}: endpoint {found}, not {peer.endpoint}")
         self.plane.check_slots(peer)
-        self._check_counters(peer)
+        self.audits.counters(peer)
 
     def _state(self) -> tuple[probe.Fingerprint, probe.Fingerprint]:
         return probe.fingerprint(self.interface, self.engine), probe.endpoints(self.interface, self.engine)
@@ -331,11 +330,6 @@ class Host:
         if present != state:
             what = probe.difference(state, present)
             raise Violation("I12", f"host {self.number}: input that does not prove itself moved {what}")
-
-    def _check_counters(self, peer: ShadowPeer) -> None:
-        counters = self.engine.counters(peer.id)
-        found, right = (counters.tx_bytes, counters.rx_bytes), (peer.tx, peer.rx)
-        require(found == right, "I31", f"host {self.number}: (tx, rx) is {found}, the sums are {right}")
 
     def _sent(self, sockaddr: SockAddr, data: bytes, arrives: bool) -> None:
         self.shadow.sent(sockaddr, data, arrives)
@@ -413,7 +407,7 @@ class Host:
         peer = shadow.peers[shadow.proved]
         moved = peer.endpoint == report.endpoint.sockaddr
         require(moved, "I11", f"host {self.number}: a handshake did not move the endpoint")
-        self._check_counters(peer)
+        self.audits.counters(peer)
         self._check_wall(peer.id, completes=report.data[0] == 2)
 
     def _check_wall(self, peer_id: int, *, completes: bool) -> None:
@@ -434,7 +428,7 @@ class Host:
                 self.gave_up.add(event.peer.raw)
                 self.ledger.counts["gave up"] += 1
             elif isinstance(event, SessionExpired):
-                self.check_memory()
+                self.audits.memory()
 
     def _check_event(self, event: Event) -> None:
         """No secret in what logs are made of, and few of them (I33)."""
@@ -457,88 +451,12 @@ class Host:
             yield bytes(session.params.send_key)
             yield bytes(session.params.receive_key)
 
-    # Audits: what is looked at now and then, because it costs
-
     def audit(self) -> None:
         """The invariants about the whole state, between two events."""
-        if not (self.running and self.awake) or self.now < self.busy_until:
-            return
-        self._begin()
-        self.drain()
-        self.shadow.check_waiting()
-        self._audit_indices()
-        self._audit_staging()
-        self._audit_limiter()
-        self._audit_timers()
-        for peer in self.shadow.peers.values():
-            self._check_counters(peer)
-
-    def _audit_indices(self) -> None:
-        tables, exchange = probe.tables_of(self.engine), self.interface.exchange
-        require(set(tables.indices) == set(self.shadow.by_local), "I14", f"host {self.number}: stale or lost indices")
-        live = [index for peer in self.interface.peers for index in peer.keypair_indices]
-        live += [peer.sent.local_index for peer in self.interface.peers if peer.sent is not None]
-        same = sorted(live) == sorted(exchange.indices._entries)
-        require(same and len(live) == len(set(live)), "I14", f"host {self.number}: an index leads nowhere")
-        most = max((len(peer.keypair_indices) for peer in self.interface.peers), default=0)
-        require(most <= 3, "I14", f"host {self.number}: {most} keypairs of one peer")
-
-    def _audit_staging(self) -> None:
-        tables = probe.tables_of(self.engine)
-        waiting = {peer.id: len(peer.staged or ()) for peer in tables.peers.values()}
-        right = {peer.id: len(peer.staged) for peer in self.shadow.peers.values()}
-        require(waiting == right, "I17", f"host {self.number}: {waiting} wait, not {right}")
-        total = sum(len(packet) for peer in tables.peers.values() for packet in peer.staged or ())
-        require(tables.staged_bytes == total, "I17", f"host {self.number}: {tables.staged_bytes} bytes, not {total}")
-        counted = {reason.value: count for reason, count in self.engine.drops().items()}
-        require(not counted.get("internal_error"), "I30", f"host {self.number}: the engine gave up a batch")
-        for cause, count in self.shadow.drops.items():
-            fine = counted.get(cause, 0) == count
-            require(fine, "I17", f"host {self.number}: {cause} is {counted.get(cause, 0)}, not {count}")
-
-    def _audit_limiter(self) -> None:
-        limiter = self.interface.exchange._limiter
-        require(len(limiter) <= LIMITER_SOURCES, "I18", f"host {self.number}: {len(limiter)} sources are remembered")
-        fine = all(0 <= tokens <= CAPACITY for tokens, _ in limiter._buckets.values())
-        require(fine, "I18", f"host {self.number}: a bucket is below empty or above full")
-
-    def _audit_timers(self) -> None:
-        wheel = self.interface._wheel
-        owners = {peer.id for peer in self.interface.peers}
-        require(set(wheel._places) <= owners, "I19", f"host {self.number}: a timer without a peer")
-        for peer in self.interface.peers:
-            shadow = self.shadow.peers[peer.id]
-            quiet = self.now - max(shadow.last_traversal, shadow.session_at or 0, self.shadow.resumed_at)
-            if quiet > 3 * REJECT_AFTER + 120 * SECOND and not shadow.persistent and not shadow.staged:
-                self._audit_quiet(peer, shadow)
-
-    def _audit_quiet(self, peer: Peer, shadow: ShadowPeer) -> None:
-        """Nothing passed for so long that every timer has run out."""
-        where = f"host {self.number}, peer {peer.id}"
-        require(peer.id not in self.interface._wheel, "I19", f"{where}: quiet, and a timer is armed")
-        gone = shadow.slots == (None, None, None) and peer.sent is None
-        require(gone, "I16", f"{where}: secrets are kept after 540 s without a session")
-
-    def check_memory(self) -> None:
-        """Only sessions of the model are in memory, and no handshake of a peer without one (I16)."""
-        for each in probe.reachable(self.interface, self.engine):
-            if isinstance(each, Keypair):
-                known = each.local_index in self.shadow.by_local
-                require(known, "I16", f"host {self.number} still holds {each!r}")
-
-    def check_empty(self) -> None:
-        """All peers are removed: nothing of them is left (L10)."""
-        tables, interface = probe.tables_of(self.engine), self.interface
-        left = {
-            "indices": len(interface.exchange.indices),
-            "timers": len(interface._wheel),
-            "routes": len(interface._owners) + len(tables.allowed_ips),
-            "engine peers": len(tables.peers),
-            "engine keys": len(tables.indices),
-            "staged bytes": tables.staged_bytes,
-            "objects": sum(isinstance(each, (Keypair, Peer)) for each in probe.reachable(interface, self.engine)),
-        }
-        require(not any(left.values()), "L10", f"host {self.number}: left over {left}")
+        if self.running and self.awake and self.now >= self.busy_until:
+            self._begin()
+            self.drain()
+            self.audits.everything(self.now)
 
     def shadow_of(self, other: Host) -> ShadowPeer:
         found = self.shadow.peer_of(other.public.raw)

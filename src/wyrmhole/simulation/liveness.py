@@ -109,7 +109,7 @@ def remove_all(world: World) -> None:
         for number in list(host.settings.peers):
             world.forget(host.number, number)
         host.audit()
-        host.check_empty()
+        host.audits.empty()
     for host in world.hosts.values():
         host.stop()
 
