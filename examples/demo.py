@@ -367,14 +367,14 @@ async def memory_demo(left: Side, right: Side) -> None:
     from wyrmhole.device.clock import SystemClock
     from wyrmhole.device.config import AllowedIPChange, DeviceChange, PeerChange
     from wyrmhole.device.device import Device
-    from wyrmhole.engine.portable import PortableEngine
+    from wyrmhole.engine.select import select_engine
     from wyrmhole.net.udp_bind import UdpBind
     from wyrmhole.wire.endpoint import Endpoint
     from wyrmhole.wire.prefix import Prefix
 
     clock = SystemClock()
     tuns = [MemoryTun("demo0"), MemoryTun("demo1")]
-    devices = [Device(tun, UdpBind, PortableEngine(clock.boottime), clock=clock) for tun in tuns]
+    devices = [Device(tun, UdpBind, select_engine(clock=clock.boottime)[0], clock=clock) for tun in tuns]
     try:
         for device, side in zip(devices, (left, right), strict=True):
             await device.start()

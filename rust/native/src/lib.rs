@@ -1,8 +1,11 @@
 //! The native engine: the packet path of `wyrmhole_core` between a kernel's TUN and UDP sockets, in threads that never
 //! hold the interpreter, with a Python face for the control thread.
 
+#![deny(unsafe_code)]
+
 mod engine;
 mod foreign;
+#[allow(unsafe_code)]
 pub mod io;
 mod worker;
 

@@ -428,10 +428,10 @@ impl Worker {
             let is_data = slot.first() == Some(&TRANSPORT);
             let edges = &mut self.surroundings;
             self.inbound.receive(&self.shared, edges, &mut self.outbound, slot, &arrival, now);
+            if length.checked_div(arrival.segment).is_some_and(|datagrams| datagrams >= LONG_TRAIN) {
+                sys::give_way();
+            }
             if arrival.segment > 0 {
-                if length / arrival.segment >= LONG_TRAIN {
-                    sys::give_way();
-                }
                 trains += 1;
                 if trains == TRAINS_PER_TURN {
                     return;
