@@ -50,6 +50,7 @@ endif
 native: $(STAMP)  ## build the native engine again, after a change in rust/
 	cd rust && PYO3_BUILD_EXTENSION_MODULE=1 cargo build --quiet --release --locked
 	cp rust/target/release/lib_native.so src/wyrmhole/engine/_native.abi3.so
+	cp rust/target/release/netns_helper src/wyrmhole/library/_netns_helper
 
 parity: $(STAMP)  ## 10,000 scripts of commands and packets, the same on both engines
 	SCRIPTS=10000 FIRST_SCRIPT=0 $(BIN)/python -m pytest -q tests/simulation/test_parity.py
@@ -91,4 +92,5 @@ soak: $(STAMP)  ## the simulator for 100,000 peer-hours (SOAK_ARGS="--seed 1 --j
 	$(BIN)/python -m wyrmhole.simulation --soak 100000 $(SOAK_ARGS)
 
 clean:  ## remove what these targets made here
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info rust/target src/wyrmhole/engine/_native*.so
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info rust/target src/wyrmhole/engine/_native*.so \
+	  src/wyrmhole/library/_netns_helper

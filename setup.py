@@ -1,4 +1,5 @@
-"""The native engine is built where a Rust toolchain is; without one the package installs all the same.
+"""The native engine and the native helper of the library are built where a Rust toolchain is;
+without one the package installs all the same.
 
 Everything else is in pyproject.toml.
 """
@@ -17,7 +18,16 @@ setup(
             args=["--locked"],
             debug=False,
             optional=True,
-        )
+        ),
+        RustExtension(
+            {"netns_helper": "wyrmhole.library._netns_helper"},
+            path="rust/helper/Cargo.toml",
+            binding=Binding.Exec,
+            rust_version=">=1.85",
+            args=["--locked"],
+            debug=False,
+            optional=True,
+        ),
     ],
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

@@ -6,6 +6,7 @@ import asyncio
 import errno
 import os
 import resource
+import shutil
 import signal
 import socket
 import struct
@@ -19,11 +20,23 @@ import pytest
 
 from tests.library.tunnels import FAR_V4, Ends, echo, open_descriptors, run, tunnels
 from wyrmhole.errors import NamespaceError
-from wyrmhole.library import netns_helper, refusals
+from wyrmhole.library import helper_channel, netns_helper, refusals
 from wyrmhole.library.helper_channel import Helper
 from wyrmhole.library.namespace_stack import NamespaceStack
 from wyrmhole.library.netns_helper import REPLY, REQUEST
 from wyrmhole.library.stack import HelperGone, HelperSlow
+
+
+@pytest.fixture(autouse=True, params=["python", "native"])
+def helper_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Each test runs on both helpers: the protocol is one."""
+    if request.param == "python":
+        monkeypatch.setattr(helper_channel, "native_helper", lambda: None)
+    elif helper_channel.native_helper() is None:
+        if os.environ.get("CI") == "true" and shutil.which("cargo"):
+            pytest.fail("the native helper was not built, and there is a Rust toolchain")
+        pytest.skip("the native helper is not built: install Rust 1.85 or newer, and the package again")
+    return str(request.param)
 
 
 def stack_of(ends: Ends) -> NamespaceStack:
