@@ -25,6 +25,7 @@ from tests.library.tunnels import (
     on_each_loop,
     open_descriptors,
     run,
+    sockets_of,
     tunnels,
 )
 
@@ -97,12 +98,12 @@ def test_a_port_that_is_no_number_is_refused() -> None:
 def test_a_port_that_is_taken_and_an_address_that_is_not_ours() -> None:
     async def scenario() -> None:
         async with tunnels() as ends, await ends.far.start_server(echo, FAR_V4, 7000):
-            before = len(open_descriptors())
+            before = sockets_of(ends.near, ends.far)
             with pytest.raises(OSError, match="in use"):
                 await ends.far.start_server(echo, FAR_V4, 7000)
             with pytest.raises(OSError, match="assign"):
                 await ends.far.start_server(echo, "192.0.2.1", 7000)
-            assert len(open_descriptors()) == before
+            assert sockets_of(ends.near, ends.far) == before
 
     run(scenario())
 
@@ -223,10 +224,10 @@ def test_three_hundred_connections_leave_no_descriptor() -> None:
     async def scenario() -> None:
         async with tunnels() as ends, await ends.far.start_server(echo, port=7000):
             await once(ends)
-            before = len(open_descriptors())
+            before = sockets_of(ends.near, ends.far)
             for _ in range(300):
                 await once(ends)
-            assert len(open_descriptors()) <= before + 2
+            assert sockets_of(ends.near, ends.far) <= before + 2
 
     async def once(ends: Ends) -> None:
         reader, writer = await ends.near.open_connection(FAR_V4, 7000)
@@ -278,7 +279,7 @@ def test_a_verb_cancelled_at_any_await_leaves_nothing(verb: str) -> None:
             assert await ends.near.ping(FAR_V4) > 0
 
     def inside_of(ends: Ends) -> int:
-        return len([entry for entry in open_descriptors() if "socket:" in entry])
+        return sockets_of(ends.near, ends.far)
 
     run(scenario())
 

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.library.tunnels import FAR_V4, Ends, echo, open_descriptors, run, tunnels
+from tests.library.tunnels import FAR_V4, Ends, echo, open_descriptors, run, sockets_of, tunnels
 from wyrmhole.errors import NamespaceError
 from wyrmhole.library import helper_channel, netns_helper, refusals
 from wyrmhole.library.helper_channel import Helper
-from wyrmhole.library.namespace_stack import NamespaceStack
+from wyrmhole.library.namespace_stack import MAX_BATCH_AHEAD, NamespaceStack
 from wyrmhole.library.netns_helper import REPLY, REQUEST
 from wyrmhole.library.stack import HelperGone, HelperSlow
 
@@ -94,10 +94,10 @@ def test_a_connection_given_up_while_the_helper_hangs_leaves_nothing() -> None:
             with pytest.raises(TimeoutError):
                 await ends.near.connect_socket(FAR_V4, 7000, timeout=0.1)
             (await ends.near.connect_socket(FAR_V4, 7000)).close()
-            inside = {entry for entry in open_descriptors() if "socket:" in entry}
+            inside = sockets_of(ends.near, ends.far)
             os.kill(helper_of(ends), signal.SIGKILL)
-            ends.near.socket().close()
-            assert len({entry for entry in open_descriptors() if "socket:" in entry}) == len(inside)
+            ends.near.socket(socket.AF_INET, socket.SOCK_DGRAM).close()
+            assert sockets_of(ends.near, ends.far) == inside
 
     run(scenario())
 
@@ -126,6 +126,41 @@ def test_sockets_come_in_batches() -> None:
                 sock.close()
             with pytest.raises(ValueError, match="253"):
                 stack_of(ends).sockets(254, socket.AF_INET, socket.SOCK_STREAM)
+
+    run(scenario())
+
+
+@pytest.mark.network
+def test_sockets_are_made_ahead_by_and_by_and_within_a_limit() -> None:
+    async def scenario() -> None:
+        async with tunnels() as ends:
+            stack, made = stack_of(ends), []
+            made.append(ends.near.socket())
+            assert stack.spare_sockets == 0, "who needs one gets one"
+            for _ in range(200):
+                made.append(ends.near.socket())
+                assert stack.spare_sockets < MAX_BATCH_AHEAD
+            assert len({sock.fileno() for sock in made}) == 201
+            os.kill(helper_of(ends), signal.SIGKILL)
+            for _ in range(2 * MAX_BATCH_AHEAD):
+                made.append(ends.near.socket())
+            for sock in made:
+                sock.close()
+
+    run(scenario())
+
+
+@pytest.mark.network
+def test_a_program_short_of_descriptors_gets_those_that_are_left_one_by_one() -> None:
+    async def scenario() -> None:
+        async with tunnels() as ends:
+            made = [ends.near.socket() for _ in range(15 + stack_of(ends).spare_sockets)]
+            with descriptor_limit(spare=3):
+                made += [ends.near.socket() for _ in range(stack_of(ends).spare_sockets + 2)]
+                with pytest.raises(OSError, match="ulimit"):
+                    made += [ends.near.socket() for _ in range(9)]
+            for sock in made:
+                sock.close()
 
     run(scenario())
 

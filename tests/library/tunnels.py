@@ -13,6 +13,7 @@ import pytest
 import uvloop
 
 import wyrmhole
+from wyrmhole.library.namespace_stack import NamespaceStack
 from wyrmhole.protocol.keys import PrivateKey
 
 PATIENCE = 30.0
@@ -81,6 +82,12 @@ async def tunnels(near_more: str = "", **options: Any) -> AsyncIterator[Ends]:
         text = near_config(near_key, far_key, far.stats().listen_port, near_more)
         async with wyrmhole.open(text, **options) as near:
             yield Ends(near, far, text)
+
+
+def sockets_of(*tunnels: wyrmhole.Tunnel) -> int:
+    """How many sockets this process has, without those that these tunnels made ahead."""
+    spares = sum(tunnel.stack.spare_sockets for tunnel in tunnels if isinstance(tunnel.stack, NamespaceStack))
+    return len([entry for entry in open_descriptors() if "socket:" in entry]) - spares
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -29,6 +29,7 @@ import select
 import socket
 import threading
 import weakref
+from collections import deque
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
@@ -45,6 +46,9 @@ from wyrmhole.net.sock_diag import NETLINK_SOCK_DIAG, SockDiag
 INTERFACE_NAME = "wg0"
 PATIENCE = 1.0
 """Seconds for a helper to make a socket, some 15 us when it runs. One that takes longer is stopped, and replaced."""
+MAX_BATCH_AHEAD = 32
+"""TCP sockets asked for at once. The first is asked for alone, then twice as many each time: a round trip to the helper
+takes two switches of processes, on a busy machine half a millisecond, and a program that connects much needs few."""
 ORPHAN_TIMEOUT_MS = 30_000
 """TCP_USER_TIMEOUT where sockets cannot be ended from here."""
 QUEUE_PACKETS = 2000
@@ -79,6 +83,18 @@ class _Step:
             raise refusals.refusal(self.stage, error.errno or errno.EIO) from error
 
 
+class _Spares:
+    """TCP sockets of one family that were made ahead."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[Socket] = deque()
+        self.batch = 1
+
+    def close(self) -> None:
+        while self.waiting:
+            self.waiting.pop().close()
+
+
 class NamespaceStack(SocketVerbs):
     """See `stack.Stack`. Made by `open`; then `configure`, which must come before the port is used."""
 
@@ -98,6 +114,7 @@ class NamespaceStack(SocketVerbs):
         """Sockets given out; only where they cannot be ended otherwise."""
         self._congestion = ""
         self._index = 0
+        self._spares: dict[int, _Spares] = {socket.AF_INET: _Spares(), socket.AF_INET6: _Spares()}
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, tun_fd)
             with _Step("socket"):
@@ -254,7 +271,32 @@ class NamespaceStack(SocketVerbs):
 
     def socket(self, family: int, kind: int, protocol: int = 0, *, patience: float | None = None) -> Socket:
         """See `Stack.socket`; a dead or stopped helper is replaced, in some 20 ms. Raises TunnelError, OSError."""
+        kind &= ~(socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
+        if kind == socket.SOCK_STREAM and not protocol and family in self._spares:
+            return self._stream(family, self._spares[family], patience)
         return self.sockets(1, family, kind, protocol, patience=patience)[0]
+
+    def _stream(self, family: int, spares: _Spares, patience: float | None) -> Socket:
+        self._check()
+        try:
+            return spares.waiting.pop()
+        except IndexError:
+            pass
+        try:
+            sock, *others = self.sockets(spares.batch, family, socket.SOCK_STREAM, patience=patience)
+        except OSError as error:
+            if error.errno != errno.EMFILE or spares.batch == 1:
+                raise
+            spares.batch = 1
+            return self.sockets(1, family, socket.SOCK_STREAM, patience=patience)[0]
+        spares.batch = min(spares.batch * 2, MAX_BATCH_AHEAD)
+        spares.waiting.extend(others)
+        return sock
+
+    @property
+    def spare_sockets(self) -> int:
+        """How many were made ahead, 62 at most."""
+        return sum(len(spares.waiting) for spares in self._spares.values())
 
     def sockets(
         self, count: int, family: int, kind: int, protocol: int = 0, *, patience: float | None = None
@@ -337,6 +379,8 @@ class NamespaceStack(SocketVerbs):
             if self._closed:
                 return
             self._closed = True
+            for spares in self._spares.values():
+                spares.close()
             if os.getpid() == self._pid:
                 self.abort_all()
                 with contextlib.suppress(OSError):
