@@ -47,6 +47,10 @@ else
 	cd rust && cargo test --quiet --locked --package wyrmhole-core
 endif
 
+sanitize:  ## the Rust tests under the address sanitizer (x86_64; uses a compiler switch that is not stable yet)
+	cd rust && RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo test --quiet --locked \
+	  --target x86_64-unknown-linux-gnu --target-dir target/sanitize --package wyrmhole-core
+
 native: $(STAMP)  ## build the native engine again, after a change in rust/
 	cd rust && PYO3_BUILD_EXTENSION_MODULE=1 cargo build --quiet --release --locked
 	cp rust/target/release/lib_native.so src/wyrmhole/engine/_native.abi3.so
