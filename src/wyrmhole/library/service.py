@@ -75,7 +75,8 @@ class Service:
     def listen(self, sock: socket.socket, handle: Handler) -> None:
         """Accept there; `handle` owns what it is given and closes it."""
         self._note(sock)
-        self._start(self._accept(sock, handle))
+        # Also when it is cancelled before its first step.
+        self._start(self._accept(sock, handle)).add_done_callback(lambda _: sock.close())
 
     def relay(self, sock: socket.socket, part: Part) -> None:
         """Let a part, which owns that socket, live as long as this service."""
@@ -119,19 +120,18 @@ class Service:
 
     async def _accept(self, listener: socket.socket, handle: Handler) -> None:
         loop = asyncio.get_running_loop()
-        with listener:
-            while True:
-                await self._slots.acquire()
-                try:
-                    sock, _ = await loop.sock_accept(listener)
-                except BaseException as error:
-                    self._slots.release()
-                    if not isinstance(error, OSError):
-                        raise
-                    await self._could_not_accept(error)
-                else:
-                    self._handlers += 1
-                    self._start(self._handle(sock, handle)).add_done_callback(partial(self._handled, sock))
+        while True:
+            await self._slots.acquire()
+            try:
+                sock, _ = await loop.sock_accept(listener)
+            except BaseException as error:
+                self._slots.release()
+                if not isinstance(error, OSError):
+                    raise
+                await self._could_not_accept(error)
+            else:
+                self._handlers += 1
+                self._start(self._handle(sock, handle)).add_done_callback(partial(self._handled, sock))
 
     async def _could_not_accept(self, error: OSError) -> None:
         """A connection that was reset before it was accepted is nothing; a host that ran out needs time."""
