@@ -149,6 +149,9 @@ class Device:
     def _check_peer_count(self, change: DeviceChange) -> None:
         """Sections apply in their order, so the most there ever are on the way counts."""
         peers = self.interface.peers
+        # One peer more must not cost a look at all of them.
+        if (0 if change.replace_peers else len(peers)) + len(change.peers) <= peers.max_peers:
+            return
         present = set() if change.replace_peers else {peer.public_key.raw for peer in peers}
         for section in change.peers:
             if section.remove:
