@@ -22,6 +22,7 @@ pub mod ip;
 pub mod keypair;
 pub mod messages;
 pub mod outbound;
+pub mod patience;
 pub mod peer;
 pub mod quiet_sources;
 pub mod replay;

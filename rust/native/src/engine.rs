@@ -112,17 +112,18 @@ fn aead_of(name: &str) -> PyResult<Box<dyn Aead>> {
 
 #[pymethods]
 impl Engine {
-    /// `clock`: None for CLOCK_BOOTTIME, or a callable. `threaded` False: nothing moves but by `turn`.
+    /// `clock`: None for CLOCK_BOOTTIME, or a callable. `threaded` False: nothing moves but by `turn`. `spins`: workers may
+    /// look for work for a moment before they sleep.
     #[new]
-    #[pyo3(signature = (clock, workers, threaded, aead))]
-    fn new(clock: Option<Py<PyAny>>, workers: usize, threaded: bool, aead: &str) -> PyResult<Self> {
+    #[pyo3(signature = (clock, workers, threaded, aead, spins))]
+    fn new(clock: Option<Py<PyAny>>, workers: usize, threaded: bool, aead: &str, spins: bool) -> PyResult<Self> {
         let clock = clock.map_or(Clock::System, Clock::Python);
         let shared = Arc::new(Shared::new(aead_of(aead)?));
         let notify = Arc::new(EventFd::new()?);
         let seat = || -> std::io::Result<Seat> {
             let (mailbox, wake) = (Arc::new(Mailbox::default()), Arc::new(EventFd::new()?));
             let (box_, bell) = (Arc::clone(&mailbox), Arc::clone(&wake));
-            let worker = Worker::new(Arc::clone(&shared), clock.share(), box_, bell, Arc::clone(&notify))?;
+            let worker = Worker::new(Arc::clone(&shared), clock.share(), box_, bell, Arc::clone(&notify), spins)?;
             Ok(Seat { mailbox, wake, idle: Some(worker), thread: None })
         };
         let seats = (0..workers.max(1)).map(|_| seat()).collect::<std::io::Result<_>>()?;

@@ -3,7 +3,8 @@
 //! It polls its TUN queue, its UDP sockets and a wake-up descriptor together. A turn is: orders of the control thread;
 //! receive, open and write to the TUN; read the TUN, seal and send. The TUN is read after every write to it as well,
 //! because the answer is often there already: the packet then leaves without another wake-up. Each direction has a
-//! budget per turn, so neither starves the other, and everything gathered leaves before the thread sleeps.
+//! budget per turn, so neither starves the other, and everything gathered leaves before the thread sleeps. After a lone
+//! packet it looks on for a moment first (`core/patience.rs`).
 //!
 //! Several workers share the tables. Each has a TUN queue and sockets of its own, so a flow stays on one worker and its
 //! order holds by construction.
@@ -19,6 +20,7 @@ use wyrmhole_core::drops::DropReason;
 use wyrmhole_core::edges::{Edges, Gather, SendOutcome};
 use wyrmhole_core::inbound::{Arrival, Inbound};
 use wyrmhole_core::outbound::Outbound;
+use wyrmhole_core::patience::{After, Patience};
 use wyrmhole_core::peer::Source;
 use wyrmhole_core::reports::Report;
 use wyrmhole_core::shared::Shared;
@@ -252,10 +254,14 @@ pub struct Worker {
     ready: Vec<Ready>,
     is_burst: bool,
     is_stopped: bool,
+    /// None: it sleeps at once.
+    patience: Option<Patience>,
+    after: After,
+    moved: usize,
 }
 
 impl Worker {
-    /// Without edges yet. `notify` wakes the control thread.
+    /// Without edges yet. `notify` wakes the control thread. `spins`: it may look for work before it sleeps.
     ///
     /// # Errors
     /// No descriptors left.
@@ -265,6 +271,7 @@ impl Worker {
         mailbox: Arc<Mailbox>,
         wake: Arc<EventFd>,
         notify: Arc<EventFd>,
+        spins: bool,
     ) -> std::io::Result<Self> {
         let epoll = Epoll::new()?;
         epoll.add(wake.fd());
@@ -283,6 +290,9 @@ impl Worker {
             ready: Vec::with_capacity(8),
             is_burst: false,
             is_stopped: false,
+            patience: spins.then(Patience::default),
+            after: After::default(),
+            moved: 0,
         })
     }
 
@@ -319,9 +329,14 @@ impl Worker {
 
     /// Wait for work at most that long (milliseconds, -1: for ever), then do one turn of it.
     pub fn turn(&mut self, timeout: i32) {
-        self.epoll.wait(&mut self.ready, timeout);
+        if timeout < 0 {
+            self.wait();
+        } else {
+            self.epoll.wait(&mut self.ready, timeout);
+        }
         let now = self.clock.now();
         self.surroundings.wrote = false;
+        (self.after, self.moved) = (After::Sending, 0);
         let mut is_readable = false;
         for at in 0..self.ready.len() {
             let Ready { fd, is_broken } = self.ready[at];
@@ -336,6 +351,7 @@ impl Worker {
                     self.shared.report(Report::TunBroken);
                 }
             } else {
+                self.after = After::Receiving;
                 self.receive(fd, now);
             }
         }
@@ -344,6 +360,28 @@ impl Worker {
         }
         self.outbound.flush(&self.shared, &mut self.surroundings);
         self.say();
+    }
+
+    /// Until there is work: asleep, or for as long as it was worth of late, looking.
+    fn wait(&mut self) {
+        self.epoll.wait(&mut self.ready, 0);
+        if !self.ready.is_empty() {
+            return;
+        }
+        let Some(patience) = &mut self.patience else {
+            return self.epoll.wait(&mut self.ready, -1);
+        };
+        let start = sys::boottime();
+        let until = start.saturating_add(patience.span(self.after, self.moved));
+        while sys::boottime() < until {
+            sys::give_way();
+            self.epoll.wait(&mut self.ready, 0);
+            if !self.ready.is_empty() {
+                return;
+            }
+        }
+        self.epoll.wait(&mut self.ready, -1);
+        patience.learn(self.after, self.moved, sys::boottime().saturating_sub(start));
     }
 
     /// Wake the control thread if it has something to hear.
@@ -424,6 +462,7 @@ impl Worker {
                 },
                 None => return,
             };
+            self.moved += length;
             let slot = &mut self.slot[..length];
             let is_data = slot.first() == Some(&TRANSPORT);
             let edges = &mut self.surroundings;
@@ -467,6 +506,7 @@ impl Worker {
                 self.outbound.flush(&self.shared, edges);
             }
             total += length;
+            self.moved += length;
             if total >= BYTES_PER_TURN {
                 break;
             }

@@ -1,7 +1,7 @@
 """wyrmholed: the daemon that wg(8) and wg-quick(8) drive in the place of wireguard-go.
 
     wyrmholed [-f|--foreground] [--engine auto|portable|native] [--workers N] [--aead auto|ring|vector]
-              [--without OFFLOAD[,OFFLOAD]...] [--user NAME] [--no-sandbox] INTERFACE
+              [--without WHAT[,WHAT]...] [--user NAME] [--no-sandbox] INTERFACE
 
 Environment, as for wireguard-go: LOG_LEVEL (verbose, debug, error, silent), WG_PROCESS_FOREGROUND=1, WG_TUN_FD (an
 open TUN), WG_UAPI_FD (a listening Unix socket). wg-quick passes no options, so each has a variable too:
@@ -43,7 +43,8 @@ RETRIES = 50
 RETRY_SECONDS = 0.02
 """Together a second: how long a former daemon of the same name, on its way out, is waited for."""
 
-OFFLOADS = ("tso", "uso", "gso", "gro")
+SWITCHES = ("tso", "uso", "gso", "gro", "spin")
+"""Offloads, and the native engine's short look for work before it sleeps."""
 """TUN super-packets of TCP and UDP; trains of datagrams sent and received. See docs/offloads.md."""
 MAX_WORKERS = 64
 """Queues of one TUN in sight of any machine; the kernel takes 256."""
@@ -119,9 +120,9 @@ def parse_settings(arguments: Sequence[str], environ: Mapping[str, str]) -> Sett
     )
     parser.add_argument(
         "--without",
-        metavar="OFFLOADS",
+        metavar="WHAT",
         default=environ.get("WYRMHOLE_WITHOUT", ""),
-        help=f"offloads to keep off, of {','.join(OFFLOADS)}: for kernels and drivers that get them wrong",
+        help=f"what to keep off, of {','.join(SWITCHES)}: offloads that a kernel gets wrong, the wait for answers",
     )
     parser.add_argument("--user", metavar="NAME", help="who to be once the interface and the control socket are there")
     parser.add_argument("--no-sandbox", action="store_true", help="keep all privileges and system calls")
@@ -143,7 +144,7 @@ def parse_settings(arguments: Sequence[str], environ: Mapping[str, str]) -> Sett
         log_level=environ.get("LOG_LEVEL", ""),
         workers=_parse_workers(parser, options.workers),
         aead=_parse_choice(parser, "WYRMHOLE_AEAD", options.aead, ("auto", "ring", "vector")),
-        without=_parse_offloads(parser, options.without),
+        without=_parse_switches(parser, options.without),
         tun_fd=_parse_fd(parser, environ, "WG_TUN_FD"),
         uapi_fd=_parse_fd(parser, environ, "WG_UAPI_FD"),
         user=options.user or environ.get("WYRMHOLE_USER") or None,
@@ -164,10 +165,10 @@ def _parse_workers(parser: ArgumentParser, text: str) -> int:
     return int(text)
 
 
-def _parse_offloads(parser: ArgumentParser, text: str) -> frozenset[str]:
+def _parse_switches(parser: ArgumentParser, text: str) -> frozenset[str]:
     names = frozenset(filter(None, text.split(",")))
-    if names - set(OFFLOADS):
-        parser.error(f"there is no offload {min(names - set(OFFLOADS))!r}: take of {','.join(OFFLOADS)}")
+    if names - set(SWITCHES):
+        parser.error(f"there is no {min(names - set(SWITCHES))!r} to keep off: take of {','.join(SWITCHES)}")
     return names
 
 
@@ -396,7 +397,7 @@ def make_bind(settings: Settings) -> Bind:
 def make_engine(settings: Settings, clock: Callable[[], int]) -> tuple[Engine, str]:
     from wyrmhole.engine.select import EngineUnavailable, NativeOptions, select_engine
 
-    options = NativeOptions(settings.queues, settings.aead)
+    options = NativeOptions(settings.queues, settings.aead, spins="spin" not in settings.without)
     try:
         return select_engine(settings.engine, clock=clock, options=options)
     except EngineUnavailable as error:

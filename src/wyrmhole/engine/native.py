@@ -40,7 +40,7 @@ from wyrmhole.protocol.primitives import wipe
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
 
-INTERFACE = 1
+INTERFACE = 2
 """Of the extension module that this file was written for."""
 
 SOURCES_PER_POLL = 64
@@ -81,7 +81,8 @@ class _Borrowed:
 
 
 class NativeEngine:
-    """See engine.contract. `clock` gives boottime nanoseconds. `aead` is auto, ring or vector.
+    """See engine.contract. `clock` gives boottime nanoseconds. `aead` is auto, ring or vector. With `spins`, workers
+    look for work for up to 100 us before they sleep, where that was worth it of late.
 
     Raises ImportError when the extension was built from other sources, ValueError for a backend that is not there.
     """
@@ -89,13 +90,19 @@ class NativeEngine:
     kind = EngineKind.NATIVE
 
     def __init__(
-        self, clock: Callable[[], int], *, workers: int = 1, threaded: bool = True, aead: str = "auto"
+        self,
+        clock: Callable[[], int],
+        *,
+        workers: int = 1,
+        threaded: bool = True,
+        aead: str = "auto",
+        spins: bool = True,
     ) -> None:
         if _native.INTERFACE != INTERFACE:
             raise ImportError("the native engine was built from other sources: install the package again")
         self._clock = clock
         borrowed = None if is_boottime(clock) else _Borrowed(self, "_clock")
-        self._native = _native.Engine(borrowed, workers, threaded, aead)
+        self._native = _native.Engine(borrowed, workers, threaded, aead, spins)
         self._threaded = threaded
         self._tun: Tun | None = None
         self._bind: Bind | None = None

@@ -23,10 +23,11 @@ class EngineUnavailable(Exception):
 @dataclass(frozen=True, slots=True)
 class NativeOptions:
     """What only the native engine heeds. `workers` threads, each with a TUN queue and sockets of its own; `aead` is
-    auto, ring or vector (libIPSec_MB)."""
+    auto, ring or vector (libIPSec_MB); `spins`: a worker looks for more for a moment before it sleeps."""
 
     workers: int = 1
     aead: str = "auto"
+    spins: bool = True
 
 
 def select_engine(
@@ -71,4 +72,4 @@ def _portable(clock: Callable[[], int]) -> Engine:
 def _native(clock: Callable[[], int], options: NativeOptions) -> NativeEngine:
     from wyrmhole.engine.native import NativeEngine
 
-    return NativeEngine(clock, workers=options.workers, aead=options.aead)
+    return NativeEngine(clock, workers=options.workers, aead=options.aead, spins=options.spins)
