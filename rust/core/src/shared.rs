@@ -490,6 +490,15 @@ impl Shared {
     }
 }
 
+impl Drop for Shared {
+    /// A peer has its keys and each key its peer: taken apart, they and their secrets are freed.
+    fn drop(&mut self) {
+        for peer in self.all_peers() {
+            self.remove_peer(peer.id);
+        }
+    }
+}
+
 fn is_mac1_good(key: &[u8; 32], message: &[u8]) -> bool {
     let (covered, mac1) = mac1_parts(message);
     let Ok(mut mac) = Blake2sMac::<U16>::new_from_slice(key) else { return false };
