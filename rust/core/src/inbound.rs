@@ -189,6 +189,12 @@ impl Inbound {
     ) -> bool {
         let peer = &keypair.peer;
         let mut state = peer.lock();
+        if state.removed {
+            // Since its key was found: nothing that its going wiped may come back.
+            shared.drops.add(DropReason::PeerRemoved, self.opened.len());
+            self.opened.clear();
+            return false;
+        }
         shared.note_received(peer, &mut state, bytes, now);
         if state.endpoint != Some(arrival.from) || state.source != arrival.source {
             shared.roam(peer, &mut state, arrival.from, arrival.source);

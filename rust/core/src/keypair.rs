@@ -127,6 +127,12 @@ pub struct Keypairs {
 pub type Dropped = [Option<Arc<Keypair>>; 3];
 
 impl Keypairs {
+    /// Whether a packet may leave at this time.
+    #[must_use]
+    pub fn can_send(&self, now: u64) -> bool {
+        self.current.as_ref().is_some_and(|keypair| keypair.can_send(now))
+    }
+
     /// It becomes current; a next one, which is newer than the present current, becomes previous.
     pub fn install_initiator(&mut self, keypair: Arc<Keypair>) -> Dropped {
         let mut dropped = [self.previous.take(), None, None];

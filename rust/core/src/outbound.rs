@@ -191,29 +191,18 @@ impl Outbound {
         }
     }
 
-    /// A key is there: what waited leaves, in order; a keepalive if there was nothing and one is due.
+    /// A key is there: what waited leaves, in order, before anything that comes meanwhile.
     pub fn send_staged(&mut self, shared: &Shared, edges: &mut impl Edges, peer: &Arc<Peer>, now: u64) {
-        loop {
-            let mut state = peer.lock();
-            let is_usable = state.keypairs.current.as_ref().is_some_and(|keypair| keypair.can_send(now));
-            if state.flushing || state.staged.is_empty() {
-                return;
-            }
-            if !is_usable {
-                shared.want_key(peer, &mut state);
-                return;
-            }
-            state.flushing = true;
-            let staged = shared.unstage(&mut state);
-            drop(state);
-            for packet in &staged {
+        while let Some(mut staged) = shared.begin_flush(peer, now) {
+            while let Some(packet) = staged.packets.pop_front() {
                 let state = peer.lock();
-                // Once one had to go back, so have those behind it.
-                let is_queued = !state.staged.is_empty();
-                self.send(shared, edges, peer, state, &Packets::One(packet), is_queued, now);
+                if !state.keypairs.can_send(now) {
+                    staged.packets.push_front(packet);
+                    break;
+                }
+                self.send(shared, edges, peer, state, &Packets::One(&packet), false, now);
             }
             self.flush(shared, edges);
-            peer.lock().flushing = false;
         }
     }
 

@@ -56,6 +56,8 @@ pub struct PeerState {
     pub staged: VecDeque<Box<[u8]>>,
     /// A thread is sending what was staged: later packets queue up behind it, so that none overtakes.
     pub flushing: bool,
+    /// It left the tables: whoever still holds it keeps nothing for it.
+    pub removed: bool,
     /// See [`Marks`].
     pub marks: Marks,
     /// `Active` was said and nobody released it.

@@ -4,7 +4,7 @@
 //! `routes` and `indices` for reading and for one look-up; the control thread takes them for writing and for one
 //! change, so adding one peer of 100,000 costs the same as adding one of ten.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -213,6 +213,7 @@ impl Shared {
         self.drops.add(DropReason::PeerRemoved, staged);
         let dropped = state.keypairs.clear();
         state.endpoint = None;
+        state.removed = true;
         drop(state);
         self.forget_indices(&dropped);
     }
@@ -429,11 +430,12 @@ impl Shared {
 
     /// Keep a packet until there is a key (rule M49): 128 per peer, the oldest goes first; a cap for the device.
     pub fn stage(&self, peer: &Peer, state: &mut PeerState, packet: Box<[u8]>) {
+        if state.removed {
+            self.drops.one(DropReason::PeerRemoved);
+            return;
+        }
         if state.staged.len() >= MAX_STAGED_PACKETS {
-            if let Some(oldest) = state.staged.pop_front() {
-                self.staged_bytes.fetch_sub(oldest.len(), Ordering::Relaxed);
-            }
-            self.drops.one(DropReason::StagingFull);
+            self.drop_oldest(state);
         }
         let bytes = packet.len();
         if self.staged_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > MAX_STAGED_BYTES {
@@ -445,11 +447,46 @@ impl Shared {
         self.want_key(peer, state);
     }
 
+    /// Put packets that `unstage` gave back, before those that came since. They were within the cap a moment ago.
+    fn restage(&self, state: &mut PeerState, mut packets: VecDeque<Box<[u8]>>) {
+        if state.removed {
+            self.drops.add(DropReason::PeerRemoved, packets.len());
+            return;
+        }
+        self.staged_bytes.fetch_add(bytes_of(&packets), Ordering::Relaxed);
+        packets.append(&mut state.staged);
+        state.staged = packets;
+        while state.staged.len() > MAX_STAGED_PACKETS {
+            self.drop_oldest(state);
+        }
+    }
+
+    fn drop_oldest(&self, state: &mut PeerState) {
+        if let Some(oldest) = state.staged.pop_front() {
+            self.staged_bytes.fetch_sub(oldest.len(), Ordering::Relaxed);
+            self.drops.one(DropReason::StagingFull);
+        }
+    }
+
     /// Take all staged packets, in order.
-    pub fn unstage(&self, state: &mut PeerState) -> std::collections::VecDeque<Box<[u8]>> {
+    pub fn unstage(&self, state: &mut PeerState) -> VecDeque<Box<[u8]>> {
         let staged = std::mem::take(&mut state.staged);
-        self.staged_bytes.fetch_sub(staged.iter().map(|packet| packet.len()).sum(), Ordering::Relaxed);
+        self.staged_bytes.fetch_sub(bytes_of(&staged), Ordering::Relaxed);
         staged
+    }
+
+    /// Take all staged packets, to send them, if the peer has a key for that and nobody else is at it.
+    pub fn begin_flush<'a>(&'a self, peer: &'a Peer, now: u64) -> Option<Flush<'a>> {
+        let mut state = peer.lock();
+        if state.flushing || state.staged.is_empty() {
+            return None;
+        }
+        if !state.keypairs.can_send(now) {
+            self.want_key(peer, &mut state);
+            return None;
+        }
+        state.flushing = true;
+        Some(Flush { shared: self, peer, packets: self.unstage(&mut state) })
     }
 
     // The rest of the contract that sends nothing
@@ -497,6 +534,27 @@ impl Drop for Shared {
             self.remove_peer(peer.id);
         }
     }
+}
+
+/// Staged packets on their way, while those that come queue up behind them. What is left when this is dropped goes back
+/// to the front, also if sending panics.
+pub struct Flush<'a> {
+    shared: &'a Shared,
+    peer: &'a Peer,
+    /// Oldest first.
+    pub packets: VecDeque<Box<[u8]>>,
+}
+
+impl Drop for Flush<'_> {
+    fn drop(&mut self) {
+        let mut state = self.peer.lock();
+        state.flushing = false;
+        self.shared.restage(&mut state, std::mem::take(&mut self.packets));
+    }
+}
+
+fn bytes_of(packets: &VecDeque<Box<[u8]>>) -> usize {
+    packets.iter().map(|packet| packet.len()).sum()
 }
 
 fn is_mac1_good(key: &[u8; 32], message: &[u8]) -> bool {

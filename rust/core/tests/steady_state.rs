@@ -1,19 +1,20 @@
 //! A packet costs no allocation once a session is up: 10,000 each way, small ones and super-packets, are counted.
 
+mod common;
+
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::net::SocketAddr;
 
 use wyrmhole_core::aead::Ring;
-use wyrmhole_core::allowed_ips::Prefix;
 use wyrmhole_core::drops::NAMES;
 use wyrmhole_core::edges::{Edges, Gather, SendOutcome};
 use wyrmhole_core::inbound::{Arrival, Inbound};
-use wyrmhole_core::ip::Address;
-use wyrmhole_core::keypair::Limits;
 use wyrmhole_core::outbound::Outbound;
 use wyrmhole_core::peer::Source;
 use wyrmhole_core::shared::Shared;
+
+use common::{frame, limits, without_key};
 
 struct Counting;
 
@@ -65,43 +66,12 @@ impl Edges for World {
     }
 }
 
+/// With a key; two sides with each other's indices understand each other.
 fn side(index: u32, other: u32, is_initiator: bool) -> Shared {
-    let shared = Shared::new(Box::new(Ring));
-    shared.set_mac1_key(Some([1; 32]));
-    shared.add_peer(1);
-    shared.insert_allowed_ip(1, Prefix { address: Address::V4(0x0A00_0000), length: 8 });
-    shared.with_peer(1, |_, state| state.endpoint = Some(SocketAddr::from(([192, 0, 2, 1], 51820))));
-    let limits = Limits {
-        local_index: index,
-        remote_index: other,
-        is_initiator,
-        rekey_send_at: u64::MAX,
-        rekey_receive_at: u64::MAX,
-        reject_at: u64::MAX,
-        send_until: u64::MAX,
-        rekey_after_messages: 1 << 60,
-        reject_after_messages: u64::MAX - 8192,
-    };
+    let shared = without_key(Box::new(Ring));
     let (send, receive) = if is_initiator { ([2; 32], [3; 32]) } else { ([3; 32], [2; 32]) };
-    shared.install_keypair(1, limits, &send, &receive);
+    shared.install_keypair(1, limits(index, other, is_initiator), &send, &receive);
     shared
-}
-
-/// A virtio header and a UDP packet or super-packet with that much payload.
-fn frame(payload: usize, gso_size: u16) -> Vec<u8> {
-    let mut frame = vec![0; 10 + 28 + payload];
-    if gso_size > 0 {
-        frame[0] = 1;
-        frame[1] = 5;
-        frame[4..6].copy_from_slice(&gso_size.to_ne_bytes());
-        frame[6..8].copy_from_slice(&20u16.to_ne_bytes());
-        frame[8..10].copy_from_slice(&6u16.to_ne_bytes());
-    }
-    let length = (28 + payload) as u16;
-    frame[10..20].copy_from_slice(&[0x45, 0, (length >> 8) as u8, length as u8, 0, 0, 0x40, 0, 64, 17]);
-    frame[22..30].copy_from_slice(&[10, 0, 0, 1, 10, 0, 0, 2]);
-    frame[30..36].copy_from_slice(&[0, 1, 0, 2, ((8 + payload) >> 8) as u8, (8 + payload) as u8]);
-    frame
 }
 
 #[test]

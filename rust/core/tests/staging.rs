@@ -1,0 +1,169 @@
+//! What waits for a key leaves once there is one, in order, whatever other threads do meanwhile.
+
+mod common;
+
+use std::net::SocketAddr;
+use std::panic::{self, AssertUnwindSafe};
+use std::sync::{Arc, Mutex};
+
+use wyrmhole_core::aead::{Aead, AeadKey};
+use wyrmhole_core::edges::{Edges, Gather, SendOutcome};
+use wyrmhole_core::inbound::{Arrival, Inbound};
+use wyrmhole_core::keypair::Limits;
+use wyrmhole_core::outbound::Outbound;
+use wyrmhole_core::peer::Source;
+use wyrmhole_core::shared::Shared;
+
+use common::{frame, limits, without_key};
+
+/// Enough for several full trains.
+const PAYLOAD: usize = 1380;
+const WAITING: u32 = 120;
+const NUMBER: usize = 38;
+
+type Meanwhile = Box<dyn FnOnce() + Send>;
+
+/// Seals nothing, so that what leaves can be read. `Some`: what another thread does while this one opens a datagram.
+struct Open(Arc<Mutex<Option<Meanwhile>>>);
+
+impl Aead for Open {
+    fn name(&self) -> &'static str {
+        "none"
+    }
+    fn key(&self, _: &[u8; 32]) -> Box<dyn AeadKey> {
+        Box::new(Self(Arc::clone(&self.0)))
+    }
+}
+
+impl AeadKey for Open {
+    fn seal(&self, _: u64, _: &mut [u8]) {}
+    fn open(&self, _: u64, _: &mut [u8]) -> bool {
+        let meanwhile = self.0.lock().unwrap().take();
+        meanwhile.into_iter().for_each(|act| act());
+        true
+    }
+}
+
+/// The numbers of the packets that left, and what another thread does during the first send.
+#[derive(Default)]
+struct World<'a> {
+    sent: Vec<u32>,
+    nonces: Vec<u64>,
+    meanwhile: Option<Box<dyn FnOnce() + 'a>>,
+}
+
+impl Edges for World<'_> {
+    fn is_bound(&self) -> bool {
+        true
+    }
+    fn send(&mut self, _: &SocketAddr, _: Option<&Source>, data: &[u8], segment: usize, _: u8) -> SendOutcome {
+        if let Some(meanwhile) = self.meanwhile.take() {
+            meanwhile();
+        }
+        for datagram in data.chunks(if segment == 0 { data.len() } else { segment }) {
+            self.nonces.push(u64::from_le_bytes(datagram[8..16].try_into().unwrap()));
+            let packet = &datagram[16..];
+            self.sent.push(u32::from_be_bytes(packet[NUMBER - 10..NUMBER - 6].try_into().unwrap()));
+        }
+        SendOutcome::default()
+    }
+    fn write(&mut self, _: Gather<'_>) -> bool {
+        true
+    }
+    fn offloads(&self) -> (bool, bool) {
+        (true, true)
+    }
+}
+
+fn feed(shared: &Shared, outbound: &mut Outbound, world: &mut World<'_>, numbers: std::ops::Range<u32>) {
+    for number in numbers {
+        let mut frame = frame(PAYLOAD, 0);
+        frame[NUMBER..NUMBER + 4].copy_from_slice(&number.to_be_bytes());
+        outbound.frame(shared, world, &mut frame, 5);
+    }
+    outbound.flush(shared, world);
+}
+
+fn waiting() -> Shared {
+    let shared = without_key(Box::new(Open(Arc::default())));
+    feed(&shared, &mut Outbound::default(), &mut World::default(), 0..WAITING);
+    shared
+}
+
+/// As the control thread does.
+fn install(shared: &Shared, world: &mut World<'_>, limits: Limits) {
+    let peer = shared.install_keypair(1, limits, &[2; 32], &[3; 32]).unwrap();
+    Outbound::default().send_staged(shared, world, &peer, 5);
+}
+
+fn drops(shared: &Shared) -> Vec<(&'static str, u64)> {
+    shared.drops.list().collect()
+}
+
+#[test]
+fn a_packet_that_another_thread_reads_meanwhile_goes_behind_those_that_waited() {
+    let shared = waiting();
+    let later = || feed(&shared, &mut Outbound::default(), &mut World::default(), WAITING..WAITING + 3);
+    let mut world = World { meanwhile: Some(Box::new(later)), ..World::default() };
+    install(&shared, &mut world, limits(1, 2, true));
+    assert_eq!(world.sent, Vec::from_iter(0..WAITING + 3));
+    assert_eq!(world.nonces, Vec::from_iter(0..u64::from(WAITING) + 3));
+    assert_eq!(drops(&shared), []);
+}
+
+#[test]
+fn those_that_no_nonce_is_left_for_wait_for_the_next_key_before_later_ones() {
+    let shared = waiting();
+    let later = || feed(&shared, &mut Outbound::default(), &mut World::default(), WAITING..WAITING + 3);
+    let mut world = World { meanwhile: Some(Box::new(later)), ..World::default() };
+    install(&shared, &mut world, Limits { reject_after_messages: 60, ..limits(1, 2, true) });
+    assert_eq!(world.sent, Vec::from_iter(0..60));
+    install(&shared, &mut world, limits(3, 4, true));
+    assert_eq!(world.sent, Vec::from_iter(0..WAITING + 3));
+    assert_eq!(drops(&shared), []);
+}
+
+#[test]
+fn a_turn_that_is_given_up_keeps_nobody_waiting() {
+    let shared = waiting();
+    let mut world = World { meanwhile: Some(Box::new(|| panic!("a bug"))), ..World::default() };
+    let quiet = panic::take_hook();
+    panic::set_hook(Box::new(|_| ()));
+    let given_up = panic::catch_unwind(AssertUnwindSafe(|| install(&shared, &mut world, limits(1, 2, true))));
+    panic::set_hook(quiet);
+    assert!(given_up.is_err());
+    install(&shared, &mut world, limits(3, 4, true));
+    feed(&shared, &mut Outbound::default(), &mut world, WAITING..WAITING + 3);
+    assert_eq!(world.sent.last(), Some(&(WAITING + 2)));
+    assert!(world.sent.is_sorted());
+}
+
+#[test]
+fn what_waits_for_a_peer_that_is_removed_meanwhile_is_dropped_by_name() {
+    let shared = waiting();
+    let mut world = World { meanwhile: Some(Box::new(|| shared.remove_peer(1))), ..World::default() };
+    install(&shared, &mut world, limits(1, 2, true));
+    let gone: u64 = drops(&shared).iter().filter(|(name, _)| *name == "peer_removed").map(|(_, count)| count).sum();
+    assert!(gone > 0, "{:?}", drops(&shared));
+    assert_eq!(
+        world.sent.len() as u64 + drops(&shared).iter().map(|(_, count)| count).sum::<u64>(),
+        u64::from(WAITING)
+    );
+    assert_eq!(shared.sizes(), (0, 0, 0));
+}
+
+#[test]
+fn what_comes_from_a_peer_that_is_removed_meanwhile_brings_nothing_of_it_back() {
+    let meanwhile = Arc::new(Mutex::new(None::<Meanwhile>));
+    let shared = Arc::new(without_key(Box::new(Open(Arc::clone(&meanwhile)))));
+    let peer = shared.install_keypair(1, limits(1, 2, true), &[2; 32], &[3; 32]).unwrap();
+    let removing = Arc::clone(&shared);
+    *meanwhile.lock().unwrap() = Some(Box::new(move || removing.remove_peer(1)));
+    let mut datagram = [&[4, 0, 0, 0, 1, 0, 0, 0], &[0; 8][..], &frame(0, 0)[10..], &[0; 16]].concat();
+    let arrival = Arrival { from: SocketAddr::from(([192, 0, 2, 9], 9)), source: None, tos: 0, segment: 0 };
+    let (mut inbound, mut outbound) = (Inbound::default(), Outbound::default());
+    inbound.receive(&shared, &mut World::default(), &mut outbound, &mut datagram, &arrival, 5);
+    assert_eq!(drops(&shared), [("peer_removed", 1)]);
+    assert_eq!(peer.lock().endpoint, None);
+    assert_eq!(shared.reports.take(9).0.len(), 0);
+}
