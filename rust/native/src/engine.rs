@@ -450,6 +450,16 @@ impl Engine {
     }
 }
 
+impl Drop for Engine {
+    /// For an engine that nobody closed. Its threads are not waited for: they may need the interpreter to end.
+    fn drop(&mut self) {
+        for seat in lock(&self.seats).iter() {
+            seat.mailbox.post(Order::Stop);
+            seat.wake.ring();
+        }
+    }
+}
+
 fn append_report(taken: &Bound<'_, PyList>, report: Report) -> PyResult<()> {
     match report {
         Report::KeyWanted(peer) => taken.append(("key_wanted", peer)),

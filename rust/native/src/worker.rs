@@ -298,11 +298,6 @@ impl Worker {
 
     /// Until told to stop. A packet that makes a step panic must not end the tunnel.
     pub fn run(&mut self) {
-        self.run_turns();
-        self.mailbox.close();
-    }
-
-    fn run_turns(&mut self) {
         let mut failed = 0;
         while !self.is_stopped {
             if panic::catch_unwind(AssertUnwindSafe(|| self.turn(-1))).is_ok() {
@@ -343,6 +338,8 @@ impl Worker {
             if fd == self.wake.fd() {
                 self.wake.clear();
                 self.carry_out_orders();
+                // What follows may be about descriptors that were just given back; what is still watched is told again.
+                break;
             } else if self.surroundings.tun.as_ref().is_some_and(|tun| tun.fd() == fd) {
                 is_readable = true;
                 if is_broken {
@@ -463,6 +460,7 @@ impl Worker {
                 None => return,
             };
             self.moved += length;
+            errors = 0;
             let slot = &mut self.slot[..length];
             let is_data = slot.first() == Some(&TRANSPORT);
             let edges = &mut self.surroundings;
@@ -512,6 +510,13 @@ impl Worker {
             }
         }
         self.is_burst = true;
+    }
+}
+
+impl Drop for Worker {
+    /// Whatever ended it, also a thread that could not be had: nobody is to wait for it.
+    fn drop(&mut self) {
+        self.mailbox.close();
     }
 }
 

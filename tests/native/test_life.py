@@ -1,0 +1,116 @@
+"""The native engine's threads: what they still touch when edges go, and that they end whatever happens."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+from tests.engine.kinds import make_engine
+from tests.engine.plane import PLAIN, ListBind, ListTun
+from tests.engine.test_engine import A_INNER, B_INNER, B_OUTER, ipv4
+from tests.netns.host import until
+from wyrmhole.net.bind import Received
+from wyrmhole.protocol.constants import SECOND
+
+
+class HeldTun(ListTun):
+    """Its reader waits until told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered, self.go_on = threading.Event(), threading.Event()
+
+    def read_into(self, buffer: bytearray | memoryview) -> int:
+        self.entered.set()
+        assert self.go_on.wait(10)
+        return super().read_into(buffer)
+
+
+class WatchedBind(ListBind):
+    """Notes which descriptors it is asked about."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda *datagram: None)
+        self.asked: set[int] = set()
+
+    def receive(self, fileno: int) -> Received | None:
+        self.asked.add(fileno)
+        return super().receive(fileno)
+
+
+def rung() -> set[str]:
+    """The process's eventfds whose counter is not zero."""
+    found = set()
+    for path in Path("/proc/self/fdinfo").iterdir():
+        try:
+            lines = path.read_text().split("\n")
+        except FileNotFoundError:
+            continue
+        found |= {path.name for line in lines if line.startswith("eventfd-count:") and int(line.split()[1], 16)}
+    return found
+
+
+def test_a_bind_that_was_replaced_is_not_touched_again() -> None:
+    """Its caller closes it, and the descriptor's number may then be somebody else's."""
+    tun, former, latter = HeldTun(), WatchedBind(), WatchedBind()
+    engine = make_engine(lambda: 1000 * SECOND, threaded=True)
+    try:
+        engine.attach_tun(tun)
+        engine.attach_bind(former, 1)
+        tun.inject(PLAIN + ipv4(A_INNER, B_INNER))
+        assert tun.entered.wait(10)
+        before = rung()
+        replacing = threading.Thread(target=engine.attach_bind, args=(latter, 1))
+        replacing.start()
+        until(lambda: rung() - before, "the worker is told, while it is held")
+        former.arrive(b"late", B_OUTER.sockaddr)
+        tun.go_on.set()
+        replacing.join(10)
+        assert not replacing.is_alive()
+    finally:
+        tun.go_on.set()
+        engine.close()
+    assert former.asked <= set(former.filenos())
+    assert latter.asked <= set(latter.filenos())
+
+
+NO_THREADS = """
+import os, resource
+from tests.engine.plane import ListTun
+from wyrmhole.engine.native import NativeEngine
+if os.getuid() == 0:
+    os.setuid(65534)
+resource.setrlimit(resource.RLIMIT_NPROC, (0, 0))
+engine = NativeEngine(lambda: 0)
+try:
+    engine.attach_tun(ListTun())
+except OSError as error:
+    print("refused")
+engine.close()
+print("closed")
+"""
+
+
+def test_an_engine_whose_thread_cannot_start_says_so_and_closes() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", NO_THREADS], stdout=subprocess.PIPE, timeout=20, text=True, check=False, cwd=os.getcwd()
+    )
+    assert done.stdout.split() == ["refused", "closed"]
+
+
+def threads() -> set[str]:
+    return set(os.listdir("/proc/self/task"))
+
+
+def test_an_engine_that_nobody_closed_ends_its_threads() -> None:
+    before = threads()
+    engine = make_engine(lambda: 1000 * SECOND, threaded=True)
+    engine.attach_tun(ListTun())
+    assert threads() > before
+    del engine
+    gc.collect()
+    until(lambda: threads() <= before, "the worker has ended")
