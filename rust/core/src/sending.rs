@@ -122,11 +122,12 @@ impl<S: RawSocket> Remedied<S> {
     pub fn send(&self, message: Message<'_>, data: &[u8], segment: usize) -> SendOutcome {
         let segment = if data.len() > segment { segment } else { 0 };
         if segment > 0 {
-            let fits = data.len() <= MAX_TRAIN_BYTES
-                && data.len().div_ceil(segment) <= self.max_segments.load(Ordering::Relaxed)
-                && self.sends_trains();
-            if !fits || self.is_oversized(message.to, segment) {
-                return self.train(message, data, segment, &mut { WAITS });
+            if !self.sends_trains() || self.is_oversized(message.to, segment) {
+                return self.pieces(message, data, segment, 1, &mut { WAITS });
+            }
+            let segments = data.len().div_ceil(segment);
+            if data.len() > MAX_TRAIN_BYTES || segments > self.max_segments.load(Ordering::Relaxed) {
+                return self.trains(message, data, segment, &mut { WAITS });
             }
         }
         match self.raw.attempt(message, data, segment) {
@@ -135,11 +136,10 @@ impl<S: RawSocket> Remedied<S> {
         }
     }
 
-    /// In trains within the limits, or as single datagrams.
-    fn train(&self, message: Message<'_>, data: &[u8], segment: usize, waits: &mut u32) -> SendOutcome {
-        let is_whole = self.sends_trains() && !self.is_oversized(message.to, segment);
+    /// In trains within the limits.
+    fn trains(&self, message: Message<'_>, data: &[u8], segment: usize, waits: &mut u32) -> SendOutcome {
         let most = self.max_segments.load(Ordering::Relaxed).min(MAX_TRAIN_BYTES / segment).max(1);
-        self.pieces(message, data, segment, if is_whole { most } else { 1 }, waits)
+        self.pieces(message, data, segment, most, waits)
     }
 
     fn pieces(
@@ -204,10 +204,9 @@ impl<S: RawSocket> Remedied<S> {
         segment: usize,
         waits: &mut u32,
     ) -> SendOutcome {
-        let segments = data.len().div_ceil(segment);
-        let is_old_limit = error == SendError::Invalid && segments > OLD_MAX_SEGMENTS;
-        if is_old_limit && self.max_segments.swap(OLD_MAX_SEGMENTS, Ordering::Relaxed) > OLD_MAX_SEGMENTS {
-            return self.train(message, data, segment, waits);
+        if error == SendError::Invalid && data.len().div_ceil(segment) > OLD_MAX_SEGMENTS {
+            self.max_segments.store(OLD_MAX_SEGMENTS, Ordering::Relaxed);
+            return self.trains(message, data, segment, waits);
         }
         if error == SendError::Device {
             self.turn_gso_off();
@@ -362,6 +361,35 @@ mod tests {
         socket.forget_paths();
         send(&socket, None, &data);
         assert_eq!(socket.raw().1.attempts.get() - before, 2 * datagrams.len() + 1, "a train was tried again");
+    }
+
+    #[test]
+    fn a_narrow_path_is_tried_again_after_a_thousand_trains() {
+        let tried = Cell::new(0);
+        let socket = socket(|_, _, _, segment| {
+            tried.set(tried.get() + usize::from(segment > 0));
+            (segment > 0).then_some(SendError::TooLong)
+        });
+        let data = train().0;
+        for _ in 0..=OVERSIZED_TRAINS {
+            send(&socket, None, &data);
+        }
+        assert_eq!(tried.get(), 1);
+        send(&socket, None, &data);
+        assert_eq!(tried.get(), 2);
+    }
+
+    #[test]
+    fn who_is_late_to_learn_of_the_older_limit_keeps_to_it() {
+        let socket = socket(|_, _, length, segment| {
+            (segment > 0 && length.div_ceil(segment) > 64).then_some(SendError::Invalid)
+        });
+        let (data, datagrams) = train();
+        socket.max_segments.store(OLD_MAX_SEGMENTS, Ordering::Relaxed);
+        let message = Message { to: &TO, source: None, tos: 0 };
+        assert_eq!(socket.settle(SendError::Invalid, message, &data, 10, &mut { WAITS }), SendOutcome::default());
+        assert_eq!(*socket.raw().1.sent.borrow(), datagrams);
+        assert!(socket.sends_trains(), "another thread's train was too long, not this socket unable");
     }
 
     #[test]

@@ -94,7 +94,7 @@ impl KernelBind {
         self.sockets().for_each(|socket| socket.forget_paths());
     }
 
-    /// Whether any socket gave up sending trains.
+    /// False once any socket gave up sending trains, or could not from the start.
     #[must_use]
     pub fn sends_trains(&self) -> bool {
         self.sockets().all(|socket| socket.sends_trains())
