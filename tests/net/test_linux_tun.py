@@ -57,6 +57,26 @@ def read_packet(tun: LinuxTun) -> bytes:
     raise AssertionError("nothing came")
 
 
+@pytest.mark.network
+def test_an_interface_that_is_taken_over_has_headers_of_ten_bytes() -> None:
+    """A persistent TUN keeps the header size that its former user asked for."""
+    name = new_name()
+    ip("tuntap", "add", "dev", name, "mode", "tun")
+    try:
+        former = os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)
+        tun_ioctl.attach(former, name, tun_ioctl.IFF_TUN | tun_ioctl.IFF_NO_PI | tun_ioctl.IFF_VNET_HDR)
+        tun_ioctl.set_header_size(former, 12)
+        os.close(former)
+        tun = LinuxTun.create(name)
+        try:
+            ip("link", "set", name, "up")
+            assert tun.write((HEADER, PING)), tun.counters.unwritten
+        finally:
+            tun.close()
+    finally:
+        ip("tuntap", "del", "dev", name, "mode", "tun")
+
+
 @pytest.mark.parametrize("name", ["", "sixteen-bytes-xx", "a/b", "a b", "a\tb", "a:b", ".", "..", "a\0b", "é" * 8])
 def test_names_the_kernel_would_refuse_are_refused_with_a_reason(name: str) -> None:
     with pytest.raises(TunError) as caught:

@@ -248,7 +248,10 @@ def _open_device() -> int:
 def _attach(fileno: int, name: str, is_one_of_many: bool) -> str:
     flags = tun_ioctl.IFF_TUN | tun_ioctl.IFF_NO_PI | tun_ioctl.IFF_VNET_HDR
     try:
-        return tun_ioctl.attach(fileno, name, flags | tun_ioctl.IFF_MULTI_QUEUE * is_one_of_many)
+        present_name = tun_ioctl.attach(fileno, name, flags | tun_ioctl.IFF_MULTI_QUEUE * is_one_of_many)
+        # A persistent interface keeps what its former user asked for.
+        tun_ioctl.set_header_size(fileno, _HEADER_BYTES)
+        return present_name
     except OSError as error:
         advice = {
             errno.EPERM: f"making the interface {name} needs CAP_NET_ADMIN: run as root",
