@@ -37,13 +37,14 @@ def kind() -> str:
     return _chosen[-1]
 
 
-def make_engine(clock: Callable[[], int], *, threaded: bool = False) -> Any:
-    """Without threads it moves packets by `turn` only, which both kinds have beside the contract."""
+def make_engine(clock: Callable[[], int], *, threaded: bool = False, workers: int = 1) -> Any:
+    """Without threads it moves packets by `turn` only, which both kinds have beside the contract. Only the native one
+    has more than one worker."""
     if kind() == "portable":
         return PortableEngine(clock, threaded=threaded)
     from wyrmhole.engine.native import NativeEngine
 
-    return NativeEngine(clock, threaded=threaded)
+    return NativeEngine(clock, threaded=threaded, workers=workers)
 
 
 def index_count(engine: Any) -> int:

@@ -16,7 +16,9 @@ from tests.engine.test_engine import A_INNER, B_INNER, OUR_KEY, ipv4, params
 from tests.net.namespaces import Namespace, namespaces
 from wyrmhole.engine.contract import EngineReport
 from wyrmhole.net.sticky import emit_source
+from wyrmhole.net.tun import KernelQueue
 from wyrmhole.net.udp_bind import UdpBind
+from wyrmhole.net.udp_offload import enable_gro
 from wyrmhole.protocol.constants import SECOND
 from wyrmhole.protocol.cookie import mac1_key
 from wyrmhole.protocol.drops import DropReason
@@ -140,6 +142,67 @@ def test_a_path_smaller_than_the_train_gets_its_datagrams() -> None:
             b.turns()
         assert b.delivered == packets
         assert a.engine.drops() == {}
+
+
+class PairTun(ListTun):
+    """A TUN whose queues are ends of socket pairs; the test has the other ends."""
+
+    def __init__(self, queues: int) -> None:
+        super().__init__()
+        self.pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(queues)]
+        for ours, _ in self.pairs:
+            ours.setblocking(False)
+
+    def kernel_queues(self) -> list[KernelQueue]:
+        return [KernelQueue(ours.fileno(), True) for ours, _ in self.pairs]
+
+    def suspect_end(self) -> None: ...
+
+    def close(self) -> None:
+        for pair in self.pairs:
+            for end in pair:
+                end.close()
+
+
+@pytest.mark.parametrize("worker", [0, 1])
+def test_every_worker_tries_trains_again_when_routes_changed(worker: int) -> None:
+    tun, bind = PairTun(2), UdpBind(shares=2)
+    engine = make_engine(lambda: 1000 * SECOND, workers=2)
+    with namespaces(1) as (place,), contextlib.ExitStack() as stack:
+        with place.entered():
+            receiver = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
+            port = bind.open(0)
+        for close in (tun.close, bind.close, engine.close):
+            stack.callback(close)
+        receiver.bind(("127.0.0.1", 0))
+        receiver.settimeout(5)
+        assert enable_gro(receiver)
+        engine.attach_tun(tun)
+        engine.attach_bind(bind, port)
+        engine.set_mac1_key(mac1_key(OUR_KEY))
+        engine.add_peer(1)
+        engine.insert_allowed_ip(1, Prefix.parse(f"{B_INNER}/32"))
+        engine.set_endpoint(1, Endpoint(*receiver.getsockname()))
+        engine.install_keypair(1, params(10, 20, initiator=True))
+        assert len(receiver.recv(1 << 16)) == 32
+
+        def arrive() -> list[int]:
+            packet = ipv4(A_INNER, B_INNER, bytes(1388))
+            for _ in range(10):
+                tun.pairs[worker][1].send(PLAIN + packet)
+            engine.turn()
+            sizes = [len(receiver.recv(1 << 16))]
+            while sum(sizes) < 10 * (len(packet) + 32):
+                sizes.append(len(receiver.recv(1 << 16)))
+            return sizes
+
+        arrive()
+        assert arrive() == [14_400]
+        place.ip("link", "set", "lo", "mtu", "1280")
+        assert arrive() == [1440] * 10
+        place.ip("link", "set", "lo", "mtu", "65536")
+        engine._native.forget_paths()
+        assert arrive() == [14_400]
 
 
 def test_an_answer_leaves_from_the_address_that_was_asked() -> None:

@@ -84,7 +84,6 @@ pub struct Remedied<S> {
     max_segments: AtomicUsize,
     oversized: Mutex<Oversized>,
     has_oversized: AtomicBool,
-    fallbacks: AtomicUsize,
 }
 
 impl<S: RawSocket> Remedied<S> {
@@ -97,7 +96,6 @@ impl<S: RawSocket> Remedied<S> {
             max_segments: AtomicUsize::new(MAX_SEGMENTS),
             oversized: Mutex::default(),
             has_oversized: AtomicBool::new(false),
-            fallbacks: AtomicUsize::new(0),
         }
     }
 
@@ -224,7 +222,6 @@ impl<S: RawSocket> Remedied<S> {
 
     fn turn_gso_off(&self) {
         self.gso.store(false, Ordering::Relaxed);
-        self.fallbacks.fetch_add(1, Ordering::Relaxed);
     }
 
     fn wait(&self, waits: &mut u32) -> bool {

@@ -36,6 +36,8 @@ use crate::worker::{BindEdge, Clock, Mailbox, Order, Surroundings, TunEdge, Work
 struct Sender {
     outbound: Outbound,
     surroundings: Surroundings,
+    /// Those of all workers, the first of which it sends through.
+    kernel_binds: Vec<KernelBind>,
 }
 
 /// One worker, running or waiting for `turn`.
@@ -177,8 +179,9 @@ impl Engine {
 
     /// The sockets of each worker: (descriptor, is IPv6, may send trains). Replaces the former ones.
     fn attach_bind(&self, py: Python<'_>, sockets: Vec<Vec<(RawFd, bool, bool)>>, port: u16) {
-        let binds: Vec<_> = sockets.iter().map(|sockets| BindEdge::Kernel(KernelBind::new(sockets))).collect();
-        self.use_binds(py, binds, port);
+        let binds: Vec<_> = sockets.iter().map(|sockets| KernelBind::new(sockets)).collect();
+        lock(&self.sender).kernel_binds.clone_from(&binds);
+        self.use_binds(py, binds.into_iter().map(BindEdge::Kernel).collect(), port);
     }
 
     /// A Python object in the place of the kernel's sockets.
@@ -191,23 +194,13 @@ impl Engine {
     /// When this returns no worker touches the sockets any more.
     fn detach_bind(&self, py: Python<'_>) {
         self.shared.set_listen_port(0);
-        lock(&self.sender).surroundings.bind = None;
+        self.drop_sender_bind();
         self.order_all(py, || Order::Bind(None));
     }
 
     /// Routes changed: narrow paths are found out again.
     fn forget_paths(&self) {
-        if let Some(BindEdge::Kernel(bind)) = &lock(&self.sender).surroundings.bind {
-            bind.forget_paths();
-        }
-    }
-
-    /// Whether trains are sent: False once the kernel refused them.
-    fn sends_trains(&self) -> bool {
-        match &lock(&self.sender).surroundings.bind {
-            Some(BindEdge::Kernel(bind)) => bind.sends_trains(),
-            _ => true,
-        }
+        lock(&self.sender).kernel_binds.iter().for_each(KernelBind::forget_paths);
     }
 
     fn set_mtu(&self, mtu: usize) {
@@ -235,7 +228,7 @@ impl Engine {
                 seat.thread.map(JoinHandle::join);
             }
         });
-        lock(&self.sender).surroundings.bind = None;
+        self.drop_sender_bind();
         for peer in self.shared.all_peers() {
             self.shared.remove_peer(peer.id);
         }
@@ -328,7 +321,7 @@ impl Engine {
         let Some(peer) = self.shared.install_keypair(peer, limits, &send, &receive) else { return Ok(()) };
         if is_initiator {
             self.with_sender(|sender, shared, now| {
-                let Sender { outbound, surroundings } = sender;
+                let Sender { outbound, surroundings, .. } = sender;
                 if Outbound::has_staged(&peer) {
                     outbound.send_staged(shared, surroundings, &peer, now);
                 } else {
@@ -502,8 +495,14 @@ impl Engine {
         let now = self.clock.now();
         let mut sender = lock(&self.sender);
         act(&mut sender, &self.shared, now);
-        let Sender { outbound, surroundings } = &mut *sender;
+        let Sender { outbound, surroundings, .. } = &mut *sender;
         outbound.flush(&self.shared, surroundings);
+    }
+
+    fn drop_sender_bind(&self) {
+        let mut sender = lock(&self.sender);
+        sender.surroundings.bind = None;
+        sender.kernel_binds.clear();
     }
 
     fn use_binds(&self, py: Python<'_>, binds: Vec<BindEdge>, port: u16) {

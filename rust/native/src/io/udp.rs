@@ -94,12 +94,6 @@ impl KernelBind {
         self.sockets().for_each(|socket| socket.forget_paths());
     }
 
-    /// False once any socket gave up sending trains, or could not from the start.
-    #[must_use]
-    pub fn sends_trains(&self) -> bool {
-        self.sockets().all(|socket| socket.sends_trains())
-    }
-
     fn sockets(&self) -> impl Iterator<Item = &Arc<KernelSocket>> {
         [&self.v4, &self.v6].into_iter().flatten()
     }
