@@ -9,11 +9,16 @@ from dataclasses import replace
 
 import pytest
 
+from wyrmhole.protocol.drops import DropReason
 from wyrmhole.protocol.interface import Interface
 from wyrmhole.protocol.replay import ReplayWindow
 from wyrmhole.simulation.__main__ import main
+from wyrmhole.simulation.clock import SECOND
+from wyrmhole.simulation.network import Weather
 from wyrmhole.simulation.run import Run, carry_out
+from wyrmhole.simulation.scenario import DELUGE, OVERTAKEN, Scenario, Step
 from wyrmhole.simulation.shrink import shrink
+from wyrmhole.simulation.world import World
 
 STORM = Run(seed=5, hours=0.1, profile="storm", trials=())
 
@@ -42,6 +47,30 @@ def test_a_thousand_peer_hours_hold() -> None:
             outcome = carry_out(run)
             assert outcome.violation is None, f"{outcome.violation}\n{run.line()}"
             peer_hours += outcome.peer_hours
+
+
+def test_ten_thousand_packets_overtake_one() -> None:
+    """A deluge between two hosts that know each other: more overtake a datagram than its replay window holds, so that
+    some are refused as replays of what never came, and the model of the window agrees about each."""
+    weather = Weather(reordered=0.01, overtaken=OVERTAKEN)
+    deluge = Step(SECOND, "deluge", (1, 2, 2 * DELUGE, 1000, weather))
+    world = World(Scenario(1, 2, 10 * SECOND, (0, 0), {}, (deluge,)))
+    try:
+        world.guarded(world.run_steps)
+        refused = world.hosts[2].engine.drops()[DropReason.REPLAYED]
+        held = len(world.network.held(1, 2))
+        sent, delivered = world.ledger.counts["packets sent"], world.ledger.counts["packets delivered"]
+    finally:
+        world.close()
+    assert world.network.most_overtaken == OVERTAKEN == 10_000
+    assert refused > 10
+    assert sent == delivered + refused + held == 1 + 2 * DELUGE
+
+
+def test_a_deluge_amid_faults_holds() -> None:
+    run = Run(3, 0.05, "deluge", hosts=2, trials=("L1",))
+    outcome = carry_out(run)
+    assert outcome.violation is None, f"{outcome.violation}\n{run.line()}"
 
 
 def test_the_same_seed_gives_the_same_trace_in_another_process() -> None:

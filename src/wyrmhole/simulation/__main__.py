@@ -69,6 +69,9 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--trials", type=_names, metavar="L1,...", help=f"of {','.join(TRIALS)}, or none; drawn if not given"
     )
+    parser.add_argument(
+        "--fail-edge", type=_edge, metavar="N:WAY", help="this call of a TUN or socket fails, in this way"
+    )
     parser.add_argument("--jobs", type=int, default=1, help="processes (1)")
     parser.add_argument("--soak", type=float, metavar="PEER-HOURS", help="seeds until there are so many peer-hours")
     parser.add_argument("--no-shrink", dest="shrink", action="store_false", help="do not cut failing scenarios down")
@@ -77,6 +80,11 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
 
 def _numbers(text: str) -> tuple[int, ...]:
     return () if text == "none" else tuple(int(word) for word in text.split(","))
+
+
+def _edge(text: str) -> tuple[int, int]:
+    number, _, way = text.partition(":")
+    return int(number), int(way or 0)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -88,7 +96,7 @@ def _names(text: str) -> tuple[str, ...]:
 
 
 def _run_of(options: argparse.Namespace, seed: int) -> Run:
-    return Run(seed, options.hours, options.profile, options.hosts, options.keep, options.trials)
+    return Run(seed, options.hours, options.profile, options.hosts, options.keep, options.trials, options.fail_edge)
 
 
 def _soak_runs(first: int) -> Iterator[Run]:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from wyrmhole.engine.contract import EngineFailed, EngineReport, TunChanged
 from wyrmhole.engine.portable import PortableEngine
+from wyrmhole.net.tun import TunEvent
 from wyrmhole.protocol.data_plane import HandshakeDatagram, KeyConfirmed, KeyWanted
 from wyrmhole.protocol.events import Event, HandshakeCompleted, HandshakeGaveUp, SessionExpired
 from wyrmhole.protocol.interface import Interface
@@ -25,7 +26,7 @@ from wyrmhole.simulation import packets, probe
 from wyrmhole.simulation.audits import LIMITER_SOURCES, Audits
 from wyrmhole.simulation.checks import Violation, require
 from wyrmhole.simulation.clock import SECOND, HostClock
-from wyrmhole.simulation.edges import ListBind, ListTun
+from wyrmhole.simulation.edges import EdgeCalls, ListBind, ListTun
 from wyrmhole.simulation.ledger import Ledger
 from wyrmhole.simulation.recorder import Recorder
 from wyrmhole.simulation.shadow import NOWHERE, Shadow, ShadowPeer
@@ -64,7 +65,8 @@ class Settings:
 
 
 class Host:
-    """`transmit(destination, datagram)` carries what it sends; `wake` is told when its next timer may be due."""
+    """`transmit(destination, datagram)` carries what it sends; `wake` is told when its next timer may be due, `ended`
+    when the interface ended by itself."""
 
     def __init__(
         self,
@@ -73,8 +75,10 @@ class Host:
         seed: str,
         ledger: Ledger,
         clock: HostClock,
+        calls: EdgeCalls,
         transmit: Callable[[Host, SockAddr, bytes], None],
         wake: Callable[[Host, int], None],
+        ended: Callable[[Host], None],
     ) -> None:
         self.number = number
         self.clock = clock
@@ -89,8 +93,10 @@ class Host:
         """(boottime, peer) of each handshake."""
         self.gave_up: set[bytes] = set()
         self._seed = seed
+        self._calls = calls
         self._transmit = transmit
         self._wake = wake
+        self._ended = ended
         self._events: dict[tuple[str, bytes], list[int]] = {}
         self._unmoved: tuple[probe.Fingerprint, probe.Fingerprint] | None = None
         self._change: tuple[dict[Prefix, bytes], dict[Prefix, bytes]] | None = None
@@ -118,8 +124,9 @@ class Host:
         self.shadow.now = self.shadow.resumed_at = self.now
         self.shadow.identity = self.public.raw
         self.engine = PortableEngine(self.clock.boottime, threaded=False)
-        self.tun = ListTun(self._delivered)
-        self.bind = ListBind(self._sent, self.address.host.encode())
+        self.tun = ListTun(self._delivered, calls=self._calls)
+        self.bind = self._make_bind()
+        self._tun_is_gone = False
         self.plane = Recorder(self.engine, self.shadow, self._check_routes)
         self.interface = Interface(self.plane, random=self._random.randbytes, wall_clock=self.clock.wall, now=self.now)
         self.plane.interface = self.interface
@@ -149,14 +156,21 @@ class Host:
         self.crash()
 
     def up(self) -> None:
-        """As the device does it: with a socket of its own each time."""
+        """As the device does it: with a socket of its own each time. It stays down when it cannot have the port."""
         self._begin()
         self.bind.close()
-        self.bind = ListBind(self._sent, self.address.host.encode())
+        self.bind = self._make_bind()
+        try:
+            self.bind.open(PORT)
+        except OSError:
+            return
         self.engine.attach_bind(self.bind, PORT)
         with self._owing():
             self.interface.up(self.now)
         self.settle()
+
+    def _make_bind(self) -> ListBind:
+        return ListBind(self._sent, self.address.host.encode(), self._calls)
 
     def down(self) -> None:
         self._begin()
@@ -272,8 +286,9 @@ class Host:
         self._begin()
         at_once = self.shadow.inject(number, packet, destination)
         self.tun.inject(PLAIN + packet)
-        self.engine.turn()
-        if at_once:
+        while self.tun.waiting:
+            self.engine.turn()
+        if at_once and not self.tun.gone:
             sealed = self.ledger.packets[number].sealed
             require(sealed, "I24", f"host {self.number}: packet {number} waits though its peer has a key")
         self.shadow.turn_is_over()
@@ -290,6 +305,9 @@ class Host:
         self.bind.arrive(b"".join(datagrams), sockaddr, segment)
         while self.bind.waiting:
             self.engine.turn()
+        if self.tun.gone:
+            # Until the loop hears of it, what arrives has nowhere to go.
+            self.shadow.expected.clear()
         self.shadow.turn_is_over()
         if before is None:
             self._check_accepted(accepted[-1])
@@ -346,11 +364,20 @@ class Host:
         """After anything that happened: what the device's driver does."""
         if self.now >= self.busy_until:
             self.drain()
+        if self._tun_is_gone:
+            self._end()
+            return
         deadline = self.interface.poll_timeout()
         if self.busy_until > self.now:
             self._wake(self, self.clock.world_time(self.busy_until))
         elif deadline is not None:
             self._wake(self, self.clock.world_time(deadline))
+
+    def _end(self) -> None:
+        """As the device does it when its TUN was deleted."""
+        self._tun_is_gone = False
+        self.stop()
+        self._ended(self)
 
     def drain(self) -> None:
         while probe.tables_of(self.engine).has_reports:
@@ -380,7 +407,9 @@ class Host:
             self._handle_handshake(report)
             return
         self._unmoved = None
-        if not isinstance(report, TunChanged):
+        if isinstance(report, TunChanged):
+            self._tun_is_gone |= report.event is TunEvent.DELETED
+        else:
             self.interface.handle_report(report, self.now)
             if isinstance(report, (KeyConfirmed, KeyWanted)):
                 self._check_wall(report.peer, completes=isinstance(report, KeyConfirmed))
@@ -456,7 +485,8 @@ class Host:
         if self.running and self.awake and self.now >= self.busy_until:
             self._begin()
             self.drain()
-            self.audits.everything(self.now)
+            if not self._tun_is_gone:
+                self.audits.everything(self.now)
 
     def shadow_of(self, other: Host) -> ShadowPeer:
         found = self.shadow.peer_of(other.public.raw)

@@ -37,6 +37,8 @@ def heal(world: World) -> None:
     world.network.weather = Weather(delay=ONE_WAY)
     world.network.cuts.clear()
     world.network.holes.clear()
+    world.network.forget_held()
+    world.calls.heal()
     for number in world.hosts:
         _revive(world, number)
     for host in world.hosts.values():
@@ -64,6 +66,8 @@ def _settle_host(world: World, host: Host) -> None:
     host.busy_until = 0
     host.bind.failing = host.tun.failing = 0
     host.fire()
+    if not host.running:
+        host.start()
 
 
 def _agree(world: World, host: Host, other: Host) -> None:

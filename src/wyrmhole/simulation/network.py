@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections import deque
+import heapq
+from collections import Counter, deque
 from dataclasses import dataclass
 from random import Random
 
@@ -16,8 +17,9 @@ MAX_SIZE = 65_535
 
 @dataclass(frozen=True, slots=True)
 class Weather:
-    """What happens to each datagram on its way. Times in ns, the others are probabilities. `late` of a datagram that
-    is `reordered` is drawn up to that time, so that many others overtake it."""
+    """What happens to each datagram on its way. Times in ns, the others are probabilities. A datagram that is
+    `reordered` is up to `late` later; or, where `overtaken` is not 0, held until a drawn number of others, up to that
+    one, have overtaken it on the same way."""
 
     delay: int = 10 * MILLISECOND
     jitter: int = 0
@@ -27,6 +29,7 @@ class Weather:
     truncated: float = 0.0
     reordered: float = 0.0
     late: int = 0
+    overtaken: int = 0
 
 
 @dataclass(slots=True)
@@ -60,6 +63,11 @@ class Network:
         self.holes: dict[tuple[int, int], tuple[int, int]] = {}
         """(from, to): (until when, the size of what no longer passes)."""
         self.captured: deque[Captured] = deque(maxlen=CAPTURED)
+        self.most_overtaken = 0
+        """How many others went before the one that was held longest."""
+        self._held: dict[tuple[int, int], list[tuple[int, int, bytes]]] = {}
+        """(from, to): a heap of (how many must have passed, how many had when it came, datagram)."""
+        self._passed: Counter[tuple[int, int]] = Counter()
         self._random = random
 
     def place(self, host: int, address: Endpoint) -> None:
@@ -105,15 +113,43 @@ class Network:
         weather, random = self.weather, self._random
         if weather.loss and random.random() < weather.loss:
             return []
+        if weather.overtaken and weather.reordered and random.random() < weather.reordered:
+            self._hold((sender, receiver), self._spoil(data))
+            return []
         count = 2 if weather.duplicated and random.random() < weather.duplicated else 1
-        return [(now + self._way(), self._spoil(data)) for _ in range(count)]
+        copies = [(now + self._way(), self._spoil(data)) for _ in range(count)]
+        return copies + [(copies[-1][0], late) for late in self._released((sender, receiver))]
+
+    def _hold(self, way: tuple[int, int], data: bytes) -> None:
+        passed = self._passed[way]
+        most = self.weather.overtaken
+        # Limits are where bugs are: one in ten waits for the most there may be.
+        after = passed + (most if self._random.random() < 0.1 else self._random.randrange(1, most + 1))
+        heapq.heappush(self._held.setdefault(way, []), (after, passed, data))
+
+    def _released(self, way: tuple[int, int]) -> list[bytes]:
+        """Another one passed: those that were held for it."""
+        self._passed[way] += 1
+        held, released = self._held.get(way, []), []
+        while held and held[0][0] <= self._passed[way]:
+            after, passed, data = heapq.heappop(held)
+            self.most_overtaken = max(self.most_overtaken, after - passed)
+            released.append(data)
+        return released
+
+    def held(self, sender: int, receiver: int) -> list[bytes]:
+        """Datagrams that wait to be overtaken."""
+        return [data for _, _, data in self._held.get((sender, receiver), [])]
+
+    def forget_held(self) -> None:
+        self._held.clear()
 
     def _way(self) -> int:
         weather, random = self.weather, self._random
         way = weather.delay
         if weather.jitter:
             way += random.randrange(weather.jitter)
-        if weather.reordered and random.random() < weather.reordered:
+        if weather.late and weather.reordered and random.random() < weather.reordered:
             way += random.randrange(weather.late)
         return way
 

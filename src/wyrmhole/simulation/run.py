@@ -14,7 +14,8 @@ from wyrmhole.simulation.world import World
 @dataclass(frozen=True, slots=True)
 class Run:
     """What decides a run. `keep` are the numbers of the scenario's steps that happen; None: all. `hosts` None draws
-    2 to 16. `trials` are the liveness trials; None draws some."""
+    2 to 16. `trials` are the liveness trials; None draws some. `fails` is the number of an edge call that fails, and
+    the number of the way in which it does (`simulation.edges`)."""
 
     seed: int
     hours: float
@@ -22,6 +23,7 @@ class Run:
     hosts: int | None = None
     keep: tuple[int, ...] | None = None
     trials: tuple[str, ...] | None = None
+    fails: tuple[int, int] | None = None
 
     def scenario(self) -> Scenario:
         drawn = draw(self.seed, hours=self.hours, hosts=self.hosts, profile=self.profile)
@@ -34,6 +36,7 @@ class Run:
         words += [] if self.hosts is None else [f"--hosts {self.hosts}"]
         words += [] if self.keep is None else ["--keep " + (",".join(map(str, self.keep)) or "none")]
         words += [] if self.trials is None else ["--trials " + (",".join(self.trials) or "none")]
+        words += [] if self.fails is None else ["--fail-edge {}:{}".format(*self.fails)]
         return " ".join(words)
 
 
@@ -51,7 +54,7 @@ class Outcome:
 def carry_out(run: Run) -> Outcome:
     """Run the scenario and the trials until they end or a check fails."""
     scenario = run.scenario()
-    world = World(scenario)
+    world = World(scenario, run.fails)
     violation = None
     try:
         world.guarded(world.run_steps)

@@ -32,16 +32,22 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """How much happens: clusters per host and hour, and steps in each."""
+    """How much happens: clusters per host and hour, and steps in each; and how many deluges in a run, each of them
+    as much work as a storm."""
 
     clusters: float
     steps: int
+    deluges: int = 0
 
 
 PROFILES = {
     "calm": Profile(clusters=0.4, steps=4),
     "storm": Profile(clusters=60.0, steps=8),
+    "deluge": Profile(clusters=10.0, steps=4, deluges=1),
 }
+DELUGE = 12_000
+OVERTAKEN = 10_000
+"""Packets that a deluge has, and that may overtake one of them: more than a replay window of 8,128 holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +78,9 @@ def draw(seed: int, *, hours: float, hosts: int | None = None, profile: str = "c
     # The first two hosts have addresses of their own, so that the liveness trials have somebody to work on.
     nats = {host: random.randrange(30, 120) for host in range(3, number + 1) if random.random() < 0.3}
     duration = int(hours * HOUR)
-    return Scenario(seed, number, duration, drifts, nats, _draw_steps(random, number, duration, PROFILES[profile]))
+    steps = _draw_steps(random, number, duration, PROFILES[profile])
+    steps += tuple(_draw_deluge(random, number, duration) for _ in range(PROFILES[profile].deluges))
+    return Scenario(seed, number, duration, drifts, nats, tuple(sorted(steps, key=lambda step: step.at)))
 
 
 def _draw_drift(random: Random) -> int:
@@ -92,6 +100,13 @@ def _draw_steps(random: Random, hosts: int, duration: int, profile: Profile) -> 
             steps.append(Step(min(when, duration - 1), *_draw_step(random, about)))
         at += random.expovariate(1 / mean)
     return tuple(sorted(steps, key=lambda step: step.at))
+
+
+def _draw_deluge(random: Random, hosts: int, duration: int) -> Step:
+    """from, to, how many, ns between two, and the weather meanwhile."""
+    weather = Weather(reordered=random.choice((0.001, 0.01, 0.1)), overtaken=OVERTAKEN)
+    spacing = random.choice((1_000, 10_000, 100_000))
+    return Step(random.randrange(duration), "deluge", (*_pair(random, hosts), DELUGE, spacing, weather))
 
 
 def _pair(random: Random, hosts: int) -> tuple[int, int]:

@@ -23,6 +23,7 @@ from wyrmhole.simulation import packets
 from wyrmhole.simulation.attacker import Attack, Attacker
 from wyrmhole.simulation.checks import Violation
 from wyrmhole.simulation.clock import MILLISECOND, SECOND, HostClock
+from wyrmhole.simulation.edges import EdgeCalls
 from wyrmhole.simulation.host import PORT, Host, PeerSettings
 from wyrmhole.simulation.ledger import Ledger
 from wyrmhole.simulation.network import Captured, Nat, Network, Weather
@@ -33,11 +34,16 @@ from wyrmhole.wire.prefix import Prefix
 START = 1000 * SECOND
 QUIET_AGAIN = 4200 * MILLISECOND
 AUDIT_EVERY = 1200 * SECOND
+RESTART = 2 * SECOND
+"""Until somebody starts an interface again whose TUN was deleted."""
 
 
 class World:
-    def __init__(self, scenario: Scenario) -> None:
+    """`fails` is the edge call that fails, and its way: see EdgeCalls."""
+
+    def __init__(self, scenario: Scenario, fails: tuple[int, int] | None = None) -> None:
         self.scenario = scenario
+        self.calls = EdgeCalls(fails)
         self.now = START
         self.random = Random(f"{scenario.seed}/world")
         self.ledger = Ledger()
@@ -74,8 +80,10 @@ class World:
             seed=str(self.scenario.seed),
             ledger=self.ledger,
             clock=clock,
+            calls=self.calls,
             transmit=self._transmit,
             wake=self._wake,
+            ended=lambda host: self.after(RESTART, self._restart, host.number),
         )
 
     def _introduce(self) -> None:
@@ -191,7 +199,7 @@ class World:
     def send(self, source: int, destination: int, size: int = 48, *, v6: bool = False, as_host: int = 0) -> int | None:
         """A program on one host sends a packet to the other. Returns its number; None: the host is not there."""
         host = self.hosts[source]
-        if not host.running or not host.awake or not host.interface.is_up:
+        if not host.running or not host.awake or not host.interface.is_up or host.tun.gone:
             return None
         number = next(self._numbers)
         where = packets.address(destination, self.random.choice((1, 200)), v6=v6)
@@ -214,6 +222,12 @@ class World:
             self.after(spacing, self.do_talk, a, b, count - 1, spacing, size, v6, answered)
 
     do_burst = do_talk
+
+    def do_deluge(self, a: int, b: int, count: int, spacing: int, weather: Weather) -> None:
+        """So many packets that thousands of them overtake one; the first asks for a session."""
+        self.send(a, b)
+        self.after(SECOND, self.do_weather, weather, count * spacing + SECOND)
+        self.after(SECOND, self.do_talk, a, b, count, spacing, 48, False, False)
 
     def do_spoof_inside(self, a: int, b: int) -> None:
         """A program on one host sends with the inner source of a third."""

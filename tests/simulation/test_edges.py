@@ -1,0 +1,98 @@
+"""Every call of an edge fails in turn, in each way that its contract allows, and nothing is lost that was promised."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from functools import cache
+
+import pytest
+
+from wyrmhole.engine.portable import PortableEngine
+from wyrmhole.engine.tables import EnginePeer
+from wyrmhole.protocol.drops import DropReason
+from wyrmhole.simulation import liveness
+from wyrmhole.simulation.edges import FAILURES
+from wyrmhole.simulation.run import Outcome, Run, carry_out
+from wyrmhole.simulation.world import World
+
+RUNS = [Run(seed, 0.006, "storm", hosts=2, trials=("L1",)) for seed in (25, 255, 350)]
+"""Short ones in which hosts talk, roam, crash, and go down and up; then data must flow both ways within 15.4 s."""
+
+
+@cache
+def calls(run: Run) -> tuple[str, ...]:
+    """The edge calls of the run's first phase, by name."""
+    world = World(run.scenario())
+    world.calls.names = []
+    try:
+        world.guarded(world.run_steps)
+        return tuple(world.calls.names)
+    finally:
+        world.close()
+
+
+def failing(run: Run) -> list[Run]:
+    """The run with each call failing once in each way."""
+    names = enumerate(calls(run))
+    return [replace(run, fails=(number, way)) for number, name in names for way in range(len(FAILURES[name]))]
+
+
+def test_the_runs_make_every_call_there_is() -> None:
+    made = Counter(name for run in RUNS for name in calls(run))
+    assert set(made) == set(FAILURES)
+
+
+@pytest.mark.parametrize("run", RUNS, ids=lambda run: f"seed-{run.seed}")
+def test_every_edge_call_may_fail_once(run: Run) -> None:
+    digests = set()
+    for one in failing(run):
+        outcome = carry_out(one)
+        assert outcome.violation is None, f"{outcome.violation}\n{one.line()}"
+        digests.add(outcome.digest)
+    assert len(digests) > len(calls(run)) / 10, "failures change what happens"
+
+
+def test_who_lost_its_tun_ends_and_starts_again() -> None:
+    run = RUNS[0]
+    number = calls(run).index("tun.read")
+    world = World(run.scenario(), (number, FAILURES["tun.read"].index("gone")))
+    try:
+        world.guarded(world.run_steps)
+        ended = [host for host in world.hosts.values() if host.lives > 1 or not host.running]
+        world.guarded(lambda: liveness.run_trials(world, ("L1",)))
+    finally:
+        world.close()
+    assert ended
+
+
+def found(runs: list[Run]) -> Outcome:
+    """The first one in which a check fails."""
+    return next(outcome for outcome in map(carry_out, runs) if outcome.violation is not None)
+
+
+def test_a_counter_taken_back_after_a_failed_send_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As somebody might write it who wants the counters of what really left without a gap."""
+    transmit = PortableEngine._transmit
+
+    def take_back(self: PortableEngine, peer: EnginePeer, data: bytes | memoryview, size: int, tos: int) -> None:
+        lost = self._tables.drops[DropReason.SEND_FAILED]
+        transmit(self, peer, data, size, tos)
+        keypair = peer.keypairs.current
+        if keypair is not None and keypair.send_counter:
+            keypair.send_counter -= self._tables.drops[DropReason.SEND_FAILED] > lost
+
+    monkeypatch.setattr(PortableEngine, "_transmit", take_back)
+    outcome = found(failing(RUNS[0]))
+    assert outcome.violation is not None and outcome.violation.check == "I1"
+
+
+def test_a_tun_whose_end_nobody_is_told_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forget(self: PortableEngine, *, reported: bool = False) -> None:
+        self._tun = None
+
+    monkeypatch.setattr(PortableEngine, "_tun_gone", forget)
+    outcome = found(failing(RUNS[0]))
+    assert outcome.violation is not None and outcome.violation.check == "L1"
+    assert carry_out(outcome.run).digest == outcome.digest
+    assert "--fail-edge" in outcome.run.line()
