@@ -30,6 +30,7 @@ demo: $(STAMP)  ## two devices, a handshake, pings, a transfer
 
 test: $(STAMP)  ## every test; network tests need root and `make test-deps`
 	$(BIN)/python -m pytest
+	@$(MAKE) --no-print-directory test-rust
 
 check: $(STAMP)  ## lint, format, types, and the tests that need no network
 	$(BIN)/ruff check .
@@ -44,6 +45,11 @@ ifeq ($(CARGO),)
 else
 	cd rust && cargo fmt --check
 	cd rust && cargo clippy --quiet --locked --all-targets -- -D warnings
+	@$(MAKE) --no-print-directory test-rust
+endif
+
+test-rust:  ## the Rust tests, with the corpus of the Rust fuzz targets; nothing where there is no toolchain
+ifneq ($(CARGO),)
 	cd rust && cargo test --quiet --locked --package wyrmhole-core
 endif
 
