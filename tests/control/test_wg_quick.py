@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,6 +133,14 @@ def test_peers_come_and_go_with_the_comments_above_them() -> None:
     assert [peer.name for peer in Config.parse(text).peers] == ["office", "new"]
 
 
+@pytest.mark.parametrize("text", ["one\rtwo", "one\0two"])
+def test_a_comment_with_what_no_line_can_hold_is_no_name(text: str) -> None:
+    """Found by fuzzing: it was read as one, and then could not be written."""
+    config = Config.parse(f"[Interface]\n\n# friendly_name = {text}\n[Peer]\nPublicKey = {'A' * 43}=\n")
+    assert config.peers[0].name is None
+    assert Config.parse(Config(peers=[replace(config.peers[0])]).emit()).peers == config.peers
+
+
 def test_a_file_from_values() -> None:
     interface = ConfigInterface(
         PrivateKey.from_base64(PRIVATE), dns=[ipaddress.ip_address("10.0.0.1"), "lan"], fwmark=0
@@ -219,6 +228,7 @@ PEER = f"[Peer]\nPublicKey = {PUBLIC}\n"
         (INTERFACE + "Table = 0\n", 3, "Table: expected"),
         (INTERFACE + "SaveConfig = yes\n", 3, "SaveConfig: expected true or false"),
         (INTERFACE + "PostUp = # nothing\n", 3, "PostUp: expected a command"),
+        (INTERFACE + "PostUp = one\rtwo\n", 3, "PostUp: expected a command without carriage returns"),
         (INTERFACE + "FwMark = 0x123456789\n", 3, "FwMark: expected"),
         (PEER + "AllowedIPs = 10.0.0.0/8,\n", 3, "AllowedIPs: expected"),
         (PEER + "AllowedIPs = 10.0.0.0/255.0.0.0\n", 3, "AllowedIPs: expected"),

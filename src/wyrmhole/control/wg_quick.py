@@ -51,7 +51,8 @@ MAX_PEERS = 1 << 16
 MAX_ERRORS = 100
 """More are not collected: nobody reads them."""
 
-_NAME_COMMENT = re.compile(r"\s*#\s*(?:friendly_name|name)\s*=\s*(.*?)\s*", re.IGNORECASE)
+_NAME_COMMENT = re.compile(r"\s*#\s*(?:friendly_name|name)\s*=\s*([^\r\0]*?)\s*", re.IGNORECASE)
+"""A comment with what no line can hold is no name, or the name could not be written again."""
 _KEY_MATERIAL = re.compile(r"[A-Za-z0-9+/]{40}")
 _INTERFACE_NAME = re.compile(r"(?:.*/)?([a-zA-Z0-9_=+.-]{1,15})\.conf", re.DOTALL)
 

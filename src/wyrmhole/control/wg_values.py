@@ -154,6 +154,8 @@ def read_text(text: str) -> str:
 def read_command(text: str) -> list[str]:
     if not text:
         raise ValueError("a command for the shell")
+    if "\r" in text:
+        raise ValueError("a command without carriage returns")
     return [text]
 
 
