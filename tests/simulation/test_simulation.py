@@ -108,6 +108,13 @@ def test_a_failure_shrinks_to_a_few_steps_and_its_line_repeats_it(
     assert least.run.line() in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("hours", [24, 0.05, 1 / 3, 1e-7])
+def test_the_line_says_the_hours_exactly(hours: float) -> None:
+    run = Run(1, hours, "storm", hosts=2)
+    words = run.line().split()
+    assert float(words[words.index("--hours") + 1]) == hours
+
+
 def test_an_exception_in_the_product_is_a_violation_with_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: Interface, now: int) -> None:
         raise KeyError("broken")

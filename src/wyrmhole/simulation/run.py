@@ -31,13 +31,18 @@ class Run:
 
     def line(self) -> str:
         """The command that repeats it bit for bit."""
-        words = ["python -m wyrmhole.simulation", f"--seed {self.seed}", f"--hours {self.hours:g}"]
+        words = ["python -m wyrmhole.simulation", f"--seed {self.seed}", f"--hours {_exact(self.hours)}"]
         words += [f"--profile {self.profile}"]
         words += [] if self.hosts is None else [f"--hosts {self.hosts}"]
         words += [] if self.keep is None else ["--keep " + (",".join(map(str, self.keep)) or "none")]
         words += [] if self.trials is None else ["--trials " + (",".join(self.trials) or "none")]
         words += [] if self.fails is None else ["--fail-edge {}:{}".format(*self.fails)]
         return " ".join(words)
+
+
+def _exact(hours: float) -> str:
+    """In full where six digits would be another number: another duration is another run."""
+    return f"{hours:g}" if float(f"{hours:g}") == hours else repr(hours)
 
 
 @dataclass(frozen=True, slots=True)
