@@ -66,6 +66,79 @@ def route_messages() -> bytes:
     return struct.pack("=IHHII", 16 + len(body), 16, 0, 1, 0) + body
 
 
+CONFIG = """# of the office
+[Interface]
+PrivateKey = AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=  # secret
+Address = 10.0.0.1/24, fd00::1/64
+ListenPort = 51820
+DNS = 10.0.0.53, internal
+Table = off
+PostUp = echo %i
+
+# friendly_name = laptop
+[Peer]
+PublicKey = ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8=
+PresharedKey = AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=
+Endpoint = [2001:db8::1]:51820
+AllowedIPs = 10.0.0.2/32, fd00::2/128
+PersistentKeepalive = 25
+"""
+
+
+def socks() -> list[bytes]:
+    """A request by name, one with a password, and a UDP packet. Two bytes of the target's own are in front."""
+    return [
+        b"\xff\0\5\1\0\5\1\0\3\7db.test\x15\x38SELECT",
+        b"\2\1\5\1\2\1\4user\10password\5\3\0\1\0\0\0\0\0\0",
+        b"\0\0\0\0\0\4" + bytes(15) + b"\1\0\x35question",
+    ]
+
+
+def http_requests() -> list[bytes]:
+    return [
+        b"\xffCONNECT db.test:5432 HTTP/1.1\r\nHost: db.test:5432\r\n\r\n",
+        b"\7GET http://user@web.test:80/a?b HTTP/1.1\r\nHost: web.test\r\nConnection: close, x\r\nX: 1\r\n"
+        b"Proxy-Authorization: Basic dXNlcjpwYXNzd29yZA==\r\nTE: trailers\r\n\r\n",
+        b"\xffPOST http://[fd00::1]/ HTTP/1.0\r\nContent-Length: 3\r\n\r\nabc",
+    ]
+
+
+def answers() -> list[bytes]:
+    """Behind the kind: flags and counts of a header, and records that name the question at offset 12."""
+    a = b"\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4\x0a\0\0\1"
+    aaaa = b"\xc0\x0c\0\x1c\0\1\0\0\0\x3c\0\x10\xfd" + bytes(14) + b"\1"
+    alias = b"\xc0\x0c\0\5\0\1\0\0\0\x3c\0\4\1b\xc0\x10" + b"\1b\xc0\x10" + a[2:]
+    soa = b"\xc0\x10\0\6\0\1\0\0\0\x3c\0\x18\xc0\x10\xc0\x10" + bytes(19) + b"\5"
+    return [
+        b"\0\x81\x80\0\1\0\1\0\0\0\0" + a,
+        b"\1\x81\x80\0\1\0\1\0\0\0\0" + aaaa,
+        b"\0\x81\x80\0\1\0\2\0\0\0\0" + alias,
+        b"\0\x81\x80\0\1\0\0\0\1\0\0" + soa,
+        b"\0\x81\x83\0\1\0\0\0\1\0\0" + soa,
+    ]
+
+
+def status() -> bytes:
+    key = "aa" * 32
+    lines = [
+        f"private_key={key}", "listen_port=51820", "fwmark=31", f"public_key={key}", f"preshared_key={key}",
+        "protocol_version=1", "endpoint=[fe80::1%1]:51820", "last_handshake_time_sec=1700000000",
+        "last_handshake_time_nsec=5", "tx_bytes=1", "rx_bytes=2", "persistent_keepalive_interval=25",
+        "allowed_ip=10.0.0.0/8", f"public_key={'bb' * 32}", "allowed_ip=fd00::/64",
+    ]  # fmt: skip
+    return "\n".join(lines).encode()
+
+
+def words() -> list[bytes]:
+    key = "ICEiIyQlJicoKSorLC0uLzAxMjM0NTY3ODk6Ozw9Pj8="
+    first = f"listen-port 51820 fwmark 0x1f peer {key} endpoint db.test:1 persistent-keepalive off allowed-ips"
+    return [
+        "\n".join([*first.split(), "10.0.0.0/8, fd00::/64", "peer", key, "remove"]).encode(),
+        "\n".join(["peer", key, "allowed-ips", "+10.0.0.1/32,-10.0.0.2"]).encode(),
+        b"[::1]:53/udp\n:80\ndb.internal:5432\n[fe80::1%eth0]:51820\ninfinity\n15",
+    ]
+
+
 def of(target: str) -> list[bytes]:
     made = {
         "datagram": traffic(),
@@ -86,6 +159,12 @@ def of(target: str) -> list[bytes]:
         "cookie_reply": [bytes(2), bytes.fromhex("000108ff"), bytes.fromhex("0410"), bytes.fromhex("03000000")],
         # The second one is what left a tunnel deaf: down, a packet, and up again.
         "state_machine": [bytes.fromhex("000803010008020500010a03010501"), bytes.fromhex("c50000")],
+        "wg_quick": [CONFIG.encode(), CONFIG.replace("\n", "\r\n").encode()],
+        "socks": socks(),
+        "http_proxy": http_requests(),
+        "dns": answers(),
+        "uapi_status": [status()],
+        "words": words(),
         "gro_train": [bytes.fromhex("400006020212223242")],
     }
     return made.get(target, [bytes(range(64)), bytes(64)])

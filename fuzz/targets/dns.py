@@ -1,0 +1,52 @@
+"""What a name server answers."""
+
+from __future__ import annotations
+
+import dns.exception
+import dns.message
+import dns.name
+import dns.rdataclass
+import dns.rdatatype
+import dns.resolver
+
+from fuzz.reader import Reader
+from wyrmhole.library.dns_cache import LONGEST, DnsCache, lifetime
+from wyrmhole.library.resolver import addresses_of, info
+
+KINDS = ("A", "AAAA")
+NAME = dns.name.from_text("www.example.")
+HEADER = 12
+
+
+def TestOneInput(data: bytes) -> None:
+    """An answer that dnspython takes gives addresses of the family asked for, and is kept for a bounded time; anything
+    else raises what the resolver turns into "no answer"."""
+    reader = Reader(data)
+    kind = KINDS[reader.byte() & 1]
+    question = dns.message.make_query(NAME, kind, id=1)
+    # Of the header only the flags and counts vary, and the question is repeated: the rest is refused at once.
+    wire = b"\0\1" + reader.take(HEADER - 2).ljust(HEADER - 2, b"\0") + question.to_wire()[HEADER:] + reader.rest()
+    try:
+        message = dns.message.from_wire(wire)
+        if not isinstance(message, dns.message.QueryMessage) or not question.is_response(message):
+            return  # to another question, which dnspython does not take
+        rdtype = dns.rdatatype.from_text(kind)
+        answer = dns.resolver.Answer(NAME, rdtype, dns.rdataclass.IN, message)
+    except dns.exception.DNSException:
+        return
+    for address in addresses_of(answer):
+        assert address.version == (4 if kind == "A" else 6)
+        assert info(address, 80, 1)[4][:2] == (str(address).partition("%")[0], 80)
+    check_kept(answer)
+
+
+def check_kept(answer: dns.resolver.Answer) -> None:
+    now = 0.0
+    cache = DnsCache(lambda: now)
+    key = (answer.qname, answer.rdtype, answer.rdclass)
+    cache.put(key, answer)
+    age = lifetime(answer)
+    assert age <= LONGEST
+    assert (cache.get(key) is answer) == (age > 0)
+    now = LONGEST
+    assert cache.get(key) is None

@@ -1,0 +1,78 @@
+"""What an HTTP client says to the proxy: the head of a request, and where it leads."""
+
+from __future__ import annotations
+
+import h11
+
+from fuzz.reader import Reader
+from wyrmhole.library.http_proxy import (
+    FRAMING,
+    HOP_BY_HOP,
+    HttpError,
+    Target,
+    authorized,
+    request_headers,
+    response_headers,
+    target_of,
+)
+from wyrmhole.library.http_relay import LONGEST_HEAD
+
+USERS = {"user": "password"}
+
+
+def requests(pieces: list[bytes]) -> list[h11.Request | str]:
+    """The first request, or that what came is none."""
+    connection = h11.Connection(h11.SERVER, max_incomplete_event_size=LONGEST_HEAD)
+    for piece in pieces:
+        connection.receive_data(piece)
+        try:
+            event = connection.next_event()
+        except h11.RemoteProtocolError as error:
+            return [f"no request: {error.error_status_hint}"]
+        if isinstance(event, h11.Request):
+            return [event]
+    return []
+
+
+def TestOneInput(data: bytes) -> None:
+    """A request leads somewhere or is refused with a status and one sentence. What is sent on can be sent, says where
+    it goes in one Host field, carries nothing of this hop, and parses to what was sent."""
+    reader = Reader(data)
+    cut = 1 + reader.byte()
+    stream = reader.rest()
+    found = requests([stream])
+    assert repr(found) == repr(requests([stream[at : at + cut] for at in range(0, len(stream), cut)] or [b""]))
+    for request in found:
+        if isinstance(request, h11.Request):
+            check(request)
+
+
+def check(request: h11.Request) -> None:
+    if authorized(request.headers, USERS):
+        assert any(name == b"proxy-authorization" for name, _ in request.headers)
+    assert authorized(request.headers, None)
+    try:
+        target = target_of(request.method, request.target)
+    except HttpError as error:
+        assert error.status in (400, 421, 501) and "\n" not in str(error)
+        return
+    assert target.host and 0 <= target.port < 1 << 16
+    assert (target.path is None) == (request.method == b"CONNECT")
+    if target.path is not None:
+        check_passed_on(request, target, target.path)
+
+
+def check_passed_on(request: h11.Request, target: Target, path: bytes) -> None:
+    fields = request_headers(request.headers, target, request.http_version)
+    names = [name for name, _ in fields]
+    assert names.count(b"host") == 1 and not HOP_BY_HOP & set(names)
+    assert all(name in names for name, _ in request.headers if name in FRAMING)
+    upstream = h11.Connection(h11.CLIENT)
+    try:
+        sent = upstream.send(h11.Request(method=request.method, target=path, headers=fields))
+    except h11.LocalProtocolError:
+        return  # answered with 502 by the relay
+    (again,) = requests([sent or b""])
+    assert isinstance(again, h11.Request)
+    assert (again.method, again.target) == (request.method, path)
+    assert b"transfer-encoding" not in dict(response_headers(request.headers, request.http_version))

@@ -1,0 +1,61 @@
+"""Bytes of a SOCKS5 client: its greeting, password and request in pieces, and the header of a UDP packet."""
+
+from __future__ import annotations
+
+import ipaddress
+
+from fuzz.reader import Reader
+from wyrmhole.library.socks5 import LONGEST_HEADER, Negotiation, SocksError, build_packet, parse_packet
+
+USERS = {"user": "password"}
+LONGEST_WAIT = 513
+"""Bytes that may wait for more: a user and a password of 255 each, with their lengths and the version."""
+
+
+def negotiate(pieces: list[bytes], users: dict[str, str] | None) -> tuple[Negotiation, bytes]:
+    server, sent, given = Negotiation(users), b"", 0
+    for piece in pieces:
+        if server.finished:
+            break
+        sent += server.receive(piece)
+        given += len(piece)
+        assert server.finished or len(server.rest) < LONGEST_WAIT
+        assert len(server.rest) <= given
+    return server, sent
+
+
+def TestOneInput(data: bytes) -> None:
+    """Where the pieces end makes no difference. A negotiation ends with a request, a failure in one line, or waits for
+    more; without the password there is no request. A packet read and built again is the same."""
+    reader = Reader(data)
+    cut, users = 1 + reader.byte() % 64, USERS if reader.byte() & 1 else None
+    stream = reader.rest()
+    whole, answer = negotiate([stream], users)
+    pieces, same = negotiate([stream[at : at + cut] for at in range(0, len(stream), cut)], users)
+    assert (whole.request, whole.failure, answer) == (pieces.request, pieces.failure, same)
+    check_outcome(whole, stream, users)
+    check_packet(stream)
+
+
+def check_outcome(server: Negotiation, stream: bytes, users: dict[str, str] | None) -> None:
+    assert server.request is None or server.failure is None
+    if server.failure is not None:
+        assert server.failure and "\n" not in server.failure
+    if server.request is not None:
+        assert 0 <= server.request.port < 1 << 16
+        assert server.request.host and server.request.host.isprintable()
+        assert stream.endswith(server.rest)
+        assert users is None or b"\4user\10password" in stream
+
+
+def check_packet(data: bytes) -> None:
+    try:
+        host, port, payload = parse_packet(data)
+    except SocksError:
+        return
+    assert data.endswith(payload) and len(data) - len(payload) <= LONGEST_HEADER
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return
+    assert parse_packet(build_packet(host, port, payload)) == (host, port, payload)

@@ -1,0 +1,58 @@
+"""The words of `wyrmhole set`, and what a place to connect to or a number looks like on the command line."""
+
+from __future__ import annotations
+
+import click
+
+from wyrmhole.cli.command_change import parse_words
+from wyrmhole.control.endpoint_names import NameResolver, parse_retries
+from wyrmhole.control.wg_values import ConfigEndpoint
+from wyrmhole.library.dialer import Spot
+
+FILES = ("private-key", "preshared-key")
+
+
+def never(seconds: float) -> None:
+    raise AssertionError("a name that is found needs no waiting")
+
+
+RESOLVER = NameResolver(0, never, print, lambda host, port: f"192.0.2.1:{port}")
+
+
+def TestOneInput(data: bytes) -> None:
+    """Words are a change within its ranges or a usage error of one line. A place parses to what says itself again."""
+    text = data.decode(errors="replace")
+    words = tuple(text.split("\n"))
+    if not set(words) & set(FILES):
+        check_words(words)
+    for word in words:
+        check_place(word)
+        retries = parse_retries(word)
+        assert retries is None or retries >= 0
+
+
+def check_words(words: tuple[str, ...]) -> None:
+    try:
+        change = parse_words(words, RESOLVER)
+    except click.UsageError as error:
+        assert "\n" not in error.message
+        return
+    assert change.listen_port is None or 0 <= change.listen_port < 1 << 16
+    assert change.fwmark is None or 0 <= change.fwmark < 1 << 32
+    assert len(change.peers) <= words.count("peer")
+
+
+def check_place(word: str) -> None:
+    try:
+        spot = Spot.parse(word)
+    except ValueError:
+        pass
+    else:
+        assert 0 <= spot.port <= 65535 and spot.proto in (None, "tcp", "udp")
+        assert Spot.parse(str(spot)) == Spot(spot.host, spot.port)
+    try:
+        endpoint = ConfigEndpoint.parse(word)
+    except ValueError:
+        return
+    assert ConfigEndpoint.parse(endpoint.emit()) == endpoint
+    assert 1 <= endpoint.port <= 65535
