@@ -50,10 +50,10 @@ def test_the_sandbox_can_be_left_out(host: Host, option: list[str]) -> None:
     assert {status["Seccomp"] for status in statuses(pid)} == {"0"}
 
 
-@pytest.mark.parametrize("user", [None, "nobody"])
-def test_later_needs_are_met(host: Host, user: str | None) -> None:
+@pytest.mark.parametrize(("user", "engine"), [(None, "auto"), ("nobody", "auto"), ("nobody", "portable")])
+def test_later_needs_are_met(host: Host, user: str | None, engine: str) -> None:
     """A low port, a mark, the interface down and up, another mtu, a scope by name, peers, a second client."""
-    host.start(**({} if user is None else {"WYRMHOLE_USER": user}))
+    host.start(WYRMHOLE_ENGINE=engine, **({} if user is None else {"WYRMHOLE_USER": user}))
     name = host.name
     host.get("wg", "set", name, "private-key", "/dev/stdin", "listen-port", "40000", text=PRIVATE)
     host.get("ip", "link", "set", name, "up")
@@ -90,6 +90,9 @@ def test_another_user_owns_the_daemon_and_root_s_caretaker_can_nothing(host: Hos
     pid = daemon_of(host)
     assert {status["Uid"] for status in statuses(pid)} == {f"{NOBODY}\t" * 3 + f"{NOBODY}"}
     assert {status["Groups"].strip() for status in statuses(pid)} == {""}
+    # The kernel gives what /proc says of a process to its user only while it may be dumped.
+    assert Path(f"/proc/{pid}/environ").stat().st_uid == 0
+    assert re.search(r"^Max core file size +0 +0 ", Path(f"/proc/{pid}/limits").read_text(), re.M)
     assert host.socket.stat().st_uid == NOBODY
     (caretaker,) = set(host.pids()) - {pid}
     until(lambda: {int(statuses(caretaker)[0][name], 16) for name in ("CapPrm", "CapBnd")} == {0})
