@@ -126,6 +126,7 @@ pub struct Shared {
     mtu: AtomicUsize,
     listen_port: AtomicUsize,
     staged_bytes: AtomicUsize,
+    retired: AtomicU64,
 }
 
 impl Shared {
@@ -145,6 +146,7 @@ impl Shared {
             mtu: AtomicUsize::new(1420),
             listen_port: AtomicUsize::new(0),
             staged_bytes: AtomicUsize::new(0),
+            retired: AtomicU64::new(0),
         }
     }
 
@@ -310,9 +312,15 @@ impl Shared {
         }
     }
 
+    /// Grows with each keypair that lost its place: whoever worked with keys then cleans up what they left behind.
+    pub fn retired(&self) -> u64 {
+        self.retired.load(Ordering::Acquire)
+    }
+
     fn forget_indices(&self, dropped: &Dropped) {
         let mut indices = write(&self.indices);
         for keypair in dropped.iter().flatten() {
+            self.retired.fetch_add(1, Ordering::Release);
             // The index may have been given to another keypair already.
             if indices.get(&keypair.limits.local_index).is_some_and(|it| Arc::ptr_eq(it, keypair)) {
                 indices.remove(&keypair.limits.local_index);

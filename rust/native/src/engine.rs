@@ -5,7 +5,7 @@
 
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 
@@ -25,6 +25,7 @@ use wyrmhole_core::shared::Shared;
 use zeroize::Zeroizing;
 
 use crate::foreign::{ForeignBind, ForeignTun, parse_host};
+use crate::io::stack;
 use crate::io::sys::EventFd;
 use crate::io::tun::KernelTun;
 use crate::io::udp::KernelBind;
@@ -59,6 +60,8 @@ pub struct Engine {
     seats: Mutex<Vec<Seat>>,
     threaded: bool,
     is_closed: AtomicBool,
+    /// How many keypairs had retired when the workers were last told.
+    wiped: AtomicU64,
 }
 
 type Endpoint = (String, u16, u32);
@@ -79,18 +82,11 @@ fn key_of(bytes: &[u8]) -> PyResult<Zeroizing<[u8; 32]>> {
 }
 
 /// 32 bytes of `bytes`, or of a `bytearray` that its owner wipes afterwards.
-struct Key(Zeroizing<[u8; 32]>);
-
-impl<'py> FromPyObject<'_, 'py> for Key {
-    type Error = PyErr;
-
-    fn extract(value: Borrowed<'_, 'py, PyAny>) -> PyResult<Self> {
-        if let Ok(bytes) = value.cast::<PyBytes>() {
-            return key_of(bytes.as_bytes()).map(Self);
-        }
-        let copy = Zeroizing::new(value.cast::<PyByteArray>()?.to_vec());
-        key_of(&copy).map(Self)
+fn session_key_of(value: &Bound<'_, PyAny>) -> PyResult<Zeroizing<[u8; 32]>> {
+    if let Ok(bytes) = value.cast::<PyBytes>() {
+        return key_of(bytes.as_bytes());
     }
+    key_of(&Zeroizing::new(value.cast::<PyByteArray>()?.to_vec()))
 }
 
 fn prefix_of(address: &[u8], length: u8) -> PyResult<Prefix> {
@@ -138,6 +134,7 @@ impl Engine {
             threaded,
             shared,
             is_closed: AtomicBool::new(false),
+            wiped: AtomicU64::new(0),
         })
     }
 
@@ -250,6 +247,7 @@ impl Engine {
 
     fn remove_peer(&self, peer: u64) {
         self.shared.remove_peer(peer);
+        self.wipe_stacks();
     }
 
     fn insert_allowed_ip(&self, peer: u64, address: &[u8], length: u8) -> PyResult<()> {
@@ -301,12 +299,11 @@ impl Engine {
         &self,
         peer: u64,
         indices: (u32, u32),
-        keys: (Key, Key),
+        keys: (Bound<'_, PyAny>, Bound<'_, PyAny>),
         is_initiator: bool,
         times: (u64, u64, u64, u64),
         messages: (u64, u64),
     ) -> PyResult<()> {
-        let (send, receive) = (keys.0.0, keys.1.0);
         let limits = Limits {
             local_index: indices.0,
             remote_index: indices.1,
@@ -318,19 +315,16 @@ impl Engine {
             rekey_after_messages: messages.0,
             reject_after_messages: messages.1,
         };
-        let Some(peer) = self.shared.install_keypair(peer, limits, &send, &receive) else { return Ok(()) };
-        if is_initiator {
-            self.with_sender(|sender, shared, now| {
-                let Sender { outbound, surroundings, .. } = sender;
-                if Outbound::has_staged(&peer) {
-                    outbound.send_staged(shared, surroundings, &peer, now);
-                } else {
-                    outbound.send_keepalive(shared, surroundings, &peer, now);
+        stack::with_wiped_stack(|| -> PyResult<()> {
+            let (send, receive) = (session_key_of(&keys.0)?, session_key_of(&keys.1)?);
+            if let Some(peer) = self.shared.install_keypair(peer, limits, &send, &receive) {
+                if is_initiator {
+                    self.confirm(&peer);
                 }
-            });
-        }
-        self.say();
-        Ok(())
+                self.say();
+            }
+            Ok(())
+        })
     }
 
     fn forget_keypairs(&self, peer: u64) {
@@ -393,8 +387,10 @@ impl Engine {
 
     fn send_keepalive(&self, peer: u64) {
         if let Some(peer) = self.shared.peer(peer) {
-            self.with_sender(|sender, shared, now| {
-                sender.outbound.send_keepalive(shared, &mut sender.surroundings, &peer, now);
+            stack::with_wiped_stack(|| {
+                self.with_sender(|sender, shared, now| {
+                    sender.outbound.send_keepalive(shared, &mut sender.surroundings, &peer, now);
+                });
             });
             self.say();
         }
@@ -438,6 +434,7 @@ impl Engine {
         for handshake in handshakes {
             append_handshake(&taken, &handshake)?;
         }
+        self.wipe_stacks();
         self.say();
         Ok(taken)
     }
@@ -487,6 +484,28 @@ impl Engine {
     fn say(&self) {
         if self.shared.reports.must_announce() {
             self.notify.ring();
+        }
+    }
+
+    /// The first packet under a new key, which tells the responder that we have it too.
+    fn confirm(&self, peer: &Arc<Peer>) {
+        self.with_sender(|sender, shared, now| {
+            let Sender { outbound, surroundings, .. } = sender;
+            if Outbound::has_staged(peer) {
+                outbound.send_staged(shared, surroundings, peer, now);
+            } else {
+                outbound.send_keepalive(shared, surroundings, peer, now);
+            }
+        });
+    }
+
+    /// Wake the workers if keypairs retired since they were last woken for it: each then wipes its stack.
+    fn wipe_stacks(&self) {
+        let retired = self.shared.retired();
+        if self.threaded && self.wiped.swap(retired, Ordering::Relaxed) != retired {
+            for seat in lock(&self.seats).iter() {
+                seat.wake.ring();
+            }
         }
     }
 

@@ -28,6 +28,7 @@ use wyrmhole_core::train::TrainLimits;
 use wyrmhole_core::virtio;
 
 use crate::foreign::{ForeignBind, ForeignTun};
+use crate::io::stack;
 use crate::io::sys::{self, Epoll, EventFd, Ready};
 use crate::io::tun::{KernelTun, Read};
 use crate::io::udp::KernelBind;
@@ -298,8 +299,20 @@ impl Worker {
 
     /// Until told to stop. A packet that makes a step panic must not end the tunnel.
     pub fn run(&mut self) {
-        let mut failed = 0;
+        self.run_turns();
+        // The memory of a thread's stack stays mapped for the next thread.
+        stack::wipe();
+    }
+
+    fn run_turns(&mut self) {
+        let (mut failed, mut wiped) = (0, 0);
         while !self.is_stopped {
+            let retired = self.shared.retired();
+            if retired != wiped {
+                // What is left of keys that are gone must not stay on the stack while this thread sleeps.
+                stack::wipe();
+                wiped = retired;
+            }
             if panic::catch_unwind(AssertUnwindSafe(|| self.turn(-1))).is_ok() {
                 failed = 0;
                 continue;
@@ -322,7 +335,9 @@ impl Worker {
         self.say();
     }
 
-    /// Wait for work at most that long (milliseconds, -1: for ever), then do one turn of it.
+    /// Wait for work at most that long (milliseconds, -1: for ever), then do one turn of it. Never part of its caller's
+    /// frame, which is not wiped.
+    #[inline(never)]
     pub fn turn(&mut self, timeout: i32) {
         if timeout < 0 {
             self.wait();
