@@ -1,0 +1,134 @@
+//! No lock is held while the edges are called: there another thread takes each of them, at every send and write.
+
+mod common;
+
+use std::net::SocketAddr;
+use std::sync::{Arc, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use wyrmhole_core::aead::Ring;
+use wyrmhole_core::allowed_ips::Prefix;
+use wyrmhole_core::checksum::{fold, pseudo_header};
+use wyrmhole_core::edges::{Edges, Gather, SendOutcome};
+use wyrmhole_core::inbound::{Arrival, Inbound};
+use wyrmhole_core::ip::Address;
+use wyrmhole_core::outbound::Outbound;
+use wyrmhole_core::peer::Source;
+use wyrmhole_core::shared::Shared;
+
+use common::{frame, limits, without_key};
+
+const OTHER: u64 = 2;
+const INDEX: u32 = 77;
+/// Only a lock that is held makes it wait so long.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Configuration, as the control thread changes it: every lock is taken, those for all workers for writing.
+fn reconfigure(shared: &Shared) {
+    shared.add_peer(OTHER);
+    shared.insert_allowed_ip(OTHER, Prefix { address: Address::V4(0xC0A8_0000), length: 16 });
+    shared.install_keypair(OTHER, limits(INDEX, 1, true), &[8; 32], &[9; 32]);
+    shared.remove_peer(OTHER);
+    shared.set_mac1_key(Some([1; 32]));
+    let peer = shared.peer(1).unwrap();
+    let state = peer.lock();
+    for keypair in [&state.keypairs.current, &state.keypairs.next].into_iter().flatten() {
+        drop(keypair.window.lock().unwrap());
+    }
+    drop(state);
+    shared.reports.take(usize::MAX);
+}
+
+struct World {
+    shared: Arc<Shared>,
+    wire: Vec<u8>,
+    calls: usize,
+}
+
+impl World {
+    fn new(shared: &Arc<Shared>) -> Self {
+        Self { shared: Arc::clone(shared), wire: Vec::new(), calls: 0 }
+    }
+
+    fn check(&mut self) {
+        let shared = Arc::clone(&self.shared);
+        let (tell, told) = mpsc::channel();
+        thread::spawn(move || {
+            reconfigure(&shared);
+            tell.send(()).unwrap();
+        });
+        assert!(told.recv_timeout(PATIENCE).is_ok(), "a lock is held at an edge");
+        self.calls += 1;
+    }
+
+    fn take_calls(&mut self) -> usize {
+        std::mem::take(&mut self.calls)
+    }
+}
+
+impl Edges for World {
+    fn is_bound(&self) -> bool {
+        true
+    }
+    fn send(&mut self, _: &SocketAddr, _: Option<&Source>, data: &[u8], _: usize, _: u8) -> SendOutcome {
+        self.wire = data.to_vec();
+        self.check();
+        // A source that was rejected is forgotten, which takes the peer's lock once more.
+        SendOutcome { source_rejected: true, dropped: false }
+    }
+    fn write(&mut self, frame: Gather<'_>) -> bool {
+        self.check();
+        // Refused as a super-packet, taken as single ones.
+        frame.parts.len() == 1
+    }
+    fn offloads(&self) -> (bool, bool) {
+        (true, true)
+    }
+}
+
+#[test]
+fn sending_holds_none() {
+    let shared = Arc::new(without_key(Box::new(Ring)));
+    let (mut world, mut outbound) = (World::new(&shared), Outbound::default());
+    outbound.frame(&shared, &mut world, &mut frame(100, 0), 5);
+    assert_eq!(world.take_calls(), 0, "it waits for a key");
+    let peer = shared.install_keypair(1, limits(1, 2, true), &[2; 32], &[3; 32]).unwrap();
+    outbound.send_staged(&shared, &mut world, &peer, 5);
+    assert_eq!(world.take_calls(), 1, "what was staged");
+    outbound.frame(&shared, &mut world, &mut frame(20_000, 100), 5);
+    assert_eq!(world.take_calls(), 3, "full trains of a super-packet");
+    outbound.flush(&shared, &mut world);
+    assert_eq!(world.take_calls(), 1, "its rest");
+    outbound.send_keepalive(&shared, &mut world, &peer, 5);
+    outbound.flush(&shared, &mut world);
+    assert_eq!(world.take_calls(), 1, "a keepalive");
+    let mut stray = frame(100, 0);
+    stray[26..30].copy_from_slice(&[198, 51, 100, 1]);
+    outbound.frame(&shared, &mut world, &mut stray, 5);
+    assert_eq!(world.take_calls(), 1, "an ICMP error");
+}
+
+#[test]
+fn receiving_holds_none() {
+    let (a, b) = (Arc::new(without_key(Box::new(Ring))), Arc::new(without_key(Box::new(Ring))));
+    a.install_keypair(1, limits(1, 2, true), &[2; 32], &[3; 32]);
+    let (mut world, mut outbound) = (World::new(&a), Outbound::default());
+    let mut super_packet = frame(3000, 1000);
+    // The kernel leaves the pseudo-header's sum in the checksum field; right checksums are what is merged again.
+    let partial = fold(pseudo_header(&super_packet[22..30], 17, 3008));
+    super_packet[36..38].copy_from_slice(&partial.to_be_bytes());
+    outbound.frame(&a, &mut world, &mut super_packet, 5);
+    outbound.flush(&a, &mut world);
+    let mut slot = std::mem::take(&mut world.wire);
+
+    let (mut world, mut inbound, mut outbound) = (World::new(&b), Inbound::default(), Outbound::default());
+    inbound.set_offloads((true, true));
+    outbound.frame(&b, &mut world, &mut frame(100, 0), 5);
+    b.install_keypair(1, limits(2, 1, false), &[3; 32], &[2; 32]);
+    let from = SocketAddr::from(([192, 0, 2, 7], 7));
+    let arrival = Arrival { from, source: Source::new(&[1; 12]), tos: 0, segment: slot.len() / 3 };
+    inbound.receive(&b, &mut world, &mut outbound, &mut slot, &arrival, 5);
+    assert_eq!(world.take_calls(), 1 + 3 + 1, "a super-packet, its packets, and what waited for this key");
+    assert_eq!(b.drops.list().count(), 0);
+}
