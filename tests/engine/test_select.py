@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from wyrmhole.engine.contract import EngineKind
-from wyrmhole.engine.select import EngineUnavailable, select_engine
+from wyrmhole.engine.select import EngineUnavailable, NativeOptions, select_engine
 
 pytestmark = pytest.mark.portable_only
 
@@ -44,3 +44,20 @@ def test_without_the_native_engine_auto_says_why_and_native_what_to_do(monkeypat
     engine.close()
     with pytest.raises(EngineUnavailable, match="install Rust"):
         select_engine("native", clock=lambda: 0)
+
+
+def test_the_library_that_seals_can_be_chosen() -> None:
+    """Never required: who insists on it where it is missing is told why there is none."""
+    pytest.importorskip("wyrmhole.engine._native")
+    engine, reason = select_engine("native", clock=lambda: 0, options=NativeOptions(aead="ring"))
+    assert reason.startswith("Native engine with ring")
+    engine.close()
+    with pytest.raises(EngineUnavailable, match="use auto, ring or vector"):
+        select_engine("native", clock=lambda: 0, options=NativeOptions(aead="rot13"))
+    try:
+        engine, reason = select_engine("native", clock=lambda: 0, options=NativeOptions(aead="vector"))
+    except EngineUnavailable as error:
+        assert str(error).startswith("libIPSec_MB ")
+        return
+    assert reason.startswith("Native engine with libIPSec_MB")
+    engine.close()

@@ -31,11 +31,31 @@ UDP_SEGMENT = 103
 LOCALHOST = {4: "127.0.0.1", 6: "::1"}
 
 
+class PairTun(ListTun):
+    """A TUN whose queues are ends of socket pairs; the test has the other ends."""
+
+    def __init__(self, queues: int) -> None:
+        super().__init__()
+        self.pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(queues)]
+        for ours, _ in self.pairs:
+            ours.setblocking(False)
+
+    def kernel_queues(self) -> list[KernelQueue]:
+        return [KernelQueue(ours.fileno(), True) for ours, _ in self.pairs]
+
+    def suspect_end(self) -> None: ...
+
+    def close(self) -> None:
+        for pair in self.pairs:
+            for end in pair:
+                end.close()
+
+
 class Side:
     """One engine, its sockets on the namespace's loopback, and one peer."""
 
-    def __init__(self, place: Namespace, inner: str, *, initiator: bool) -> None:
-        self.tun = ListTun()
+    def __init__(self, place: Namespace, inner: str, *, initiator: bool, tun: ListTun | None = None) -> None:
+        self.tun = tun or ListTun()
         self.engine = make_engine(lambda: 1000 * SECOND)
         self.engine.set_mac1_key(mac1_key(OUR_KEY))
         with place.entered():
@@ -69,9 +89,10 @@ class Side:
 
 
 @contextlib.contextmanager
-def connected(host: str) -> Iterator[tuple[Namespace, Side, Side]]:
+def connected(host: str, tun: ListTun | None = None) -> Iterator[tuple[Namespace, Side, Side]]:
+    """`tun`: that of the second side."""
     with namespaces(1) as (place,):
-        a, b = Side(place, B_INNER, initiator=True), Side(place, A_INNER, initiator=False)
+        a, b = Side(place, B_INNER, initiator=True), Side(place, A_INNER, initiator=False, tun=tun)
         try:
             b.know(a, host)
             a.know(b, host)
@@ -103,6 +124,31 @@ def test_packets_of_both_families_cross(version: int) -> None:
         b.turns()
         a.turns()
         assert a.delivered == [ipv4(B_INNER, A_INNER)]
+
+
+def test_peers_of_both_families_get_what_was_read_in_one_turn() -> None:
+    with connected("127.0.0.1") as (place, a, b):
+        with place.entered():
+            other = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        with other:
+            other.bind(("::1", 0))
+            other.settimeout(5)
+            a.engine.add_peer(2)
+            a.engine.insert_allowed_ip(2, Prefix.parse("10.0.0.3/32"))
+            a.engine.set_endpoint(2, Endpoint("::1", other.getsockname()[1]))
+            a.engine.install_keypair(2, params(11, 21, initiator=True))
+            packets = [ipv4(A_INNER, B_INNER, bytes((number,)) * 32) for number in range(10)]
+            for packet in packets:
+                a.tun.inject(PLAIN + packet)
+                a.tun.inject(PLAIN + ipv4(A_INNER, "10.0.0.3", packet[20:]))
+            a.turns()
+            b.turns()
+            assert b.delivered == packets
+            sizes = [32, *[32 + 64] * 10]
+            received = [other.recv(1 << 16) for _ in sizes]
+        assert [len(datagram) for datagram in received] == sizes
+        assert [struct.unpack_from("<IIQ", datagram) for datagram in received] == [(4, 21, at) for at in range(11)]
+        assert a.engine.drops() == {}
 
 
 def test_datagrams_of_every_odd_length_are_dropped_by_name() -> None:
@@ -144,24 +190,32 @@ def test_a_path_smaller_than_the_train_gets_its_datagrams() -> None:
         assert a.engine.drops() == {}
 
 
-class PairTun(ListTun):
-    """A TUN whose queues are ends of socket pairs; the test has the other ends."""
+def test_a_full_tun_costs_what_does_not_fit_and_nothing_later() -> None:
+    """EAGAIN: nobody waits, and the packets are counted."""
+    tun = PairTun(1)
+    with connected("127.0.0.1", tun) as (_, a, b), contextlib.closing(tun):
+        reader = tun.pairs[0][1]
+        reader.setblocking(False)
 
-    def __init__(self, queues: int) -> None:
-        super().__init__()
-        self.pairs = [socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET) for _ in range(queues)]
-        for ours, _ in self.pairs:
-            ours.setblocking(False)
+        def read() -> list[bytes]:
+            frames = []
+            with contextlib.suppress(BlockingIOError):
+                while True:
+                    frames.append(reader.recv(1 << 16)[10:])
+            return frames
 
-    def kernel_queues(self) -> list[KernelQueue]:
-        return [KernelQueue(ours.fileno(), True) for ours, _ in self.pairs]
-
-    def suspect_end(self) -> None: ...
-
-    def close(self) -> None:
-        for pair in self.pairs:
-            for end in pair:
-                end.close()
+        sent: list[bytes] = []
+        while not b.engine.drops():
+            sent.append(ipv4(A_INNER, B_INNER, struct.pack("<I", len(sent)) + bytes(1000)))
+            a.tun.inject(PLAIN + sent[-1])
+            a.turns()
+            b.turns()
+        assert b.engine.drops() == {DropReason.TUN_WRITE_FAILED: 1}
+        assert read() == sent[:-1]
+        a.tun.inject(PLAIN + sent[-1])
+        a.turns()
+        b.turns()
+        assert read() == sent[-1:]
 
 
 @pytest.mark.parametrize("worker", [0, 1])
