@@ -83,11 +83,6 @@ impl Keypair {
         (first, taken as usize)
     }
 
-    /// Begin elsewhere than at zero: for tests of the limits.
-    pub fn set_sent(&self, counter: u64) {
-        self.send_counter.store(counter, Ordering::Relaxed);
-    }
-
     /// Whether the first data sent from now on asks for another key.
     pub fn wants_rekey(&self, now: u64) -> bool {
         now >= self.limits.rekey_send_at || self.sent() > self.limits.rekey_after_messages

@@ -32,7 +32,8 @@ use crate::io::udp::KernelBind;
 use crate::io::vector;
 use crate::worker::{BindEdge, Clock, Mailbox, Order, Surroundings, TunEdge, Worker};
 
-/// What the control thread sends by itself: handshakes, keepalives, what was staged.
+/// What the control thread sends by itself: handshakes, keepalives, what was staged. Its lock is held while it sends, so
+/// no worker takes it.
 #[derive(Default)]
 struct Sender {
     outbound: Outbound,
