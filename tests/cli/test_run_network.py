@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.cli.users import USERS, environ, skip_unless_readable, wyrmhole_of
 from tests.netns.host import Host, until
 from tests.netns.implementations import SUBJECT
 from tests.netns.lab import Lab, inner
@@ -20,7 +21,6 @@ from tests.netns.node import Key, peer_section
 
 pytestmark = pytest.mark.network
 
-SOURCE = Path(__file__).parents[2]
 
 SERVERS = """
 import http.server, socketserver, sys, threading
@@ -47,28 +47,6 @@ print("ready", flush=True)
 server.serve_forever()
 """
 
-NOBODY = """
-folder=$(mktemp -d)
-mount -t tmpfs -o mode=755 none $folder && mknod -m 666 $folder/tun c 10 200 && mount --bind $folder/tun /dev/net/tun
-exec setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all --bounding-set=-all "$@"
-"""
-"""In a mount namespace, where /dev/net/tun is everybody's, as distributions have it."""
-
-
-def as_nobody(*command: str) -> subprocess.CompletedProcess[str]:
-    """Through a shell: setpriv itself still starts its program with root's reach."""
-    words = ["setpriv", "--reuid", "65534", "--clear-groups", "sh", "-c", '"$@"', "sh", *command]
-    return subprocess.run(words, capture_output=True, text=True, check=False)
-
-
-def shared_python() -> str:
-    """An interpreter of this version that every user may run, also where the tests' own lies in root's home."""
-    program = "import sys; print(sys.version_info[:2])"
-    for candidate in (os.path.realpath(sys.executable), "/usr/bin/python3"):
-        if as_nobody(candidate, "-c", program).stdout.strip() == str(sys.version_info[:2]):
-            return candidate
-    pytest.skip("no Python of this version that user 65534 may run")
-
 
 @dataclass
 class Runner:
@@ -77,18 +55,10 @@ class Runner:
     is_root: bool
 
     def words(self, *command: str) -> Sequence[str]:
-        module = ("-m", "wyrmhole.cli.wyrmhole", "run", str(self.config), "--", *command)
-        if self.is_root:
-            return (sys.executable, *module)
-        return ("unshare", "-m", "sh", "-c", NOBODY, "sh", shared_python(), *module)
-
-    @property
-    def environ(self) -> dict[str, str]:
-        packages = next(path for path in sys.path if path.endswith("site-packages"))
-        return {"PYTHONPATH": f"{SOURCE / 'src'}:{packages}"}
+        return wyrmhole_of("root" if self.is_root else "nobody", "run", str(self.config), "--", *command)
 
     def __call__(self, *command: str, status: int = 0) -> str:
-        result = self.host.try_run(*self.words(*command), environ=self.environ)
+        result = self.host.try_run(*self.words(*command), environ=environ())
         assert result.returncode == status, result.stdout + result.stderr
         return result.stdout + result.stderr
 
@@ -99,11 +69,10 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
         yield lab
 
 
-@pytest.fixture(params=["root", "nobody"])
+@pytest.fixture(params=USERS)
 def runner(lab: Lab, tmp_path: Path, request: pytest.FixtureRequest) -> Runner:
     """A host without a way to anywhere but its neighbour, on which a peer with servers inside the tunnel is."""
-    if request.param == "nobody" and as_nobody("ls", str(SOURCE / "src")).returncode:
-        pytest.skip("user 65534 may not read the sources here")
+    skip_unless_readable(request.param)
     a, b = lab.neighbours()
     key = Key.generate()
     node = lab.node(b, SUBJECT, port=51821)
@@ -164,7 +133,7 @@ def test_who_runs_it_stays_who_it_is_and_gains_nothing(runner: Runner) -> None:
 
 def test_a_signal_ends_the_program_and_the_tunnel(runner: Runner) -> None:
     process = runner.host.spawn(
-        *runner.words("sh", "-c", "echo started; exec sleep 1000"), output=subprocess.PIPE, environ=runner.environ
+        *runner.words("sh", "-c", "echo started; exec sleep 1000"), output=subprocess.PIPE, environ=environ()
     )
     try:
         assert process.stdout is not None and process.stdout.readline() == "started\n"
@@ -180,7 +149,7 @@ def test_a_signal_ends_the_program_and_the_tunnel(runner: Runner) -> None:
 def test_a_tunnel_that_is_killed_takes_the_program_with_it(runner: Runner) -> None:
     """It does not live on without a network, and never with the host's."""
     process = runner.host.spawn(
-        *runner.words("sh", "-c", "echo $$; exec sleep 1000"), output=subprocess.PIPE, environ=runner.environ
+        *runner.words("sh", "-c", "echo $$; exec sleep 1000"), output=subprocess.PIPE, environ=environ()
     )
     try:
         assert process.stdout is not None
@@ -199,7 +168,7 @@ def test_what_cannot_be_enclosed_does_not_run(runner: Runner) -> None:
     """Without a TUN there is no program, least of all one in the host's network."""
     if runner.is_root:
         hide = ("unshare", "-m", "sh", "-c", 'mount -t tmpfs none /dev/net && exec "$@"', "sh")
-        result = runner.host.try_run(*hide, *runner.words("echo", "outside"), environ=runner.environ)
+        result = runner.host.try_run(*hide, *runner.words("echo", "outside"), environ=environ())
         assert result.returncode == 1 and "outside" not in result.stdout
         assert "open /dev/net/tun: ENOENT" in result.stderr
     text = runner.config.read_text()

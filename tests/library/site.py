@@ -3,9 +3,9 @@
     with Site(tmp_path) as site:
         with site.program("proxy", site.config) as program: ...
 
-Inside, on the peer (wireguard-go): web servers on port 80 and, with TLS, 443 of 10.77.0.2 and fd77::2, an echo of
-UDP on port 7, and a name server on 10.77.0.2 that knows `web.internal`. Outside, where the program runs: a resolv.conf
-whose server writes down every question, and a capture of the wire.
+Inside, on the peer (wireguard-go unless told otherwise): web servers on port 80 and, with TLS, 443 of 10.77.0.2 and
+fd77::2, an echo of UDP on port 7, and a name server on 10.77.0.2 that knows `web.internal`. Outside, where the program
+runs: a resolv.conf whose server writes down every question, and a capture of the wire.
 """
 
 from __future__ import annotations
@@ -23,12 +23,14 @@ from typing import IO, Any, Self, cast
 
 import trustme
 
-from tests.netns.host import Host, end
+from tests.netns.host import PATIENCE, Host, end
 from tests.netns.lab import Lab, inner
 from tests.netns.node import Key, peer_section
 
 OUTER_PORT = 51821
 ETH_P_ALL = 3
+MARK = bytes(12) + b"\x88\xb5" + b"passed".ljust(46)
+"""A frame of an EtherType for experiments (IEEE 802)."""
 NAMES = ("web.internal", "10.77.0.2", "fd77::2")
 RED = (0xC8, 0x14, 0x32)
 
@@ -36,8 +38,10 @@ RED = (0xC8, 0x14, 0x32)
 class Site:
     """`client` is the host of the program, `peer` that of the private network."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, implementation: str = "wireguard-go") -> None:
+        """`implementation` is that of the peer, as `tests.netns.implementations` names them."""
         self._folder = folder
+        self._implementation = implementation
         self._stack = ExitStack()
 
     def __enter__(self) -> Self:
@@ -90,7 +94,7 @@ class Site:
         assert self.wire.strange() == []
 
     def _join(self, lab: Lab) -> None:
-        key, node = Key.generate(), lab.node(self.peer, "wireguard-go", port=OUTER_PORT)
+        key, node = Key.generate(), lab.node(self.peer, self._implementation, port=OUTER_PORT)
         node.configure(peer_section(key.public, *inner(1)))
         node.assign(*inner(2, 24, 64))
         node.up()
@@ -160,7 +164,10 @@ class Wire:
     def __init__(self, host: Host, link: str) -> None:
         with host.entered():
             self._capture = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(ETH_P_ALL))
+            self._marker = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
         self._capture.bind((link, 0))
+        self._marker.bind((link, 0))
+        self._marked = threading.Event()
         self._capture.settimeout(0.1)
         self._strange: list[str] = []
         self._tunnel = 0
@@ -168,6 +175,10 @@ class Wire:
         self._thread.start()
 
     def strange(self) -> list[str]:
+        """Of all that passed up to now: behind a frame of ours that was seen, none is missing."""
+        self._marked.clear()
+        self._marker.send(MARK)
+        assert self._marked.wait(PATIENCE), "the capture does not see what is sent"
         return list(self._strange)
 
     def forget(self) -> None:
@@ -179,6 +190,7 @@ class Wire:
 
     def close(self) -> None:
         self._capture.close()
+        self._marker.close()
         self._thread.join()
 
     def _read(self) -> None:
@@ -189,6 +201,9 @@ class Wire:
                 continue
             except OSError:
                 return
+            if frame == MARK:
+                self._marked.set()
+                continue
             what = describe(frame)
             self._tunnel += what == "tunnel"
             if what not in ("tunnel", "housekeeping"):
