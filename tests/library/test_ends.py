@@ -29,7 +29,7 @@ from tests.library.tunnels import (
     tunnels,
 )
 
-pytestmark = pytest.mark.network
+pytestmark = [pytest.mark.network, pytest.mark.usefixtures("device")]
 
 
 @on_each_loop

@@ -1,4 +1,7 @@
-"""`device="tun"`: the same verbs over an interface of the host, in a network namespace of the test's own."""
+"""What is particular to `device="tun"`, in a network namespace of the test's own.
+
+Every verb on it is in the tests of the verbs, which run on both kinds of tunnels (see the fixture `device`).
+"""
 
 from __future__ import annotations
 
@@ -30,21 +33,7 @@ def test_sockets_go_by_the_interface_and_by_nothing_else(host: Namespace, versio
         near_key, far_key = generate(), generate()
         async with wyrmhole.open(far_config(far_key, near_key)) as far, await far.start_server(echo, port=7000):
             text = near_config(near_key, far_key, far.stats().listen_port)
-            # Raw sysfs and links are of the thread that looks; the stack is made by another one.
-            from wyrmhole.library.host_stack import HostStack
-            from wyrmhole.library.opening import Opening
-
-            opening = Opening(text, device="tun", name="wyrtest")
-
-            async def make(config: wyrmhole.Config) -> HostStack:
-                from wyrmhole.library.tunnel import configure_stack
-
-                stack = HostStack.open("wyrtest")
-                configure_stack(stack, config)
-                return stack
-
-            opening._open_stack = make  # type: ignore[method-assign]
-            async with opening as near:
+            async with wyrmhole.open(text, device="tun", name="wyrtest") as near:
                 assert "wyrtest" in host.ip("link")
                 reader, writer = await near.open_connection(FAR[version], 7000, timeout=10)
                 writer.write(b"by the interface")

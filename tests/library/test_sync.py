@@ -15,9 +15,9 @@ import pytest
 
 import wyrmhole
 import wyrmhole.sync
-from tests.library.tunnels import FAR_V4, FAR_V6, NEAR_V4, NOBODY_V4, far_config, generate, near_config
+from tests.library.tunnels import FAR_V4, FAR_V6, NEAR_OPTIONS, NEAR_V4, NOBODY_V4, far_config, generate, near_config
 
-pytestmark = pytest.mark.network
+pytestmark = [pytest.mark.network, pytest.mark.usefixtures("device")]
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def tunnels() -> Iterator[tuple[wyrmhole.sync.Tunnel, wyrmhole.sync.Tunnel]]:
     near_key, far_key = generate(), generate()
     with wyrmhole.sync.open(far_config(far_key, near_key)) as far:
         text = near_config(near_key, far_key, far.stats().listen_port)
-        with wyrmhole.sync.open(text) as near:
+        with wyrmhole.sync.open(text, **NEAR_OPTIONS) as near:
             yield near, far
 
 
@@ -100,14 +100,14 @@ def test_a_thread_that_waits_holds_up_no_other() -> None:
                 each.result(timeout=10)
 
 
-def test_the_other_verbs() -> None:
+def test_the_other_verbs(device: str) -> None:
     with tunnels() as (near, far), echoing(far, (FAR_V4, 7000)):
         events: queue.Queue[object] = queue.Queue()
         following = near.events()
         thread = threading.Thread(target=lambda: deque(map(events.put, following), maxlen=0))
         thread.start()
         assert near.wait_handshake(timeout=10).name == "far"
-        assert near.stats().stack == "netns"
+        assert near.stats().stack == device
         assert [peer.name for peer in near.peers.values()] == ["far"]
         added = near.peers.add(generate().public_key(), allowed_ips=["10.67.0.0/24"], name="other")
         assert added.stats().allowed_ips == ("10.67.0.0/24",)

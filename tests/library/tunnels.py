@@ -27,6 +27,8 @@ FAR_V4, FAR_V6 = "10.66.0.2", "fd66::2"
 FAR = {4: FAR_V4, 6: FAR_V6}
 NOBODY_V4 = "10.66.0.99"
 """An address of the far end's allowed ips where nobody is."""
+NEAR_OPTIONS: dict[str, Any] = {}
+"""What `wyrmhole.open` is told of each near end, beside what a scenario tells it; see the fixture `device`."""
 
 T = TypeVar("T")
 Scenario = Coroutine[Any, Any, T]
@@ -80,7 +82,7 @@ async def tunnels(near_more: str = "", **options: Any) -> AsyncIterator[Ends]:
     near_key, far_key = generate(), generate()
     async with wyrmhole.open(far_config(far_key, near_key)) as far:
         text = near_config(near_key, far_key, far.stats().listen_port, near_more)
-        async with wyrmhole.open(text, **options) as near:
+        async with wyrmhole.open(text, **{**NEAR_OPTIONS, **options}) as near:
             yield Ends(near, far, text)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import socket
 import struct
+import time
 
 from wyrmhole.net import netlink
 
@@ -17,6 +18,8 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 LOOPBACK = 1
 """The index of `lo`: the first interface of every namespace."""
 WORST_METRIC = 0x7FFFFFFF
+LOOK_SECONDS, LOOKS = 0.001, 1000
+"""A millisecond as a rule; an interface that is down never gets there."""
 
 _RTM_NEWADDR, _RTM_DELADDR, _RTM_DELROUTE = 20, 21, 25
 _REPLACE, _CREATE = 0x100, 0x400
@@ -53,8 +56,16 @@ def delete(client: netlink.Client, index: int) -> None:
 
 
 def add_address(client: netlink.Client, index: int, address: Interface) -> None:
-    """Usable at once: a point-to-point link needs no duplicate address detection. Once more does no harm."""
+    """Usable when this returns: a point-to-point link needs no duplicate address detection. Once more does no harm.
+
+    The kernel begins to take packets to an IPv6 address some time after it said that it has it (addrconf_dad_work): the
+    answer to a program's first packet would be lost now and then.
+    """
     client.change(_RTM_NEWADDR, _CREATE | _REPLACE, _address(index, address))
+    looks = LOOKS if address.version == 6 else 0
+    while looks and not client.is_local(str(address.ip)):
+        time.sleep(LOOK_SECONDS)
+        looks -= 1
 
 
 def remove_address(client: netlink.Client, index: int, address: Interface) -> None:

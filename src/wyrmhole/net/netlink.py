@@ -41,6 +41,7 @@ RTM_GETNSID = 90
 
 _NLM_F_REQUEST, _NLM_F_ACK = 1, 4
 _RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_MARK = 1, 2, 4, 16
+_ROUTE_TYPE, _RTN_LOCAL = 7, 2
 _IFLA_IFNAME, _IFLA_MTU, _IFLA_EXT_MASK, _IFLA_GSO_MAX_SEGS, _IFLA_TARGET_NETNSID = 3, 4, 29, 40, 46
 _RTEXT_FILTER_SKIP_STATS = 8
 _NETNSA_NSID, _NETNSA_FD = 1, 3
@@ -152,11 +153,24 @@ class Client:
         Raises Refused when there is no route, or OSError when the kernel could not be asked. The kernel checks that an
         IPv4 `source` is one of its own addresses; for IPv6 it does not.
         """
-        reply = self._ask(RTM_GETROUTE, _emit_route_request(destination, source, mark))
+        reply = self._route(destination, source, mark)
         output = parse_attributes(reply.payload, _ROUTE.size).get(_RTA_OIF, b"")
-        if reply.kind != RTM_NEWROUTE or len(output) != _INT.size:
+        if len(output) != _INT.size:
             raise OSError(errno.EPROTO, "the kernel answered a route request with something else")
         return int(_INT.unpack(output)[0])
+
+    def is_local(self, address: str) -> bool:
+        """Whether packets to this address are taken here. Raises OSError."""
+        try:
+            return bool(_ROUTE.unpack_from(self._route(address, None, 0).payload)[_ROUTE_TYPE] == _RTN_LOCAL)
+        except Refused:
+            return False
+
+    def _route(self, destination: str, source: str | None, mark: int) -> Message:
+        reply = self._ask(RTM_GETROUTE, _emit_route_request(destination, source, mark))
+        if reply.kind != RTM_NEWROUTE or len(reply.payload) < _ROUTE.size:
+            raise OSError(errno.EPROTO, "the kernel answered a route request with something else")
+        return reply
 
     def link(self, name: str, namespace_id: int | None) -> Link:
         """The interface of that name, here or in the network namespace of that id. Raises Refused (ENODEV), OSError."""

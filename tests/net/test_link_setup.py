@@ -1,0 +1,65 @@
+"""Addresses are usable when the call that adds them returns."""
+
+from __future__ import annotations
+
+import ipaddress
+from typing import Any, cast
+
+import pytest
+
+from tests.net.namespaces import Namespace
+from wyrmhole.net import link_setup, netlink
+from wyrmhole.net.linux_tun import LinuxTun
+
+V6 = ipaddress.ip_interface("fd66::1/64")
+
+
+class Kernel:
+    """Takes packets to an address only when it was asked about it for the time `patience` + 1."""
+
+    def __init__(self, patience: int) -> None:
+        self.patience = patience
+        self.added = 0
+
+    def change(self, *_: Any) -> None:
+        self.added += 1
+
+    def is_local(self, address: str) -> bool:
+        assert address == "fd66::1"
+        self.patience -= 1
+        return self.patience < 0
+
+
+def test_an_ipv6_address_is_waited_for() -> None:
+    kernel = Kernel(2)
+    link_setup.add_address(cast(netlink.Client, kernel), 7, V6)
+    assert (kernel.added, kernel.patience) == (1, -1)
+
+
+def test_an_address_that_never_comes_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link_setup, "LOOK_SECONDS", 0)
+    kernel = Kernel(10_000)
+    link_setup.add_address(cast(netlink.Client, kernel), 7, V6)
+    assert kernel.patience == 10_000 - link_setup.LOOKS
+
+
+@pytest.mark.network
+def test_packets_to_an_address_are_taken_at_once() -> None:
+    host = Namespace()
+    try:
+        with host.entered():
+            tun, client = LinuxTun.create("wyrset%d"), netlink.Client()
+            index = client.link(tun.name, None).interface
+            link_setup.set_up(client, index, mtu=1420)
+            link_setup.add_route(client, index, ipaddress.ip_network("::/0"))
+            for number in range(1, 21):
+                for text in (f"10.66.0.{number}/24", f"fd66::{number}/64"):
+                    address = ipaddress.ip_interface(text)
+                    link_setup.add_address(client, index, address)
+                    assert client.is_local(str(address.ip)), address
+            assert not client.is_local("fd66::99")
+            assert not client.is_local("192.0.2.1"), "there is no way to it at all"
+            client.close()
+            tun.close()
+    finally:
+        host.delete()
