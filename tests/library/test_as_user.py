@@ -67,7 +67,9 @@ def as_nobody(*command: str, mount: str = WORLD_TUN) -> subprocess.CompletedProc
     )
 
 
-@pytest.mark.parametrize("name", ["test_verbs.py", "test_ends.py", "test_helper.py", "test_peers.py", "test_sync.py"])
+@pytest.mark.parametrize(
+    "name", [f"test_{name}.py" for name in ("verbs", "ends", "helper", "kernels", "peers", "sync")]
+)
 def test_all_of_it_needs_no_rights(name: str, tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     for parent in tmp_path.parents[:3]:

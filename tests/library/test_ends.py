@@ -16,6 +16,7 @@ from tests.library.tunnels import (
     FAR,
     FAR_V4,
     NOBODY_V4,
+    PATIENCE,
     Collect,
     Ends,
     echo,
@@ -218,9 +219,7 @@ def test_a_tunnel_that_is_dropped_unclosed_is_warned_about() -> None:
     assert len(open_descriptors()) < before + 20
 
 
-def test_three_hundred_connections_leave_no_descriptor() -> None:
-    """bench/library.py makes ten thousand."""
-
+def test_three_hundred_streams_leave_no_descriptor() -> None:
     async def scenario() -> None:
         async with tunnels() as ends, await ends.far.start_server(echo, port=7000):
             await once(ends)
@@ -237,6 +236,19 @@ def test_three_hundred_connections_leave_no_descriptor() -> None:
         await writer.wait_closed()
 
     run(scenario())
+
+
+def test_ten_thousand_connections_in_turn_leave_no_descriptor() -> None:
+    async def scenario() -> None:
+        async with tunnels() as ends, await ends.far.create_server(asyncio.Protocol, port=7000):
+            (await ends.near.connect_socket(FAR_V4, 7000)).close()
+            await settle()
+            before = sockets_of(ends.near, ends.far)
+            for _ in range(10_000):
+                (await ends.near.connect_socket(FAR_V4, 7000)).close()
+            await until_equal(lambda: sockets_of(ends.near, ends.far), before)
+
+    run(scenario(), patience=PATIENCE * 10)
 
 
 # Cancellation

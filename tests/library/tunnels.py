@@ -37,11 +37,11 @@ on_each_loop = pytest.mark.parametrize("loop", list(LOOPS))
 on_each_family = pytest.mark.parametrize("version", [4, 6], ids=["v4", "v6"])
 
 
-def run(scenario: Scenario[T], loop: str = "asyncio") -> T:
+def run(scenario: Scenario[T], loop: str = "asyncio", patience: float = PATIENCE) -> T:
     """Raises TimeoutError for a scenario that hangs."""
 
     async def limited() -> T:
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(patience):
             return await scenario
 
     with asyncio.Runner(loop_factory=LOOPS[loop]) as runner:

@@ -14,7 +14,7 @@ namespace, and a refusal says which step it was. What is there after a passed te
 
 `close` ends every socket made here, whoever holds it: a socket whose TUN vanished would hang for a quarter of an hour
 else. Where the kernel cannot end sockets of others (no CONFIG_INET_DIAG_DESTROY), those still known are shut down, and
-TCP_USER_TIMEOUT ends the rest.
+keepalives with TCP_USER_TIMEOUT end the rest, accepted and detached ones, within two minutes.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ MAX_BATCH_AHEAD = 32
 """TCP sockets asked for at once. The first is asked for alone, then twice as many each time: a round trip to the helper
 takes two switches of processes, on a busy machine half a millisecond, and a program that connects much needs few."""
 ORPHAN_TIMEOUT_MS = 30_000
-"""TCP_USER_TIMEOUT where sockets cannot be ended from here."""
+ORPHAN_KEEPALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 10}
+"""TCP_USER_TIMEOUT where sockets cannot be ended from here, and the seconds after which an idle one asks: without a
+question there would be nothing that times out."""
 QUEUE_PACKETS = 2000
 _PROBE_PATIENCE_MS = 2000
 _PROBE_PAYLOAD = b"wyrmhole asks whether this comes out"
@@ -345,7 +347,7 @@ class NamespaceStack(SocketVerbs):
         if self._known is not None:
             self._known.add(sock)
             if sock.type == socket.SOCK_STREAM:
-                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, ORPHAN_TIMEOUT_MS)
+                _end_when_orphaned(sock)
 
     def _check(self) -> None:
         if self._closed:
@@ -394,3 +396,11 @@ class NamespaceStack(SocketVerbs):
             for descriptor in self._namespaces:
                 os.close(descriptor)
             self._namespaces = ()
+
+
+def _end_when_orphaned(sock: Socket) -> None:
+    """Connections accepted of a listener inherit it."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, ORPHAN_TIMEOUT_MS)
+    for option, seconds in ORPHAN_KEEPALIVE.items():
+        sock.setsockopt(socket.IPPROTO_TCP, option, seconds)
