@@ -19,7 +19,9 @@ import wyrmhole.sync
 def main(config: str, host: str, user: str, password: str | None = None) -> None:
     with wyrmhole.sync.open(config) as tunnel:
         sock = tunnel.create_connection((host, 5432), timeout=10)
-        database = pg8000.native.Connection(user, password=password, host=host, sock=sock, ssl_context=False)
+        database = pg8000.native.Connection(
+            user, database="postgres", password=password, host=host, sock=sock, ssl_context=False
+        )
         print(database.run("SELECT version()"))
         database.close()
 

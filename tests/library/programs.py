@@ -24,7 +24,11 @@ from tests.adapters.web_server import WebServer
 from tests.library.loopback import Echo
 from tests.library.name_server import NameServer, Records
 
-INSIDE: Records = {("web.internal", "A"): ["10.77.0.2"], ("web.internal", "AAAA"): ["fd77::2"]}
+INSIDE: Records = {
+    (f"{name}.internal", kind): [address]
+    for name in ("web", "db")
+    for kind, address in (("A", "10.77.0.2"), ("AAAA", "fd77::2"))
+}
 
 
 async def converse(hello: object, answer: Callable[..., Awaitable[object]] | None = None) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.library import postgresql
 from tests.library.site import Site
 
 ROOT = Path(__file__).parents[2]
@@ -65,4 +66,21 @@ def test_the_example_is_a_proxy_for_a_browser(site: Site) -> None:
         address = first_line.split(" on ")[1].partition(";")[0]
         page = site.client.run("curl", "-sS", "--fail", "--proxy", f"socks5h://{address}", "http://web.internal/")
         assert page.startswith("hello")
+    site.assert_nothing_leaked()
+
+
+@pytest.mark.network
+def test_the_example_reaches_a_database(site: Site) -> None:
+    """A real PostgreSQL, by its name and by its addresses; and psql by a forward, as the example advises."""
+    pytest.importorskip("pg8000", reason="the driver that the example uses")
+    login = (postgresql.USER, postgresql.PASSWORD)
+    with postgresql.database(site.peer, "10.77.0.2", "fd77::2"):
+        for host in ("db.internal", "10.77.0.2", "fd77::2"):
+            said = site.run_python("examples/reach_postgresql.py", str(site.config), host, *login)
+            assert said.startswith("[['PostgreSQL "), said
+        forward = ("-m", "wyrmhole.cli.wyrmhole", "forward", str(site.config), "127.0.0.1:0", "db.internal:5432")
+        with site.python(*forward) as first_line:
+            host, _, port = first_line.split()[-1].rpartition(":")
+            words = ("psql", "-h", host, "-p", port, "-U", login[0], "-d", "postgres", "-Atc", "SELECT 6 * 7")
+            assert site.client.run(*words, environ={"PGPASSWORD": login[1]}) == "42\n"
     site.assert_nothing_leaked()

@@ -103,53 +103,6 @@ def test_the_example_serves_inside(tmp_path: Path) -> None:
 
 
 @pytest.mark.network
-def test_the_example_reaches_a_database(tmp_path: Path) -> None:
-    pytest.importorskip("pg8000", reason="the driver that the example uses")
-
-    async def use() -> None:
-        program = await asyncio.create_subprocess_exec(
-            sys.executable, str(ROOT / "examples" / "reach_postgresql.py"), "wg0.conf", "10.66.0.2", "somebody",
-            cwd=tmp_path, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
-        )  # fmt: skip
-        said, complaint = await program.communicate()
-        assert said == b"[['a database of the test']]\n", complaint.decode()
-
-    async def scenario() -> None:
-        near_key, far_key = generate(), generate()
-        async with wyrmhole.open(far_config(far_key, near_key)) as far:
-            path = tmp_path / "wg0.conf"
-            path.write_text(near_config(near_key, far_key, far.stats().listen_port))
-            path.chmod(0o600)
-            async with await far.start_server(speak_postgresql, port=5432):
-                await use()
-
-    run(scenario())
-
-
-async def speak_postgresql(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """As much of the protocol (version 3) as one question needs: trust, one text column, one row."""
-
-    def message(kind: bytes, body: bytes) -> bytes:
-        return kind + (len(body) + 4).to_bytes(4) + body
-
-    ready = message(b"Z", b"I")
-    start = await reader.readexactly(int.from_bytes(await reader.readexactly(4)) - 4)
-    assert b"somebody" in start
-    writer.write(message(b"R", bytes(4)) + ready)
-    while (kind := await reader.read(1)) not in (b"", b"X"):
-        await reader.readexactly(int.from_bytes(await reader.readexactly(4)) - 4)
-        if kind == b"Q":
-            column = (
-                b"version\0" + bytes(6) + (25).to_bytes(4) + (0xFFFF).to_bytes(2) + (0xFFFFFFFF).to_bytes(4) + bytes(2)
-            )
-            text = b"a database of the test"
-            row = (1).to_bytes(2) + len(text).to_bytes(4) + text
-            writer.write(message(b"T", (1).to_bytes(2) + column) + message(b"D", row))
-            writer.write(message(b"C", b"SELECT 1\0") + ready)
-    writer.close()
-
-
-@pytest.mark.network
 def test_the_example_fixture_is_a_working_test(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null",
