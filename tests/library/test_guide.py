@@ -1,19 +1,15 @@
-"""The examples of docs/guide-network.md and of examples/, run as they stand through a real tunnel."""
+"""What other programs use: blocks of docs/guide.md and examples, run as they stand, to a peer of wireguard-go."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.library import postgresql
+from tests.library.guide import BLOCKS
 from tests.library.site import Site
-
-ROOT = Path(__file__).parents[2]
-GUIDE = (ROOT / "docs" / "guide-network.md").read_text()
-BLOCKS = dict(re.findall(r"<!-- run: ([\w-]+) -->\n```python\n(.*?)```", GUIDE, re.S))
 
 CHECKS = {
     "names": "assert infos[0][4][0] == 'fd77::2'",
@@ -30,11 +26,6 @@ CHECKS = {
     "proxy": "assert port > 0\nproxy.close()",
 }
 """What is looked at after each block."""
-
-
-def test_every_block_of_the_guide_is_run() -> None:
-    assert set(BLOCKS) == set(CHECKS)
-    assert GUIDE.count("```python") == len(BLOCKS) + 1, "but for the one that opens the tunnel"
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,9 @@
-"""The examples of docs/guide.md and of examples/, run as they stand."""
+"""The verbs: blocks of docs/guide.md and examples, run as they stand."""
 
 from __future__ import annotations
 
 import ast
 import asyncio
-import re
 import subprocess
 import sys
 import textwrap
@@ -15,11 +14,10 @@ from typing import Any
 import pytest
 
 import wyrmhole
+from tests.library.guide import BLOCKS, GUIDE, ROOT
+from tests.library.test_guide import CHECKS
 from tests.library.tunnels import echo, far_config, generate, near_config, run
 
-ROOT = Path(__file__).parents[2]
-GUIDE = (ROOT / "docs" / "guide.md").read_text()
-BLOCKS = dict(re.findall(r"<!-- run: ([\w-]+) -->\n```python\n(.*?)```", GUIDE, re.S))
 INSIDE = ("streams", "server", "datagrams", "sockets", "peers", "events")
 """With `tunnel` open around them."""
 WHOLE = ("open", "sync", "device")
@@ -27,7 +25,7 @@ WHOLE = ("open", "sync", "device")
 
 
 def test_every_block_of_the_guide_is_run() -> None:
-    assert set(BLOCKS) == {*INSIDE, *WHOLE}
+    assert set(BLOCKS) == {*INSIDE, *WHOLE, *CHECKS}
     assert GUIDE.count("```python") == len(BLOCKS)
 
 
