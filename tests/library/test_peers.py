@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 
@@ -22,12 +24,15 @@ from tests.library.tunnels import (
     tunnels,
 )
 from wyrmhole.control.wg_values import ConfigEndpoint
+from wyrmhole.device.device import Device
 from wyrmhole.library.endpoints import CHECKS_PER_TTL, EndpointNames, moved, next_address
-from wyrmhole.library.events import CAPACITY, Events, Expired
+from wyrmhole.library.events import CAPACITY, Event, Events, Expired
+from wyrmhole.protocol.constants import MILLISECOND, Timings
 from wyrmhole.protocol.keys import PublicKey
 from wyrmhole.wire.endpoint import Endpoint
 
 network = pytest.mark.network
+AnEvent = TypeVar("AnEvent", bound=Event)
 A, B, C = Endpoint("192.0.2.1", 51820), Endpoint("2001:db8::1", 51820), Endpoint("192.0.2.3", 51820)
 NAME = ConfigEndpoint("vpn.example", 51820)
 KEY = PublicKey(bytes(range(32)))
@@ -159,6 +164,40 @@ def test_a_peer_that_moves_is_told_of() -> None:
                     return
 
     run(scenario())
+
+
+SHORT = Timings(
+    rekey_after=200 * MILLISECOND,
+    reject_after=300 * MILLISECOND,
+    rekey_attempt=500 * MILLISECOND,
+    rekey_timeout=100 * MILLISECOND,
+    keepalive=50 * MILLISECOND,
+)
+"""A session's times divided by six hundred."""
+
+
+@network
+def test_keys_that_are_gone_and_a_peer_that_does_not_answer_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("wyrmhole.library.carrier.Device", functools.partial(Device, timings=SHORT))
+
+    async def scenario() -> None:
+        async with tunnels() as ends:
+            following = ends.near.events()
+            await ends.near.ping(FAR_V4)
+            await ends.far.close()
+            assert (await first_of(following, Expired)).peer.name == "far"
+            with pytest.raises(TimeoutError):
+                await ends.near.ping(FAR_V4, timeout=0.1)
+            assert (await first_of(following, wyrmhole.HandshakeFailed)).peer.name == "far"
+
+    run(scenario())
+
+
+async def first_of(following: Events, kind: type[AnEvent]) -> AnEvent:
+    async for event in following:
+        if isinstance(event, kind):
+            return event
+    raise AssertionError(f"the tunnel ended without {kind.__name__}")
 
 
 def free_port() -> int:
