@@ -71,6 +71,25 @@ class Flows:
                 flow, number = struct.unpack_from("<II", self._receiver.recv(2048))
                 self.arrived[flow].append(number)
 
+    def burst(self, numbers: range, answer_at: int) -> None:
+        """All at once, no more than a queue holds; every flow has its answers in the middle of it."""
+        count = len(self._senders)
+        for number in numbers:
+            for flow, sock in enumerate(self._senders):
+                sock.send(struct.pack("<II", flow, number).ljust(SIZE, b"."))
+            if number - numbers.start == answer_at:
+                for _ in range(count):
+                    self._receiver.sendto(b"answer", self._take())
+        for _ in range(count * len(numbers) - count):
+            self._take()
+
+    def _take(self) -> tuple[str, int]:
+        sender: tuple[str, int]
+        data, sender = self._receiver.recvfrom(2048)
+        flow, number = struct.unpack_from("<II", data)
+        self.arrived[flow].append(number)
+        return sender
+
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_workers_keep_the_order_of_each_flow_and_use_no_nonce_twice(lab: Lab, workers: int) -> None:
@@ -102,6 +121,21 @@ def test_workers_keep_the_order_of_each_flow_and_use_no_nonce_twice(lab: Lab, wo
     for node in (one, two):
         node.process.terminate()
         assert node.process.wait(10) == 0, "a clean end"
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_answers_do_not_take_a_flow_to_another_worker(lab: Lab, workers: int) -> None:
+    """Answers of a peer come to one worker, and the kernel would move flows after them: see net/tun_steering.py."""
+    name = f"answered-{workers}"
+    COMMANDS[name] = (*COMMANDS["wyrmhole"], *NATIVE, "--workers", str(workers))
+    a, b = lab.neighbours()
+    _, two = lab.tunnel(a, name, b, name, endpoint=ENDPOINT, back=BACK)
+    a.ping(two.addresses[0])
+    for _ in range(20):
+        # New flows each time: one that was answered would stay where it was moved to.
+        with Flows(a, b, two.addresses[0], 8) as traffic:
+            traffic.burst(range(200), answer_at=20)
+            assert traffic.arrived == [list(range(200))] * 8
 
 
 def test_a_busy_interpreter_does_not_slow_the_tunnel(lab: Lab) -> None:

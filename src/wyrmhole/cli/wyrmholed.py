@@ -235,6 +235,18 @@ def open_tun(settings: Settings) -> Tun:
         raise DeviceError(error.strerror or str(error)) from error
 
 
+def steering_warning(tun: Tun) -> str | None:
+    """What to know about a TUN of several queues whose flows the kernel moves between them."""
+    from wyrmhole.net.linux_tun import LinuxTun
+
+    if not isinstance(tun, LinuxTun) or tun.unsteered is None:
+        return None
+    return (
+        "Packets of one flow may overtake each other: the program that keeps a flow with one worker was refused "
+        f"({tun.unsteered.strerror}); use one worker where that matters"
+    )
+
+
 def _is_busy(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno == errno.EBUSY
 
@@ -359,6 +371,8 @@ async def serve(
     clock = SystemClock()
     engine, reason = make_engine(settings, clock.boottime)
     logger.debug("%s", reason)
+    if warning := steering_warning(tun):
+        logger.error("%s", warning)
     device = Device(tun, lambda: make_bind(settings), engine, clock=clock, logger=logger)
     server = UapiServer(device, listener, logger=logger)
     try:

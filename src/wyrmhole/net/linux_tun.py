@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
-from wyrmhole.net import tun_ioctl
+from wyrmhole.net import tun_ioctl, tun_steering
 from wyrmhole.net.bind import Buffer
 from wyrmhole.net.tun import KernelQueue, TunEvent, TunOffloads
 from wyrmhole.net.tun_link import TunLink
@@ -61,6 +61,8 @@ class LinuxTun:
         self._offloads = offloads
         self._link = link or TunLink(fileno, has_header=self._has_header)
         self.counters = TunCounters()
+        self.unsteered: OSError | None = None
+        """Why the kernel moves flows between queues in its own way, if it does."""
 
     _has_header = True
 
@@ -69,7 +71,8 @@ class LinuxTun:
         """Make the interface, or take over an existing TUN that nobody holds; it is down until someone sets it up.
 
         `name` may be a template such as `wg%d`. `tso` and `uso` are switches for kernels that get super-packets wrong.
-        `queues`: one for each worker of an engine that reads them itself; a flow keeps to one (IFF_MULTI_QUEUE).
+        `queues`: one for each worker of an engine that reads them itself; a flow keeps to one (IFF_MULTI_QUEUE,
+        `net.tun_steering`) unless `unsteered` tells why not.
         Raises TunError: EINVAL for the name or MTU, EPERM, EBUSY, ENOENT without a TUN driver.
         """
         check_name(name)
@@ -80,11 +83,14 @@ class LinuxTun:
                 filenos.append(_open_device())
                 _attach(filenos[-1], present_name, True)
             _set_up(present_name, mtu)
-            return LinuxTun(filenos[0], _enable_offloads(filenos[0], tso, uso), filenos[1:])
+            tun = LinuxTun(filenos[0], _enable_offloads(filenos[0], tso, uso), filenos[1:])
         except BaseException:
             for fileno in filenos:
                 os.close(fileno)
             raise
+        if queues > 1:
+            tun.unsteered = _steer(filenos[0])
+        return tun
 
     @staticmethod
     def from_fd(fileno: int, *, tso: bool = True, uso: bool = True) -> LinuxTun:
@@ -274,6 +280,14 @@ def _set_up(name: str, mtu: int) -> None:
         tun_ioctl.set_queue_length(name, _QUEUE_PACKETS)
     except OSError:
         return
+
+
+def _steer(fileno: int) -> OSError | None:
+    try:
+        tun_steering.steer(fileno)
+    except OSError as error:
+        return error
+    return None
 
 
 def _enable_offloads(fileno: int, tso: bool, uso: bool) -> TunOffloads:

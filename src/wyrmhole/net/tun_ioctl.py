@@ -22,6 +22,7 @@ TUNSETIFF = _number(False, 202)
 TUNSETOFFLOAD = _number(False, 208)
 TUNGETIFF = _number(True, 210)
 TUNSETVNETHDRSZ = _number(False, 216)
+TUNSETSTEERINGEBPF = _number(True, 224)
 TUNGETDEVNETNS = ((1 << 29) if _READ_FIRST else 0) | (ord("T") << 8) | 227
 
 IFF_TUN = 0x0001
@@ -53,6 +54,11 @@ def get_interface(tun: int) -> tuple[str, int]:
 
 def set_header_size(tun: int, size: int) -> None:
     fcntl.ioctl(tun, TUNSETVNETHDRSZ, struct.pack("@i", size))
+
+
+def set_steering(tun: int, program: int) -> None:
+    """Let a loaded socket filter choose the queues of an interface with several. Raises OSError."""
+    fcntl.ioctl(tun, TUNSETSTEERINGEBPF, struct.pack("@i", program))
 
 
 def accepts_offloads(tun: int, flags: int) -> bool:

@@ -1,0 +1,133 @@
+"""Which queue of a TUN a packet goes to: a small eBPF program, so that a flow never changes queues.
+
+Left alone, the kernel moves a flow to the queue on which its latest answer was written (`tun_flow_update`). All answers
+of a peer come to the worker that has its socket, so each flow would move there with its first answer, and what still
+waits in the former queue would be overtaken. With a steering program (TUNSETSTEERINGEBPF, Linux 4.16) the queue depends
+on the packet alone: on addresses, protocol and, where they are in sight, ports. Fragments have no ports in sight, so
+those of a flow go together, by its addresses.
+
+The program runs on the IP packet, without a header of the link before it. A load beyond the packet's end makes it
+return 0, which is the first queue. What it returns is taken modulo the number of queues. See linux/bpf.h and, for the
+two old load instructions, Linux Documentation/bpf/standardization/instruction-set.rst.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import platform
+import struct
+from collections.abc import Sequence
+
+from wyrmhole.net import tun_ioctl
+
+_INSTRUCTION = struct.Struct("=BBhi")
+_LOAD = {1: 0x30, 2: 0x28, 4: 0x20}
+"""BPF_LD | BPF_ABS by bytes: r0 = what is in the packet, in the host's order. r6 has to be the packet."""
+_LOAD_WORD_AT = 0x40
+_MOVE, _MOVE_NUMBER = 0xBF, 0xB7
+_XOR, _MULTIPLY_NUMBER, _AND_NUMBER, _SHIFT_LEFT, _SHIFT_RIGHT = 0xAC, 0x24, 0x54, 0x64, 0x74
+_IF_EQUAL, _IF_NOT_EQUAL, _GO, _EXIT = 0x15, 0x55, 0x05, 0x95
+_FACTOR = 0x9E37_79B1 - (1 << 32)
+"""2**32 over the golden ratio: neighbouring ports come to lie far apart in the upper half."""
+
+_LOADED, _CONTEXT, _SUM, _PROTOCOL, _LENGTH = 0, 6, 7, 8, 9
+_TCP, _UDP = 6, 17
+
+_SYSCALL_BPF = {"x86_64": 321, "aarch64": 280}
+_BPF_PROG_LOAD = 5
+_SOCKET_FILTER = 1
+_ATTRIBUTES = struct.Struct("=IIQQIIQII16s")
+
+_Step = tuple[int, int, int, int, str | None]
+"""Operation, destination, source, number; the label of a jump's target."""
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def program() -> bytes:
+    """The instructions, in the host's byte order."""
+    return _assemble(
+        [
+            ("", _step(_MOVE, _CONTEXT, 1)),
+            ("", _step(_MOVE_NUMBER, _SUM)),
+            ("", _load(1, 0)),
+            ("", _step(_SHIFT_RIGHT, _LOADED, number=4)),
+            ("", _step(_IF_EQUAL, _LOADED, number=6, to="version 6")),
+            ("", _step(_IF_NOT_EQUAL, _LOADED, number=4, to="end")),
+            *_mixed(4, (12, 16)),
+            *_mixed(1, (9,)),
+            ("", _step(_MOVE, _PROTOCOL, _LOADED)),
+            ("", _load(2, 6)),
+            ("", _step(_AND_NUMBER, _LOADED, number=0x3FFF)),
+            ("", _step(_IF_NOT_EQUAL, _LOADED, number=0, to="end")),
+            ("", _load(1, 0)),
+            ("", _step(_AND_NUMBER, _LOADED, number=0x0F)),
+            ("", _step(_SHIFT_LEFT, _LOADED, number=2)),
+            ("", _step(_MOVE, _LENGTH, _LOADED)),
+            ("", _step(_GO, to="ports")),
+            ("version 6", _step(_MOVE_NUMBER, _LENGTH, number=40)),
+            *_mixed(4, range(8, 40, 4)),
+            *_mixed(1, (6,)),
+            ("", _step(_MOVE, _PROTOCOL, _LOADED)),
+            ("ports", _step(_IF_EQUAL, _PROTOCOL, number=_TCP, to="mix ports")),
+            ("", _step(_IF_NOT_EQUAL, _PROTOCOL, number=_UDP, to="end")),
+            ("mix ports", (_LOAD_WORD_AT, 0, _LENGTH, 0, None)),
+            *_mix(),
+            ("end", _step(_MOVE, _LOADED, _SUM)),
+            ("", _step(_SHIFT_RIGHT, _LOADED, number=16)),
+            ("", _step(_EXIT)),
+        ]
+    )
+
+
+def steer(tun: int) -> None:
+    """Attach the program to the interface behind a descriptor. Raises OSError: EPERM without rights to load programs,
+    EINVAL or ENOSYS where the kernel or the architecture has none."""
+    loaded = _load_program(program())
+    try:
+        tun_ioctl.set_steering(tun, loaded)
+    finally:
+        os.close(loaded)
+
+
+def _step(operation: int, destination: int = 0, source: int = 0, *, number: int = 0, to: str | None = None) -> _Step:
+    return operation, destination, source, number, to
+
+
+def _load(size: int, offset: int) -> _Step:
+    return _step(_LOAD[size], number=offset)
+
+
+def _mix() -> list[tuple[str, _Step]]:
+    """What was loaded goes into the sum; the order of the parts matters to the result."""
+    return [("", _step(_XOR, _SUM, _LOADED)), ("", _step(_MULTIPLY_NUMBER, _SUM, number=_FACTOR))]
+
+
+def _mixed(size: int, offsets: Sequence[int]) -> list[tuple[str, _Step]]:
+    return [step for offset in offsets for step in (("", _load(size, offset)), *_mix())]
+
+
+def _assemble(steps: Sequence[tuple[str, _Step]]) -> bytes:
+    labels = {label: at for at, (label, _) in enumerate(steps) if label}
+    return b"".join(
+        _INSTRUCTION.pack(operation, source << 4 | destination, labels[to] - at - 1 if to else 0, number)
+        for at, (_, (operation, destination, source, number, to)) in enumerate(steps)
+    )
+
+
+def _load_program(instructions: bytes) -> int:
+    number = _SYSCALL_BPF.get(platform.machine())
+    if number is None:
+        raise OSError(errno.ENOSYS, f"bpf(2) has no number here for {platform.machine()}")
+    code, licence = ctypes.create_string_buffer(instructions), ctypes.create_string_buffer(b"MIT")
+    count = len(instructions) // _INSTRUCTION.size
+    places = ctypes.addressof(code), ctypes.addressof(licence)
+    attributes = ctypes.create_string_buffer(
+        _ATTRIBUTES.pack(_SOCKET_FILTER, count, *places, 0, 0, 0, 0, 0, b"wyrmhole_steer")
+    )
+    loaded: int = _libc.syscall(number, _BPF_PROG_LOAD, attributes, _ATTRIBUTES.size)
+    if loaded < 0:
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    return loaded
