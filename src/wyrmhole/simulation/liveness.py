@@ -248,6 +248,8 @@ def _l6(world: World, random: Random, a: Host, b: Host) -> None:
     if not world.network.nats:
         return
     inside = world.hosts[random.choice(list(world.network.nats))]
+    if abs(inside.clock.drift - b.clock.drift) > SAME_CLOCK:
+        return
     timeout = world.network.nats[inside.number].timeout // SECOND
     interval = random.randrange(1, timeout - 4)
     for number in inside.settings.peers:
