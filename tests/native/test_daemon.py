@@ -138,6 +138,16 @@ def test_answers_do_not_take_a_flow_to_another_worker(lab: Lab, workers: int) ->
             assert traffic.arrived == [list(range(200))] * 8
 
 
+def test_the_log_says_that_order_may_be_lost(lab: Lab) -> None:
+    COMMANDS["unsteered"] = (*COMMANDS["wyrmhole"], *NATIVE, "--workers", "2", "--without", "steering")
+    COMMANDS["steered"] = (*COMMANDS["wyrmhole"], *NATIVE, "--workers", "2")
+    a, b = lab.neighbours()
+    one, two = lab.tunnel(a, "unsteered", b, "steered", endpoint=ENDPOINT)
+    a.ping(two.addresses[0])
+    assert "may overtake each other" in one.log.read_text()
+    assert "may overtake each other" not in two.log.read_text()
+
+
 def test_a_busy_interpreter_does_not_slow_the_tunnel(lab: Lab) -> None:
     """Python is not on the path of a packet: a thread of the daemon's own process runs `while True: pass` for 10 s.
 
@@ -227,7 +237,7 @@ def test_a_peer_that_does_not_answer_delays_nobody_else(lab: Lab) -> None:
     assert report[0]["stats64"]["tx"]["packets"] > 100
 
 
-@pytest.mark.parametrize("without", ["tso", "uso", "gso", "gro", "spin", "tso,uso,gso,gro,spin"])
+@pytest.mark.parametrize("without", ["tso", "uso", "gso", "gro", "spin", "tso,uso,gso,gro,spin,steering"])
 def test_what_a_switch_keeps_off_is_not_needed(lab: Lab, without: str) -> None:
     name = f"without-{without}"
     COMMANDS[name] = (*COMMANDS["wyrmhole"], *NATIVE, "--without", without)

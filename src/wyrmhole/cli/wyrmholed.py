@@ -43,9 +43,9 @@ RETRIES = 50
 RETRY_SECONDS = 0.02
 """Together a second: how long a former daemon of the same name, on its way out, is waited for."""
 
-SWITCHES = ("tso", "uso", "gso", "gro", "spin")
-"""Offloads, and the native engine's short look for work before it sleeps."""
-"""TUN super-packets of TCP and UDP; trains of datagrams sent and received. See docs/offloads.md."""
+SWITCHES = ("tso", "uso", "gso", "gro", "spin", "steering")
+"""TUN super-packets of TCP and UDP; trains of datagrams sent and received; the native engine's short look for work
+before it sleeps; the program that keeps a flow on one of several queues. See docs/offloads.md."""
 MAX_WORKERS = 64
 """Queues of one TUN in sight of any machine; the kernel takes 256."""
 
@@ -226,11 +226,14 @@ def run(settings: Settings) -> int:
 def open_tun(settings: Settings) -> Tun:
     from wyrmhole.net.linux_tun import LinuxTun
 
-    tso, uso = "tso" not in settings.without, "uso" not in settings.without
+    tso, uso, steering = (name not in settings.without for name in ("tso", "uso", "steering"))
     try:
         if settings.tun_fd is not None:
             return LinuxTun.from_fd(settings.tun_fd, tso=tso, uso=uso)
-        return patiently(lambda: LinuxTun.create(settings.name, tso=tso, uso=uso, queues=settings.queues), _is_busy)
+        return patiently(
+            lambda: LinuxTun.create(settings.name, tso=tso, uso=uso, queues=settings.queues, steering=steering),
+            _is_busy,
+        )
     except OSError as error:
         raise DeviceError(error.strerror or str(error)) from error
 
@@ -242,7 +245,7 @@ def steering_warning(tun: Tun) -> str | None:
     if not isinstance(tun, LinuxTun) or tun.unsteered is None:
         return None
     return (
-        "Packets of one flow may overtake each other: the program that keeps a flow with one worker was refused "
+        "Packets of one flow may overtake each other: the program that keeps a flow with one worker is not there "
         f"({tun.unsteered.strerror}); use one worker where that matters"
     )
 

@@ -67,12 +67,20 @@ class LinuxTun:
     _has_header = True
 
     @staticmethod
-    def create(name: str, mtu: int = DEFAULT_MTU, *, tso: bool = True, uso: bool = True, queues: int = 1) -> LinuxTun:
+    def create(
+        name: str,
+        mtu: int = DEFAULT_MTU,
+        *,
+        tso: bool = True,
+        uso: bool = True,
+        queues: int = 1,
+        steering: bool = True,
+    ) -> LinuxTun:
         """Make the interface, or take over an existing TUN that nobody holds; it is down until someone sets it up.
 
         `name` may be a template such as `wg%d`. `tso` and `uso` are switches for kernels that get super-packets wrong.
         `queues`: one for each worker of an engine that reads them itself; a flow keeps to one (IFF_MULTI_QUEUE,
-        `net.tun_steering`) unless `unsteered` tells why not.
+        `net.tun_steering`) unless `unsteered` tells why not. `steering` switches that off.
         Raises TunError: EINVAL for the name or MTU, EPERM, EBUSY, ENOENT without a TUN driver.
         """
         check_name(name)
@@ -89,7 +97,7 @@ class LinuxTun:
                 os.close(fileno)
             raise
         if queues > 1:
-            tun.unsteered = _steer(filenos[0])
+            tun.unsteered = _steer(filenos[0], steering)
         return tun
 
     @staticmethod
@@ -282,7 +290,9 @@ def _set_up(name: str, mtu: int) -> None:
         return
 
 
-def _steer(fileno: int) -> OSError | None:
+def _steer(fileno: int, is_wanted: bool) -> OSError | None:
+    if not is_wanted:
+        return OSError(errno.ECANCELED, "it was switched off")
     try:
         tun_steering.steer(fileno)
     except OSError as error:

@@ -7,8 +7,14 @@ on the packet alone: on addresses, protocol and, where they are in sight, ports.
 those of a flow go together, by its addresses.
 
 The program runs on the IP packet, without a header of the link before it. A load beyond the packet's end makes it
-return 0, which is the first queue. What it returns is taken modulo the number of queues. See linux/bpf.h and, for the
-two old load instructions, Linux Documentation/bpf/standardization/instruction-set.rst.
+return 0, which is the first queue. What it returns is taken modulo the number of queues, so every difference has to
+show in its lowest bits. A multiplication carries one upwards only, and a source port is the upper half of its word: so
+at the end the upper half is folded onto the lower, multiplied and folded again. Else flows of connect(2), which takes
+even ports first, would all have one queue of two.
+
+Offsets are from the start of the data, which is the packet that a worker reads; unlike those from the network header
+(SKF_NET_OFF) they also find what a driver left in pages of a forwarded packet. See linux/bpf.h and, for the two old
+load instructions, Linux Documentation/bpf/standardization/instruction-set.rst.
 """
 
 from __future__ import annotations
@@ -30,7 +36,7 @@ _MOVE, _MOVE_NUMBER = 0xBF, 0xB7
 _XOR, _MULTIPLY_NUMBER, _AND_NUMBER, _SHIFT_LEFT, _SHIFT_RIGHT = 0xAC, 0x24, 0x54, 0x64, 0x74
 _IF_EQUAL, _IF_NOT_EQUAL, _GO, _EXIT = 0x15, 0x55, 0x05, 0x95
 _FACTOR = 0x9E37_79B1 - (1 << 32)
-"""2**32 over the golden ratio: neighbouring ports come to lie far apart in the upper half."""
+"""2**32 over the golden ratio: neighbours come to lie far apart in the upper half."""
 
 _LOADED, _CONTEXT, _SUM, _PROTOCOL, _LENGTH = 0, 6, 7, 8, 9
 _TCP, _UDP = 6, 17
@@ -76,7 +82,11 @@ def program() -> bytes:
             ("mix ports", (_LOAD_WORD_AT, 0, _LENGTH, 0, None)),
             *_mix(),
             ("end", _step(_MOVE, _LOADED, _SUM)),
-            ("", _step(_SHIFT_RIGHT, _LOADED, number=16)),
+            *_folded(),
+            ("", _step(_MULTIPLY_NUMBER, _SUM, number=_FACTOR)),
+            ("", _step(_MOVE, _LOADED, _SUM)),
+            *_folded(),
+            ("", _step(_MOVE, _LOADED, _SUM)),
             ("", _step(_EXIT)),
         ]
     )
@@ -103,6 +113,11 @@ def _load(size: int, offset: int) -> _Step:
 def _mix() -> list[tuple[str, _Step]]:
     """What was loaded goes into the sum; the order of the parts matters to the result."""
     return [("", _step(_XOR, _SUM, _LOADED)), ("", _step(_MULTIPLY_NUMBER, _SUM, number=_FACTOR))]
+
+
+def _folded() -> list[tuple[str, _Step]]:
+    """The upper half of the sum, of which a copy was loaded, shows in the lower one too."""
+    return [("", _step(_SHIFT_RIGHT, _LOADED, number=16)), ("", _step(_XOR, _SUM, _LOADED))]
 
 
 def _mixed(size: int, offsets: Sequence[int]) -> list[tuple[str, _Step]]:

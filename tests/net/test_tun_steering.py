@@ -1,0 +1,242 @@
+"""Steering against the kernel: which queue of a TUN a packet comes out of, and who says so."""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import pytest
+
+from tests.net.namespaces import Namespace, namespaces
+from wyrmhole.net import tun_ioctl, tun_steering
+from wyrmhole.net.linux_tun import LinuxTun
+from wyrmhole.wire.checksum import checksum
+
+HEADER = bytes(10)
+MARK = b"a packet of the test"
+OURS, THEIRS = "10.77.0.1", "10.77.0.2"
+OURS_6, THEIRS_6 = "fd77::1", "fd77::2"
+
+
+class Queues:
+    """An interface with several queues, up, in a namespace of its own."""
+
+    def __init__(self, namespace: Namespace, tun: LinuxTun) -> None:
+        self.namespace = namespace
+        self.tun = tun
+        self.filenos = [queue.fileno for queue in tun.kernel_queues()]
+
+    def take(self, count: int) -> list[tuple[int, bytes]]:
+        """The next packets that hold MARK, with the queue of each."""
+        taken: list[tuple[int, bytes]] = []
+        poller = select.poll()
+        for fileno in self.filenos:
+            poller.register(fileno, select.POLLIN)
+        while len(taken) < count:
+            ready = poller.poll(5000)
+            assert ready, f"{len(taken)} of {count} packets came"
+            for fileno, _ in ready:
+                packet = os.read(fileno, 70_000)[len(HEADER) :]
+                if MARK in packet:
+                    taken.append((self.filenos.index(fileno), packet))
+        return taken
+
+    def queues_of(self, count: int) -> set[int]:
+        return {queue for queue, _ in self.take(count)}
+
+
+@contextmanager
+def interface(queues: int, *, steering: bool = True) -> Iterator[Queues]:
+    with namespaces(1) as (namespace,):
+        with namespace.entered():
+            tun = LinuxTun.create("wyq", queues=queues, steering=steering)
+        try:
+            namespace.ip("link", "set", "wyq", "up")
+            namespace.address("wyq", f"{OURS}/24", f"{OURS_6}/64")
+            yield Queues(namespace, tun)
+        finally:
+            tun.close()
+
+
+def raw_socket(namespace: Namespace) -> socket.socket:
+    """Sends whole IP packets of both versions to the interface, whatever is in them."""
+    with namespace.entered():
+        return socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
+
+
+def send(sock: socket.socket, packet: bytes) -> None:
+    sock.sendto(packet, ("wyq", 0x0800 if packet[0] >> 4 == 4 else 0x86DD, 0, 0, b""))
+
+
+def v4(protocol: int, payload: bytes, *, fragment: int = 0, options: bytes = b"", source: str = OURS) -> bytes:
+    size = 20 + len(options)
+    start = struct.pack(">BBHHHBB", 0x40 | size // 4, 0, size + len(payload), 7, fragment, 64, protocol)
+    addresses = socket.inet_aton(source) + socket.inet_aton(THEIRS)
+    return start + struct.pack(">H", checksum(start + bytes(2) + addresses + options)) + addresses + options + payload
+
+
+def v6(protocol: int, payload: bytes) -> bytes:
+    addresses = socket.inet_pton(socket.AF_INET6, OURS_6) + socket.inet_pton(socket.AF_INET6, THEIRS_6)
+    return struct.pack(">IHBB", 6 << 28, len(payload), protocol, 64) + addresses + payload
+
+
+def udp(port: int, number: int = 0) -> bytes:
+    body = struct.pack(">I", number) + MARK
+    return struct.pack(">HHHH", port, 53, 8 + len(body), 0) + body
+
+
+def tcp(port: int, number: int = 0) -> bytes:
+    return struct.pack(">HHIIBBHHH", port, 443, number, 0, 0x50, 0x10, 1000, 0, 0) + MARK
+
+
+def echo(kind: int, number: int) -> bytes:
+    return struct.pack(">BBHHH", kind, 0, 0, number, number) + MARK
+
+
+FRAGMENT_HEADER = struct.Struct(">BBHI")
+
+
+def fragments_v4(port: int, number: int) -> Iterator[bytes]:
+    """The first with the ports, the others with anything in their place."""
+    yield v4(17, udp(port, number), fragment=0x2000)
+    yield v4(17, os.urandom(16) + MARK, fragment=0x2004)
+    yield v4(17, os.urandom(16) + MARK, fragment=0x0009)
+
+
+def fragments_v6(port: int, number: int) -> Iterator[bytes]:
+    yield v6(44, FRAGMENT_HEADER.pack(17, 0, 1, number) + udp(port, number))
+    yield v6(44, FRAGMENT_HEADER.pack(17, 0, 4 << 3, number) + os.urandom(16) + MARK)
+
+
+FLOWS: dict[str, list[bytes]] = {
+    "UDP over IPv4": [v4(17, udp(1000, number)) for number in range(20)],
+    "TCP over IPv4": [v4(6, tcp(1000, number)) for number in range(20)],
+    "UDP behind options": [v4(17, udp(1000, number), options=bytes([1] * 8)) for number in range(20)],
+    "ICMP": [v4(1, echo(8, number)) for number in range(20)],
+    "IPv4 fragments": [packet for number in range(8) for packet in fragments_v4(1000 + number, number)],
+    "UDP over IPv6": [v6(17, udp(1000, number)) for number in range(20)],
+    "TCP over IPv6": [v6(6, tcp(1000, number)) for number in range(20)],
+    "ICMPv6": [v6(58, echo(128, number)) for number in range(20)],
+    "IPv6 fragments": [packet for number in range(8) for packet in fragments_v6(1000 + number, number)],
+    "an unknown protocol": [v4(132, os.urandom(4) + MARK) for _ in range(20)],
+}
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("queues", [2, 4])
+@pytest.mark.parametrize("packets", FLOWS.values(), ids=FLOWS)
+def test_a_flow_has_one_queue(queues: int, packets: Sequence[bytes]) -> None:
+    with interface(queues) as there, raw_socket(there.namespace) as sock:
+        assert there.tun.unsteered is None
+        for packet in packets:
+            send(sock, packet)
+        assert len(there.queues_of(len(packets))) == 1
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("queues", [2, 4])
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("protocol", [6, 17])
+@pytest.mark.parametrize("step", [1, 2, 64])
+def test_flows_that_differ_in_their_port_spread(queues: int, version: int, protocol: int, step: int) -> None:
+    """Even the least of the queues gets half of its share of 256 ports. Those that connect(2) chooses are all even."""
+    head, body = {4: v4, 6: v6}[version], {6: tcp, 17: udp}[protocol]
+    with interface(queues) as there, raw_socket(there.namespace) as sock:
+        taken = []
+        for port in range(40_000, 40_000 + 256 * step, step):
+            send(sock, head(protocol, body(port)))
+            taken += there.take(1)
+    counts = [sum(queue == number for queue, _ in taken) for number in range(queues)]
+    assert min(counts) >= 128 // queues, counts
+
+
+@pytest.mark.network
+def test_flows_that_differ_in_their_address_spread() -> None:
+    with interface(4) as there, raw_socket(there.namespace) as sock:
+        taken = []
+        for number in range(256):
+            send(sock, v4(1, echo(8, 1), source=f"10.77.1.{number}"))
+            taken += there.take(1)
+    counts = [sum(queue == number for queue, _ in taken) for number in range(4)]
+    assert min(counts) >= 32, counts
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("packet", [v4(17, b"\1"), v6(17, b"\1")], ids=["IPv4", "IPv6"])
+def test_what_is_shorter_than_its_headers_comes_out_of_the_first_queue(packet: bytes) -> None:
+    with interface(4) as there, raw_socket(there.namespace) as sock:
+        send(sock, packet)
+        poller = select.poll()
+        poller.register(there.filenos[0], select.POLLIN)
+        while poller.poll(5000):
+            if os.read(there.filenos[0], 2048)[len(HEADER) :] == packet:
+                return
+    raise AssertionError("it did not come")
+
+
+ANSWERS = [(4, 17), (4, 6), (6, 17), (6, 6)]
+
+
+def answer(version: int, protocol: int, port: int) -> bytes:
+    """Of the other end of a flow; its transport checksum is not looked at before the kernel learns from it. It has no
+    mark, lest a complaint that quotes it be taken for the flow."""
+    theirs = struct.pack(">HH", 53 if protocol == 17 else 443, port)
+    body = theirs + {6: tcp, 17: udp}[protocol](port)[4:].replace(MARK, bytes(len(MARK)))
+    packet = {4: v4, 6: v6}[version](protocol, body)
+    if version == 6:
+        return packet[:8] + packet[24:40] + packet[8:24] + packet[40:]
+    # The sum of a header does not change with the order of its words.
+    return packet[:12] + packet[16:20] + packet[12:16] + packet[20:]
+
+
+def queues_around_answers(there: Queues, version: int, protocol: int) -> set[int]:
+    """The queues of one flow while answers to it are written to each queue in turn."""
+    head, body = {4: v4, 6: v6}[version], {6: tcp, 17: udp}[protocol]
+    seen: set[int] = set()
+    with raw_socket(there.namespace) as sock:
+        for fileno in (*there.filenos, *there.filenos):
+            os.writev(fileno, (HEADER, answer(version, protocol, 1000)))
+            send(sock, head(protocol, body(1000)))
+            seen |= there.queues_of(1)
+    return seen
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("queues", [2, 4])
+@pytest.mark.parametrize(("version", "protocol"), ANSWERS)
+def test_answers_on_another_queue_do_not_move_a_flow(queues: int, version: int, protocol: int) -> None:
+    with interface(queues) as there:
+        assert len(queues_around_answers(there, version, protocol)) == 1
+
+
+@pytest.mark.network
+@pytest.mark.parametrize(("version", "protocol"), ANSWERS)
+def test_without_the_program_answers_move_a_flow(version: int, protocol: int) -> None:
+    """What the program is for; should a kernel no longer do that, it can go."""
+    with interface(2, steering=False) as there:
+        assert there.tun.unsteered is not None
+        assert queues_around_answers(there, version, protocol) == {0, 1}
+
+
+@pytest.mark.network
+def test_one_queue_needs_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tun_steering, "steer", lambda _tun: pytest.fail("it was asked for"))
+    with interface(1) as there:
+        assert there.tun.unsteered is None
+
+
+@pytest.mark.network
+def test_a_kernel_without_steering_leaves_no_program_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: object) -> None:
+        raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+    monkeypatch.setattr(tun_ioctl, "set_steering", refuse)
+    before = os.listdir("/proc/self/fd")
+    with pytest.raises(OSError, match="Invalid argument"):
+        tun_steering.steer(-1)
+    assert os.listdir("/proc/self/fd") == before
