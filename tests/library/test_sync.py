@@ -9,7 +9,7 @@ import threading
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import pytest
 
@@ -33,23 +33,32 @@ def tunnels() -> Iterator[tuple[wyrmhole.sync.Tunnel, wyrmhole.sync.Tunnel]]:
 def echoing(far: wyrmhole.sync.Tunnel, address: tuple[str, int]) -> Iterator[None]:
     """One thread that answers connections one after the other, until the listener ends."""
     listener = far.create_server(address)
+    accepted: list[socket.socket] = []
+    ended = threading.Event()
 
     def serve() -> None:
         while True:
             try:
                 sock, _ = listener.accept()
+                accepted.append(sock)
+                with sock:
+                    while not ended.is_set() and (data := sock.recv(65536)):
+                        sock.sendall(data)
             except OSError:
-                return
-            with sock:
-                while data := sock.recv(65536):
-                    sock.sendall(data)
+                if ended.is_set():
+                    return
 
     thread = threading.Thread(target=serve)
     thread.start()
     try:
         yield
     finally:
+        ended.set()
         listener.shutdown(socket.SHUT_RDWR)
+        # The near end may be gone without a word that got through: its last packets can be lost with its tunnel.
+        for sock in accepted:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
         thread.join()
         listener.close()
 
