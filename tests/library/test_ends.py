@@ -194,6 +194,8 @@ def test_nothing_is_left_of_a_closed_tunnel() -> None:
     async def scenario() -> None:
         async with tunnels():
             pass
+        # What former tests left to the collection of garbage may go at any time.
+        gc.collect()
         before = open_descriptors()
         async with tunnels() as ends, await ends.far.start_server(echo, port=7000):
             reader, writer = await ends.near.open_connection(FAR_V4, 7000)
@@ -201,7 +203,8 @@ def test_nothing_is_left_of_a_closed_tunnel() -> None:
             await reader.readexactly(1)
             writer.close()
         await asyncio.sleep(0)
-        assert len(open_descriptors()) == len(before)
+        gc.collect()
+        assert len(open_descriptors()) <= len(before)
 
     run(scenario())
 

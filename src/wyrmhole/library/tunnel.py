@@ -19,6 +19,7 @@ import errno
 import functools
 import ipaddress
 import os
+import select
 import socket
 import ssl as ssl_module
 import warnings
@@ -56,6 +57,10 @@ SslOption = ssl_module.SSLContext | Literal[True] | None
 ClientConnected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None]
 AnyProtocol = TypeVar("AnyProtocol", bound=asyncio.BaseProtocol)
 T = TypeVar("T")
+
+
+_LAST_PACKETS_MS = 100
+"""Longer than a busy machine keeps the engine waiting; a tunnel without a way out holds nothing up for longer."""
 
 
 class Tunnel:
@@ -111,9 +116,21 @@ class Tunnel:
         self._watcher.cancel()
         try:
             await in_thread(self.stack.abort_all)
+            await self._let_out()
             await self._carrier.close()
         finally:
             await in_thread(self.stack.close)
+
+    async def _let_out(self) -> None:
+        """What was aborted tells the other side: those packets have a moment to leave the TUN."""
+        waiting = select.poll()
+        if (fileno := self.stack.port.fileno()) < 0:
+            return
+        waiting.register(fileno, select.POLLIN)
+        for _ in range(_LAST_PACKETS_MS):
+            if waiting.poll(0) != [(fileno, select.POLLIN)]:
+                return
+            await asyncio.sleep(0.001)
 
     async def _watch(self) -> None:
         """The engine may fail, and the interface may be deleted by somebody."""
