@@ -15,7 +15,7 @@ from dataclasses import replace
 
 from tests.engine.kinds import index_count, make_engine
 from wyrmhole.engine.contract import TunChanged
-from wyrmhole.net.bind import Buffer, Received, SendOutcome
+from wyrmhole.net.bind import Buffer, Received, SendOutcome, datagrams_of
 from wyrmhole.net.tun import TunEvent, TunOffloads
 from wyrmhole.protocol.data_plane import HandshakeDatagram, PeerId, Report
 from wyrmhole.protocol.drops import DropReason
@@ -135,11 +135,10 @@ class ListBind:
         source: bytes | None,
         tos: int = 0,
     ) -> SendOutcome:
-        whole = bytes(data) if isinstance(data, (bytes, bytearray, memoryview)) else b"".join(data)
-        self.trains.append((len(whole), segment_size))
-        step = segment_size or max(len(whole), 1)
-        for start in range(0, len(whole), step):
-            self._transmit(sockaddr, whole[start : start + step], source, tos)
+        datagrams = datagrams_of(data, segment_size)
+        self.trains.append((sum(map(len, datagrams)), segment_size))
+        for datagram in datagrams:
+            self._transmit(sockaddr, datagram, source, tos)
         return self.outcome
 
     def take_stale_sources(self) -> bool:

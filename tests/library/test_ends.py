@@ -204,7 +204,7 @@ def test_nothing_is_left_of_a_closed_tunnel() -> None:
             writer.close()
         await asyncio.sleep(0)
         gc.collect()
-        assert len(open_descriptors()) <= len(before)
+        assert len(open_descriptors()) == len(before)
 
     run(scenario())
 

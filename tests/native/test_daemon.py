@@ -91,14 +91,20 @@ class Flows:
         return sender
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
-def test_workers_keep_the_order_of_each_flow_and_use_no_nonce_twice(lab: Lab, workers: int) -> None:
-    """I1, I4: both sides with so many workers; every datagram of the wire is looked at."""
+def with_workers(lab: Lab, workers: int) -> tuple[Host, Host, Node, Node]:
+    """Two hosts and a session between their daemons, both with so many workers."""
     name = f"workers-{workers}"
     COMMANDS[name] = (*COMMANDS["wyrmhole"], *NATIVE, "--workers", str(workers))
     a, b = lab.neighbours()
     one, two = lab.tunnel(a, name, b, name, endpoint=ENDPOINT, back=BACK)
     a.ping(two.addresses[0])
+    return a, b, one, two
+
+
+@pytest.mark.parametrize("workers", [1, 2, 4])
+def test_workers_keep_the_order_of_each_flow_and_use_no_nonce_twice(lab: Lab, workers: int) -> None:
+    """I1, I4: both sides with so many workers; every datagram of the wire is looked at."""
+    a, b, one, two = with_workers(lab, workers)
     assert {thread for thread in threads_of(one) if thread.startswith("wyrmhole-")} == {
         f"wyrmhole-{number}" for number in range(workers)
     }
@@ -126,11 +132,7 @@ def test_workers_keep_the_order_of_each_flow_and_use_no_nonce_twice(lab: Lab, wo
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_answers_do_not_take_a_flow_to_another_worker(lab: Lab, workers: int) -> None:
     """Answers of a peer come to one worker, and the kernel would move flows after them: see net/tun_steering.py."""
-    name = f"answered-{workers}"
-    COMMANDS[name] = (*COMMANDS["wyrmhole"], *NATIVE, "--workers", str(workers))
-    a, b = lab.neighbours()
-    _, two = lab.tunnel(a, name, b, name, endpoint=ENDPOINT, back=BACK)
-    a.ping(two.addresses[0])
+    a, b, _, two = with_workers(lab, workers)
     for _ in range(20):
         # New flows each time: one that was answered would stay where it was moved to.
         with Flows(a, b, two.addresses[0], 8) as traffic:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wyrmhole.net import sticky, udp_offload
+from wyrmhole.net.bind import datagrams_of
 
 ANY_SOCKADDR = ("192.0.2.1", 9)
 
@@ -25,8 +26,7 @@ class Attempt:
 
     @property
     def datagrams(self) -> list[bytes]:
-        size = self.segment_size or max(1, len(self.data))
-        return [self.data[start : start + size] for start in range(0, len(self.data), size)]
+        return datagrams_of(self.data, self.segment_size)
 
 
 @dataclass

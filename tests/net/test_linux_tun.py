@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import itertools
 import json
 import os
 import select
-import socket
 import struct
 from collections.abc import Iterator
 
 import pytest
 
 from tests.net.namespaces import Namespace, ip, namespaces
-from wyrmhole.cli.wyrmholed import steering_warning
-from wyrmhole.net import netlink, timerfd, tun_ioctl, tun_steering
+from wyrmhole.net import netlink, timerfd, tun_ioctl
 from wyrmhole.net.linux_tun import LinuxTun, TunError, check_name, segments_of_train
 from wyrmhole.net.tun import Tun, TunEvent
 
@@ -438,102 +435,3 @@ def test_close_can_be_repeated_and_leaves_nothing() -> None:
     assert len(os.listdir("/proc/self/fd")) == before
     assert name not in ip("link", "show")
     assert tun.mtu == 1420 and tun.name == name
-
-
-class Queues:
-    """A TUN of several queues that is up, with a route, and what came out of each queue."""
-
-    def __init__(self, count: int) -> None:
-        self.tun = LinuxTun.create(new_name(), queues=count)
-        self.filenos = [queue.fileno for queue in self.tun.kernel_queues()]
-        for fileno in self.filenos:
-            os.set_blocking(fileno, False)
-        ip("address", "add", "10.77.0.1/24", "dev", self.tun.name)
-        ip("address", "add", "fd77::1/64", "dev", self.tun.name, "nodad")
-        ip("link", "set", self.tun.name, "up")
-        self.drain()
-
-    def drain(self) -> list[list[bytes]]:
-        """The packets of each queue."""
-        return [list(self._packets(fileno)) for fileno in self.filenos]
-
-    def _packets(self, fileno: int) -> Iterator[bytes]:
-        with contextlib.suppress(BlockingIOError):
-            while True:
-                yield os.read(fileno, 70_000)[10:]
-
-    def came_out_at(self, mark: bytes) -> set[int]:
-        """The queues with packets that hold the mark."""
-        return {at for at, packets in enumerate(self.drain()) if any(mark in packet for packet in packets)}
-
-    def answer(self, at: int, host: str, ours: int, theirs: int) -> None:
-        """A UDP packet from the far host, by that queue."""
-        packet = udp_packet(host, "10.77.0.1" if "." in host else "fd77::1", theirs, ours)
-        os.write(self.filenos[at], HEADER + packet)
-
-
-def udp_packet(source: str, destination: str, source_port: int, destination_port: int) -> bytes:
-    family = socket.AF_INET6 if ":" in source else socket.AF_INET
-    addresses = socket.inet_pton(family, source) + socket.inet_pton(family, destination)
-    udp = struct.pack("!HHHH", source_port, destination_port, 8, 0)
-    if family == socket.AF_INET6:
-        return struct.pack("!IHBB", 0x6000_0000, 8, 17, 64) + addresses + udp
-    head = struct.pack("!BBHHHBBH", 0x45, 0, 28, 0, 0, 64, 17, 0)
-    total = sum(struct.unpack("!10H", head + addresses))
-    total = ~((total & 0xFFFF) + (total >> 16)) & 0xFFFF
-    return head[:10] + struct.pack("!H", total) + addresses + udp
-
-
-@pytest.fixture(params=[2, 4])
-def queues(request: pytest.FixtureRequest) -> Iterator[Queues]:
-    queues = Queues(request.param)
-    yield queues
-    queues.tun.close()
-
-
-@pytest.mark.network
-@pytest.mark.parametrize("host", ["10.77.0.2", "fd77::2"])
-def test_a_flow_keeps_its_queue_whatever_queue_its_answers_come_by(queues: Queues, host: str) -> None:
-    assert queues.tun.unsteered is None
-    places = set()
-    for flow in range(16):
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM) as sock:
-            sock.connect((host, 4000))
-            port, mark = sock.getsockname()[1], b"flow %d" % flow
-            sock.send(mark)
-            before = queues.came_out_at(mark)
-            assert len(before) == 1
-            for at in range(len(queues.filenos)):
-                queues.answer(at, host, port, 4000)
-                sock.send(mark)
-                assert queues.came_out_at(mark) == before
-            places |= before
-    assert len(places) > 1, "flows are spread"
-
-
-@pytest.mark.network
-def test_fragments_of_a_flow_go_together(queues: Queues) -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
-        sock.connect(("10.77.0.2", 4000))
-        sock.send(b"many" * 2000)
-        assert len(queues.came_out_at(b"many")) == 1
-
-
-@pytest.mark.network
-def test_without_the_right_to_steer_there_is_a_tun_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(_tun: int) -> None:
-        raise OSError(errno.EPERM, "Operation not permitted")
-
-    monkeypatch.setattr(tun_steering, "steer", refuse)
-    tun = LinuxTun.create(new_name(), queues=2)
-    with contextlib.closing(tun):
-        assert tun.unsteered is not None
-        assert tun.unsteered.errno == errno.EPERM
-        assert len(tun.kernel_queues()) == 2
-        assert "use one worker" in str(steering_warning(tun))
-
-
-def test_an_architecture_without_a_number_for_bpf_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("platform.machine", lambda: "vax")
-    with pytest.raises(OSError, match="vax"):
-        tun_steering.steer(-1)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.net.namespaces import Namespace, namespaces
+from wyrmhole.cli.wyrmholed import steering_warning
 from wyrmhole.net import tun_ioctl, tun_steering
 from wyrmhole.net.linux_tun import LinuxTun
 from wyrmhole.wire.checksum import checksum
@@ -214,6 +215,42 @@ def test_answers_on_another_queue_do_not_move_a_flow(queues: int, version: int, 
         assert len(queues_around_answers(there, version, protocol)) == 1
 
 
+@contextmanager
+def program(there: Queues, host: str) -> Iterator[socket.socket]:
+    """A UDP socket of a program that talks to the other end."""
+    with there.namespace.entered():
+        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
+    with sock:
+        sock.connect((host, 53))
+        yield sock
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("queues", [2, 4])
+@pytest.mark.parametrize(("host", "version"), [(THEIRS, 4), (THEIRS_6, 6)])
+def test_a_program_s_flows_keep_their_queues_and_spread(queues: int, host: str, version: int) -> None:
+    places = set()
+    with interface(queues) as there:
+        for _ in range(16):
+            with program(there, host) as sock:
+                sock.send(MARK)
+                before = there.queues_of(1)
+                for fileno in there.filenos:
+                    os.writev(fileno, (HEADER, answer(version, 17, sock.getsockname()[1])))
+                    sock.send(MARK)
+                    assert there.queues_of(1) == before
+                places |= before
+    assert len(places) > 1, "flows are spread"
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("queues", [2, 4])
+def test_a_program_s_fragments_go_together(queues: int) -> None:
+    with interface(queues) as there, program(there, THEIRS) as sock:
+        sock.send(MARK * 400)
+        assert len(there.queues_of(-(-(8 + 400 * len(MARK)) // 1400))) == 1
+
+
 @pytest.mark.network
 @pytest.mark.parametrize(("version", "protocol"), ANSWERS)
 def test_without_the_program_answers_move_a_flow(version: int, protocol: int) -> None:
@@ -240,3 +277,22 @@ def test_a_kernel_without_steering_leaves_no_program_open(monkeypatch: pytest.Mo
     with pytest.raises(OSError, match="Invalid argument"):
         tun_steering.steer(-1)
     assert os.listdir("/proc/self/fd") == before
+
+
+@pytest.mark.network
+def test_without_the_right_to_steer_there_is_a_tun_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_tun: int) -> None:
+        raise OSError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(tun_steering, "steer", refuse)
+    with interface(2) as there:
+        assert there.tun.unsteered is not None
+        assert there.tun.unsteered.errno == errno.EPERM
+        assert len(there.filenos) == 2
+        assert "use one worker" in str(steering_warning(there.tun))
+
+
+def test_an_architecture_without_a_number_for_bpf_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("platform.machine", lambda: "vax")
+    with pytest.raises(OSError, match="vax"):
+        tun_steering.steer(-1)

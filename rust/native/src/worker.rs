@@ -376,13 +376,13 @@ impl Worker {
 
     /// Until there is work: asleep, or for as long as it was worth of late, looking.
     fn wait(&mut self) {
+        let Some(patience) = &mut self.patience else {
+            return self.epoll.wait(&mut self.ready, -1);
+        };
         self.epoll.wait(&mut self.ready, 0);
         if !self.ready.is_empty() {
             return;
         }
-        let Some(patience) = &mut self.patience else {
-            return self.epoll.wait(&mut self.ready, -1);
-        };
         let start = sys::boottime();
         let until = start.saturating_add(patience.span(self.after, self.moved));
         while sys::boottime() < until {

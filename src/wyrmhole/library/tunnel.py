@@ -48,6 +48,8 @@ FAST = 0.02
 STREAM_LIMIT = 1 << 16
 """Bytes that a StreamReader buffers, as in asyncio."""
 MAX_PING_TIMEOUT = 3600.0
+LAST_PACKETS_MS = 100
+"""Longer than a busy machine keeps the engine waiting; a tunnel without a way out holds nothing up for longer."""
 STREAM, IPV4 = socket.SOCK_STREAM, socket.AF_INET
 """By names of their own: the class below has a method `socket`."""
 ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
@@ -57,10 +59,6 @@ SslOption = ssl_module.SSLContext | Literal[True] | None
 ClientConnected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None]
 AnyProtocol = TypeVar("AnyProtocol", bound=asyncio.BaseProtocol)
 T = TypeVar("T")
-
-
-_LAST_PACKETS_MS = 100
-"""Longer than a busy machine keeps the engine waiting; a tunnel without a way out holds nothing up for longer."""
 
 
 class Tunnel:
@@ -123,11 +121,11 @@ class Tunnel:
 
     async def _let_out(self) -> None:
         """What was aborted tells the other side: those packets have a moment to leave the TUN."""
-        waiting = select.poll()
         if (fileno := self.stack.port.fileno()) < 0:
             return
+        waiting = select.poll()
         waiting.register(fileno, select.POLLIN)
-        for _ in range(_LAST_PACKETS_MS):
+        for _ in range(LAST_PACKETS_MS):
             if waiting.poll(0) != [(fileno, select.POLLIN)]:
                 return
             await asyncio.sleep(0.001)

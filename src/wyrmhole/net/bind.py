@@ -94,3 +94,10 @@ class Bind(Protocol):
 
     def source_is_valid(self, sockaddr: SockAddr, source: bytes) -> bool:
         """Whether the kernel would still send to `sockaddr` from that address through that interface."""
+
+
+def datagrams_of(data: Buffer | Sequence[Buffer], segment_size: int) -> list[bytes]:
+    """What one `send` puts on the wire, datagram by datagram; for binds that are not the kernel's."""
+    whole = bytes(data) if isinstance(data, Buffer) else b"".join(data)
+    step = segment_size or max(1, len(whole))
+    return [whole[start : start + step] for start in range(0, len(whole), step)]

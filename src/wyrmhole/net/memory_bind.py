@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from wyrmhole.net import sticky
-from wyrmhole.net.bind import Buffer, Received, SendOutcome
+from wyrmhole.net.bind import Buffer, Received, SendOutcome, datagrams_of
 from wyrmhole.wire.endpoint import Endpoint, SockAddr
 
 _FIRST_FREE_PORT = 49_152
@@ -193,8 +193,5 @@ class MemoryBind:
 
 
 def _split(datagram: Datagram) -> list[Datagram]:
-    data, size = datagram.data, datagram.segment_size or max(1, len(datagram.data))
-    starts = range(0, max(1, len(data)), size)
-    return [
-        Datagram(data[start : start + size], 0, datagram.sender, datagram.receiver, datagram.tos) for start in starts
-    ]
+    pieces = datagrams_of(datagram.data, datagram.segment_size) or [b""]
+    return [Datagram(piece, 0, datagram.sender, datagram.receiver, datagram.tos) for piece in pieces]

@@ -13,7 +13,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from wyrmhole.net.bind import Buffer, Received, SendOutcome
+from wyrmhole.net.bind import Buffer, Received, SendOutcome, datagrams_of
 from wyrmhole.net.tun import TunEvent, TunOffloads
 from wyrmhole.wire.endpoint import SockAddr
 from wyrmhole.wire.tun_offload import VIRTIO_HEADER_SIZE
@@ -172,13 +172,11 @@ class ListBind:
         source: bytes | None,
         tos: int = 0,
     ) -> SendOutcome:
-        whole = bytes(data) if isinstance(data, (bytes, bytearray, memoryview)) else b"".join(data)
         failure = self._calls.fails("bind.send")
         sent = not self.failing and failure != "dropped"
         self.failing -= bool(self.failing)
-        step = segment_size or max(len(whole), 1)
-        for start in range(0, len(whole), step):
-            self._on_send(sockaddr, whole[start : start + step], sent)
+        for datagram in datagrams_of(data, segment_size):
+            self._on_send(sockaddr, datagram, sent)
         is_wrong = source is not None and (source != self.address or failure == "rejected")
         rejected = SendOutcome.SOURCE_REJECTED if is_wrong else SendOutcome.SENT
         return rejected if sent else rejected | SendOutcome.DROPPED

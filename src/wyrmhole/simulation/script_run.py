@@ -14,7 +14,7 @@ from typing import Protocol
 
 from wyrmhole.engine.contract import Engine, EngineFailed, TunChanged
 from wyrmhole.engine.portable import PortableEngine
-from wyrmhole.net.bind import Buffer, Received, SendOutcome
+from wyrmhole.net.bind import Buffer, Received, SendOutcome, datagrams_of
 from wyrmhole.net.tun import TunOffloads
 from wyrmhole.protocol.data_plane import DataPlane, PeerId, Report
 from wyrmhole.simulation.edges import ListBind, ListTun
@@ -104,9 +104,7 @@ class _Bind(ListBind):
         source: bytes | None,
         tos: int = 0,
     ) -> SendOutcome:
-        whole = bytes(data) if isinstance(data, (bytes, bytearray, memoryview)) else b"".join(data)
-        step = segment_size or max(len(whole), 1)
-        self._sent += [(sockaddr, whole[at : at + step], source, tos) for at in range(0, len(whole), step)]
+        self._sent += [(sockaddr, datagram, source, tos) for datagram in datagrams_of(data, segment_size)]
         dropped = self.failing > 0
         self.failing -= dropped
         return SendOutcome.DROPPED if dropped else SendOutcome.SENT
