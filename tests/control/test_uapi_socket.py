@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import socket
 import stat
@@ -10,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from wyrmhole.control.uapi_socket import SocketInUse, UapiListener
+from wyrmhole.control import uapi_socket
+from wyrmhole.control.uapi_socket import LOCK_NAME, SocketInUse, UapiListener, remove_if_dead
 from wyrmhole.errors import DeviceError
 
 
@@ -160,3 +163,101 @@ def test_other_descriptors_are_no_listeners(tmp_path: Path) -> None:
         os.fstat(file.fileno()), os.fstat(idle.fileno()), os.fstat(tcp.fileno())
     with pytest.raises(DeviceError, match="not a socket"):
         UapiListener.from_fd(9999)
+
+
+def test_a_lock_on_the_directory_holds_nobody_up(tmp_path: Path) -> None:
+    """Any user may take one, because flock(2) asks for no right to write."""
+    fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        UapiListener.create("wg0", str(tmp_path)).close()
+    finally:
+        os.close(fd)
+
+
+def test_the_lock_file_cannot_be_opened_by_others(tmp_path: Path) -> None:
+    former = os.umask(0)
+    try:
+        UapiListener.create("wg0", str(tmp_path)).close()
+    finally:
+        os.umask(former)
+    assert stat.S_IMODE((tmp_path / LOCK_NAME).stat().st_mode) == 0o600
+
+
+@pytest.mark.parametrize("removes", [False, True])
+def test_a_lock_that_stays_taken_is_one_sentence(
+    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch, removes: bool
+) -> None:
+    monkeypatch.setattr(uapi_socket, "LOCK_RETRY_SECONDS", 0)
+    leave_stale_socket(path)
+    with open(tmp_path / LOCK_NAME, "w") as holder:
+        os.fchmod(holder.fileno(), 0o600)
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        with pytest.raises(DeviceError, match=r"another process holds the lock .*\.lock: end it"):
+            remove_if_dead(str(path)) if removes else UapiListener.create("wg0", str(tmp_path))
+    assert path.exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "fifo", "directory", "open to others", "another user's"])
+def test_a_lock_file_that_another_user_put_there_is_refused(tmp_path: Path, kind: str) -> None:
+    """In a sticky directory: nothing is followed, waited for or locked."""
+    directory = tmp_path / "run"
+    directory.mkdir()
+    directory.chmod(0o1777)
+    lock, aim = directory / LOCK_NAME, tmp_path / "aim"
+    if kind == "fifo":
+        os.mkfifo(lock)
+    elif kind == "directory":
+        lock.mkdir()
+    elif "link" in kind:
+        if kind == "link":
+            aim.touch(0o600)
+        lock.symlink_to(aim)
+    else:
+        lock.touch(0o600)
+        lock.chmod(0o644 if kind == "open to others" else 0o600)
+    if kind == "another user's":
+        if os.geteuid():
+            pytest.skip("only root can give a file away")
+        os.chown(lock, 65534, 65534)
+    with pytest.raises(DeviceError, match=r"lock|Permission denied"):
+        UapiListener.create("wg0", str(directory))
+    assert aim.exists() == (kind == "link")
+
+
+def test_a_directory_of_that_name_is_refused_and_kept(tmp_path: Path, path: Path) -> None:
+    path.mkdir()
+    with pytest.raises(DeviceError, match="is not a socket: remove it"):
+        UapiListener.create("wg0", str(tmp_path))
+    assert path.is_dir()
+
+
+def test_a_link_to_the_directory_is_followed(tmp_path: Path) -> None:
+    """As /var/run is one to /run on most systems."""
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    listener = UapiListener.create("wg0", str(tmp_path / "link"))
+    assert (tmp_path / "real" / "wg0.sock").is_socket()
+    listener.close()
+
+
+@pytest.mark.parametrize("kind", ["file", "dangling link"])
+def test_what_is_not_a_directory_is_named(tmp_path: Path, kind: str) -> None:
+    directory = tmp_path / "run"
+    directory.touch() if kind == "file" else directory.symlink_to("nowhere")
+    with pytest.raises(DeviceError, match=r"cannot listen on .*: .*/run is not a directory: remove it"):
+        UapiListener.create("wg0", str(directory))
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"), [(errno.EROFS, "WG_UAPI_FD"), (errno.EACCES, "run as root"), (errno.ENOSPC, "free some")]
+)
+def test_a_directory_that_takes_no_file_is_told_with_a_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(uapi_socket, "_open_lock", refuse)
+    with pytest.raises(DeviceError, match=rf"cannot listen on .*: {os.strerror(number)}: .*{remedy}"):
+        UapiListener.create("wg0", str(tmp_path))

@@ -2,8 +2,9 @@
 
 `DIRECTORY/NAME.sock` is where wg(8) looks. A file may already lie there: a living daemon's socket (somebody accepts:
 the name is in use), what a killed daemon left (nobody does: it is removed), or anything else (left alone, refused).
-Daemons that start at once under one name are kept apart by a lock on the directory, held from the look at the file
-until the new socket listens. Between bind and listen nothing else happens: wg(8) removes sockets that refuse it.
+Daemons that start at once under one name are kept apart by a lock, held from the look at the file until the new socket
+listens. The lock is a file of mode 0600: a lock on the directory itself could be taken, and kept, by any user who can
+read it. Between bind and listen nothing else happens: wg(8) removes sockets that refuse it.
 
 On the way out the file is removed only if it still is the one that was made here, by device and inode number.
 """
@@ -15,6 +16,7 @@ import fcntl
 import os
 import socket
 import stat
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -23,6 +25,11 @@ from wyrmhole.errors import DeviceError
 
 DEFAULT_DIRECTORY = "/var/run/wireguard"
 BACKLOG = 128
+
+LOCK_NAME = ".wyrmhole.lock"
+LOCK_TRIES = 50
+LOCK_RETRY_SECONDS = 0.02
+"""Together a second. A daemon holds the lock for less than a millisecond."""
 
 FileId = tuple[int, int]
 """Device and inode number."""
@@ -49,7 +56,7 @@ class UapiListener:
                 _remove_stale(path)
                 return cls(_listen(path), path, file_id(path))
         except OSError as error:
-            raise DeviceError(f"cannot listen on {path}: {error.strerror or error}") from error
+            raise DeviceError(f"cannot listen on {path}: {_reason(directory, error)}") from error
 
     @classmethod
     def from_fd(cls, fd: int) -> UapiListener:
@@ -96,6 +103,20 @@ def file_id(path: str) -> FileId | None:
     return status.st_dev, status.st_ino
 
 
+def _reason(directory: str, error: OSError) -> str:
+    """The error with what to do about it."""
+    text = error.strerror or str(error)
+    if os.path.lexists(directory) and not os.path.isdir(directory):
+        return f"{directory} is not a directory: remove it"
+    remedies = {
+        errno.EROFS: f"mount a tmpfs on {directory}, or pass a socket in WG_UAPI_FD",
+        errno.EACCES: "run as root",
+        errno.ENOSPC: "free some space or inodes there",
+    }
+    remedy = remedies.get(error.errno or 0)
+    return f"{text}: {remedy}" if remedy else text
+
+
 def _is_unix_listener(listener: socket.socket) -> bool:
     return (
         listener.family == socket.AF_UNIX
@@ -110,17 +131,55 @@ def _locked_directory(directory: str) -> Iterator[None]:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         _check_directory(directory, os.fstat(fd))
-        fcntl.flock(fd, fcntl.LOCK_EX)
-        yield
+        lock = _open_lock(fd, directory)
+        try:
+            _take_lock(lock, os.path.join(directory, LOCK_NAME))
+            yield
+        finally:
+            os.close(lock)
     finally:
         os.close(fd)
 
 
 def _check_directory(directory: str, status: os.stat_result) -> None:
-    """Whoever may write there may put a socket of their own in our place."""
+    """A user who may write there may put another socket in our place."""
     is_shared = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
     if is_shared or status.st_uid not in (0, os.geteuid()):
         raise DeviceError(f"others may write in {directory}: make it root's, with mode 0755")
+
+
+def _open_lock(directory_fd: int, directory: str) -> int:
+    """Open the lock file, and make it if it is missing.
+
+    In a sticky directory another user may have put something under its name: a link, a FIFO, a file that others can
+    open and so lock. Raises DeviceError.
+    """
+    path = os.path.join(directory, LOCK_NAME)
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        lock = os.open(LOCK_NAME, flags, 0o600, dir_fd=directory_fd)
+    except OSError as error:
+        if error.errno not in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+            raise
+        raise DeviceError(f"{path} is not a lock file: remove it") from error
+    status = os.fstat(lock)
+    is_private = stat.S_ISREG(status.st_mode) and not status.st_mode & 0o077 and status.st_uid in (0, os.geteuid())
+    if is_private:
+        return lock
+    os.close(lock)
+    raise DeviceError(f"{path} is not a private lock file (expected a regular file of mode 0600): remove it")
+
+
+def _take_lock(lock: int, path: str) -> None:
+    """Wait for the lock, for a second at most: signals may be blocked here. Raises DeviceError."""
+    for tries_left in reversed(range(LOCK_TRIES)):
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if tries_left:
+                time.sleep(LOCK_RETRY_SECONDS)
+    raise DeviceError(f"another process holds the lock {path}: end it (`fuser {path}` shows it) and try again")
 
 
 def _remove_stale(path: str) -> None:
