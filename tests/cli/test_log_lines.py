@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
+import select
 
-from wyrmhole.cli.log_lines import MAX_CLASSES, LineFormatter, RateLimit
+from wyrmhole.cli.log_lines import MAX_CLASSES, LineFormatter, PatientHandler, RateLimit
 from wyrmhole.protocol.keys import PrivateKey
 
 
@@ -68,3 +70,29 @@ def test_classes_without_end_are_bounded() -> None:
     limit = RateLimit(clock=lambda: 100.0)
     passed = sum(limit.filter(record("x", rate_class=str(number))) for number in range(10 * MAX_CLASSES))
     assert passed == MAX_CLASSES + 1
+
+
+def test_a_reader_that_stops_costs_lines_and_not_the_daemon() -> None:
+    """A full pipe would hold up the whole control thread; the next line that is taken tells how many were lost."""
+    read_fd, write_fd = os.pipe()
+    with open(read_fd, "rb") as reader, open(write_fd, "w") as writer:
+        os.set_blocking(write_fd, False)
+        try:
+            while True:
+                os.write(write_fd, bytes(4096))
+        except BlockingIOError:
+            os.set_blocking(write_fd, True)
+        handler = PatientHandler(writer)
+        for _ in range(30):
+            handler.handle(record("lost"))
+        os.set_blocking(read_fd, False)
+        while os.read(read_fd, 65536) and select.select([read_fd], [], [], 0)[0]:
+            continue
+        os.set_blocking(read_fd, True)
+        handler.handle(record("taken"))
+        assert reader.readline() == b"taken (30 lines lost before)\n"
+
+
+def test_no_line_is_longer_than_a_pipe_takes_at_once() -> None:
+    for text in ("\N{GRINNING FACE}" * 2000, "\U000e0001" * 2000, "\n" * 2000):
+        assert len(LineFormatter("w" * 15).format(record("%s", text)).encode()) < 4096

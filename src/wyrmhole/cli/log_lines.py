@@ -7,15 +7,21 @@ second is written, and the next one tells how many were not.
 from __future__ import annotations
 
 import logging
+import select
 import sys
 import time
 import traceback
 from collections.abc import Callable
+from typing import TextIO
 
 MAX_MESSAGE = 1000
+MAX_ESCAPED = 3000
+"""Characters of a line. With its prefix it fits in the 4,096 bytes that a writable pipe takes without waiting."""
 MAX_CLASSES = 256
 RATE_SECONDS = 1.0
 FRAMES = 6
+PATIENCE_SECONDS = 0.1
+"""How long one line may wait for its reader."""
 
 SILENT = logging.CRITICAL + 1
 LEVELS = {"verbose": logging.DEBUG, "debug": logging.DEBUG, "error": logging.ERROR, "silent": SILENT}
@@ -26,7 +32,7 @@ def set_up_logging(name: str, level: int) -> logging.Logger:
     """Make stdout the place of all log lines of this process. Returns the logger of the daemon."""
     # A reader that went away must not make every log call print a traceback somewhere else.
     logging.raiseExceptions = False
-    handler = logging.StreamHandler(sys.stdout)
+    handler = PatientHandler(sys.stdout)
     handler.setFormatter(LineFormatter(name))
     handler.addFilter(RateLimit())
     root = logging.getLogger()
@@ -35,6 +41,36 @@ def set_up_logging(name: str, level: int) -> logging.Logger:
     logger = logging.getLogger("wyrmhole")
     logger.setLevel(level)
     return logger
+
+
+class PatientHandler(logging.StreamHandler[TextIO]):
+    """Drops lines that nobody takes: a reader that stopped, of a pipe or a terminal, must not stop the daemon.
+
+    A pipe that is writable takes a line of MAX_MESSAGE at once.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__(stream)
+        self._dropped = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if not self._is_taken():
+            self._dropped += 1
+            return
+        if self._dropped:
+            record.msg, record.args = f"{record.getMessage()} ({self._dropped} lines lost before)", None
+            self._dropped = 0
+        super().emit(record)
+
+    def _is_taken(self) -> bool:
+        try:
+            poll = select.poll()
+            poll.register(self.stream, select.POLLOUT)
+            # A reader that lost a line already is not waited for again.
+            return bool(poll.poll(0 if self._dropped else PATIENCE_SECONDS * 1000))
+        except (OSError, ValueError):
+            # Not a descriptor, as in tests, or a closed one: writing tells.
+            return True
 
 
 class LineFormatter(logging.Formatter):
@@ -64,7 +100,8 @@ def _clean(text: str) -> str:
     text = text if len(text) <= MAX_MESSAGE else text[:MAX_MESSAGE] + "..."
     if text.isprintable():
         return text
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    escaped = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    return escaped if len(escaped) <= MAX_ESCAPED else escaped[:MAX_ESCAPED] + "..."
 
 
 class RateLimit(logging.Filter):
