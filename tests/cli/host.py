@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from wyrmhole.cli.caretaker import COMMAND as CARETAKER
+
 BINARY = Path(sys.executable).with_name("wyrmholed")
 PEER = "u1KEpbsIaXFFWWLEYGbYlqkNOVoRZn3ruYsKQzNSF1A="
 OTHER_PEER = "BOCBSJzg6CYW5xMQBYXp8Zj0dRkWzbCVjTyR2yPl8hY="
@@ -70,6 +72,11 @@ class Host:
             ["pgrep", "-f", f"wyrmholed.* {self.name}$"], capture_output=True, text=True, check=False
         )
         return [pid for pid in map(int, found.stdout.split()) if is_alive(pid)]
+
+    def daemon(self) -> int:
+        """The process id of the daemon, which may have a caretaker beside it."""
+        (pid,) = [pid for pid in self.pids() if Path(f"/proc/{pid}/comm").read_text().strip() != CARETAKER]
+        return pid
 
     def end(self) -> None:
         for pid in self.pids():

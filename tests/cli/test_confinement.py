@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from tests.cli.host import BINARY, PEER, PRIVATE, Host, until
 from tests.cli.test_daemon import refused
+from wyrmhole.engine.select import has_native
 
 pytestmark = pytest.mark.network
 
@@ -50,25 +52,55 @@ def test_the_sandbox_can_be_left_out(host: Host, option: list[str]) -> None:
     assert {status["Seccomp"] for status in statuses(pid)} == {"0"}
 
 
-@pytest.mark.parametrize(("user", "engine"), [(None, "auto"), ("nobody", "auto"), ("nobody", "portable")])
-def test_later_needs_are_met(host: Host, user: str | None, engine: str) -> None:
+@pytest.mark.parametrize(
+    ("user", "engine", "workers"),
+    [(None, "auto", 1), (None, "portable", 1), (None, "auto", 2), ("nobody", "auto", 1), ("nobody", "portable", 1)],
+)
+def test_later_needs_are_met(host: Host, user: str | None, engine: str, workers: int) -> None:
     """A low port, a mark, the interface down and up, another mtu, a scope by name, peers, a second client."""
-    host.start(WYRMHOLE_ENGINE=engine, **({} if user is None else {"WYRMHOLE_USER": user}))
+    environ = {"WYRMHOLE_ENGINE": engine, "WYRMHOLE_WORKERS": str(workers)}
+    host.start(**environ, **({} if user is None else {"WYRMHOLE_USER": user}))
+    sockets = 2 * (workers if has_native() else 1)
     name = host.name
     host.get("wg", "set", name, "private-key", "/dev/stdin", "listen-port", "40000", text=PRIVATE)
     host.get("ip", "link", "set", name, "up")
     until(lambda: ":40000 " in host.get("ss", "-Huln"))
     host.get("wg", "set", name, "listen-port", "53", "fwmark", "0x1f")
-    assert host.get("ss", "-Huln").count(":53 ") == 2
+    assert host.get("ss", "-Huln").count(":53 ") == sockets
     host.get("ip", "link", "set", name, "down")
     until(lambda: ":53 " not in host.get("ss", "-Huln"))
     host.get("ip", "link", "set", name, "mtu", "1300", "up")
-    until(lambda: host.get("ss", "-Huln").count(":53 ") == 2)
+    until(lambda: host.get("ss", "-Huln").count(":53 ") == sockets)
     host.get("wg", "set", name, "fwmark", "0", "peer", PEER, "endpoint", "[fe80::1%lo]:9", "allowed-ips", "10.0.0.0/8")
     assert host.get("wg", "show", name, "endpoints") == f"{PEER}\t[fe80::1%lo]:9\n"
     host.get("ip", "link", "del", name)
     until(lambda: not host.pids())
     assert not host.socket.exists()
+
+
+@pytest.mark.parametrize("engine", ["auto", "portable"])
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_signal_removes_the_socket_s_file_though_the_daemon_may_not(host: Host, engine: str, workers: str) -> None:
+    """It is gone when the process is."""
+    for _ in range(3):
+        daemon = host.start_in_foreground(WYRMHOLE_ENGINE=engine, WYRMHOLE_WORKERS=workers)
+        daemon_pid = host.daemon()
+        assert host.socket.exists()
+        os.kill(daemon_pid, signal.SIGTERM)
+        output, _ = daemon.communicate(timeout=20)
+        assert (daemon.returncode, output) == (0, "")
+        assert not host.socket.exists() and not host.has_interface()
+        until(lambda: not host.pids())
+
+
+def test_files_of_root_are_out_of_the_daemon_s_reach(host: Host) -> None:
+    """Where the kernel has Landlock; the log says which it is."""
+    daemon = host.start_in_foreground(LOG_LEVEL="debug")
+    host.end()
+    output, _ = daemon.communicate(timeout=20)
+    assert re.search(
+        r"Files are (confined by Landlock, version \d+|not confined, Landlock is not available: .+)", output
+    )
 
 
 def test_an_interface_that_moves_to_another_namespace_is_followed(host: Host) -> None:
@@ -96,7 +128,7 @@ def test_another_user_owns_the_daemon_and_root_s_caretaker_can_nothing(host: Hos
     assert host.socket.stat().st_uid == NOBODY
     (caretaker,) = set(host.pids()) - {pid}
     until(lambda: {int(statuses(caretaker)[0][name], 16) for name in ("CapPrm", "CapBnd")} == {0})
-    assert len(os.listdir(f"/proc/{caretaker}/fd")) == 4, "three times /dev/null and the pipe"
+    assert len(os.listdir(f"/proc/{caretaker}/fd")) == 5, "three times /dev/null and two pipes"
     daemon.kill()
     daemon.communicate(timeout=20)
     until(lambda: not host.socket.exists())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import signal
@@ -31,7 +32,7 @@ def test_it_is_there_when_the_caller_returns_and_gone_with_its_interface(host: H
 def test_the_daemon_is_detached_and_leaves_no_core(host: Host) -> None:
     """B72"""
     host.start()
-    (pid,) = host.pids()
+    pid = host.daemon()
     assert os.readlink(f"/proc/{pid}/cwd") == "/"
     assert os.getsid(pid) not in (pid, os.getsid(0))
     assert re.search(r"^Max core file size +0 +0 ", Path(f"/proc/{pid}/limits").read_text(), re.M)
@@ -74,11 +75,61 @@ def test_a_restart_right_after_the_interface_was_deleted_succeeds(host: Host) ->
 
 def test_a_killed_daemon_leaves_nothing_that_stops_the_next(host: Host) -> None:
     daemon = host.start_in_foreground()
+    (caretaker,) = set(host.pids()) - {host.daemon()}
+    os.kill(caretaker, signal.SIGKILL)
     daemon.kill()
     daemon.communicate(timeout=20)
     assert host.socket.exists()
     host.start()
     assert host.is_served()
+
+
+def test_the_socket_file_of_a_killed_daemon_is_removed(host: Host) -> None:
+    daemon = host.start_in_foreground()
+    daemon.kill()
+    daemon.communicate(timeout=20)
+    until(lambda: not host.socket.exists())
+
+
+@pytest.mark.parametrize("kind", ["directory", "file", "dangling link"])
+def test_what_lies_in_the_socket_s_place_is_one_sentence(host: Host, kind: str) -> None:
+    host.socket.parent.mkdir(mode=0o755, exist_ok=True)
+    if kind == "directory":
+        host.socket.mkdir()
+    else:
+        host.socket.touch() if kind == "file" else host.socket.symlink_to("nowhere")
+    try:
+        assert f"{host.socket} exists and is not a socket: remove it" in refused(host, str(BINARY), host.name)
+    finally:
+        host.socket.rmdir() if kind == "directory" else host.socket.unlink()
+    assert not host.has_interface()
+
+
+@pytest.mark.parametrize(
+    ("lay", "sentence"),
+    [
+        ("mount -t tmpfs -o ro none /run/wireguard", "Read-only file system: mount a tmpfs on"),
+        ("mount -t tmpfs none /run && touch /run/wireguard", "wireguard is not a directory: remove it"),
+        ("mount -t tmpfs none /run && ln -s nowhere /run/wireguard", "wireguard is not a directory: remove it"),
+        ("mount -t tmpfs -o mode=0777 none /run/wireguard", "others may write in"),
+    ],
+)
+def test_a_directory_that_will_not_do_is_one_sentence(host: Host, lay: str, sentence: str) -> None:
+    """In a mount namespace of its own, where /var/run is a link to /run."""
+    host.socket.parent.mkdir(mode=0o755, exist_ok=True)
+    words = ("unshare", "-m", "sh", "-c", f'{lay} && exec "$@"', "sh", str(BINARY), host.name)
+    assert sentence in refused(host, *words)
+    assert not host.has_interface()
+
+
+def test_a_lock_that_any_user_takes_does_not_stop_the_start(host: Host) -> None:
+    host.socket.parent.mkdir(mode=0o755, exist_ok=True)
+    fd = os.open(host.socket.parent, os.O_RDONLY)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX)
+        host.start()
+    finally:
+        os.close(fd)
 
 
 # What cannot be

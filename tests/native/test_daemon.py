@@ -18,6 +18,7 @@ from tests.netns.implementations import COMMANDS
 from tests.netns.lab import Lab
 from tests.netns.node import Key, Node, peer_section
 from tests.netns.traffic import Capture, iperf, iperf_server
+from wyrmhole.cli.caretaker import COMMAND as CARETAKER
 
 pytestmark = pytest.mark.network
 
@@ -35,7 +36,9 @@ def threads_of(node: Node) -> set[str]:
 
 
 def children(pid: int) -> list[str]:
-    return Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    """Without the caretaker of the control socket's file."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [child for child in found if Path(f"/proc/{child}/comm").read_text().strip() != CARETAKER]
 
 
 class Flows:

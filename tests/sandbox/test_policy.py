@@ -56,8 +56,8 @@ def test_what_only_an_intruder_asks_for_ends_the_process(architecture: Architect
         ("socket", (16, 3, 0), ALLOW),
         ("socket", (16, 3, 12), FAILS),  # the packet filter's netlink
         ("socket", (17, 3, 0), FAILS),  # AF_PACKET
-        ("socket", (1, 2 | 0x80000, 0), ALLOW),
-        ("socket", (1, 1, 0), FAILS),  # a stream to some service of this machine
+        ("socket", (1, 2 | 0x80000, 0), FAILS),  # a datagram to some service of this machine
+        ("socket", (1, 1, 0), FAILS),  # a stream to one
         ("setsockopt", (3, 1, 36), ALLOW),  # SO_MARK
         ("setsockopt", (3, 0, 64), FAILS),  # IPT_SO_SET_REPLACE
         ("setsockopt", (3, 41, 64), FAILS),  # IP6T_SO_SET_REPLACE
@@ -68,8 +68,22 @@ def test_what_only_an_intruder_asks_for_ends_the_process(architecture: Architect
         ("openat", (0, 0, os.O_RDWR | os.O_CREAT), FAILS),
         ("openat", (0, 0, os.O_CREAT), FAILS),
         ("openat", (0, 0, os.O_TRUNC), FAILS),
-        ("unlinkat", (0, 0, 0), ALLOW),
-        ("unlinkat", (0, 0, 0x200), FAILS),
+        ("openat", (0, 0, 0x2000), FAILS),  # O_ASYNC
+        ("fcntl", (3, 0, 3), ALLOW),  # F_DUPFD
+        ("fcntl", (3, 1030, 3), ALLOW),  # F_DUPFD_CLOEXEC
+        ("fcntl", (3, 1), ALLOW),  # F_GETFD
+        ("fcntl", (3, 2, 1), ALLOW),  # F_SETFD
+        ("fcntl", (3, 3), ALLOW),  # F_GETFL
+        ("fcntl", (3, 4, 0x800), ALLOW),  # F_SETFL, O_NONBLOCK
+        ("fcntl", (3, 4, 0x800 | 0x2000), FAILS),  # F_SETFL, O_ASYNC
+        ("fcntl", (3, 8, 1), FAILS),  # F_SETOWN
+        ("fcntl", (3, 10, 9), FAILS),  # F_SETSIG
+        ("fcntl", (3, 15, 0), FAILS),  # F_SETOWN_EX
+        ("fcntl", (3, 6, 0), FAILS),  # F_SETLK
+        ("fcntl", (3, 37, 0), FAILS),  # F_OFD_SETLK
+        ("fcntl", (3, 1024, 1), FAILS),  # F_SETLEASE
+        ("fcntl", (3, 1026, 1), FAILS),  # F_NOTIFY
+        ("fcntl", (3, 1031, 1), FAILS),  # F_SETPIPE_SZ
         ("mmap", (0, 4096, 3), ALLOW),
         ("mmap", (0, 4096, 5), ALLOW),
         ("mmap", (0, 4096, 7), FAILS),
@@ -77,16 +91,23 @@ def test_what_only_an_intruder_asks_for_ends_the_process(architecture: Architect
         ("mprotect", (0, 4096, 5), FAILS),
         ("clone", (0x3D0F00,), ALLOW),  # what pthread_create asks for
         ("clone", (17,), FAILS),
+        ("clone", (0x3D0F00 | 0x1000_0000,), FAILS),  # a thread in a user namespace
+        ("sched_setaffinity", (0, 8), ALLOW),
+        ("sched_setaffinity", (1, 8), FAILS),
         ("clone3", (0, 0), MISSING),
         ("tgkill", (PID, 1, 6), ALLOW),
         ("tgkill", (1, 1, 9), FAILS),
         ("prlimit64", (0, 4, 0), ALLOW),
         ("prlimit64", (0, 4, 0x7FFF_0000_0001), FAILS),
+        ("prlimit64", (1, 4, 0), FAILS),  # the limits of another process
         ("prctl", (15,), ALLOW),
         ("prctl", (4, 1), FAILS),  # becoming dumpable again
         ("ioctl", (3, 0x8004_54D2), ALLOW),  # TUNGETIFF
         ("ioctl", (3, 0x4004_54CA), FAILS),  # TUNSETIFF
         ("ioctl", (3, 0x5412), FAILS),  # TIOCSTI
+        ("ioctl", (3, 0x5452), FAILS),  # FIOASYNC
+        ("ioctl", (3, 0x8901), FAILS),  # FIOSETOWN
+        ("ioctl", (3, 0x8902), FAILS),  # SIOCSPGRP
     ],
 )
 def test_calls_that_depend_on_their_arguments(
@@ -98,6 +119,44 @@ def test_calls_that_depend_on_their_arguments(
 def test_a_64_bit_pointer_is_not_mistaken_for_null(architecture: Architecture) -> None:
     """A new limit whose address has 32 zero bits at its end."""
     assert verdict(architecture, "prlimit64", 0, 4, 0x7F00_0000_0000) == FAILS
+
+
+@pytest.mark.parametrize(
+    ("name", "amd64", "arm64"),
+    [
+        ("unlink", 87, None),
+        ("unlinkat", 263, 35),
+        ("rename", 82, None),
+        ("renameat2", 316, 276),
+        ("socketpair", 53, 199),
+        ("kill", 62, 129),
+        ("tkill", 200, 130),
+        ("rt_sigqueueinfo", 129, 138),
+        ("rt_tgsigqueueinfo", 297, 240),
+        ("pidfd_open", 434, 434),
+        ("pidfd_send_signal", 424, 424),
+        ("pidfd_getfd", 438, 438),
+        ("process_madvise", 440, 440),
+        ("process_mrelease", 448, 448),
+        ("setpriority", 141, 140),
+        ("ioprio_set", 251, 30),
+        ("sched_setscheduler", 144, 119),
+        ("sched_setattr", 314, 274),
+        ("migrate_pages", 256, 238),
+        ("setrlimit", 160, 164),
+        ("timer_create", 222, 107),
+        ("mq_notify", 244, 184),
+        ("flock", 73, 32),
+        ("openat2", 437, 437),
+        ("io_uring_enter", 426, 426),
+        ("landlock_create_ruleset", 444, 444),
+    ],
+)
+def test_what_reaches_other_processes_or_files_fails(name: str, amd64: int | None, arm64: int | None) -> None:
+    for machine, number in (("x86_64", amd64), ("aarch64", arm64)):
+        architecture = ARCHITECTURES[machine]
+        if number is not None:
+            assert run(daemon_filter(architecture, PID), number, architecture.audit, (PID,) * 6) == FAILS, name
 
 
 def test_other_abis_end_the_process() -> None:
@@ -191,3 +250,41 @@ assert int(status["CapInh"], 16) == int(status["CapAmb"], 16) == 0
 """
     result = confined(program)
     assert (result.returncode, result.stderr) == (0, "")
+
+
+@needs_filter
+def test_no_call_has_the_kernel_end_another_process() -> None:
+    """By fcntl's signal-driven I/O, which asks for the same user only. Nor is anything done to it, or removed."""
+    victim = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
+    program = f"""
+import fcntl, signal
+sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+sock.bind(("127.0.0.1", 0))
+other = {victim.pid}
+attempts = {{
+    "own": lambda: fcntl.fcntl(sock, fcntl.F_SETOWN, other),
+    "signal": lambda: fcntl.fcntl(sock, 10, signal.SIGKILL),
+    "asynchronous": lambda: fcntl.fcntl(sock, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK),
+    "ioctl": lambda: fcntl.ioctl(sock, 0x8901, other.to_bytes(4, sys.byteorder)),
+    "kill": lambda: os.kill(other, 9),
+    "affinity": lambda: os.sched_setaffinity(other, {{0}}),
+    "priority": lambda: os.setpriority(os.PRIO_PROCESS, other, 10),
+    "unlink": lambda: os.unlink("/tmp/wyrmhole-no-such-file"),
+    "datagram": lambda: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM),
+    "pair": lambda: socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM),
+}}
+results = {{name: fails(attempt) for name, attempt in attempts.items()}}
+assert set(results.values()) == {{errno.EPERM}}, results
+# And what Python itself does with descriptors goes on.
+sock.setblocking(False)
+assert not sock.dup().get_inheritable()
+assert fcntl.fcntl(sock, fcntl.F_GETFL) & os.O_NONBLOCK
+fcntl.fcntl(sock, fcntl.F_SETFL, 0)
+sock.sendto(b"x", sock.getsockname())
+"""
+    try:
+        result = confined(program)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert victim.poll() is None
+    finally:
+        victim.communicate()

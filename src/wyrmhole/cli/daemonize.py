@@ -68,7 +68,9 @@ def go_to_background(*, keep_output: bool, close: Iterable[int]) -> Readiness:
     child = os.fork()
     if child:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
-        os.close(write_fd)
+        # The listening socket among them: as long as it is open here, the daemon's file has a server.
+        for fd in inherited_descriptors() - {read_fd}:
+            os.close(fd)
         os.waitpid(child, 0)
         _exit_as_told(read_fd)
     os.close(read_fd)

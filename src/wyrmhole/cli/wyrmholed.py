@@ -32,11 +32,13 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
     from logging import Logger
 
+    from wyrmhole.cli.caretaker import Caretaker
     from wyrmhole.cli.service_manager import ServiceManager
     from wyrmhole.control.uapi_socket import UapiListener
     from wyrmhole.engine.contract import Engine
     from wyrmhole.net.bind import Bind
     from wyrmhole.net.tun import Tun
+    from wyrmhole.sandbox.confine import User
 
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 RETRIES = 50
@@ -197,14 +199,17 @@ def version_text() -> str:
 def run(settings: Settings) -> int:
     """Make the parts in the order in which they fail, go to the background, serve. Raises DeviceError."""
     from wyrmhole.cli.daemonize import go_to_background, inherited_descriptors, open_standard_descriptors
-    from wyrmhole.sandbox.confine import forbid_dumps
+    from wyrmhole.sandbox.confine import find_user, forbid_dumps
 
     # Nothing made while starting is garbage; `serve` turns the collector on.
     gc.disable()
     open_standard_descriptors()
     inherited = inherited_descriptors() - {settings.tun_fd, settings.uapi_fd}
     forbid_dumps()
-    # A signal in the middle of setting up would leave the socket's file behind; `serve` lets them come.
+    # The user may be looked up on the network, so this comes before signals are blocked.
+    user = None if settings.user is None else find_user(settings.user)
+    # A signal in the middle of setting up would leave the socket's file behind; `serve` lets them come. Nothing may
+    # wait without a limit in between.
     signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
     tun = open_tun(settings)
     try:
@@ -213,11 +218,11 @@ def run(settings: Settings) -> int:
         tun.close()
         raise
     if settings.foreground:
-        return run_loop(settings, tun, listener, announce=lambda: None)
+        return run_loop(settings, user, tun, listener, announce=lambda: None)
     keep_output = settings.log_level not in ("", "silent")
     readiness = go_to_background(keep_output=keep_output, close=inherited)
     try:
-        return run_loop(settings, tun, listener, announce=readiness.announce)
+        return run_loop(settings, user, tun, listener, announce=readiness.announce)
     except Exception as error:
         readiness.fail(str(error) if isinstance(error, DeviceError) else f"cannot start: {error!r}")
         return 1
@@ -288,7 +293,8 @@ def import_parts() -> None:
     import wyrmhole.device.device
     import wyrmhole.engine.portable
     import wyrmhole.engine.select
-    import wyrmhole.net.udp_bind  # noqa: F401
+    import wyrmhole.net.udp_bind
+    import wyrmhole.sandbox.landlock  # noqa: F401
     from wyrmhole.protocol.keys import PrivateKey
     from wyrmhole.protocol.primitives import dh, seal_handshake, xseal
 
@@ -301,28 +307,41 @@ def import_parts() -> None:
     xseal(shared, bytes(24), b"", b"")
 
 
-def confine(settings: Settings, listener: UapiListener) -> None:
-    """Become who was asked for, with the privileges that later commands need. Raises DeviceError."""
+def confine(settings: Settings, user: User | None, listener: UapiListener) -> Caretaker | None:
+    """Become `user`, with the privileges that later commands need. Raises DeviceError.
+
+    Returns who removes the socket's file in the end; None: the daemon does.
+    """
+    from wyrmhole.sandbox.confine import drop_privileges
+
+    if user is None and not settings.sandbox:
+        return None
+    import_parts()
+    caretaker = None
+    if listener.file_id is not None:
+        caretaker = take_care_of(listener.path)
+        if user is not None:
+            # The owner may watch it, the caretaker try it; whom the server answers is not for the mode to say.
+            os.chown(listener.path, user.uid, -1)
+            os.chmod(listener.path, 0o660)
+    drop_privileges(user)
+    return caretaker
+
+
+def take_care_of(path: str) -> Caretaker | None:
+    """Leave somebody who may remove the socket's file; None where not even this process may."""
     from wyrmhole.cli.caretaker import leave_caretaker
     from wyrmhole.control.uapi_socket import SocketInUse, remove_if_dead
-    from wyrmhole.sandbox.confine import drop_privileges, find_user
+    from wyrmhole.sandbox.confine import drop_privileges
 
-    user = None if settings.user is None else find_user(settings.user)
-    if user is None and not settings.sandbox:
-        return
-    import_parts()
-    if user is not None and listener.file_id is not None:
-        path = listener.path
+    if not os.access(os.path.dirname(path), os.W_OK, effective_ids=True):
+        return None
 
-        def remove() -> None:
-            # The pipe of a killed process may end before its listening socket does.
-            patiently(lambda: remove_if_dead(path), lambda error: isinstance(error, SocketInUse))
+    def remove(is_closed: bool) -> None:
+        # The pipe of a killed process may end before its listening socket does.
+        patiently(lambda: remove_if_dead(path), lambda error: isinstance(error, SocketInUse) and not is_closed)
 
-        leave_caretaker(remove, lambda: drop_privileges(None, kept=frozenset()))
-        # The owner may watch it, the caretaker try it; whom the server answers is not for the mode to say.
-        os.chown(path, user.uid, -1)
-        os.chmod(path, 0o660)
-    drop_privileges(user)
+    return leave_caretaker(remove, lambda: drop_privileges(None, kept=frozenset()))
 
 
 def restrict(logger: Logger) -> None:
@@ -335,10 +354,22 @@ def restrict(logger: Logger) -> None:
         logger.error("%s", error)
 
 
+def restrict_files(logger: Logger) -> None:
+    """Older kernels, and containers, lack this part of the sandbox. No thread may exist."""
+    from wyrmhole.sandbox.landlock import allow_reading_only, needed_paths
+
+    try:
+        logger.debug("Files are confined by Landlock, version %d", allow_reading_only(needed_paths()))
+    except OSError as error:
+        logger.debug("Files are not confined, Landlock is not available: %s", error.strerror)
+
+
 # Life
 
 
-def run_loop(settings: Settings, tun: Tun, listener: UapiListener, announce: Callable[[], None]) -> int:
+def run_loop(
+    settings: Settings, user: User | None, tun: Tun, listener: UapiListener, announce: Callable[[], None]
+) -> int:
     """Serve until something ends it. Whatever happens, the socket's file is gone afterwards. Raises DeviceError."""
     import asyncio
 
@@ -347,13 +378,18 @@ def run_loop(settings: Settings, tun: Tun, listener: UapiListener, announce: Cal
 
     manager = take_service_manager()
     logger = set_up_logging(tun.name, LEVELS.get(settings.log_level, LEVELS["error"]))
+    caretaker = None
     try:
-        confine(settings, listener)
+        caretaker = confine(settings, user, listener)
+        if settings.sandbox:
+            restrict_files(logger)
         return asyncio.run(serve(settings, tun, listener, logger, announce, manager))
     finally:
         manager.close()
         listener.close()
         tun.close()
+        if caretaker is not None:
+            caretaker.finish()
 
 
 async def serve(

@@ -38,6 +38,7 @@ from wyrmhole.control.uapi_socket import UapiListener
 from wyrmhole.device.config import DeviceChange
 from wyrmhole.device.status import DeviceStatus
 from wyrmhole.errors import ErrnoError
+from wyrmhole.net.tun_ioctl import interface_index
 
 MAX_CLIENTS = 64
 STALL_SECONDS = 60.0
@@ -190,7 +191,7 @@ class UapiServer:
         accepted.setblocking(False)
         if len(self._clients) >= self._max_clients:
             self._drop_most_silent()
-        client = _Client(accepted, UapiParser(socket.if_nametoindex), self._loop.time())
+        client = _Client(accepted, UapiParser(interface_index), self._loop.time())
         self._clients.add(client)
         client.task = self._loop.create_task(self._serve(client))
         self._tasks.add(client.task)

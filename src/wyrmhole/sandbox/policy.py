@@ -7,11 +7,15 @@ run code in here would want next:
 
 - no new program, no other process, no module, mount, namespace, trace: these kill the process, since nothing of ours
   and no C library ever tries them, and a tunnel that is being taken over is better ended than continued;
-- files are opened for reading only;
+- files are opened for reading only, and none is removed: the caretaker removes the socket's (`cli/caretaker.py`);
+- calls that do many things are allowed by command: `fcntl` could have the kernel send any signal to any process of the
+  same user (F_SETOWN, F_SETSIG, O_ASYNC), and lock or lease files of others;
+- nothing is done to another process: no signal, no limit, no affinity;
 - no memory that is writable and executable, nor made executable after it was written;
 - netlink speaks of routes and links only: CAP_NET_ADMIN is kept, and with it the packet filter's interfaces would be
   the largest part of the kernel in reach;
-- no streams, so no connection to a service, of this machine or another.
+- no streams and no Unix sockets, so no connection to a service of this machine. Not even `socketpair`, whose datagram
+  sockets may send to any address.
 
 `clone3` hides its flags in memory, so it is said to be missing and C libraries fall back to `clone`.
 """
@@ -33,13 +37,13 @@ def _words(text: str) -> list[str]:
 _FREE = _words("""
 recvmsg sendmsg read write readv writev poll ppoll epoll_wait epoll_pwait epoll_pwait2 futex recvmmsg sendmmsg
 clock_gettime sendto recvfrom timerfd_settime timerfd_gettime pread64
-accept accept4 bind connect listen getsockname getpeername getsockopt shutdown socketpair
+accept accept4 bind connect listen getsockname getpeername getsockopt shutdown
 close lseek fstat newfstatat statx stat lstat readlink readlinkat access faccessat faccessat2 getcwd getdents64
-unlink fcntl dup dup2 dup3 pipe2 select pselect6 epoll_create1 epoll_ctl eventfd2 timerfd_create
+dup dup2 dup3 pipe2 select pselect6 epoll_create1 epoll_ctl eventfd2 timerfd_create
 inotify_init1 inotify_add_watch inotify_rm_watch
-brk munmap mremap madvise mlock mlock2 munlock membarrier set_robust_list get_robust_list rseq
+brk munmap mremap madvise mlock mlock2 munlock membarrier set_robust_list rseq
 exit exit_group set_tid_address gettid getpid getppid getuid geteuid getgid getegid
-sched_yield sched_getaffinity sched_setaffinity sched_getparam sched_getscheduler getcpu
+sched_yield sched_getaffinity sched_getparam sched_getscheduler getcpu
 getrlimit getrusage sysinfo uname getrandom capget futex_waitv
 clock_getres clock_nanosleep nanosleep gettimeofday time times restart_syscall
 rt_sigaction rt_sigprocmask rt_sigreturn rt_sigtimedwait sigaltstack
@@ -54,7 +58,10 @@ keyctl add_key request_key open_by_handle_at io_uring_setup
 
 _PROT_WRITE, _PROT_EXEC = 2, 4
 _CLONE_THREAD = 0x1_0000
-_WRITING = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC
+_CLONE_NAMESPACES = 0x7E02_0000
+_O_ASYNC = 0x2000
+_WRITING = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC | _O_ASYNC
+_F_DUPFD, _F_GETFD, _F_SETFD, _F_GETFL, _F_SETFL, _F_DUPFD_CLOEXEC = 0, 1, 2, 3, 4, 1030
 _SOL_IP, _SOL_IPV6, _SOL_UDP, _SOL_NETLINK = 0, 41, 17, 270
 _NAME_THREAD, _READ_THREAD_NAME, _READ_DUMPABLE, _NAME_MEMORY = 15, 16, 3, 0x5356_4D41
 _IOCTLS = (
@@ -93,19 +100,21 @@ def _conditions(pid: int) -> dict[str, list[list[Condition]]]:
         "mprotect": [[_lacks(2, _PROT_EXEC)]],
         "open": [[_lacks(1, _WRITING)]],
         "openat": [[_lacks(2, _WRITING)]],
-        "unlinkat": [[Condition(2, 0)]],
-        "clone": [[Condition(0, _CLONE_THREAD, mask=_CLONE_THREAD)]],
+        "fcntl": [
+            *([Condition(1, command)] for command in (_F_DUPFD, _F_GETFD, _F_SETFD, _F_GETFL, _F_DUPFD_CLOEXEC)),
+            [Condition(1, _F_SETFL), _lacks(2, _O_ASYNC)],
+        ],
+        "clone": [[Condition(0, _CLONE_THREAD, mask=_CLONE_THREAD | _CLONE_NAMESPACES)]],
         "socket": [
             [Condition(0, socket.AF_INET), datagram],
             [Condition(0, socket.AF_INET6), datagram],
             [Condition(0, socket.AF_NETLINK), Condition(2, socket.NETLINK_ROUTE)],
-            # The C library looks interface names up through one.
-            [Condition(0, socket.AF_UNIX), datagram],
         ],
         "setsockopt": _socket_options(),
         "ioctl": [[Condition(1, request)] for request in _IOCTLS],
         "prctl": [[Condition(0, option)] for option in (_NAME_THREAD, _READ_THREAD_NAME, _READ_DUMPABLE, _NAME_MEMORY)],
-        "prlimit64": [[Condition(2, 0), Condition(2, 0, high=True)]],
+        "prlimit64": [[Condition(0, 0), Condition(2, 0), Condition(2, 0, high=True)]],
+        "sched_setaffinity": [[Condition(0, 0)]],
         "tgkill": [[Condition(0, pid)]],
     }
 

@@ -53,7 +53,6 @@ getsockname 51 204
 getpeername 52 205
 getsockopt 55 209
 shutdown 48 210
-socketpair 53 199
 socket 41 198
 setsockopt 54 208
 close 3 57
@@ -72,8 +71,6 @@ getcwd 79 17
 getdents64 217 61
 open 2 -1
 openat 257 56
-unlink 87 -1
-unlinkat 263 35
 fcntl 72 25
 dup 32 23
 dup2 33 -1
@@ -100,7 +97,6 @@ mlock2 325 284
 munlock 150 229
 membarrier 324 283
 set_robust_list 273 99
-get_robust_list 274 100
 rseq 334 293
 clone 56 220
 clone3 435 435
