@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -164,13 +165,130 @@ def test_a_tunnel_that_is_killed_takes_the_program_with_it(runner: Runner) -> No
             process.stdout.close()
 
 
+STUBBORN = """
+import os, signal, subprocess, sys, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = subprocess.Popen(["sh", "-c", "trap '' TERM HUP; while true; do sleep 1000; done"], start_new_session=True)
+print(os.getpid(), child.pid, flush=True)
+signal.pause()
+"""
+
+
+def test_a_program_that_ignores_signals_ends_with_the_tunnel_too(runner: Runner) -> None:
+    """And what it started, in sessions of their own."""
+    process = runner.host.spawn(
+        *runner.words("/usr/bin/python3", "-c", STUBBORN), output=subprocess.PIPE, environ=environ()
+    )
+    try:
+        assert process.stdout is not None
+        programs = process.stdout.readline().split()
+        namespace = os.readlink(f"/proc/{programs[0]}/ns/net")
+        process.kill()
+        process.wait()
+        until(lambda: not in_namespace(namespace), "every process of the namespace ended")
+    finally:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def test_what_a_program_leaves_behind_ends_with_it(runner: Runner) -> None:
+    shown = runner("sh", "-c", "readlink /proc/self/ns/net; sleep 1000 </dev/null >/dev/null 2>&1 &")
+    until(lambda: not in_namespace(shown.strip()), "every process of the namespace ended")
+
+
+def in_namespace(name: str) -> list[str]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if os.readlink(folder / "ns/net") == name:
+                found.append(folder.name)
+    return found
+
+
+# Hosts that lack something. Each is made in a mount namespace, before the command starts.
+
+HOSTS = {
+    "a dangling link": "ln -s ../run/nothing/stub-resolv.conf /etc/resolv.conf",
+    "missing": "true",
+    "a directory": "mkdir /etc/resolv.conf",
+    "unreadable": "echo nameserver 192.0.2.53 > /etc/resolv.conf; chmod 0 /etc/resolv.conf",
+    "a link out of reach": "mkdir -m 700 /etc/closed; touch /etc/closed/r; ln -s closed/r /etc/resolv.conf",
+}
+LAY_ETC = """
+set -e
+mount -t tmpfs none /mnt -o size=4m && mkdir /mnt/u /mnt/w
+mount -t overlay overlay -o lowerdir=/etc,upperdir=/mnt/u,workdir=/mnt/w /etc
+rm -f /etc/resolv.conf
+"""
+
+
+def on_host(runner: Runner, made: str, *command: str) -> subprocess.CompletedProcess[str]:
+    words = ("unshare", "-m", "--propagation", "private", "sh", "-c", f'{made}\nexec "$@"', "sh")
+    return runner.host.try_run(*words, *runner.words(*command), environ=environ())
+
+
+@pytest.mark.parametrize("kind", HOSTS)
+def test_names_are_the_tunnel_s_whatever_the_host_s_resolv_conf_is(runner: Runner, kind: str) -> None:
+    look = (
+        "cat /etc/resolv.conf; ls -ld /etc/hostname /etc/ssl/certs/ /etc/localtime >/dev/null; test -r /etc/passwd &&"
+        " /usr/bin/python3 -c 'import socket; print(socket.gethostbyname(\"x.internal\"))'"
+    )
+    result = on_host(runner, LAY_ETC + HOSTS[kind], "sh", "-c", look)
+    assert result.returncode == 0, result.stderr
+    assert "nameserver 10.77.0.2" in result.stdout and "192.0.2.53" not in result.stdout
+    assert result.stdout.endswith("10.77.0.2\n"), result.stdout
+
+
+def test_a_resolver_of_the_host_cannot_be_asked_by_its_socket(runner: Runner) -> None:
+    """By D-Bus, as nss-resolve did before systemd 247, by varlink, nscd or avahi."""
+    folders = ("/run/dbus", "/run/systemd/resolve", "/run/nscd", "/run/avahi-daemon")
+    made = "mount -t tmpfs none /run\n" + "\n".join(
+        f"mkdir -p {folder} && /usr/bin/python3 -c 'import socket as s; s.socket(s.AF_UNIX).bind(\"{folder}/door\")'"
+        for folder in folders
+    )
+    result = on_host(runner, f"set -e\n{made}", "sh", "-c", "find /run /var/run/ -name door; echo looked")
+    assert (result.returncode, result.stdout) == (0, "looked\n"), result.stderr
+
+
+def test_a_switched_off_family_is_left_out_with_a_warning(runner: Runner) -> None:
+    """A TUN's MTU below IPv6's least switches the family off as well."""
+    text = runner.config.read_text()
+    runner.config.write_text(text.replace("[Interface]", "[Interface]\nMTU = 1200"))
+    result = runner.host.try_run(*runner.words("ip", "-o", "address"), environ=environ())
+    assert result.returncode == 0, result.stderr
+    assert "Warning: IPv6 needs an MTU of 1280, and this one is 1200: fd77::1/64" in result.stderr
+    assert "10.77.0.1/24" in result.stdout and "fd77::1" not in result.stdout
+    runner.config.write_text(text.replace("[Interface]", "[Interface]\nMTU = 1200").replace("10.77.0.1/24, ", ""))
+    assert "add an address: IPv6 needs an MTU of 1280" in runner("true", status=1)
+
+
+def test_unprivileged_ping_works_inside(runner: Runner) -> None:
+    """The kernel gives a new namespace an empty range of groups; systemd opens the host's only."""
+    program = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)"
+    runner("/usr/bin/python3", "-c", program)
+
+
+def test_a_read_only_proc_costs_the_user_s_ping_and_no_more(runner: Runner) -> None:
+    result = on_host(runner, "mount -o bind,ro /proc/sys /proc/sys", "echo", "runs")
+    assert (result.returncode, result.stdout) == (0, "runs\n"), result.stderr
+    assert ("Warning: ping may need privileges in here" in result.stderr) == (not runner.is_root)
+
+
+def test_ten_thousand_allowed_ips_are_no_matter_of_limits(runner: Runner) -> None:
+    prefixes = ", ".join(f"{20 + i // 65536}.{i // 256 % 256}.{i % 256}.0/25" for i in range(10_000))
+    runner.config.write_text(runner.config.read_text().replace("0.0.0.0/0", prefixes))
+    assert int(runner("sh", "-c", "ip -4 route | wc -l")) == 10_001, "and the address's own network"
+
+
 def test_what_cannot_be_enclosed_does_not_run(runner: Runner) -> None:
     """Without a TUN there is no program, least of all one in the host's network."""
     if runner.is_root:
         hide = ("unshare", "-m", "sh", "-c", 'mount -t tmpfs none /dev/net && exec "$@"', "sh")
         result = runner.host.try_run(*hide, *runner.words("echo", "outside"), environ=environ())
         assert result.returncode == 1 and "outside" not in result.stdout
-        assert "open /dev/net/tun: ENOENT" in result.stderr
+        assert "open /dev/net/tun: No such file or directory): there is no usable TUN device" in result.stderr
     text = runner.config.read_text()
     runner.config.write_text(text.replace("Address", "#"))
     assert "no Address" in runner("echo", "outside", status=1)

@@ -35,7 +35,7 @@ from wyrmhole.net.linux_tun import LinuxTun
 from wyrmhole.net.udp_bind import UdpBind
 
 READY_SECONDS = 20.0
-"""For namespaces and routes of the child: it needs some 200 ms, most of it Python's start."""
+"""How long the child may take without a sign of progress. It needs about 200 ms, most of it Python's start."""
 
 UP_SECONDS = 5.0
 POLL_SECONDS = 0.005
@@ -45,9 +45,10 @@ ADVICE = {
     "user namespace": "this system refuses unprivileged user namespaces: `wyrmhole doctor` says what to change,"
     " or run this as root",
     "network namespace": "this system refuses network namespaces: `wyrmhole doctor` says what to change",
-    "open /dev/net/tun": "there is no TUN to be had: `wyrmhole doctor` says what to change",
-    "mount namespace": "without one the program would ask the host's name servers",
-    "a resolv.conf of its own": "without one the program would ask the host's name servers",
+    "open /dev/net/tun": "there is no usable TUN device: `wyrmhole doctor` says what to change",
+    "make a TUN": "`wyrmhole doctor` says what to change",
+    "mount namespace": "without one the program would have the host's name servers, and not the tunnel's",
+    "name servers of its own": "without them the program would have the host's name servers, and not the tunnel's",
 }
 
 
@@ -140,15 +141,21 @@ def _signals_for(child: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 def _receive_tun(channel: socket.socket) -> int:
-    try:
-        data, ancillary, _, _ = channel.recvmsg(4096, socket.CMSG_SPACE(4))
-    except TimeoutError:
-        raise DeviceError(f"the program's namespaces were not ready after {READY_SECONDS:.0f} s") from None
+    """The child's TUN. Raises DeviceError with what it reports instead."""
+    data, ancillary = b"", list[tuple[int, int, bytes]]()
+    while not data:
+        try:
+            received, ancillary, _, _ = channel.recvmsg(4096, socket.CMSG_SPACE(4))
+        except TimeoutError:
+            raise DeviceError(f"the program's namespaces were not ready after {READY_SECONDS:.0f} s") from None
+        data = received.lstrip(b".")
+        if not received:
+            break
     if data == b"ready\n" and ancillary:
         return int(array.array("i", ancillary[0][2][:4])[0])
-    said = data.decode(errors="replace").strip() or "it ended"
-    advice = ADVICE.get(said.partition(": ")[0], "")
-    raise DeviceError(f"the program cannot be enclosed ({said}){': ' if advice else ''}{advice}")
+    reason = data.decode(errors="replace").strip() or "it ended"
+    advice = ADVICE.get(reason.partition(": ")[0], "")
+    raise DeviceError(f"the program cannot be enclosed ({reason}){': ' if advice else ''}{advice}")
 
 
 async def _serve(

@@ -1,12 +1,10 @@
 """The inside of `wyrmhole run`: makes the namespaces, hands the TUN to its parent, and becomes the program.
 
 Steps: user namespace (only where the caller is not root), network and mount namespace; the TUN with addresses and
-routes; a resolv.conf of its own; then the descriptor goes to the parent, which runs the tunnel outside, and when that
-says `go`, exec. Whatever fails is told to the parent as `STEP: ERRNO`, and the program is not started: it never runs
-in the network of the host.
-
-Names could leave by a side door: services of the host that resolve them on a Unix socket (systemd-resolved, nscd).
-Their folders are covered in this mount namespace.
+routes (`confined_network`); name servers of its own (`confined_names`); then the descriptor goes to the parent, which
+runs the tunnel outside, and when that answers `go`, a guard is left (`confined_guard`), and exec. A failure is reported
+to the parent as `STEP: REASON`, and the program is not started: it never runs in the network of the host. A dot on the
+channel means that there is progress.
 """
 
 from __future__ import annotations
@@ -14,27 +12,25 @@ from __future__ import annotations
 import array
 import ctypes
 import errno
-import ipaddress
 import json
 import os
 import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
+from wyrmhole.cli.confined_guard import leave_guard
+from wyrmhole.cli.confined_names import replace_resolvers
+from wyrmhole.cli.confined_network import configure, open_ping
 from wyrmhole.cli.namespace_probe import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUSER, unshare
-from wyrmhole.cli.quick_host import Host
-from wyrmhole.control.uapi_format import parse_prefix
 from wyrmhole.errors import DeviceError
 from wyrmhole.net import tun_ioctl
 
 MAX_PLAN = 64 << 20
 """Bytes: as a configuration file, whose allowed ips are in it."""
 
-RESOLV_CONF = "/etc/resolv.conf"
-RESOLVERS = ("/run/systemd/resolve", "/run/nscd", "/var/run/nscd", "/run/avahi-daemon")
-MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
 PR_SET_PDEATHSIG = 1
 
 
@@ -43,21 +39,35 @@ def main() -> int:
     channel = socket.socket(fileno=int(sys.argv[1]))
     channel.set_inheritable(False)
     lines = channel.makefile("rb")
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    end_with_parent(signal.SIGKILL)
     try:
         plan = json.loads(lines.readline(MAX_PLAN))
-        tun = enclose(plan)
-    except (OSError, DeviceError) as error:
-        channel.sendall(f"{error}\n".encode())
+        tun = enclose(plan, lambda: channel.sendall(b"."))
+    except (OSError, ValueError, DeviceError) as error:
+        # A parent that is gone neither sent the plan nor hears the reason.
+        with suppress(OSError):
+            channel.sendall(f"{error}\n".encode())
         return 1
     descriptors = array.array("i", [tun]).tobytes()
     channel.sendmsg([b"ready\n"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
     os.close(tun)
     if lines.readline(64) != b"go\n":
         return 1
+    # The guard ends the program in two steps; the parent may be gone already, and then it does so at once.
+    leave_guard(channel)
+    end_with_parent(0)
     for number in (signal.SIGINT, signal.SIGPIPE):
         signal.signal(number, signal.SIG_DFL)
     return become(plan["command"])
+
+
+def end_with_parent(number: int) -> None:
+    """Have the kernel send this signal when the parent ends; 0: none."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+
+def warn(sentence: str) -> None:
+    print(f"Warning: {sentence}", file=sys.stderr, flush=True)
 
 
 def become(command: list[str]) -> int:
@@ -69,17 +79,18 @@ def become(command: list[str]) -> int:
         return 127 if error.errno == errno.ENOENT else 126
 
 
-def enclose(plan: dict[str, Any]) -> int:
-    """Be in namespaces with a tunnel; returns the TUN. Raises DeviceError whose text is `STEP: ERRNO`."""
+def enclose(plan: dict[str, Any], report: Callable[[], None]) -> int:
+    """Be in namespaces with a tunnel; returns the TUN. Raises DeviceError whose text is `STEP: REASON`."""
     if plan["user"]:
         _step("user namespace", _enter_user_namespace)
     _step("network namespace", lambda: unshare(CLONE_NEWNET))
     tun: int = _step("open /dev/net/tun", lambda: os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
     flags = tun_ioctl.IFF_TUN | tun_ioctl.IFF_NO_PI | tun_ioctl.IFF_VNET_HDR
     _step("make a TUN", lambda: tun_ioctl.attach(tun, plan["name"], flags))
-    configure(plan)
+    configure(plan, report, warn)
+    open_ping(plan["user"], warn)
     _step("mount namespace", lambda: unshare(CLONE_NEWNS))
-    _step("a resolv.conf of its own", lambda: replace_resolvers(plan["resolv_conf"]))
+    _step("name servers of its own", lambda: replace_resolvers(plan["resolv_conf"]))
     return tun
 
 
@@ -87,7 +98,7 @@ def _step(name: str, step: Callable[[], Any]) -> Any:
     try:
         return step()
     except OSError as error:
-        raise DeviceError(f"{name}: {errno.errorcode.get(error.errno or 0, str(error))}") from error
+        raise DeviceError(f"{name}: {error.strerror or error}") from error
 
 
 def _enter_user_namespace() -> None:
@@ -97,63 +108,6 @@ def _enter_user_namespace() -> None:
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
-
-
-def configure(plan: dict[str, Any]) -> None:
-    with Host("lo") as loopback:
-        loopback.set_up(65536)
-    with Host(plan["name"]) as host:
-        for address in plan["addresses"]:
-            host.add_address(ipaddress.ip_interface(address))
-        host.set_up(plan["mtu"])
-        for prefix in map(parse_prefix, plan["routes"]):
-            if prefix.length == 0 or not host.has_route(prefix):
-                host.add_route(prefix)
-
-
-# Names
-
-
-def replace_resolvers(text: str) -> None:
-    """Cover the host's resolv.conf, and the sockets of its resolvers. Raises OSError."""
-    mount("none", "/", None, MS_REC | MS_PRIVATE)
-    covered = [folder for folder in map(os.path.realpath, RESOLVERS) if os.path.isdir(folder)]
-    target = os.path.realpath(RESOLV_CONF)
-    for folder in dict.fromkeys(covered):
-        mount("tmpfs", folder, "tmpfs", 0)
-    if os.path.dirname(target) in covered:
-        with open(target, "w") as file:
-            file.write(text)
-    else:
-        _bind_text(text, target)
-
-
-def _bind_text(text: str, target: str) -> None:
-    """Bind a file of a tmpfs, which is mounted for that moment over a folder that every system has."""
-    scratch = next(folder for folder in ("/mnt", "/tmp", "/proc/self/task") if os.path.isdir(folder))
-    mount("tmpfs", scratch, "tmpfs", 0)
-    path = f"{scratch}/resolv.conf"
-    with open(path, "w") as file:
-        file.write(text)
-    os.chmod(path, 0o644)
-    mount(path, target, None, MS_BIND)
-    umount(scratch)
-
-
-def mount(source: str, target: str, kind: str | None, flags: int) -> None:
-    """mount(2). Raises OSError."""
-    words = (source.encode(), target.encode(), None if kind is None else kind.encode())
-    if ctypes.CDLL(None, use_errno=True).mount(*words, ctypes.c_ulong(flags), None) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), target)
-
-
-def umount(target: str) -> None:
-    """Lazily: what is mounted from below stays."""
-    detach = 2
-    if ctypes.CDLL(None, use_errno=True).umount2(target.encode(), detach) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), target)
 
 
 if __name__ == "__main__":

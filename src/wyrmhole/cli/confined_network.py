@@ -1,0 +1,132 @@
+"""The network inside of `wyrmhole run`: addresses and routes of the TUN, in a namespace that holds nothing else.
+
+What the host cannot do is left out with a warning where the rest is still of use: a family that is switched off, and
+ping without privileges. The time is linear in the number of routes.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Any
+
+from wyrmhole.errors import DeviceError
+from wyrmhole.net import link_setup, netlink
+from wyrmhole.net.link_setup import Interface, Network
+from wyrmhole.net.tun_ioctl import interface_index
+
+LOOPBACK_MTU = 65536
+IPV6_MIN_MTU = 1280
+PING_GROUPS = "/proc/sys/net/ipv4/ping_group_range"
+ROUTES_PER_REPORT = 500
+_UNAVAILABLE = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM)
+"""The kernel's answers to an address of a family that it lacks, or that is switched off for the interface."""
+
+Report = Callable[[], None]
+Warn = Callable[[str], None]
+
+
+def configure(plan: dict[str, Any], report: Report, warn: Warn) -> None:
+    """Bring up `lo` and the TUN. `report` is called now and then, as a sign of progress. Raises DeviceError."""
+    addresses = [ipaddress.ip_interface(text) for text in plan["addresses"]]
+    routes = [ipaddress.ip_network(text) for text in plan["routes"]]
+    with closing(netlink.Client()) as client:
+        _step("bring lo up", lambda: link_setup.set_up(client, link_setup.LOOPBACK, mtu=LOOPBACK_MTU))
+        index: int = _step(f"find {plan['name']}", lambda: interface_index(plan["name"]))
+        _refuse_link_local(client, index)
+        what = f"bring {plan['name']} up with MTU {plan['mtu']}"
+        _step(what, lambda: link_setup.set_up(client, index, mtu=plan["mtu"]))
+        missing = _add_addresses(client, index, addresses, plan["mtu"], warn)
+        wanted = [route for route in routes if route.version not in missing]
+        for number, route in enumerate(uncovered(wanted, addresses), 1):
+            _add_route(client, index, route)
+            if number % ROUTES_PER_REPORT == 0:
+                report()
+
+
+def _refuse_link_local(client: netlink.Client, index: int) -> None:
+    """Without IPv6 there is nothing to refuse."""
+    try:
+        link_setup.refuse_link_local(client, index)
+    except OSError:
+        return
+
+
+def _add_addresses(
+    client: netlink.Client, index: int, addresses: list[Interface], mtu: int, warn: Warn
+) -> dict[int, str]:
+    """Returns the IP versions that are not available, and why. Raises DeviceError if none of the addresses is."""
+    missing: dict[int, str] = {}
+    for address in addresses:
+        if address.version in missing:
+            continue
+        try:
+            link_setup.add_address(client, index, address)
+        except OSError as error:
+            reason = _unavailable(address, error, mtu)
+            if reason is None:
+                raise DeviceError(f"add the address {address}: {error.strerror}") from error
+            missing[address.version] = reason
+    if addresses and all(address.version in missing for address in addresses):
+        raise DeviceError(f"add an address: {' and '.join(missing.values())}")
+    for version, reason in missing.items():
+        left_out = ", ".join(str(address) for address in addresses if address.version == version)
+        warn(f"{reason}: {left_out} and the IPv{version} routes are left out")
+    return missing
+
+
+def _unavailable(address: Interface, error: OSError, mtu: int) -> str | None:
+    if address.version == 6 and mtu < IPV6_MIN_MTU:
+        return f"IPv6 needs an MTU of {IPV6_MIN_MTU}, and this one is {mtu}"
+    if error.errno in _UNAVAILABLE:
+        return f"this host has IPv{address.version} switched off"
+    return None
+
+
+def uncovered(routes: list[Network], addresses: list[Interface]) -> Iterator[Network]:
+    """Without the routes that the addresses brought along: the kernel's own names the source address.
+
+    A default route is always added.
+    """
+    connected = {(net.version, net.prefixlen, int(net.network_address)) for net in (it.network for it in addresses)}
+    lengths = {(version, length) for version, length, _ in connected}
+    for route in routes:
+        value = int(route.network_address)
+        covering = (
+            (version, length, value >> route.max_prefixlen - length << route.max_prefixlen - length)
+            for version, length in lengths
+            if version == route.version and length <= route.prefixlen
+        )
+        if route.prefixlen == 0 or not any(network in connected for network in covering):
+            yield route
+
+
+def _add_route(client: netlink.Client, index: int, route: Network) -> None:
+    try:
+        link_setup.add_route(client, index, route)
+    except OSError as error:
+        raise DeviceError(f"add the route {route}: {error.strerror}") from error
+
+
+def open_ping(is_user: bool, warn: Warn) -> None:
+    """Let the caller's group ping: a new namespace begins with an empty range, which systemd opens on hosts.
+
+    Root needs it for the programs that give their rights away.
+    """
+    groups = f"{os.getegid()} {os.getegid()}" if is_user else "0 2147483647"
+    try:
+        with open(PING_GROUPS, "w") as file:
+            file.write(groups)
+    except OSError as error:
+        if is_user:
+            warn(f"ping may need privileges in here: cannot write {PING_GROUPS}: {error.strerror}")
+
+
+def _step(what: str, step: Callable[[], Any]) -> Any:
+    try:
+        return step()
+    except OSError as error:
+        raise DeviceError(f"{what}: {error.strerror}") from error
