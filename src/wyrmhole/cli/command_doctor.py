@@ -38,6 +38,6 @@ def can_work(findings: list[Finding]) -> bool:
     """Either with rights and a TUN, or without rights in namespaces."""
     bad = {finding.what for finding in findings if finding.level == "bad"}
     has_rights = any(finding.what == "rights" and finding.level == "good" for finding in findings)
-    if bad & {"cipher", "clock", "TUN"}:
+    if bad & {"cipher", "clock", "TUN", "families"}:
         return False
     return has_rights or "namespaces" not in bad

@@ -16,10 +16,12 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
+from wyrmhole.cli import diagnosis_host
+from wyrmhole.cli.finding import Finding as Finding
+from wyrmhole.cli.finding import reason
 from wyrmhole.cli.namespace_probe import STEPS
 from wyrmhole.control import uapi_client
 from wyrmhole.control.uapi_socket import DEFAULT_DIRECTORY
@@ -36,15 +38,6 @@ BUILT = 1_700_000_000
 """Seconds since 1970: a clock before this (November 2023) is certainly wrong."""
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    level: str
-    """good, poor or bad."""
-    what: str
-    found: str
-    advice: str = ""
-
-
 Examination = Callable[[], Iterator[Finding]]
 
 
@@ -54,7 +47,7 @@ def examine() -> Iterator[Finding]:
         try:
             yield from examination()
         except Exception as error:
-            yield Finding("poor", examination.__name__.strip("_"), f"cannot be looked at: {error}")
+            yield Finding("poor", examination.__name__.strip("_"), f"cannot be looked at: {reason(error)}")
 
 
 def _versions() -> Iterator[Finding]:
@@ -115,7 +108,7 @@ NAMESPACE_ADVICE = {
     "open /dev/net/tun": "see TUN above",
     "make a TUN": "the kernel refuses a TUN to the owner of the namespace: use the daemon as root",
     "a socket": "the seccomp profile forbids sockets",
-    "mount namespace": "`wyrmhole run` goes on without a resolv.conf of its own",
+    "mount namespace": "the library works; `wyrmhole run` refuses, because names would be asked of the host's servers",
 }
 
 
@@ -134,9 +127,9 @@ def _namespaces() -> Iterator[Finding]:
         yield Finding("good", "namespaces", works)
         yield _tun_offloads(lines[-1].partition(": ")[2])
         return
-    step, _, reason = (lines[-1] if lines else "").partition(": ")
+    step, _, why = (lines[-1] if lines else "").partition(": ")
     level = "poor" if step == "mount namespace" else "bad"
-    found = f"a tunnel without root stops at `{step or 'the start'}` ({reason or result.stderr.strip()[-80:]})"
+    found = f"a tunnel without root stops at `{step or 'the start'}` ({why or result.stderr.strip()[-80:]})"
     yield Finding(level, "namespaces", found, NAMESPACE_ADVICE.get(step, ""))
 
 
@@ -254,4 +247,8 @@ EXAMINATIONS: tuple[Examination, ...] = (
     _descriptors,
     _programs,
     _daemons,
+    diagnosis_host.families,
+    diagnosis_host.settings,
+    diagnosis_host.name_servers,
+    diagnosis_host.landlock,
 )

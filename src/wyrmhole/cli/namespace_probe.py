@@ -1,13 +1,12 @@
 """A child of `doctor`: does what an unprivileged tunnel needs, in namespaces of its own, and prints how far it came.
 
-One line per step that worked, and `STEP: ERRNO` for the one that did not; if all did, the offloads of a TUN. Run as
+One line per step that worked, and `STEP: REASON` for the one that did not; if all did, the offloads of a TUN. Run as
 `python -m`, it ends by itself and leaves nothing: its namespaces go with it.
 """
 
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import socket
 import sys
@@ -35,7 +34,7 @@ def main() -> int:
         try:
             step()
         except OSError as error:
-            print(f"{name}: {errno.errorcode.get(error.errno or 0, error.errno)}")
+            print(f"{name}: {error.strerror or error}")
             return 1
         print(name)
     print(f"{OFFLOADS}: {offloads(held[0])}")
