@@ -1,32 +1,134 @@
-"""Without a Rust toolchain the package installs all the same: what setup.py promises setuptools-rust."""
+"""What is built by Rust where, how wheels are tagged, and what they hold."""
 
 from __future__ import annotations
 
-import ast
+import importlib.util
+import runpy
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
 
 
-def test_what_is_built_by_rust_may_be_left_out() -> None:
-    """And only one names a version: two cannot be compared where there is no toolchain to compare them with."""
-    tree = ast.parse(Path(__file__).parents[2].joinpath("setup.py").read_text())
-    calls = [
-        node for node in ast.walk(tree) if isinstance(node, ast.Call) and ast.unparse(node.func) == "RustExtension"
-    ]
-    words = [{word.arg: ast.unparse(word.value) for word in call.keywords} for call in calls]
-    assert len(words) == 2
-    assert all(each["optional"] == "True" and each["debug"] == "False" for each in words)
-    assert sum("rust_version" in each for each in words) == 1
+class FakeRust(SimpleNamespace):
+    """What setup.py takes from setuptools_rust, which need not be installed here."""
+
+    Binding = SimpleNamespace(PyO3="PyO3", Exec="Exec")
+
+    @staticmethod
+    def RustExtension(target: object, **words: object) -> SimpleNamespace:
+        return SimpleNamespace(target=target, **words)
+
+
+@pytest.fixture
+def setup(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The decisions of setup.py, on a CPython with the stable ABI and a toolchain that is new enough."""
+    monkeypatch.setitem(sys.modules, "setuptools_rust", FakeRust())
+    monkeypatch.delenv("WYRMHOLE_NO_RUST", raising=False)
+    spec = importlib.util.spec_from_file_location("wyrmhole_setup", ROOT / "setup.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "rust_version", lambda: (1, 95))
+    monkeypatch.setattr(module, "is_free_threaded", lambda: False)
+    return module
+
+
+def test_one_wheel_serves_every_cpython_with_the_stable_abi(setup: ModuleType) -> None:
+    chosen = setup.arguments()
+    assert chosen["options"] == {"bdist_wheel": {"py_limited_api": "cp311"}}
+    engine, helper = chosen["rust_extensions"]
+    assert (engine.args, helper.args) == (["--locked"], ["--locked"])
+    assert engine.optional and helper.optional, "a part that fails to build may be left out"
+    assert not engine.debug and not helper.debug
+    assert not hasattr(engine, "py_limited_api"), "deprecated since setuptools-rust 1.13"
+
+
+def test_a_free_threaded_cpython_gets_a_wheel_of_its_own(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """setuptools refuses a stable ABI there until CPython 3.15."""
+    monkeypatch.setattr(setup, "is_free_threaded", lambda: True)
+    chosen = setup.arguments()
+    assert "options" not in chosen
+    assert chosen["rust_extensions"][0].args == ["--locked", "--no-default-features"]
+
+
+@pytest.mark.parametrize(("value", "expected"), [(1, True), (0, False), (None, False)])
+def test_free_threading_is_asked_of_the_build_s_configuration(
+    monkeypatch: pytest.MonkeyPatch, value: object, expected: bool
+) -> None:
+    monkeypatch.setattr(sysconfig, "get_config_var", lambda name: value if name == "Py_GIL_DISABLED" else None)
+    assert runpy.run_path(str(ROOT / "setup.py"))["is_free_threaded"]() == expected
+
+
+@pytest.mark.parametrize(
+    ("environ", "version", "reason"),
+    [
+        ("1", (1, 95), "WYRMHOLE_NO_RUST is set"),
+        ("", None, "there is no Rust toolchain"),
+        ("0", (1, 84), "Rust 1.84 is older than 1.85"),
+    ],
+)
+def test_without_rust_the_wheel_is_for_every_platform(
+    setup: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    environ: str,
+    version: tuple[int, int] | None,
+    reason: str,
+) -> None:
+    """With no extensions named, setuptools itself makes it `py3-none-any`; a stable ABI would be a false tag."""
+    monkeypatch.setenv("WYRMHOLE_NO_RUST", environ)
+    monkeypatch.setattr(setup, "rust_version", lambda: version)
+    assert setup.arguments() == {}
+    assert reason in capsys.readouterr().out
+
+
+def test_a_toolchain_is_a_compiler_and_cargo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    parts = runpy.run_path(str(ROOT / "setup.py"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("RUSTC", raising=False)
+    monkeypatch.delenv("CARGO", raising=False)
+    assert parts["rust_version"]() is None
+    for name in ("rustc", "cargo"):
+        (tmp_path / name).write_text("#!/bin/sh\necho 'rustc 1.85.1 (4eb161250 2025-03-15)'\n")
+        (tmp_path / name).chmod(0o755)
+    assert parts["rust_version"]() == (1, 85)
+    (tmp_path / "rustc").write_text("#!/bin/sh\necho 'no default toolchain' >&2; exit 1\n")
+    assert parts["rust_version"]() is None
+
+
+def test_a_build_that_left_nothing_is_not_tagged_as_one(setup: ModuleType, tmp_path: Path) -> None:
+    class Base:
+        def get_finalized_command(self, _name: str) -> SimpleNamespace:
+            return SimpleNamespace(build_lib=str(tmp_path))
+
+        def get_tag(self) -> tuple[str, str, str]:
+            return "cp311", "abi3", "linux_x86_64"
+
+    wheel = setup.wheel_command(Base)()
+    assert wheel.get_tag() == ("py3", "none", "any")
+    (tmp_path / "wyrmhole/library").mkdir(parents=True)
+    (tmp_path / "wyrmhole/library/_netns_helper").touch()
+    assert wheel.get_tag() == ("cp311", "abi3", "linux_x86_64")
+
+
+def test_the_engine_s_crate_can_be_built_without_the_stable_abi() -> None:
+    manifest = tomllib.loads((ROOT / "rust/native/Cargo.toml").read_text())
+    assert manifest["features"] == {"default": ["abi3"], "abi3": ["pyo3/abi3-py311"]}
+    assert "abi3" not in str(manifest["dependencies"]["pyo3"])
 
 
 def test_the_simulator_ships_and_needs_no_more_than_the_daemon() -> None:
     """Every package below src is in the wheel, and a run imports nothing from elsewhere but the one dependency."""
-    root = Path(__file__).parents[2]
-    settings = tomllib.loads(root.joinpath("pyproject.toml").read_text())["tool"]["setuptools"]
+    settings = tomllib.loads(ROOT.joinpath("pyproject.toml").read_text())["tool"]["setuptools"]
     assert settings["packages"]["find"] == {"where": ["src"]}
-    assert root.joinpath("src", "wyrmhole", "simulation", "__init__.py").exists()
+    assert ROOT.joinpath("src", "wyrmhole", "simulation", "__init__.py").exists()
     program = (
         "import sys; before = set(sys.modules); from wyrmhole.simulation.__main__ import main;"
         "main(['--seed', '1', '--hours', '0.01', '--hosts', '2']);"

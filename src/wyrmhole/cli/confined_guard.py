@@ -2,7 +2,7 @@
 
 A process that no parent waits for holds the other end of the tunnel's channel, outside of the program's session. The
 channel ends with the tunnel's process, however that ends. Then every process in this network namespace gets SIGTERM,
-and SIGKILL when it is still there after GRACE_SECONDS: it has no network any more, and would wait for ever.
+and SIGKILL if it is still there 5 s later: it has no network any more, and would wait for ever.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import NoReturn
 
-GRACE_SECONDS = 5.0
 LOOK_SECONDS = 0.02
-ROUNDS = 500
-"""Of SIGKILL: 10 s, which only a process that the kernel itself holds up outlives."""
+GRACE_LOOKS = 250
+KILL_LOOKS = 500
+"""10 s of SIGKILL, which only a process that the kernel itself holds up outlives."""
 
 
 def leave_guard(channel: socket.socket) -> None:
@@ -54,16 +54,16 @@ def _guard(channel: socket.socket) -> NoReturn:
 
 def end_all() -> None:
     """End the other processes of this network namespace."""
-    deadline = time.monotonic() + GRACE_SECONDS
     signalled: set[int] = set()
-    while (found := set(neighbours())) and time.monotonic() < deadline:
-        _signal(found - signalled, signal.SIGTERM)
-        signalled |= found
-        time.sleep(LOOK_SECONDS)
-    for _ in range(ROUNDS):
-        if not (found := set(neighbours())):
+    for look in range(GRACE_LOOKS + KILL_LOOKS):
+        found = set(neighbours())
+        if not found:
             return
-        _signal(found, signal.SIGKILL)
+        if look < GRACE_LOOKS:
+            _signal(found - signalled, signal.SIGTERM)
+            signalled |= found
+        else:
+            _signal(found, signal.SIGKILL)
         time.sleep(LOOK_SECONDS)
 
 
