@@ -77,7 +77,12 @@ def is_built(folder):
 
 def wheel_command(base):
     class Wheel(base):
-        """Tagged for every platform if no part was built after all."""
+        """For the stable ABI where there is one, and for every platform if no part was built after all."""
+
+        def initialize_options(self):
+            # Not by the `options` of `setup`: an editable installation loses those on its way.
+            super().initialize_options()
+            self.py_limited_api = False if is_free_threaded() else STABLE_ABI
 
         def get_tag(self):
             built = is_built(self.get_finalized_command("build").build_lib)
@@ -86,18 +91,13 @@ def wheel_command(base):
     return Wheel
 
 
-def arguments(wheel_base=None):
-    """Those of `setup`."""
+def arguments(wheel_base):
+    """Those of `setup`. `wheel_base`: the command that makes wheels."""
     reason = why_without_rust()
     if reason is not None:
         print(f"wyrmhole: built without the native engine: {reason}")
         return {}
-    chosen = {"rust_extensions": rust_extensions()}
-    if wheel_base is not None:
-        chosen["cmdclass"] = {"bdist_wheel": wheel_command(wheel_base)}
-    if not is_free_threaded():
-        chosen["options"] = {"bdist_wheel": {"py_limited_api": STABLE_ABI}}
-    return chosen
+    return {"rust_extensions": rust_extensions(), "cmdclass": {"bdist_wheel": wheel_command(wheel_base)}}
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import sysconfig
 import tomllib
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,29 @@ class FakeRust(SimpleNamespace):
     @staticmethod
     def RustExtension(target: object, **words: object) -> SimpleNamespace:
         return SimpleNamespace(target=target, **words)
+
+
+class Base:
+    """The command of setuptools that makes wheels."""
+
+    build_lib = ""
+    py_limited_api: str | bool = False
+
+    def initialize_options(self) -> None:
+        self.py_limited_api = False
+
+    def get_finalized_command(self, _name: str) -> SimpleNamespace:
+        return SimpleNamespace(build_lib=self.build_lib)
+
+    def get_tag(self) -> tuple[str, str, str]:
+        return "cp311", "abi3", "linux_x86_64"
+
+
+def options(chosen: dict[str, Any]) -> object:
+    """The stable ABI that the wheel command begins with, also when it is initialised anew."""
+    command = chosen["cmdclass"]["bdist_wheel"]()
+    command.initialize_options()
+    return command.py_limited_api
 
 
 @pytest.fixture
@@ -41,8 +65,8 @@ def setup(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 def test_one_wheel_serves_every_cpython_with_the_stable_abi(setup: ModuleType) -> None:
-    chosen = setup.arguments()
-    assert chosen["options"] == {"bdist_wheel": {"py_limited_api": "cp311"}}
+    chosen = setup.arguments(Base)
+    assert options(chosen) == "cp311"
     engine, helper = chosen["rust_extensions"]
     assert (engine.args, helper.args) == (["--locked"], ["--locked"])
     assert engine.optional and helper.optional, "a part that fails to build may be left out"
@@ -53,8 +77,8 @@ def test_one_wheel_serves_every_cpython_with_the_stable_abi(setup: ModuleType) -
 def test_a_free_threaded_cpython_gets_a_wheel_of_its_own(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """setuptools refuses a stable ABI there until CPython 3.15."""
     monkeypatch.setattr(setup, "is_free_threaded", lambda: True)
-    chosen = setup.arguments()
-    assert "options" not in chosen
+    chosen = setup.arguments(Base)
+    assert options(chosen) is False
     assert chosen["rust_extensions"][0].args == ["--locked", "--no-default-features"]
 
 
@@ -85,7 +109,7 @@ def test_without_rust_the_wheel_is_for_every_platform(
     """With no extensions named, setuptools itself makes it `py3-none-any`; a stable ABI would be a false tag."""
     monkeypatch.setenv("WYRMHOLE_NO_RUST", environ)
     monkeypatch.setattr(setup, "rust_version", lambda: version)
-    assert setup.arguments() == {}
+    assert setup.arguments(Base) == {}
     assert reason in capsys.readouterr().out
 
 
@@ -103,14 +127,10 @@ def test_a_toolchain_is_a_compiler_and_cargo(monkeypatch: pytest.MonkeyPatch, tm
     assert parts["rust_version"]() is None
 
 
-def test_a_build_that_left_nothing_is_not_tagged_as_one(setup: ModuleType, tmp_path: Path) -> None:
-    class Base:
-        def get_finalized_command(self, _name: str) -> SimpleNamespace:
-            return SimpleNamespace(build_lib=str(tmp_path))
-
-        def get_tag(self) -> tuple[str, str, str]:
-            return "cp311", "abi3", "linux_x86_64"
-
+def test_a_build_that_left_nothing_is_not_tagged_as_one(
+    setup: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Base, "build_lib", str(tmp_path))
     wheel = setup.wheel_command(Base)()
     assert wheel.get_tag() == ("py3", "none", "any")
     (tmp_path / "wyrmhole/library").mkdir(parents=True)
