@@ -158,6 +158,22 @@ def test_a_reply_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         uapi_client.get("wg0", folder)
 
 
+def test_a_daemon_that_drips_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each wait would be short, and their number without end."""
+    monkeypatch.setattr(uapi_client, "_CHUNK", 1)
+
+    def drip(connection: socket.socket) -> None:
+        connection.recv(1)
+        try:
+            connection.sendall(b"listen_port=5\n" * 1000)
+            connection.recv(100)
+        except OSError:
+            return
+
+    with daemon(tmp_path, drip) as folder, pytest.raises(DeviceError, match="drops of a few bytes"):
+        uapi_client.get("wg0", folder)
+
+
 def test_who_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(NoSuchInterface, match="no daemon listens"):
         uapi_client.get("nobody0", str(tmp_path))

@@ -1,7 +1,7 @@
 """A client of the UAPI socket of any daemon: ours, wireguard-go, others.
 
-Blocking, for commands. Each wait for the daemon is TIMEOUT at most and the size of a reply is bounded, so that a
-daemon that hangs or babbles holds nobody up. A socket file that refuses a connection is a dead daemon's; it is left
+Blocking, for commands. Each wait for the daemon is TIMEOUT at most, and the size of a reply and the number of its pieces
+are bounded, so that a daemon that hangs, babbles or drips holds nobody up. A socket file that refuses a connection is a dead daemon's; it is left
 alone, as who may remove it is the next daemon's business.
 """
 
@@ -26,6 +26,9 @@ TIMEOUT = 5.0
 
 MAX_REPLY = 256 << 20
 """Bytes of one reply: a million peers with three lines of allowed ips each."""
+
+SMALL_PIECES, PIECE_BYTES = 64, 512
+"""A reply may come in 64 pieces, and one more for each 512 bytes. Otherwise a byte every 4 s would take for ever."""
 
 _CHUNK = 1 << 18
 _NAME = re.compile(r"[a-zA-Z0-9_=+.-]{1,15}")
@@ -124,14 +127,17 @@ def _reply_lines(connection: socket.socket, name: str) -> Iterator[str]:
 
 
 def _lines(connection: socket.socket, name: str) -> Iterator[str]:
-    partial, total = b"", 0
+    partial, total, pieces = b"", 0, 0
     while True:
         try:
             data = connection.recv(_CHUNK)
         except OSError as error:
             raise DeviceError(f"the daemon of {name} does not answer: {error.strerror or error}") from error
         total += len(data)
+        pieces += 1
         *lines, partial = (partial + data).split(b"\n")
         if not data or total > MAX_REPLY or len(partial) > MAX_LINE:
             raise UapiError(errno.EPROTO, f"the daemon of {name} does not speak the UAPI")
+        if pieces > SMALL_PIECES + total // PIECE_BYTES:
+            raise DeviceError(f"the daemon of {name} answers in drops of a few bytes: restart it")
         yield from (line.decode("utf-8", "replace") for line in lines)
