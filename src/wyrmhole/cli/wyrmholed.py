@@ -316,14 +316,13 @@ def confine(settings: Settings, user: User | None, listener: UapiListener) -> Ca
 
     if user is None and not settings.sandbox:
         return None
+    # The caretaker first: it needs little memory as long as little is imported.
+    caretaker = None if listener.file_id is None else take_care_of(listener.path)
     import_parts()
-    caretaker = None
-    if listener.file_id is not None:
-        caretaker = take_care_of(listener.path)
-        if user is not None:
-            # The owner may watch it, the caretaker try it; whom the server answers is not for the mode to say.
-            os.chown(listener.path, user.uid, -1)
-            os.chmod(listener.path, 0o660)
+    if user is not None and listener.file_id is not None:
+        # The owner may watch it, the caretaker try it; whom the server answers is not for the mode to say.
+        os.chown(listener.path, user.uid, -1)
+        os.chmod(listener.path, 0o660)
     drop_privileges(user)
     return caretaker
 

@@ -1,8 +1,8 @@
 """A client of the UAPI socket of any daemon: ours, wireguard-go, others.
 
-Blocking, for commands. Each wait for the daemon is TIMEOUT at most, and the size of a reply and the number of its pieces
-are bounded, so that a daemon that hangs, babbles or drips holds nobody up. A socket file that refuses a connection is a dead daemon's; it is left
-alone, as who may remove it is the next daemon's business.
+Blocking, for commands. Each wait for the daemon is TIMEOUT at most, and the size of a reply and the number of its
+pieces are bounded, so that a daemon that hangs, babbles or drips holds nobody up. A socket file that refuses a
+connection is a dead daemon's; it is left alone, because only the next daemon may remove it.
 """
 
 from __future__ import annotations
