@@ -93,6 +93,19 @@ def test_a_signal_removes_the_socket_s_file_though_the_daemon_may_not(host: Host
         until(lambda: not host.pids())
 
 
+def test_a_caretaker_that_hangs_does_not_hold_up_the_end(host: Host) -> None:
+    daemon = host.start_in_foreground()
+    (caretaker,) = set(host.pids()) - {host.daemon()}
+    os.kill(caretaker, signal.SIGSTOP)
+    try:
+        os.kill(host.daemon(), signal.SIGTERM)
+        daemon.communicate(timeout=20)
+        assert daemon.returncode == 0
+    finally:
+        os.kill(caretaker, signal.SIGCONT)
+    until(lambda: not host.socket.exists())
+
+
 def test_files_of_root_are_out_of_the_daemon_s_reach(host: Host) -> None:
     """Where the kernel has Landlock; the log says which it is."""
     daemon = host.start_in_foreground(LOG_LEVEL="debug")

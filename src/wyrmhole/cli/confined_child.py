@@ -40,6 +40,8 @@ def main() -> int:
     channel.set_inheritable(False)
     lines = channel.makefile("rb")
     end_with_parent(signal.SIGKILL)
+    # Ctrl-C while the namespaces are made ends this without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         plan = json.loads(lines.readline(MAX_PLAN))
         tun = enclose(plan, lambda: channel.sendall(b"."))
@@ -56,8 +58,7 @@ def main() -> int:
     # The guard ends the program in two steps; the parent may be gone already, and then it does so at once.
     leave_guard(channel)
     end_with_parent(0)
-    for number in (signal.SIGINT, signal.SIGPIPE):
-        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     return become(plan["command"])
 
 
