@@ -106,11 +106,14 @@ def threads() -> set[str]:
     return set(os.listdir("/proc/self/task"))
 
 
-def test_an_engine_that_nobody_closed_ends_its_threads() -> None:
-    before = threads()
+def test_an_engine_that_nobody_closed_ends_its_threads_and_gives_its_descriptors_back() -> None:
+    tun, bind = ListTun(), WatchedBind()
+    before, former = threads(), len(os.listdir("/proc/self/fd"))
     engine = make_engine(lambda: 1000 * SECOND, threaded=True)
-    engine.attach_tun(ListTun())
+    engine.attach_tun(tun)
+    engine.attach_bind(bind, 1)
     assert threads() > before
     del engine
     gc.collect()
     until(lambda: threads() <= before, "the worker has ended")
+    until(lambda: len(os.listdir("/proc/self/fd")) <= former, "its descriptors are closed")

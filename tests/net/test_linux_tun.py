@@ -313,6 +313,36 @@ def test_deletion_is_told_once_and_does_not_spin(tun: LinuxTun) -> None:
 
 
 @pytest.mark.network
+def test_a_lent_tun_works_on_when_its_owner_closes(tun: LinuxTun) -> None:
+    name = tun.name
+    ip("addr", "add", "10.77.0.1/24", "dev", name)
+    ip("link", "set", name, "up")
+    lent = tun.lend()
+    tun.close()
+    try:
+        assert tun.fileno() == -1 and lent.fileno() >= 0
+        assert not os.get_inheritable(lent.fileno())
+        assert lent.write([HEADER, PING])
+        assert lent.poll_events() == [TunEvent.DELETED], "nobody follows the interface any more"
+        assert lent.poll_events() == []
+        assert name in ip("-o", "link", "show")
+    finally:
+        lent.close()
+        lent.close()
+    assert name not in ip("-o", "link", "show")
+
+
+@pytest.mark.network
+def test_closing_a_lent_tun_leaves_its_owner_alone(tun: LinuxTun) -> None:
+    ip("addr", "add", "10.77.0.1/24", "dev", tun.name)
+    tun.poll_events()
+    tun.lend().close()
+    ip("link", "set", tun.name, "up")
+    assert events(tun) == [TunEvent.UP]
+    assert tun.write([HEADER, PING])
+
+
+@pytest.mark.network
 @pytest.mark.parametrize("may_ask", [True, False], ids=["by netlink", "by probing"])
 def test_an_interface_in_another_namespace_is_followed(
     tun: LinuxTun, may_ask: bool, monkeypatch: pytest.MonkeyPatch

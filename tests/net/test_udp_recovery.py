@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import select
 import socket
 from collections.abc import Iterator
@@ -307,6 +308,24 @@ def test_a_dead_socket_is_replaced_under_its_descriptor(bind: UdpBind, script: S
     assert bind.counters.reopened == 1
     assert tuple(bind.filenos()) == filenos
     hear(bind, fileno)
+
+
+def test_a_duplicate_of_a_dead_socket_does_not_keep_its_port(bind: UdpBind, script: Script) -> None:
+    """An engine polls one, and a forked child has another."""
+    fileno = bind.filenos()[0]
+    duplicate = os.dup(fileno)
+    try:
+        script.receiving = [errno.ENOTCONN] * 4
+        assert bind.receive(fileno) is None
+        assert bind.counters.reopened == 1
+    finally:
+        os.close(duplicate)
+    hear(bind, fileno)
+    port = bind._v4.port if bind._v4 else 0
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as thief:
+        thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        with pytest.raises(OSError, match="in use"):
+            thief.bind(("0.0.0.0", port))
 
 
 def test_a_socket_that_keeps_dying_comes_back_after_a_wait(bind: UdpBind, script: Script) -> None:

@@ -1,7 +1,8 @@
 //! The Python face of the engine. `wyrmhole.engine.native` wraps it into the contract's types.
 //!
 //! Calls that change tables do so at once, under their locks; what they want sent is sent by the calling thread. Only
-//! edges are handed to the workers by orders that are waited for, because a descriptor must not be closed in use.
+//! edges are handed to the workers by orders that are waited for. A worker polls and uses descriptors of its own, duplicates
+//! of those that it is given, so that no close on the other side can make its numbers somebody else's.
 
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
@@ -56,7 +57,8 @@ struct Seat {
 pub struct Engine {
     shared: Arc<Shared>,
     clock: Clock,
-    notify: Arc<EventFd>,
+    /// Wakes the control thread; gone when the engine is closed.
+    notify: Mutex<Option<Arc<EventFd>>>,
     sender: Mutex<Sender>,
     seats: Mutex<Vec<Seat>>,
     threaded: bool,
@@ -129,7 +131,7 @@ impl Engine {
         let sender = Mutex::default();
         Ok(Self {
             clock,
-            notify,
+            notify: Mutex::new(Some(notify)),
             sender,
             seats: Mutex::new(seats),
             threaded,
@@ -144,17 +146,19 @@ impl Engine {
         self.shared.aead_name()
     }
 
-    /// Readable when reports wait.
+    /// Readable when reports wait; -1 when closed.
     fn fileno(&self) -> RawFd {
-        self.notify.fd()
+        lock(&self.notify).as_ref().map_or(-1, |notify| notify.fd())
     }
 
     // Edges
 
     /// One queue for each worker: (descriptor, has a virtio header, TCP, UDP super-packets).
     fn attach_tun(&self, py: Python<'_>, queues: Vec<(RawFd, bool, bool, bool)>) -> PyResult<()> {
-        let queue = |(fd, has_header, tso, uso)| TunEdge::Kernel(KernelTun::new(fd, has_header, tso, uso));
-        self.order(py, queues.into_iter().map(|it| Order::AttachTun(queue(it))).collect());
+        let order = |(lent, has_header, tso, uso)| -> PyResult<Order> {
+            Ok(Order::AttachTun(TunEdge::Kernel(KernelTun::new(lent, has_header, tso, uso)?)))
+        };
+        self.order(py, queues.into_iter().map(order).collect::<PyResult<_>>()?);
         self.start()
     }
 
@@ -176,10 +180,11 @@ impl Engine {
     }
 
     /// The sockets of each worker: (descriptor, is IPv6, may send trains). Replaces the former ones.
-    fn attach_bind(&self, py: Python<'_>, sockets: Vec<Vec<(RawFd, bool, bool)>>, port: u16) {
-        let binds: Vec<_> = sockets.iter().map(|sockets| KernelBind::new(sockets)).collect();
+    fn attach_bind(&self, py: Python<'_>, sockets: Vec<Vec<(RawFd, bool, bool)>>, port: u16) -> PyResult<()> {
+        let binds = sockets.iter().map(|sockets| KernelBind::new(sockets)).collect::<std::io::Result<Vec<_>>>()?;
         lock(&self.sender).kernel_binds.clone_from(&binds);
         self.use_binds(py, binds.into_iter().map(BindEdge::Kernel).collect(), port);
+        Ok(())
     }
 
     /// A Python object in the place of the kernel's sockets.
@@ -230,6 +235,7 @@ impl Engine {
         for peer in self.shared.all_peers() {
             self.shared.remove_peer(peer.id);
         }
+        *lock(&self.notify) = None;
     }
 
     // Tables
@@ -426,7 +432,9 @@ impl Engine {
 
     /// Tuples that begin with the report's name, oldest first, handshakes last.
     fn poll_reports<'py>(&self, py: Python<'py>, limit: usize) -> PyResult<Bound<'py, PyList>> {
-        self.notify.clear();
+        if let Some(notify) = &*lock(&self.notify) {
+            notify.clear();
+        }
         let (reports, handshakes) = self.shared.reports.take(limit);
         let taken = PyList::empty(py);
         for report in reports {
@@ -484,7 +492,9 @@ fn append_handshake(taken: &Bound<'_, PyList>, handshake: &Handshake) -> PyResul
 impl Engine {
     fn say(&self) {
         if self.shared.reports.must_announce() {
-            self.notify.ring();
+            if let Some(notify) = &*lock(&self.notify) {
+                notify.ring();
+            }
         }
     }
 

@@ -3,7 +3,8 @@
 //! Called without any of our locks, because each call waits for the interpreter.
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::Arc;
 
 use pyo3::prelude::*;
 use pyo3::types::{PyBytes, PyList, PyTuple};
@@ -11,6 +12,7 @@ use wyrmhole_core::edges::{Gather, SendOutcome};
 use wyrmhole_core::inbound::Arrival;
 use wyrmhole_core::peer::Source;
 
+use crate::io::sys;
 use crate::io::tun::Read;
 
 /// (host, port) or (host, port, flow, scope), as `socket.recvmsg` gives it. None: no numeric address.
@@ -39,10 +41,10 @@ fn emit_sockaddr<'py>(py: Python<'py>, address: &SocketAddr) -> PyResult<Bound<'
     }
 }
 
-/// A `wyrmhole.net.tun.Tun`.
+/// A `wyrmhole.net.tun.Tun`, polled by a descriptor of our own.
 pub struct ForeignTun {
     tun: Py<PyAny>,
-    fd: RawFd,
+    fd: OwnedFd,
 }
 
 impl ForeignTun {
@@ -51,12 +53,13 @@ impl ForeignTun {
     /// # Errors
     /// What the object raises.
     pub fn new(tun: &Bound<'_, PyAny>) -> PyResult<Self> {
-        Ok(Self { fd: tun.call_method0("fileno")?.extract()?, tun: tun.clone().unbind() })
+        let fd = sys::duplicate(tun.call_method0("fileno")?.extract()?)?;
+        Ok(Self { fd, tun: tun.clone().unbind() })
     }
 
     /// For a poller.
     pub fn fd(&self) -> RawFd {
-        self.fd
+        self.fd.as_raw_fd()
     }
 
     /// TCP, UDP.
@@ -100,10 +103,13 @@ impl ForeignTun {
     }
 }
 
+/// A descriptor of our own, and the number that its owner knows it by.
+type Lent = (OwnedFd, RawFd);
+
 /// A `wyrmhole.net.bind.Bind`, and the descriptors it asks to be polled.
 pub struct ForeignBind {
     bind: Py<PyAny>,
-    fds: Vec<RawFd>,
+    fds: Arc<Vec<Lent>>,
 }
 
 impl ForeignBind {
@@ -113,22 +119,24 @@ impl ForeignBind {
     /// What the object raises.
     pub fn new(bind: &Bound<'_, PyAny>) -> PyResult<Self> {
         let fds = bind.call_method0("filenos")?.try_iter()?;
-        let fds = fds.map(|fd| fd?.extract()).collect::<PyResult<_>>()?;
-        Ok(Self { bind: bind.clone().unbind(), fds })
+        let lent = fds.map(|fd| fd?.extract()).collect::<PyResult<Vec<RawFd>>>()?;
+        let own = lent.into_iter().map(|fd| Ok((sys::duplicate(fd)?, fd))).collect::<PyResult<_>>()?;
+        Ok(Self { bind: bind.clone().unbind(), fds: Arc::new(own) })
     }
 
     /// A second handle on the same object.
     pub fn share(&self) -> Self {
-        Python::attach(|py| Self { bind: self.bind.clone_ref(py), fds: self.fds.clone() })
+        Python::attach(|py| Self { bind: self.bind.clone_ref(py), fds: Arc::clone(&self.fds) })
     }
 
     /// For a poller.
-    pub fn fds(&self) -> &[RawFd] {
-        &self.fds
+    pub fn fds(&self) -> impl Iterator<Item = RawFd> {
+        self.fds.iter().map(|(own, _)| own.as_raw_fd())
     }
 
     /// One message; None: nothing there, or an address that is none.
-    pub fn receive(&self, fd: RawFd, slot: &mut [u8]) -> Option<(usize, Arrival)> {
+    pub fn receive(&self, own: RawFd, slot: &mut [u8]) -> Option<(usize, Arrival)> {
+        let (_, fd) = *self.fds.iter().find(|(each, _)| each.as_raw_fd() == own)?;
         let take = |py: Python<'_>| -> PyResult<Option<(Vec<u8>, Arrival)>> {
             let received = self.bind.bind(py).call_method1("receive", (fd,))?;
             if received.is_none() {

@@ -135,7 +135,7 @@ impl BindEdge {
     fn fds(&self) -> Vec<RawFd> {
         match self {
             Self::Kernel(bind) => bind.fds().collect(),
-            Self::Foreign(bind) => bind.fds().to_vec(),
+            Self::Foreign(bind) => bind.fds().collect(),
         }
     }
 
@@ -465,8 +465,7 @@ impl Worker {
                         // A pending ICMP error is consumed by being told; one that stays is the socket's end.
                         errors += 1;
                         if errors == ERRORS_IN_A_ROW {
-                            self.epoll.remove(fd);
-                            self.shared.report(Report::SocketBroken(fd));
+                            self.socket_broke(fd);
                             return;
                         }
                         continue;
@@ -492,6 +491,16 @@ impl Worker {
                 // Lone data has rarely more behind it, and a poll costs less than to ask in vain. Handshake messages
                 // come in floods, and taking them together spares the control thread as many interruptions.
                 return;
+            }
+        }
+    }
+
+    /// Not to be polled again before its owner has put another socket in its place.
+    fn socket_broke(&self, fd: RawFd) {
+        self.epoll.remove(fd);
+        if let Some(BindEdge::Kernel(bind)) = &self.surroundings.bind {
+            if let Some(lent) = bind.lent(fd) {
+                self.shared.report(Report::SocketBroken(lent));
             }
         }
     }

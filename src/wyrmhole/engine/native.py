@@ -3,7 +3,8 @@
 The Rust half (rust/) moves packets in threads that never hold the interpreter; calls that change its tables take
 effect before they return. What is rare stays here, on the control thread, in the Python edges: the state of the TUN's
 interface, changed routes, sockets that broke. Their descriptors and the one that tells of reports are polled together,
-as one epoll descriptor, which is `fileno`.
+as one epoll descriptor, which is `fileno`. Workers and this half poll and use duplicates of their own: the program may
+close its side of an edge at any time.
 
 Edges that are not the kernel's (memory twins) are called back by the worker, so that one suite runs on both engines.
 """
@@ -20,6 +21,7 @@ from typing import Any
 
 from wyrmhole.engine import _native
 from wyrmhole.engine.contract import EngineFailed, EngineKind, EngineReport, TunChanged
+from wyrmhole.engine.polled import Polled
 from wyrmhole.net.bind import Bind, KernelBind
 from wyrmhole.net.tun import KernelTun, Tun, TunEvent
 from wyrmhole.protocol.data_plane import (
@@ -105,14 +107,18 @@ class NativeEngine:
         self._native = _native.Engine(borrowed, workers, threaded, aead, spins)
         self._threaded = threaded
         self._tun: Tun | None = None
+        self._events_fd = -1
         self._bind: Bind | None = None
+        self._pid = os.getpid()
         self._port = 0
-        self._closed = False
+        self._route_fds: tuple[int, ...] = ()
         self._stale: list[tuple[PeerId, tuple[str, int, int], Source]] = []
         self._waiting: deque[EngineReport] = deque()
         self._pending = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._watch = select.epoll()
+        self._polled = Polled(self._watch)
         self._watched: dict[int, Callable[[int], None]] = {}
+        self._closed = False
         self._watch_fd(self._native.fileno(), lambda fd: None)
         self._watch_fd(self._pending, self._clear_pending)
 
@@ -132,8 +138,9 @@ class NativeEngine:
             self._native.attach_tun([(queue.fileno, queue.has_header, tso, uso) for queue in tun.kernel_queues()])
         else:
             self._native.attach_foreign_tun(_Borrowed(self, "_tun"))
-        if tun.events_fileno() >= 0:
-            self._watch_fd(tun.events_fileno(), lambda fd: self._handle_tun_events())
+        self._events_fd = tun.events_fileno()
+        if self._events_fd >= 0:
+            self._watch_fd(self._events_fd, lambda fd: self._handle_tun_events())
         self._handle_tun_events()
         if self._waiting:
             # An interface that is up already has nothing more to tell.
@@ -142,11 +149,11 @@ class NativeEngine:
     def attach_bind(self, bind: Bind, port: int) -> None:
         if self._closed:
             return
-        self._unwatch_bind()
-        self._bind, self._port = bind, port
         if isinstance(bind, KernelBind):
-            self._attach_sockets(bind, port)
+            self._attach_sockets(bind, bind, port)
         else:
+            self._unwatch_bind()
+            self._bind, self._port = bind, port
             self._native.attach_foreign_bind(_Borrowed(self, "_bind"), port)
 
     def detach_bind(self) -> None:
@@ -168,9 +175,19 @@ class NativeEngine:
             return
         self._closed = True
         self._native.close()
+        self._release()
+        self._tun = self._bind = None
+
+    def _release(self) -> None:
+        self._polled.close()
         self._watch.close()
         os.close(self._pending)
-        self._tun = self._bind = None
+
+    def __del__(self) -> None:
+        """One that nobody closed: its workers end by themselves. A forked child shares the poll set, and leaves it."""
+        if not getattr(self, "_closed", True) and os.getpid() == self._pid:
+            self._closed = True
+            self._release()
 
     def fileno(self) -> int:
         return self._watch.fileno()
@@ -290,23 +307,22 @@ class NativeEngine:
     # Edges
 
     def _watch_fd(self, fd: int, act: Callable[[int], None]) -> None:
+        self._polled.add(fd)
         self._watched[fd] = act
-        self._watch.register(fd, select.EPOLLIN)
 
     def _unwatch_fd(self, fd: int) -> None:
         if self._watched.pop(fd, None) is not None:
-            with contextlib.suppress(OSError):
-                self._watch.unregister(fd)
+            self._polled.discard(fd)
 
     def _clear_pending(self, fd: int) -> None:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(fd)
 
     def _look_after_edges(self) -> None:
-        for fd, _ in self._watch.poll(0):
-            act = self._watched.get(fd)
-            if act is not None:
-                act(fd)
+        for own, _ in self._watch.poll(0):
+            fd = self._polled.lent(own)
+            if fd is not None:
+                self._watched[fd](fd)
         if self._bind is not None and self._bind.take_stale_sources():
             self._native.forget_paths()
             self._stale = self._native.sources()
@@ -342,15 +358,20 @@ class NativeEngine:
     def _tun_gone(self) -> None:
         tun, self._tun = self._tun, None
         if tun is not None:
-            self._unwatch_fd(tun.events_fileno())
+            self._unwatch_fd(self._events_fd)
             self._native.detach_tun()
 
-    def _attach_sockets(self, bind: KernelBind, port: int) -> None:
-        groups = [[(it.fileno, it.is_v6, it.sends_trains) for it in group] for group in bind.kernel_sockets()]
+    def _attach_sockets(self, bind: Bind, kernel: KernelBind, port: int) -> None:
+        groups = [[(it.fileno, it.is_v6, it.sends_trains) for it in group] for group in kernel.kernel_sockets()]
         self._native.attach_bind(groups, port)
+        self._unwatch_bind()
+        self._bind, self._port = bind, port
         sockets = {it[0] for group in groups for it in group}
-        for fd in set(bind.filenos()) - sockets:
-            self._watch_fd(fd, self._note_routes)
+        self._route_fds = tuple(set(bind.filenos()) - sockets)
+        for fd in self._route_fds:
+            # Without notices of changes a source lives until a send from it fails.
+            with contextlib.suppress(OSError):
+                self._watch_fd(fd, self._note_routes)
 
     def _note_routes(self, fd: int) -> None:
         if self._bind is not None:
@@ -361,14 +382,13 @@ class NativeEngine:
         bind = self._bind
         if bind is not None and isinstance(bind, KernelBind):
             bind.receive(fd)
-            self._unwatch_bind()
-            self._attach_sockets(bind, self._port)
+            self._attach_sockets(bind, bind, self._port)
         return ()
 
     def _unwatch_bind(self) -> None:
-        if self._bind is not None:
-            for fd in self._bind.filenos():
-                self._unwatch_fd(fd)
+        for fd in self._route_fds:
+            self._unwatch_fd(fd)
+        self._route_fds = ()
 
 
 def _parts(endpoint: Endpoint) -> tuple[str, int, int]:

@@ -9,7 +9,12 @@ Calls of the contract that change something are queued and applied between two t
 are answered at once. Without `start` there is no thread: calls take effect at once and `turn` moves what there is,
 which is how tests and the simulator run an engine.
 
+Everything is polled, and the TUN read, by descriptors of the engine's own (`engine.polled`, `Tun.lend`): the program
+may close its side of an edge at any time.
+
 A packet that makes the step raise must not end the tunnel: the turn is given up, counted and the next one begins.
+
+This file is long because the contract is: a third of it is one line for each of its methods.
 """
 
 from __future__ import annotations
@@ -27,9 +32,10 @@ from wyrmhole.engine.buffer_pool import count_datagrams
 from wyrmhole.engine.contract import EngineFailed, EngineKind, EngineReport, TunChanged
 from wyrmhole.engine.inbound import Inbound
 from wyrmhole.engine.outbound import Outbound
+from wyrmhole.engine.polled import Polled
 from wyrmhole.engine.tables import HANDSHAKE_TOS, NO_SOCKADDR, EnginePeer, Tables
 from wyrmhole.net.bind import Bind, SendOutcome
-from wyrmhole.net.tun import Tun, TunEvent
+from wyrmhole.net.tun import LendableTun, Tun, TunEvent
 from wyrmhole.protocol.data_plane import KeypairParams, Marks, PeerCounters, PeerId, Source
 from wyrmhole.protocol.drops import DropReason
 from wyrmhole.wire.endpoint import Endpoint
@@ -72,9 +78,10 @@ class PortableEngine:
         self._inbound = Inbound(self._tables, self._write, self._confirmed, Coalescer(tso=False, uso=False))
         self._frame = memoryview(bytearray(FRAME_SIZE))
         self._tun: Tun | None = None
+        self._tun_fd = self._events_fd = -1
         self._bind: Bind | None = None
-        self._bind_fds: tuple[int, ...] = ()
         self._poll = select.poll()
+        self._tun_polled, self._bind_polled = Polled(self._poll), Polled(self._poll)
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._reports = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._poll.register(self._wake, select.POLLIN)
@@ -118,6 +125,9 @@ class PortableEngine:
             self._thread = None
         for peer in list(self._tables.peers):
             self._tables.remove_peer(peer)
+        self._drop_tun()
+        self._bind = None
+        self._bind_polled.close()
         os.close(self._wake)
         os.close(self._reports)
 
@@ -283,23 +293,19 @@ class PortableEngine:
         """Wait for work at most that long (None: for ever), then do one turn of it."""
         events = self._poll.poll(timeout_ms)
         self._now = self._clock()
-        tun, bind = self._tun, self._bind
-        tun_fd = -1 if tun is None else tun.fileno()
-        events_fd = -1 if tun is None else tun.events_fileno()
         self._wrote = False
         readable = False
-        for fd, what in events:
-            if fd == tun_fd:
+        for own, what in events:
+            if own == self._wake:
+                self._apply_commands()
+            elif (fd := self._tun_polled.lent(own)) is None:
+                self._receive(self._bind_polled.lent(own), what)
+            elif fd != self._tun_fd:
+                self._handle_tun_events()
+            else:
                 readable = True
                 if what & _BROKEN:
                     self._tun_broke()
-            elif fd == self._wake:
-                self._apply_commands()
-                bind = self._bind
-            elif fd == events_fd:
-                self._handle_tun_events()
-            elif bind is not None:
-                self._receive(bind, fd, what)
         if self._tun is not None and (readable or self._wrote):
             self._read_tun(self._tun)
         self._outbound.flush()
@@ -324,15 +330,18 @@ class PortableEngine:
             if commands:
                 os.eventfd_write(self._wake, 1)
 
-    def _receive(self, bind: Bind, fd: int, what: int) -> None:
-        if what & select.POLLNVAL:
-            self._attach_bind(bind, self._tables.listen_port)
+    def _receive(self, fd: int | None, what: int) -> None:
+        bind = self._bind
+        if bind is None or fd is None:
+            # Given back by a call that was applied in this turn.
             return
         now = self._now
         trains = 0
-        for _ in range(DATAGRAMS_PER_TURN):
+        for count in range(DATAGRAMS_PER_TURN):
             received = bind.receive(fd)
             if received is None:
+                if not count or what & _BROKEN:
+                    self._follow_socket(bind, fd)
                 break
             is_data = received.view[:1] == _DATA
             self._inbound.handle(received, now)
@@ -381,22 +390,34 @@ class PortableEngine:
     # Edges
 
     def _attach_tun(self, tun: Tun) -> None:
-        self._tun = tun
+        self._drop_tun()
+        tun = tun.lend() if isinstance(tun, LendableTun) else tun
+        self._tun, self._tun_fd, self._events_fd = tun, tun.fileno(), tun.events_fileno()
+        self._tun_polled.add_all(fd for fd in (self._tun_fd, self._events_fd) if fd >= 0)
         self._follow_offloads(tun)
-        self._poll.register(tun.fileno(), select.POLLIN)
-        if tun.events_fileno() >= 0:
-            self._poll.register(tun.events_fileno(), select.POLLIN)
         self._handle_tun_events()
 
+    def _drop_tun(self) -> None:
+        self._tun_polled.close()
+        tun, self._tun = self._tun, None
+        if isinstance(tun, LendableTun):
+            tun.close()
+
     def _attach_bind(self, bind: Bind | None, port: int) -> None:
-        for fd in self._bind_fds:
-            with contextlib.suppress(KeyError):
-                self._poll.unregister(fd)
+        filenos = () if bind is None else tuple(bind.filenos())
+        polled = Polled(self._poll)
+        polled.add_all(filenos)
+        former, self._bind_polled = self._bind_polled, polled
+        former.close()
         self._bind = bind
-        self._bind_fds = () if bind is None else tuple(bind.filenos())
         self._tables.listen_port = port
-        for fd in self._bind_fds:
-            self._poll.register(fd, select.POLLIN)
+
+    def _follow_socket(self, bind: Bind, fd: int) -> None:
+        """Nothing was there though it was announced: the bind may have replaced the socket, or closed it."""
+        if fd in bind.filenos():
+            self._bind_polled.renew(fd)
+        else:
+            self._bind_polled.discard(fd)
 
     def _handle_tun_events(self) -> None:
         if self._tun is None:
@@ -404,25 +425,20 @@ class PortableEngine:
         for event in self._tun.poll_events():
             self._tables.report(TunChanged(event))
             if event is TunEvent.UP:
-                self._poll.register(self._tun.fileno(), select.POLLIN)
+                self._tun_polled.resume(self._tun_fd)
             elif event is TunEvent.DELETED:
                 self._tun_gone(reported=True)
                 return
 
     def _tun_broke(self) -> None:
         """The descriptor reports an error: do not poll it again before the interface comes up."""
-        assert self._tun is not None
-        with contextlib.suppress(KeyError):
-            self._poll.unregister(self._tun.fileno())
+        self._tun_polled.pause(self._tun_fd)
         self._handle_tun_events()
 
     def _tun_gone(self, *, reported: bool = False) -> None:
-        tun, self._tun = self._tun, None
-        if tun is None:
+        if self._tun is None:
             return
-        for fd in (tun.fileno(), tun.events_fileno()):
-            with contextlib.suppress(KeyError, ValueError):
-                self._poll.unregister(fd)
+        self._drop_tun()
         if not reported:
             self._tables.report(TunChanged(TunEvent.DELETED))
 

@@ -33,7 +33,7 @@ class Received:
 
 @dataclass(frozen=True, slots=True)
 class KernelSocket:
-    """A UDP socket that an engine may read and write by itself. The bind goes on owning and repairing it."""
+    """A UDP socket that an engine may duplicate, to read and write it by itself. The bind goes on repairing its own."""
 
     fileno: int
     is_v6: bool

@@ -7,6 +7,7 @@ Linux Documentation/networking/tuntap.rst.
 
 from __future__ import annotations
 
+import copy
 import errno
 import os
 import socket
@@ -60,6 +61,7 @@ class LinuxTun:
         self._more = list(more)
         self._offloads = offloads
         self._link = link or TunLink(fileno, has_header=self._has_header)
+        self._is_lent = False
         self.counters = TunCounters()
         self.unsteered: OSError | None = None
         """Why the kernel moves flows between queues in its own way, if it does."""
@@ -150,6 +152,12 @@ class LinuxTun:
         """See `net.tun.KernelTun`."""
         return [KernelQueue(fileno, self._has_header) for fileno in (self._fileno, *self._more)]
 
+    def lend(self) -> LinuxTun:
+        """See `net.tun.LendableTun`. The state of the interface is still followed by this one."""
+        lent = copy.copy(self)
+        lent._fileno, lent._more, lent._is_lent = os.dup(self._fileno), [], True
+        return lent
+
     def suspect_end(self) -> None:
         """See `net.tun.KernelTun`."""
         self._link.suspect_end()
@@ -182,12 +190,14 @@ class LinuxTun:
 
     def close(self) -> None:
         """Idempotent. An interface that is not persistent goes with it."""
-        if self._fileno >= 0:
-            fileno, self._fileno = self._fileno, -1
+        fileno, self._fileno = self._fileno, -1
+        if fileno < 0:
+            return
+        if not self._is_lent:
             self._link.close()
-            for each in (fileno, *self._more):
-                os.close(each)
-            self._more.clear()
+        for each in (fileno, *self._more):
+            os.close(each)
+        self._more.clear()
 
     def _read_failed(self, error: OSError) -> int:
         if error.errno in _GONE:

@@ -31,7 +31,7 @@ class TunOffloads:
 
 @dataclass(frozen=True, slots=True)
 class KernelQueue:
-    """A descriptor of a TUN that an engine may read and write by itself; the Tun goes on owning it."""
+    """A descriptor of a TUN that an engine may duplicate, to read and write it by itself."""
 
     fileno: int
     has_header: bool
@@ -47,6 +47,17 @@ class KernelTun(Protocol):
 
     def suspect_end(self) -> None:
         """Reading said that the interface is gone; the next `poll_events` finds out."""
+
+
+@runtime_checkable
+class LendableTun(Protocol):
+    """A Tun that an engine reads and writes through, by a descriptor that is the engine's own."""
+
+    def lend(self) -> Tun:
+        """The same device under another descriptor, which the caller closes. Raises OSError.
+
+        Closing either leaves the other usable until the interface goes.
+        """
 
 
 class Tun(Protocol):

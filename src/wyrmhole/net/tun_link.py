@@ -15,6 +15,7 @@ Multicasts are only a sign: the state is asked of the kernel then, so lost or me
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -55,6 +56,7 @@ class TunLink:
         self._timer = -1
         self._told: _State | None = None
         self._gone = False
+        self._is_closed = False
         self._suspected = True
         self._mtu = 0
         self._index = 0
@@ -67,7 +69,7 @@ class TunLink:
 
     def close(self) -> None:
         with self._lock:
-            self._gone = True
+            self._gone = self._is_closed = True
             self._set_probing(False)
             for closable in (self._epoll, self._listener, self._client):
                 if closable is not None:
@@ -80,12 +82,11 @@ class TunLink:
 
     @property
     def name(self) -> str:
-        if not self._gone:
-            try:
-                self._name = tun_ioctl.get_interface(self._tun)[0]
-            except OSError:
-                return self._name
-        return self._name
+        with self._lock:
+            if not self._gone:
+                with contextlib.suppress(OSError):
+                    self._name = tun_ioctl.get_interface(self._tun)[0]
+            return self._name
 
     @property
     def mtu(self) -> int:
@@ -97,6 +98,10 @@ class TunLink:
 
     def poll_events(self) -> list[TunEvent]:
         with self._lock:
+            if self._is_closed:
+                # An engine that it was lent to may still ask, once: for the engine this is the end.
+                self._is_closed = False
+                return [TunEvent.DELETED]
             if self._gone or not self._should_look():
                 return []
             state = self._look()

@@ -23,6 +23,7 @@ changes. While the port cannot be had, a timer takes the number's place and wake
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -357,13 +358,21 @@ class UdpSocket:
     def _replace(self) -> None:
         fileno = self.fileno()
         with self._create() as fresh:
+            # A duplicate of the dead socket, an engine's or a forked child's, may still hold the port.
+            self._set_reuse(self._socket, True)
+            self._set_reuse(fresh, True)
             os.dup2(fresh.fileno(), fileno, inheritable=False)
         heir = self.options.factory(self.family, socket.SOCK_DGRAM, socket.IPPROTO_UDP, fileno)
         self._socket.detach()
         self._use(heir)
         self._socket.setblocking(False)
         self._socket.bind(self._wildcard(self.port))
+        self._set_reuse(self._socket, False)
         self.counters.reopened += 1
+
+    def _set_reuse(self, sock: socket.socket, wanted: bool) -> None:
+        with contextlib.suppress(OSError):
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(wanted))
 
     def _sleep_instead(self) -> None:
         """Let a timer stand at the descriptor until the next attempt: polling it neither spins nor misses it."""

@@ -4,7 +4,7 @@
 use std::io;
 use std::mem::{self, MaybeUninit};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, OwnedFd, RawFd};
 use std::ptr;
 
 use libc::{c_int, c_void, iovec};
@@ -34,6 +34,19 @@ pub fn boottime() -> u64 {
         time.assume_init()
     };
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+}
+
+/// A descriptor of our own for what somebody else's number stands for now (F_DUPFD_CLOEXEC). Its owner may close that
+/// number at any time, and whatever is opened under it afterwards is not ours to touch.
+///
+/// # Errors
+/// The number stands for nothing, or no descriptors are left.
+pub fn duplicate(lent: RawFd) -> io::Result<OwnedFd> {
+    if lent < 0 {
+        return Err(io::Error::from_raw_os_error(libc::EBADF));
+    }
+    // SAFETY: the number is only duplicated, by a call that refuses one that is not open.
+    unsafe { BorrowedFd::borrow_raw(lent) }.try_clone_to_owned()
 }
 
 /// A counter that wakes a poller; closed when dropped.

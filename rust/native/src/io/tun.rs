@@ -1,7 +1,7 @@
 //! A TUN queue of the kernel: frames with a virtio header, whole super-packets in both directions.
 
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
 use wyrmhole_core::edges::Gather;
 use wyrmhole_core::virtio::{self, GSO_ECN, GSO_NONE, GSO_UDP_L4};
@@ -18,9 +18,9 @@ pub enum Read {
     Gone,
 }
 
-/// One queue; the descriptor is lent.
+/// One queue, by a descriptor of our own.
 pub struct KernelTun {
-    fd: RawFd,
+    fd: OwnedFd,
     /// Opened with IFF_VNET_HDR; without, headers are all zero and stay here.
     has_header: bool,
     tso: bool,
@@ -28,16 +28,18 @@ pub struct KernelTun {
 }
 
 impl KernelTun {
-    /// `tso` and `uso`: what the kernel accepted.
-    #[must_use]
-    pub fn new(fd: RawFd, has_header: bool, tso: bool, uso: bool) -> Self {
-        Self { fd, has_header, tso, uso }
+    /// The queue that `lent` stands for now. `tso` and `uso`: what the kernel accepted.
+    ///
+    /// # Errors
+    /// See `sys::duplicate`.
+    pub fn new(lent: RawFd, has_header: bool, tso: bool, uso: bool) -> io::Result<Self> {
+        Ok(Self { fd: sys::duplicate(lent)?, has_header, tso, uso })
     }
 
     /// Its descriptor, for a poller.
     #[must_use]
     pub fn fd(&self) -> RawFd {
-        self.fd
+        self.fd.as_raw_fd()
     }
 
     /// TCP, UDP.
@@ -49,7 +51,7 @@ impl KernelTun {
     /// One frame.
     pub fn read(&self, buffer: &mut [u8]) -> Read {
         let skip = if self.has_header { 0 } else { virtio::SIZE };
-        match sys::read(self.fd, &mut buffer[skip..]) {
+        match sys::read(self.fd(), &mut buffer[skip..]) {
             Ok(0) => Read::Nothing,
             Ok(length) => {
                 buffer[..skip].fill(0);
@@ -67,7 +69,7 @@ impl KernelTun {
             return false;
         }
         let skip = if self.has_header { 0 } else { virtio::SIZE };
-        match sys::write_frame(self.fd, frame, skip) {
+        match sys::write_frame(self.fd(), frame, skip) {
             Ok(()) => true,
             Err(error) => {
                 if error.raw_os_error() == Some(libc::EINVAL) && gso_type != GSO_NONE {

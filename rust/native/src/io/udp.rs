@@ -1,8 +1,9 @@
 //! UDP sockets of the kernel: trains whole in both directions. What is done when a send fails is
 //! `wyrmhole_core::sending`.
 
+use std::io;
 use std::net::SocketAddr;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 use wyrmhole_core::edges::SendOutcome;
@@ -14,12 +15,16 @@ use super::sys;
 
 const WAIT_MILLISECONDS: i32 = 1;
 
-/// One family's socket; the descriptor is lent.
-pub struct RawUdp(RawFd);
+/// One family's socket, by a descriptor of our own.
+pub struct RawUdp {
+    own: OwnedFd,
+    /// The number by which its owner knows it.
+    lent: RawFd,
+}
 
 impl RawSocket for RawUdp {
     fn attempt(&self, message: Message<'_>, data: &[u8], segment: usize) -> Result<(), SendError> {
-        let sent = sys::send(self.0, message.to, message.source, data, segment, message.tos);
+        let sent = sys::send(self.own.as_raw_fd(), message.to, message.source, data, segment, message.tos);
         sent.map_err(|error| match error.raw_os_error() {
             Some(libc::EAGAIN) => SendError::NoRoom,
             Some(libc::ECONNREFUSED) => SendError::Refused,
@@ -40,11 +45,11 @@ impl RawSocket for RawUdp {
     }
 
     fn wait_for_room(&self) {
-        sys::wait_writable(self.0, WAIT_MILLISECONDS);
+        sys::wait_writable(self.own.as_raw_fd(), WAIT_MILLISECONDS);
     }
 
     fn path_mtu(&self, to: &SocketAddr) -> Option<usize> {
-        sys::path_mtu(to, self.0)
+        sys::path_mtu(to, self.own.as_raw_fd())
     }
 }
 
@@ -59,19 +64,28 @@ pub struct KernelBind {
 
 impl KernelBind {
     /// From (descriptor, is IPv6, may send trains).
-    #[must_use]
-    pub fn new(sockets: &[(RawFd, bool, bool)]) -> Self {
+    ///
+    /// # Errors
+    /// See `sys::duplicate`.
+    pub fn new(sockets: &[(RawFd, bool, bool)]) -> io::Result<Self> {
         let mut bind = Self::default();
-        for (fd, is_v6, gso) in sockets {
-            let socket = Some(Arc::new(Remedied::new(RawUdp(*fd), *gso)));
+        for (lent, is_v6, gso) in sockets {
+            let raw = RawUdp { own: sys::duplicate(*lent)?, lent: *lent };
+            let socket = Some(Arc::new(Remedied::new(raw, *gso)));
             if *is_v6 { bind.v6 = socket } else { bind.v4 = socket }
         }
-        bind
+        Ok(bind)
     }
 
     /// The descriptors, for a poller.
     pub fn fds(&self) -> impl Iterator<Item = RawFd> {
-        self.sockets().map(|socket| socket.raw().0)
+        self.sockets().map(|socket| socket.raw().own.as_raw_fd())
+    }
+
+    /// The number by which the owner of the sockets knows this descriptor of ours.
+    #[must_use]
+    pub fn lent(&self, own: RawFd) -> Option<RawFd> {
+        self.sockets().map(|socket| socket.raw()).find(|raw| raw.own.as_raw_fd() == own).map(|raw| raw.lent)
     }
 
     /// How long a train may be so that it leaves in one call.
