@@ -17,6 +17,7 @@ from wyrmhole.device.device import Device
 from wyrmhole.engine.contract import EngineFailed
 from wyrmhole.engine.portable import PortableEngine
 from wyrmhole.errors import ConfigError
+from wyrmhole.net.bind import Bind
 from wyrmhole.net.memory_bind import MemoryNetwork
 from wyrmhole.net.memory_tun import MemoryTun
 from wyrmhole.protocol.drops import DropReason
@@ -450,3 +451,43 @@ def test_the_alarm_rings_at_its_time_and_not_when_it_is_off() -> None:
     finally:
         alarm.close()
         alarm.close()
+
+
+class Full(PortableEngine):
+    """Has no descriptors left for another socket, when told so."""
+
+    is_full = False
+
+    def attach_bind(self, bind: Bind, port: int) -> None:
+        if self.is_full:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        super().attach_bind(bind, port)
+
+
+@scenario
+async def test_a_port_that_the_engine_has_no_descriptors_for_is_refused_and_the_former_stays(world: World) -> None:
+    tun, clock = MemoryTun("mem1", up=True), SystemClock()
+    engine = Full(clock.boottime)
+    device = Device(tun, lambda: world.network.bind("192.0.2.1"), engine, clock=clock)
+    world.devices.append(device)
+    await device.start()
+    await until(lambda: device.is_up)
+    device.configure(DeviceChange(listen_port=7))
+    engine.is_full = True
+    with pytest.raises(ConfigError, match="ulimit"):
+        device.configure(DeviceChange(listen_port=8))
+    assert device.status().listen_port == 7
+    engine.is_full = False
+    device.configure(DeviceChange(listen_port=8))
+    assert device.status().listen_port == 8
+
+
+@scenario
+async def test_the_end_is_told_once_without_a_task(world: World) -> None:
+    told: list[bool] = []
+    device, tun = await world.device(1)
+    device.on_closed = lambda: told.append(device.is_closed)
+    tun.delete()
+    await until(lambda: device.is_closed)
+    device.close_now()
+    assert told == [True]

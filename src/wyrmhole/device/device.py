@@ -63,6 +63,8 @@ class Device:
         self._port = 0
         self._mark = 0
         self._closed = asyncio.Event()
+        self.on_closed: Callable[[], None] = lambda: None
+        """Called once, on whatever thread closes it."""
         self.failure: str | None = None
         """Why it closed itself, if that was not in order."""
         self.interface = Interface(
@@ -91,7 +93,7 @@ class Device:
 
     async def close(self) -> None:
         """Forget all sessions and release everything. Idempotent."""
-        self._close()
+        self.close_now()
 
     async def wait_closed(self) -> None:
         await self._closed.wait()
@@ -100,14 +102,22 @@ class Device:
     def is_up(self) -> bool:
         return self.interface.is_up
 
-    def _close(self) -> None:
+    @property
+    def is_closed(self) -> bool:
+        return self._closed.is_set()
+
+    def close_now(self) -> None:
+        """`close` for those who cannot wait: it never does. The loop must not be running elsewhere."""
         if self._closed.is_set():
             return
         self._go_down()
         self._driver.stop()
         self._engine.close()
         self._tun.close()
-        self._closed.set()
+        try:
+            self._closed.set()
+        finally:
+            self.on_closed()
 
     # Configuration
 
@@ -185,8 +195,13 @@ class Device:
         if self._bind is None:
             self._probe_port(port)
             return
-        former, self._bind = self._bind, self._open_bind(port)
-        self._engine.attach_bind(self._bind, self._port)
+        former, former_port = self._bind, self._port
+        fresh = self._open_bind(port)
+        try:
+            self._attach_bind(fresh)
+        except ConfigError:
+            self._port = former_port
+            raise
         former.close()
 
     def _probe_port(self, port: int) -> None:
@@ -207,6 +222,18 @@ class Device:
                 f"UDP port {port}: {error.strerror}; choose another listen port, or 0 for any",
             ) from None
         return bind
+
+    def _attach_bind(self, bind: Bind) -> None:
+        """Raises ConfigError when the engine has no descriptors left for it; the bind is closed then."""
+        try:
+            self._engine.attach_bind(bind, self._port)
+        except OSError as error:
+            bind.close()
+            raise ConfigError(
+                errno.EADDRINUSE,
+                f"UDP port {self._port}: {error.strerror}; raise the limit of open files (ulimit -n)",
+            ) from None
+        self._bind = bind
 
     def _apply_peer(self, section: PeerChange, now: int) -> None:
         peer = self.interface.peer(section.public_key)
@@ -290,17 +317,16 @@ class Device:
             self._engine.set_mtu(self._tun.mtu)
         else:
             self._log.info("Interface is gone, ending")
-            self._close()
+            self.close_now()
 
     def _go_up(self) -> None:
         if self._bind is not None:
             return
         try:
-            self._bind = self._open_bind(self._port)
+            self._attach_bind(self._open_bind(self._port))
         except ConfigError as error:
             self._log.error("Interface stays down: %s", error)
             return
-        self._engine.attach_bind(self._bind, self._port)
         self.interface.up(self._clock.boottime())
         self._log.debug("Interface up, listening on port %d", self._port)
 
@@ -315,7 +341,7 @@ class Device:
     def _handle_failure(self, reason: str) -> None:
         self.failure = reason
         self._log.error("Data path stopped: %s", reason)
-        self._close()
+        self.close_now()
 
     def _handle_event(self, event: Event) -> None:
         if isinstance(event, HandshakeCompleted):

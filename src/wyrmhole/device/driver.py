@@ -56,10 +56,10 @@ class Driver:
 
     def stop(self) -> None:
         """Idempotent; no callback runs afterwards."""
-        if self._loop is not None:
-            self._loop.remove_reader(self._engine.fileno())
-            self._loop.remove_reader(self._alarm.fileno())
-            self._loop = None
+        loop, self._loop = self._loop, None
+        if loop is not None and not loop.is_closed():
+            loop.remove_reader(self._engine.fileno())
+            loop.remove_reader(self._alarm.fileno())
         self._alarm.close()
 
     def settle(self) -> None:
