@@ -14,6 +14,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
+from wyrmhole.library.own_threads import getaddrinfo
+
 STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
 KINDS = {"tcp": STREAM, "udp": DATAGRAM}
 BACKLOG = 128
@@ -76,7 +78,7 @@ class HostSide:
 
     async def connect(self, host: str, port: int, kind: int) -> socket.socket:
         loop = asyncio.get_running_loop()
-        infos = await loop.getaddrinfo(host, port, type=kind)
+        infos = await getaddrinfo(host, port, type=kind)
         failure: OSError = socket.gaierror(socket.EAI_NONAME, f"{host!r} has no address")
         for family, _, _, _, address in infos:
             sock = non_blocking(socket.socket(family, kind))
@@ -96,7 +98,7 @@ class HostSide:
         if not host:
             loopback = [(socket.AF_INET, ("127.0.0.1", port)), (socket.AF_INET6, ("::1", port))]
             return await bind_all(loopback, kind, socket.socket, optional=True)
-        infos = await asyncio.get_running_loop().getaddrinfo(host, port, type=kind, flags=socket.AI_PASSIVE)
+        infos = await getaddrinfo(host, port, type=kind, flags=socket.AI_PASSIVE)
         return await bind_all([(info[0], info[4]) for info in infos], kind, socket.socket)
 
 

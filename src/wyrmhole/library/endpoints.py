@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from wyrmhole.control.wg_values import ConfigEndpoint
+from wyrmhole.library.own_threads import getaddrinfo
 from wyrmhole.protocol.keys import PublicKey
 from wyrmhole.wire.endpoint import Endpoint
 
@@ -122,7 +123,6 @@ def moved(former: list[Endpoint], answers: list[Endpoint], current: Endpoint | N
 
 async def look_up_host(host: str, port: int) -> list[Endpoint]:
     """Raises socket.gaierror."""
-    loop = asyncio.get_running_loop()
-    found = await loop.getaddrinfo(host, port, type=socket.SOCK_DGRAM, proto=socket.IPPROTO_UDP)
+    found = await getaddrinfo(host, port, type=socket.SOCK_DGRAM, proto=socket.IPPROTO_UDP)
     addresses: list[Any] = [info[4] for info in found]
     return list(dict.fromkeys(map(Endpoint.from_sockaddr, addresses)))
