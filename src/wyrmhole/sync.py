@@ -77,9 +77,18 @@ class LoopThread:
         try:
             self.loop.run_forever()
         finally:
-            with contextlib.suppress(RuntimeError):
-                self.loop.run_until_complete(self.loop.shutdown_default_executor())
+            self._end_tasks()
             self.loop.close()
+
+    def _end_tasks(self) -> None:
+        """Verbs that other threads still wait for end with the loop."""
+        tasks = asyncio.all_tasks(self.loop)
+        for task in tasks:
+            task.cancel()
+        with contextlib.suppress(RuntimeError):
+            if tasks:
+                self.loop.run_until_complete(asyncio.wait(tasks, timeout=END_PATIENCE))
+            self.loop.run_until_complete(self.loop.shutdown_asyncgens())
 
     def call(self, work: Coroutine[Any, Any, T]) -> T:
         """Its result. An interrupt of the waiting thread cancels it. Raises TunnelError after `stop` and in a fork."""
@@ -96,12 +105,19 @@ class LoopThread:
         except BaseException:
             future.cancel()
             raise
+        finally:
+            # It holds the exception, whose traceback holds this frame, which holds the tunnel.
+            del future
+
+    def stop_soon(self) -> None:
+        """Without waiting for it, from any thread."""
+        with contextlib.suppress(RuntimeError):
+            self.loop.call_soon_threadsafe(self.loop.stop)
 
     def stop(self) -> None:
         """Idempotent."""
         if os.getpid() == self._pid and self._thread.is_alive():
-            with contextlib.suppress(RuntimeError):
-                self.loop.call_soon_threadsafe(self.loop.stop)
+            self.stop_soon()
             self._thread.join(END_PATIENCE)
 
     def _check(self) -> None:
@@ -123,7 +139,8 @@ class Tunnel:
         """Use `wyrmhole.sync.open`."""
         self._loop = loop
         self.asynchronous = inner
-        """The tunnel itself, which belongs to `loop`."""
+        """The tunnel itself, which belongs to `loop`. Nothing else holds it, so it is dropped with this one."""
+        inner._life.when_ended(loop.stop_soon)
         self.peers = Peers(loop, inner)
 
     def __enter__(self) -> Self:

@@ -6,6 +6,7 @@ It knows nothing of sockets inside. Everything is called on the loop that starte
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -31,7 +32,6 @@ from wyrmhole.wire.endpoint import Endpoint
 
 START_PATIENCE = 5.0
 """Seconds for a device to follow an interface that is up."""
-END_PATIENCE = 1.0
 SESSION_NS = 180 * SECOND
 """Reject-After-Time: a handshake younger than this has left a session."""
 Answers = dict[ConfigEndpoint, list[Endpoint]]
@@ -45,7 +45,11 @@ class Carrier:
             self.engine, self.engine_reason = select_engine(engine_kind, clock=self._clock.boottime)
         except EngineUnavailable as error:
             raise TunnelError(0, str(error)) from error
-        self.device = Device(port, UdpBind, self.engine, clock=self._clock, on_event=self._handle_event)
+        try:
+            self.device = Device(port, UdpBind, self.engine, clock=self._clock, on_event=self._handle_event)
+        except BaseException:
+            self.engine.close()
+            raise
         self.endpoints = EndpointNames(self._unanswered, self._endpoint_of, self._move)
         self._names: dict[PublicKey, str | None] = {}
         self._followers: weakref.WeakSet[events.Events] = weakref.WeakSet()
@@ -71,18 +75,11 @@ class Carrier:
             reason = self.device.failure or "the engine does not see its interface up"
             raise TunnelError(0, f"the tunnel did not come up: {reason}") from None
 
-    async def close(self) -> None:
-        """What the kernel has queued leaves before: ended sockets tell the other side."""
-        self.endpoints.close()
-        try:
-            async with asyncio.timeout(END_PATIENCE):
-                await self.device.applied()
-        except TimeoutError:
-            pass
-        finally:
-            await self.device.close()
-            for follower in list(self._followers):
-                follower.end()
+    def end(self) -> None:
+        """End at once, in one step that nothing can interrupt. Idempotent. The loop may be closed already."""
+        for step in (self.endpoints.close, self.device.close_now, *(each.end for each in list(self._followers))):
+            with contextlib.suppress(RuntimeError):
+                step()
 
     # Peers
 

@@ -116,7 +116,11 @@ class HostStack(SocketVerbs):
 
     def abort_all(self) -> int:
         """See `Stack.abort_all`."""
-        with self._lock, contextlib.suppress(OSError):
+        with self._lock:
+            return 0 if self._closed else self._abort_all()
+
+    def _abort_all(self) -> int:
+        with contextlib.suppress(OSError):
             return self._diag.destroy_all(self._index)
         return -1
 
@@ -127,7 +131,7 @@ class HostStack(SocketVerbs):
                 return
             self._closed = True
             if os.getpid() == self._pid:
-                self.abort_all()
+                self._abort_all()
                 with contextlib.suppress(OSError):
                     link_setup.delete(self._setup, self._index)
             self._setup.close()

@@ -364,16 +364,19 @@ class NamespaceStack(SocketVerbs):
     def abort_all(self) -> int:
         """See `Stack.abort_all`."""
         with self._lock:
-            if self._known is None:
-                try:
-                    return self._diag.destroy_all()
-                except OSError as error:
-                    log.warning("sockets of the tunnel could not be ended: %s", error)
-                    return -1
-            for sock in list(self._known):
-                with contextlib.suppress(OSError):
-                    sock.shutdown(socket.SHUT_RDWR)
-            return -1
+            return 0 if self._closed else self._abort_all()
+
+    def _abort_all(self) -> int:
+        if self._known is None:
+            try:
+                return self._diag.destroy_all()
+            except OSError as error:
+                log.warning("sockets of the tunnel could not be ended: %s", error)
+                return -1
+        for sock in list(self._known):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        return -1
 
     def close(self) -> None:
         """See `Stack.close`. In a forked child it only closes the child's descriptors."""
@@ -384,7 +387,7 @@ class NamespaceStack(SocketVerbs):
             for spares in self._spares.values():
                 spares.close()
             if os.getpid() == self._pid:
-                self.abort_all()
+                self._abort_all()
                 with contextlib.suppress(OSError):
                     link_setup.delete(self._setup, self._index)
                 if self._helper is not None:

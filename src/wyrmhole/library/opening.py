@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from collections.abc import Generator
+from functools import partial
 from types import TracebackType
 from typing import Any
 
 from wyrmhole.control.wg_quick import Config
 from wyrmhole.errors import ConfigFileError
 from wyrmhole.library.carrier import Carrier
+from wyrmhole.library.own_threads import HELPERS
 from wyrmhole.library.stack import Stack
 from wyrmhole.library.tunnel import Tunnel, configure_stack, load_config
 
@@ -71,13 +72,8 @@ class Opening:
 
     async def _open_stack(self, config: Config) -> Stack:
         """In a thread, for a process is started; one that nobody waits for any more is closed."""
-        loop = asyncio.get_running_loop()
-        making = loop.run_in_executor(None, make_stack, config, self._device, self._name)
-        try:
-            return await asyncio.shield(making)
-        except asyncio.CancelledError:
-            making.add_done_callback(_close_stack)
-            raise
+        making = partial(make_stack, config, self._device, self._name)
+        return await HELPERS.run(making, unwanted=lambda stack: stack.close())
 
 
 def open(
@@ -125,8 +121,3 @@ def make_stack(config: Config, device: str | None, name: str | None) -> Stack:
         stack.close()
         raise
     return stack
-
-
-def _close_stack(making: asyncio.Future[Stack]) -> None:
-    if not making.cancelled() and making.exception() is None:
-        making.result().close()

@@ -75,8 +75,8 @@ class Service:
     def listen(self, sock: socket.socket, handle: Handler) -> None:
         """Accept there; `handle` owns what it is given and closes it."""
         self._note(sock)
-        # Also when it is cancelled before its first step.
-        self._start(self._accept(sock, handle)).add_done_callback(lambda _: sock.close())
+        # Also when it is cancelled before its first step, or by a program that cancels every task.
+        self._start(self._accept(sock, handle)).add_done_callback(partial(self._listened, sock))
 
     def relay(self, sock: socket.socket, part: Part) -> None:
         """Let a part, which owns that socket, live as long as this service."""
@@ -88,7 +88,7 @@ class Service:
         if self._closed.is_set():
             return
         self._closed.set()
-        for task in self._tasks:
+        for task in list(self._tasks):
             task.cancel()
         for part in self._parts:
             part.close()
@@ -107,6 +107,10 @@ class Service:
     ) -> None:
         self.close()
         await self.wait_closed()
+
+    def _listened(self, sock: socket.socket, _: asyncio.Task[None]) -> None:
+        sock.close()
+        self.close()
 
     def _note(self, sock: socket.socket) -> None:
         self._sockets.append(sock)

@@ -15,14 +15,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import errno
 import functools
 import ipaddress
 import os
-import select
 import socket
 import ssl as ssl_module
-import warnings
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
@@ -33,6 +30,8 @@ from wyrmhole.library import icmp_echo
 from wyrmhole.library.carrier import Carrier
 from wyrmhole.library.connecting import complete, first_connected
 from wyrmhole.library.events import Events
+from wyrmhole.library.life import Life
+from wyrmhole.library.own_threads import HELPERS
 from wyrmhole.library.peers import Peer, Peers, Stats
 from wyrmhole.library.servers import TunnelServer
 from wyrmhole.library.stack import HelperGone, HelperSlow, Pending, Socket, SocketAddress, Stack
@@ -48,8 +47,6 @@ FAST = 0.02
 STREAM_LIMIT = 1 << 16
 """Bytes that a StreamReader buffers, as in asyncio."""
 MAX_PING_TIMEOUT = 3600.0
-LAST_PACKETS_MS = 100
-"""Longer than a busy machine keeps the engine waiting; a tunnel without a way out holds nothing up for longer."""
 STREAM, IPV4 = socket.SOCK_STREAM, socket.AF_INET
 """By names of their own: the class below has a method `socket`."""
 ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
@@ -64,6 +61,8 @@ T = TypeVar("T")
 class Tunnel:
     """Made by `wyrmhole.open`. Closing it ends every socket made with it, wherever it is, with ConnectionAbortedError.
 
+    Dropping it unclosed closes it too, with a ResourceWarning: what it made does not keep it open.
+
     `timeout` is seconds for all that a verb does, names and TLS included; None: as long as the kernel tries.
     """
 
@@ -71,20 +70,15 @@ class Tunnel:
         """Use `wyrmhole.open`."""
         self.stack = stack
         self.config = config
-        self.peers = Peers(carrier, self._check)
         self._carrier = carrier
+        self._life = Life(stack, carrier)
+        self.peers = Peers(carrier, self._life.check)
         self._source = source
-        self._loop = asyncio.get_running_loop()
-        self._pid = os.getpid()
         self._resolver: Resolver | None = None
-        self._services: list[Service] = []
-        self._servers: list[TunnelServer] = []
-        self._closing: asyncio.Task[None] | None = None
-        self._closed = False
-        self._watcher = self._loop.create_task(self._watch())
+        self._life.follow(self, self._inside().__repr__)
 
     def __repr__(self) -> str:
-        state = "closed" if self._closed else ", ".join(map(str, self.addresses))
+        state = "closed" if self.closed else ", ".join(map(str, self.addresses))
         return f"<Tunnel {state}, {self.stack.name} stack, {self._carrier.engine_name} engine>"
 
     # Life
@@ -99,64 +93,21 @@ class Tunnel:
 
     async def close(self) -> None:
         """End everything: servers, services, every socket, the sessions. Idempotent, and finished even if cancelled."""
-        if os.getpid() != self._pid:
-            return
-        if self._closing is None:
-            self._closed = True
-            self._closing = self._loop.create_task(self._close())
-        await asyncio.shield(self._closing)
-
-    async def _close(self) -> None:
-        for service in self._services:
-            service.close()
-        for server in self._servers:
-            server.close()
-        self._watcher.cancel()
-        try:
-            await in_thread(self.stack.abort_all)
-            await self._let_out()
-            await self._carrier.close()
-        finally:
-            await in_thread(self.stack.close)
-
-    async def _let_out(self) -> None:
-        """What was aborted tells the other side: those packets have a moment to leave the TUN."""
-        if (fileno := self.stack.port.fileno()) < 0:
-            return
-        waiting = select.poll()
-        waiting.register(fileno, select.POLLIN)
-        for _ in range(LAST_PACKETS_MS):
-            if waiting.poll(0) != [(fileno, select.POLLIN)]:
-                return
-            await asyncio.sleep(0.001)
-
-    async def _watch(self) -> None:
-        """The engine may fail, and the interface may be deleted by somebody."""
-        await self._carrier.device.wait_closed()
-        if not self._closed:
-            self._closed = True
-            self._closing = self._loop.create_task(self._close())
-
-    def __del__(self) -> None:
-        if not getattr(self, "_closed", True) and os.getpid() == self._pid:
-            warnings.warn(f"{self!r} was never closed", ResourceWarning, source=self, stacklevel=2)
-            self.stack.close()
+        await self._life.close()
 
     @property
     def closed(self) -> bool:
-        return self._closed
+        return self._life.closed
 
     def _check(self) -> None:
         """Raises TunnelError."""
-        if os.getpid() != self._pid:
-            raise TunnelError(
-                errno.EPERM,
-                f"the tunnel belongs to process {self._pid}, of which this is a fork: open another one here "
-                "(sockets made before the fork go on)",
-            )
-        if self._closed:
-            failure = self._carrier.device.failure
-            raise TunnelError(errno.EBADF, f"the tunnel is closed{f': {failure}' if failure else ''}")
+        self._life.check()
+
+    def _inside(self) -> Tunnel:
+        """The same tunnel for what lives in it: to hold this one does not keep the program's own from being dropped."""
+        inside = object.__new__(Tunnel)
+        inside.__dict__ = self.__dict__
+        return inside
 
     # What it is
 
@@ -228,6 +179,8 @@ class Tunnel:
         if self._resolver is None:
             from wyrmhole.library.resolver import Resolver
 
+            # What the resolver holds must not keep the program's own tunnel from being dropped.
+            self = self._inside()
             interface = self.config.interface
             self._resolver = Resolver(
                 interface.dns_servers, self.open_socket, search=interface.dns_search, families=self.families
@@ -346,8 +299,8 @@ class Tunnel:
                 server.close()
             raise
         made = TunnelServer(servers, loop)
-        self._servers = [server for server in self._servers if server.sockets]
-        self._servers.append(made)
+        self._life.servers = [server for server in self._life.servers if server.sockets]
+        self._life.servers.append(made)
         return made
 
     async def start_server(
@@ -439,7 +392,7 @@ class Tunnel:
         `library.forward.forward`. Ends with the tunnel."""
         from wyrmhole.library.forward import forward
 
-        return await self._serve(forward(self, listen, target, proto=proto, limits=limits))
+        return await self._serve(forward(self._inside(), listen, target, proto=proto, limits=limits))
 
     async def expose(
         self, listen: str, target: str, *, proto: str | None = None, limits: Limits | None = None
@@ -447,7 +400,7 @@ class Tunnel:
         """Listen inside and connect on this host: `expose(":80", "127.0.0.1:8000")`. See `library.forward.expose`."""
         from wyrmhole.library.forward import expose
 
-        return await self._serve(expose(self, listen, target, proto=proto, limits=limits))
+        return await self._serve(expose(self._inside(), listen, target, proto=proto, limits=limits))
 
     async def proxy(
         self,
@@ -460,7 +413,7 @@ class Tunnel:
         """SOCKS5 and HTTP on one port of this host, into the tunnel. See `library.proxy.proxy`."""
         from wyrmhole.library.proxy import proxy
 
-        return await self._serve(proxy(self, listen, users=users, allow_open=allow_open, limits=limits))
+        return await self._serve(proxy(self._inside(), listen, users=users, allow_open=allow_open, limits=limits))
 
     async def _serve(self, starting: Coroutine[Any, Any, Service]) -> Service:
         try:
@@ -469,7 +422,7 @@ class Tunnel:
             starting.close()
             raise
         service = await starting
-        self._services.append(service)
+        self._life.services.append(service)
         return service
 
     # Threads
@@ -481,26 +434,11 @@ class Tunnel:
             return make(*arguments, **options, patience=FAST)
         except (HelperSlow, HelperGone):
             pass
-        waiting = self._loop.run_in_executor(None, functools.partial(make, *arguments, **options))
-        try:
-            return await asyncio.shield(waiting)
-        except asyncio.CancelledError:
-            waiting.add_done_callback(_close_made)
-            raise
+        return await HELPERS.run(functools.partial(make, *arguments, **options), unwanted=_close_made)
 
 
-async def in_thread(work: Callable[[], object]) -> None:
-    """On the loop itself where it has no threads any more, as when it is being shut down."""
-    try:
-        await asyncio.to_thread(work)
-    except RuntimeError:
-        work()
-
-
-def _close_made(future: asyncio.Future[Any]) -> None:
-    if not future.cancelled() and future.exception() is None:
-        made = future.result()
-        (made.socket if isinstance(made, Pending) else made).close()
+def _close_made(made: Any) -> None:
+    (made.socket if isinstance(made, Pending) else made).close()
 
 
 @contextlib.contextmanager
