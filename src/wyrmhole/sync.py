@@ -29,6 +29,7 @@ from wyrmhole.library.events import Event
 from wyrmhole.library.opening import Opening
 from wyrmhole.library.peers import Peer as AsyncPeer
 from wyrmhole.library.peers import PeerStats, Stats
+from wyrmhole.library.runtimes import check_runtime
 from wyrmhole.library.stack import Socket
 from wyrmhole.net.link_setup import Interface
 from wyrmhole.protocol.keys import PresharedKey, PublicKey
@@ -54,6 +55,7 @@ def open(
     engine: str = "auto",
 ) -> Tunnel:
     """As `wyrmhole.open`, and with the same errors; returns when the tunnel is there. Close it, or use `with`."""
+    check_runtime()
     opening = Opening(config, stack=stack, device=device, name=name, engine=engine)
     loop = LoopThread()
     try:

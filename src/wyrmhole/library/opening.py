@@ -12,6 +12,7 @@ from wyrmhole.control.wg_quick import Config
 from wyrmhole.errors import ConfigFileError
 from wyrmhole.library.carrier import Carrier
 from wyrmhole.library.own_threads import HELPERS
+from wyrmhole.library.runtimes import check_runtime
 from wyrmhole.library.stack import Stack
 from wyrmhole.library.tunnel import Tunnel, configure_stack, load_config
 
@@ -56,6 +57,7 @@ class Opening:
             await self._tunnel.close()
 
     async def _open(self) -> Tunnel:
+        check_runtime()
         config = load_config(self._config)
         check_config(config)
         stack = await self._open_stack(config)

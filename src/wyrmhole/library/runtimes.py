@@ -1,0 +1,38 @@
+"""Programs whose standard library was replaced.
+
+gevent and eventlet put threads, sockets, polling and subprocesses of their own in its place, all for one thread of the
+program. A tunnel needs the real ones, on threads beside it.
+"""
+
+from __future__ import annotations
+
+import errno
+import sys
+
+from wyrmhole.errors import TunnelError
+
+_GEVENT = ("select", "socket", "threading", "subprocess")
+_EVENTLET = ("select", "socket", "thread", "subprocess")
+
+
+def check_runtime() -> None:
+    """Raises TunnelError where a tunnel would hang or fail with an error of something else."""
+    patched = _gevent() or _eventlet()
+    if patched is not None:
+        library, module = patched
+        raise TunnelError(
+            errno.EOPNOTSUPP,
+            f"a tunnel cannot work in a program that {library} has patched ({module!r} is replaced): "
+            "run `wyrmhole proxy` or `wyrmhole forward` beside it and connect to that, "
+            "or open the tunnel in a process without patches",
+        )
+
+
+def _gevent() -> tuple[str, str] | None:
+    monkey = sys.modules.get("gevent.monkey")
+    return next((("gevent", name) for name in _GEVENT if monkey and monkey.is_module_patched(name)), None)
+
+
+def _eventlet() -> tuple[str, str] | None:
+    patcher = sys.modules.get("eventlet.patcher")
+    return next((("eventlet", name) for name in _EVENTLET if patcher and patcher.is_monkey_patched(name)), None)
