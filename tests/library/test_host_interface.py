@@ -6,6 +6,8 @@ Every verb on it is in the tests of the verbs, which run on both kinds of tunnel
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -79,3 +81,149 @@ def test_other_sockets_of_the_host_are_left_alone(host: Namespace) -> None:
             assert not far.closed
 
     run(scenario())
+
+
+ELSEWHERE = {4: "198.51.100.7", 6: "2001:db8:7::7"}
+"""Addresses that only a default route leads to."""
+
+
+def way_of_another_program(address: str) -> str:
+    """The source address that an unbound socket of this host would use, or why it has no route."""
+    with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        try:
+            sock.connect((address, 53))
+        except OSError as error:
+            return str(error.strerror)
+        return str(sock.getsockname()[0])
+
+
+def give_link(host: Namespace) -> None:
+    host.ip("link", "add", "up0", "type", "veth", "peer", "name", "up1")
+    for name in ("up0", "up1"):
+        host.ip("link", "set", name, "up")
+
+
+def give_default_routes(host: Namespace) -> None:
+    give_link(host)
+    host.address("up0", "192.0.2.9/24", "2001:db8::9/64")
+    for family, gateway in (("-4", "192.0.2.1"), ("-6", "2001:db8::1")):
+        host.ip(family, "route", "add", "default", "via", gateway)
+
+
+def rules_of(host: Namespace) -> str:
+    return host.ip("-4", "rule") + host.ip("-6", "rule")
+
+
+@pytest.mark.parametrize("has_defaults", [False, True], ids=["no default routes", "default routes"])
+def test_other_programs_keep_their_routes(host: Namespace, has_defaults: bool) -> None:
+    if has_defaults:
+        give_default_routes(host)
+    before, rules = {each: way_of_another_program(each) for each in ELSEWHERE.values()}, rules_of(host)
+
+    async def scenario() -> None:
+        near_key, far_key = generate(), generate()
+        async with wyrmhole.open(far_config(far_key, near_key)) as far, await far.start_server(echo, port=7000):
+            text = near_config(near_key, far_key, far.stats().listen_port)
+            async with wyrmhole.open(text, device="tun") as near:
+                assert {each: way_of_another_program(each) for each in ELSEWHERE.values()} == before
+                if has_defaults:
+                    for family in ("-4", "-6"):
+                        host.ip(family, "route", "del", "default")
+                    assert "unreachable" in way_of_another_program(ELSEWHERE[4])
+                    assert "unreachable" in way_of_another_program(ELSEWHERE[6])
+                for version in (4, 6):
+                    (await near.connect_socket(FAR[version], 7000, timeout=10)).close()
+
+    run(scenario())
+    assert rules_of(host) == rules
+
+
+@pytest.mark.parametrize("filter_all", ["0", "1", "2"])
+@pytest.mark.parametrize("has_defaults", [False, True], ids=["no default routes", "default routes"])
+def test_a_reverse_path_filter_lets_the_tunnel_in(host: Namespace, filter_all: str, has_defaults: bool) -> None:
+    if has_defaults:
+        give_default_routes(host)
+    host.sysctl("net.ipv4.conf.all.rp_filter", filter_all)
+    host.sysctl("net.ipv4.conf.default.rp_filter", "1")
+    rules = rules_of(host)
+
+    async def scenario() -> None:
+        near_key, far_key = generate(), generate()
+        async with wyrmhole.open(far_config(far_key, near_key)) as far:
+            text = near_config(near_key, far_key, far.stats().listen_port)
+            async with wyrmhole.open(text, device="tun") as near:
+                assert await near.ping(FAR[4], timeout=10) > 0
+                await near.reload(text.replace("10.66.0.1/24", "10.66.0.77/24"))
+                assert way_of_another_program(ELSEWHERE[4]) in ("192.0.2.9", "Network is unreachable")
+
+    run(scenario())
+    assert rules_of(host) == rules
+
+
+def test_two_tunnels_have_a_table_each_and_take_nobody_s(host: Namespace) -> None:
+    from wyrmhole.library.host_routes import FIRST_TABLE
+
+    give_link(host)
+    host.ip("route", "add", "192.0.2.0/24", "dev", "up0", "table", str(FIRST_TABLE))
+    host.ip("-6", "rule", "add", "from", "2001:db8::/32", "lookup", str(FIRST_TABLE))
+    host.ip("rule", "add", "from", "192.0.2.1", "lookup", str(FIRST_TABLE + 1))
+
+    async def scenario() -> None:
+        keys = generate(), generate()
+        async with wyrmhole.open(far_config(keys[1], keys[0])) as far, await far.start_server(echo, port=7000):
+            text = near_config(*keys, far.stats().listen_port)
+            async with (
+                wyrmhole.open(text, device="tun", name="wyrone") as one,
+                wyrmhole.open(text, device="tun", name="wyrtwo") as two,
+            ):
+                rules = rules_of(host)
+                assert f"oif wyrone lookup {FIRST_TABLE + 2}" in rules
+                assert f"oif wyrtwo lookup {FIRST_TABLE + 3}" in rules
+                assert f"oif wyrone lookup {FIRST_TABLE + 1}" in rules, "the other family has others' tables"
+                for tunnel in (one, two):
+                    (await tunnel.connect_socket(FAR[6], 7000, timeout=10)).close()
+            assert "wyr" not in rules_of(host)
+
+    run(scenario())
+    assert "192.0.2.0/24" in host.ip("route", "show", "table", str(FIRST_TABLE))
+
+
+def test_a_family_that_a_reload_takes_away_loses_its_rule_and_gets_it_back(host: Namespace) -> None:
+    async def scenario() -> None:
+        near_key, far_key = generate(), generate()
+        async with wyrmhole.open(far_config(far_key, near_key)) as far, await far.start_server(echo, port=7000):
+            text = near_config(near_key, far_key, far.stats().listen_port)
+            async with wyrmhole.open(text, device="tun") as near:
+                await near.reload(text.replace(", fd66::1/64", ""))
+                assert "oif" in host.ip("-4", "rule") and "oif" not in host.ip("-6", "rule")
+                await near.reload(text)
+                (await near.connect_socket(FAR[6], 7000, timeout=10)).close()
+
+    run(scenario())
+
+
+KILLED = """
+import asyncio, os, signal, sys, wyrmhole
+async def main():
+    async with wyrmhole.open(sys.argv[1], device="tun", name="wyrtest"):
+        os.kill(os.getpid(), signal.SIGKILL)
+asyncio.run(main())
+"""
+
+
+def test_what_sigkill_leaves_is_harmless_and_goes_with_the_next_tunnel(host: Namespace) -> None:
+    text = near_config(generate(), generate(), 9)
+    host.sysctl("net.ipv4.conf.all.rp_filter", "1")
+    assert subprocess.run([sys.executable, "-c", KILLED, text], check=False).returncode == -9
+    assert "oif wyrtest [detached]" in host.ip("-6", "rule")
+    assert "unreachable" in way_of_another_program(ELSEWHERE[6])
+
+    async def scenario() -> None:
+        async with wyrmhole.open(text, device="tun", name="wyrtest"):
+            assert rules_of(host).count("wyrtest") == 2
+            assert rules_of(host).count("from 10.66.0.1") == 1
+
+    before = rules_of(host)
+    run(scenario())
+    assert "wyrtest" in before and "wyrtest" not in rules_of(host)
+    assert "10.66.0.1" in before and "10.66.0.1" not in rules_of(host)

@@ -1,8 +1,8 @@
 """HostStack: an interface of this host, for those with the right to make one (CAP_NET_ADMIN). The daemon's way.
 
 Its sockets are the host's, each bound to the interface (SO_BINDTODEVICE): they send by the tunnel or not at all. Other
-programs see the interface and its addresses. Of routes it gets the default ones, with the worst metric there is, so
-that the host's own stay in force; routes for other programs are theirs to add.
+programs see the interface and its addresses, and keep their routes: those of the tunnel are in a table of their own,
+which only sockets bound to the interface use (`host_routes.py`). Routes for other programs are theirs to add.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import threading
 from collections.abc import Sequence
 
 from wyrmhole.errors import TunnelError
+from wyrmhole.library.host_routes import HostRoutes, remove_orphans
 from wyrmhole.library.stack import Socket, SocketVerbs, Traits
 from wyrmhole.net import link_setup, netlink
 from wyrmhole.net.link_setup import Interface, Network
@@ -42,10 +43,12 @@ class HostStack(SocketVerbs):
             socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG)
         )
         self._index = self._setup.link(tun.name, None).interface
+        self._routes = HostRoutes(self._setup, tun.name, self._index)
 
     @classmethod
     def open(cls, name: str | None = None) -> HostStack:
         """Raises TunnelError: EPERM without the right, EBUSY for a name that is taken."""
+        remove_orphans()
         try:
             tun = LinuxTun.create(name or NAME_TEMPLATE)
         except TunError as error:
@@ -77,14 +80,9 @@ class HostStack(SocketVerbs):
             try:
                 link_setup.set_up(self._setup, self._index, mtu=mtu)
                 self._set_addresses(addresses)
-                for route in routes:
-                    link_setup.add_route(self._setup, self._index, route, self._metric())
+                self._routes.configure(routes, addresses)
             except OSError as error:
                 raise TunnelError(error.errno, f"cannot set up {self._tun.name}: {error.strerror}") from error
-
-    def _metric(self) -> int:
-        """No two alike, or a second tunnel's route would replace the first one's."""
-        return link_setup.WORST_METRIC - self._index
 
     def _set_addresses(self, wanted: Sequence[Interface]) -> None:
         for address in [old for old in self._addresses if old not in wanted]:
@@ -132,6 +130,7 @@ class HostStack(SocketVerbs):
             self._closed = True
             if os.getpid() == self._pid:
                 self._abort_all()
+                self._routes.close()
                 with contextlib.suppress(OSError):
                     link_setup.delete(self._setup, self._index)
             self._setup.close()

@@ -17,7 +17,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 LOOPBACK = 1
 """The index of `lo`: the first interface of every namespace."""
-WORST_METRIC = 0x7FFFFFFF
+MAIN_TABLE = 254
 LOOK_SECONDS, LOOKS = 0.001, 1000
 """A millisecond as a rule; an interface that is down never gets there."""
 
@@ -27,8 +27,11 @@ _IFF_UP = 0x1
 _IFLA_MTU, _IFLA_TXQLEN, _IFLA_AF_SPEC, _IFLA_INET6_ADDR_GEN_MODE = 4, 13, 26, 8
 _NO_LINK_LOCAL = b"\x01"
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS, _IFA_F_NODAD = 1, 2, 8, 0x02
-_RTA_DST, _RTA_OIF, _RTA_PRIORITY = 1, 4, 6
-_TABLE_MAIN, _PROTOCOL_STATIC, _SCOPE_LINK, _SCOPE_GLOBAL, _UNICAST = 254, 4, 253, 0, 1
+_RTA_DST, _RTA_OIF = 1, 4
+_RTA_TABLE = 15
+_PROTOCOL_STATIC, _SCOPE_LINK, _SCOPE_GLOBAL, _UNICAST = 4, 253, 0, 1
+_EXCLUSIVE = 0x200
+_AF_INET_CONF, _RP_FILTER = 1, 8
 
 _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
@@ -72,13 +75,25 @@ def remove_address(client: netlink.Client, index: int, address: Interface) -> No
     client.change(_RTM_DELADDR, 0, _address(index, address))
 
 
-def add_route(client: netlink.Client, index: int, network: Network, metric: int | None = None) -> None:
+def add_route(client: netlink.Client, index: int, network: Network) -> None:
     """By this interface, without a gateway. Once more does no harm."""
-    client.change(netlink.RTM_NEWROUTE, _CREATE | _REPLACE, _route(index, network, metric))
+    client.change(netlink.RTM_NEWROUTE, _CREATE | _REPLACE, _route(index, network))
 
 
-def remove_route(client: netlink.Client, index: int, network: Network, metric: int | None = None) -> None:
-    client.change(_RTM_DELROUTE, 0, _route(index, network, metric))
+def remove_route(client: netlink.Client, index: int, network: Network, table: int = MAIN_TABLE) -> None:
+    client.change(_RTM_DELROUTE, 0, _route(index, network, table))
+
+
+def reserve_route(client: netlink.Client, index: int, network: Network, table: int) -> None:
+    """Add a route to a table that must not have this prefix yet. Raises Refused: EEXIST if it has."""
+    client.change(netlink.RTM_NEWROUTE, _CREATE | _EXCLUSIVE, _route(index, network, table))
+
+
+def accept_any_source(client: netlink.Client, index: int) -> None:
+    """Set the interface's own rp_filter to 0, which also works where /proc/sys is read-only. Raises OSError."""
+    setting = netlink.emit_attribute(_AF_INET_CONF, netlink.emit_attribute(_RP_FILTER, _UINT.pack(0)))
+    families = netlink.emit_attribute(_IFLA_AF_SPEC, netlink.emit_attribute(socket.AF_INET, setting))
+    client.change(netlink.RTM_NEWLINK, 0, _LINK.pack(0, 0, index, 0, 0) + families)
 
 
 def _address(index: int, address: Interface) -> bytes:
@@ -88,12 +103,13 @@ def _address(index: int, address: Interface) -> bytes:
     return body + _number(_IFA_FLAGS, _IFA_F_NODAD)
 
 
-def _route(index: int, network: Network, metric: int | None) -> bytes:
+def _route(index: int, network: Network, table: int = MAIN_TABLE) -> bytes:
     scope = _SCOPE_LINK if network.version == 4 else _SCOPE_GLOBAL
-    body = _ROUTE.pack(_family(network), network.prefixlen, 0, 0, _TABLE_MAIN, _PROTOCOL_STATIC, scope, _UNICAST, 0)
+    small = table if table < 256 else 0
+    body = _ROUTE.pack(_family(network), network.prefixlen, 0, 0, small, _PROTOCOL_STATIC, scope, _UNICAST, 0)
     if network.prefixlen:
         body += netlink.emit_attribute(_RTA_DST, network.network_address.packed)
-    return body + _number(_RTA_OIF, index) + _number(_RTA_PRIORITY, metric)
+    return body + _number(_RTA_OIF, index) + _number(_RTA_TABLE, table)
 
 
 def _number(kind: int, value: int | None) -> bytes:

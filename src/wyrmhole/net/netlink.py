@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
+import select
 import socket
 import struct
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ ROUTING_GROUPS = (
     | GROUP_IPV6_RULE
 )
 
-NLMSG_ERROR = 2
+NLMSG_ERROR, NLMSG_DONE = 2, 3
 RTM_NEWLINK = 16
 RTM_DELLINK = 17
 RTM_GETLINK = 18
@@ -39,13 +40,14 @@ RTM_GETROUTE = 26
 RTM_NEWNSID = 88
 RTM_GETNSID = 90
 
-_NLM_F_REQUEST, _NLM_F_ACK = 1, 4
+_NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP = 1, 4, 0x300
 _RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_MARK = 1, 2, 4, 16
 _ROUTE_TYPE, _RTN_LOCAL = 7, 2
 _IFLA_IFNAME, _IFLA_MTU, _IFLA_EXT_MASK, _IFLA_GSO_MAX_SEGS, _IFLA_TARGET_NETNSID = 3, 4, 29, 40, 46
 _RTEXT_FILTER_SKIP_STATS = 8
 _NETNSA_NSID, _NETNSA_FD = 1, 3
-_SOL_NETLINK, _NETLINK_LISTEN_ALL_NSID = 270, 8
+_SOL_NETLINK, _NETLINK_LISTEN_ALL_NSID, _NETLINK_GET_STRICT_CHK = 270, 8, 12
+_DUMP_PATIENCE_MS = 2000
 
 _HEADER = struct.Struct("=IHHII")
 _ATTRIBUTE = struct.Struct("=HH")
@@ -208,6 +210,28 @@ class Client:
         """Have something made or changed; returns when it is. Raises Refused, OSError."""
         self._send(kind, _NLM_F_REQUEST | _NLM_F_ACK | flags, body)
         self._receive()
+
+    def dump(self, kind: int, body: bytes) -> Iterator[Message]:
+        """Everything of a kind: as many messages as the kernel has. Raises Refused, OSError; asks nothing else
+        meanwhile."""
+        self._send(kind, _NLM_F_REQUEST | _NLM_F_DUMP, body)
+        poll = select.poll()
+        poll.register(self._socket, select.POLLIN)
+        while poll.poll(_DUMP_PATIENCE_MS):
+            for message in parse_messages(self._socket.recv(1 << 16)):
+                if message.sequence != self._sequence:
+                    continue
+                if message.kind == NLMSG_DONE:
+                    return
+                if message.kind == NLMSG_ERROR and len(message.payload) >= _INT.size:
+                    number = -int(_INT.unpack_from(message.payload)[0])
+                    raise Refused(number, os.strerror(number))
+                yield message
+        raise OSError(errno.ETIMEDOUT, "the kernel did not finish a netlink answer")
+
+    def check_strictly(self) -> None:
+        """Have the kernel honour the filters of dumps. Raises OSError before Linux 4.20."""
+        self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
 
     def _ask_namespace(self, by_descriptor: bytes) -> int:
         reply = self._ask(RTM_GETNSID, bytes(4) + by_descriptor)

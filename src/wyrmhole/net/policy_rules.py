@@ -1,0 +1,126 @@
+"""Rules of policy routing and the tables behind them, by rtnetlink: what ip-rule(8) does.
+
+Source: linux/fib_rules.h, linux/rtnetlink.h.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import socket
+import struct
+from dataclasses import dataclass
+
+from wyrmhole.net import netlink
+
+PROTOCOL = 87
+"""Marks our rules (FRA_PROTOCOL), beside those of routing daemons in /etc/iproute2/rt_protos: nobody else has it."""
+
+FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+
+_RTM_NEWRULE, _RTM_DELRULE, _RTM_GETRULE = 32, 33, 34
+_CREATE, _EXCLUSIVE = 0x400, 0x200
+_FRA_SRC, _FRA_PRIORITY, _FRA_TABLE, _FRA_OIFNAME, _FRA_PROTOCOL = 2, 6, 15, 17, 21
+_RTA_TABLE = 15
+_TO_TABLE = 1
+_OIF_DETACHED = 0x10
+
+_RULE = struct.Struct("=BBBBBBBBI")
+_ROUTE = struct.Struct("=BBBBBBBBI")
+_UINT = struct.Struct("=I")
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Have packets that leave by an interface, or that come from an address, looked up in a table.
+
+    `oif` matches only sockets that are bound to the interface (SO_BINDTODEVICE).
+    """
+
+    family: int
+    table: int
+    oif: str = ""
+    source: bytes = b""
+    priority: int | None = None
+    protocol: int = PROTOCOL
+    detached: bool = False
+    """There is no interface of that name."""
+
+
+def add(client: netlink.Client, rule: Rule) -> None:
+    """Raises Refused: EAFNOSUPPORT or EOPNOTSUPP on a kernel without policy routing."""
+    client.change(_RTM_NEWRULE, _CREATE | _EXCLUSIVE, _emit(rule))
+
+
+def remove(client: netlink.Client, rule: Rule) -> None:
+    """Raises Refused: ENOENT if it is gone."""
+    client.change(_RTM_DELRULE, 0, _emit(rule))
+
+
+def rules(client: netlink.Client, family: int) -> list[Rule]:
+    """All of a family. Raises OSError."""
+    body = _RULE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
+    return [_parse(message) for message in client.dump(_RTM_GETRULE, body) if message.kind == _RTM_NEWRULE]
+
+
+def remove_orphans(client: netlink.Client, family: int) -> None:
+    """Remove our rules whose interface is gone, or whose table is empty, as after SIGKILL. Raises OSError."""
+    for rule in rules(client, family):
+        if rule.protocol != PROTOCOL:
+            continue
+        if rule.detached or (rule.source and not has_routes(rule.table, family, unknown=True)):
+            with contextlib.suppress(netlink.Refused):
+                remove(client, rule)
+
+
+def has_routes(table: int, family: int, *, unknown: bool = False) -> bool:
+    """Whether anybody has a route in that table. `unknown` on kernels that cannot be asked for one table (before 4.20).
+    Raises OSError."""
+    client = netlink.Client()
+    try:
+        client.check_strictly()
+        body = _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0) + _number(_RTA_TABLE, table)
+        return any(message.kind == netlink.RTM_NEWROUTE for message in list(client.dump(netlink.RTM_GETROUTE, body)))
+    except OSError as error:
+        if error.errno == errno.ENOPROTOOPT:
+            return unknown
+        if error.errno == errno.ENOENT:
+            return False
+        raise
+    finally:
+        client.close()
+
+
+def _emit(rule: Rule) -> bytes:
+    small = rule.table if rule.table < 256 else 0
+    body = _RULE.pack(rule.family, 0, len(rule.source) * 8, 0, small, 0, 0, _TO_TABLE, 0)
+    if rule.source:
+        body += netlink.emit_attribute(_FRA_SRC, rule.source)
+    if rule.oif:
+        body += netlink.emit_attribute(_FRA_OIFNAME, rule.oif.encode() + b"\0")
+    if rule.priority is not None:
+        body += _number(_FRA_PRIORITY, rule.priority)
+    return body + _number(_FRA_TABLE, rule.table) + netlink.emit_attribute(_FRA_PROTOCOL, bytes((rule.protocol,)))
+
+
+def _parse(message: netlink.Message) -> Rule:
+    family, _, source_bits, _, table, _, _, _, flags = _RULE.unpack_from(message.payload)
+    attributes = netlink.parse_attributes(message.payload, _RULE.size)
+    source = attributes.get(_FRA_SRC, b"")
+    return Rule(
+        family,
+        _uint(attributes.get(_FRA_TABLE), table),
+        attributes.get(_FRA_OIFNAME, b"").rstrip(b"\0").decode("utf-8", "surrogateescape"),
+        source if source_bits == len(source) * 8 else b"",
+        _uint(attributes.get(_FRA_PRIORITY), 0),
+        (attributes.get(_FRA_PROTOCOL) or b"\0")[0],
+        bool(flags & _OIF_DETACHED),
+    )
+
+
+def _uint(value: bytes | None, default: int) -> int:
+    return int(_UINT.unpack(value)[0]) if value is not None and len(value) == _UINT.size else default
+
+
+def _number(kind: int, value: int) -> bytes:
+    return netlink.emit_attribute(kind, _UINT.pack(value))
