@@ -15,7 +15,15 @@ if TYPE_CHECKING:
     from wyrmhole.control.wg_quick import Config, ConfigInterface, ConfigPeer
     from wyrmhole.control.wg_values import ConfigEndpoint
     from wyrmhole.errors import ConfigError, ConfigFileError, NamespaceError, TunnelError, WyrmholeError
-    from wyrmhole.library.events import EndpointChanged, Expired, Handshake, HandshakeFailed, Roamed
+    from wyrmhole.library.events import (
+        EndpointChanged,
+        EndpointUnresolved,
+        Expired,
+        Handshake,
+        HandshakeFailed,
+        PeerRemoved,
+        Roamed,
+    )
     from wyrmhole.library.opening import open
     from wyrmhole.library.peers import Peer, PeerStats, Stats
     from wyrmhole.library.tunnel import Tunnel
@@ -29,11 +37,13 @@ _HOMES = {
     "ConfigInterface": "wyrmhole.control.wg_quick",
     "ConfigPeer": "wyrmhole.control.wg_quick",
     "EndpointChanged": "wyrmhole.library.events",
+    "EndpointUnresolved": "wyrmhole.library.events",
     "Expired": "wyrmhole.library.events",
     "Handshake": "wyrmhole.library.events",
     "HandshakeFailed": "wyrmhole.library.events",
     "NamespaceError": "wyrmhole.errors",
     "Peer": "wyrmhole.library.peers",
+    "PeerRemoved": "wyrmhole.library.events",
     "PeerStats": "wyrmhole.library.peers",
     "Roamed": "wyrmhole.library.events",
     "Stats": "wyrmhole.library.peers",
@@ -52,11 +62,13 @@ __all__ = [
     "ConfigInterface",
     "ConfigPeer",
     "EndpointChanged",
+    "EndpointUnresolved",
     "Expired",
     "Handshake",
     "HandshakeFailed",
     "NamespaceError",
     "Peer",
+    "PeerRemoved",
     "PeerStats",
     "Roamed",
     "Stats",

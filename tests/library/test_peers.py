@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import socket
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -49,6 +50,63 @@ def test_waiting_for_a_handshake_begins_one() -> None:
             assert isinstance(event, wyrmhole.Handshake | wyrmhole.Roamed)
             await ends.near.wait_handshake(timeout=0)
             await ends.near.peers[peer.public_key].wait_handshake(timeout=0)
+
+    run(scenario())
+
+
+@network
+@pytest.mark.parametrize("hours", [-1, 1])
+def test_a_session_is_known_whatever_the_wall_clock_says(hours: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with tunnels() as ends:
+            await ends.near.wait_handshake(timeout=20)
+            former = time.time_ns()
+            monkeypatch.setattr(ends.near._carrier._clock, "wall", lambda: former + hours * 3600 * 10**9)
+            assert (await ends.near.wait_handshake(timeout=0)).name == "far"
+
+    run(scenario())
+
+
+@network
+def test_an_interface_that_was_down_has_no_session() -> None:
+    async def scenario() -> None:
+        async with tunnels() as ends:
+            peer = await ends.near.wait_handshake(timeout=20)
+            device = ends.near._carrier.device
+            device._go_down()
+            await device.applied()
+            await asyncio.sleep(0)
+            assert not ends.near._carrier._has_session(peer.public_key)
+            device._go_up()
+            await ends.near.wait_handshake(timeout=20)
+
+    run(scenario())
+
+
+@network
+def test_waiting_for_nobody_ends_at_once() -> None:
+    async def scenario() -> None:
+        async with tunnels() as ends:
+            lonely = generate().public_key()
+            peer = await ends.near.peers.add(lonely, endpoint="127.0.0.1:9")
+            waiting = asyncio.ensure_future(peer.wait_handshake())
+            await asyncio.sleep(0)
+            await ends.near.peers.remove(lonely)
+            with pytest.raises(KeyError, match="no peer"):
+                await waiting
+
+            await ends.far.close()
+            near = ends.near
+            (public,) = near.peers
+            await near.peers.remove(public)
+            with pytest.raises(wyrmhole.TunnelError, match="no peer to wait for"):
+                await near.wait_handshake()
+            peer = await near.peers.add(lonely, endpoint="127.0.0.1:9")
+            waiting_for_any = asyncio.ensure_future(near.wait_handshake())
+            await asyncio.sleep(0)
+            await near.reload(near.config.emit().partition("[Peer]")[0])
+            with pytest.raises(wyrmhole.TunnelError, match="no peer to wait for"):
+                await waiting_for_any
 
     run(scenario())
 
@@ -234,7 +292,7 @@ def test_options_that_are_not_there(options: dict[str, str]) -> None:
 class Names:
     """An EndpointNames whose resolver and device are this test."""
 
-    def __init__(self, *answers: list[Endpoint] | OSError) -> None:
+    def __init__(self, *answers: list[Endpoint] | Exception) -> None:
         self.answers = list(answers)
         self.current: Endpoint | None = A
         self.unanswered = 0
@@ -248,7 +306,7 @@ class Names:
     async def look_up(self, host: str, port: int) -> list[Endpoint]:
         assert (host, port) == (NAME.host, NAME.port)
         answer = self.answers.pop(0)
-        if isinstance(answer, OSError):
+        if isinstance(answer, Exception):
             raise answer
         return answer
 
@@ -303,6 +361,78 @@ def test_an_address_is_not_looked_after() -> None:
         names.unanswered = 1
         await names.names.check()
         assert await names.names.resolve(literal) == [A]
+
+    run(scenario())
+
+
+def test_a_move_that_fails_is_made_at_the_next_look() -> None:
+    names = Names([C], [C])
+    refusals = [wyrmhole.TunnelError(0, "the interface is down")]
+
+    def move(key: PublicKey, endpoint: Endpoint) -> None:
+        if refusals:
+            raise refusals.pop()
+        names.move(key, endpoint)
+
+    names.names.move = move
+    watch(names, [A, B], checks=CHECKS_PER_TTL + 1)
+    assert names.moves == [C]
+
+
+def test_the_task_that_follows_names_survives_any_error(caplog: pytest.LogCaptureFixture) -> None:
+    names = Names([C])
+    names.answers.insert(0, RuntimeError("not foreseen"))
+    names.unanswered = 1
+    found = asyncio.Event()
+
+    def move(key: PublicKey, endpoint: Endpoint) -> None:
+        names.move(key, endpoint)
+        found.set()
+
+    async def scenario() -> None:
+        names.names.move, names.names.interval = move, 0
+        names.names.watch(KEY, NAME, [A])
+        await found.wait()
+        names.names.close()
+
+    run(scenario())
+    assert names.moves == [C] and "not foreseen" in caplog.text
+
+
+def test_a_name_that_had_no_address_is_asked_for_until_it_has_one() -> None:
+    later = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
+    names = Names(later, later, [B])
+    names.current = None
+    told: list[str] = []
+    names.names.on_failure = lambda _, reason: told.append(reason)
+    watch(names, [], checks=3)
+    assert names.moves == [B]
+    assert len(told) == 3 and "vpn.example:51820" in told[-1] and "Temporary failure" in told[-1]
+
+
+def test_a_slow_name_does_not_hold_up_a_tunnel_that_has_somebody_to_talk_to() -> None:
+    async def scenario() -> None:
+        released = asyncio.Event()
+
+        async def look_up(host: str, port: int) -> list[Endpoint]:
+            if host == "slow.example":
+                await released.wait()
+            if host == "bad.example":
+                raise socket.gaierror(socket.EAI_NONAME, "unknown")
+            return [A]
+
+        names = EndpointNames(lambda _: 0, lambda _: None, lambda _, __: None, look_up)
+        slow, bad = ConfigEndpoint("slow.example", 1), ConfigEndpoint("bad.example", 2)
+        wanted = [NAME, slow, bad]
+        found, failures = await names.resolve_some(wanted, is_enough=bool, patience=0)
+        assert found[NAME] == [A] and list(failures) == [slow, bad]
+        assert "slow.example:1: the host's name servers do not answer" in str(failures[slow])
+
+        waiting = asyncio.ensure_future(names.resolve_some([slow, bad], is_enough=bool, patience=0))
+        await asyncio.sleep(0)
+        released.set()
+        found, failures = await waiting
+        assert list(found) == [slow] and list(failures) == [bad]
 
     run(scenario())
 

@@ -104,6 +104,7 @@ class Device:
 
     @property
     def is_closed(self) -> bool:
+        """For good; a device that is down may come up again."""
         return self._closed.is_set()
 
     def close_now(self) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
+import logging
 import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -21,6 +23,7 @@ from wyrmhole.device.status import PeerStatus
 from wyrmhole.engine.select import EngineUnavailable, select_engine
 from wyrmhole.errors import TunnelError
 from wyrmhole.library import events
+from wyrmhole.library.configuring import check_peer
 from wyrmhole.library.endpoints import EndpointNames
 from wyrmhole.library.peers import Peer, PeerStats
 from wyrmhole.library.stack import PacketPort
@@ -32,9 +35,9 @@ from wyrmhole.wire.endpoint import Endpoint
 
 START_PATIENCE = 5.0
 """Seconds for a device to follow an interface that is up."""
-SESSION_NS = 180 * SECOND
-"""Reject-After-Time: a handshake younger than this has left a session."""
 Answers = dict[ConfigEndpoint, list[Endpoint]]
+
+log = logging.getLogger(__name__)
 
 
 class Carrier:
@@ -50,8 +53,10 @@ class Carrier:
         except BaseException:
             self.engine.close()
             raise
-        self.endpoints = EndpointNames(self._unanswered, self._endpoint_of, self._move)
+        self.endpoints = EndpointNames(self._unanswered, self._endpoint_of, self._move, on_failure=self._unresolved)
         self._names: dict[PublicKey, str | None] = {}
+        self._sessions: dict[PublicKey, int] = {}
+        """When the latest session of a peer began, on the boottime clock."""
         self._followers: weakref.WeakSet[events.Events] = weakref.WeakSet()
 
     @property
@@ -62,7 +67,7 @@ class Carrier:
 
     async def start(self, config: Config) -> None:
         """Returns when packets can go. Raises ConfigError, socket.gaierror, TunnelError."""
-        answers = await self.endpoints.resolve_all(endpoints_of(config.peers))
+        answers = await self.resolve(config)
         self.device.configure(set_change(config, first_of(answers)))
         self._note_peers(config, answers)
         await self.device.start()
@@ -83,21 +88,43 @@ class Carrier:
 
     # Peers
 
-    async def sync(self, config: Config) -> None:
+    async def resolve(self, config: Config) -> Answers:
+        """Where the peers are; none for a name that has no address now. Raises socket.gaierror when there is no peer to
+        talk to: none without an endpoint, none with an address, none that is known from before."""
+        answers, failures = await self.endpoints.resolve_some(
+            endpoints_of(config.peers), is_enough=lambda found: self._can_talk(config, found)
+        )
+        if failures and not self._can_talk(config, answers):
+            raise next(iter(failures.values()))
+        for endpoint, failure in failures.items():
+            log.warning("%s; the tunnel works without this peer, and goes on asking", failure.strerror)
+            answers[endpoint] = []
+        return answers
+
+    def _can_talk(self, config: Config, answers: Answers) -> bool:
+        return any(
+            peer.endpoint is None or answers.get(peer.endpoint) or self._endpoint_of(peer.public_key) is not None
+            for peer in config.peers
+        )
+
+    def sync(self, config: Config, answers: Answers) -> None:
         """Be what the config says; peers that stay keep their sessions, and so does the port when none is given.
-        Raises ConfigError, socket.gaierror; nothing changed then."""
-        answers = await self.endpoints.resolve_all(endpoints_of(config.peers))
+        Raises ConfigError, TunnelError; nothing changed then."""
         change = sync_change(config, self.device.status(), first_of(answers))
         if config.interface.listen_port is None:
             change = replace(change, listen_port=None)
         gone = [peer.public_key for peer in change.peers if peer.remove]
+        if change.private_key != self.device.private_key:
+            self._sessions.clear()
         self._configure(change)
         for key in gone:
             self._forget(key)
         self._note_peers(config, answers)
 
     async def add_peer(self, peer: ConfigPeer) -> Peer:
-        """Raises ConfigError, socket.gaierror."""
+        """Raises ValueError, ConfigError, socket.gaierror."""
+        own = self.device.private_key
+        check_peer(peer, None if own is None else own.public_key())
         config = Config(ConfigInterface(), [peer])
         answers = await self.endpoints.resolve_all(endpoints_of([peer]))
         self._configure(add_change(config, first_of(answers)))
@@ -136,8 +163,9 @@ class Carrier:
         )
 
     def _configure(self, change: DeviceChange) -> None:
-        if not self.device.is_up:
-            raise TunnelError(0, "the tunnel is closed")
+        """Also while the interface is down."""
+        if self.device.is_closed:
+            raise TunnelError(errno.EBADF, "the tunnel is closed: open another one")
         self.device.configure(change)
 
     def _note_peers(self, config: Config, answers: Answers) -> None:
@@ -149,16 +177,17 @@ class Carrier:
 
     def _forget(self, key: PublicKey) -> None:
         self.endpoints.forget(key)
-        self._names.pop(key, None)
+        self._sessions.pop(key, None)
+        self._tell(events.PeerRemoved(Peer(self, key, self._names.pop(key, None))))
 
     # Sessions
 
     async def wait_handshake(self, key: PublicKey | None, timeout: float | None) -> Peer:
         """Return when this peer, or any, has a session; begins a handshake where there is none. The peer that has.
-        Raises TimeoutError, KeyError, TunnelError when the tunnel ends meanwhile."""
-        wanted = self.device.peer_keys() if key is None else [self.handle(key).public_key]
+        Raises TimeoutError, KeyError for a peer that is not there or is removed meanwhile, TunnelError when there is no
+        peer or the tunnel ends meanwhile."""
         happenings = self.follow()
-        for each in wanted:
+        for each in self._wanted(key):
             if self._has_session(each):
                 return self.handle(each)
             self._poke(each)
@@ -166,19 +195,32 @@ class Carrier:
         try:
             async with limit:
                 async for event in happenings:
-                    if event.peer.public_key in wanted and isinstance(event, events.Handshake):
+                    if event.peer.public_key not in self._wanted(key):
+                        continue
+                    if isinstance(event, events.Handshake):
                         return event.peer
-                    if event.peer.public_key in wanted and isinstance(event, events.HandshakeFailed):
+                    if isinstance(event, events.HandshakeFailed | events.EndpointChanged):
                         self._poke(event.peer.public_key)
         except TimeoutError:
             if not limit.expired():
                 raise
             raise TimeoutError(f"no peer completed a handshake within {timeout:g} s") from None
-        raise TunnelError(0, "the tunnel was closed before a handshake")
+        raise TunnelError(errno.EBADF, "the tunnel was closed before a handshake")
+
+    def _wanted(self, key: PublicKey | None) -> list[PublicKey]:
+        """This peer, or all. Raises KeyError, TunnelError for nobody to wait for."""
+        if key is not None:
+            return [self.handle(key).public_key]
+        if not (keys := self.device.peer_keys()):
+            raise TunnelError(errno.ENOTCONN, "the tunnel has no peer to wait for: add one first")
+        return keys
 
     def _has_session(self, key: PublicKey) -> bool:
-        peer = self.device.interface.peer(key)
-        return peer is not None and 0 < self._clock.wall() - peer.last_handshake_wall < SESSION_NS
+        """By the clock that sessions live by: the wall clock may be set."""
+        peer, begun = self.device.interface.peer(key), self._sessions.get(key)
+        if peer is None or begun is None or not peer.keypair_indices:
+            return False
+        return self._clock.boottime() - begun < self.device.interface.timings.reject_after
 
     def _poke(self, key: PublicKey) -> None:
         """An empty packet, for which a session is needed first."""
@@ -197,6 +239,7 @@ class Carrier:
     def _handle_event(self, event: protocol_events.Event) -> None:
         peer = Peer(self, event.peer, self._names.get(event.peer))
         if isinstance(event, protocol_events.HandshakeCompleted):
+            self._sessions[event.peer] = self._clock.boottime()
             self._tell(events.Handshake(peer, event.as_initiator))
         elif isinstance(event, protocol_events.HandshakeGaveUp):
             self._tell(events.HandshakeFailed(peer))
@@ -223,10 +266,13 @@ class Carrier:
         self._configure(DeviceChange(peers=(PeerChange(key, update_only=True, endpoint=endpoint),)))
         self._tell(events.EndpointChanged(Peer(self, key, self._names.get(key)), endpoint))
 
+    def _unresolved(self, key: PublicKey, reason: str) -> None:
+        self._tell(events.EndpointUnresolved(Peer(self, key, self._names.get(key)), reason))
+
 
 def endpoints_of(peers: Iterable[ConfigPeer]) -> list[ConfigEndpoint]:
     return [peer.endpoint for peer in peers if peer.endpoint is not None]
 
 
 def first_of(answers: Answers) -> Callable[[ConfigEndpoint], Endpoint | None]:
-    return lambda endpoint: next(iter(answers[endpoint]), None)
+    return lambda endpoint: next(iter(answers.get(endpoint, [])), None)

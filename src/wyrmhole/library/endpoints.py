@@ -9,12 +9,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from wyrmhole.control.wg_values import ConfigEndpoint
+from wyrmhole.errors import ConfigError
 from wyrmhole.library.own_threads import getaddrinfo
+from wyrmhole.library.supervise import repeat, report_error, watched
 from wyrmhole.protocol.keys import PublicKey
 from wyrmhole.wire.endpoint import Endpoint
 
@@ -23,6 +25,10 @@ CHECK_SECONDS = 5.0
 CHECKS_PER_TTL = 12
 """A minute."""
 
+PATIENCE = 5.0
+"""Seconds that a tunnel which has somebody to talk to waits for the other names."""
+
+Answers = dict[ConfigEndpoint, list[Endpoint]]
 LookUp = Callable[[str, int], Awaitable[list[Endpoint]]]
 log = logging.getLogger("wyrmhole")
 
@@ -32,17 +38,21 @@ class _Name:
     endpoint: ConfigEndpoint
     answers: list[Endpoint]
     age: int = 0
+    failures: int = 0
+    """Since it last had an address."""
 
 
 @dataclass(slots=True)
 class EndpointNames:
     """`unanswered` tells how many handshake messages of a peer got no answer; `move` has the peer looked for elsewhere;
-    `now_at` tells where it is looked for, which roaming changes."""
+    `now_at` tells where it is looked for, which roaming changes; `on_failure` hears why a name that never had an
+    address still has none."""
 
     unanswered: Callable[[PublicKey], int]
     now_at: Callable[[PublicKey], Endpoint | None]
     move: Callable[[PublicKey, Endpoint], None]
     look_up: LookUp | None = None
+    on_failure: Callable[[PublicKey, str], None] = lambda key, reason: None
     interval: float = CHECK_SECONDS
     _names: dict[PublicKey, _Name] = field(default_factory=dict)
     _task: asyncio.Task[None] | None = None
@@ -63,13 +73,35 @@ class EndpointNames:
         wanted = list(dict.fromkeys(endpoints))
         return dict(zip(wanted, await asyncio.gather(*map(self.resolve, wanted)), strict=True))
 
+    async def resolve_some(
+        self, endpoints: Iterable[ConfigEndpoint], is_enough: Callable[[Answers], bool], patience: float = PATIENCE
+    ) -> tuple[Answers, dict[ConfigEndpoint, socket.gaierror]]:
+        """Side by side; what was found, and why the rest was not. Names that take longer than `patience` are waited for
+        only until there `is_enough`."""
+        tasks = {each: asyncio.ensure_future(self.resolve(each)) for each in dict.fromkeys(endpoints)}
+        pending = set(tasks.values())
+        try:
+            if pending:
+                _, pending = await asyncio.wait(pending, timeout=patience)
+            while pending and not is_enough(found_by(tasks)):
+                _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+            failures = {each: failure_of(each, task) for each, task in tasks.items()}
+            return found_by(tasks), {each: failure for each, failure in failures.items() if failure is not None}
+        finally:
+            for task in tasks.values():
+                task.cancel()
+                task.add_done_callback(look_at)
+
     def watch(self, key: PublicKey, endpoint: ConfigEndpoint, answers: list[Endpoint]) -> None:
-        """Look after this peer's endpoint, if it is a name."""
-        self._names.pop(key, None)
+        """Look after this peer's endpoint, if it is a name. What it last resolved to holds while it has no answer."""
+        former = self._names.pop(key, None)
         if endpoint.literal is None:
-            self._names[key] = _Name(endpoint, answers)
+            known = former.answers if former is not None and former.endpoint == endpoint else []
+            self._names[key] = _Name(endpoint, answers or known)
+            if not answers:
+                self._failed(key, self._names[key], "no address was found")
             if self._task is None:
-                self._task = asyncio.get_running_loop().create_task(self._run())
+                self._task = watched("following the names of endpoints", self._run())
 
     def forget(self, key: PublicKey) -> None:
         self._names.pop(key, None)
@@ -81,17 +113,26 @@ class EndpointNames:
             self._task = None
 
     async def _run(self) -> None:
-        while True:
-            await asyncio.sleep(self.interval)
-            await self.check()
+        await repeat("following the names of endpoints", self.interval, self.check)
 
     async def check(self) -> None:
         """Ask again for what failed or is old; called every `interval` seconds."""
+        due: list[Awaitable[None]] = []
         for key, name in list(self._names.items()):
             name.age += 1
-            failing = self.unanswered(key) > 0
-            if failing or name.age >= CHECKS_PER_TTL:
-                await self._ask_again(key, name, failing)
+            missing = not name.answers and self.now_at(key) is None
+            failing = missing if name.failures < CHECKS_PER_TTL else False
+            if failing or self.unanswered(key) > 0 or name.age >= CHECKS_PER_TTL:
+                due.append(self._ask_again(key, name, missing or self.unanswered(key) > 0))
+        # Side by side: a name that takes long must not hold up the others.
+        for outcome in await asyncio.gather(*due, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                report_error("following the name of an endpoint", outcome)
+
+    def _failed(self, key: PublicKey, name: _Name, reason: str) -> None:
+        if not name.answers and self.now_at(key) is None:
+            name.failures += 1
+            self.on_failure(key, f"endpoint {name.endpoint.emit()}: {reason}")
 
     async def _ask_again(self, key: PublicKey, name: _Name, failing: bool) -> None:
         name.age = 0
@@ -99,14 +140,51 @@ class EndpointNames:
         try:
             name.answers = await self.resolve(name.endpoint)
         except OSError as error:
-            log.info("%s", error)
+            log.info("%s", error.strerror or error)
+            self._failed(key, name, str(error.__cause__ or error))
         current = self.now_at(key)
         if self._names.get(key) is not name:
             return
         target = next_address(name.answers, current) if failing else moved(former, name.answers, current)
         if target is not None and target != current:
             log.info("endpoint %s: trying %s", name.endpoint.emit(), target.emit())
+            self._move(key, name, target, former)
+
+    def _move(self, key: PublicKey, name: _Name, target: Endpoint, former: list[Endpoint]) -> None:
+        """What cannot be done now is done at the next look: the name then still goes elsewhere than before."""
+        try:
             self.move(key, target)
+        except (OSError, ConfigError) as error:
+            name.answers, name.age = former, CHECKS_PER_TTL
+            log.info("endpoint %s: not moved to %s: %s", name.endpoint.emit(), target.emit(), error)
+        else:
+            name.failures = 0
+
+
+def found_by(tasks: Mapping[ConfigEndpoint, asyncio.Future[list[Endpoint]]]) -> Answers:
+    """What the tasks that are done have found."""
+    return {
+        each: task.result()
+        for each, task in tasks.items()
+        if task.done() and not task.cancelled() and task.exception() is None
+    }
+
+
+def failure_of(endpoint: ConfigEndpoint, task: asyncio.Future[list[Endpoint]]) -> socket.gaierror | None:
+    """Why a name was not found; raises what is no matter of names."""
+    if not task.done():
+        reason = "the host's name servers do not answer"
+        return socket.gaierror(socket.EAI_AGAIN, f"endpoint {endpoint.emit()}: {reason}")
+    error = task.exception()
+    if error is None or isinstance(error, socket.gaierror):
+        return error
+    raise error
+
+
+def look_at(task: asyncio.Future[list[Endpoint]]) -> None:
+    """Lest a failure that nobody waits for any more is reported as lost."""
+    if not task.cancelled():
+        task.exception()
 
 
 def next_address(answers: list[Endpoint], current: Endpoint | None) -> Endpoint | None:

@@ -54,7 +54,22 @@ class Expired:
     peer: Peer
 
 
-Event = Handshake | HandshakeFailed | Roamed | EndpointChanged | Expired
+@dataclass(frozen=True, slots=True)
+class EndpointUnresolved:
+    """The name of the peer's endpoint has no address now, and none is known from before. It is asked for again."""
+
+    peer: Peer
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PeerRemoved:
+    """The tunnel no longer has this peer."""
+
+    peer: Peer
+
+
+Event = Handshake | HandshakeFailed | Roamed | EndpointChanged | EndpointUnresolved | Expired | PeerRemoved
 
 
 class Events:

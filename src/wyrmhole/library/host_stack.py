@@ -86,13 +86,14 @@ class HostStack(SocketVerbs):
 
     def _set_addresses(self, wanted: Sequence[Interface]) -> None:
         for address in [old for old in self._addresses if old not in wanted]:
-            link_setup.remove_address(self._setup, self._index, _alone(address))
+            with contextlib.suppress(OSError):  # it went with the MTU
+                link_setup.remove_address(self._setup, self._index, _alone(address))
             self._addresses.remove(address)
+        # All of them again: the kernel takes those of IPv6 away below its least MTU, and does not give them back.
         for address in wanted:
-            if address not in self._addresses:
-                # As a host address: its network is not for the host's other programs to reach by it.
-                link_setup.add_address(self._setup, self._index, _alone(address))
-                self._addresses.append(address)
+            # As a host address: its network is not for the host's other programs to reach by it.
+            link_setup.add_address(self._setup, self._index, _alone(address))
+        self._addresses = list(wanted)
 
     def socket(self, family: int, kind: int, protocol: int = 0, *, patience: float | None = None) -> Socket:
         """See `Stack.socket`."""

@@ -197,16 +197,17 @@ class NamespaceStack(SocketVerbs):
 
     def _set_addresses(self, wanted: Sequence[Interface]) -> None:
         for address in [old for old in self._addresses if old not in wanted]:
-            link_setup.remove_address(self._setup, self._index, address)
+            with contextlib.suppress(OSError):  # it went with the MTU
+                link_setup.remove_address(self._setup, self._index, address)
             self._addresses.remove(address)
+        # All of them again: the kernel takes those of IPv6 away below its least MTU, and does not give them back.
         for address in wanted:
-            if address not in self._addresses:
-                link_setup.add_address(self._setup, self._index, address)
-                self._addresses.append(address)
+            link_setup.add_address(self._setup, self._index, address)
+        self._addresses = list(wanted)
 
     def _set_routes(self, wanted: Sequence[Network]) -> None:
         for route in [old for old in self._routes if old not in wanted]:
-            with contextlib.suppress(ProcessLookupError):  # it went with an address
+            with contextlib.suppress(netlink.Refused):  # it went with an address
                 link_setup.remove_route(self._setup, self._index, route)
             self._routes.remove(route)
         # All of them again: a family's routes go with its last address.

@@ -9,12 +9,12 @@ from types import TracebackType
 from typing import Any
 
 from wyrmhole.control.wg_quick import Config
-from wyrmhole.errors import ConfigFileError
 from wyrmhole.library.carrier import Carrier
+from wyrmhole.library.configuring import check_config, configure_stack, load_config, warn_of_servers
 from wyrmhole.library.own_threads import HELPERS
 from wyrmhole.library.runtimes import check_runtime
 from wyrmhole.library.stack import Stack
-from wyrmhole.library.tunnel import Tunnel, configure_stack, load_config
+from wyrmhole.library.tunnel import Tunnel
 
 STACKS = ("auto", "netns")
 
@@ -70,6 +70,7 @@ class Opening:
                 await carrier.device.close()
             stack.close()
             raise
+        warn_of_servers(config)
         return Tunnel(stack, carrier, config, None if isinstance(self._config, Config) else self._config)
 
     async def _open_stack(self, config: Config) -> Stack:
@@ -92,18 +93,13 @@ def open(
     no rights are needed. `device="tun"` makes an interface on this host instead, called `name`, which needs
     CAP_NET_ADMIN. `engine` is auto, native or portable.
 
-    Raises OSError for the file, ConfigFileError for what is in it, socket.gaierror for an endpoint's name,
-    NamespaceError where namespaces are refused, TunnelError, ConfigError for a port that is taken.
+    An endpoint's name that has no address now is logged, and asked for again while the tunnel works with its other
+    peers.
+
+    Raises OSError for the file, ConfigFileError for what is in it, socket.gaierror when no peer can be talked to for
+    its endpoint's name, NamespaceError where namespaces are refused, TunnelError, ConfigError for a port that is taken.
     """
     return Opening(config, stack=stack, device=device, name=name, engine=engine)
-
-
-def check_config(config: Config) -> None:
-    """Raises ConfigFileError for what a tunnel cannot do without."""
-    if config.interface.private_key is None:
-        raise ConfigFileError(config.source, 0, "a tunnel needs PrivateKey = in its [Interface]")
-    if not config.interface.addresses:
-        raise ConfigFileError(config.source, 0, "a tunnel needs Address = in its [Interface], for its sockets to have")
 
 
 def make_stack(config: Config, device: str | None, name: str | None) -> Stack:

@@ -14,7 +14,7 @@ from wyrmhole.errors import NamespaceError
 DESCRIPTOR_LIMIT = "descriptor limit reached: raise it (ulimit -n), or close what is not needed"
 NOTHING_OUTSIDE = "No tunnel was opened, and nothing goes around it"
 
-_STAGES = {
+STAGES = {
     "spawn": "starting the helper process",
     "unshare": "making namespaces (unshare)",
     "setns": "entering the namespaces again (setns)",
@@ -33,7 +33,7 @@ def refusal(stage: str, number: int) -> NamespaceError:
     """What to raise for this errno at that stage."""
     reason = _reason(stage, number).rstrip(".")
     name = errno.errorcode.get(number, str(number))
-    message = f"No private network namespace: {reason}. Failed at {_STAGES[stage]} with {name}. {NOTHING_OUTSIDE}"
+    message = f"No private network namespace: {reason}. Failed at {STAGES[stage]} with {name}. {NOTHING_OUTSIDE}"
     return NamespaceError(number, message, stage=stage)
 
 

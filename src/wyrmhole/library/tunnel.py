@@ -16,11 +16,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
-import ipaddress
 import os
 import socket
 import ssl as ssl_module
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
@@ -28,6 +27,7 @@ from wyrmhole.control.wg_quick import Config
 from wyrmhole.errors import TunnelError
 from wyrmhole.library import icmp_echo
 from wyrmhole.library.carrier import Carrier
+from wyrmhole.library.configuring import check_config, load_config, reconfigure_stack, warn_of_servers
 from wyrmhole.library.connecting import complete, first_connected
 from wyrmhole.library.events import Events
 from wyrmhole.library.life import Life
@@ -35,8 +35,7 @@ from wyrmhole.library.own_threads import HELPERS
 from wyrmhole.library.peers import Peer, Peers, Stats
 from wyrmhole.library.servers import TunnelServer
 from wyrmhole.library.stack import HelperGone, HelperSlow, Pending, Socket, SocketAddress, Stack
-from wyrmhole.net.link_setup import Interface, Network
-from wyrmhole.net.linux_tun import DEFAULT_MTU
+from wyrmhole.net.link_setup import Interface
 
 if TYPE_CHECKING:
     from wyrmhole.library.resolver import Resolver
@@ -151,12 +150,20 @@ class Tunnel:
 
     async def reload(self, config: Config | str | os.PathLike[str] | None = None) -> None:
         """Be what the configuration says now; sessions and sockets of what stays are kept. None: read the same file
-        again. Raises OSError, ConfigFileError, ConfigError, socket.gaierror; nothing changed then."""
+        again. Raises OSError, ConfigFileError, ConfigError, socket.gaierror; the tunnel is as it was then."""
         self._check()
         source = self._source if config is None else config
         new = self.config if source is None else load_config(source)
-        await self._carrier.sync(new)
-        configure_stack(self.stack, new)
+        check_config(new)
+        answers = await self._carrier.resolve(new)
+        self._check()
+        undo = reconfigure_stack(self.stack, self.config, new)
+        try:
+            self._carrier.sync(new, answers)
+        except BaseException:
+            undo()
+            raise
+        warn_of_servers(new)
         if config is not None and not isinstance(config, Config):
             self._source = config
         self.config, self._resolver = new, None
@@ -466,24 +473,3 @@ def as_port(port: int | str | None) -> int:
     if not 0 <= number <= 65535:
         raise socket.gaierror(socket.EAI_SERVICE, f"{port!r} is no port: give a number from 0 to 65535")
     return number
-
-
-def load_config(config: Config | str | os.PathLike[str]) -> Config:
-    """A Config, a file of one, or the text of one: what has more than a line or begins with `[`, `#`.
-    Raises OSError, ConfigFileError."""
-    if isinstance(config, Config):
-        return config
-    if isinstance(config, str) and ("\n" in config or config.lstrip().startswith(("[", "#"))):
-        return Config.parse(config, source="<text>")
-    return Config.load(config)
-
-
-def configure_stack(stack: Stack, config: Config) -> None:
-    """Addresses, MTU, and a way into the tunnel for every family with an address; the engine knows whose is what."""
-    interface = config.interface
-    stack.configure(interface.addresses, routes_for(interface.addresses), interface.mtu or DEFAULT_MTU)
-
-
-def routes_for(addresses: Sequence[Interface]) -> list[Network]:
-    versions = sorted({address.version for address in addresses})
-    return [ipaddress.ip_network("0.0.0.0/0" if version == 4 else "::/0") for version in versions]
