@@ -227,10 +227,16 @@ class Tunnel:
         return first
 
     def getaddrinfo(
-        self, host: str | None, port: int | str | None, *, family: int = 0, type: int = STREAM
+        self,
+        host: str | bytes | None,
+        port: int | str | bytes | None,
+        family: int = 0,
+        type: int = STREAM,
+        proto: int = 0,
+        flags: int = 0,
     ) -> list[tuple[Any, ...]]:
-        """As socket.getaddrinfo, inside."""
-        return self._loop.call(self.asynchronous.getaddrinfo(host, port, family=family, type=type))
+        """As socket.getaddrinfo, inside; see `Tunnel.getaddrinfo`."""
+        return self._loop.call(self.asynchronous.getaddrinfo(host, port, family, type, proto, flags))
 
     def ping(self, host: str, *, timeout: float | None = 5.0, size: int = 56, family: int = 0) -> float:
         """See `Tunnel.ping`."""

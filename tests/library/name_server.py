@@ -25,9 +25,22 @@ class NameServer(asyncio.DatagramProtocol):
         self.ttl = ttl
         self.asked: list[tuple[str, str, str]] = []
         self.truncates = False
+        self.has_tcp = True
         self.silent = 0
         self.rcode: dns.rcode.Rcode | None = None
         self.soa = True
+        self.rcodes: dict[str, dns.rcode.Rcode] = {}
+        """By type of record, in place of an answer."""
+        self.mute: set[str] = set()
+        """Types of records whose questions are swallowed."""
+        self.edns = "answered"
+        """Or `refused`, or `swallowed`."""
+        self.refers = False
+        self.follows_aliases = True
+        self.partial = False
+        """Whether a truncated answer holds some records all the same."""
+        self.largest = 65535
+        """Bytes of a question's own limit that are no longer truncated, with `truncates`."""
         self.answering = asyncio.Event()
         self.answering.set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -43,12 +56,19 @@ class NameServer(asyncio.DatagramProtocol):
     async def _by_udp(self, data: bytes, addr: Any) -> None:
         answer = self.answer("udp", data)
         await self.answering.wait()
+        query = dns.message.from_wire(data)
+        is_mute = query.question[0].rdtype.name in self.mute or (self.edns == "swallowed" and query.edns >= 0)
+        if is_mute:
+            return
         if self.silent:
             self.silent -= 1
         else:
             self.transport.sendto(answer, addr)
 
     async def by_tcp(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if not self.has_tcp:
+            writer.transport.abort()
+            return
         size = int.from_bytes(await reader.readexactly(2))
         answer = self.answer("tcp", await reader.readexactly(size))
         writer.write(len(answer).to_bytes(2) + answer)
@@ -63,8 +83,16 @@ class NameServer(asyncio.DatagramProtocol):
         response = dns.message.make_response(query)
         if self.rcode is not None:
             response.set_rcode(self.rcode)
-        elif how == "udp" and self.truncates:
+        elif self.edns == "refused" and query.edns >= 0:
+            response.set_rcode(dns.rcode.FORMERR)
+        elif kind in self.rcodes:
+            response.set_rcode(self.rcodes[kind])
+        elif self.refers:
+            response.authority.append(dns.rrset.from_text(".", 60, "IN", "NS", "a.root-servers.net."))
+        elif how == "udp" and self.truncates and query.payload <= self.largest:
             response.flags |= dns.flags.TC
+            if self.partial:
+                self._fill(response, name, kind)
         else:
             self._fill(response, name, kind)
         return response.to_wire()
@@ -73,6 +101,8 @@ class NameServer(asyncio.DatagramProtocol):
         alias = self.records.get((name, "CNAME"))
         if alias is not None:
             response.answer.append(dns.rrset.from_text_list(f"{name}.", self.ttl, "IN", "CNAME", alias))
+            if not self.follows_aliases:
+                return
             name = alias[0].rstrip(".")
         found = self.records.get((name, kind))
         if found is not None:
@@ -87,11 +117,11 @@ class NameServer(asyncio.DatagramProtocol):
 
 @asynccontextmanager
 async def name_server(
-    records: Records, ttl: int = 60, host: str = "127.0.0.1"
+    records: Records, ttl: int = 60, host: str = "127.0.0.1", port: int = 0
 ) -> AsyncIterator[tuple[NameServer, int]]:
     """The server and its port."""
     server = NameServer(records, ttl)
-    listening = await asyncio.start_server(server.by_tcp, host, 0)
+    listening = await asyncio.start_server(server.by_tcp, host, port)
     port = listening.sockets[0].getsockname()[1]
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     transport, _ = await asyncio.get_running_loop().create_datagram_endpoint(

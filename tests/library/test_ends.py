@@ -87,10 +87,10 @@ def test_a_name_without_a_name_server_is_not_asked_of_the_host(monkeypatch: pyte
     run(scenario())
 
 
-def test_a_port_that_is_no_number_is_refused() -> None:
+def test_a_port_that_is_neither_number_nor_service_is_refused() -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
-            for port in ("http", "65536", -1):
+            for port in ("no-such-service", "65536", -1):
                 with pytest.raises(socket.gaierror, match="no port"):
                     await ends.near.getaddrinfo(FAR_V4, port)
 

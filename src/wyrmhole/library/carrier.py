@@ -23,7 +23,7 @@ from wyrmhole.device.status import PeerStatus
 from wyrmhole.engine.select import EngineUnavailable, select_engine
 from wyrmhole.errors import TunnelError
 from wyrmhole.library import events
-from wyrmhole.library.configuring import check_peer
+from wyrmhole.library.configuring import IpAddress, check_peer, prefixes_around
 from wyrmhole.library.endpoints import EndpointNames
 from wyrmhole.library.peers import Peer, PeerStats
 from wyrmhole.library.stack import PacketPort
@@ -161,6 +161,10 @@ class Carrier:
             tx_bytes=status.tx_bytes,
             persistent_keepalive=status.persistent_keepalive,
         )
+
+    def leads_to(self, address: IpAddress) -> bool:
+        """Whether some peer's allowed ips contain the address."""
+        return any(self.device.interface.owner(prefix) is not None for prefix in prefixes_around(address))
 
     def _configure(self, change: DeviceChange) -> None:
         """Also while the interface is down."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 
 from wyrmhole.control.wg_quick import Config, ConfigInterface, ConfigPeer
 from wyrmhole.control.wg_values import MAX_MTU, MIN_MTU
@@ -78,7 +78,7 @@ def within(what: str, value: int | None, low: int, high: int) -> None:
 
 def warn_of_servers(config: Config) -> None:
     """Log a warning for each name server that no peer leads to."""
-    prefixes = [prefix for peer in config.peers for prefix in peer.allowed_ips]
+    prefixes = {prefix for peer in config.peers for prefix in peer.allowed_ips}
     for server in config.interface.dns_servers:
         if not leads_to(prefixes, server) and not is_own(config.interface.addresses, server):
             log.warning(
@@ -89,10 +89,14 @@ def warn_of_servers(config: Config) -> None:
             )
 
 
-def leads_to(prefixes: Sequence[Prefix], address: IpAddress) -> bool:
+def leads_to(prefixes: Collection[Prefix], address: IpAddress) -> bool:
+    return any(prefix in prefixes for prefix in prefixes_around(address))
+
+
+def prefixes_around(address: IpAddress) -> Iterator[Prefix]:
+    """Every prefix that contains the address, which are few beside those that a tunnel may have."""
     number, bits = int(address), address.max_prefixlen
-    same = (prefix for prefix in prefixes if prefix.version == address.version)
-    return any((number ^ prefix.network) >> (bits - prefix.length) == 0 for prefix in same)
+    return (Prefix(address.version, number >> free << free, bits - free) for free in range(bits + 1))
 
 
 def is_own(addresses: Sequence[Interface], address: IpAddress) -> bool:

@@ -2,12 +2,15 @@
 
 How it works. Literals and `localhost` are answered here. Any other name becomes a list of candidates by the search
 domains and `ndots` of resolv.conf(5); for each candidate A and AAAA are asked at once, and the first candidate with an
-address of either family wins, so that the two families never come from two different hosts. dnspython does the rest:
-several servers, another try after `attempt` seconds, TCP after a truncated answer, CNAME chains. Answers are kept for
-their TTL, also negative ones (`dns_cache.py`). The same question asked twice at once goes out once. Sockets come from
-the tunnel (`dns_backend.py`).
+address of either family wins, so that the two families never come from two different hosts.
 
-Nothing here knows the host's resolver: a tunnel without name servers refuses names.
+Servers are old, slow and partial (`dns_server.py` asks one of them). The first server that can answer does: the next
+one is asked beside it after a fraction of a second, and one that was silent while another answered goes to the end of
+the list for a minute. As soon as one family has addresses the other has 50 ms left (RFC 8305, 3); a question that is
+still open then is not asked again for a minute, unless its answer comes after all.
+
+Answers are kept for their TTL, also negative ones (`dns_cache.py`). The same question asked twice at once goes out
+once. Nothing here knows the host's resolver: a tunnel without name servers refuses names.
 """
 
 from __future__ import annotations
@@ -16,33 +19,47 @@ import asyncio
 import ipaddress
 import itertools
 import socket
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from wyrmhole.library.dns_cache import DnsCache
+from wyrmhole.library.address_info import Address, AddressInfo, family_of, infos, kinds_of, literal
+from wyrmhole.library.dns_cache import CAPACITY, DnsCache
 
 if TYPE_CHECKING:
+    import dns.message
     import dns.name
     import dns.resolver
 
-    from wyrmhole.library.dns_backend import OpenSocket
-
-AddressInfo: TypeAlias = tuple[int, int, int, str, tuple[Any, ...]]
-"""What socket.getaddrinfo gives: family, type, protocol, canonical name, socket address."""
-Address: TypeAlias = IPv4Address | IPv6Address
+    from wyrmhole.library.dns_server import NameServer, OpenSocket
 
 RECORDS = {socket.AF_INET6: "AAAA", socket.AF_INET: "A"}
-PROTOCOLS = {socket.SOCK_STREAM: socket.IPPROTO_TCP, socket.SOCK_DGRAM: socket.IPPROTO_UDP}
-QUESTIONS = 64
-"""Names asked at once; others wait. A burst of questions must not use up the program's descriptors."""
+QUESTIONS = 32
+"""Of each type asked at once; others wait. A burst of questions must not use up the program's descriptors, and those of
+a type that no server answers must not hold up the others."""
+RESOLUTION_DELAY = 0.05
+"""Seconds that one family waits for the other (RFC 8305, 8)."""
+STAGGER = 0.4
+"""Seconds before the next server is asked too."""
+UNANSWERED = 60.0
+"""Seconds that a question is not repeated after it had no answer while another about the same name had one."""
+FAILING = 60.0
+"""Seconds that a server is asked last after it was silent while another answered."""
+GRACE = 1.0
+"""Seconds that a question goes on when nobody waits for it any more: its answer is likely wanted soon."""
+LONGEST_CHAIN = 8
+"""Aliases followed for a server that does not do it."""
 LOCALHOST: dict[int, Address] = {socket.AF_INET6: IPv6Address("::1"), socket.AF_INET: IPv4Address("127.0.0.1")}
 
 
 class Resolver:
     """`servers` are addresses inside the tunnel; `families` those that the tunnel has addresses of, in order of liking.
 
-    `attempt` and `lifetime` are seconds: of one try of one server, and of one candidate name in all.
+    `attempt` and `lifetime` are seconds: until a server is asked again, and until a name must be resolved. `leads_to`
+    tells whether a server can be reached now; without it all can.
     """
 
     def __init__(
@@ -53,12 +70,15 @@ class Resolver:
         search: Sequence[str] = (),
         ndots: int = 1,
         families: Sequence[int] = (socket.AF_INET6, socket.AF_INET),
-        attempt: float = 2.0,
-        lifetime: float = 6.0,
+        attempt: float = 1.0,
+        lifetime: float = 4.5,
         port: int = 53,
         clock: Callable[[], float] | None = None,
+        leads_to: Callable[[Address], bool] | None = None,
     ) -> None:
-        self._servers = [str(ipaddress.ip_address(server)) for server in servers]
+        self._addresses = [ipaddress.ip_address(server) for server in servers]
+        self._servers: list[NameServer] = []
+        self._leads_to = leads_to or (lambda _: True)
         self._open_socket = open_socket
         self._search = tuple(search)
         self._ndots = ndots
@@ -66,36 +86,63 @@ class Resolver:
         self._attempt = attempt
         self._lifetime = lifetime
         self._port = port
-        self._cache = DnsCache(clock or (lambda: asyncio.get_running_loop().time()))
-        self._turn = asyncio.Semaphore(QUESTIONS)
-        self._asked: dict[tuple[str, str], asyncio.Future[dns.resolver.Answer | None]] = {}
+        self._clock = clock or (lambda: asyncio.get_running_loop().time())
+        self._cache = DnsCache(self._clock)
+        self._turns: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(QUESTIONS))
+        self._asked: dict[Key, Asked] = {}
+        self._unanswered: OrderedDict[Key, float] = OrderedDict()
+        """Until when these questions are not repeated."""
 
     def __repr__(self) -> str:
-        return f"<Resolver {', '.join(self._servers) or 'without servers'}>"
+        return f"<Resolver {', '.join(map(str, self._addresses)) or 'without servers'}>"
 
     async def getaddrinfo(
-        self, host: str, port: int, *, family: int = 0, type: int = socket.SOCK_STREAM
+        self, host: str, port: int, *, family: int = 0, type: int = socket.SOCK_STREAM, proto: int = 0, flags: int = 0
     ) -> list[AddressInfo]:
         """As socket.getaddrinfo, in the order to try: families interleaved (RFC 8305, 4).
 
         Raises socket.gaierror: EAI_NONAME when there is no such name or nobody to ask, EAI_AGAIN when no server
         answered.
         """
+        kinds = kinds_of(type, proto)
+        if flags & socket.AI_NUMERICHOST and literal(host) is None:
+            raise socket.gaierror(socket.EAI_NONAME, f"{host!r} is no address, and AI_NUMERICHOST allows nothing else")
         addresses = await self.addresses(host, family=family)
-        return [info(address, port, type) for address in addresses]
+        return infos(addresses, port, kinds, host if flags & socket.AI_CANONNAME else "")
 
-    async def addresses(self, host: str, *, family: int = 0) -> list[Address]:
-        """The addresses of a name, or of a literal, in the order to try. Raises socket.gaierror."""
+    async def addresses(
+        self, host: str, *, family: int = 0, complete: bool = False, patience: float | None = None
+    ) -> list[Address]:
+        """The addresses of a name, or of a literal, in the order to try. Raises socket.gaierror.
+
+        `complete`: wait for all families, and not only until one has addresses. `patience`: in place of `lifetime`.
+        """
         wanted = [family] if family else list(self._families)
         known = literal(host)
         if known is not None:
             return of_family(host, [known], family)
         if is_localhost(host):
             return [LOCALHOST[each] for each in wanted]
-        for candidate in self._candidates(host):
-            if found := interleave(await self._ask_all(candidate, wanted)):
+        failure: OSError | None = None
+        candidates = self._candidates(host)
+        end = asyncio.get_running_loop().time() + (self._lifetime if patience is None else patience)
+        for number, candidate in enumerate(candidates):
+            share = (end - asyncio.get_running_loop().time()) / (len(candidates) - number)
+            try:
+                found = interleave(await self._ask_all(candidate, wanted, share, complete))
+            except socket.gaierror as error:  # as for names of a search domain that a server does not serve
+                failure = failure or error
+                continue
+            if found:
                 return found
-        raise no_name(host)
+        raise failure or no_name(host)
+
+    def is_incomplete(self, host: str) -> bool:
+        """Whether a question about this name is still open, so that there may soon be more addresses."""
+        if literal(host) is not None or is_localhost(host) or not self._asked:
+            return False
+        open_names = {name for name, _ in self._asked}
+        return any(str(candidate).lower() in open_names for candidate in self._candidates(host))
 
     async def srv(self, name: str) -> list[tuple[str, int]]:
         """Hosts and ports of a service (RFC 2782), in the order to try. Raises socket.gaierror.
@@ -112,12 +159,13 @@ class Resolver:
         raise no_name(name)
 
     def flush(self) -> None:
-        """Forget what was answered so far."""
+        """Forget what was answered so far, and what was not."""
         self._cache.flush()
+        self._unanswered.clear()
 
     def _candidates(self, host: str) -> list[dns.name.Name]:
         """The absolute names to ask for, as resolv.conf(5) says of `search` and `ndots`."""
-        if not self._servers:
+        if not self._addresses:
             raise socket.gaierror(
                 socket.EAI_NONAME,
                 f"{host!r} is a name and this tunnel has no name server: add DNS = ADDRESS to its configuration, or "
@@ -136,79 +184,242 @@ class Resolver:
         dots = len(name) - 1
         return [whole, *searched] if dots >= self._ndots else [*searched, whole]
 
-    async def _ask_all(self, name: dns.name.Name, families: Sequence[int]) -> list[list[Address]]:
+    async def _ask_all(
+        self, name: dns.name.Name, families: Sequence[int], patience: float, complete: bool
+    ) -> list[list[Address]]:
         """The addresses of each family. One family that failed does not matter while the other has addresses."""
-        questions = (self._ask(name, RECORDS[socket.AddressFamily(family)]) for family in families)
-        answers = await asyncio.gather(*questions, return_exceptions=True)
-        found = [addresses_of(answer) for answer in answers if not isinstance(answer, BaseException)]
-        failures = [answer for answer in answers if isinstance(answer, BaseException)]
+        kinds = [RECORDS[socket.AddressFamily(family)] for family in families]
+        questions = [asyncio.ensure_future(self._ask(name, kind, complete)) for kind in kinds]
+        try:
+            await first_usable(questions, patience, patience if complete else RESOLUTION_DELAY)
+        finally:
+            for question in questions:
+                question.cancel()
+        outcomes = [outcome_of(question, name, patience) for question in questions]
+        found = [[] if isinstance(outcome, OSError) else outcome for outcome in outcomes]
+        failures = {
+            kind: outcome for kind, outcome in zip(kinds, outcomes, strict=True) if isinstance(outcome, OSError)
+        }
         if failures and not any(found):
-            raise failures[0]
+            raise next(iter(failures.values()))
+        for kind in failures:
+            self._remember_unanswered((str(name).lower(), kind))
         return found
 
-    async def _ask(self, name: dns.name.Name, kind: str) -> dns.resolver.Answer | None:
-        """One question; None when there is no such record. Raises socket.gaierror."""
+    def _remember_unanswered(self, key: Key) -> None:
+        if key not in self._unanswered:
+            self._unanswered[key] = self._clock() + UNANSWERED
+            while len(self._unanswered) > CAPACITY:
+                self._unanswered.popitem(last=False)
+
+    def _was_unanswered(self, key: Key) -> bool:
+        if self._unanswered.get(key, 0.0) > self._clock():
+            return True
+        self._unanswered.pop(key, None)
+        return False
+
+    async def _ask(self, name: dns.name.Name, kind: str, complete: bool = False) -> dns.resolver.Answer | None:
+        """One question; None when there is no such record. Raises socket.gaierror. `complete`: also one that had no
+        answer so far, while it goes on."""
         key = str(name).lower(), kind
         asked = self._asked.get(key)
-        if asked is None:
-            asked = self._asked[key] = asyncio.ensure_future(self._ask_servers(name, kind))
-            asked.add_done_callback(lambda done: self._forget(key, done))
-        # Shielded: one that no longer wants to know must not take the answer from the others.
-        return await asyncio.shield(asked)
+        is_under_way = asked is not None and asked.is_under_way
+        if self._was_unanswered(key) and not (complete and is_under_way):
+            raise unanswered(name, f"asked for {kind} records less than {UNANSWERED:g} s ago, none answered")
+        if asked is not None and is_under_way:
+            # Shared: one that no longer wants to know must not take the answer from the others.
+            with suppress(socket.gaierror):  # it may have been near its end
+                return await asked.wait()
+        return await self._asked_anew(key, name).wait()
 
-    def _forget(self, key: tuple[str, str], asked: asyncio.Future[dns.resolver.Answer | None]) -> None:
-        self._asked.pop(key, None)
-        if not asked.cancelled():
-            asked.exception()  # looked at, lest a failure nobody waits for any more is reported as lost
+    def _asked_anew(self, key: Key, name: dns.name.Name) -> Asked:
+        """A question that goes out now, unless one has meanwhile."""
+        known = self._asked.get(key)
+        if known is not None and known.is_under_way:
+            return known
+        asked = self._asked[key] = Asked(asyncio.ensure_future(self._answer(name, key[1])))
+        asked.task.add_done_callback(partial(self._forget, key, asked))
+        return asked
 
-    async def _ask_servers(self, name: dns.name.Name, kind: str) -> dns.resolver.Answer | None:
+    def _forget(self, key: Key, asked: Asked, done: asyncio.Future[dns.resolver.Answer | None]) -> None:
+        if self._asked.get(key) is asked:
+            del self._asked[key]
+        if not done.cancelled() and done.exception() is None:  # looked at, lest a failure is reported as lost
+            self._unanswered.pop(key, None)
+
+    async def _answer(self, name: dns.name.Name, kind: str) -> dns.resolver.Answer | None:
+        """From the cache, or from the servers; aliases are followed for a server that does not do it."""
         library = import_dns()
-        async with self._turn:
-            try:
-                answer: dns.resolver.Answer = await self._client().resolve(
-                    name, kind, raise_on_no_answer=False, search=False, backend=self._backend()
-                )
-                return answer
-            except library.resolver.NXDOMAIN:
-                return None
-            except (library.exception.DNSException, OSError) as error:
-                raise socket.gaierror(
-                    socket.EAI_AGAIN, f"no name server of the tunnel answered for {name}: {error}"
-                ) from error
+        records, internet = library.rdatatype.from_text(kind), library.rdataclass.IN
+        for _ in range(LONGEST_CHAIN):
+            answer: dns.resolver.Answer | None = self._cache.get((name, records, internet))
+            if answer is None:
+                async with self._turns[kind]:
+                    response = await self._ask_servers(name, kind)
+                try:
+                    answer = library.resolver.Answer(name, records, internet, response)
+                except library.exception.DNSException as error:
+                    raise unanswered(name, "the answer contradicts itself") from error
+                self._cache.put((name, records, internet), answer)
+            if answer is None or answer.rrset is not None or not is_cut_off(answer):
+                break
+            name = answer.chaining_result.canonical_name
+        return answer
 
-    def _client(self) -> Any:
-        client = import_dns().asyncresolver.Resolver(configure=False)
-        client.nameservers = self._servers
-        client.port = self._port
-        client.timeout = self._attempt
-        client.lifetime = self._lifetime
-        client.cache = self._cache
-        client.use_edns(0, 0, 1232)  # fits every path without fragments (DNS flag day 2020)
-        return client
+    async def _ask_servers(self, name: dns.name.Name, kind: str) -> dns.message.QueryMessage:
+        """The first usable answer. Raises socket.gaierror."""
+        failures: list[str] = []
+        waiting: dict[asyncio.Task[dns.message.QueryMessage], NameServer] = {}
+        limit = asyncio.timeout(self._lifetime)
+        try:
+            async with limit:
+                return await self._race(name, kind, waiting, failures)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            silent = [f"{server.address} did not answer within {self._lifetime:g} s" for server in waiting.values()]
+            raise unanswered(name, ", ".join(failures + silent)) from None
+        finally:
+            for task in waiting:
+                task.cancel()
 
-    def _backend(self) -> Any:
-        from wyrmhole.library.dns_backend import TunnelBackend
+    async def _race(
+        self,
+        name: dns.name.Name,
+        kind: str,
+        waiting: dict[asyncio.Task[dns.message.QueryMessage], NameServer],
+        failures: list[str],
+    ) -> dns.message.QueryMessage:
+        """Ask one server after the other, each beside those that have not answered."""
+        from wyrmhole.library.dns_server import ServerFailed
 
-        return TunnelBackend(self._open_socket)
+        order = sorted(self._reachable(), key=lambda server: server.is_failing)
+        cause: ServerFailed | None = None
+        while order or waiting:
+            if order:
+                server = order.pop(0)
+                question = server.ask(name, kind, self._open_socket, self._attempt)
+                task = asyncio.ensure_future(question)
+                task.add_done_callback(look_at)
+                waiting[task] = server
+            done, _ = await asyncio.wait(
+                waiting, timeout=STAGGER if order else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                server = waiting.pop(task)
+                try:
+                    response = task.result()
+                except ServerFailed as error:
+                    failures.append(str(error))
+                    cause = error
+                    continue
+                server.failing_until = 0.0
+                for slow in waiting.values():
+                    slow.failing_until = self._clock() + FAILING
+                return response
+        raise unanswered(name, ", ".join(failures)) from cause
+
+    def _reachable(self) -> list[NameServer]:
+        """Raises socket.gaierror when there is none."""
+        from wyrmhole.library.dns_server import NameServer
+
+        if not self._servers:
+            self._servers = [NameServer(str(address), self._port, self._clock) for address in self._addresses]
+        found = [server for server in self._servers if self._leads_to(ipaddress.ip_address(server.address))]
+        if not found:
+            outside = ", ".join(map(str, self._addresses))
+            raise socket.gaierror(
+                socket.EAI_AGAIN,
+                f"no name can be resolved: DNS server {outside} is in no peer's AllowedIPs (add it to one, or name a "
+                "server of the inside)",
+            )
+        return found
+
+
+Key: TypeAlias = tuple[str, str]
+"""Name and type of a question."""
+
+
+class Asked:
+    """A question on its way, and how many wait for it. One that nobody waits for ends after `GRACE` seconds."""
+
+    def __init__(self, task: asyncio.Task[dns.resolver.Answer | None]) -> None:
+        self.task = task
+        self._waiting = 0
+        self._end: asyncio.TimerHandle | None = None
+
+    @property
+    def is_under_way(self) -> bool:
+        return not (self.task.done() or self.task.cancelling())
+
+    async def wait(self) -> dns.resolver.Answer | None:
+        self._waiting += 1
+        if self._end is not None:
+            self._end.cancel()
+            self._end = None
+        try:
+            return await asyncio.shield(self.task)
+        finally:
+            self._waiting -= 1
+            if not self._waiting and not self.task.done():
+                self._end = asyncio.get_running_loop().call_later(GRACE, self.task.cancel)
+
+
+async def first_usable(
+    questions: Sequence[asyncio.Task[dns.resolver.Answer | None]], patience: float, delay: float
+) -> None:
+    """Until all have an answer, `patience` is over, or `delay` after one had addresses."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + patience
+    pending = set(questions)
+    while pending and (left := end - loop.time()) > 0:
+        done, pending = await asyncio.wait(pending, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if any(question.exception() is None and addresses_of(question.result()) for question in done):
+            end = min(end, loop.time() + delay)
+
+
+def outcome_of(
+    question: asyncio.Task[dns.resolver.Answer | None], name: dns.name.Name, patience: float
+) -> list[Address] | OSError:
+    """Raises what is neither an answer nor the lack of one."""
+    if not question.done():
+        return unanswered(name, f"none within {patience:.1f} s")
+    error = question.exception()
+    if error is None:
+        return addresses_of(question.result())
+    if isinstance(error, OSError):
+        return error
+    raise error
+
+
+def look_at(task: asyncio.Future[Any]) -> None:
+    """Lest a failure that nobody waits for any more is reported as lost."""
+    if not task.cancelled():
+        task.exception()
+
+
+def is_cut_off(answer: dns.resolver.Answer) -> bool:
+    """Whether the answer ends at an alias that the server did not follow, without saying that nothing is there."""
+    has_soa = any(rrset.rdtype.name == "SOA" for rrset in answer.response.authority)
+    return bool(answer.chaining_result.cnames) and not has_soa
+
+
+def unanswered(name: dns.name.Name, reason: str) -> socket.gaierror:
+    shown = name.to_text(omit_final_dot=True)
+    return socket.gaierror(socket.EAI_AGAIN, f"no name server of the tunnel answered for {shown}: {reason}")
 
 
 def import_dns() -> Any:
     """dnspython, when the first name is asked for. Raises socket.gaierror that says how to install it."""
     try:
         import dns
-        import dns.asyncresolver
+        import dns.rdataclass
+        import dns.rdatatype
+        import dns.resolver
     except ImportError:
         message = "names inside a tunnel need dnspython: pip install 'wyrmhole[dns]'"
         raise socket.gaierror(socket.EAI_NONAME, message) from None
     return dns
-
-
-def literal(host: str) -> Address | None:
-    """An address as it is written, with brackets or without, or None for a name."""
-    try:
-        return ipaddress.ip_address(host.removeprefix("[").removesuffix("]") if host.startswith("[") else host)
-    except ValueError:
-        return None
 
 
 def is_localhost(host: str) -> bool:
@@ -217,24 +428,11 @@ def is_localhost(host: str) -> bool:
     return name == "localhost" or name.endswith(".localhost")
 
 
-def family_of(address: Address) -> socket.AddressFamily:
-    return socket.AF_INET if address.version == 4 else socket.AF_INET6
-
-
 def of_family(host: str, addresses: list[Address], family: int) -> list[Address]:
     found = [address for address in addresses if family in (0, family_of(address))]
     if not found:
         raise socket.gaierror(socket.EAI_ADDRFAMILY, f"{host} is no address of the family asked for")
     return found
-
-
-def info(address: Address, port: int, type: int) -> AddressInfo:
-    family = family_of(address)
-    if isinstance(address, IPv4Address):
-        return family, type, PROTOCOLS.get(socket.SocketKind(type), 0), "", (str(address), port)
-    scope = int(address.scope_id) if address.scope_id and address.scope_id.isdigit() else 0
-    host = str(address).partition("%")[0]
-    return family, type, PROTOCOLS.get(socket.SocketKind(type), 0), "", (host, port, 0, scope)
 
 
 def addresses_of(answer: dns.resolver.Answer | None) -> list[Address]:

@@ -16,18 +16,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import ipaddress
 import os
 import socket
 import ssl as ssl_module
-from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from wyrmhole.control.wg_quick import Config
 from wyrmhole.errors import TunnelError
-from wyrmhole.library import icmp_echo
+from wyrmhole.library import address_info, icmp_echo
 from wyrmhole.library.carrier import Carrier
-from wyrmhole.library.configuring import check_config, load_config, reconfigure_stack, warn_of_servers
+from wyrmhole.library.configuring import check_config, is_own, load_config, reconfigure_stack, warn_of_servers
 from wyrmhole.library.connecting import complete, first_connected
 from wyrmhole.library.events import Events
 from wyrmhole.library.life import Life
@@ -45,10 +46,11 @@ FAST = 0.02
 """Seconds that an event loop may lose to a helper that does not run; then a thread does the waiting."""
 STREAM_LIMIT = 1 << 16
 """Bytes that a StreamReader buffers, as in asyncio."""
+LATE_PATIENCE = 1.0
+"""Seconds that addresses of the second family are waited for when those of the first do not answer."""
 MAX_PING_TIMEOUT = 3600.0
 STREAM, IPV4 = socket.SOCK_STREAM, socket.AF_INET
 """By names of their own: the class below has a method `socket`."""
-ANY = {socket.AF_INET: "0.0.0.0", socket.AF_INET6: "::"}
 
 Address = tuple[str, int]
 SslOption = ssl_module.SSLContext | Literal[True] | None
@@ -171,16 +173,25 @@ class Tunnel:
     # Names
 
     async def getaddrinfo(
-        self, host: str | None, port: int | str | None, *, family: int = 0, type: int = STREAM
+        self,
+        host: str | bytes | None,
+        port: int | str | bytes | None,
+        family: int = 0,
+        type: int = STREAM,
+        proto: int = 0,
+        flags: int = 0,
     ) -> list[tuple[Any, ...]]:
         """As socket.getaddrinfo, by the tunnel's name servers, in the order to try. An address is taken as it is; an
-        empty host is any address of the tunnel. Raises socket.gaierror; the host's own names are never asked."""
+        empty host is any address of the tunnel. Type 0 lists each address for all types. Raises socket.gaierror; the
+        host's own names are never asked."""
         self._check()
-        number = as_port(port)
-        if not host:
-            wanted = [each for each in self.families if family in (0, each)]
-            return [(each, type, 0, "", (ANY[socket.AddressFamily(each)], number)) for each in wanted]
-        return list(await self._resolve().getaddrinfo(host, number, family=family, type=type))
+        address_info.check(family, type, flags)
+        name, number = address_info.as_host(host), address_info.as_port(port, type, flags)
+        if not name:
+            wanted = [address_info.ANY[each] for each in self.families if family in (0, each)]
+            return list(address_info.infos(wanted, number, address_info.kinds_of(type, proto)))
+        resolver = self._resolve()
+        return list(await resolver.getaddrinfo(name, number, family=family, type=type, proto=proto, flags=flags))
 
     def _resolve(self) -> Resolver:
         if self._resolver is None:
@@ -190,9 +201,16 @@ class Tunnel:
             self = self._inside()
             interface = self.config.interface
             self._resolver = Resolver(
-                interface.dns_servers, self.open_socket, search=interface.dns_search, families=self.families
+                interface.dns_servers,
+                self.open_socket,
+                search=interface.dns_search,
+                families=self.families,
+                leads_to=self._leads_to,
             )
         return self._resolver
+
+    def _leads_to(self, address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+        return is_own(self.addresses, address) or self._carrier.leads_to(address)
 
     async def _local(self, local_addr: Address | None, family: int, type: int) -> SocketAddress | None:
         if local_addr is None:
@@ -231,7 +249,22 @@ class Tunnel:
         async with asyncio.timeout(timeout):
             infos = await self.getaddrinfo(host, port, family=family, type=type)
             attempts = [functools.partial(self._connect, info[0], type, tuple(info[4]), local_addr) for info in infos]
+            if not family and self._resolver is not None and self._resolver.is_incomplete(host):
+                attempts.append(functools.partial(self._connect_late, host, infos, type, local_addr))
             return await first_connected(attempts)
+
+    async def _connect_late(
+        self, host: str, known: Sequence[tuple[Any, ...]], kind: int, local_addr: Address | None
+    ) -> Socket:
+        """By addresses that arrive after the others were tried (RFC 8305, 3)."""
+        late = await self._resolve().addresses(host, complete=True, patience=LATE_PATIENCE)
+        old = {each[4][0] for each in known}
+        remotes = [address_info.info(address, known[0][4][1], kind) for address in late if str(address) not in old]
+        if not remotes:
+            raise socket.gaierror(socket.EAI_AGAIN, f"{host} has no other address")
+        return await first_connected(
+            [functools.partial(self._connect, each[0], kind, each[4], local_addr) for each in remotes]
+        )
 
     async def _connect(self, family: int, kind: int, remote: SocketAddress, local_addr: Address | None) -> Socket:
         local = await self._local(local_addr, family, kind)
@@ -460,16 +493,3 @@ def closing_on_failure(sock: Socket) -> Any:
 def server_name(ssl: SslOption, given: str | None, host: str) -> str | None:
     """As asyncio has it: the host, unless another name was given; nothing without TLS."""
     return given if given is not None or not ssl else host
-
-
-def as_port(port: int | str | None) -> int:
-    """Raises socket.gaierror: services have no names here, for the file of them is the host's."""
-    if port is None or port == "":
-        return 0
-    try:
-        number = int(port)
-    except ValueError:
-        number = -1
-    if not 0 <= number <= 65535:
-        raise socket.gaierror(socket.EAI_SERVICE, f"{port!r} is no port: give a number from 0 to 65535")
-    return number

@@ -86,6 +86,10 @@ class Interface:
     def peer(self, public_key: PublicKey) -> Peer | None:
         return self.peers.get(public_key)
 
+    def owner(self, prefix: Prefix) -> Peer | None:
+        """The peer that has exactly this prefix."""
+        return self._owners.get(prefix)
+
     def poll_timeout(self) -> int | None:
         """When `handle_timeout` is due; None: nothing is."""
         return self._wheel.next_deadline()
