@@ -6,6 +6,7 @@ import asyncio
 import socket
 import struct
 from collections.abc import Mapping
+from contextlib import suppress
 from ipaddress import ip_address
 
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.library.loopback import Loopback, Silent, ask, count_then_say, echo, run, server, udp_client, udp_echo
+from wyrmhole.library import socks4
 from wyrmhole.library.proxy import proxy
 from wyrmhole.library.service import Limits
 from wyrmhole.library.socks5 import (
@@ -66,13 +68,13 @@ def test_a_request_is_understood_however_it_is_cut(host: str, users: Mapping[str
     ("users", "data", "answer", "failure"),
     [
         (None, b"\4\1", b"", "version 4"),
-        (None, b"\5\1\2", b"\5\xff", "insists on authentication"),
+        (None, b"\5\1\1", b"\5\xff", "insists on authentication"),
         (None, b"\5\0", b"\5\xff", "insists on authentication"),
         (USERS, NO_AUTH, b"\5\xff", "offers no password"),
         (USERS, PASSWORD + credentials("ada", "byron"), b"\5\2\1\1", "wrong user or password"),
         (USERS, PASSWORD + credentials("eve", "lovelace"), b"\5\2\1\1", "wrong user or password"),
         (USERS, PASSWORD + credentials("", ""), b"\5\2\1\1", "wrong user or password"),
-        (USERS, PASSWORD + b"\5", b"\5\2", "version 5 and not 1"),
+        (USERS, PASSWORD + b"\7", b"\5\2", "version 7 and not 1"),
         (None, NO_AUTH + b"\4", b"\5\0" + reply(Reply.GENERAL_FAILURE), "version 4"),
         (None, NO_AUTH + request(2, "10.0.0.1", 1), b"\5\0" + reply(Reply.COMMAND_NOT_SUPPORTED), "command 2"),
         (None, NO_AUTH + request(9, "10.0.0.1", 1), b"\5\0" + reply(Reply.COMMAND_NOT_SUPPORTED), "command 9"),
@@ -90,6 +92,133 @@ def test_what_cannot_be_served_is_answered_as_the_rfc_says(
     assert negotiation.failure is not None
     assert failure in negotiation.failure
     assert "lovelace" not in repr(negotiation)
+
+
+def test_a_client_that_insists_on_a_password_is_let_in_where_none_is_needed() -> None:
+    negotiation = Negotiation(None)
+    sent = negotiation.receive(PASSWORD + credentials("any", "word") + request(1, "10.0.0.1", 1))
+    assert (sent, negotiation.request) == (b"\5\2\1\0", Request(Command.CONNECT, "10.0.0.1", 1))
+
+
+def test_a_password_under_the_version_of_socks_is_taken() -> None:
+    """As some clients send it, against RFC 1929, 2."""
+    negotiation = Negotiation(USERS)
+    negotiation.receive(PASSWORD + b"\5" + credentials("ada", "lovelace")[1:] + request(1, "10.0.0.1", 1))
+    assert negotiation.request is not None
+    assert Negotiation(USERS).receive(PASSWORD + b"\5" + credentials("ada", "byron")[1:]) == b"\5\2\1\1"
+
+
+# SOCKS4
+
+
+def socks4_request(host: str, port: int, command: int = 1, user: bytes = b"me") -> bytes:
+    try:
+        address, name = ip_address(host).packed, b""
+    except ValueError:
+        address, name = b"\0\0\0\1", host.encode() + b"\0"
+    return bytes((4, command)) + struct.pack(">H", port) + address + user + b"\0" + name
+
+
+@pytest.mark.parametrize("host", ["10.0.0.1", "db.internal"])
+def test_a_request_of_socks4_is_understood_however_it_is_cut(host: str) -> None:
+    data = socks4_request(host, 5432)
+    assert all(socks4.parse(data[:cut]) is None for cut in range(len(data)))
+    assert socks4.parse(data + b"rest") == socks4.Request(host, 5432, b"rest")
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (socks4_request("10.0.0.1", 1, command=2), "command 2"),
+        (socks4_request("10.0.0.1", 1, user=b"u" * 300), "user of SOCKS4 is too long"),
+        (socks4_request("n" * 300, 1), "name of SOCKS4a is too long"),
+        (b"\4\1\0\1\0\0\0\1\0\0", "no text"),
+    ],
+)
+def test_what_socks4_cannot_ask_is_refused(data: bytes, reason: str) -> None:
+    with pytest.raises(SocksError, match=reason):
+        socks4.parse(data)
+
+
+@given(data=st.binary(max_size=600))
+def test_any_bytes_of_socks4_are_a_request_a_refusal_or_too_few(data: bytes) -> None:
+    with suppress(SocksError):
+        assert socks4.parse(b"\4" + data) is not None or len(data) < 600
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "db.internal"])
+def test_socks4_connects(host: str) -> None:
+    async def scenario() -> None:
+        async with server(echo) as port, await proxy(Loopback(db_internal="127.0.0.1"), "127.0.0.1:0") as running:
+            reader, writer = await asyncio.open_connection(*running.addresses[0])
+            data = socks4_request(host, port) + b"early"
+            writer.write(data[:3])
+            await writer.drain()
+            writer.write(data[3:])
+            assert (await reader.readexactly(8))[:2] == b"\0\x5a"
+            assert await reader.readexactly(5) == b"early"
+            writer.close()
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("users", [None, USERS])
+def test_socks4_is_refused_with_an_answer_and_a_log(
+    users: Mapping[str, str] | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def scenario() -> None:
+        async with await proxy(Loopback(), "127.0.0.1:0", users=users) as running:
+            reader, writer = await asyncio.open_connection(*running.addresses[0])
+            writer.write(socks4_request("gone.internal", 80))
+            assert (await reader.read())[:2] == b"\0\x5b"
+            writer.close()
+
+    caplog.set_level("INFO", "wyrmhole")
+    run(scenario())
+    assert ("no passwords" if users else "gone.internal") in caplog.text
+
+
+@pytest.mark.parametrize(("first", "word"), [(b"\x16\3\1\0\1", "TLS"), (b"\0\1", "neither SOCKS nor HTTP")])
+def test_what_is_neither_is_logged(first: bytes, word: str, caplog: pytest.LogCaptureFixture) -> None:
+    async def scenario() -> None:
+        async with await proxy(Loopback(), "127.0.0.1:0") as running:
+            reader, writer = await asyncio.open_connection(*running.addresses[0])
+            writer.write(first)
+            assert await reader.read() == b""
+            writer.close()
+
+    caplog.set_level("INFO", "wyrmhole")
+    run(scenario())
+    assert word in caplog.text
+
+
+@pytest.mark.parametrize("host", ["db.internal.", "[::1]", "127.0.0.1"])
+def test_names_as_clients_write_them_are_served(host: str) -> None:
+    async def scenario() -> None:
+        tunnel = Loopback()
+        tunnel.names["db.internal."] = "127.0.0.1"
+        listening = "::1" if host == "[::1]" else "127.0.0.1"
+        async with server(echo, listening) as port, await proxy(tunnel, "127.0.0.1:0") as running:
+            reader, writer = await asyncio.open_connection(*running.addresses[0])
+            for byte in NO_AUTH + bytes((5, 1, 0, 3, len(host))) + host.encode() + struct.pack(">H", port):
+                writer.write(bytes((byte,)))
+                await writer.drain()
+            assert (await reader.readexactly(4))[:4] == b"\5\0\5\0"
+            writer.close()
+
+    run(scenario())
+
+
+def test_port_0_is_refused_with_an_answer() -> None:
+    async def scenario() -> None:
+        async with await proxy(Loopback(), "127.0.0.1:0") as running:
+            reader, writer = await asyncio.open_connection(*running.addresses[0])
+            writer.write(NO_AUTH + request(1, "127.0.0.1", 0))
+            answer = await reader.read()
+            assert answer[:3] == b"\5\0\5" and answer[3] != 0
+            writer.close()
+
+    run(scenario())
 
 
 @given(data=st.binary(max_size=600), password=st.booleans())

@@ -9,15 +9,20 @@ import base64
 import binascii
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import urlsplit
 
 from wyrmhole.library.dialer import Spot
 from wyrmhole.library.socks5 import allowed
 
+if TYPE_CHECKING:
+    import h11
+
 Headers: TypeAlias = list[tuple[bytes, bytes]]
 
 PSEUDONYM = b"wyrmhole"
+HTTPS_PORT = 443
+WEBSOCKET = b"websocket"
 HOP_BY_HOP = frozenset(
     (
         b"connection",
@@ -57,6 +62,8 @@ def target_of(method: bytes, target: bytes) -> Target:
 
 
 def connect_target(text: str) -> Target:
+    if not text.rpartition("]")[2].count(":"):
+        text += f":{HTTPS_PORT}"  # what a client without a port means
     try:
         spot = Spot.parse(text)
     except ValueError:
@@ -74,7 +81,7 @@ def absolute_target(text: str) -> Target:
         host, port = url.hostname, url.port
     except ValueError as error:
         raise HttpError(400, f"the address of the request cannot be read: {error}") from None
-    if url.scheme.lower() != "http":
+    if url.scheme.lower() not in ("http", "ws"):
         raise HttpError(501, f"only http:// is fetched for a client, not {url.scheme!r}: use CONNECT for others")
     if not host:
         raise HttpError(400, "the address of the request has no host")
@@ -110,14 +117,44 @@ FRAMING = frozenset((b"content-length", b"transfer-encoding", b"host"))
 
 def request_headers(headers: Iterable[tuple[bytes, bytes]], target: Target, version: bytes) -> Headers:
     """What is sent on: Host as in the address (RFC 9112, 3.2.2) and a Via of our own (RFC 9110, 7.6.3)."""
+    headers = list(headers)
     fields = [(name, value) for name, value in end_to_end(headers) if name != b"host"]
-    return [(b"host", target.authority), *fields, (b"via", version + b" " + PSEUDONYM)]
+    return [(b"host", target.authority), *fields, (b"via", version + b" " + PSEUDONYM), *upgrade_of(headers)]
 
 
 def response_headers(headers: Iterable[tuple[bytes, bytes]], version: bytes) -> Headers:
-    """Without Transfer-Encoding: h11 frames the body anew for the client's version."""
-    fields = [(name, value) for name, value in end_to_end(headers) if name != b"transfer-encoding"]
+    """Without Transfer-Encoding, and a Content-Length beside it (RFC 9112, 6.3): h11 frames the body anew for the
+    client's version."""
+    headers = list(headers)
+    ours = FRAMED_HERE if has_two_lengths(headers) else {b"transfer-encoding"}
+    fields = [(name, value) for name, value in end_to_end(headers) if name not in ours]
     return [*fields, (b"via", version + b" " + PSEUDONYM)]
+
+
+FRAMED_HERE = frozenset((b"content-length", b"transfer-encoding"))
+
+
+def has_two_lengths(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    """Whether a message says in two ways where it ends."""
+    return {name.lower() for name, _ in headers} >= FRAMED_HERE
+
+
+def check_framing(request: h11.Request) -> None:
+    """Raises HttpError for a request whose end somebody else may see elsewhere (RFC 9112, 6.1)."""
+    if has_two_lengths(request.headers):
+        raise HttpError(400, "the request has Content-Length beside Transfer-Encoding")
+    if request.http_version < b"1.1" and any(name == b"transfer-encoding" for name, _ in request.headers):
+        raise HttpError(400, "a request of HTTP/1.0 has no Transfer-Encoding")
+
+
+def upgrade_of(headers: Iterable[tuple[bytes, bytes]]) -> Headers:
+    """The fields that ask for a websocket or grant one; of other upgrades nothing is passed on."""
+    fields = [(name.lower(), value) for name, value in headers]
+    named = {word.strip().lower() for name, value in fields if name == b"connection" for word in value.split(b",")}
+    protocols = [value.strip() for name, value in fields if name == b"upgrade"]
+    if b"upgrade" not in named or [protocol.lower() for protocol in protocols] != [WEBSOCKET]:
+        return []
+    return [(b"connection", b"Upgrade"), (b"upgrade", protocols[0])]
 
 
 def error_headers(status: int, body: bytes) -> Headers:

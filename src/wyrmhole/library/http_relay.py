@@ -19,17 +19,21 @@ from typing import TypeAlias
 
 import h11
 
+from wyrmhole.library.http_head import clean_request, clean_response, take_head
 from wyrmhole.library.http_proxy import (
     HttpError,
     Target,
     authorized,
+    check_framing,
     error_headers,
+    has_two_lengths,
     request_headers,
     response_headers,
     target_of,
+    upgrade_of,
 )
 from wyrmhole.library.service import Limits, reason_of
-from wyrmhole.library.splice import prepare, splice
+from wyrmhole.library.splice import drain, prepare, splice
 
 log = logging.getLogger(__name__)
 
@@ -48,15 +52,58 @@ class Wire:
         self.sock = sock
         self.http = h11.Connection(role, max_incomplete_event_size=LONGEST_HEAD)
         self._loop = asyncio.get_running_loop()
-        if first:
-            self.http.receive_data(first)
+        self._is_server = role is h11.SERVER
+        self._waiting = first
+        """Not given to h11 yet."""
+        self._ended = False
+        self.is_doubtful = False
+        """Whether the other side may see the end of its message elsewhere."""
 
     async def receive(self) -> h11.Event | type[h11.PAUSED]:
         """Raises h11.RemoteProtocolError, OSError."""
         while (event := self.http.next_event()) is h11.NEED_DATA:
-            self.http.receive_data(await self._loop.sock_recv(self.sock, CHUNK))
+            if not self._give():
+                data = await self._loop.sock_recv(self.sock, CHUNK)
+                self._waiting += data
+                self._ended = not data
         assert event is not h11.NEED_DATA
         return event  # type: ignore[return-value]
+
+    def _give(self) -> bool:
+        """Let h11 have what waits, a head as a whole and put right; whether there was anything."""
+        if self.http.their_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            return self._pass_on()
+        taken = take_head(self._waiting)
+        if taken is None:
+            return (self._ended or len(self._waiting) > LONGEST_HEAD) and self._pass_on()
+        head, self._waiting = taken
+        if self._is_server:
+            head = clean_request(head)
+        else:
+            head, left_out = clean_response(head)
+            if left_out:
+                log.info("an answer came with %d fields that cannot be read: they were left out", len(left_out))
+        self.http.receive_data(head)
+        return True
+
+    def _pass_on(self) -> bool:
+        if self._waiting:
+            self.http.receive_data(self._waiting)
+            self._waiting = b""
+            return True
+        if self._ended:
+            self.http.receive_data(b"")
+        return self._ended
+
+    @property
+    def behind(self) -> bytes:
+        """What came behind the last message, which is not HTTP any more after CONNECT and an upgrade."""
+        return bytes(self.http.trailing_data[0]) + self._waiting
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether a part of a message is here."""
+        return bool(self._waiting or self.http.trailing_data[0])
 
     async def send(self, event: h11.Event) -> None:
         data = self.http.send(event)
@@ -66,7 +113,8 @@ class Wire:
     @property
     def kept(self) -> bool:
         """Whether the connection can carry another request."""
-        return self.http.our_state is h11.DONE and self.http.their_state is h11.DONE
+        is_done = self.http.our_state is h11.DONE and self.http.their_state is h11.DONE
+        return is_done and not self.is_doubtful
 
     def close(self) -> None:
         self.sock.close()
@@ -76,8 +124,18 @@ class HttpClient:
     """`first` is what already came from the client. `connect` makes connections inside the tunnel."""
 
     def __init__(
-        self, sock: socket.socket, first: bytes, connect: Connect, users: Mapping[str, str] | None, limits: Limits
+        self,
+        sock: socket.socket,
+        first: bytes,
+        connect: Connect,
+        users: Mapping[str, str] | None,
+        limits: Limits,
+        prove: Callable[[], None],
+        deadline: float,
     ) -> None:
+        """`prove` hears that the client may; `deadline` is that of the first request, on the loop's clock."""
+        self._prove = prove
+        self._deadline = deadline
         self._client = Wire(sock, h11.SERVER, first)
         self._connect = connect
         self._users = users
@@ -87,19 +145,19 @@ class HttpClient:
 
     async def run(self) -> None:
         """Until the client ends, or a request leaves no other way. Raises OSError when the client broke off."""
-        patience = self._limits.greeting
+        loop = asyncio.get_running_loop()
         try:
-            while await self._one(patience):
+            while await self._one(self._deadline):
                 self._client.http.start_next_cycle()
-                patience = self._limits.keep_alive
+                self._deadline = loop.time() + self._limits.keep_alive
         finally:
             self._close_upstream()
             self._client.close()
 
-    async def _one(self, patience: float) -> bool:
+    async def _one(self, deadline: float) -> bool:
         """One request; whether another may follow."""
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout_at(deadline):
                 request = await self._client.receive()
             if not isinstance(request, h11.Request):
                 return False
@@ -109,22 +167,33 @@ class HttpClient:
         except h11.RemoteProtocolError as error:
             await self._refuse(error.error_status_hint or 400, f"this is no HTTP request: {error}")
         except TimeoutError:
-            if self._client.http.trailing_data[0]:
-                await self._refuse(408, f"the request was not complete within {patience:g} s")
+            if self._client.has_begun:
+                await self._refuse(408, "the request was not complete in time")
         return False
 
     async def _answer(self, request: h11.Request) -> bool:
         if not authorized(request.headers, self._users):
             raise HttpError(407, "this proxy wants a user and a password")
+        self._prove()
+        check_framing(request)
         target = target_of(request.method, request.target)
         if target.path is None:
             await self._tunnel(target)
             return False
         upstream = await self._reach(target)
-        await self._exchange(request, target, upstream)
+        if await self._exchange(request, target, upstream):
+            await self._splice_upgraded(upstream)
+            return False
         if not upstream.kept:
             self._close_upstream()
         return self._client.kept
+
+    async def _splice_upgraded(self, upstream: Wire) -> None:
+        """After 101 there are only bytes, as after CONNECT."""
+        if behind := upstream.behind:
+            await asyncio.get_running_loop().sock_sendall(self._client.sock, behind)
+        self._upstream = None
+        await splice(self._client.sock, upstream.sock, first=self._client.behind)
 
     async def _tunnel(self, target: Target) -> None:
         """CONNECT: after 200 there are only bytes."""
@@ -136,7 +205,7 @@ class HttpClient:
         except BaseException:
             upstream.close()
             raise
-        await splice(self._client.sock, upstream, first=self._client.http.trailing_data[0])
+        await splice(self._client.sock, upstream, first=self._client.behind)
 
     async def _reach(self, target: Target) -> Wire:
         """A connection to the target: the one that is there, or a new one."""
@@ -158,15 +227,16 @@ class HttpClient:
         except OSError as error:
             raise HttpError(502, f"{target.authority.decode()}: {reason_of(error)}") from None
 
-    async def _exchange(self, request: h11.Request, target: Target, upstream: Wire) -> None:
-        """The request up and the answer down. When the answer ends first, the rest of the request is not waited for."""
+    async def _exchange(self, request: h11.Request, target: Target, upstream: Wire) -> bool:
+        """The request up and the answer down; whether the protocol was switched. When the answer ends first, the rest
+        of the request is not waited for."""
         assert target.path is not None
         fields = request_headers(request.headers, target, request.http_version)
         try:
             await upstream.send(h11.Request(method=request.method, target=target.path, headers=fields))
             up = asyncio.ensure_future(self._send_body(upstream))
             try:
-                await self._relay_answer(upstream)
+                return await self._relay_answer(upstream)
             finally:
                 up.cancel()
                 with suppress(asyncio.CancelledError, OSError, h11.ProtocolError):
@@ -185,13 +255,20 @@ class HttpClient:
             if not isinstance(event, h11.Data):
                 return
 
-    async def _relay_answer(self, upstream: Wire) -> None:
+    async def _relay_answer(self, upstream: Wire) -> bool:
+        """Whether the server switched to the protocol that was asked for."""
         while True:
             event = await upstream.receive()
             if isinstance(event, h11.InformationalResponse):
-                if event.status_code != http.HTTPStatus.SWITCHING_PROTOCOLS:
-                    await self._client.send(event)
+                if event.status_code == http.HTTPStatus.SWITCHING_PROTOCOLS:
+                    fields = [*response_headers(event.headers, event.http_version), *upgrade_of(event.headers)]
+                    await self._client.send(
+                        h11.InformationalResponse(status_code=101, headers=fields, reason=event.reason)
+                    )
+                    return True
+                await self._client.send(event)
             elif isinstance(event, h11.Response):
+                upstream.is_doubtful = has_two_lengths(event.headers)
                 fields = response_headers(event.headers, event.http_version)
                 await self._client.send(
                     h11.Response(status_code=event.status_code, headers=fields, reason=event.reason)
@@ -200,13 +277,13 @@ class HttpClient:
                 await self._client.send(h11.Data(data=event.data))
             elif isinstance(event, h11.EndOfMessage):
                 await self._client.send(h11.EndOfMessage(headers=event.headers))
-                return
+                return False
             else:
                 raise EOFError("it closed the connection")
 
     async def _refuse(self, status: int, reason: str) -> None:
         """Answer here, as far as an answer was not begun."""
-        log.debug("a request was refused with %d: %s", status, reason)
+        log.info("a request was refused with %d: %s", status, reason)
         if self._client.http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return
         body = f"{reason}\n".encode()
@@ -234,18 +311,3 @@ def is_open(sock: socket.socket) -> bool:
     except OSError:
         return False
     return False
-
-
-DRAIN = 1 << 20
-PATIENCE = 2.0
-
-
-async def drain(sock: socket.socket) -> None:
-    """Read what the client still sends, for a while: closing over unread bytes is a reset, and takes the answer that
-    is on its way with it (RFC 9112, 9.6)."""
-    with suppress(OSError, TimeoutError):
-        sock.shutdown(socket.SHUT_WR)
-        async with asyncio.timeout(PATIENCE):
-            for _ in range(DRAIN // CHUNK):
-                if not await asyncio.get_running_loop().sock_recv(sock, CHUNK):
-                    return

@@ -27,6 +27,7 @@ from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from wyrmhole.library.address_info import Address, AddressInfo, family_of, infos, kinds_of, literal
+from wyrmhole.library.descriptors import nofile
 from wyrmhole.library.dns_cache import CAPACITY, DnsCache
 
 if TYPE_CHECKING:
@@ -88,7 +89,7 @@ class Resolver:
         self._port = port
         self._clock = clock or (lambda: asyncio.get_running_loop().time())
         self._cache = DnsCache(self._clock)
-        self._turns: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(QUESTIONS))
+        self._turns: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(most_questions()))
         self._asked: dict[Key, Asked] = {}
         self._unanswered: OrderedDict[Key, float] = OrderedDict()
         """Until when these questions are not repeated."""
@@ -407,6 +408,11 @@ def is_cut_off(answer: dns.resolver.Answer) -> bool:
 def unanswered(name: dns.name.Name, reason: str) -> socket.gaierror:
     shown = name.to_text(omit_final_dot=True)
     return socket.gaierror(socket.EAI_AGAIN, f"no name server of the tunnel answered for {shown}: {reason}")
+
+
+def most_questions() -> int:
+    """Less than `QUESTIONS` where the process may have few descriptors: each question takes one for each server."""
+    return max(2, min(QUESTIONS, nofile() // 32))
 
 
 def import_dns() -> Any:

@@ -107,16 +107,19 @@ class Negotiation:
             return None
         offered = self._take(2 + self._buffer[1])[2:]
         wanted = NO_AUTHENTICATION if self.users is None else USER_PASSWORD
+        if self.users is None and wanted not in offered:
+            wanted = USER_PASSWORD  # a client that insists on a password may tell any
         if wanted not in offered:
-            self.failure = "the client offers no password" if wanted else "the client insists on authentication"
+            # With users too, a password is all that is missing; another method is none that is known here.
+            self.failure = "the client offers no password" if self.users else "the client insists on authentication"
             return bytes((VERSION, NONE_ACCEPTABLE))
-        self._step = self._request if self.users is None else self._password
+        self._step = self._request if wanted == NO_AUTHENTICATION else self._password
         return bytes((VERSION, wanted))
 
     def _password(self) -> bytes | None:
-        """RFC 1929, 2: version, length, name, length, password."""
+        """RFC 1929, 2: version, length, name, length, password. Some clients write the version of SOCKS there."""
         buffer = self._buffer
-        if buffer and buffer[0] != AUTH_VERSION:
+        if buffer and buffer[0] not in (AUTH_VERSION, VERSION):
             raise SocksError(f"the client authenticates by version {buffer[0]} and not 1")
         if len(buffer) < 2 or len(buffer) < 3 + buffer[1]:
             return None
@@ -124,7 +127,7 @@ class Negotiation:
         if len(buffer) < end:
             return None
         message = self._take(end)
-        if not allowed(self.users or {}, message[2 : 2 + message[1]], message[3 + message[1] :]):
+        if self.users is not None and not allowed(self.users, message[2 : 2 + message[1]], message[3 + message[1] :]):
             self.failure = "wrong user or password"
             return bytes((AUTH_VERSION, 1))
         self._step = self._request
@@ -173,8 +176,11 @@ def parse_address(data: bytes, start: int) -> tuple[str, int, int] | None:
 
 
 def host_of(kind: int, raw: bytes) -> str:
-    if kind != DOMAIN:
-        return str(ipaddress.ip_address(raw))
+    return host_of_name(raw) if kind == DOMAIN else str(ipaddress.ip_address(raw))
+
+
+def host_of_name(raw: bytes) -> str:
+    """A name, or an address written as one. Raises SocksError."""
     try:
         name = raw.decode()
     except UnicodeDecodeError:

@@ -19,6 +19,7 @@ from typing import Any
 
 from wyrmhole.library.dialer import DATAGRAM, TunnelSide, non_blocking
 from wyrmhole.library.socks5 import SocksError, build_packet, parse_packet
+from wyrmhole.library.supervise import watched
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,8 @@ BATCH = 64
 LARGEST = 65535
 DESTINATIONS = 1024
 """Remembered at once, for an association; the one longest unused is forgotten."""
+COST = 3
+"""Descriptors besides that of the TCP connection: one here, and one inside for each family."""
 LOOKUPS = 8
 """Names of an association that are resolved at once; packets to others are dropped meanwhile."""
 
@@ -83,7 +86,7 @@ class UdpAssociation:
         if sock is not None:
             self._send(sock, (host, port), payload)
         elif len(self._lookups) < LOOKUPS:
-            task = self._loop.create_task(self._look_up(host, port, payload))
+            task = watched("a UDP association", self._look_up(host, port, payload))
             self._lookups.add(task)
             task.add_done_callback(self._lookups.discard)
 

@@ -165,3 +165,18 @@ def close(sock: socket.socket, *, reset: bool = False) -> None:
         with suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
     sock.close()
+
+
+DRAIN, DRAIN_CHUNK = 1 << 20, 1 << 16
+DRAIN_SECONDS = 2.0
+
+
+async def drain(sock: socket.socket) -> None:
+    """Read what the client still sends, for a while: closing over unread bytes is a reset, and takes the answer that
+    is on its way with it (RFC 9112, 9.6)."""
+    with suppress(OSError, TimeoutError):
+        sock.shutdown(socket.SHUT_WR)
+        async with asyncio.timeout(DRAIN_SECONDS):
+            for _ in range(DRAIN // DRAIN_CHUNK):
+                if not await asyncio.get_running_loop().sock_recv(sock, DRAIN_CHUNK):
+                    return

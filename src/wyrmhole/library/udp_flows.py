@@ -13,11 +13,14 @@ import ipaddress
 import logging
 import socket
 import struct
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeAlias
 
+from wyrmhole.library.descriptors import SERVICES, room
+from wyrmhole.library.dialer import is_loopback
 from wyrmhole.library.service import Limits
+from wyrmhole.library.supervise import watched
 
 log = logging.getLogger(__name__)
 
@@ -46,6 +49,7 @@ class UdpFlows:
         self._limits = limits
         self._loop = asyncio.get_running_loop()
         self._flows: OrderedDict[Client, Flow] = OrderedDict()
+        self._sources: defaultdict[str, int] = defaultdict(int)
         self._wildcard = ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_unspecified
         if self._wildcard:
             ask_destination(listener)
@@ -60,9 +64,8 @@ class UdpFlows:
         if self._listener.fileno() >= 0:
             self._loop.remove_reader(self._listener)
             self._listener.close()
-        for flow in self._flows.values():
-            flow.close()
-        self._flows.clear()
+        for client in list(self._flows):
+            self.drop(client)
 
     def answer(self, client: Client, data: bytes) -> None:
         """From the other side back to a client."""
@@ -82,6 +85,8 @@ class UdpFlows:
     def drop(self, client: Client) -> None:
         flow = self._flows.pop(client, None)
         if flow is not None:
+            self._sources[source_of(client)] -= 1
+            SERVICES.give(1)
             flow.close()
 
     def _readable(self) -> None:
@@ -93,7 +98,8 @@ class UdpFlows:
             except OSError as error:
                 log.debug("%s: %s", self._name, error)
                 return
-            self._flow(client).send(data)
+            if (flow := self._flow(client)) is not None:
+                flow.send(data)
 
     def _receive(self) -> tuple[bytes, Client]:
         if not self._wildcard:
@@ -102,15 +108,27 @@ class UdpFlows:
         data, control, _, address = self._listener.recvmsg(LARGEST, CONTROL)
         return data, (address, tuple(answer_from(*each) for each in control))
 
-    def _flow(self, client: Client) -> Flow:
+    def _flow(self, client: Client) -> Flow | None:
+        """The flow of a client; None where there is no room for another one."""
         flow = self._flows.get(client)
         if flow is None:
-            if len(self._flows) >= self._limits.flows:
-                self.drop(next(iter(self._flows)))
+            self._make_room(source_of(client))
+            if not SERVICES.take(1):
+                log.debug("%s: a packet of %s was dropped: no descriptors left", self._name, client[0])
+                return None
             flow = self._flows[client] = Flow(self, client)
+            self._sources[source_of(client)] += 1
             flow.start(self._open(client))
         self.touch(client)
         return flow
+
+    def _make_room(self, source: str) -> None:
+        """For one more flow of a source: one of its own that has too many, else the one longest idle of all."""
+        whole = self._limits.flows
+        if not is_loopback(source) and self._sources[source] >= self._limits.share(whole):
+            self.drop(next(client for client in self._flows if source_of(client) == source))
+        elif len(self._flows) >= whole or (self._flows and SERVICES.taken >= room()):
+            self.drop(next(iter(self._flows)))
 
     async def _open(self, client: Client) -> socket.socket | None:
         try:
@@ -122,10 +140,12 @@ class UdpFlows:
 
     def _sweep(self) -> None:
         """End what was idle for too long."""
+        self._timer = self._loop.call_later(self._limits.idle / 4, self._sweep)
         oldest = self._loop.time() - self._limits.idle
         while self._flows and next(iter(self._flows.values())).last <= oldest:
             self.drop(next(iter(self._flows)))
-        self._timer = self._loop.call_later(self._limits.idle / 4, self._sweep)
+        for source in [source for source, count in self._sources.items() if not count]:
+            del self._sources[source]
 
 
 class Flow:
@@ -141,7 +161,7 @@ class Flow:
         self.last = 0.0
 
     def start(self, opening: Awaitable[socket.socket | None]) -> None:
-        self._task = asyncio.ensure_future(self._run(opening))
+        self._task = watched("a UDP flow", self._run(opening))
 
     def send(self, data: bytes) -> None:
         if self._sock is not None:
@@ -186,6 +206,10 @@ class Flow:
                 return
             self._owner.touch(self._client)
             self._owner.answer(self._client, data)
+
+
+def source_of(client: Client) -> str:
+    return str(client[0][0]).partition("%")[0]
 
 
 def ask_destination(sock: socket.socket) -> None:
