@@ -218,3 +218,18 @@ def test_a_name_server_outside_of_the_tunnel_is_told_at_once(caplog: pytest.LogC
             assert not caplog.text
 
     run(scenario())
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("engine", ["portable", "native"])
+def test_a_long_list_of_allowed_ips_opens_and_reloads(engine: str) -> None:
+    async def scenario() -> None:
+        ips = ", ".join(f"{20 + number // 65536}.{number // 256 % 256}.{number % 256}.0/25" for number in range(10_000))
+        text = near_config(generate(), generate(), 9)
+        async with wyrmhole.open(text.replace("10.66.0.2/24", ips), engine=engine) as near:
+            (peer,) = near.peers.values()
+            assert len(peer.stats().allowed_ips) == 10_001
+            await near.reload(text)
+            assert len(peer.stats().allowed_ips) == 2
+
+    run(scenario())
