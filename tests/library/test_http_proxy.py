@@ -10,9 +10,13 @@ from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.library.loopback import Loopback, Serve, Silent, count_then_say, echo, eventually, run, server
+from wyrmhole.library.http_head import clean_request, clean_response, take_head
 from wyrmhole.library.http_proxy import (
+    FRAMING,
     HttpError,
     Target,
     authorized,
@@ -391,6 +395,30 @@ async def odd(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Non
     await reader.read()
 
 
+FIELDS = st.lists(
+    st.one_of(
+        st.sampled_from(
+            [b"Content-Length: 2", b"Transfer-Encoding: chunked", b"X : y", b"A B: c", b" folded", b"X: a\0b"]
+        ),
+        st.binary(max_size=20),
+    ),
+    max_size=6,
+)
+
+
+@given(lines=FIELDS)
+def test_any_head_is_put_right_once_and_keeps_what_frames_it(lines: list[bytes]) -> None:
+    data = b"\r\n".join([b"HTTP/1.1 200 OK", *lines, b"", b"body"])
+    taken = take_head(data)
+    assert taken is not None and taken[0] + taken[1] == data
+    assert take_head(taken[0].rstrip(b"\r\n")) is None
+    head, left_out = clean_response(taken[0])
+    assert clean_response(head) == (head, []) and take_head(head) == (head, b"")
+    framing = {name for line in left_out if (name := line.partition(b":")[0].strip().lower()) in FRAMING}
+    assert framing <= {b"transfer-encoding"}
+    assert clean_request(clean_request(data)) == clean_request(data)
+
+
 @pytest.mark.parametrize("path", list(HEADS))
 def test_an_answer_that_is_a_little_wrong_is_passed_on_right(path: bytes) -> None:
     """RFC 9112, 5.1, 5.2 and 6.3; RFC 9110, 5.5."""
@@ -399,7 +427,8 @@ def test_an_answer_that_is_a_little_wrong_is_passed_on_right(path: bytes) -> Non
         async with through_proxy(odd) as (reader, writer, port, tunnel):
             writer.write(b"GET http://web.internal:%d%b HTTP/1.1\r\nHost: x\r\n\r\n" % (port, path))
             first, fields = await read_head(reader)
-            if first.split()[1] == b"103":
+            if path == b"/early":
+                assert first.split()[1] == b"103"
                 first, fields = await read_head(reader)
             assert first == b"HTTP/1.1 200 OK"
             assert not {b"content-length", b"transfer-encoding"} <= set(fields)
@@ -407,6 +436,17 @@ def test_an_answer_that_is_a_little_wrong_is_passed_on_right(path: bytes) -> Non
             assert await read_body(reader, fields) == b"hi"
             if path == b"/two-lengths":
                 await eventually(lambda: tunnel.still_open == 0)
+
+    run(scenario())
+
+
+def test_a_client_of_http_1_0_gets_no_interim_answer() -> None:
+    """RFC 9110, 15.2."""
+
+    async def scenario() -> None:
+        async with through_proxy(odd) as (reader, writer, port, _):
+            writer.write(b"GET http://web.internal:%d/early HTTP/1.0\r\n\r\n" % port)
+            assert (await read_head(reader))[0] == b"HTTP/1.1 200 OK"
 
     run(scenario())
 

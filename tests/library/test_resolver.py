@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from ipaddress import ip_address
 from typing import Any, TypeVar
 
 import dns.rcode
 import pytest
+import uvloop
 
 from tests.library.loopback import Loopback, eventually, run
 from tests.library.name_server import NameServer, Records, name_server
@@ -147,14 +148,18 @@ def test_a_truncated_answer_is_asked_for_again_by_tcp() -> None:
     run(scenario())
 
 
-def test_a_lost_answer_is_asked_for_again() -> None:
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_lost_answer_is_asked_for_again(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
     async def scenario() -> None:
         async with resolving() as (resolver, server, _, _):
             server.silent = 1
             assert await texts(resolver, "four.internal", socket.AF_INET) == ["10.0.0.4"]
             assert len(server.asked) == 2
+            server.edns = "swallowed"
+            assert await texts(resolver, "db.internal", socket.AF_INET)
 
-    run(scenario())
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(asyncio.wait_for(scenario(), 20))
 
 
 def test_aliases_are_followed() -> None:
@@ -522,7 +527,12 @@ def test_services_come_in_the_order_of_their_priorities() -> None:
     run(scenario())
 
 
-@pytest.mark.parametrize("name", ["a" * 64 + ".internal", "a..b", ".".join(["abcdefghi"] * 30), "", "."])
+LONG = ".".join(["abcdefghi"] * 30)
+
+
+@pytest.mark.parametrize(
+    "name", ["a" * 64 + ".internal", "a..b", "a\\", "a\\999", "\udcff.internal", "ü" * 60, LONG, "", "."]
+)
 def test_what_is_no_name_is_refused_without_asking(name: str) -> None:
     async def scenario() -> None:
         async with resolving() as (resolver, server, _, _):

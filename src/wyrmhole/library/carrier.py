@@ -190,8 +190,9 @@ class Carrier:
         """Return when this peer, or any, has a session; begins a handshake where there is none. The peer that has.
         Raises TimeoutError, KeyError for a peer that is not there or is removed meanwhile, TunnelError when there is no
         peer or the tunnel ends meanwhile."""
+        self._check_wanted(key)
         happenings = self.follow()
-        for each in self._wanted(key):
+        for each in self.device.peer_keys() if key is None else [key]:
             if self._has_session(each):
                 return self.handle(each)
             self._poke(each)
@@ -199,7 +200,8 @@ class Carrier:
         try:
             async with limit:
                 async for event in happenings:
-                    if event.peer.public_key not in self._wanted(key):
+                    self._check_wanted(key)
+                    if key not in (None, event.peer.public_key):
                         continue
                     if isinstance(event, events.Handshake):
                         return event.peer
@@ -211,13 +213,12 @@ class Carrier:
             raise TimeoutError(f"no peer completed a handshake within {timeout:g} s") from None
         raise TunnelError(errno.EBADF, "the tunnel was closed before a handshake")
 
-    def _wanted(self, key: PublicKey | None) -> list[PublicKey]:
-        """This peer, or all. Raises KeyError, TunnelError for nobody to wait for."""
+    def _check_wanted(self, key: PublicKey | None) -> None:
+        """Raises KeyError, TunnelError for nobody to wait for."""
         if key is not None:
-            return [self.handle(key).public_key]
-        if not (keys := self.device.peer_keys()):
+            self.handle(key)
+        elif not len(self.device.interface.peers):
             raise TunnelError(errno.ENOTCONN, "the tunnel has no peer to wait for: add one first")
-        return keys
 
     def _has_session(self, key: PublicKey) -> bool:
         """By the clock that sessions live by: the wall clock may be set."""

@@ -28,6 +28,9 @@ CHECKS_PER_TTL = 12
 PATIENCE = 5.0
 """Seconds that a tunnel which has somebody to talk to waits for the other names."""
 
+LOOKUPS = 8
+"""Names asked at once: each may hold a thread of the program for as long as the host's name servers are silent."""
+
 Answers = dict[ConfigEndpoint, list[Endpoint]]
 LookUp = Callable[[str, int], Awaitable[list[Endpoint]]]
 log = logging.getLogger("wyrmhole")
@@ -55,6 +58,7 @@ class EndpointNames:
     on_failure: Callable[[PublicKey, str], None] = lambda key, reason: None
     interval: float = CHECK_SECONDS
     _names: dict[PublicKey, _Name] = field(default_factory=dict)
+    _turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LOOKUPS))
     _task: asyncio.Task[None] | None = None
 
     async def resolve(self, endpoint: ConfigEndpoint) -> list[Endpoint]:
@@ -62,7 +66,8 @@ class EndpointNames:
         if (literal := endpoint.literal) is not None:
             return [literal]
         try:
-            return await (self.look_up or look_up_host)(endpoint.host, endpoint.port)
+            async with self._turns:
+                return await (self.look_up or look_up_host)(endpoint.host, endpoint.port)
         except (socket.gaierror, UnicodeError) as error:
             number = error.errno if isinstance(error, socket.gaierror) else socket.EAI_NONAME
             reason = error.strerror if isinstance(error, socket.gaierror) else "this is no name"

@@ -266,7 +266,8 @@ class HttpClient:
                         h11.InformationalResponse(status_code=101, headers=fields, reason=event.reason)
                     )
                     return True
-                await self._client.send(event)
+                if self._client.http.their_http_version != b"1.0":  # which knows none (RFC 9110, 15.2)
+                    await self._client.send(event)
             elif isinstance(event, h11.Response):
                 upstream.is_doubtful = has_two_lengths(event.headers)
                 fields = response_headers(event.headers, event.http_version)

@@ -36,6 +36,7 @@ from typing import Self
 
 from wyrmhole.errors import NamespaceError, TunnelError
 from wyrmhole.library import refusals
+from wyrmhole.library.descriptors import nofile
 from wyrmhole.library.helper_channel import MAX_BATCH, Helper
 from wyrmhole.library.stack import HelperGone, HelperSlow, Socket, SocketVerbs, Traits
 from wyrmhole.net import link_setup, netlink
@@ -48,7 +49,8 @@ PATIENCE = 1.0
 """Seconds for a helper to make a socket, some 15 us when it runs. One that takes longer is stopped, and replaced."""
 MAX_BATCH_AHEAD = 32
 """TCP sockets asked for at once. The first is asked for alone, then twice as many each time: a round trip to the helper
-takes two switches of processes, on a busy machine half a millisecond, and a program that connects much needs few."""
+takes two switches of processes, on a busy machine half a millisecond, and a program that connects much needs few.
+At most a 32nd of the descriptors that the process may have."""
 ORPHAN_TIMEOUT_MS = 30_000
 ORPHAN_KEEPALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 10}
 """TCP_USER_TIMEOUT where sockets cannot be ended from here, and the seconds after which an idle one asks: without a
@@ -292,7 +294,7 @@ class NamespaceStack(SocketVerbs):
                 raise
             spares.batch = 1
             return self.sockets(1, family, socket.SOCK_STREAM, patience=patience)[0]
-        spares.batch = min(spares.batch * 2, MAX_BATCH_AHEAD)
+        spares.batch = min(spares.batch * 2, MAX_BATCH_AHEAD, max(1, nofile() // 32))
         spares.waiting.extend(others)
         return sock
 

@@ -180,8 +180,8 @@ class Resolver:
             domains = [] if name.is_absolute() else [dns_name.from_text(domain) for domain in self._search]
             whole = name if name.is_absolute() else name.concatenate(dns_name.root)
             searched = [name.concatenate(domain) for domain in domains]
-        except (dns_name.LabelTooLong, dns_name.NameTooLong, dns_name.EmptyLabel, dns_name.IDNAException) as error:
-            raise socket.gaierror(socket.EAI_NONAME, f"{host!r} is no name: {error}") from None
+        except (import_dns().exception.DNSException, UnicodeError) as error:
+            raise socket.gaierror(socket.EAI_NONAME, f"{host!r} is not a name: {error}") from None
         dots = len(name) - 1
         return [whole, *searched] if dots >= self._ndots else [*searched, whole]
 

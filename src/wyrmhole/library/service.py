@@ -43,7 +43,7 @@ class Limits:
     `connections`: at once; more wait in the kernel's backlog. `flows`: of UDP; the one longest idle makes room. Both
     fit in the process's limit of descriptors, which all its services share. `unproven`: connections that have not yet
     said what they want (None: an eighth). `per_source`: connections, or flows, of one address other than this host's
-    own (None: a quarter). `greeting`: for a client to say what it wants, its password included. `connect`: for the
+    own (None: half). `greeting`: for a client to say what it wants, its password included. `connect`: for the
     target to answer. `idle`: a UDP flow without packets (RFC 4787, 4.3: never under two minutes). `keep_alive`: an HTTP
     client between two requests.
     """
@@ -63,7 +63,7 @@ class Limits:
 
     def share(self, whole: int) -> int:
         """Of `connections` or `flows`, for one address."""
-        return self.per_source or max(1, whole // 4)
+        return self.per_source or max(1, whole // 2)
 
 
 class Part(Protocol):
