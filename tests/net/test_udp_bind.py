@@ -6,6 +6,7 @@ import errno
 import os
 import select
 import socket
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -301,7 +302,8 @@ def test_a_cut_off_datagram_is_skipped_and_the_next_one_taken() -> None:
 def test_the_mark_applies_at_once_and_is_kept_over_open(bind: UdpBind) -> None:
     def marks() -> list[int]:
         socks = [sock for sock in (bind._v4, bind._v6) if sock is not None]
-        return [sock._socket.getsockopt(socket.SOL_SOCKET, socket.SO_MARK) for sock in socks]
+        options = [sock._socket.getsockopt(socket.SOL_SOCKET, socket.SO_MARK, 4) for sock in socks]
+        return [int.from_bytes(option, sys.byteorder) for option in options]
 
     bind.set_mark(0x1234)
     assert marks() == [0x1234, 0x1234]
@@ -309,6 +311,8 @@ def test_the_mark_applies_at_once_and_is_kept_over_open(bind: UdpBind) -> None:
     bind.close()
     bind.open(0)
     assert marks() == [0x1234, 0x1234]
+    bind.set_mark(0xFFFF_FFFE)
+    assert marks() == [0xFFFF_FFFE, 0xFFFF_FFFE], "a mark has no sign"
     bind.set_mark(0)
     assert marks() == [0, 0]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import socket
+import sys
 from collections.abc import Iterator
 
 from wyrmhole.wire.endpoint import SockAddr
@@ -61,6 +62,11 @@ def split_train(view: memoryview, segment_size: int, max_segments: int, max_byte
         yield view[start : start + step]
 
 
+def set_mark(sock: socket.socket, mark: int) -> None:
+    """Set SO_MARK. The kernel takes 32 bits without a sign, and Python's integer form of setsockopt has one."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark.to_bytes(4, sys.byteorder))
+
+
 def exceeds_path(family: socket.AddressFamily, sockaddr: SockAddr, mark: int, segment_size: int) -> bool:
     """Whether datagrams of that size are larger than the route's MTU, so that they need IP fragments.
 
@@ -70,7 +76,7 @@ def exceeds_path(family: socket.AddressFamily, sockaddr: SockAddr, mark: int, se
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
         try:
             if mark:
-                probe.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+                set_mark(probe, mark)
             probe.connect(sockaddr)
             return segment_size + _UDP_HEADERS[family] > probe.getsockopt(level, option)
         except OSError:

@@ -139,7 +139,7 @@ class UdpSocket:
             if self.options.shares_port:
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
             if self.mark:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, self.mark)
+                udp_offload.set_mark(sock, self.mark)
             self.gro = self.options.gro and udp_offload.enable_gro(sock)
         except BaseException:
             sock.close()
@@ -165,7 +165,7 @@ class UdpSocket:
 
     def set_mark(self, mark: int) -> None:
         if not self._timer_waits:
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark)
+            udp_offload.set_mark(self._socket, mark)
         self.mark = mark
 
     # Sending
