@@ -87,10 +87,17 @@ class Client:
 
 @asynccontextmanager
 async def serving(
-    directory: Path, device: FakeDevice, *, max_clients: int = 64, stall_seconds: float = 60
+    directory: Path,
+    device: FakeDevice,
+    *,
+    max_clients: int = 64,
+    stall_seconds: float = 60,
+    idle_seconds: float = 10,
 ) -> AsyncIterator[UapiServer]:
     listener = UapiListener.create("wg0", str(directory))
-    server = UapiServer(device, listener, max_clients=max_clients, stall_seconds=stall_seconds)
+    server = UapiServer(
+        device, listener, max_clients=max_clients, stall_seconds=stall_seconds, idle_seconds=idle_seconds
+    )
     server.start()
     try:
         yield server

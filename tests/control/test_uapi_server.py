@@ -218,16 +218,62 @@ async def test_many_clients_are_served_at_once(tmp_path: Path, path: str) -> Non
 
 
 @on_a_loop
-async def test_one_client_too_many_takes_the_place_of_the_most_silent(tmp_path: Path, path: str) -> None:
+async def test_one_client_too_many_waits_until_another_ends(tmp_path: Path, path: str) -> None:
     async with serving(tmp_path, FakeDevice(), max_clients=3) as server:
-        silent, *busy = [await Client.connect(path) for _ in range(3)]
-        for client in [silent, *busy]:
+        first, *others = [await Client.connect(path) for _ in range(3)]
+        for client in [first, *others]:
             await client.ask("get=1\n\n")
         newest = await Client.connect(path)
-        assert await silent.is_closed()
-        for client in [*busy, newest]:
+        await newest.write(b"get=1\n\n")
+        await until(lambda: server._pause is not None)
+        for client in [first, *others]:
             assert await client.ask("get=1\n\n") == "listen_port=1\nerrno=0\n\n"
         assert len(server._clients) == 3
+        first.writer.close()
+        assert await newest.read_reply() == "listen_port=1\nerrno=0\n\n"
+
+
+@on_a_loop
+async def test_a_client_that_was_silent_for_long_makes_room_for_the_next(tmp_path: Path, path: str) -> None:
+    async with serving(tmp_path, FakeDevice(), max_clients=3, idle_seconds=0.05) as server:
+        idle = await Client.connect(path)
+        begun = [await Client.connect(path) for _ in range(2)]
+        for client in begun:
+            await client.write(b"set=1\nlisten_port=2\n")
+        await until(lambda: sum(not client.parser.is_between_operations for client in server._clients) == 2)
+        newest = await Client.connect(path)
+        assert await newest.ask("get=1\n\n") == "listen_port=1\nerrno=0\n\n"
+        assert await idle.is_closed()
+        for client in begun:
+            assert await client.ask("\n") == "errno=0\n\n", "an operation that has begun is not cut off"
+
+
+@on_a_loop
+async def test_waiting_clients_are_all_served_in_the_end(tmp_path: Path, path: str) -> None:
+    """Four times as many clients as fit, 20 sets and gets each: none has its connection closed."""
+
+    async def converse(number: int) -> None:
+        client = await Client.connect(path)
+        for turn in range(20):
+            assert await client.ask(f"set=1\npublic_key={number:064x}\n\n") == "errno=0\n\n", turn
+            assert await client.ask("get=1\n\n") == "listen_port=1\nerrno=0\n\n", turn
+        client.writer.close()
+
+    device = FakeDevice()
+    async with serving(tmp_path, device, max_clients=16):
+        await asyncio.gather(*(converse(number) for number in range(64)))
+    assert len(device.changes) == 64 * 20
+
+
+@pytest.mark.parametrize("text", ["set=1\nlisten_port=x\n\n", "set=1\nx\n\n", f"set=1\nlisten_port={TAKEN_PORT}\n\n"])
+@on_a_loop
+async def test_a_refused_set_is_an_error_on_the_log(
+    tmp_path: Path, path: str, caplog: pytest.LogCaptureFixture, text: str
+) -> None:
+    async with serving(tmp_path, FakeDevice()):
+        await (await Client.connect(path)).ask(text)
+    (record,) = [record for record in caplog.records if "refused" in record.getMessage()]
+    assert record.levelno == logging.ERROR
 
 
 @on_a_loop

@@ -5,7 +5,8 @@
 The device is only touched in synchronous steps (`status`, `configure`), so a `get` is a snapshot and a `set` is whole,
 whatever other clients do between. What a client can cost is bounded: one operation's size (see `uapi_format`), one
 piece of output in flight, and `STALL_SECONDS` to go on with what it began. Between operations it may be silent for
-ever; when there are `MAX_CLIENTS`, the next one takes the place of the one that has been silent the longest.
+ever while there is room. When there are `MAX_CLIENTS`, the next one waits in the listener's backlog until a client
+ends, or until one has been silent for `IDLE_SECONDS` and is dropped in its favour.
 
 Out of descriptors, accepting would fail and the listener stay readable, and the loop would spin: a spare descriptor is
 given up to accept the client, tell it, and close it. Without even that, accepting pauses for a second.
@@ -42,6 +43,9 @@ from wyrmhole.net.tun_ioctl import interface_index
 
 MAX_CLIENTS = 64
 STALL_SECONDS = 60.0
+IDLE_SECONDS = 10.0
+"""Silence after which a client between two operations makes room for one that waits. A client at work is silent for
+milliseconds; one that only keeps its connection can connect again."""
 ACCEPT_PAUSE_SECONDS = 1.0
 ACCEPTS_PER_TURN = 16
 PIECE = 64 * 1024
@@ -68,7 +72,13 @@ class _Client:
     socket: socket.socket
     parser: UapiParser
     last_progress: float
+    is_answered: bool = False
     task: asyncio.Task[None] | None = None
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is under way: no operation begun, none being answered, none waiting to be read."""
+        return self.parser.is_between_operations and not self.is_answered and not _has_input(self.socket)
 
 
 class UapiServer:
@@ -82,12 +92,14 @@ class UapiServer:
         logger: logging.Logger | None = None,
         max_clients: int = MAX_CLIENTS,
         stall_seconds: float = STALL_SECONDS,
+        idle_seconds: float = IDLE_SECONDS,
     ) -> None:
         self._device = device
         self._listener = listener
         self._log = logger or logging.getLogger("wyrmhole")
         self._max_clients = max_clients
         self._stall_seconds = stall_seconds
+        self._idle_seconds = idle_seconds
         self._clients: set[_Client] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._ended = asyncio.Event()
@@ -136,11 +148,41 @@ class UapiServer:
     # Accepting
 
     def _resume(self) -> None:
-        self._pause = None
+        if self._stopped or self._ended.is_set():
+            return
+        if self._pause is not None:
+            self._pause.cancel()
+            self._pause = None
         self._loop.add_reader(self._listener.socket, self._accept_waiting)
 
+    def _pause_accepting(self, seconds: float) -> None:
+        self._loop.remove_reader(self._listener.socket)
+        self._pause = self._loop.call_later(seconds, self._resume)
+
+    def _make_room(self) -> bool:
+        """Whether another client fits. If not, accepting pauses until one ends or has been silent for long enough."""
+        if len(self._clients) < self._max_clients:
+            return True
+        idle = (client for client in self._clients if client.is_idle)
+        client = min(idle, key=lambda client: client.last_progress, default=None)
+        silence = 0.0 if client is None else self._loop.time() - client.last_progress
+        if client is None or silence < self._idle_seconds:
+            self._pause_accepting(max(self._idle_seconds - silence, 0.001))
+            return False
+        self._log.debug("UAPI: silent client dropped for the next one", extra={"rate_class": "uapi-client"})
+        self._drop(client)
+        return True
+
+    def _drop(self, client: _Client) -> None:
+        self._clients.discard(client)
+        if client.task is not None:
+            client.task.cancel()
+
     def _accept_waiting(self) -> None:
-        for _ in range(ACCEPTS_PER_TURN):
+        # Only the first turn knows that a client waits; a later one may find nobody to make room for.
+        for turn in range(ACCEPTS_PER_TURN):
+            if (turn and len(self._clients) >= self._max_clients) or not self._make_room():
+                return
             try:
                 accepted, _ = self._listener.socket.accept()
             except (BlockingIOError, ConnectionAbortedError, InterruptedError):
@@ -154,8 +196,7 @@ class UapiServer:
         if error.errno in _OUT_OF_RESOURCES:
             self._log.error("UAPI: client refused: %s", error.strerror, extra={"rate_class": "uapi-accept"})
             if not self._refuse_one(error.errno):
-                self._loop.remove_reader(self._listener.socket)
-                self._pause = self._loop.call_later(ACCEPT_PAUSE_SECONDS, self._resume)
+                self._pause_accepting(ACCEPT_PAUSE_SECONDS)
             return
         self._log.error("UAPI: socket broke: %s", error.strerror)
         self._loop.remove_reader(self._listener.socket)
@@ -189,19 +230,11 @@ class UapiServer:
             accepted.close()
             return
         accepted.setblocking(False)
-        if len(self._clients) >= self._max_clients:
-            self._drop_most_silent()
         client = _Client(accepted, UapiParser(interface_index), self._loop.time())
         self._clients.add(client)
         client.task = self._loop.create_task(self._serve(client))
         self._tasks.add(client.task)
         client.task.add_done_callback(self._tasks.discard)
-
-    def _drop_most_silent(self) -> None:
-        client = min(self._clients, key=lambda client: client.last_progress)
-        self._clients.discard(client)
-        if client.task is not None:
-            client.task.cancel()
 
     # Serving
 
@@ -217,14 +250,18 @@ class UapiServer:
         finally:
             client.socket.close()
             self._clients.discard(client)
+            if self._pause is not None:
+                self._resume()
 
     async def _converse(self, client: _Client) -> None:
         """Answer operations in their order, until the client ends or the framing is lost."""
         while data := await self._receive(client):
+            client.is_answered = True
             for operation in client.parser.feed(data):
                 await self._answer(client, operation)
                 if isinstance(operation, Refusal) and operation.final:
                     return
+            client.is_answered = False
         cut_off = client.parser.finish()
         if cut_off is not None:
             await self._answer(client, cut_off)
@@ -279,7 +316,8 @@ class UapiServer:
         return (emit_errno(0),)
 
     def _log_refusal(self, error: ErrnoError) -> None:
-        self._log.debug("UAPI: refused (%s): %s", error.errno_name, error, extra={"rate_class": "uapi-refused"})
+        """At a level that is written by default, as wireguard-go does: its client may show the errno only."""
+        self._log.error("UAPI: refused (%s): %s", error.errno_name, error, extra={"rate_class": "uapi-refused"})
 
 
 def _open_spare() -> int | None:
@@ -287,6 +325,14 @@ def _open_spare() -> int | None:
         return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return None
+
+
+def _has_input(client: socket.socket) -> bool:
+    """Whether bytes wait to be read. The end of the stream, or an error, is for the client's task to find."""
+    try:
+        return bool(client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except OSError:
+        return False
 
 
 def _peer_uid(accepted: socket.socket) -> int | None:
