@@ -15,11 +15,11 @@ import pytest
 from tests.control.fakes import TAKEN_PORT, FakeDevice
 from wyrmhole.control import uapi_client
 from wyrmhole.control.uapi_client import NoSuchInterface
-from wyrmhole.control.uapi_format import emit_get
+from wyrmhole.control.uapi_format import emit_get, emit_set
 from wyrmhole.control.uapi_server import UapiServer
 from wyrmhole.control.uapi_socket import UapiListener
 from wyrmhole.control.uapi_status import parse_get
-from wyrmhole.device.config import DeviceChange
+from wyrmhole.device.config import DeviceChange, PeerChange
 from wyrmhole.device.status import DeviceStatus, PeerStatus
 from wyrmhole.errors import DeviceError, UapiError
 from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
@@ -118,6 +118,8 @@ def daemon(folder: Path, answer: Callable[[socket.socket], None]) -> Iterator[st
         (b"x" * 10000, "does not speak the UAPI"),
         (b"errno=-13\n\n", "refused: Permission denied"),
         (b"errno=22\n\n", "refused: Invalid argument"),
+        ("errno=²\n\n".encode(), "does not speak the UAPI"),
+        (b"errno=--22\n\n", "does not speak the UAPI"),
         (b"listen_port=99999999999999999999999\nerrno=0\n\n", "bad value of listen_port"),
     ],
 )
@@ -128,6 +130,27 @@ def test_a_daemon_that_talks_nonsense(tmp_path: Path, reply: bytes, part: str) -
 
     with daemon(tmp_path, answer) as folder, pytest.raises(UapiError, match=part):
         uapi_client.get("wg0", folder)
+
+
+def test_a_change_of_many_pieces_arrives_whole(tmp_path: Path) -> None:
+    """What is written is longer than one piece, and its end is in none of the first two."""
+    peers = tuple(PeerChange(PublicKey(number.to_bytes(32, "big"))) for number in range(8000))
+    expected = emit_set(DeviceChange(peers=peers))
+    assert 2 * uapi_client._CHUNK < len(expected) and len(expected) % uapi_client._CHUNK
+    received = bytearray()
+
+    def answer(connection: socket.socket) -> None:
+        connection.settimeout(20)
+        while not received.endswith(b"\n\n"):
+            data = connection.recv(1 << 16)
+            if not data:
+                return
+            received.extend(data)
+        connection.sendall(b"errno=0\n\n")
+
+    with daemon(tmp_path, answer) as folder:
+        uapi_client.apply("wg0", DeviceChange(peers=peers), folder)
+    assert bytes(received) == expected
 
 
 def test_a_daemon_that_is_silent_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -66,10 +66,29 @@ def test_a_get_with_lines_is_invalid() -> None:
     assert isinstance(refusal, Refusal) and refusal.error.errno_value == errno.EINVAL and not refusal.final
 
 
-@pytest.mark.parametrize("value", [b"\0", b"\xff\xfe", "é".encode(), b"1\r", b"\x80"])
+@pytest.mark.parametrize("value", [b"\0", b"\xff\xfe", "é".encode(), b"1\r\r", b"\r1", b"\x80"])
 def test_odd_bytes_in_a_set_are_invalid(value: bytes) -> None:
     """B50"""
     (refusal,) = feed(b"set=1\nlisten_port=" + value + b"\n\n")
+    assert isinstance(refusal, Refusal) and refusal.error.errno_value == errno.EINVAL
+
+
+@pytest.mark.parametrize("line", [b"\xff", b"listen_port", b"\x80\x80 \xc3", b"\xe2\x82"])
+def test_a_line_without_an_equals_sign_is_a_protocol_error_whatever_its_bytes(line: bytes) -> None:
+    (refusal,) = feed(b"set=1\n" + line + b"\n\n")
+    assert isinstance(refusal, Refusal) and refusal.error.errno_value == errno.EPROTO and not refusal.final
+
+
+def test_a_set_may_have_the_line_ends_of_windows() -> None:
+    assert feed(b"set=1\nlisten_port=1\r\n\r\n") == [SetOperation(DeviceChange(listen_port=1))]
+
+
+@pytest.mark.parametrize("length", ["08", "00", "+8", "-8", "8 ", " 8", "8_0", "٨", "", "33", "0x8", "8/8"])
+@pytest.mark.parametrize("address", ["10.0.0.0", "fd00::"])
+def test_a_length_is_plain_digits_without_leading_zeros(address: str, length: str) -> None:
+    if address == "fd00::" and length == "33":
+        length = "129"
+    (refusal,) = feed(f"set=1\n{PEER}\nallowed_ip={address}/{length}\n\n".encode())
     assert isinstance(refusal, Refusal) and refusal.error.errno_value == errno.EINVAL
 
 

@@ -32,6 +32,7 @@ SMALL_PIECES, PIECE_BYTES = 64, 512
 
 _CHUNK = 1 << 18
 _NAME = re.compile(r"[a-zA-Z0-9_=+.-]{1,15}")
+_ERRNO = re.compile(r"-?[0-9]{1,9}")
 
 
 class NoSuchInterface(DeviceError):
@@ -118,7 +119,7 @@ def _reply_lines(connection: socket.socket, name: str) -> Iterator[str]:
         key, _, value = line.partition("=")
         if not line and result is not None:
             break
-        if key == "errno" and value.lstrip("-").isdigit():
+        if key == "errno" and _ERRNO.fullmatch(value):
             result = abs(int(value))
         elif line:
             yield line
