@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
 
 from tests.cli.wyrmhole_command import WYRMHOLE, invoke, output, refusal
-from wyrmhole.cli import app, diagnosis, quick, quick_dns, quick_firewall
+from wyrmhole.cli import app, command_check, diagnosis, quick, quick_dns, quick_firewall
 from wyrmhole.cli.command_change import parse_words
 from wyrmhole.control.endpoint_names import NameResolver
+from wyrmhole.control.wg_quick import Config
+from wyrmhole.control.wg_strip import for_apps
 from wyrmhole.errors import DeviceError
 from wyrmhole.protocol.keys import PrivateKey
 
@@ -71,11 +75,12 @@ def words(*words: str) -> object:
     ("arguments", "part"),
     [
         (["foo"], "`foo' is not one of listen-port, fwmark, private-key, peer"),
-        (["listen-port"], "followed by a value"),
+        (["listen-port"], "needs a value behind it"),
         (["listen-port", "70000"], "expected a number from 0 to 65535"),
-        (["peer", "abc"], "44 characters"),
+        (["peer", "abc"], "peer: expected 44 characters of base64, as `wyrmhole pubkey` prints them"),
         (["peer", PUBLIC, "colour", "blue"], "not one of remove"),
-        (["peer", PUBLIC, "allowed-ips", "10.0.0.0/8,+10.1.0.0/16"], "before every one"),
+        (["peer", PUBLIC, "allowed-ips", "+-10.1.0.0/16"], "expected addresses"),
+        (["peer", PUBLIC, "allowed-ips", "10.0.0.0/8,"], "expected addresses"),
         (["peer", PUBLIC, "allowed-ips", "10.0.0.0/33"], "expected addresses"),
         (["peer", PUBLIC, "persistent-keepalive", "x"], "expected seconds"),
         (["peer", PUBLIC, "endpoint", "x"], "expected host:port"),
@@ -113,13 +118,53 @@ def test_check_counts_warnings_only_if_strict(conf: Path) -> None:
     assert invoke("check", "--strict", str(conf)).exit_code == 1
 
 
+def test_check_warns_of_each_name_that_cannot_be_resolved(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hang = threading.Event()
+
+    def look_up(host: str, port: int) -> str:
+        if host == "slow.example":
+            hang.wait(60)
+        if host != "good.example":
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return f"192.0.2.1:{port}"
+
+    monkeypatch.setattr(command_check, "look_up_host", look_up)
+    monkeypatch.setattr(command_check, "NAME_SECONDS", 0.2)
+    key = "[Peer]\nPublicKey = {}\nAllowedIPs = 10.0.{}.0/24\nEndpoint = {}:5\n"
+    hosts = ("gone.example", "good.example", "slow.example", "192.0.2.9")
+    conf.write_text(GOOD + "".join(key.format(f"{n}{PUBLIC[1:]}", n, host) for n, host in enumerate(hosts, 1)))
+    try:
+        said = output("check", str(conf))
+        offline = output("check", "--offline", str(conf))
+    finally:
+        hang.set()
+    assert f"{conf}:12: warning: gone.example cannot be resolved now (Name or service not known)" in said
+    assert f"{conf}:20: warning: slow.example cannot be resolved now (no answer within 0.2 s)" in said
+    assert said.count("cannot be resolved") == 2
+    assert offline == f"{conf}: nothing to complain about\n"
+
+
+@pytest.mark.parametrize("text", ["# B\xfcro\n", "[Peer]\n# name = B\xfcro\n", "[Interface]\nPostUp = \xfc # \xfc\n"])
+def test_check_and_strip_take_bytes_of_any_encoding(conf: Path, text: str) -> None:
+    data = text.encode("latin-1") + GOOD.encode()
+    conf.write_bytes(data)
+    environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
+    for command in ("check", "strip"):
+        arguments = [WYRMHOLE, command, str(conf)]
+        done = subprocess.run(arguments, capture_output=True, env=environment, timeout=60, check=False)
+        assert b"Traceback" not in done.stderr
+        if text.startswith("#"):
+            assert done.returncode == 0, done.stderr
+            assert command == "check" or done.stdout.startswith(b"# B\xfcro\n[Interface]\n")
+
+
 def test_check_looks_at_the_file_itself(conf: Path) -> None:
     conf.chmod(0o644)
     conf.parent.chmod(0o755)
     assert "accessible to everyone" in output("check", str(conf))
     other = conf.with_name("sixteen-letters0.conf")
     conf.rename(other)
-    assert "`up` refuses it" in output("check", str(other))
+    assert "`wyrmhole up` will refuse it" in output("check", str(other))
     assert "No such file" in refusal("check", str(conf))
 
 
@@ -146,8 +191,22 @@ def test_a_drawing_of_keys_is_for_a_terminal_or_for_who_asks(conf: Path, tmp_pat
     assert ".png or .svg" in refusal("qr", str(conf), "-o", str(tmp_path / "wg0.gif"))
 
 
+def test_a_drawing_has_what_the_apps_read_and_no_more(conf: Path) -> None:
+    odd = "Table = off\nPostUp = true # x\nSaveConfig = false\nFwMark = 5\nPreDown = \nDNS = 10.0.0.9, lan, ~corp\n"
+    conf.write_text(GOOD.replace("# why", f"{odd}MTU = 1400\nExcludedApplications = a.b\n# why"))
+    text, left_out = for_apps(Config.load(conf))
+    assert text == (
+        f"[Interface]\nExcludedApplications = a.b\nPrivateKey = {PRIVATE}\nListenPort = 1\nAddress = 10.0.0.1/24\n"
+        f"DNS = 10.0.0.9, lan\nMTU = 1400\n\n[Peer]\nPublicKey = {PUBLIC}\nAllowedIPs = 10.0.0.2/32\n"
+    )
+    assert left_out == ["FwMark", "Table", "SaveConfig", "PostUp", "PreDown", "DNS ~corp"]
+    said = invoke("qr", "--allow-secrets", str(conf)).stderr
+    assert said.startswith("Warning: left out, because the mobile apps refuse it: FwMark, Table, SaveConfig")
+    assert for_apps(Config.parse(f"[Peer]\nPublicKey = {PUBLIC}\n"))[0].startswith("[Interface]\n[Peer]\n")
+
+
 def test_what_is_too_large_to_draw_is_refused(conf: Path) -> None:
-    conf.write_text(GOOD + "# long\n" * 1000)
+    conf.write_text(GOOD + "AllowedIPs = 10.0.0.0/8\n" * 1000)
     assert "2953 bytes" in refusal("qr", "--allow-secrets", str(conf))
 
 

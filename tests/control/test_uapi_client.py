@@ -136,7 +136,7 @@ def test_a_change_of_many_pieces_arrives_whole(tmp_path: Path) -> None:
     """What is written is longer than one piece, and its end is in none of the first two."""
     peers = tuple(PeerChange(PublicKey(number.to_bytes(32, "big"))) for number in range(8000))
     expected = emit_set(DeviceChange(peers=peers))
-    assert 2 * uapi_client._CHUNK < len(expected) and len(expected) % uapi_client._CHUNK
+    assert len(expected) > 2 * uapi_client._CHUNK and len(expected) % uapi_client._CHUNK
     received = bytearray()
 
     def answer(connection: socket.socket) -> None:

@@ -213,7 +213,6 @@ PEER = f"[Peer]\nPublicKey = {PUBLIC}\n"
     [
         ("PrivateKey = x\n", 1, "expected [Interface] or [Peer] before the first key"),
         ("[Interfaces]\n", 1, "expected [Interface] or [Peer]"),
-        (INTERFACE + "[Interface]\n", 3, "a second [Interface]"),
         (INTERFACE + "[Peer]\nAllowedIPs = 10.0.0.0/8\n", 3, "needs a PublicKey"),
         (INTERFACE + "ListenPort = 65536\n", 3, "ListenPort: expected a number from 0 to 65535, not '65536'"),
         (INTERFACE + "ListenPort = \n", 3, "ListenPort: expected"),
@@ -225,19 +224,27 @@ PEER = f"[Peer]\nPublicKey = {PUBLIC}\n"
         (INTERFACE + "Address = 10.0.0.1/33\n", 3, "Address: expected addresses"),
         (INTERFACE + "DNS = 10.0.0.1.2\n", 3, "DNS: expected"),
         (INTERFACE + "MTU = 0\n", 3, "MTU: expected a number from 68"),
-        (INTERFACE + "Table = 0\n", 3, "Table: expected"),
+        (INTERFACE + "Table = 010\n", 3, "Table: expected"),
+        (INTERFACE + "MTU = 01420\n", 3, "MTU: expected a number without leading zeros"),
+        (INTERFACE + "MTU = 0x10000\n", 3, "MTU: expected a number from 68"),
+        (INTERFACE + "Address = 10.0.0.1/024\n", 3, "Address: expected addresses"),
+        (INTERFACE + "Address = 10.0.0.1/0.0.0.255\n", 3, "Address: expected addresses"),
+        (INTERFACE + "ListenPort =\u00a05\n", 3, "U+00A0 is not a blank here"),
+        (INTERFACE + "ListenPort\u200b= 5\n", 3, "U+200B is not a blank here"),
+        (INTERFACE + "ListenPort = no-such-service\n", 3, "or the name of a UDP service"),
+        (INTERFACE + "FwMark = 0X10\n", 3, "FwMark: expected"),
+        (INTERFACE + "DNS = ~\n", 3, "DNS: expected"),
+        (INTERFACE + "Add ress = 10.0.0.1\n", 3, "did you mean Address?"),
         (INTERFACE + "SaveConfig = yes\n", 3, "SaveConfig: expected true or false"),
-        (INTERFACE + "PostUp = # nothing\n", 3, "PostUp: expected a command"),
-        (INTERFACE + "PostUp = one\rtwo\n", 3, "PostUp: expected a command without carriage returns"),
         (INTERFACE + "FwMark = 0x123456789\n", 3, "FwMark: expected"),
         (PEER + "AllowedIPs = 10.0.0.0/8,\n", 3, "AllowedIPs: expected"),
         (PEER + "AllowedIPs = 10.0.0.0/255.0.0.0\n", 3, "AllowedIPs: expected"),
-        (PEER + "Endpoint = 2001:db8::1:51820\n", 3, "Endpoint: expected host:port"),
-        (PEER + "Endpoint = 1.2.3:51820\n", 3, "Endpoint: expected host:port"),
-        (PEER + "Endpoint = a.example:0\n", 3, "Endpoint: expected a number from 1"),
+        (PEER + "Endpoint = 2001:db8::g:51820\n", 3, "Endpoint: expected host:port"),
+        (PEER + "Endpoint = 1.2.256:51820:\n", 3, "Endpoint: expected host:port"),
+        (PEER + "Endpoint = 1.2.3.256:51820\n", 3, "Endpoint: expected host:port"),
+        (PEER + "Endpoint = a.example:65536\n", 3, "Endpoint: expected a number from 0"),
         (PEER + "PersistentKeepalive = 65536\n", 3, "PersistentKeepalive: expected seconds"),
         (PEER + "\ufeff\n", 3, "expected `Key = value`"),
-        ("\ufeff" + PEER, 1, "byte order mark"),
     ],
 )
 def test_an_error_says_file_line_and_what_was_expected(text: str, line: int, part: str) -> None:
@@ -291,7 +298,7 @@ def test_the_last_of_repeated_keys_holds_and_the_others_can_be_told() -> None:
     assert list(config.repeated_keys()) == [(3, "MTU")]
 
 
-@pytest.mark.parametrize("value", ["echo 'a\nb'", "a # b"])
+@pytest.mark.parametrize("value", ["echo 'a\nb'", "a\rb", "a\0b"])
 def test_a_value_that_no_line_can_hold_is_refused(value: str) -> None:
     with pytest.raises(ValueError, match="PostUp cannot be written"):
         Config(ConfigInterface(post_up=[value])).emit()
@@ -316,13 +323,78 @@ def test_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     path = tmp_path / "wg0.conf"
     with pytest.raises(FileNotFoundError):
         Config.load(path)
-    path.write_bytes(b"[Interface]\n# \xff\n")
+    path.write_bytes("[Interface]\n".encode("utf-16"))
     path.chmod(0o600)
-    with pytest.raises(ConfigFileError, match=r"wg0.conf:2: expected text in UTF-8"):
+    with pytest.raises(ConfigFileError, match=r"wg0.conf:1: expected text in UTF-8, not in UTF-16"):
         Config.load(path)
     monkeypatch.setattr(wg_quick, "MAX_SIZE", 10)
     with pytest.raises(ConfigFileError, match="larger than"):
         Config.load(path)
+
+
+def test_bytes_that_are_not_utf8_are_judged_in_values_only(tmp_path: Path) -> None:
+    path = tmp_path / "wg0.conf"
+    data = (
+        b"# B\xfcro\n[Interface]\nPrivateKey = " + PRIVATE.encode() + b" # M\xfcnchen\n"
+        b"PostUp = echo \xe9\r\n[Peer]\n# name = Caf\xe9\nPublicKey = " + PUBLIC.encode() + b"\n"
+    )
+    path.write_bytes(data)
+    path.chmod(0o600)
+    config = Config.load(path)
+    assert config.emit().encode("utf-8", "surrogateescape") == data
+    assert config.interface.post_up == ["echo \udce9"]
+    assert config.peers[0].name == "Caf\ufffd"
+    config.interface.listen_port = 5
+    assert b"# B\xfcro\n" in config.emit().encode("utf-8", "surrogateescape")
+    path.write_bytes(data + b"Endpoint = b\xfccher.example:5\n")
+    with pytest.raises(ConfigFileError, match=r":8: Endpoint: expected host:port"):
+        Config.load(path)
+
+
+def test_a_byte_order_mark_is_passed_over_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "wg0.conf"
+    path.write_bytes(b"\xef\xbb\xbf" + PEER.encode())
+    path.chmod(0o600)
+    with pytest.warns(wg_quick.ConfigFileWarning, match="begins with a byte order mark"):
+        config = Config.load(path)
+    assert config == Config.parse(PEER)
+    assert config.emit().encode() == path.read_bytes()
+
+
+def test_several_interface_sections_add_up_and_are_written_back() -> None:
+    text = f"{INTERFACE}Address = 10.0.0.1/8\n{PEER}\n[Interface]\nAddress = fd00::1/64\nMTU = 1400\nPostUp = a\n"
+    config = Config.parse(text)
+    assert [str(address) for address in config.interface.addresses] == ["10.0.0.1/8", "fd00::1/64"]
+    assert config.emit() == text
+    config.interface.mtu, config.interface.table = 1300, "off"
+    assert config.emit() == text.replace("1400", "1300").replace("10.0.0.1/8\n", "10.0.0.1/8\nTable = off\n")
+    config.interface.addresses.pop()
+    edited = Config.parse(config.emit())
+    assert edited == config and edited.line_of(edited.interface, "MTU") == 9
+    assert config.repeated_interfaces() == [7]
+
+
+@pytest.mark.parametrize("key", ["PreUp", "PostUp", "PreDown", "PostDown", "Address", "DNS", "MTU", "Table"])
+def test_an_empty_value_of_wg_quick_is_as_if_the_line_were_not_there(key: str) -> None:
+    text = f"{INTERFACE}{key} = \n{PEER}"
+    config = Config.parse(text)
+    assert config == Config.parse(INTERFACE + PEER)
+    assert config.emit() == text
+
+
+def test_a_hash_in_a_command_is_the_shell_s() -> None:
+    text = f"{INTERFACE}PostUp = echo 'a#b' # c \nPreUp = # nothing\n"
+    config = Config.parse(text)
+    assert config.interface.post_up == ["echo 'a#b' # c"]
+    assert config.interface.pre_up == ["# nothing"]
+    assert Config.parse(Config(config.interface).emit()) == config
+
+
+def test_a_routing_only_domain_is_kept_apart_from_search_domains() -> None:
+    interface = Config.parse(f"{INTERFACE}DNS = 10.0.0.53, ~corp.example lan,~.\n").interface
+    assert [str(server) for server in interface.dns_servers] == ["10.0.0.53"]
+    assert interface.dns_domains == ["~corp.example", "lan", "~."]
+    assert interface.dns_search == ["lan"]
 
 
 def test_a_pipe_is_a_file_too() -> None:

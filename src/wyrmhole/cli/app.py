@@ -17,7 +17,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from wyrmhole.control import uapi_client
-from wyrmhole.control.wg_quick import Config, ExposedFileWarning
+from wyrmhole.control.wg_quick import Config, ConfigFileWarning
 from wyrmhole.errors import WyrmholeError
 
 CONFIG_FOLDER = Path("/etc/wireguard")
@@ -98,6 +98,18 @@ def write(text: str) -> None:
     sys.stdout.flush()
 
 
+def write_bytes(data: bytes) -> None:
+    """To stdout, in whatever encoding they are."""
+    sys.stdout.flush()
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def printable(text: str) -> str:
+    """Bytes that are not UTF-8, in names and values of files, as escapes: stdout may refuse them."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def config_path(text: str) -> Path:
     """A file, or the name of an interface, whose file is in /etc/wireguard."""
     is_name = "/" not in text and not text.endswith(".conf")
@@ -105,9 +117,9 @@ def config_path(text: str) -> Path:
 
 
 def load(path: Path | str) -> Config:
-    """Read a file; what others may read of it is warned of on stderr. Raises ConfigFileError and OSError."""
+    """Read a file, and write its warnings to stderr. Raises ConfigFileError and OSError."""
     with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", ExposedFileWarning)
+        warnings.simplefilter("always", ConfigFileWarning)
         config = Config.load(path)
     for warning in caught:
         warn(str(warning.message))

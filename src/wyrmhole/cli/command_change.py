@@ -15,9 +15,17 @@ from wyrmhole.cli.app import interface_argument, load, warn
 from wyrmhole.control import uapi_client
 from wyrmhole.control.endpoint_names import NameResolver, parse_retries
 from wyrmhole.control.wg_change import add_change, set_change, sync_change
-from wyrmhole.control.wg_values import ConfigEndpoint, read_fwmark, read_keepalive, read_port, read_prefix
+from wyrmhole.control.wg_values import (
+    ConfigEndpoint,
+    read_fwmark,
+    read_keepalive,
+    read_port,
+    read_prefix,
+    read_public_key,
+    remove_blanks,
+)
 from wyrmhole.device.config import AllowedIPChange, DeviceChange, PeerChange
-from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
+from wyrmhole.protocol.keys import PresharedKey, PrivateKey
 
 _T = TypeVar("_T")
 _K = TypeVar("_K", PrivateKey, PresharedKey)
@@ -80,8 +88,8 @@ def set_command(interface: str, words: tuple[str, ...]) -> None:
     [peer PUBLIC-KEY [remove] [preshared-key FILE] [endpoint HOST:PORT]
           [persistent-keepalive SECONDS|off] [allowed-ips IP/LENGTH,...]]...
 
-    Keys come from files, never from the command line; an empty file takes a key away. Allowed ips replace those
-    there are, or with + or - before each one are added or removed.
+    Keys come from files, never from the command line; an empty file removes a key. Allowed ips replace those of the
+    peer, unless one has a + or - before it: then they are added, or those with - removed.
     """
     uapi_client.apply(interface, parse_words(words, resolver()))
 
@@ -92,7 +100,7 @@ def parse_words(words: tuple[str, ...], resolve: NameResolver) -> DeviceChange:
     device, peers = DeviceChange(), []
     for word in remaining:
         if word == "peer":
-            peers.append(PeerChange(_read(PublicKey.from_base64, word, _next(remaining, word))))
+            peers.append(PeerChange(_read(read_public_key, word, _next(remaining, word))))
         elif peers:
             peers[-1] = _change_peer(peers[-1], word, remaining, resolve)
         else:
@@ -127,19 +135,20 @@ def _change_peer(peer: PeerChange, word: str, rest: Iterator[str], resolve: Name
 
 
 def _change_allowed_ips(peer: PeerChange, text: str) -> PeerChange:
-    items = ["".join(item.split()) for item in text.split(",")] if text.strip() else []
-    signs = {item[:1] if item[:1] in ("+", "-") else "" for item in items}
-    if "" in signs and len(signs) > 1:
-        raise click.UsageError("allowed-ips: a + or - goes before every one of them or before none")
-    prefixes = [_read(read_prefix, "allowed-ips", item.lstrip("+-") if "" not in signs else item) for item in items]
-    changes = [AllowedIPChange(prefix, item.startswith("-")) for prefix, item in zip(prefixes, items, strict=True)]
-    return replace(peer, replace_allowed_ips=not signs or "" in signs, allowed_ips=tuple(changes))
+    text = remove_blanks(text)
+    items = text.split(",") if text else []
+    changes = [
+        AllowedIPChange(_read(read_prefix, "allowed-ips", item[item[:1] in ("+", "-") :]), item.startswith("-"))
+        for item in items
+    ]
+    has_signs = any(item[:1] in ("+", "-") for item in items)
+    return replace(peer, replace_allowed_ips=not has_signs, allowed_ips=tuple(changes))
 
 
 def _next(words: Iterator[str], word: str) -> str:
     value = next(words, None)
     if value is None:
-        raise click.UsageError(f"`{word}' is followed by a value")
+        raise click.UsageError(f"`{word}' needs a value behind it")
     return value
 
 
@@ -153,8 +162,8 @@ def _read(read: Callable[[str], _T], word: str, value: str) -> _T:
 def _read_key_file(kind: type[_K], word: str, path: str) -> _K:
     """An empty file means no key. The value is never repeated."""
     with open(path, "rb") as file:
-        text = file.read(LONGEST_KEY_FILE).decode("ascii", "replace").strip()
+        data = file.read(LONGEST_KEY_FILE)
     try:
-        return kind.from_base64(text) if text else kind(bytes(32))
+        return kind.from_base64(data.decode("ascii", "replace").rstrip()) if data else kind(bytes(32))
     except ValueError as error:
         raise click.UsageError(f"{word}: {path}: {error}") from None

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import click
 
-from wyrmhole.cli.app import Failure, config_argument, config_path, load, write
+from wyrmhole.cli.app import Failure, config_argument, config_path, load, warn, write
+from wyrmhole.control.wg_strip import for_apps
 
 MOST_BYTES = 2953
 """Of the largest QR code, version 40 with error level L (ISO/IEC 18004)."""
@@ -16,20 +17,25 @@ MOST_BYTES = 2953
 @click.command("qr")
 @config_argument
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Write a .png or .svg file, for its owner alone.")
-@click.option("--allow-secrets", is_flag=True, help="Print a private key also to what is no terminal.")
+@click.option("--allow-secrets", is_flag=True, help="Print private keys to a non-terminal too.")
 def qr_command(config: str, output: Path | None, allow_secrets: bool) -> None:
-    """Draw CONFIG as a QR code, on the terminal or into a file. Who sees it has the keys."""
+    """Draw CONFIG as a QR code for the mobile apps, on the terminal or into a file. Who sees it has the keys.
+
+    Comments, and keys that the apps refuse (FwMark, Table, hooks, SaveConfig), are left out.
+    """
     # Imported here: completion and help load this module, and need no drawing.
     import segno
 
     path = config_path(config)
     parsed = load(path)
-    text = parsed.emit()
+    text, left_out = for_apps(parsed)
     has_secrets = parsed.interface.private_key is not None or any(peer.preshared_key for peer in parsed.peers)
     if output is None and has_secrets and not sys.stdout.isatty() and not allow_secrets:
-        raise Failure("this would print keys to something that is no terminal: --allow-secrets if that is meant")
+        raise Failure("refusing to print private keys to a non-terminal; pass --allow-secrets to override")
     if len(text.encode()) > MOST_BYTES:
-        raise Failure(f"{path} has more than the {MOST_BYTES} bytes of a QR code: leave out comments or peers")
+        raise Failure(f"{path} needs more than the {MOST_BYTES} bytes of a QR code: leave out peers or allowed ips")
+    if left_out:
+        warn(f"left out, because the mobile apps refuse it: {', '.join(left_out)}")
     code = segno.make_qr(text.encode(), error="l", mode="byte", boost_error=False)
     if output is None:
         code.terminal(compact=True)
@@ -40,7 +46,7 @@ def qr_command(config: str, output: Path | None, allow_secrets: bool) -> None:
 def _save(code: object, output: Path) -> None:
     kind = output.suffix.removeprefix(".").lower()
     if kind not in ("png", "svg"):
-        raise Failure(f"{output}: a name that ends in .png or .svg says what to write")
+        raise Failure(f"{output}: expected a name that ends in .png or .svg")
     import os
 
     fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)

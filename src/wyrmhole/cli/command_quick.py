@@ -8,10 +8,11 @@ import sys
 
 import click
 
-from wyrmhole.cli.app import Failure, config_argument, config_path, load, write
+from wyrmhole.cli.app import Failure, config_argument, config_path, load, write_bytes
 from wyrmhole.cli.command_change import resolver
-from wyrmhole.cli.quick import Quick, strip
+from wyrmhole.cli.quick import Quick
 from wyrmhole.control.wg_quick import Config, read_file
+from wyrmhole.control.wg_strip import strip
 
 
 def _quick(config: str) -> Quick:
@@ -56,4 +57,4 @@ def strip_command(config: str) -> None:
     path = config_path(config)
     text, _ = read_file(path)
     Config.parse(text, source=str(path))
-    write(strip(text))
+    write_bytes(strip(text).encode("utf-8", "surrogateescape"))

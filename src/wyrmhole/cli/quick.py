@@ -62,7 +62,7 @@ class Quick:
 
     @property
     def _names(self) -> NameService:
-        return NameService(self.name, self.config.interface.dns_servers, self.config.interface.dns_search)
+        return NameService(self.name, self.config.interface.dns_servers, self.config.interface.dns_domains)
 
     # Up
 
@@ -292,7 +292,7 @@ def write_atomically(path: Path, text: str) -> None:
     temporary = target.with_name(f"{target.name}.tmp")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        with os.fdopen(fd, "w") as file:
+        with os.fdopen(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
@@ -301,18 +301,3 @@ def write_atomically(path: Path, text: str) -> None:
         with suppress(OSError):
             os.unlink(temporary)
         raise
-
-
-def strip(text: str) -> str:
-    """The lines that wg(8) understands, as `wg-quick strip` prints them: trimmed, comments kept."""
-    from wyrmhole.control.wg_values import INTERFACE_KEYS
-
-    quick_keys = {key.name.lower() for key in INTERFACE_KEYS if key.is_quick}
-    kept, is_interface = [], False
-    for line in text.removesuffix("\n").split("\n"):
-        key = line.partition("#")[0].partition("=")[0].strip().lower()
-        if key.startswith("["):
-            is_interface = key == "[interface]"
-        if not (is_interface and key in quick_keys):
-            kept.append(line.strip(" \t"))
-    return "".join(f"{line}\n" for line in [*kept, ""])

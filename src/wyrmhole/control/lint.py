@@ -1,7 +1,8 @@
 """What is wrong, doubtful or worth knowing about a configuration file that can be read.
 
-A finding is an `error` when something will not work or a secret is none, a `warning` when it most likely is not what
-was meant, and a `note` when it surprises people. The absence of an optional key is none of these.
+A finding is an `error` when something will not work or a secret is not secret, a `warning` when it most likely is not
+what was meant, and a `note` when it surprises people. The absence of an optional key is none of these. A value whose
+form is doubtful is shown as it should be written.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from wyrmhole.control.wg_quick import Config, ConfigPeer
-from wyrmhole.control.wg_values import read_prefix
+from wyrmhole.control.wg_lines import KEYS
+from wyrmhole.control.wg_quick import BOM_SENTENCE, Config, ConfigPeer
+from wyrmhole.control.wg_values import ConfigEndpoint, read_prefix, remove_blanks
 from wyrmhole.protocol.keys import PrivateKey
 from wyrmhole.wire.prefix import Prefix
 
@@ -32,7 +34,7 @@ PUBLISHED_KEYS = frozenset(
         "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
     }
 )
-"""Private keys of the manual pages of wg(8) and wg-quick(8), and none."""
+"""Private keys of the manual pages of wg(8) and wg-quick(8), and the all-zero key."""
 
 MAX_FINDINGS = 1000
 
@@ -66,7 +68,7 @@ def _check_own_key(config: Config) -> Iterator[Finding]:
         if not sets_later:
             yield Finding(line, "error", "no PrivateKey: make one with `wyrmhole genkey`")
     elif interface.private_key.base64() in {PrivateKey.from_base64(key).base64() for key in PUBLISHED_KEYS}:
-        yield Finding(line, "error", "the PrivateKey is one that is printed in manuals: make another")
+        yield Finding(line, "error", "the PrivateKey is printed in manuals: make another with `wyrmhole genkey`")
 
 
 def _check_peer_keys(config: Config) -> Iterator[Finding]:
@@ -78,7 +80,7 @@ def _check_peer_keys(config: Config) -> Iterator[Finding]:
         if peer.public_key == own:
             yield Finding(line, "error", "this peer has our own key: it will be left out")
         if peer.public_key.is_zero:
-            yield Finding(line, "error", "a PublicKey of zeros belongs to nobody")
+            yield Finding(line, "error", "an all-zero PublicKey is invalid: nobody holds its private key")
         if (first := seen.setdefault(peer.public_key, line)) != line:
             yield Finding(line, "error", f"the same PublicKey as in line {first}: the later section wins")
 
@@ -90,14 +92,66 @@ def _check_preshared_keys(config: Config) -> Iterator[Finding]:
             continue
         line = config.line_of(peer, "PresharedKey")
         if peer.preshared_key.is_zero:
-            yield Finding(line, "warning", "a PresharedKey of zeros is none: leave the line out")
+            yield Finding(line, "warning", "an all-zero PresharedKey means no key: leave the line out")
         elif (first := seen.setdefault(peer.preshared_key, line)) != line:
-            yield Finding(line, "warning", f"the PresharedKey of line {first} again: each pair should have its own")
+            yield Finding(line, "warning", f"the same PresharedKey as in line {first}: give each pair its own")
 
 
 def _check_repeated(config: Config) -> Iterator[Finding]:
     for line, key in config.repeated_keys():
-        yield Finding(line, "warning", f"{key} is said again below, and that line holds")
+        yield Finding(line, "warning", f"{key} is repeated below, and only the last line counts")
+
+
+def _check_sections(config: Config) -> Iterator[Finding]:
+    first = config.line_of(config.interface)
+    for line in config.repeated_interfaces():
+        yield Finding(line, "warning", f"a second [Interface] adds to that of line {first}: put its keys there")
+
+
+# Forms: what wg(8) or wg-quick(8) accepts, but few people mean
+
+
+def _check_form(config: Config) -> Iterator[Finding]:
+    if config.has_byte_order_mark:
+        yield Finding(1, "warning", f"the file {BOM_SENTENCE}")
+
+
+def _check_numbers(config: Config) -> Iterator[Finding]:
+    for key in ("ListenPort", "FwMark", "PersistentKeepalive"):
+        read = KEYS["peer" if key == "PersistentKeepalive" else "interface"][key.lower()].read
+        for line, value in config.values_of(key):
+            text = remove_blanks(value)
+            is_plain = text.isdigit() and (text == "0" or not text.startswith("0"))
+            if not is_plain and text.lower() != "off" and not text.startswith("0x"):
+                yield Finding(line, "warning", f"{key} = {text} is read as {read(text)}: write {key} = {read(text)}")
+
+
+def _check_endpoint_forms(config: Config) -> Iterator[Finding]:
+    for line, value in config.values_of("Endpoint"):
+        text = remove_blanks(value)
+        host, _, port = text.rpartition(":")
+        endpoint = ConfigEndpoint.parse(text)
+        wanted = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
+        if host != wanted or port != str(endpoint.port):
+            usual = endpoint.emit()
+            yield Finding(line, "warning", f"Endpoint = {text} is read as {usual}: write Endpoint = {usual}")
+
+
+def _check_table(config: Config) -> Iterator[Finding]:
+    table, line = config.interface.table, config.line_of(config.interface, "Table")
+    if isinstance(table, str) and table not in ("auto", "off") and table.lower() in ("auto", "off"):
+        message = f"Table = {table} is a table of that name for wg-quick: write Table = {table.lower()}"
+        yield Finding(line, "error", message)
+
+
+def _check_empty(config: Config) -> Iterator[Finding]:
+    for key in ("PreUp", "PostUp", "PreDown", "PostDown", "Address", "DNS", "MTU", "Table"):
+        for line, value in config.values_of(key):
+            if not value:
+                yield Finding(line, "note", f"{key} is empty, as if the line were not there")
+    for line, value in config.values_of("AllowedIPs"):
+        if not value:
+            yield Finding(line, "warning", "AllowedIPs is empty, which wg refuses: leave the line out")
 
 
 # Allowed ips
@@ -135,26 +189,31 @@ def _overlap(config: Config, outer: tuple[Prefix, int], inner: tuple[Prefix, int
     text, other = inner[0].emit(), _label(config, config.peers[outer[1]])
     if outer[1] == inner[1]:
         if outer[0] == inner[0]:
-            yield Finding(line, "note", f"{text} is there twice")
+            yield Finding(line, "note", f"{text} is repeated for the same peer")
     elif outer[0] == inner[0]:
-        yield Finding(line, "error", f"{text} belongs to {other} too: the later one gets it, the other loses it")
+        yield Finding(line, "error", f"{text} belongs to {other} too: only the later peer gets it")
     elif outer[0].length:
         yield Finding(line, "note", f"{text} lies within {outer[0].emit()} of {other}: the narrower one goes first")
 
 
 def _check_host_bits(config: Config) -> Iterator[Finding]:
     for line, value in config.values_of("AllowedIPs"):
-        for item in "".join(value.split()).split(","):
-            address, slash, _ = item.partition("/")
-            if slash and int(ipaddress.ip_address(address)) != (prefix := read_prefix(item)).network:
-                yield Finding(line, "warning", f"{item} means {prefix.emit()}: bits after the length count for nothing")
+        for item in remove_blanks(value).split(","):
+            address, slash, length = item.partition("/")
+            if not slash:
+                continue
+            prefix = read_prefix(item)
+            if int(ipaddress.ip_address(address)) != prefix.network:
+                yield Finding(line, "warning", f"{item} means {prefix.emit()}: bits behind the length are ignored")
+            elif length != str(prefix.length):
+                yield Finding(line, "warning", f"{item} is read as {prefix.emit()}: write {prefix.emit()}")
 
 
 def _check_reach(config: Config) -> Iterator[Finding]:
     for peer in config.peers:
         if not peer.allowed_ips:
             line = config.line_of(peer)
-            yield Finding(line, "warning", "no AllowedIPs: nothing can be sent to this peer and nothing of it is taken")
+            yield Finding(line, "warning", "no AllowedIPs: this peer can neither send nor receive packets")
         if peer.endpoint is None and config.interface.listen_port in (None, 0):
             line = config.line_of(peer)
             yield Finding(line, "warning", "no Endpoint here and no ListenPort above: neither side can find the other")
@@ -210,9 +269,9 @@ def _check_addresses(config: Config) -> Iterator[Finding]:
             peer = single[address.version, int(address.ip)]
             yield Finding(line, "error", f"{address.ip} is our own address and an allowed ip of {_label(config, peer)}")
         if network.prefixlen < network.max_prefixlen - 1 and address.ip == network.network_address:
-            yield Finding(line, "warning", f"{address} is the number of the network and not of a host in it")
+            yield Finding(line, "warning", f"{address} is the address of the network, not of a host in it")
     if len(set(interface.addresses)) < len(interface.addresses):
-        yield Finding(line, "error", "an Address is there twice, which the kernel refuses")
+        yield Finding(line, "error", "an Address is repeated, which the kernel refuses")
 
 
 def _check_mtu(config: Config) -> Iterator[Finding]:
@@ -223,9 +282,9 @@ def _check_mtu(config: Config) -> Iterator[Finding]:
     if mtu < MIN_MTU_V6 and uses_v6:
         yield Finding(line, "error", f"MTU {mtu}: IPv6 needs at least {MIN_MTU_V6} and there is an IPv6 Address")
     elif mtu > WIDEST_MTU:
-        yield Finding(line, "warning", f"MTU {mtu}: packets above {WIDEST_MTU} are cut up, or lost, on a path of 1500")
+        yield Finding(line, "warning", f"MTU {mtu}: a path of 1500 fragments or loses packets above {WIDEST_MTU}")
     elif mtu < 576:
-        yield Finding(line, "warning", f"MTU {mtu}: many programs count on 576 at least")
+        yield Finding(line, "warning", f"MTU {mtu}: many programs need at least 576")
 
 
 # Names
@@ -233,8 +292,8 @@ def _check_mtu(config: Config) -> Iterator[Finding]:
 
 def _check_dns(config: Config) -> Iterator[Finding]:
     interface, line = config.interface, config.line_of(config.interface, "DNS")
-    if interface.dns_search and not interface.dns_servers:
-        yield Finding(line, "warning", "search domains without a server are not used by wg-quick")
+    if interface.dns_domains and not interface.dns_servers:
+        yield Finding(line, "warning", "wg-quick ignores search domains without a server")
     prefixes = [prefix for peer in config.peers for prefix in peer.allowed_ips]
     for server in interface.dns_servers:
         host = Prefix(server.version, int(server), server.max_prefixlen)
@@ -254,27 +313,31 @@ def _check_endpoints(config: Config) -> Iterator[Finding]:
             continue
         line = config.line_of(peer, "Endpoint")
         if (first := seen.setdefault(peer.endpoint, line)) != line:
-            yield Finding(line, "warning", f"the Endpoint of line {first} again: one address and port is one peer")
+            yield Finding(line, "warning", f"the same Endpoint as in line {first}: one address and port is one peer")
         if re.match(r"fe[89ab].:", peer.endpoint.host.lower()) and "%" not in peer.endpoint.host:
             yield Finding(line, "error", "a link-local address needs its interface: [fe80::1%eth0]:51820")
         literal = peer.endpoint.literal
         if literal is not None and ipaddress.ip_address(literal.host).is_unspecified:
-            yield Finding(line, "error", f"{literal.host} is nobody's address")
+            yield Finding(line, "error", f"{literal.host} is not the address of a host")
+        if peer.endpoint.port == 0:
+            yield Finding(line, "error", "port 0 reaches nobody: write the port that the peer listens on")
 
 
 def _check_keepalive(config: Config) -> Iterator[Finding]:
     for peer in config.peers:
         line = config.line_of(peer, "PersistentKeepalive")
         if peer.persistent_keepalive and peer.persistent_keepalive > LONG_KEEPALIVE:
-            yield Finding(line, "note", f"{peer.persistent_keepalive} s is longer than firewalls remember: 25 is usual")
+            seconds = peer.persistent_keepalive
+            yield Finding(line, "note", f"{seconds} s is longer than firewalls remember a flow: 25 is usual")
 
 
 # wg-quick
 
 
 def _check_hooks(config: Config) -> Iterator[Finding]:
-    for line, key, rest in config.commented_hooks():
-        yield Finding(line, "warning", f"{key} ends at the #: {rest} is not run")
+    for line, key in config.commented_hooks():
+        message = f"{key} holds a #: the shell gets it, but wg-quick before 1.0.20260223 ends the command there"
+        yield Finding(line, "note", message)
 
 
 def _check_save(config: Config) -> Iterator[Finding]:
@@ -289,6 +352,12 @@ CHECKS: tuple[Check, ...] = (
     _check_peer_keys,
     _check_preshared_keys,
     _check_repeated,
+    _check_sections,
+    _check_form,
+    _check_numbers,
+    _check_endpoint_forms,
+    _check_table,
+    _check_empty,
     _check_overlaps,
     _check_host_bits,
     _check_reach,

@@ -12,6 +12,9 @@ account of edits, and text that was not edited comes back byte for byte.
 
 A comment block belongs to the section below it when a blank line or the file's start is above it.
 
+Only values are judged. Bytes that are not UTF-8 are carried as lone surrogates (`surrogateescape`), so that a comment
+in any encoding is written back as it was. Several [Interface] sections add up, as for wg(8).
+
 Sizes: a file of at most MAX_SIZE bytes and MAX_PEERS peers; within these no list is limited further.
 """
 
@@ -27,16 +30,32 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from wyrmhole.control.wg_lines import (
+    HEADERS,
+    KEYS,
+    TITLES,
+    Edits,
+    Line,
+    SectionLines,
+    by_key,
+    cut_comment_block,
+    emit_new,
+    emit_section,
+    find_edits,
+    find_key,
+    read_values,
+)
 from wyrmhole.control.wg_values import (
+    BLANKS,
     IGNORED_KEYS,
     INTERFACE_KEYS,
     NAME_KEY,
     OBFUSCATION_KEYS,
-    PEER_KEYS,
     Address,
     ConfigEndpoint,
     DnsEntry,
     Key,
+    remove_blanks,
 )
 from wyrmhole.errors import ConfigFileError
 from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
@@ -48,16 +67,25 @@ MAX_SIZE = 64 << 20
 MAX_PEERS = 1 << 16
 """More than any published use of one interface; 65,536 sections with every key fit in MAX_SIZE."""
 
+BOM_SENTENCE = "begins with a byte order mark, which wg refuses: save it as UTF-8 without one"
+
 MAX_ERRORS = 100
 """More are not collected: nobody reads them."""
 
 _NAME_COMMENT = re.compile(r"\s*#\s*(?:friendly_name|name)\s*=\s*([^\r\0]*?)\s*", re.IGNORECASE)
 """A comment with what no line can hold is no name, or the name could not be written again."""
+_INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u00ad"
+_BOM = "\ufeff"
+_UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
 _KEY_MATERIAL = re.compile(r"[A-Za-z0-9+/]{40}")
 _INTERFACE_NAME = re.compile(r"(?:.*/)?([a-zA-Z0-9_=+.-]{1,15})\.conf", re.DOTALL)
 
 
-class ExposedFileWarning(UserWarning):
+class ConfigFileWarning(UserWarning):
+    """Something about a file that does not keep it from being used."""
+
+
+class ExposedFileWarning(ConfigFileWarning):
     """Others on this machine may read a file with keys."""
 
 
@@ -86,8 +114,14 @@ class ConfigInterface:
         return [entry for entry in self.dns if not isinstance(entry, str)]
 
     @property
-    def dns_search(self) -> list[str]:
+    def dns_domains(self) -> list[str]:
+        """What is not a server: search domains, and routing-only domains with their `~`."""
         return [entry for entry in self.dns if isinstance(entry, str)]
+
+    @property
+    def dns_search(self) -> list[str]:
+        """The domains that short names are completed with."""
+        return [entry for entry in self.dns_domains if not entry.startswith("~")]
 
 
 @dataclass(slots=True)
@@ -107,34 +141,6 @@ class ConfigPeer:
 Section = ConfigInterface | ConfigPeer
 
 
-@dataclass(slots=True)
-class _Line:
-    number: int
-    raw: str = field(repr=False)
-    key: str = ""
-    """In lower case; empty for a comment, a blank line or a header."""
-    value: str = field(default="", repr=False)
-
-
-@dataclass(slots=True)
-class _Lines:
-    """The lines of one section, its header among them."""
-
-    kind: str
-    number: int
-    lines: list[_Line] = field(default_factory=list)
-    owner: Section | None = None
-
-
-_KEYS: dict[str, dict[str, Key]] = {
-    "interface": {key.name.lower(): key for key in INTERFACE_KEYS},
-    "peer": {key.name.lower(): key for key in PEER_KEYS},
-    "": {},
-}
-_HEADERS = {"[interface]": "interface", "[peer]": "peer"}
-_TITLES = {"interface": "[Interface]", "peer": "[Peer]"}
-
-
 class Config:
     """One file. `interface` and the list `peers` may be changed; `emit` gives the text."""
 
@@ -145,8 +151,10 @@ class Config:
         self.peers = list(peers)
         self.source = source
         """The file's name, for messages."""
-        self._sections: list[_Lines] = []
+        self._sections: list[SectionLines] = []
         self._ends_with_newline = True
+        self.has_byte_order_mark = False
+        """Whether the file begins with one. It is kept, and means nothing."""
 
     @classmethod
     def parse(cls, text: str, *, source: str = "<config>") -> Config:
@@ -164,47 +172,61 @@ class Config:
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Config:
-        """Read a file; a pipe does too. Raises OSError and ConfigFileError; warns with ExposedFileWarning."""
+        """Read a file; a pipe does too. Raises OSError and ConfigFileError; warns with ConfigFileWarning."""
         text, exposure = read_file(path)
         if exposure:
             warnings.warn(exposure, ExposedFileWarning, stacklevel=2)
-        return cls.parse(text, source=os.fspath(path))
+        config = cls.parse(text, source=os.fspath(path))
+        if config.has_byte_order_mark:
+            warnings.warn(f"{os.fspath(path)} {BOM_SENTENCE}", ConfigFileWarning, stacklevel=2)
+        return config
 
     def emit(self) -> str:
-        """The text. Raises ValueError for a value that no line can hold: a line break, a command with a `#`."""
+        """The text, to be encoded with `surrogateescape`. Raises ValueError for a value that no line can hold."""
         lines = self._emit_lines()
         count = sum(len(section.lines) for section in self._sections)
         is_open = not self._ends_with_newline and len(lines) <= count
-        return "\n".join(lines) + ("" if is_open or not lines else "\n")
+        start = _BOM if self.has_byte_order_mark else ""
+        return start + "\n".join(lines) + ("" if is_open or not lines else "\n")
 
     def line_of(self, section: Section, key: str = "") -> int:
         """The number of the line that last said `key` of a section, else of its header; 0: it came from no file."""
-        for lines in self._sections:
-            if lines.owner is section:
-                numbers = [line.number for line in lines.lines if key and line.key == key.lower()]
-                return numbers[-1] if numbers else lines.number
-        return 0
+        own = [lines for lines in self._sections if lines.owner is section]
+        lines = by_key(own).get(key.lower(), []) if key else []
+        return lines[-1].number if lines else own[0].number if own else 0
 
     def repeated_keys(self) -> Iterator[tuple[int, str]]:
         """Line and name of each key that a later line of its section makes void."""
-        for section in self._sections:
-            for key in _KEYS[section.kind].values():
-                found = [line for line in section.lines if line.key == key.name.lower()]
+        for sections in self._owned().values():
+            for name, lines in by_key(sections).items():
+                key = KEYS[sections[0].kind].get(name, NAME_KEY)
                 if not key.many and key is not NAME_KEY:
-                    yield from ((line.number, key.name) for line in found[:-1])
+                    yield from ((line.number, key.name) for line in lines[:-1])
+
+    def repeated_interfaces(self) -> list[int]:
+        """Lines of the headers of [Interface] sections behind the first."""
+        return [section.number for section in self._sections if section.kind == "interface"][1:]
+
+    def _owned(self) -> dict[int, list[SectionLines]]:
+        """The sections of each value, by its id."""
+        found: dict[int, list[SectionLines]] = {}
+        for section in self._sections:
+            if section.owner is not None:
+                found.setdefault(id(section.owner), []).append(section)
+        return found
 
     def values_of(self, key: str) -> Iterator[tuple[int, str]]:
         """Line and text of every readable value of a key, in the order of the file."""
         for section in self._sections:
             yield from ((line.number, line.value) for line in section.lines if line.key == key.lower())
 
-    def commented_hooks(self) -> Iterator[tuple[int, str, str]]:
-        """Line, key and comment of each command that a `#` cuts off, as it does for wg-quick(8)."""
+    def commented_hooks(self) -> Iterator[tuple[int, str]]:
+        """Line and key of each command with a `#`, where a wg-quick(8) before 1.0.20260223 ends it."""
         hooks = {key.name.lower(): key.name for key in INTERFACE_KEYS if key.is_hook}
         for section in self._sections:
             for line in section.lines:
-                if line.key in hooks and "#" in line.raw:
-                    yield line.number, hooks[line.key], line.raw[line.raw.index("#") :].strip()
+                if line.key in hooks and "#" in line.value:
+                    yield line.number, hooks[line.key]
 
     def __eq__(self, other: object) -> bool:
         """By what the files say, not by how they are written."""
@@ -221,76 +243,29 @@ class Config:
 
     def _emit_lines(self) -> list[str]:
         ending = "\r" if self._has_carriage_returns else ""
-        known = {id(lines.owner) for lines in self._sections if lines.owner is not None}
+        known = self._owned()
         kept = {id(self.interface), *map(id, self.peers)}
         out: list[str] = []
         if id(self.interface) not in known and self.interface != ConfigInterface():
-            out += _emit_section(_Lines("interface", 0, owner=self.interface), ending)
-        for lines in self._sections:
-            if lines.owner is None or id(lines.owner) in kept:
-                out += _emit_section(lines, ending)
+            out += emit_new("interface", self.interface, ending)
+        edits: dict[int, Edits] = {}
+        for section in self._sections:
+            owner = section.owner
+            if owner is None:
+                out += [line.raw for line in section.lines]
+            elif id(owner) in kept:
+                if id(owner) not in edits:
+                    edits[id(owner)] = find_edits(section.kind, owner, by_key(known[id(owner)]), ending)
+                out += emit_section(section, edits[id(owner)])
         for peer in self.peers:
             if id(peer) not in known:
                 out += [ending] if out and out[-1].strip() else []
-                out += _emit_section(_Lines("peer", 0, owner=peer), ending)
+                out += emit_new("peer", peer, ending)
         return out
 
     @property
     def _has_carriage_returns(self) -> bool:
         return any(line.raw.endswith("\r") for section in self._sections for line in section.lines[:1])
-
-
-def _emit_section(section: _Lines, ending: str) -> list[str]:
-    if section.owner is None:
-        return [line.raw for line in section.lines]
-    replaced: dict[int, list[str]] = {}
-    added: list[str] = [] if section.lines else [_TITLES[section.kind] + ending]
-    for name, key in _KEYS[section.kind].items():
-        lines = [line for line in section.lines if line.key == name]
-        value = getattr(section.owner, key.attribute)
-        if _says(key, lines, value):
-            continue
-        texts = [_emit_line(key, text) + ending for text in key.write(value)]
-        replaced |= {line.number: [] for line in lines}
-        if lines:
-            replaced[lines[0].number] = texts
-        else:
-            added += texts
-    out: list[str] = []
-    place = max(
-        (index for index, line in enumerate(section.lines) if line.key or line.number == section.number), default=-1
-    )
-    for index, line in enumerate(section.lines):
-        out += replaced.get(line.number, [line.raw])
-        out += added if index == place else []
-    return out if place >= 0 else out + added
-
-
-def _says(key: Key, lines: list[_Line], value: object) -> bool:
-    """Whether the lines have that value already. Lines that cannot be read are left as they are."""
-    try:
-        return bool(_unsaid(_value_of(key, lines)) == _unsaid(value))
-    except ValueError:
-        return True
-
-
-def _unsaid(value: object) -> object:
-    """False and an empty list are what a file says that does not have the key; 0 is not."""
-    return None if value is False or value == [] else value
-
-
-def _value_of(key: Key, lines: list[_Line]) -> Any:
-    """None when the lines say nothing."""
-    values = [key.read(line.value) for line in lines]
-    if key.many:
-        return [item for value in values for item in value] or None
-    return values[-1] if values else None
-
-
-def _emit_line(key: Key, text: str) -> str:
-    if "\n" in text or "\r" in text or "\0" in text or (key is not NAME_KEY and "#" in text):
-        raise ValueError(f"{key.name} cannot be written: a line break or a '#' would end its value")
-    return f"{key.name} = {text}"
 
 
 # Reading
@@ -302,13 +277,12 @@ class _Reader:
     def __init__(self, source: str) -> None:
         self.errors: list[ConfigFileError] = []
         self._source = source
-        self._sections = [_Lines("", 0)]
+        self._sections = [SectionLines("", 0)]
 
     def read(self, text: str) -> Config:
         config = Config(source=self._source)
-        if text.startswith("\ufeff"):
-            self._complain(1, "the file begins with a byte order mark: save it as UTF-8 without one")
-            text = text[1:]
+        config.has_byte_order_mark = text.startswith(_BOM)
+        text = text.removeprefix(_BOM)
         for number, raw in enumerate(text.removesuffix("\n").split("\n") if text else (), 1):
             self._take(number, raw)
         config._sections = self._sections
@@ -321,8 +295,8 @@ class _Reader:
             self.errors.append(ConfigFileError(self._source, line, message))
 
     def _take(self, number: int, raw: str) -> None:
-        content = raw.partition("#")[0].strip()
-        line = _Line(number, raw)
+        content = raw.partition("#")[0].strip(BLANKS)
+        line = Line(number, raw)
         if content.startswith("["):
             self._begin_section(line, content)
             return
@@ -332,49 +306,54 @@ class _Reader:
         elif (comment := _NAME_COMMENT.fullmatch(raw)) is not None:
             line.key, line.value = NAME_KEY.name.lower(), comment[1]
 
-    def _begin_section(self, line: _Line, content: str) -> None:
-        kind = _HEADERS.get("".join(content.split()).lower(), "")
+    def _begin_section(self, line: Line, content: str) -> None:
+        kind = HEADERS.get(remove_blanks(content).lower(), "")
         if not kind:
             self._complain(line.number, "expected [Interface] or [Peer] as the header of a section")
-        if kind == "interface" and any(section.kind == kind for section in self._sections):
-            self._complain(line.number, "a second [Interface] section: a file has one")
         above = self._sections[-1].lines
-        self._sections.append(_Lines(kind, line.number, [*_cut_comment_block(above), line]))
+        self._sections.append(SectionLines(kind, line.number, [*cut_comment_block(above), line]))
 
-    def _take_key(self, line: _Line, content: str) -> None:
+    def _take_key(self, line: Line, content: str) -> None:
         name, separator, value = content.partition("=")
-        name, line.value = name.strip().lower(), value.strip()
+        name, line.value = name.strip(BLANKS).lower(), value.strip(BLANKS)
         kind = self._sections[-1].kind
+        key = find_key(kind, name)
         if not separator:
             self._complain(line.number, "expected `Key = value`")
-        elif name in _KEYS[kind]:
+        elif key is not None:
+            line.key = key.name.lower()
+            if key.is_hook:
+                # A `#` in a command is the shell's (wireguard-tools 1.0.20260223).
+                line.value = line.raw.partition("=")[2].strip(BLANKS)
+            self._check(key, line)
+        elif name in IGNORED_KEYS:
             line.key = name
-            self._check(_KEYS[kind][name], line)
-        elif name not in IGNORED_KEYS and (kind or len(self._sections) == 1):
+        elif kind or len(self._sections) == 1:
             self._complain(line.number, _explain_unknown(name, kind))
 
-    def _check(self, key: Key, line: _Line) -> None:
+    def _check(self, key: Key, line: Line) -> None:
         try:
             if "\0" in line.value:
                 raise ValueError("text without NUL bytes")
             key.read(line.value)
         except ValueError as error:
             said = "" if key.is_secret or key.attribute == "public_key" else f", not {_quote(line.value)}"
-            self._complain(line.number, f"{key.name}: expected {error}{said}")
+            self._complain(line.number, f"{key.name}: expected {error}{said}{_explain_blank(line.value)}")
             line.key = ""
 
     # Values
 
     def _make_values(self, config: Config) -> None:
+        interfaces = [section for section in self._sections if section.kind == "interface"]
+        for section in interfaces:
+            section.owner = config.interface
+        _fill(config.interface, read_values("interface", interfaces))
         for section in self._sections:
-            if section.kind == "interface":
-                section.owner = config.interface
-                _fill(section, _values(section))
-            elif section.kind == "peer":
+            if section.kind == "peer":
                 self._make_peer(config, section)
 
-    def _make_peer(self, config: Config, section: _Lines) -> None:
-        values = _values(section)
+    def _make_peer(self, config: Config, section: SectionLines) -> None:
+        values = read_values("peer", [section])
         if "public_key" not in values:
             if not any(error.line in {line.number for line in section.lines} for error in self.errors):
                 self._complain(section.number, "a [Peer] section needs a PublicKey")
@@ -382,35 +361,13 @@ class _Reader:
             self._complain(section.number, f"more than {MAX_PEERS} peers")
         else:
             section.owner = ConfigPeer(values["public_key"])
-            _fill(section, values)
+            _fill(section.owner, values)
             config.peers.append(section.owner)
 
 
-def _values(section: _Lines) -> dict[str, Any]:
-    found: dict[str, list[_Line]] = {}
-    for line in section.lines:
-        if line.key:
-            found.setdefault(line.key, []).append(line)
-    keys = _KEYS[section.kind]
-    values = {keys[name].attribute: _value_of(keys[name], lines) for name, lines in found.items() if name in keys}
-    return {attribute: value for attribute, value in values.items() if value is not None}
-
-
-def _fill(section: _Lines, values: dict[str, Any]) -> None:
+def _fill(owner: Section, values: dict[str, Any]) -> None:
     for attribute, value in values.items():
-        setattr(section.owner, attribute, value)
-
-
-def _cut_comment_block(lines: list[_Line]) -> list[_Line]:
-    """Take the comments that stand right above a header off the section before it."""
-    start = len(lines)
-    while start and lines[start - 1].raw.lstrip().startswith("#"):
-        start -= 1
-    if start and lines[start - 1].raw.strip():
-        return []
-    block = lines[start:]
-    del lines[start:]
-    return block
+        setattr(owner, attribute, value)
 
 
 def _explain_unknown(name: str, kind: str) -> str:
@@ -419,12 +376,18 @@ def _explain_unknown(name: str, kind: str) -> str:
     if not kind:
         return "expected [Interface] or [Peer] before the first key"
     other = "peer" if kind == "interface" else "interface"
-    if name in _KEYS[other]:
-        return f"{_KEYS[other][name].name} belongs in {_TITLES[other]}, not in {_TITLES[kind]}"
-    known = [key.name for key in _KEYS[kind].values() if key is not NAME_KEY]
+    if name in KEYS[other]:
+        return f"{KEYS[other][name].name} belongs in {TITLES[other]}, not in {TITLES[kind]}"
+    known = [key.name for key in KEYS[kind].values() if key is not NAME_KEY]
     close = difflib.get_close_matches(name, [key.lower() for key in known], 1)
-    meant = f", did you mean {_KEYS[kind][close[0]].name}?" if close else f": {', '.join(known)} are"
-    return f"{_quote(name)} is not a key of {_TITLES[kind]}{meant}"
+    meant = f", did you mean {KEYS[kind][close[0]].name}?" if close else f": {', '.join(known)} are"
+    return f"{_quote(name)} is not a key of {TITLES[kind]}{_explain_blank(name) or meant}"
+
+
+def _explain_blank(text: str) -> str:
+    """The reason of an error that cannot be seen: a character that looks like a blank, or like nothing."""
+    odd = next((char for char in text if char not in BLANKS and (char.isspace() or char in _INVISIBLE)), None)
+    return "" if odd is None else f" (U+{ord(odd):04X} is not a blank here: write a space in its place)"
 
 
 def _quote(text: str) -> str:
@@ -440,7 +403,8 @@ def _quote(text: str) -> str:
 def read_file(path: str | os.PathLike[str]) -> tuple[str, str | None]:
     """The text of a file or pipe and, if others may read it, a sentence that says so.
 
-    Raises OSError, and ConfigFileError for a file too large or not UTF-8.
+    Bytes that are not UTF-8 become lone surrogates. Raises OSError, and ConfigFileError for a file that is too large or
+    in UTF-16.
     """
     name = os.fspath(path)
     with open(path, "rb") as file:
@@ -448,11 +412,9 @@ def read_file(path: str | os.PathLike[str]) -> tuple[str, str | None]:
         data = file.read(MAX_SIZE + 1)
     if len(data) > MAX_SIZE:
         raise ConfigFileError(name, 0, f"larger than {MAX_SIZE >> 20} MiB, which no configuration is")
-    try:
-        return data.decode(), exposure
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise ConfigFileError(name, line, "expected text in UTF-8") from None
+    if data.startswith(_UTF16_BOMS):
+        raise ConfigFileError(name, 1, "expected text in UTF-8, not in UTF-16: save it as UTF-8")
+    return data.decode("utf-8", "surrogateescape"), exposure
 
 
 def _exposure(path: str, status: os.stat_result) -> str | None:
