@@ -16,7 +16,8 @@ def strip(text: str) -> str:
     """The lines that wg(8) understands, as `wg-quick strip` prints them: trimmed, comments kept."""
     quick_keys = {key.name.lower() for key in INTERFACE_KEYS if key.is_quick}
     kept, is_interface = [], False
-    for line in text.removeprefix("\ufeff").removesuffix("\n").split("\n"):
+    text = text.removeprefix("\ufeff")
+    for line in text.removesuffix("\n").split("\n") if text else ():
         key = line.partition("#")[0].partition("=")[0].strip(BLANKS).lower()
         if key.startswith("["):
             is_interface = key == "[interface]"
