@@ -204,12 +204,41 @@ os.execv("{BINARY}", ["wyrmholed", *{flags!r}, "{host.name}"])
     host.socket.parent.mkdir(mode=0o755, exist_ok=True)
     daemon = host.start_in_foreground(sys.executable, "-c", program)
     assert host.name in host.get("wg", "show", "interfaces").split()
+    assert " mtu 1420 " in host.get("ip", "link", "show", host.name), "as wireguard-go sets it"
     host.end()
     assert daemon.wait(timeout=20) == 0
     assert not host.socket.exists() and not host.has_interface()
 
 
 # Logs
+
+
+@pytest.mark.parametrize("environ", [{"LOG_LEVEL": "error"}, {"LOG_LEVEL": ""}])
+@pytest.mark.parametrize("text", ["listen_port=x", "garbage"])
+def test_a_refused_set_leaves_a_line_on_the_log(host: Host, text: str, environ: dict[str, str]) -> None:
+    daemon = host.start_in_foreground(**environ)
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(str(host.socket))
+        client.sendall(f"set=1\n{text}\n\n".encode())
+        assert client.recv(100).startswith(b"errno=-")
+    host.end()
+    output, _ = daemon.communicate(timeout=20)
+    assert re.search(rf"^ERROR: \({host.name}\) .* UAPI: refused \(E\w+\): ", output, re.M), output
+
+
+@pytest.mark.parametrize("engine", ["portable", "native"])
+def test_a_mark_of_the_upper_half_is_set_on_the_sockets(host: Host, engine: str) -> None:
+    """SO_MARK has 32 bits and no sign."""
+    host.start(WYRMHOLE_ENGINE=engine)
+    host.get("ip", "link", "set", host.name, "up")
+    command = str(BINARY.with_name("wyrmhole"))
+    for mark, shown in (("2147483648", "0x80000000"), ("0xffffffff", "0xffffffff"), ("77", "0x4d"), ("0", "off")):
+        host.get(command, "set", host.name, "fwmark", mark)
+        assert host.get("wg", "show", host.name, "fwmark").strip() == shown
+        assert host.get(command, "show", host.name, "fwmark").strip() == shown
+        sockets = host.get("ss", "-H", "-u", "-a", "-n", "-e").splitlines()
+        marks = re.findall(r"fwmark:(\w+)", "\n".join(sockets))
+        assert sockets and marks == ([] if shown == "off" else [shown] * len(sockets))
 
 
 def test_the_environment_chooses_what_is_logged(host: Host) -> None:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -29,12 +31,19 @@ def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def refusal(capsys: pytest.CaptureFixture[str], arguments: Sequence[str], environ: Mapping[str, str]) -> str:
+def refusal(
+    capsys: pytest.CaptureFixture[str],
+    arguments: Sequence[str],
+    environ: Mapping[str, str],
+    *,
+    status: int = 2,
+    out: str = "",
+) -> str:
     with pytest.raises(SystemExit) as caught:
         parse_settings(arguments, environ)
-    assert caught.value.code == 2
+    assert caught.value.code == status
     captured = capsys.readouterr()
-    assert captured.out == ""
+    assert captured.out == out
     assert captured.err.count("\n") == 1
     return captured.err
 
@@ -94,22 +103,35 @@ def test_the_environment_of_wireguard_go() -> None:
     ("arguments", "word"),
     [
         ([], "INTERFACE is missing"),
-        (["wg0", "wg1"], "unrecognized arguments: wg1"),
-        (["-x", "wg0"], "unrecognized arguments: -x"),
-        (["--fore", "wg0"], "unrecognized arguments: --fore"),
-        (["--engine", "fast", "wg0"], "invalid choice: 'fast'"),
+        (["-f"], "INTERFACE is missing"),
+        (["wg0", "wg1"], "unexpected arguments: wg1"),
+        (["-f", "wg0", "wg1", "wg2"], "unexpected arguments: wg1 wg2"),
+        (["-x", "wg0"], "unexpected arguments: -x"),
+        (["--fore", "wg0"], "unexpected arguments: --fore"),
     ],
 )
-def test_wrong_usage_is_one_sentence_and_status_2(
+def test_too_few_and_too_many_arguments_print_the_usage_and_are_status_1(
     capsys: pytest.CaptureFixture[str], arguments: list[str], word: str
 ) -> None:
-    assert word in refusal(capsys, arguments, {})
+    assert word in refusal(capsys, arguments, {}, status=1, out=f"{wyrmholed.USAGE}\n")
 
 
-@pytest.mark.parametrize("text", ["x", "-1", "1.5", "1" * 20, "٣"])
+def test_a_bad_option_is_one_sentence_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
+    assert "invalid choice: 'fast'" in refusal(capsys, ["--engine", "fast", "wg0"], {})
+
+
+def test_help_lists_every_variable_that_is_read(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_settings(["--help"], {})
+    helped = capsys.readouterr().out
+    read = set(re.findall(r'environ\.get\("(\w+)"', Path(wyrmholed.__file__).read_text()))
+    assert read | {"WG_TUN_FD", "WG_UAPI_FD"} <= set(re.findall(r"\b[A-Z]+_[A-Z_]+", helped))
+
+
+@pytest.mark.parametrize("text", ["x", "-1", "1.5", "1" * 20, "٣", " 3", "+3"])
 @pytest.mark.parametrize("variable", ["WG_TUN_FD", "WG_UAPI_FD"])
 def test_a_descriptor_is_a_number(capsys: pytest.CaptureFixture[str], variable: str, text: str) -> None:
-    assert f"{variable} is not the number of a descriptor" in refusal(capsys, ["wg0"], {variable: text})
+    assert f"{variable} is not the number of a descriptor" in refusal(capsys, ["wg0"], {variable: text}, status=1)
 
 
 def test_status_and_streams_of_the_real_program() -> None:
@@ -117,7 +139,7 @@ def test_status_and_streams_of_the_real_program() -> None:
     assert (version.returncode, version.stderr) == (0, "")
     assert version.stdout.startswith("wyrmholed ")
     usage = run()
-    assert (usage.returncode, usage.stdout) == (2, "")
+    assert (usage.returncode, usage.stdout) == (1, f"{wyrmholed.USAGE}\n")
     assert usage.stderr == "wyrmholed: INTERFACE is missing; see wyrmholed --help\n"
     helped = run("--help")
     assert helped.returncode == 0 and "--engine" in helped.stdout

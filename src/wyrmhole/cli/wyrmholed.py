@@ -51,6 +51,22 @@ before it sleeps; the program that keeps a flow on one of several queues. See do
 MAX_WORKERS = 64
 """Queues of one TUN in sight of any machine; the kernel takes 256."""
 
+USAGE = "Usage: wyrmholed [-f/--foreground] [OPTION...] INTERFACE"
+
+ENVIRONMENT = """environment:
+  LOG_LEVEL                    verbose or debug, error (the default), silent
+  WG_PROCESS_FOREGROUND=1      like --foreground
+  WG_TUN_FD                    descriptor of an open TUN to use
+  WG_UAPI_FD                   descriptor of a listening Unix socket to use
+  WYRMHOLE_ENGINE              like --engine
+  WYRMHOLE_WORKERS             like --workers
+  WYRMHOLE_AEAD                like --aead
+  WYRMHOLE_WITHOUT             like --without
+  WYRMHOLE_USER                like --user
+  WYRMHOLE_SANDBOX=off         like --no-sandbox
+
+In the background the log goes to stdout if LOG_LEVEL is set to something other than silent, and nowhere otherwise."""
+
 _T = TypeVar("_T")
 
 
@@ -80,7 +96,7 @@ class Settings:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 done, 1 a part could not be had, 2 wrong usage."""
+    """Returns the exit status: 0 done, 1 a part is not available or the arguments are none, 2 a bad option."""
     settings = parse_settings(sys.argv[1:] if arguments is None else arguments, os.environ)
     try:
         return run(settings)
@@ -93,14 +109,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def parse_settings(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
-    """Raises SystemExit: 2 for a usage error, 0 after --help and --version."""
+    """Raises SystemExit: 0 after --help and --version, 1 without an INTERFACE, with too many arguments or with a bad
+    descriptor, 2 for a bad option."""
     import argparse
 
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:
             self.exit(2, f"wyrmholed: {message}; see wyrmholed --help\n")
 
-    parser = Parser("wyrmholed", description="A user-space daemon for the WireGuard protocol.", allow_abbrev=False)
+    parser = Parser(
+        "wyrmholed",
+        description="A user-space daemon for the WireGuard protocol.",
+        epilog=ENVIRONMENT,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("-f", "--foreground", action="store_true", help="stay attached, log to stdout")
     parser.add_argument(
         "--engine",
@@ -124,18 +147,21 @@ def parse_settings(arguments: Sequence[str], environ: Mapping[str, str]) -> Sett
         "--without",
         metavar="WHAT",
         default=environ.get("WYRMHOLE_WITHOUT", ""),
-        help=f"what to keep off, of {','.join(SWITCHES)}: offloads that a kernel gets wrong, the wait for answers",
+        help=f"what to switch off, of {','.join(SWITCHES)}: offloads that a kernel gets wrong, spinning, steering",
     )
-    parser.add_argument("--user", metavar="NAME", help="who to be once the interface and the control socket are there")
+    parser.add_argument("--user", metavar="NAME", help="user to become once the interface and the control socket exist")
     parser.add_argument("--no-sandbox", action="store_true", help="keep all privileges and system calls")
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.add_argument("name", metavar="INTERFACE", nargs="?", help="name of the interface to make")
-    options = parser.parse_args(arguments)
+    options, surplus = parser.parse_known_args(arguments)
     if options.version:
         print(version_text())
         parser.exit()
-    if options.name is None:
-        parser.error("INTERFACE is missing")
+    if surplus or options.name is None:
+        # On stdout as from wireguard-go, whose status of 0 would tell a supervisor that all is well.
+        print(USAGE)
+        reason = f"unexpected arguments: {' '.join(surplus)}" if surplus else "INTERFACE is missing"
+        parser.exit(1, f"wyrmholed: {reason}; see wyrmholed --help\n")
     sandbox = environ.get("WYRMHOLE_SANDBOX", "on")
     if sandbox not in ("on", "off"):
         parser.error(f"WYRMHOLE_SANDBOX is on or off, not {sandbox!r}")
@@ -163,21 +189,21 @@ def _parse_choice(parser: ArgumentParser, variable: str, text: str, choices: Seq
 
 def _parse_workers(parser: ArgumentParser, text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 4 and 1 <= int(text) <= MAX_WORKERS):
-        parser.error(f"{text!r} is no number of workers: take 1 to {MAX_WORKERS}")
+        parser.error(f"{text!r} is not a number of workers: use 1 to {MAX_WORKERS}")
     return int(text)
 
 
 def _parse_switches(parser: ArgumentParser, text: str) -> frozenset[str]:
     names = frozenset(filter(None, text.split(",")))
     if names - set(SWITCHES):
-        parser.error(f"there is no {min(names - set(SWITCHES))!r} to keep off: take of {','.join(SWITCHES)}")
+        parser.error(f"cannot switch off {min(names - set(SWITCHES))!r}: use names of {','.join(SWITCHES)}")
     return names
 
 
 def _parse_fd(parser: ArgumentParser, environ: Mapping[str, str], variable: str) -> int | None:
     text = environ.get(variable, "")
     if text and not (text.isascii() and text.isdigit() and len(text) < 10):
-        parser.error(f"{variable} is not the number of a descriptor")
+        parser.exit(1, f"wyrmholed: {variable} is not the number of a descriptor: give that of an open one\n")
     return int(text) if text else None
 
 
@@ -229,12 +255,12 @@ def run(settings: Settings) -> int:
 
 
 def open_tun(settings: Settings) -> Tun:
-    from wyrmhole.net.linux_tun import LinuxTun
+    from wyrmhole.net.linux_tun import DEFAULT_MTU, LinuxTun
 
     tso, uso, steering = (name not in settings.without for name in ("tso", "uso", "steering"))
     try:
         if settings.tun_fd is not None:
-            return LinuxTun.from_fd(settings.tun_fd, tso=tso, uso=uso)
+            return LinuxTun.from_fd(settings.tun_fd, tso=tso, uso=uso, mtu=DEFAULT_MTU)
         return patiently(
             lambda: LinuxTun.create(settings.name, tso=tso, uso=uso, queues=settings.queues, steering=steering),
             _is_busy,

@@ -13,6 +13,7 @@ import os
 import socket
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from wyrmhole.net import tun_ioctl, tun_steering
@@ -103,8 +104,10 @@ class LinuxTun:
         return tun
 
     @staticmethod
-    def from_fd(fileno: int, *, tso: bool = True, uso: bool = True) -> LinuxTun:
-        """Use a TUN that another process opened, with or without virtio headers; the MTU is left as it is.
+    def from_fd(fileno: int, *, tso: bool = True, uso: bool = True, mtu: int | None = None) -> LinuxTun:
+        """Use a TUN that another process opened, with or without virtio headers.
+
+        `mtu` is set where this process may do so; without it the MTU stays as it is.
 
         It must have been opened with IFF_NO_PI, which the kernel does not tell. Raises TunError, and leaves the
         descriptor open, when it is no TUN.
@@ -119,9 +122,14 @@ class LinuxTun:
             raise TunError(errno.EINVAL, f"descriptor {fileno} is a TAP: pass one opened with IFF_TUN and IFF_NO_PI")
         if not flags & tun_ioctl.IFF_VNET_HDR:
             tun_ioctl.accepts_offloads(fileno, 0)
-            return _HeaderlessTun(fileno, TunOffloads(tso=False, uso=False))
-        tun_ioctl.set_header_size(fileno, _HEADER_BYTES)
-        return LinuxTun(fileno, _enable_offloads(fileno, tso, uso))
+            tun: LinuxTun = _HeaderlessTun(fileno, TunOffloads(tso=False, uso=False))
+        else:
+            tun_ioctl.set_header_size(fileno, _HEADER_BYTES)
+            tun = LinuxTun(fileno, _enable_offloads(fileno, tso, uso))
+        if mtu is not None:
+            with suppress(OSError):
+                tun._link.set_mtu(mtu)
+        return tun
 
     @staticmethod
     def attach_elsewhere(fileno: int, name: str, sockets: tuple[socket.socket, socket.socket]) -> LinuxTun:

@@ -129,6 +129,15 @@ class TunLink:
             except OSError:
                 return
 
+    def set_mtu(self, mtu: int) -> None:
+        """Set the MTU if the interface is in this process's namespace; another of that name elsewhere is not ours.
+
+        Raises OSError.
+        """
+        with self._lock:
+            if self._client is not None and not self._gone and self._find_namespace(self._client) is None:
+                tun_ioctl.set_mtu(self.name, mtu)
+
     def suspect_end(self) -> None:
         """Reading said that the interface is gone: have `poll_events` called, and look.
 
