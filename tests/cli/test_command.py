@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -15,9 +16,11 @@ import pytest
 from tests.cli.wyrmhole_command import WYRMHOLE, invoke, output, refusal
 from wyrmhole.cli import app, command_check, diagnosis, quick, quick_dns, quick_firewall
 from wyrmhole.cli.command_change import parse_words
+from wyrmhole.control import uapi_client
 from wyrmhole.control.endpoint_names import NameResolver
 from wyrmhole.control.wg_quick import Config
 from wyrmhole.control.wg_strip import for_apps
+from wyrmhole.device.status import DeviceStatus
 from wyrmhole.errors import DeviceError
 from wyrmhole.protocol.keys import PrivateKey
 
@@ -173,9 +176,40 @@ def test_a_name_is_a_file_in_etc_wireguard(conf: Path, monkeypatch: pytest.Monke
     assert output("strip", "wg0").startswith("[Interface]")
 
 
+def test_a_name_whose_file_is_root_s_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> tuple[str, str | None]:
+        raise PermissionError(errno.EACCES, "Permission denied", path)
+
+    monkeypatch.setattr(command_check, "read_file", refuse)
+    said = refusal("check", "wg0")
+    assert said.startswith("wyrmhole: /etc/wireguard/wg0.conf: Permission denied (run as root, or give a path ")
+    assert refusal("check", "./wg0.conf") == "wyrmhole: wg0.conf: Permission denied\n"
+
+
 def test_strip_refuses_what_wg_would_refuse(conf: Path) -> None:
     conf.write_text(GOOD.replace("AllowedIPs", "AllowedIP"))
     assert refusal("strip", str(conf)).startswith(f"wyrmhole: {conf}:8: ")
+
+
+# show
+
+
+def test_one_daemon_that_does_not_answer_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    def get(name: str) -> DeviceStatus:
+        if name == "hung0":
+            raise DeviceError("the daemon of hung0 does not answer: timed out")
+        return DeviceStatus(name, None, 5, 0, 0, ())
+
+    served = ["hung0", "well0"]
+    monkeypatch.setattr(uapi_client, "interfaces", lambda: served)
+    monkeypatch.setattr(uapi_client, "get", get)
+    for words in (("show",), ("show", "all", "listen-port"), ("show", "--json")):
+        result = invoke(*words)
+        assert result.exit_code == 0 and "well0" in result.stdout
+        assert result.stderr == "Warning: the daemon of hung0 does not answer: timed out\n"
+    assert "does not answer" in refusal("show", "hung0")
+    served.remove("well0")
+    assert refusal("show").endswith("no daemon answers\n")
 
 
 # qr

@@ -210,6 +210,30 @@ os.execv("{BINARY}", ["wyrmholed", *{flags!r}, "{host.name}"])
     assert not host.socket.exists() and not host.has_interface()
 
 
+# Another name
+
+
+@pytest.mark.parametrize("program", [str(BINARY), "wireguard"])
+def test_a_renamed_interface_is_found_by_its_former_name(host: Host, program: str) -> None:
+    wyrmhole, present = str(BINARY.with_name("wyrmhole")), f"{host.name}n"
+    daemon = host.start_in_foreground(program, "-f", host.name)
+    try:
+        assert host.run(wyrmhole, "show", host.name).stderr == ""
+        host.get("ip", "link", "set", host.name, "name", present)
+        refused = host.run(wyrmhole, "show", present)
+        assert refused.returncode == 1
+        assert f"still answers to its former name: use {host.name}" in refused.stderr
+        for words in (("show", host.name), ("show",), ("show", "interfaces"), ("show", "all", "listen-port")):
+            shown = host.run(wyrmhole, *words)
+            assert shown.returncode == 0 and host.name in shown.stdout + shown.stderr
+            assert f"Warning: {host.name} is now the interface {present}" in shown.stderr
+        assert host.run(wyrmhole, "show", "no-such0").stderr.endswith("lists those that are served\n")
+        assert host.run(wyrmhole, "show", "lo").stderr.endswith("no user-space daemon serves it: use wg\n")
+    finally:
+        daemon.terminate()
+        daemon.wait(20)
+
+
 # Logs
 
 

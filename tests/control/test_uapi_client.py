@@ -200,7 +200,7 @@ def test_a_daemon_that_drips_is_given_up(tmp_path: Path, monkeypatch: pytest.Mon
 def test_who_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(NoSuchInterface, match="no daemon listens"):
         uapi_client.get("nobody0", str(tmp_path))
-    with pytest.raises(NoSuchInterface, match="no name of an interface"):
+    with pytest.raises(NoSuchInterface, match="not the name of an interface"):
         uapi_client.get("../../etc/x", str(tmp_path))
     (tmp_path / "file0.sock").touch()
     stale = socket.socket(socket.AF_UNIX)

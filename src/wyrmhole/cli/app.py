@@ -72,7 +72,15 @@ class Commands(click.Group):
             raise
         except OSError as error:
             about = f"{os.fspath(error.filename)}: " if isinstance(error.filename, (str, Path)) else ""
-            raise Failure(f"{about}{error.strerror or error}") from error
+            raise Failure(f"{about}{error.strerror or error}{_remedy(error)}") from error
+
+
+def _remedy(error: OSError) -> str:
+    """What to do about a name that stands for a file which only root may see."""
+    name = error.filename
+    if isinstance(error, PermissionError) and isinstance(name, (str, Path)) and Path(name).parent == CONFIG_FOLDER:
+        return f" (run as root, or give a path such as ./{Path(name).name})"
+    return ""
 
 
 @click.command(

@@ -11,9 +11,13 @@ import click
 from click.shell_completion import CompletionItem
 
 from wyrmhole.cli import show_text
-from wyrmhole.cli.app import complete_interface, interface_argument, write
+from wyrmhole.cli.app import Failure, complete_interface, interface_argument, warn, write
 from wyrmhole.control import uapi_client
+from wyrmhole.control.renamed import present_names
+from wyrmhole.control.uapi_socket import DEFAULT_DIRECTORY
 from wyrmhole.device.clock import SystemClock
+from wyrmhole.device.status import DeviceStatus
+from wyrmhole.errors import WyrmholeError
 
 
 def use_colours() -> bool:
@@ -38,31 +42,56 @@ def show_command(interface: str, field: str | None, as_json: bool) -> None:
     if interface == "interfaces":
         _show_names(as_json)
         return
-    names = uapi_client.interfaces() if interface == "all" else [interface]
+    is_all = interface == "all"
+    names = uapi_client.interfaces() if is_all else [interface]
+    _warn_of_renamed(names)
+    pictures = _ask_all(names) if is_all else iter([uapi_client.get(interface)])
     if as_json:
-        document = [show_text.as_json(uapi_client.get(name)) for name in names]
-        write(json.dumps(document if interface == "all" else document[0], indent=2) + "\n")
+        document = [show_text.as_json(status) for status in pictures]
+        write(json.dumps(document if is_all else document[0], indent=2) + "\n")
     elif field is not None:
-        for name in names:
-            write(show_text.field_text(uapi_client.get(name), field, with_name=interface == "all"))
+        for status in pictures:
+            write(show_text.field_text(status, field, with_name=is_all))
     else:
-        write("\n".join(_pretty(names)))
+        write("\n".join(map(_pretty, pictures)))
+
+
+def _ask_all(names: list[str]) -> Iterator[DeviceStatus]:
+    """One daemon that does not answer hides no other. Raises Failure if none answers."""
+    answered = 0
+    for name in names:
+        try:
+            status = uapi_client.get(name)
+        except WyrmholeError as error:
+            warn(str(error))
+        else:
+            answered += 1
+            yield status
+    if names and not answered:
+        raise Failure("no daemon answers")
+
+
+def _warn_of_renamed(names: list[str]) -> None:
+    """A daemon keeps the name that its interface had when it started."""
+    if missing := [name for name in names if not uapi_client.is_link(name)]:
+        present = present_names(DEFAULT_DIRECTORY)
+        for name in missing:
+            if present.get(name, name) != name:
+                warn(f"{name} is now the interface {present[name]}; its daemon still answers to {name}")
 
 
 def _show_names(as_json: bool) -> None:
     names = uapi_client.interfaces()
+    _warn_of_renamed(names)
     if as_json:
         write(json.dumps(names) + "\n")
     elif names:
         write(" ".join(names) + "\n")
 
 
-def _pretty(names: list[str]) -> Iterator[str]:
-    hide_keys = os.environ.get("WG_HIDE_KEYS") != "never"
-    is_colourful = use_colours()
-    for name in names:
-        text = show_text.pretty(uapi_client.get(name), SystemClock().wall() // 10**9, hide_keys)
-        yield text if is_colourful else show_text.plain(text)
+def _pretty(status: DeviceStatus) -> str:
+    text = show_text.pretty(status, SystemClock().wall() // 10**9, os.environ.get("WG_HIDE_KEYS") != "never")
+    return text if use_colours() else show_text.plain(text)
 
 
 @click.command("showconf")

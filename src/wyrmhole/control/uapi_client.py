@@ -14,6 +14,7 @@ import socket
 import stat
 from collections.abc import Iterator
 
+from wyrmhole.control.renamed import present_names
 from wyrmhole.control.uapi_format import MAX_LINE, emit_set
 from wyrmhole.control.uapi_socket import DEFAULT_DIRECTORY
 from wyrmhole.control.uapi_status import StatusReader
@@ -40,7 +41,7 @@ class NoSuchInterface(DeviceError):
 
 
 def interfaces(directory: str = DEFAULT_DIRECTORY) -> list[str]:
-    """Names that a daemon serves, sorted. A socket that nobody listens on is none."""
+    """Names that a daemon serves, sorted. A socket that nobody listens on does not count."""
     try:
         names = [entry[:-5] for entry in os.listdir(directory) if entry.endswith(".sock")]
     except OSError:
@@ -82,7 +83,7 @@ def apply(name: str, change: DeviceChange, directory: str = DEFAULT_DIRECTORY) -
 
 def _connect(name: str, directory: str) -> socket.socket:
     if not _NAME.fullmatch(name):
-        raise NoSuchInterface(f"{name!r} is no name of an interface: up to 15 of letters, digits and _=+.-")
+        raise NoSuchInterface(f"{name!r} is not the name of an interface: up to 15 letters, digits and _=+.-")
     path = os.path.join(directory, f"{name}.sock")
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(TIMEOUT)
@@ -96,12 +97,25 @@ def _connect(name: str, directory: str) -> socket.socket:
 
 def _explain(name: str, path: str, error: OSError) -> DeviceError:
     if error.errno in (errno.ENOENT, errno.ECONNREFUSED):
-        kernel = os.path.exists(f"/sys/class/net/{name}")
-        hint = "the interface exists but no user-space daemon serves it: use wg" if kernel else "`wyrmhole show` lists"
-        return NoSuchInterface(f"no daemon listens on {path}: {hint}{'' if kernel else ' what there is'}")
+        hint = _hint(name, os.path.dirname(path))
+        return NoSuchInterface(f"no daemon listens on {path}: {hint}")
     if error.errno in (errno.EACCES, errno.EPERM):
         return DeviceError(f"{path} is for root: try again with sudo")
     return DeviceError(f"the daemon of {name} does not answer: {error.strerror or error}")
+
+
+def _hint(name: str, directory: str) -> str:
+    if not is_link(name):
+        return "`wyrmhole show interfaces` lists those that are served"
+    former = [served for served, present in present_names(directory).items() if present == name]
+    if former:
+        return f"the interface was renamed and its daemon still answers to its former name: use {former[0]}"
+    return "the interface exists but no user-space daemon serves it: use wg"
+
+
+def is_link(name: str) -> bool:
+    """Whether this network namespace has an interface of that name."""
+    return os.path.exists(f"/sys/class/net/{name}")
 
 
 def _send(connection: socket.socket, name: str, data: bytes) -> None:
