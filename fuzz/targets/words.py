@@ -55,4 +55,4 @@ def check_place(word: str) -> None:
     except ValueError:
         return
     assert ConfigEndpoint.parse(endpoint.emit()) == endpoint
-    assert 1 <= endpoint.port <= 65535
+    assert 0 <= endpoint.port <= 65535

@@ -7,7 +7,6 @@ import os
 import socket
 import sys
 import threading
-import time
 from dataclasses import asdict
 from pathlib import Path
 
@@ -92,13 +91,18 @@ def _look_up(endpoints: set[ConfigEndpoint]) -> dict[ConfigEndpoint, str]:
         else:
             del reasons[endpoint]
 
-    # A thread that hangs in the resolver does not keep the process from ending.
     threads = [threading.Thread(target=look_up, args=(endpoint,), daemon=True) for endpoint in names]
-    for thread in threads:
-        thread.start()
-    deadline = time.monotonic() + NAME_SECONDS
-    for thread in threads:
-        thread.join(max(deadline - time.monotonic(), 0))
+
+    def look_up_all() -> None:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+    # A daemon thread that hangs in the resolver does not keep the process from ending.
+    waiting = threading.Thread(target=look_up_all, daemon=True)
+    waiting.start()
+    waiting.join(NAME_SECONDS)
     return dict(reasons)
 
 

@@ -1,7 +1,7 @@
 """What `show` and `showconf` print, in the forms of wg(8), from a picture of a device. Pure: the time is an argument.
 
-The tests hold each form against the output of `wg` byte for byte. One form differs on purpose: `show all FIELD` has
-the interface's name before every peer, as wg(8) documents, where wireguard-tools 1.0.20210914 forgets it for some.
+The tests compare each form with the output of `wg` byte for byte, except `show all FIELD`: it has the interface's name
+in every line, like wireguard-tools since 1.0.20250521, where older versions forget it for some fields.
 """
 
 from __future__ import annotations

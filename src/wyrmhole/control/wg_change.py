@@ -15,7 +15,7 @@ from wyrmhole.protocol.keys import PresharedKey, PrivateKey
 from wyrmhole.wire.endpoint import Endpoint
 
 Resolver = Callable[[ConfigEndpoint], Endpoint | None]
-"""None: the name could not be resolved and the peer is to go without an endpoint. May raise."""
+"""Returns None if the name cannot be resolved and the peer goes without an endpoint. May raise."""
 
 
 def numeric_only(endpoint: ConfigEndpoint) -> Endpoint | None:
@@ -23,7 +23,7 @@ def numeric_only(endpoint: ConfigEndpoint) -> Endpoint | None:
 
 
 def set_change(config: Config, resolve: Resolver = numeric_only) -> DeviceChange:
-    """The device shall be what the file says: peers are replaced, and what the file leaves out is reset."""
+    """Make the device what the file says: peers are replaced, and what the file leaves out is reset."""
     interface = config.interface
     return DeviceChange(
         private_key=interface.private_key or PrivateKey(bytes(32)),
@@ -35,15 +35,15 @@ def set_change(config: Config, resolve: Resolver = numeric_only) -> DeviceChange
 
 
 def add_change(config: Config, resolve: Resolver = numeric_only) -> DeviceChange:
-    """What the file says, on top of what the device has."""
+    """Add what the file says to what the device has."""
     interface = config.interface
     return DeviceChange(interface.private_key, interface.listen_port, interface.fwmark, False, _peers(config, resolve))
 
 
 def sync_change(config: Config, status: DeviceStatus, resolve: Resolver = numeric_only) -> DeviceChange:
-    """As `set_change`, but peers that stay keep their sessions.
+    """Like `set_change`, but peers that stay keep their sessions.
 
-    wg(8) keeps a preshared key and a keepalive that the file no longer has; here they are taken back.
+    A preshared key or keepalive that the file no longer has is taken back, as by wg(8) since 1.0.20260223.
     """
     running = {peer.public_key: peer for peer in status.peers}
     wanted = {peer.public_key for peer in config.peers}
