@@ -28,6 +28,11 @@ def parse_retries(text: str) -> int | None:
     return int(text) if text.isascii() and text.isdigit() and len(text) < 10 else DEFAULT_RETRIES
 
 
+def is_passing(error: OSError) -> bool:
+    """Whether the same question may be answered later."""
+    return error.errno in _PASSING
+
+
 class NameResolver:
     """Callable as `wg_change.Resolver`. `wait` sleeps seconds, `warn` takes a sentence for the user."""
 
@@ -53,9 +58,12 @@ class NameResolver:
                 return Endpoint.parse(self._look_up(endpoint.host, endpoint.port))
             except socket.gaierror as error:
                 tried += 1
-                if error.errno not in _PASSING or (self._retries is not None and tried > self._retries):
+                if not is_passing(error) or (self._retries is not None and tried > self._retries):
                     raise DeviceError(f"endpoint {endpoint.emit()}: {error.strerror}") from error
-                self._warn(f"{error.strerror}: `{endpoint.emit()}'. Trying again in {delay:.2f} seconds...")
+                self._warn(
+                    f"{error.strerror}: `{endpoint.emit()}'. Trying again in {delay:.2f} seconds... "
+                    "(Ctrl-C stops; WG_ENDPOINT_RESOLUTION_RETRIES sets how often)"
+                )
             self._wait(delay)
             delay = min(delay * GROWTH, LONGEST_DELAY)
 
