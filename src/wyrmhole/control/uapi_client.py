@@ -25,6 +25,9 @@ from wyrmhole.errors import DeviceError, UapiError
 TIMEOUT = 5.0
 """Seconds of one wait: connecting, writing a piece, or the next piece of a reply."""
 
+BYTES_PER_SECOND = 100_000
+"""Of a request, whose size a file decides: a daemon has TIMEOUT and that much longer to begin its reply."""
+
 MAX_REPLY = 256 << 20
 """Bytes of one reply: a million peers with three lines of allowed ips each."""
 
@@ -76,7 +79,9 @@ def get(name: str, directory: str = DEFAULT_DIRECTORY) -> DeviceStatus:
 def apply(name: str, change: DeviceChange, directory: str = DEFAULT_DIRECTORY) -> None:
     """Set; on return the change is in force. Raises as `get` does."""
     with _connect(name, directory) as connection:
-        _send(connection, name, emit_set(change))
+        request = emit_set(change)
+        _send(connection, name, request)
+        connection.settimeout(TIMEOUT + len(request) / BYTES_PER_SECOND)
         for _ in _reply_lines(connection, name):
             pass
 
