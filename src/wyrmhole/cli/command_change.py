@@ -65,8 +65,13 @@ def addconf_command(interface: str, config: Path) -> None:
 @file_argument
 def syncconf_command(interface: str, config: Path) -> None:
     """Make INTERFACE what FILE says; peers that stay keep their sessions."""
-    status = uapi_client.get(interface)
-    uapi_client.apply(interface, sync_change(load(config), status, resolver()))
+    wanted = load(config)
+    change = sync_change(wanted, uapi_client.get(interface), resolver())
+    if wanted.interface.fwmark is None:
+        # `up` gave a tunnel with a default route a mark that its file does not have. Without the mark the tunnel's own
+        # packets would go into the tunnel.
+        change = replace(change, fwmark=None)
+    uapi_client.apply(interface, change)
 
 
 # Words
