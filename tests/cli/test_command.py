@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.wyrmhole_command import WYRMHOLE, invoke, output, refusal
-from wyrmhole.cli import app, command_check, diagnosis, quick, quick_dns, quick_firewall
+from wyrmhole.cli import app, command_check, diagnosis, quick, quick_dns, quick_firewall, quick_save
 from wyrmhole.cli.command_change import parse_words
 from wyrmhole.control import uapi_client
 from wyrmhole.control.endpoint_names import NameResolver
@@ -324,9 +324,9 @@ def test_a_file_is_replaced_whole_or_not_at_all(conf: Path, monkeypatch: pytest.
     with monkeypatch.context() as patch:
         patch.setattr(os, "replace", fail)
         with pytest.raises(OSError, match="no"):
-            quick.write_atomically(conf, "other")
+            quick_save.write_atomically(conf, "other")
     assert conf.read_text() == GOOD and list(conf.parent.iterdir()) == [conf]
-    quick.write_atomically(conf, "other")
+    quick_save.write_atomically(conf, "other")
     assert conf.read_text() == "other" and conf.stat().st_mode & 0o777 == 0o600
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-import signal
-import sys
+from contextlib import suppress
 
 import click
 
-from wyrmhole.cli.app import Failure, config_argument, config_path, load, write_bytes
-from wyrmhole.cli.command_change import resolver
+from wyrmhole.cli.app import Failure, config_argument, config_path, load, warn, write_bytes
 from wyrmhole.cli.quick import Quick
+from wyrmhole.cli.quick_names import EndpointNames
+from wyrmhole.cli.quick_signals import Interrupts
 from wyrmhole.control.wg_quick import Config, read_file
 from wyrmhole.control.wg_strip import strip
 
@@ -19,7 +19,10 @@ def _quick(config: str) -> Quick:
     if os.geteuid() != 0:
         raise Failure("interfaces and routes are root's: try again with sudo, or `wyrmhole run` without it")
     path = config_path(config)
-    quick = Quick(path.absolute(), load(path), resolver(), lambda line: click.echo(f"[#] {line}", err=True))
+    interrupts = Interrupts()
+    interrupts.watch()
+    names = EndpointNames(os.environ.get("WG_ENDPOINT_RESOLUTION_RETRIES", ""), _warn, interrupts)
+    quick = Quick(path.absolute(), load(path), names, _say, _warn, interrupts)
     try:
         _ = quick.name
     except ValueError as error:
@@ -27,12 +30,21 @@ def _quick(config: str) -> Quick:
     return quick
 
 
+def _say(line: str) -> None:
+    # The terminal may be gone, which is no reason to leave half of an interface. A hook may hold any bytes.
+    with suppress(OSError):
+        click.echo(f"[#] {line}".encode("utf-8", "backslashreplace").decode(), err=True)
+
+
+def _warn(sentence: str) -> None:
+    with suppress(OSError):
+        warn(sentence)
+
+
 @click.command("up")
 @config_argument
 def up_command(config: str) -> None:
     """Bring up the interface of CONFIG: a file, or the name of one in /etc/wireguard."""
-    # As Ctrl-C does, it unwinds: what was made is taken back.
-    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
     _quick(config).up()
 
 

@@ -1,12 +1,11 @@
 """`up`, `down` and `save`: what wg-quick(8) does, without its dependence on ip(8), wg(8) and grep.
 
-`up` goes hooks, daemon, keys and peers, addresses, MTU, DNS, routes, hooks; whatever fails, what was made before is
-taken back in the other order. `down` finds what to take back by looking (rules by the mark, the firewall by its
-name), so it also undoes what wg-quick brought up, and after a crash.
+`up` goes daemon, hooks, keys and peers, addresses, MTU, DNS, routes, hooks. Each step notes how it is taken back.
+Whatever fails, and whatever signal arrives, what was made is taken back in the other order.
 
-A default route goes into a table of its own, whose number is the tunnel's mark: packets without the mark go by that
-table, the tunnel's own packets by the main one, and whatever the main table knows better than by its default route
-keeps its way.
+`down` finds what to take back by looking: the firewall and the name servers' record by the interface's name, the rules
+by the interface's routes. So it also undoes what wg-quick brought up, and it needs the daemon for `SaveConfig` only: a
+daemon that crashed or hangs keeps nothing from being removed.
 """
 
 from __future__ import annotations
@@ -14,207 +13,251 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from wyrmhole.cli import quick_firewall
+from wyrmhole.cli.quick_daemon import Daemon
 from wyrmhole.cli.quick_dns import NameService
 from wyrmhole.cli.quick_host import Host
+from wyrmhole.cli.quick_names import EndpointNames
+from wyrmhole.cli.quick_routing import Routing
+from wyrmhole.cli.quick_save import merge_status, write_atomically
+from wyrmhole.cli.quick_signals import Interrupts
+from wyrmhole.cli.quick_state import look, other_marks
 from wyrmhole.control import uapi_client
-from wyrmhole.control.uapi_socket import DEFAULT_DIRECTORY
-from wyrmhole.control.wg_change import Resolver, set_change
-from wyrmhole.control.wg_quick import Config, ConfigPeer, interface_name
-from wyrmhole.control.wg_values import ConfigEndpoint
+from wyrmhole.control.wg_change import add_change
+from wyrmhole.control.wg_quick import Config, interface_name
 from wyrmhole.device.config import DeviceChange
-from wyrmhole.device.status import DeviceStatus, PeerStatus
-from wyrmhole.errors import DeviceError
-from wyrmhole.wire.endpoint import Endpoint
-from wyrmhole.wire.prefix import Prefix
+from wyrmhole.device.status import DeviceStatus
+from wyrmhole.errors import DeviceError, UapiError
 
-FIRST_TABLE = 51820
 OVERHEAD = 80
 """Bytes around a packet: IPv6 40, UDP 8, data header 16, tag 16."""
 
 USUAL_MTU = 1500
 HOOK_SHELL = ("bash", "-e", "-o", "pipefail", "-c")
-GONE_SECONDS = 5.0
-POLL_SECONDS = 0.02
-SRC_VALID_MARK = Path("/proc/sys/net/ipv4/conf/all/src_valid_mark")
+HOOK_SECONDS = 2.0
+"""How long a hook may take to end after SIGTERM."""
+
 TABLE_NAMES = (Path("/etc/iproute2/rt_tables"), Path("/usr/share/iproute2/rt_tables"))
+
+Say = Callable[[str], None]
+
+
+class Undo:
+    """How to take back what was made, newest first. A step that fails is reported, and the others follow."""
+
+    def __init__(self, warn: Say) -> None:
+        self._warn = warn
+        self._steps: list[Callable[[], object]] = []
+
+    def add(self, step: Callable[[], object]) -> None:
+        self._steps.append(step)
+
+    def run(self) -> None:
+        while self._steps:
+            try:
+                self._steps.pop()()
+            except (DeviceError, OSError) as error:
+                self._warn(f"could not undo everything: {error}")
 
 
 @dataclass(frozen=True, slots=True)
 class Quick:
-    """One interface and its file. `say` takes a line for the user: what is done, as a command of ip(8)."""
+    """One interface and its file. `say` takes a line for the user: what is done, as a command of ip(8). `warn` takes a
+    sentence."""
 
     path: Path
     config: Config
-    resolve: Resolver
-    say: Callable[[str], None]
+    names: EndpointNames
+    say: Say
+    warn: Say
+    interrupts: Interrupts = field(default_factory=Interrupts)
 
     @property
     def name(self) -> str:
         return interface_name(self.path)
 
     @property
-    def _names(self) -> NameService:
+    def _dns(self) -> NameService:
         return NameService(self.name, self.config.interface.dns_servers, self.config.interface.dns_domains)
+
+    def _step(self, text: str) -> None:
+        """Say what comes next, unless a signal says that nothing does."""
+        self.interrupts.check()
+        self.say(text)
 
     # Up
 
     def up(self) -> None:
-        """Raises DeviceError; then nothing of it is left."""
-        interface = self.config.interface
-        self._names.require()
+        """Raises DeviceError, and SystemExit after a signal; then nothing of it is left."""
+        self._dns.require()
         if self._wants_default_route:
             quick_firewall.require()
-        with Host(self.name) as host, ExitStack() as undo:
+        undo = Undo(self.warn)
+        with Host(self.name) as host:
             if host.exists:
                 raise DeviceError(f"{self.name} already exists: `wyrmhole down {self.name}` first")
-            self._run_hooks(interface.pre_up)
-            self._start_daemon()
-            undo.callback(self._undo, host)
-            uapi_client.apply(self.name, set_change(self.config, self.resolve))
-            for address in interface.addresses:
-                self.say(f"ip -{address.version} address add {address} dev {self.name}")
-                host.add_address(address)
-            self._set_up(host)
-            self._set_dns()
-            for prefix in self._prefixes():
-                self._add_route(host, prefix)
-            self._run_hooks(interface.post_up)
-            undo.pop_all()
+            try:
+                self._bring_up(host, undo)
+                self.interrupts.check()
+            except BaseException:
+                with self.interrupts.held():
+                    undo.run()
+                raise
 
-    def _undo(self, host: Host) -> None:
-        """After a failure, whose message must not be lost for one of this."""
+    def _bring_up(self, host: Host, undo: Undo) -> None:
+        interface = self.config.interface
+        self._start_daemon(host, undo)
+        self._run_hooks(interface.pre_up)
+        status = self._configure()
+        self._add_addresses(host)
+        self._set_up(host, status)
+        if interface.dns_servers:
+            self._step(f"resolvconf -a {self.name}")
+            undo.add(self._dns.unset)
+            self._dns.set()
+        self._add_routes(host, status, undo)
+        self._run_hooks(interface.post_up)
+
+    def _start_daemon(self, host: Host, undo: Undo) -> None:
+        daemon = Daemon(self.name)
+        undo.add(lambda: self._take_back(host, daemon))
+        self._step(f"wyrmholed {self.name}")
+        daemon.start(self.interrupts)
+        if os.environ.get("LOG_LEVEL") in ("debug", "verbose"):
+            self.say(f"wyrmholed logs to {daemon.log}")
+        if marks := quick_firewall.marks(self.name):
+            # A life of this interface before this one ended without `down`.
+            quick_firewall.remove(self.name)
+            Routing(host, self._step, self.warn).remove_rules(marks)
+
+    def _take_back(self, host: Host, daemon: Daemon) -> None:
+        if daemon.may_run:
+            if host.exists:
+                host.delete()
+            if sentence := daemon.end():
+                self.warn(sentence)
+
+    def _configure(self) -> DeviceStatus:
+        """Add to what PreUp set. Returns what the interface has then."""
+        change = add_change(self.config, self.names.resolve(self.config, self.name))
         try:
-            self._take_down(host)
-        except DeviceError as error:
-            self.say(f"could not undo everything: {error}")
+            uapi_client.apply(self.name, change)
+        except UapiError as error:
+            said = Daemon(self.name).explain(self.config.interface.listen_port)
+            raise DeviceError(f"the daemon of {self.name} refused: {said}" if said else str(error)) from error
+        return uapi_client.get(self.name)
 
-    def _start_daemon(self) -> None:
-        self.say(f"wyrmholed {self.name}")
-        result = subprocess.run(
-            [sys.executable, "-m", "wyrmhole.cli.wyrmholed", self.name],
-            stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            check=False,
-        )
-        if result.returncode:
-            said = result.stderr.strip().removeprefix("wyrmholed: ")
-            raise DeviceError(f"the daemon did not start: {said or result.returncode}")
+    def _add_addresses(self, host: Host) -> None:
+        addresses = self.config.interface.addresses
+        reason = host.lacks(6) if any(address.version == 6 for address in addresses) else None
+        if reason and all(address.version == 6 for address in addresses):
+            raise DeviceError(f"no Address of the file can be used: {reason}")
+        for address in addresses:
+            if reason and address.version == 6:
+                self.warn(f"{reason}: left out the address {address}")
+                continue
+            self._step(f"ip -{address.version} address add {address} dev {self.name}")
+            host.add_address(address)
 
-    def _set_up(self, host: Host) -> None:
-        mtu = self.config.interface.mtu or self._best_mtu(host)
-        self.say(f"ip link set mtu {mtu} up dev {self.name}")
+    def _set_up(self, host: Host, status: DeviceStatus) -> None:
+        mtu = self.config.interface.mtu or _best_mtu(host, status)
+        self._step(f"ip link set mtu {mtu} up dev {self.name}")
         host.set_up(mtu)
 
-    def _best_mtu(self, host: Host) -> int:
-        """As wg-quick(8): the widest way to a peer, else the default route, else 1500; less what goes around."""
-        endpoints = [peer.endpoint for peer in uapi_client.get(self.name).peers if peer.endpoint is not None]
-        widest = max((host.path_mtu(endpoint.host) for endpoint in endpoints), default=0)
-        return (widest or host.default_mtu() or USUAL_MTU) - OVERHEAD
-
-    def _set_dns(self) -> None:
-        if self.config.interface.dns_servers:
-            self.say(f"resolvconf -a {self.name}")
-            self._names.set()
-
-    # Routes
+    @property
+    def _is_automatic(self) -> bool:
+        return self.config.interface.table in (None, "auto")
 
     @property
     def _wants_default_route(self) -> bool:
-        is_automatic = self.config.interface.table in (None, "auto")
-        return is_automatic and any(prefix.length == 0 for prefix in self._prefixes())
+        prefixes = (prefix for peer in self.config.peers for prefix in peer.allowed_ips)
+        return self._is_automatic and any(prefix.length == 0 for prefix in prefixes)
 
-    def _prefixes(self) -> list[Prefix]:
-        """Narrow ones first, so that a route which a wider one makes superfluous is there before it."""
-        found = {prefix: None for peer in self.config.peers for prefix in peer.allowed_ips}
-        return sorted(found, key=lambda prefix: -prefix.length)
-
-    def _add_route(self, host: Host, prefix: Prefix) -> None:
+    def _add_routes(self, host: Host, status: DeviceStatus, undo: Undo) -> None:
+        """By what the interface has: a hook may have added peers, and of two peers with one prefix the last has it."""
         table = self.config.interface.table
         if table == "off":
             return
-        if table not in (None, "auto"):
-            self.say(f"ip -{prefix.version} route add {prefix.emit()} dev {self.name} table {table}")
-            host.add_route(prefix, table if isinstance(table, int) else table_number(str(table)))
-        elif prefix.length == 0:
-            self._add_default(host, prefix)
-        elif not host.has_route(prefix):
-            self.say(f"ip -{prefix.version} route add {prefix.emit()} dev {self.name}")
-            host.add_route(prefix)
+        number = None if self._is_automatic else table if isinstance(table, int) else table_number(str(table))
+        routing = Routing(host, self._step, self.warn)
+        prefixes = routing.usable(prefix for peer in status.peers for prefix in peer.allowed_ips)
+        defaults = [prefix for prefix in prefixes if prefix.length == 0 and number is None]
+        for prefix in prefixes:
+            if prefix not in defaults:
+                routing.add(prefix, number)
+        if defaults:
+            defaults.sort(key=lambda prefix: prefix.version)
+            may_change = self.config.interface.save_config
+            routing.add_defaults(defaults, status.fwmark, may_change, self._set_mark, undo.add)
 
-    def _add_default(self, host: Host, prefix: Prefix) -> None:
-        version, mark = prefix.version, self._mark(host)
-        self.say(f"ip -{version} route add {prefix.emit()} dev {self.name} table {mark}")
-        host.add_route(prefix, mark)
-        self.say(f"ip -{version} rule add not fwmark {mark} table {mark}")
-        self.say(f"ip -{version} rule add table main suppress_prefixlength 0")
-        host.add_rules(version, mark)
-        own = [str(address.ip) for address in host.addresses() if address.version == version]
-        if version == 4:
-            SRC_VALID_MARK.write_text("1")
-        self.say("nft -f /dev/stdin")
-        quick_firewall.add(self.name, version, mark, own)
-
-    def _mark(self, host: Host) -> int:
-        if mark := uapi_client.get(self.name).fwmark:
-            return mark
-        mark = next(table for table in range(FIRST_TABLE, 1 << 32) if host.is_free(table))
-        self.say(f"wyrmhole set {self.name} fwmark {mark}")
+    def _set_mark(self, mark: int) -> None:
         uapi_client.apply(self.name, DeviceChange(fwmark=mark))
-        return mark
 
     # Down
 
     def down(self) -> None:
         """Raises DeviceError."""
         interface = self.config.interface
-        status = uapi_client.get(self.name)
+        daemon = Daemon(self.name)
         with Host(self.name) as host:
-            self._run_hooks(interface.pre_down)
-            if interface.save_config:
-                self._save(host, status)
-            self._take_down(host)
-        self._run_hooks(interface.post_down)
+            status = look(host, daemon, self.warn)
+            # What a hook needs may be gone with the daemon, and must not keep the rest here.
+            self._run_hooks(interface.pre_down, must_succeed=status is not None)
+            with self.interrupts.held():
+                if interface.save_config:
+                    self._save_if_possible(host, status)
+                self._take_down(host, daemon, status)
+        self._run_hooks(interface.post_down, must_succeed=status is not None)
 
-    def _take_down(self, host: Host) -> None:
+    def _save_if_possible(self, host: Host, status: DeviceStatus | None) -> None:
+        if status is None:
+            self.warn(f"SaveConfig: the running state is not known without the daemon; {self.path} stays as it is")
+        else:
+            self._save(host, status)
+
+    def _take_down(self, host: Host, daemon: Daemon, status: DeviceStatus | None) -> None:
         """Remove whatever there is; each step is tried even if one before it failed."""
+        try:
+            self._dns.unset()
+        except DeviceError as error:
+            # As for wg-quick(8): the program that has the record may have been replaced since `up`.
+            self.warn(f"the record of name servers may be left: {error}")
         problems = []
-        for step in (self._names.unset, lambda: quick_firewall.remove(self.name), lambda: self._drop_rules(host)):
+        steps: tuple[Callable[[], None], ...] = (
+            lambda: self._drop_rules(host, status),
+            lambda: self._delete(host, daemon),
+        )
+        for step in steps:
             try:
                 step()
             except (DeviceError, OSError) as error:
                 problems.append(str(error))
-        if host.exists:
-            self.say(f"ip link delete dev {self.name}")
-            host.delete()
-        self._wait_for_daemon()
         if problems:
             raise DeviceError("; ".join(problems))
 
-    def _drop_rules(self, host: Host) -> None:
-        if self.config.interface.table not in (None, "auto"):
-            return
-        with suppress(uapi_client.NoSuchInterface):
-            if mark := uapi_client.get(self.name).fwmark:
-                for version in host.delete_rules(mark):
-                    self.say(f"ip -{version} rule delete table {mark}")
-                    self.say(f"ip -{version} rule delete table main suppress_prefixlength 0")
+    def _drop_rules(self, host: Host, status: DeviceStatus | None) -> None:
+        marks = quick_firewall.marks(self.name)
+        try:
+            quick_firewall.remove(self.name)
+        finally:
+            if self._is_automatic:
+                if self._wants_default_route or _has_default_route(status):
+                    marks |= {self.config.interface.fwmark or 0, status.fwmark if status else 0} - {0}
+                    if not marks and not host.exists:
+                        marks = Routing(host, self.say, self.warn).orphaned_tables() - other_marks(self.name)
+                Routing(host, self.say, self.warn).remove_rules(marks)
 
-    def _wait_for_daemon(self) -> None:
-        """A daemon ends by itself when its interface is gone; the next `up` wants its name."""
-        socket_file = Path(DEFAULT_DIRECTORY, f"{self.name}.sock")
-        for _ in range(int(GONE_SECONDS / POLL_SECONDS)):
-            if not socket_file.exists():
-                return
-            time.sleep(POLL_SECONDS)
+    def _delete(self, host: Host, daemon: Daemon) -> None:
+        if host.exists:
+            self.say(f"ip link delete dev {self.name}")
+            host.delete()
+        if sentence := daemon.end():
+            self.warn(sentence)
 
     # Save
 
@@ -232,17 +275,43 @@ class Quick:
 
     # Hooks
 
-    def _run_hooks(self, hooks: Sequence[str]) -> None:
+    def _run_hooks(self, hooks: Sequence[str], *, must_succeed: bool = True) -> None:
         for hook in hooks:
             text = hook.replace("%i", self.name)
-            self.say(text)
-            environment = os.environ | {"INTERFACE": self.name, "CONFIG_FILE": str(self.path)}
-            try:
-                status = subprocess.run([*HOOK_SHELL, text], env=environment, check=False).returncode
-            except FileNotFoundError:
-                raise DeviceError("hooks are for bash(1), which is not here: install it") from None
-            if status:
-                raise DeviceError(f"a hook ended with status {status}: {text}")
+            self._step(text)
+            if status := self._run_hook(text):
+                sentence = f"a hook ended with status {status}: {text}"
+                if must_succeed:
+                    raise DeviceError(sentence)
+                self.warn(sentence)
+
+    def _run_hook(self, text: str) -> int:
+        environment = os.environ | {"INTERFACE": self.name, "CONFIG_FILE": str(self.path)}
+        try:
+            process = subprocess.Popen([*HOOK_SHELL, text], env=environment)
+        except FileNotFoundError:
+            raise DeviceError("hooks are for bash(1), which is not here: install it") from None
+        try:
+            with self.interrupts.waiting():
+                return process.wait()
+        except BaseException:
+            process.terminate()
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(HOOK_SECONDS)
+            process.kill()
+            process.wait()
+            raise
+
+
+def _best_mtu(host: Host, status: DeviceStatus) -> int:
+    """As wg-quick(8): the narrowest way to a peer, else the default route, else 1500; less what goes around."""
+    endpoints = [peer.endpoint for peer in status.peers if peer.endpoint is not None]
+    known = [mtu for endpoint in endpoints if (mtu := host.path_mtu(endpoint.host)) > 0]
+    return (min(known) if known else host.default_mtu() or USUAL_MTU) - OVERHEAD
+
+
+def _has_default_route(status: DeviceStatus | None) -> bool:
+    return status is not None and any(prefix.length == 0 for peer in status.peers for prefix in peer.allowed_ips)
 
 
 def table_number(name: str) -> int:
@@ -256,48 +325,3 @@ def table_number(name: str) -> int:
     raise DeviceError(
         f"Table = {name}: no table has that name in {TABLE_NAMES[0]}: give its number, or add a line there"
     )
-
-
-def merge_status(config: Config, status: DeviceStatus) -> None:
-    """Make the file's values those of the running interface. Comments, names of peers and names of hosts stay."""
-    interface = config.interface
-    interface.private_key = status.private_key
-    interface.listen_port = status.listen_port or None
-    if status.fwmark or interface.fwmark:
-        interface.fwmark = status.fwmark
-    known = {peer.public_key: peer for peer in config.peers}
-    config.peers = [
-        _merge_peer(known.get(peer.public_key) or ConfigPeer(peer.public_key), peer) for peer in status.peers
-    ]
-
-
-def _merge_peer(peer: ConfigPeer, status: PeerStatus) -> ConfigPeer:
-    peer.preshared_key = None if status.preshared_key.is_zero else status.preshared_key
-    if sorted(peer.allowed_ips) != sorted(status.allowed_ips):
-        peer.allowed_ips = list(status.allowed_ips)
-    if status.persistent_keepalive or peer.persistent_keepalive:
-        peer.persistent_keepalive = status.persistent_keepalive
-    if peer.endpoint is None or not peer.endpoint.is_name:
-        peer.endpoint = None if status.endpoint is None else _config_endpoint(status.endpoint)
-    return peer
-
-
-def _config_endpoint(endpoint: Endpoint) -> ConfigEndpoint:
-    return ConfigEndpoint.parse(endpoint.emit())
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Readable by the owner alone; either the whole new file is there or the old one. Raises OSError."""
-    target = path.resolve()
-    temporary = target.with_name(f"{target.name}.tmp")
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        with os.fdopen(fd, "w", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(temporary)
-        raise

@@ -5,6 +5,7 @@ With neither there is no program that owns /etc/resolv.conf, and this one does n
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -56,8 +57,13 @@ class NameService:
 
     @property
     def _record(self) -> str:
-        """Debian's resolvconf orders records by prefixes: the first of its list comes before all others."""
-        return _record_prefix(INTERFACE_ORDER) + self._interface
+        """Debian's resolvconf orders records by prefixes: the first of its list comes before all others.
+
+        Its list survives a change to systemd's resolvconf, which is a link and takes no prefixes.
+        """
+        program = shutil.which("resolvconf")
+        is_link = program is not None and os.path.islink(program)
+        return ("" if is_link else _record_prefix(INTERFACE_ORDER)) + self._interface
 
 
 def _record_prefix(order: Path) -> str:
@@ -74,6 +80,8 @@ def _run(arguments: list[str], text: str = "") -> None:
         result = subprocess.run(arguments, input=text, capture_output=True, text=True, timeout=TIMEOUT, check=False)
     except subprocess.TimeoutExpired as error:
         raise DeviceError(f"{arguments[0]} did not end in {TIMEOUT:.0f} s") from error
+    except OSError as error:
+        raise DeviceError(f"{arguments[0]} cannot be run: {error.strerror}") from error
     if result.returncode:
         said = result.stderr.strip().splitlines()
         raise DeviceError(f"{' '.join(arguments[:2])} failed: {said[0] if said else result.returncode}")

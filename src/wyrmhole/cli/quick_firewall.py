@@ -6,14 +6,19 @@ UDP packets is carried over to their answers, which the reverse path filter woul
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from wyrmhole.errors import DeviceError
 
 TIMEOUT = 20.0
-"""Seconds for one run of nft or iptables."""
+"""Seconds for one run of nft or iptables, and LINE_TIMEOUT more for each line that it is given."""
+
+LINE_TIMEOUT = 0.05
+
+_MARK = re.compile(r"mark (?:set )?(0x[0-9a-f]+|\d+)")
 
 
 def nft_rules(interface: str, version: int, mark: int, addresses: Iterable[str]) -> str:
@@ -25,6 +30,9 @@ def nft_rules(interface: str, version: int, mark: int, addresses: Iterable[str])
         for address in addresses
     ]
     lines = [
+        # Begun anew, in the same transaction: one that a crash left behind has the rules of then.
+        f"add table {table}",
+        f"delete table {table}",
         f"add table {table}",
         f"add chain {table} preraw {{ type filter hook prerouting priority -300; }}",
         f"add chain {table} premangle {{ type filter hook prerouting priority -150; }}",
@@ -38,7 +46,7 @@ def nft_rules(interface: str, version: int, mark: int, addresses: Iterable[str])
 
 def iptables_rules(interface: str, mark: int, addresses: Iterable[str]) -> str:
     """The same for `iptables-restore -n`, where there is no nft."""
-    marker = f'-m comment --comment "wg-quick(8) rule for {interface}"'
+    marker = _marker(interface)
     guards = [
         f"-I PREROUTING ! -i {interface} -d {address} -m addrtype ! --src-type LOCAL -j DROP {marker}"
         for address in addresses
@@ -61,27 +69,68 @@ def require() -> None:
         raise DeviceError("a default route through a tunnel needs firewall rules: install nftables (or iptables)")
 
 
-def add(interface: str, version: int, mark: int, addresses: Iterable[str]) -> None:
-    if shutil.which("nft"):
-        _run(["nft", "-f", "-"], nft_rules(interface, version, mark, addresses))
-    else:
-        program = "ip6tables-restore" if version == 6 else "iptables-restore"
-        _run([program, "-n"], iptables_rules(interface, mark, addresses))
+def add(interface: str, version: int, mark: int, addresses: Iterable[str], say: Callable[[str], None]) -> None:
+    """By nft, and where that fails (the program is installed, the kernel has no nf_tables) by iptables.
+
+    Raises DeviceError with what each of them said: without the rules anybody on the local network could find out the
+    tunnel's addresses, and a strict reverse path filter would drop its packets.
+    """
+    own = list(addresses)
+    program = "ip6tables-restore" if version == 6 else "iptables-restore"
+    failures = []
+    for arguments, script in (
+        (["nft", "-f", "-"], nft_rules(interface, version, mark, own)),
+        ([program, "-n"], iptables_rules(interface, mark, own)),
+    ):
+        if shutil.which(arguments[0]):
+            say(" ".join(arguments))
+            try:
+                _run(arguments, script)
+                return
+            except DeviceError as error:
+                failures.append(str(error))
+        else:
+            failures.append(f"{arguments[0]} is not installed")
+    raise DeviceError(
+        f"the firewall rules of a default route cannot be set: {'; '.join(failures)}"
+        ": load nf_tables, or install iptables, or set Table = off and make routes of your own"
+    )
+
+
+def marks(interface: str) -> set[int]:
+    """The marks in the rules that `add` made: what an interface had that is no more."""
+    found = set()
+    for table in _tables(interface):
+        found |= {int(match[1], 0) for line in _output("nft", "list", *table.split()) for match in _MARK.finditer(line)}
+    for program in ("iptables", "ip6tables"):
+        if shutil.which(f"{program}-save"):
+            lines = [line for line in _output(f"{program}-save") if _marker(interface) in line]
+            found |= {int(match[1], 0) for line in lines for match in re.finditer(r"--mark (0x[0-9a-f]+|\d+)", line)}
+    return found
 
 
 def remove(interface: str) -> None:
-    """Take back what `add` made, by nft and by iptables; nothing there is fine."""
-    if shutil.which("nft"):
-        tables = [line for line in _output("nft", "list", "tables") if line.endswith(f" wg-quick-{interface}")]
-        if tables:
-            _run(["nft", "-f", "-"], "".join(f"delete {line}\n" for line in tables))
+    """Take back what `add` made, by nft and by iptables; nothing there is fine. Raises DeviceError."""
+    if tables := _tables(interface):
+        _run(["nft", "-f", "-"], "".join(f"delete {line}\n" for line in tables))
     for program in ("iptables", "ip6tables"):
         if shutil.which(f"{program}-save") and (script := "".join(_deletions(program, interface))):
             _run([f"{program}-restore", "-n"], script)
 
 
+def _tables(interface: str) -> list[str]:
+    """As nft names them: `table ip wg-quick-wg0`."""
+    if not shutil.which("nft"):
+        return []
+    return [line for line in _output("nft", "list", "tables") if line.endswith(f" wg-quick-{interface}")]
+
+
+def _marker(interface: str) -> str:
+    return f'-m comment --comment "wg-quick(8) rule for {interface}"'
+
+
 def _deletions(program: str, interface: str) -> Iterator[str]:
-    marker = f'-m comment --comment "wg-quick(8) rule for {interface}"'
+    marker = _marker(interface)
     lines = _output(f"{program}-save")
     if not any(marker in line for line in lines):
         return
@@ -93,15 +142,22 @@ def _deletions(program: str, interface: str) -> Iterator[str]:
 
 
 def _output(*arguments: str) -> list[str]:
-    result = subprocess.run(arguments, capture_output=True, text=True, timeout=TIMEOUT, check=False)
-    return result.stdout.splitlines()
+    """Nothing where the kernel lacks what the program shows."""
+    return _call(list(arguments), "").stdout.splitlines()
 
 
 def _run(arguments: list[str], script: str) -> None:
-    try:
-        result = subprocess.run(arguments, input=script, capture_output=True, text=True, timeout=TIMEOUT, check=False)
-    except subprocess.TimeoutExpired as error:
-        raise DeviceError(f"{arguments[0]} did not end in {TIMEOUT:.0f} s") from error
+    result = _call(arguments, script)
     if result.returncode:
         said = result.stderr.strip().splitlines()
         raise DeviceError(f"{arguments[0]} refused the tunnel's rules: {said[0] if said else result.returncode}")
+
+
+def _call(arguments: list[str], script: str) -> subprocess.CompletedProcess[str]:
+    timeout = TIMEOUT + LINE_TIMEOUT * script.count("\n")
+    try:
+        return subprocess.run(arguments, input=script, capture_output=True, text=True, timeout=timeout, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise DeviceError(f"{arguments[0]} did not end in {timeout:.0f} s") from error
+    except OSError as error:
+        raise DeviceError(f"{arguments[0]} cannot be run: {error.strerror}") from error

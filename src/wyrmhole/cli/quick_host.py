@@ -10,9 +10,11 @@ import errno
 import ipaddress
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from wyrmhole.control.wg_values import Address
 from wyrmhole.errors import DeviceError
@@ -24,6 +26,34 @@ SCOPE_LINK = 253
 FIB_RULE_INVERT = 2
 FR_ACT_TO_TBL = 1
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+RULE_TRIES = 100
+"""Other programs add rules at the same time, and may take the place that was free when this one looked."""
+
+IPV6_SETTINGS = Path("/proc/sys/net/ipv6/conf")
+IPV6_ADDRESSES = Path("/proc/net/if_inet6")
+
+Selectors = dict[str, Any]
+"""What names a routing rule to pyroute2."""
+
+
+class Route(NamedTuple):
+    version: int
+    table: int
+    device: int
+    length: int
+    network: int
+    """Without the bits after `length`."""
+
+
+class MarkRule(NamedTuple):
+    version: int
+    table: int
+    rule: Selectors
+    main_rule: Selectors | None
+
+
+class Taken(DeviceError):
+    """The table has a route to that prefix already."""
 
 
 class Host:
@@ -34,6 +64,8 @@ class Host:
 
         self.interface = interface
         self._ip: Any = IPRoute()
+        self._covered: dict[int, set[tuple[int, int]]] = {}
+        """By IP version: length and leading bits of each route of the main table by this interface."""
 
     def __enter__(self) -> Self:
         return self
@@ -48,11 +80,54 @@ class Host:
         return bool(self._ip.link_lookup(ifname=self.interface))
 
     @property
+    def kind(self) -> str:
+        """Of the interface, as ip(8) prints it: tun, wireguard, veth; empty if it has none."""
+        link = self._ip.get_links(self._index)[0].get_attr("IFLA_LINKINFO")
+        return str(link.get_attr("IFLA_INFO_KIND") or "") if link is not None else ""
+
+    @cached_property
     def _index(self) -> int:
+        """Looked up once: a name is no way to ask for an interface 10,000 times."""
         found = self._ip.link_lookup(ifname=self.interface)
         if not found:
             raise DeviceError(f"{self.interface} is gone")
         return int(found[0])
+
+    def forget(self) -> None:
+        """The interface was deleted or made anew."""
+        self.__dict__.pop("_index", None)
+        self._covered.clear()
+
+    # IPv6, which is not everywhere
+
+    @cached_property
+    def versions(self) -> tuple[int, ...]:
+        """The IP versions of this kernel."""
+        try:
+            socket.socket(socket.AF_INET6, socket.SOCK_DGRAM).close()
+        except OSError as error:
+            if error.errno == errno.EAFNOSUPPORT:
+                return (4,)
+        return (4, 6)
+
+    def lacks(self, version: int) -> str | None:
+        """Why the interface cannot have addresses and routes of that version; None: it can."""
+        if version == 4:
+            return None
+        if 6 not in self.versions:
+            return "this kernel has no IPv6"
+        with suppress(OSError):
+            if (IPV6_SETTINGS / self.interface / "disable_ipv6").read_text().strip() == "1":
+                return f"IPv6 is switched off (net.ipv6.conf.{self.interface}.disable_ipv6 is 1)"
+        return None
+
+    def others_have_ipv6(self) -> bool:
+        """Whether packets of IPv6 could leave by another interface."""
+        try:
+            lines = IPV6_ADDRESSES.read_text().splitlines()
+        except OSError:
+            return False
+        return any(line.split()[-1] not in ("lo", self.interface) for line in lines)
 
     # Link and addresses
 
@@ -65,11 +140,13 @@ class Host:
                 prefixlen=address.network.prefixlen,
                 family=FAMILIES[address.version],
             )
+        self._covered.clear()
 
     def addresses(self) -> list[Address]:
         """Those of the interface, in the kernel's order, without the link-local one that the kernel made."""
         found = []
-        for message in self._ip.get_addr(index=self._index):
+        index = self._index
+        for message in self._ip.get_addr(index=index):
             text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
             found.append(ipaddress.ip_interface(f"{text}/{message['prefixlen']}"))
         return [address for address in found if not address.ip.is_link_local]
@@ -77,6 +154,7 @@ class Host:
     def set_up(self, mtu: int) -> None:
         with _explained(f"bring {self.interface} up with MTU {mtu}"):
             self._ip.link("set", index=self._index, mtu=mtu, state="up")
+        self._covered.clear()
 
     def mtu(self) -> int:
         return self._mtu_of(self._index)
@@ -84,6 +162,7 @@ class Host:
     def delete(self) -> None:
         with _explained(f"delete {self.interface}"):
             self._ip.link("del", index=self._index)
+        self.forget()
 
     def _mtu_of(self, index: int) -> int:
         return int(self._ip.get_links(index)[0].get_attr("IFLA_MTU"))
@@ -111,83 +190,139 @@ class Host:
         return int(stated or (self._mtu_of(link) if link else 0))
 
     def add_route(self, prefix: Prefix, table: int = MAIN_TABLE) -> None:
+        """Raises Taken, and DeviceError for any other reason."""
+        try:
+            self._change_route("add", prefix, table)
+        except _netlink_error() as error:
+            kind = Taken if getattr(error, "code", 0) == errno.EEXIST else DeviceError
+            raise kind(_explain(f"add the route {prefix.emit()}{_in_table(table)}", error)) from error
+        if table == MAIN_TABLE and prefix.version in self._covered:
+            self._covered[prefix.version].add((prefix.length, prefix.network >> prefix.bits - prefix.length))
+
+    def delete_route(self, prefix: Prefix, table: int) -> None:
+        with _explained(f"delete the route {prefix.emit()}{_in_table(table)}"):
+            self._change_route("del", prefix, table)
+
+    def _change_route(self, action: str, prefix: Prefix, table: int) -> None:
         scope = {"scope": SCOPE_LINK} if prefix.version == 4 else {}
-        with _explained(f"add the route {prefix.emit()}"):
-            self._ip.route(
-                "add",
-                dst=prefix.emit(),
-                family=FAMILIES[prefix.version],
-                oif=self._index,
-                table=table,
-                proto=RTPROT_BOOT,
-                **scope,
-            )
+        self._ip.route(
+            action,
+            dst=prefix.emit(),
+            family=FAMILIES[prefix.version],
+            oif=self._index,
+            table=table,
+            proto=RTPROT_BOOT,
+            **scope,
+        )
 
     def has_route(self, prefix: Prefix) -> bool:
-        """Whether what goes to the prefix goes through the interface already, by the main table."""
-        return any(_covers(route, prefix) for route in self._routes(prefix.version, MAIN_TABLE, oif=self._index))
+        """Whether packets to the prefix go through the interface already, by the main table.
 
-    def is_free(self, table: int) -> bool:
-        return not any(list(self._routes(version, table)) for version in FAMILIES)
+        The kernel is asked once, and `add_route` adds to what it answered: a file may have 10,000 prefixes.
+        """
+        if prefix.version not in self._covered:
+            own = [route for route in self.routes(prefix.version) if route.device == self._index]
+            self._covered[prefix.version] = {
+                (route.length, route.network >> prefix.bits - route.length)
+                for route in own
+                if route.table == MAIN_TABLE
+            }
+        covered = self._covered[prefix.version]
+        return any((length, prefix.network >> prefix.bits - length) in covered for length in range(prefix.length + 1))
 
-    def _routes(self, version: int, table: int, **match: Any) -> Iterator[Any]:
-        yield from self._ip.get_routes(family=FAMILIES[version], table=table, **match)
+    def routes(self, version: int) -> list[Route]:
+        """All of them, of every table."""
+        if version not in self.versions:
+            return []
+        return [_route(message, version) for message in self._ip.get_routes(family=FAMILIES[version])]
+
+    def name_of(self, device: int) -> str:
+        """Of an interface, by its index; for messages."""
+        try:
+            return socket.if_indextoname(device)
+        except OSError:
+            return f"interface {device}"
+
+    @property
+    def index(self) -> int | None:
+        """None: the interface does not exist."""
+        return self._index if self.exists else None
 
     # Rules
 
-    def add_rules(self, version: int, table: int) -> None:
-        """Packets without the mark go by `table`, except where the main table knows better than its default route."""
-        with _explained(f"add the rules for table {table}"):
-            self._add_rule(version, fwmark=table, table=table, flags=FIB_RULE_INVERT)
-            self._add_rule(version, table=MAIN_TABLE, suppress_prefixlen=0)
+    def add_mark_rule(self, version: int, table: int) -> Selectors:
+        """Packets without the mark go by `table`. Returns what `delete_rule` takes."""
+        return self._add_rule(version, fwmark=table, table=table, flags=FIB_RULE_INVERT)
 
-    def _add_rule(self, version: int, **selectors: Any) -> None:
+    def add_main_rule(self, version: int) -> Selectors:
+        """Before that, they go by the main table where it has more than a default route."""
+        return self._add_rule(version, table=MAIN_TABLE, suppress_prefixlen=0)
+
+    def _add_rule(self, version: int, **selectors: Any) -> Selectors:
         """Before all rules but the first, where the kernel puts one that does not ask for a place."""
         family = FAMILIES[version]
-        places = sorted(rule.get_attr("FRA_PRIORITY") or 0 for rule in self._ip.get_rules(family=family))
-        place = max(places[1] - 1, 0) if len(places) > 1 else 0
-        self._ip.rule("add", family=family, priority=place, action=FR_ACT_TO_TBL, **selectors)
+        with _explained(f"add a routing rule for IPv{version}"):
+            for _ in range(RULE_TRIES):
+                places = sorted(rule.get_attr("FRA_PRIORITY") or 0 for rule in self._ip.get_rules(family=family))
+                place = max(places[1] - 1, 0) if len(places) > 1 else 0
+                rule = {"family": family, "priority": place, "action": FR_ACT_TO_TBL, **selectors}
+                try:
+                    self._ip.rule("add", **rule)
+                    return rule
+                except _netlink_error() as error:
+                    # Another `up` put the same rule into the same place between the look and now.
+                    if getattr(error, "code", 0) != errno.EEXIST or place == 0:
+                        raise
+        raise DeviceError(f"cannot add a routing rule for IPv{version}: other programs add rules all the time")
 
-    def delete_rules(self, table: int) -> list[int]:
-        """Take back what `add_rules` made, as often as it was made. Returns the IP versions."""
-        deleted = []
-        for version, family in FAMILIES.items():
-            rules = list(self._ip.get_rules(family=family))
-            ours = [rule for rule in rules if _is_table_rule(rule, table)]
-            suppressing = [rule for rule in rules if _is_suppressing(rule)]
-            for rule in [*ours, *suppressing[: len(ours)]]:
-                self._delete_rule(rule)
-            deleted += [version] * len(ours)
-        return deleted
-
-    def _delete_rule(self, rule: Any) -> None:
+    def delete_rule(self, rule: Selectors) -> None:
         with _explained("delete a routing rule"):
-            self._ip.rule("del", family=rule["family"], priority=rule.get_attr("FRA_PRIORITY"), **_selectors(rule))
+            self._ip.rule("del", **rule)
+
+    def mark_rules(self, version: int) -> list[MarkRule]:
+        """The rules that `add_mark_rule` makes, each with the one of `add_main_rule` that stands nearest before it."""
+        if version not in self.versions:
+            return []
+        found: list[MarkRule] = []
+        main: list[Selectors] = []
+        rules = list(self._ip.get_rules(family=FAMILIES[version]))
+        for rule in sorted(rules, key=lambda rule: rule.get_attr("FRA_PRIORITY") or 0):
+            if _is_suppressing(rule):
+                main.append(_selectors(rule))
+            elif _is_table_rule(rule):
+                found.append(
+                    MarkRule(version, rule.get_attr("FRA_TABLE"), _selectors(rule), main.pop() if main else None)
+                )
+        return found
 
 
-def _selectors(rule: Any) -> dict[str, Any]:
+def _selectors(rule: Any) -> Selectors:
+    place = {"family": rule["family"], "priority": rule.get_attr("FRA_PRIORITY") or 0, "action": FR_ACT_TO_TBL}
     if _is_suppressing(rule):
-        return {"table": MAIN_TABLE, "suppress_prefixlen": 0, "action": FR_ACT_TO_TBL}
-    mark = rule.get_attr("FRA_FWMARK")
-    return {"table": rule.get_attr("FRA_TABLE"), "fwmark": mark, "flags": FIB_RULE_INVERT, "action": FR_ACT_TO_TBL}
+        return {**place, "table": MAIN_TABLE, "suppress_prefixlen": 0}
+    table = rule.get_attr("FRA_TABLE")
+    return {**place, "table": table, "fwmark": table, "flags": FIB_RULE_INVERT}
 
 
-def _is_table_rule(rule: Any, table: int) -> bool:
-    is_inverted = rule["flags"] & FIB_RULE_INVERT
-    return bool(is_inverted and rule.get_attr("FRA_TABLE") == table and rule.get_attr("FRA_FWMARK") == table)
+def _is_table_rule(rule: Any) -> bool:
+    table = rule.get_attr("FRA_TABLE")
+    return bool(rule["flags"] & FIB_RULE_INVERT and table and rule.get_attr("FRA_FWMARK") == table)
 
 
 def _is_suppressing(rule: Any) -> bool:
     return bool(rule.get_attr("FRA_SUPPRESS_PREFIXLEN") == 0 and rule.get_attr("FRA_TABLE") == MAIN_TABLE)
 
 
-def _covers(route: Any, prefix: Prefix) -> bool:
-    length = route["dst_len"]
-    if length > prefix.length:
-        return False
-    destination = route.get_attr("RTA_DST") or ("0.0.0.0" if prefix.version == 4 else "::")
-    shift = prefix.bits - length
-    return bool(int(ipaddress.ip_address(destination)) >> shift == prefix.network >> shift)
+def _route(message: Any, version: int) -> Route:
+    length = message["dst_len"]
+    destination = message.get_attr("RTA_DST")
+    table = message.get_attr("RTA_TABLE") or message["table"]
+    network = int(ipaddress.ip_address(destination)) if destination else 0
+    return Route(version, table, message.get_attr("RTA_OIF") or 0, length, network)
+
+
+def _in_table(table: int) -> str:
+    return "" if table == MAIN_TABLE else f" in table {table}"
 
 
 def _netlink_error() -> type[Exception]:
@@ -202,7 +337,11 @@ def _explained(what: str) -> Iterator[None]:
     try:
         yield
     except _netlink_error() as error:
-        code = getattr(error, "code", 0)
-        hint = ": run as root" if code == errno.EPERM else ""
-        name = errno.errorcode.get(code, str(code))
-        raise DeviceError(f"cannot {what}: {name}, {error.args[1] if len(error.args) > 1 else error}{hint}") from error
+        raise DeviceError(_explain(what, error)) from error
+
+
+def _explain(what: str, error: Exception) -> str:
+    code = getattr(error, "code", 0)
+    hint = ": run as root" if code == errno.EPERM else ""
+    name = errno.errorcode.get(code, str(code))
+    return f"cannot {what}: {name}, {error.args[1] if len(error.args) > 1 else error}{hint}"
