@@ -6,13 +6,15 @@ import os
 import signal
 import socket
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from wyrmhole.cli import quick_dns, quick_firewall, quick_host, quick_routing, quick_save
+from wyrmhole.cli import quick_daemon, quick_dns, quick_firewall, quick_host, quick_routing, quick_save
 from wyrmhole.cli.quick import Undo
+from wyrmhole.cli.quick_daemon import Daemon
 from wyrmhole.cli.quick_host import Host, Route, Taken
 from wyrmhole.cli.quick_names import RETRIES_BESIDE_A_USABLE_PEER, EndpointNames
 from wyrmhole.cli.quick_routing import Routing
@@ -61,7 +63,7 @@ def test_one_usable_peer_is_enough(usable: str | None) -> None:
         assert resolve(ConfigEndpoint(usable, 5)) == Endpoint("192.0.2.7", 5)
     assert resolve(ConfigEndpoint("gone.example", 5)) is None
     assert len(names.waits) == RETRIES_BESIDE_A_USABLE_PEER
-    reports = [line for line in names.warnings if "comes up without it" in line]
+    reports = [line for line in names.warnings if "goes on without it" in line]
     assert [line.split()[1] for line in reports] == ["gone.example:5:", "later.example:5:"]
     assert "wyrmhole set wg0 peer AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAI= endpoint gone.example:5" in reports[0]
 
@@ -97,7 +99,7 @@ def test_a_name_that_comes_back_is_used() -> None:
     object.__setattr__(names.names, "wait", wait)
     resolve = names.names.resolve(config("later.example"), "wg0")
     assert resolve(ConfigEndpoint("later.example", 5)) == Endpoint("192.0.2.7", 5)
-    assert not any("comes up without" in line for line in names.warnings)
+    assert not any("goes on without" in line for line in names.warnings)
 
 
 def test_hundreds_of_names_are_all_asked_for() -> None:
@@ -122,6 +124,7 @@ def test_a_signal_waits_for_the_end_of_a_step() -> None:
         assert interrupts.is_pending
         with interrupts.held():
             interrupts.check()
+            os.kill(os.getpid(), signal.SIGINT)
         with pytest.raises(SystemExit) as ended:
             interrupts.check()
         assert ended.value.code == 128 + signal.SIGTERM
@@ -158,6 +161,43 @@ def test_undoing_goes_on_after_a_step_that_fails() -> None:
     undo.run()
     undo.run()
     assert done == ["last", "first"] and warnings == ["could not undo everything: no"]
+
+
+# Daemons
+
+
+def test_a_daemon_whose_process_is_hidden_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a container without CAP_SYS_PTRACE: its socket is all that is known."""
+    monkeypatch.setattr(quick_daemon, "GONE_SECONDS", 0.1)
+    monkeypatch.setattr(Daemon, "process", None)
+    daemon = Daemon("wg0", str(tmp_path))
+    daemon.log.touch()
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        listener.bind(str(daemon.socket))
+        listener.listen()
+        assert "stop it by hand" in (daemon.end() or "")
+        assert daemon.log.exists()
+    assert daemon.end() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_start_that_fails_leaves_no_log(tmp_path: Path) -> None:
+    daemon = Daemon("a name that no interface has", str(tmp_path))
+    with pytest.raises(DeviceError, match="the daemon did not start: "):
+        daemon.start(Interrupts())
+    assert list(tmp_path.iterdir()) == [] and not daemon.may_run
+
+
+def test_a_start_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quick_daemon, "START_SECONDS", 0.3)
+    hang = tmp_path / "python"
+    hang.write_text("#!/bin/sh\nexec sleep 1000\n")
+    hang.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(hang))
+    daemon = Daemon("wg0", str(tmp_path))
+    with pytest.raises(DeviceError, match="did not start in"):
+        daemon.start(Interrupts())
+    assert list(tmp_path.iterdir()) == [hang] and daemon.may_run
 
 
 # Files

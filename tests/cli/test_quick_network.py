@@ -250,6 +250,36 @@ def test_syncconf_of_the_file_keeps_the_mark_of_up(lab: Lab, tmp_path: Path) -> 
     assert traces(client) == before
 
 
+def test_syncconf_changes_the_peers_whose_names_are_known(lab: Lab, tmp_path: Path) -> None:
+    client, _ = lab.neighbours()
+    quick, lost = Quick(client, tmp_path, conf("10.0.0.0/16")), Key.generate().public
+    quick(WYRMHOLE, "up")
+    stripped = tmp_path / "stripped.conf"
+    text = wyrmhole(client, "strip", str(quick.file))
+    stripped.write_text(
+        text.replace("10.0.0.0/16", "10.9.0.0/16") + peer_section(lost, "10.1.0.0/16", endpoint="gone.invalid:5")
+    )
+    result = client.try_run(
+        WYRMHOLE, "syncconf", quick.name, str(stripped), environ={"WG_ENDPOINT_RESOLUTION_RETRIES": "0"}
+    )
+    assert result.returncode == 0 and f"peer {lost} endpoint gone.invalid:5" in result.stderr
+    allowed = client.run("wg", "show", quick.name, "allowed-ips")
+    assert "10.9.0.0/16" in allowed and "10.1.0.0/16" in allowed
+    quick(WYRMHOLE, "down")
+
+
+def test_of_two_ups_of_one_file_the_loser_leaves_the_winner_alone(lab: Lab, tmp_path: Path) -> None:
+    client, _, _ = lab.routed()
+    quick = Quick(client, tmp_path, conf(EVERYTHING))
+    before = traces(client)
+    ups = [client.spawn(WYRMHOLE, "up", str(quick.file), output=subprocess.PIPE) for _ in range(2)]
+    said = [up.communicate(timeout=100)[0] for up in ups]
+    assert sorted(up.returncode for up in ups) == [0, 1], said
+    assert way(client) == quick.name and client.run("wg", "show", quick.name, "peers").strip()
+    quick(WYRMHOLE, "down")
+    assert traces(client) == before and quick.is_gone()
+
+
 # Signals and the daemon's output
 
 SIGNALS = [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.SIGUSR1]

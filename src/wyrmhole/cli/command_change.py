@@ -12,9 +12,11 @@ from typing import TypeVar
 import click
 
 from wyrmhole.cli.app import interface_argument, load, warn
+from wyrmhole.cli.quick_names import EndpointNames
 from wyrmhole.control import uapi_client
 from wyrmhole.control.endpoint_names import NameResolver, parse_retries
-from wyrmhole.control.wg_change import add_change, set_change, sync_change
+from wyrmhole.control.wg_change import Resolver, add_change, set_change, sync_change
+from wyrmhole.control.wg_quick import Config
 from wyrmhole.control.wg_values import (
     ConfigEndpoint,
     read_fwmark,
@@ -36,9 +38,16 @@ LONGEST_KEY_FILE = 1024
 file_argument = click.argument("config", metavar="FILE", type=click.Path(path_type=Path))
 
 
+RETRIES = "WG_ENDPOINT_RESOLUTION_RETRIES"
+
+
 def resolver() -> NameResolver:
-    retries = parse_retries(os.environ.get("WG_ENDPOINT_RESOLUTION_RETRIES", ""))
-    return NameResolver(retries, time.sleep, warn)
+    return NameResolver(parse_retries(os.environ.get(RETRIES, "")), time.sleep, warn)
+
+
+def resolve_all(config: Config, interface: str) -> Resolver:
+    """One peer's name that cannot be resolved does not keep the file's other peers from being changed."""
+    return EndpointNames(os.environ.get(RETRIES, ""), warn).resolve(config, interface)
 
 
 # Files
@@ -49,7 +58,8 @@ def resolver() -> NameResolver:
 @file_argument
 def setconf_command(interface: str, config: Path) -> None:
     """Make INTERFACE what FILE says; sessions end."""
-    uapi_client.apply(interface, set_change(load(config), resolver()))
+    wanted = load(config)
+    uapi_client.apply(interface, set_change(wanted, resolve_all(wanted, interface)))
 
 
 @click.command("addconf")
@@ -57,7 +67,8 @@ def setconf_command(interface: str, config: Path) -> None:
 @file_argument
 def addconf_command(interface: str, config: Path) -> None:
     """Add what FILE says to INTERFACE."""
-    uapi_client.apply(interface, add_change(load(config), resolver()))
+    wanted = load(config)
+    uapi_client.apply(interface, add_change(wanted, resolve_all(wanted, interface)))
 
 
 @click.command("syncconf")
@@ -66,7 +77,7 @@ def addconf_command(interface: str, config: Path) -> None:
 def syncconf_command(interface: str, config: Path) -> None:
     """Make INTERFACE what FILE says; peers that stay keep their sessions."""
     wanted = load(config)
-    change = sync_change(wanted, uapi_client.get(interface), resolver())
+    change = sync_change(wanted, uapi_client.get(interface), resolve_all(wanted, interface))
     if wanted.interface.fwmark is None:
         # `up` gave a tunnel with a default route a mark that its file does not have. Without the mark the tunnel's own
         # packets would go into the tunnel.

@@ -8,6 +8,7 @@ from contextlib import suppress
 import click
 
 from wyrmhole.cli.app import Failure, config_argument, config_path, load, warn, write_bytes
+from wyrmhole.cli.command_change import RETRIES
 from wyrmhole.cli.quick import Quick
 from wyrmhole.cli.quick_names import EndpointNames
 from wyrmhole.cli.quick_signals import Interrupts
@@ -21,7 +22,7 @@ def _quick(config: str) -> Quick:
     path = config_path(config)
     interrupts = Interrupts()
     interrupts.watch()
-    names = EndpointNames(os.environ.get("WG_ENDPOINT_RESOLUTION_RETRIES", ""), _warn, interrupts)
+    names = EndpointNames(os.environ.get(RETRIES, ""), _warn, interrupts)
     quick = Quick(path.absolute(), load(path), names, _say, _warn, interrupts)
     try:
         _ = quick.name

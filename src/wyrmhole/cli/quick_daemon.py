@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from wyrmhole.cli.holders import Process, holder_of_udp_port, holder_of_unix_socket
+from wyrmhole.cli.quick_deadline import Deadline
 from wyrmhole.cli.quick_signals import Interrupts
 from wyrmhole.control.uapi_socket import DEFAULT_DIRECTORY, remove_if_dead
 from wyrmhole.errors import DeviceError
@@ -116,25 +117,28 @@ class Daemon:
         """Wait until it ends, as a daemon does whose interface is gone. One that does not is killed. Returns a sentence
         about that."""
         process = self.process
-        deadline = time.monotonic() + GONE_SECONDS
-        while process is not None and self.socket.exists() and (state := _state(process.pid)) not in ("", "Z"):
-            if state in ("T", "t") or time.monotonic() > deadline:
-                return self._kill()
+        deadline = Deadline(GONE_SECONDS)
+        while self.socket.exists() and not deadline.is_over:
+            # Without CAP_SYS_PTRACE, as in most containers, the process is not found, and its file alone is watched.
+            if process is not None and (state := _state(process.pid)) in ("", "Z", "T", "t"):
+                return self._kill() if state in ("T", "t") else self._give_up()
             time.sleep(POLL_SECONDS)
-        self._tidy()
-        return None
+        return None if self._tidy() else self._kill()
+
+    def _give_up(self) -> str | None:
+        """After the process is gone: its first thread may be so while another still holds the socket."""
+        deadline = Deadline(GONE_SECONDS)
+        while not (is_tidy := self._tidy()) and not deadline.is_over:
+            time.sleep(POLL_SECONDS)
+        return None if is_tidy else f"a process still serves {self.socket}: stop it by hand"
 
     def _kill(self) -> str | None:
         # Asked for again, right before: a number of a process may be another's by now.
         if (process := self.process) is None:
-            self._tidy()
-            return None
+            return self._give_up()
         os.kill(process.pid, signal.SIGKILL)
-        deadline = time.monotonic() + GONE_SECONDS
-        # Its first thread may be gone while another still holds the socket.
-        while not self._tidy() and time.monotonic() < deadline:
-            time.sleep(POLL_SECONDS)
-        return f"the daemon of {self._name} (pid {process.pid}) did not end and was killed"
+        said = self._give_up()
+        return said or f"the daemon of {self._name} (pid {process.pid}) did not end and was killed"
 
     def _tidy(self) -> bool:
         """Remove the socket's file that a killed daemon leaves, and the log. False: a process serves the socket."""
@@ -148,12 +152,12 @@ class Daemon:
 
 def _wait(process: subprocess.Popen[bytes], interrupts: Interrupts) -> int | None:
     """Its status; None: it did not end, and was killed."""
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
+    deadline = Deadline(START_SECONDS)
+    while not deadline.is_over:
         with suppress(subprocess.TimeoutExpired):
             return process.wait(0.25)
         if interrupts.is_pending:
-            deadline = min(deadline, time.monotonic() + PATIENCE_SECONDS)
+            deadline.shorten(PATIENCE_SECONDS)
     process.kill()
     process.wait()
     return None

@@ -1,11 +1,11 @@
-"""The endpoint names of a file, for `up`: the tunnel comes up if any peer can be used.
+"""The endpoint names of a file, for `up` and `syncconf`: a tunnel is of use if any peer can be used.
 
 All names are asked for at the same time, so the slowest one sets the pace and not their sum. A failure that may pass
 (no name server answers yet, as at boot) is tried again like wg(8) does: 15 times in about 70 s, or as often as
 WG_ENDPOINT_RESOLUTION_RETRIES says. Without that variable, and with a peer that can be used already, twice is enough.
 
-`up` ends before a name comes back, so it reports each peer that it leaves without an endpoint, and the command that
-gives it one later.
+The command ends before a name comes back, so it reports each peer whose endpoint it leaves alone, and the command that
+sets it later.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from wyrmhole.cli.quick_deadline import Deadline
 from wyrmhole.cli.quick_signals import Interrupts
 from wyrmhole.control.endpoint_names import (
     DEFAULT_RETRIES,
@@ -72,7 +73,7 @@ class EndpointNames:
 
     def _report(self, interface: str, key: str, endpoint: ConfigEndpoint, error: OSError) -> None:
         self.warn(
-            f"endpoint {endpoint.emit()}: {error.strerror or error}; {interface} comes up without it, and this sets it "
+            f"endpoint {endpoint.emit()}: {error.strerror or error}; {interface} goes on without it, and this sets it "
             f"later: wyrmhole set {interface} peer {key} endpoint {endpoint.emit()}"
         )
 
@@ -123,11 +124,11 @@ class EndpointNames:
             threading.Thread(target=self._work, args=(questions, answers), daemon=True).start()
         late = socket.gaierror(socket.EAI_AGAIN, "no name server answered")
         result: dict[ConfigEndpoint, Answer] = dict.fromkeys(endpoints, late)
-        deadline = time.monotonic() + ANSWER_SECONDS * math.ceil(len(endpoints) / AT_ONCE)
+        deadline = Deadline(ANSWER_SECONDS * math.ceil(len(endpoints) / AT_ONCE))
         with self.interrupts.waiting():
             for _ in endpoints:
                 try:
-                    endpoint, answer = answers.get(timeout=max(0.0, deadline - time.monotonic()))
+                    endpoint, answer = answers.get(timeout=deadline.remaining)
                 except queue.Empty:
                     break
                 result[endpoint] = answer

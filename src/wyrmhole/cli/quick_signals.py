@@ -62,12 +62,16 @@ class Interrupts:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Let nothing end what is inside: it undoes, its steps are bounded, and half of it would be worse than all."""
-        before, self._is_held = self._is_held, True
+        """Let nothing end what is inside: it undoes, its steps are bounded, and half of it would be worse than all.
+
+        A signal that arrives meanwhile is forgotten: what follows belongs to it, as PostDown to `down`.
+        """
+        before = self._is_held, self._number
+        self._is_held = True
         try:
             yield
         finally:
-            self._is_held = before
+            self._is_held, self._number = before
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         self._number = self._number or number

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from wyrmhole.cli import quick_firewall
 from wyrmhole.cli.holders import holder_of_tun, tun_of
 from wyrmhole.cli.quick_daemon import Daemon
+from wyrmhole.cli.quick_deadline import Deadline
 from wyrmhole.cli.quick_host import Host
 from wyrmhole.control import uapi_client
 from wyrmhole.device.status import DeviceStatus
@@ -54,11 +55,11 @@ def other_marks(name: str) -> set[int]:
 
 def _require_remains(host: Host, daemon: Daemon, error: DeviceError) -> None:
     name = host.interface
-    deadline = time.monotonic() + VANISH_SECONDS
+    deadline = Deadline(VANISH_SECONDS)
     while host.exists:
         if host.kind == "wireguard":
             raise DeviceError(f"{name} is an interface of the kernel's WireGuard: `wg-quick down {name}` takes it down")
-        if host.kind != "tun" or time.monotonic() > deadline:
+        if host.kind != "tun" or deadline.is_over:
             raise DeviceError(_whose_it_is(name, error))
         time.sleep(POLL_SECONDS)
     if not (daemon.log.exists() or daemon.socket.exists() or quick_firewall.marks(name)):
