@@ -346,11 +346,11 @@ def test_the_marks_of_a_former_life_are_read_from_its_firewall(monkeypatch: pyte
 
 def test_a_filter_is_strict_if_the_larger_value_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quick_routing, "SYSCTLS", tmp_path)
-    for name, value in {"all": 0, "default": 1, "lo": 1, "eth0": 1, "eth1": 2, "eth2": 0}.items():
+    for name, value in {"all": 0, "default": 1, "lo": 1, "eth0": 1, "eth1": 2, "eth2": 0, "wg0": 1}.items():
         (tmp_path / name).mkdir()
         (tmp_path / name / "rp_filter").write_text(f"{value}\n")
-    assert quick_routing._strict_filters() == "eth0"
+    assert quick_routing._strict_filters("wg0") == "eth0"
     (tmp_path / "all/rp_filter").write_text("1\n")
-    assert quick_routing._strict_filters() == "eth0, eth2"
+    assert quick_routing._strict_filters("wg0") == "eth0, eth2"
     (tmp_path / "all/rp_filter").write_text("2\n")
-    assert quick_routing._strict_filters() == ""
+    assert quick_routing._strict_filters("wg0") == ""

@@ -156,7 +156,7 @@ class Routing:
         undo(partial(self.host.delete_rule, self.host.add_main_rule(version)))
         own = [str(address.ip) for address in self.host.addresses() if address.version == version]
         if version == 4:
-            validate_marks(self.say, self.warn)
+            validate_marks(self._name, self.say, self.warn)
         undo(partial(quick_firewall.remove, self._name))
         quick_firewall.add(self._name, version, table, own, self.say)
 
@@ -199,7 +199,7 @@ def _owners(routes: Iterable[Route]) -> dict[int, set[int]]:
     return found
 
 
-def validate_marks(say: Say, warn: Say) -> None:
+def validate_marks(interface: str, say: Say, warn: Say) -> None:
     """Have the reverse path filter look at marks. Raises DeviceError if it would throw the tunnel's packets away."""
     setting = SYSCTLS / "all/src_valid_mark"
     try:
@@ -210,15 +210,16 @@ def validate_marks(say: Say, warn: Say) -> None:
     except OSError as error:
         reason = f"cannot set net.ipv4.conf.all.src_valid_mark to 1: {error.strerror}"
         remedy = "in a container, start it with --sysctl net.ipv4.conf.all.src_valid_mark=1"
-        if strict := _strict_filters():
+        if strict := _strict_filters(interface):
             raise DeviceError(
                 f"{reason}, and the strict rp_filter of {strict} would drop the answers; {remedy}"
             ) from error
         warn(f"{reason}; it matters only with a strict rp_filter, which is off here; {remedy}")
 
 
-def _strict_filters() -> str:
-    """The interfaces whose reverse path filter is strict: the larger of its own value and that of `all` counts."""
+def _strict_filters(interface: str) -> str:
+    """The interfaces whose reverse path filter is strict: the larger of its own value and that of `all` counts. The
+    tunnel's packets do not arrive by `interface` itself."""
     values = {}
     for path in SYSCTLS.glob("*/rp_filter"):
         try:
@@ -226,5 +227,7 @@ def _strict_filters() -> str:
         except (OSError, ValueError):
             continue
     common = values.pop("all", 0)
-    names = [name for name, value in values.items() if name not in ("default", "lo") and max(value, common) == 1]
+    names = [
+        name for name, value in values.items() if name not in ("default", "lo", interface) and max(value, common) == 1
+    ]
     return ", ".join(sorted(names))
