@@ -8,7 +8,9 @@ sessions, counters and everything else of a life do not. The device's own loop i
 from __future__ import annotations
 
 import base64
+import gc
 import random as random_module
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -37,6 +39,8 @@ BATCH = 64
 """Reports in one turn, as the device's driver takes them."""
 PORT = 51820
 PLAIN = bytes(10)
+IDENTITIES = 256
+"""Public keys of one host, the latest: more than it can have while a packet is under way."""
 EVENTS_PER_SECOND = 60
 """Of one class and peer: a peer may complete 50 handshakes a second (rule M15)."""
 
@@ -89,8 +93,6 @@ class Host:
         self.awake = True
         self.busy_until = 0
         """Boottime until which reports wait, as when the control thread is busy."""
-        self.completed: list[tuple[int, bytes]] = []
-        """(boottime, peer) of each handshake."""
         self.gave_up: set[bytes] = set()
         self._seed = seed
         self._calls = calls
@@ -101,7 +103,7 @@ class Host:
         self._unmoved: tuple[probe.Fingerprint, probe.Fingerprint] | None = None
         self._change: tuple[dict[Prefix, bytes], dict[Prefix, bytes]] | None = None
         self.settings = Settings(PrivateKey(random_module.Random(f"{seed}/key/{number}").randbytes(32)))
-        self.identities = {self.public.raw}
+        self.identities = deque([self.public.raw], maxlen=IDENTITIES)
         ledger.owners[self.public.raw] = number
 
     @property
@@ -117,6 +119,8 @@ class Host:
     def start(self) -> None:
         """Begin a life with what the settings say."""
         assert not self.running
+        # The former life is a circle of objects with some megabytes, which the interpreter may leave for a long time.
+        gc.collect()
         self.lives += 1
         self.running = self.awake = True
         self._random = random_module.Random(f"{self._seed}/{self.number}/{self.lives}")
@@ -141,7 +145,7 @@ class Host:
     def crash(self) -> None:
         """The process is gone at once: nothing more is sent, nothing is kept."""
         self.running = False
-        self.shadow.stopped = True
+        self.shadow.end()
         self.engine.close()
         self.tun.close()
         self.bind.close()
@@ -222,7 +226,9 @@ class Host:
     def change_key(self, key: PrivateKey) -> None:
         """Another identity; peers learn of it in their own time."""
         self.settings.key = key
-        self.identities.add(key.public_key().raw)
+        if len(self.identities) == IDENTITIES:
+            del self.ledger.owners[self.identities[0]]
+        self.identities.append(key.public_key().raw)
         self.ledger.owners[key.public_key().raw] = self.number
         if not self.running:
             return
@@ -451,7 +457,6 @@ class Host:
         while (event := self.interface.poll_event()) is not None:
             self._check_event(event)
             if isinstance(event, HandshakeCompleted):
-                self.completed.append((self.now, event.peer.raw))
                 self.ledger.counts["handshakes"] += 1
             elif isinstance(event, HandshakeGaveUp):
                 self.gave_up.add(event.peer.raw)
@@ -465,8 +470,9 @@ class Host:
         for secret in self._secrets():
             shown = secret.hex() in text or repr(secret) in text or base64.b64encode(secret).decode() in text
             require(not shown, "I33", f"host {self.number}: {type(event).__name__} shows a key")
+        recent = {what: [at for at in times if at > self.now - SECOND] for what, times in self._events.items()}
+        self._events = {what: times for what, times in recent.items() if times}
         times = self._events.setdefault((type(event).__name__, event.peer.raw), [])
-        times[:] = [at for at in times if at > self.now - SECOND]
         times.append(self.now)
         fine = len(times) <= EVENTS_PER_SECOND or type(event).__name__ == "EndpointChanged"
         require(fine, "I33", f"host {self.number}: {len(times)} {type(event).__name__} in a second")
@@ -487,6 +493,14 @@ class Host:
             self.drain()
             if not self._tun_is_gone:
                 self.audits.everything(self.now)
+
+    def staged(self) -> set[int]:
+        """The numbers of the packets that wait for a key."""
+        return {number for peer in self.shadow.peers.values() for number, _ in peer.staged}
+
+    def queued_handshakes(self) -> list[bytes]:
+        """What arrived and was not looked at yet, because the control thread is busy or the machine sleeps."""
+        return [data for data, _, _ in probe.tables_of(self.engine)._handshakes]
 
     def shadow_of(self, other: Host) -> ShadowPeer:
         found = self.shadow.peer_of(other.public.raw)

@@ -141,6 +141,9 @@ class Network:
         """Datagrams that wait to be overtaken."""
         return [data for _, _, data in self._held.get((sender, receiver), [])]
 
+    def all_held(self) -> list[bytes]:
+        return [data for held in self._held.values() for _, _, data in held]
+
     def forget_held(self) -> None:
         self._held.clear()
 

@@ -21,11 +21,12 @@ _NUMBER = struct.Struct(">Q")
 @dataclass(slots=True)
 class PacketRecord:
     """One packet that the TUN of host `sender` gave. `owner` is the public key that had its destination then;
-    `sealed` and `delivered` say what became of it."""
+    `sealed` and `delivered` say what became of it, `at` when it was last looked at (see Ledger.forget)."""
 
     data: bytes
     sender: int
     owner: bytes | None
+    at: int
     sealed: bool = False
     delivered: bool = False
 

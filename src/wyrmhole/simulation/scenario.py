@@ -2,12 +2,14 @@
 
 A list can be cut: a run of some of a seed's steps is as repeatable as one of all, which is what the shrinker works
 with. Steps come in clusters with quiet time between them, because most of a tunnel's life is quiet, and its bugs are
-where things happen together.
+where things happen together. They are drawn as they are needed, so that a run of weeks has no list of weeks.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import heapq
+import itertools
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from random import Random
 
@@ -60,13 +62,15 @@ class Scenario:
     duration: int
     drifts: tuple[int, ...]
     nats: dict[int, int]
-    steps: tuple[Step, ...]
+    steps: Collection[Step]
+    """In their order."""
 
     def keep(self, numbers: list[int] | None) -> Scenario:
         """The same with some of its steps only; None: all."""
         if numbers is None:
             return self
-        steps = tuple(self.steps[number] for number in numbers)
+        wanted = set(numbers)
+        steps = tuple(step for number, step in enumerate(self.steps) if number in wanted)
         return Scenario(self.seed, self.hosts, self.duration, self.drifts, self.nats, steps)
 
 
@@ -78,17 +82,44 @@ def draw(seed: int, *, hours: float, hosts: int | None = None, profile: str = "c
     # The first two hosts have addresses of their own, so that the liveness trials have somebody to work on.
     nats = {host: random.randrange(30, 120) for host in range(3, number + 1) if random.random() < 0.3}
     duration = int(hours * HOUR)
-    steps = _draw_steps(random, number, duration, PROFILES[profile])
-    steps += tuple(_draw_deluge(random, number, duration) for _ in range(PROFILES[profile].deluges))
-    return Scenario(seed, number, duration, drifts, nats, tuple(sorted(steps, key=lambda step: step.at)))
+    steps = DrawnSteps(random, number, duration, PROFILES[profile])
+    return Scenario(seed, number, duration, drifts, nats, steps)
+
+
+class DrawnSteps(Collection[Step]):
+    """The steps that follow from the state of `random`. They are drawn anew whenever somebody goes through them."""
+
+    def __init__(self, random: Random, hosts: int, duration: int, profile: Profile) -> None:
+        self._drawn_from = (random.getstate(), hosts, duration, profile)
+        self._deluges: list[Step] = []
+        if profile.deluges:
+            # They are drawn after all others.
+            for _ in _draw_steps(random, hosts, duration, profile):
+                pass
+            self._deluges = [_draw_deluge(random, hosts, duration) for _ in range(profile.deluges)]
+            self._deluges.sort(key=lambda step: step.at)
+
+    def __iter__(self) -> Iterator[Step]:
+        state, hosts, duration, profile = self._drawn_from
+        random = Random()
+        random.setstate(state)
+        return heapq.merge(_draw_steps(random, hosts, duration, profile), self._deluges, key=lambda step: step.at)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+    def __contains__(self, step: object) -> bool:
+        return any(step == each for each in self)
 
 
 def _draw_drift(random: Random) -> int:
     return random.choice((0, 0, 0, random.randrange(-100, 101), random.randrange(-100, 101), 10_000, -10_000))
 
 
-def _draw_steps(random: Random, hosts: int, duration: int, profile: Profile) -> tuple[Step, ...]:
-    steps: list[Step] = []
+def _draw_steps(random: Random, hosts: int, duration: int, profile: Profile) -> Iterator[Step]:
+    """In the order of their times. Those that wait to be given belong to clusters that overlap."""
+    waiting: list[tuple[int, int, Step]] = []
+    order = itertools.count()
     mean = HOUR / (profile.clusters * hosts)
     at = random.random() * min(mean, duration / 4)
     while at < duration:
@@ -97,9 +128,12 @@ def _draw_steps(random: Random, hosts: int, duration: int, profile: Profile) -> 
             # Most steps of a cluster are about two hosts, or faults and traffic would seldom meet.
             about = pair if random.random() < 0.8 else _pair(random, hosts)
             when = int(at + random.random() ** 2 * CLUSTER)
-            steps.append(Step(min(when, duration - 1), *_draw_step(random, about)))
+            step = Step(min(when, duration - 1), *_draw_step(random, about))
+            heapq.heappush(waiting, (step.at, next(order), step))
         at += random.expovariate(1 / mean)
-    return tuple(sorted(steps, key=lambda step: step.at))
+        while waiting and waiting[0][0] <= at:
+            yield heapq.heappop(waiting)[2]
+    yield from (step for _, _, step in sorted(waiting))
 
 
 def _draw_deluge(random: Random, hosts: int, duration: int) -> Step:

@@ -12,6 +12,7 @@ here, so that a wrong constant in the protocol shows.
 from __future__ import annotations
 
 from collections import Counter, deque
+from collections.abc import Container
 from dataclasses import dataclass, field, replace
 
 from wyrmhole.protocol.cookie import cookie_key, mac1_key
@@ -202,6 +203,12 @@ class Shadow:
             self._drop(session)
         peer.previous = peer.current = peer.next = None
 
+    def end(self) -> None:
+        """The life is over: none of its keys is used again."""
+        self.stopped = True
+        for peer in self.peers.values():
+            self.clear_slots(peer)
+
     def expire_sending(self, peer: ShadowPeer) -> None:
         for session in (peer.current, peer.next):
             if session is not None:
@@ -210,6 +217,7 @@ class Shadow:
     def _drop(self, session: Session | None) -> None:
         if session is not None:
             del self.by_local[session.params.local_index]
+            self.ledger.retire_key(bytes(session.params.send_key))
             same = self.by_remote[session.params.remote_index]
             same.remove(session)
             if not same:
@@ -220,7 +228,7 @@ class Shadow:
     def inject(self, number: int, packet: bytes, destination: bytes) -> bool:
         """A packet is about to come from the TUN. True: it must leave in this very turn."""
         owner = self.owner(destination)
-        self.ledger.packets[number] = packets.PacketRecord(packet, self.life[0], owner)
+        self.ledger.packets[number] = packets.PacketRecord(packet, self.life[0], owner, self.ledger.now)
         self.injecting = number
         peer = self.peer_of(owner)
         if peer is None:
@@ -302,7 +310,7 @@ class Shadow:
             raise Violation("I4", f"host {self.life[0]} sealed a packet that its TUN did not give")
         require(record.owner == peer.public, "I5", f"host {self.life[0]}: packet {number} left to another peer")
         require(not record.sealed, "I17", f"host {self.life[0]}: packet {number} left twice")
-        record.sealed = True
+        record.sealed, record.at = True, self.ledger.now
         self.ledger.counts["packets sent"] += 1
         if peer.staged:
             first, since = peer.staged.popleft()
@@ -363,7 +371,7 @@ class Shadow:
                 self.expected.append(inner)
         return peer
 
-    def delivered(self, packet: bytes, identities: set[bytes]) -> None:
+    def delivered(self, packet: bytes, identities: Container[bytes]) -> None:
         """A packet came out of the TUN of a host that had these public keys."""
         number = packets.number_of(packet)
         if number is None:
@@ -422,6 +430,7 @@ class Shadow:
         genuine = self.ledger.genuine(data)
         peer = None if genuine is None else self.peer_of(genuine.sender)
         if peer is not None and genuine is not None:
+            peer.cookies = [each for each in peer.cookies if self.now - each[0] <= COOKIE_LIFETIME]
             peer.cookies.append((self.now, genuine.cookie))
 
     def handshake_proved(self, peer: ShadowPeer, size: int, secret: bytes) -> None:

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import heapq
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from random import Random
 from typing import Any
 
@@ -27,15 +27,20 @@ from wyrmhole.simulation.edges import EdgeCalls
 from wyrmhole.simulation.host import PORT, Host, PeerSettings
 from wyrmhole.simulation.ledger import Ledger
 from wyrmhole.simulation.network import Captured, Nat, Network, Weather
-from wyrmhole.simulation.scenario import Scenario
+from wyrmhole.simulation.scenario import Scenario, Step
 from wyrmhole.wire.endpoint import Endpoint, SockAddr
 from wyrmhole.wire.prefix import Prefix
 
 START = 1000 * SECOND
 QUIET_AGAIN = 4200 * MILLISECOND
 AUDIT_EVERY = 1200 * SECOND
+MAX_STEPS = 1 << 40
 RESTART = 2 * SECOND
 """Until somebody starts an interface again whose TUN was deleted."""
+
+
+_HANDSHAKES = {1: 148, 2: 92, 3: 64}
+"""The lengths of the types."""
 
 
 class World:
@@ -150,13 +155,32 @@ class World:
         """Safety under faults: all hosts start, then all steps, to the end of the scenario."""
         for host in self.hosts.values():
             host.start()
-        for step in self.scenario.steps:
-            self.at(START + step.at, getattr(self, f"do_{step.what}"), *step.arguments)
+        first = next(self._order)
+        self._order = itertools.count(first + MAX_STEPS)
+        self._plan_step(iter(self.scenario.steps), first)
         end = START + self.scenario.duration
-        for when in range(START + AUDIT_EVERY, end, AUDIT_EVERY):
-            self.at(when, self.audit)
+        self._plan_audit(end)
         self.run_until(end)
         self.audit()
+
+    def _plan_step(self, steps: Iterator[Step], order: int) -> None:
+        """The next step waits for its time, with the place in the order that it has among all events."""
+        step = next(steps, None)
+        if step is not None:
+            heapq.heappush(self._heap, (max(START + step.at, self.now), order, self._step, (step, steps, order)))
+
+    def _step(self, step: Step, steps: Iterator[Step], order: int) -> None:
+        self._plan_step(steps, order + 1)
+        do: Callable[..., None] = getattr(self, f"do_{step.what}")
+        do(*step.arguments)
+
+    def _plan_audit(self, end: int) -> None:
+        if self.now + AUDIT_EVERY < end:
+            self.after(AUDIT_EVERY, self._audit_and_go_on, end)
+
+    def _audit_and_go_on(self, end: int) -> None:
+        self.audit()
+        self._plan_audit(end)
 
     def cancel_steps(self) -> None:
         """What steps left to happen later does not, and datagrams under way are lost; timers stay."""
@@ -166,6 +190,18 @@ class World:
     def audit(self) -> None:
         for host in self.hosts.values():
             host.audit()
+        self._forget()
+
+    def _forget(self) -> None:
+        """The ledger keeps what may still be delivered or accepted."""
+        staged: set[int] = set()
+        under_way = [heard.data for heard in self.network.captured] + self.network.all_held()
+        under_way += [arguments[2] for _, _, call, arguments in self._heap if call == self._arrive]
+        for host in self.hosts.values():
+            if host.running:
+                staged |= host.staged()
+                under_way += host.queued_handshakes()
+        self.ledger.forget(self.now, staged, [data for data in under_way if _HANDSHAKES.get(data[0]) == len(data)])
 
     # The network
 
