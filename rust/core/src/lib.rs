@@ -20,6 +20,7 @@ pub mod edges;
 pub mod inbound;
 pub mod ip;
 pub mod keypair;
+pub mod mailbox;
 pub mod messages;
 pub mod outbound;
 pub mod patience;

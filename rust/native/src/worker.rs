@@ -9,11 +9,10 @@
 //! Several workers share the tables. Each has a TUN queue and sockets of its own, so a flow stays on one worker and its
 //! order holds by construction.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::Arc;
 
 use pyo3::prelude::*;
 use wyrmhole_core::drops::DropReason;
@@ -197,47 +196,8 @@ pub enum Order {
     Stop,
 }
 
-/// Orders in their order, and how many were carried out.
-#[derive(Default)]
-pub struct Mailbox {
-    orders: Mutex<(VecDeque<Order>, u64)>,
-    done: Condvar,
-}
-
-impl Mailbox {
-    /// Returns the order's number, for `wait`.
-    pub fn post(&self, order: Order) -> u64 {
-        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
-        orders.0.push_back(order);
-        orders.1.saturating_add(orders.0.len() as u64)
-    }
-
-    /// Until the order of that number was carried out.
-    pub fn wait(&self, number: u64) {
-        let orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = self.done.wait_while(orders, |orders| orders.1 < number);
-        drop(waited.unwrap_or_else(PoisonError::into_inner));
-    }
-
-    fn take(&self) -> Option<Order> {
-        self.orders.lock().unwrap_or_else(PoisonError::into_inner).0.pop_front()
-    }
-
-    fn carried_out(&self) {
-        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
-        orders.1 = orders.1.saturating_add(1);
-        drop(orders);
-        self.done.notify_all();
-    }
-
-    /// Nobody carries out orders any more: what was and will be posted counts as done.
-    fn close(&self) {
-        let mut orders = self.orders.lock().unwrap_or_else(PoisonError::into_inner);
-        *orders = (VecDeque::new(), u64::MAX);
-        drop(orders);
-        self.done.notify_all();
-    }
-}
+/// What the control thread posts to and waits at.
+pub type Mailbox = wyrmhole_core::mailbox::Mailbox<Order>;
 
 /// See the module.
 pub struct Worker {
