@@ -172,7 +172,7 @@ class Play:
                     node.interface.remove_peer(peer)
             peer = node.interface.peer(other.key.public_key()) or node.know(other)
             node.interface.set_preshared_key(peer, None)
-            node.interface.set_endpoint(peer, other.endpoint)
+            node.interface.set_endpoint(peer, other.endpoint, self.world.now)
             node.interface.up(self.world.now)
             node.settle()
         # Sessions that were agreed on under other circumstances end; whoever keeps one knows within this time.

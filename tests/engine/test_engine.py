@@ -388,27 +388,66 @@ def test_the_oldest_of_128_gives_way() -> None:
     assert b.delivered == [ipv4(A_INNER, B_INNER, b"%d" % number) for number in range(2, 130)]
 
 
-def test_staged_bytes_of_a_device_are_capped() -> None:
-    """I17: memory is bounded however many peers do not answer."""
-    a, _ = sides()
-    packet_size = 20 + 1380
-    peers = MAX_STAGED_BYTES // (128 * packet_size) + 2
-    for number in range(2, peers + 2):
+STAGED_SIZE = 20 + 1380
+
+
+def silent_peers(a: Side, count: int) -> list[str]:
+    """Peers that never answer, numbers 2 and up; returns an inner address of each."""
+    addresses = []
+    for number in range(2, count + 2):
         a.engine.add_peer(number)
         a.engine.insert_allowed_ip(number, Prefix(4, 0x0B000000 + number, 32))
         a.engine.set_endpoint(number, B_OUTER)
-        destination = ".".join(map(str, (0x0B000000 + number).to_bytes(4, "big")))
+        addresses.append(".".join(map(str, (0x0B000000 + number).to_bytes(4, "big"))))
+    return addresses
+
+
+def staged(a: Side, number: int) -> int:
+    """How many packets wait for the peer; afterwards none does."""
+    before = a.drops().get(DropReason.HANDSHAKE_GAVE_UP, 0)
+    a.engine.flush_staged(number)
+    return a.drops().get(DropReason.HANDSHAKE_GAVE_UP, 0) - before
+
+
+def test_staged_bytes_of_a_device_are_capped() -> None:
+    """I17: memory is bounded however many peers do not answer, and a burst for each of a hundred leaves room."""
+    a, _ = sides()
+    addresses = silent_peers(a, 100)
+    for address in addresses:
         for _ in range(2):
-            a.tunnel(*[ipv4(A_INNER, destination, bytes(1380))] * 64)
+            a.tunnel(*[ipv4(A_INNER, address, bytes(1380))] * 64)
             a.engine.turn()
+    assert a.drops()[DropReason.STAGING_CAP] > 0
+    a.tunnel(ipv4(A_INNER, B_INNER))
+    assert staged(a, 1) == 1
+    counts = [staged(a, number) for number in range(2, 102)]
+    assert counts[:80] == [128] * 80
+    assert sum(counts) * STAGED_SIZE <= MAX_STAGED_BYTES
     capped = a.drops()[DropReason.STAGING_CAP]
-    assert capped > 0
-    for number in range(1, peers + 2):
-        a.engine.flush_staged(number)
-    assert a.drops()[DropReason.HANDSHAKE_GAVE_UP] == MAX_STAGED_BYTES // packet_size
-    for number in range(2, peers):
-        a.tunnel(ipv4(A_INNER, ".".join(map(str, (0x0B000000 + number).to_bytes(4, "big"))), bytes(1380)))
+    for address in addresses:
+        a.tunnel(ipv4(A_INNER, address, bytes(1380)))
     assert a.drops()[DropReason.STAGING_CAP] == capped, "what was flushed makes room"
+
+
+def test_silent_peers_with_steady_traffic_leave_room_for_the_first_packets_of_another() -> None:
+    """I17: they share what there is, whoever came first; 92 of them once used all of it up."""
+    a, b = sides()
+    addresses = silent_peers(a, 200)
+    for _ in range(130):
+        for start in range(0, len(addresses), 50):
+            a.tunnel(*[ipv4(A_INNER, address, bytes(1380)) for address in addresses[start : start + 50]])
+            while a.tun.to_read:
+                a.engine.turn()
+    first = [ipv4(A_INNER, B_INNER, bytes(1380 - number)) for number in range(10)]
+    for packet in first:
+        a.tunnel(packet)
+    b.engine.install_keypair(1, params(20, 10, initiator=False))
+    a.engine.install_keypair(1, params(10, 20, initiator=True))
+    carry(a, b)
+    assert b.delivered == first
+    counts = [staged(a, number) for number in range(2, 202)]
+    assert max(counts) - min(counts) <= 2
+    assert 0.9 * MAX_STAGED_BYTES < sum(counts) * STAGED_SIZE <= MAX_STAGED_BYTES
 
 
 def test_giving_up_drops_by_name_and_asks_again_for_the_next_packet() -> None:
@@ -503,7 +542,7 @@ def test_the_message_limit_holds_for_sending() -> None:
         a.tunnel(packet)
     datagrams = a.take()
     assert [struct.unpack_from("<Q", data, 8)[0] for data in datagrams] == [0, 1, 2, 3, 4]
-    assert a.reports().count(KeyWanted(1)) == 2
+    assert [report for report in a.reports() if isinstance(report, KeyWanted)] == [KeyWanted(1, 10), KeyWanted(1)]
     b.engine.install_keypair(1, params(21, 11, initiator=False))
     a.engine.install_keypair(1, params(11, 21, initiator=True))
     for datagram in [*datagrams, *a.take()]:
@@ -556,8 +595,60 @@ def test_only_the_initiator_asks_to_rekey_once_per_key() -> None:
         side.now += 121 * SECOND
         side.tunnel(ipv4(*inner))
         side.tunnel(ipv4(*inner))
-    assert a.reports().count(KeyWanted(1)) == 1
-    assert KeyWanted(1) not in b.reports()
+    assert a.reports().count(KeyWanted(1, renews=10)) == 1
+    assert not any(isinstance(report, KeyWanted) for report in b.reports())
+
+
+def test_keepalives_sent_ask_to_rekey_as_data_does() -> None:
+    """M27: once for each key, and the initiator only."""
+    a, b = connected()
+    for side in (a, b):
+        side.engine.send_keepalive(1)
+        side.now += 120 * SECOND
+        side.engine.send_keepalive(1)
+        side.engine.send_keepalive(1)
+    assert a.reports() == [KeyWanted(1, renews=10)]
+    assert b.reports() == []
+
+
+def test_keepalives_sent_count_as_messages() -> None:
+    """M26."""
+    a, _ = sides()
+    a.engine.install_keypair(1, replace(params(10, 20, initiator=True), rekey_after_messages=3))
+    for _ in range(2):
+        a.engine.send_keepalive(1)
+    assert a.reports() == []
+    a.engine.send_keepalive(1)
+    assert a.reports() == [KeyWanted(1, renews=10)]
+
+
+@pytest.mark.parametrize("train", [1, 2])
+def test_keepalives_received_ask_to_rekey_near_the_end(train: int) -> None:
+    """M28: once, and the initiator only."""
+    a, b = connected()
+    a.now += 165 * SECOND
+    for _ in range(3 * train):
+        b.engine.send_keepalive(1)
+    datagrams = b.take()
+    for at in range(0, len(datagrams), train):
+        a.network(b"".join(datagrams[at : at + train]), B_OUTER, segment=32 if train > 1 else 0)
+    assert a.reports() == [KeyWanted(1, renews=10)]
+
+
+@pytest.mark.parametrize("inner", [b"data", b""])
+def test_a_late_message_of_the_previous_session_does_not_ask_to_renew_the_new_one(inner: bytes) -> None:
+    """M28: the current session counts."""
+    a, b = connected()
+    if inner:
+        b.tunnel(ipv4(B_INNER, A_INNER, inner))
+    else:
+        b.engine.send_keepalive(1)
+    (late,) = b.take()
+    a.now += 166 * SECOND
+    a.engine.install_keypair(1, params(11, 21, initiator=True, birth=a.now))
+    a.reports()
+    a.network(late, B_OUTER)
+    assert not any(isinstance(report, KeyWanted) for report in a.reports())
 
 
 # In: drops

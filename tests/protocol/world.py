@@ -222,8 +222,9 @@ class ModelPlane:
             if not it.marks.data_received_since:
                 it.marks.data_received_since = now
                 self._active(peer)
-            if now >= keypair.rekey_receive_at:
-                self._ask_rekey(peer, keypair)
+        current = it.keypairs.current
+        if current is not None and self._clock() >= current.rekey_receive_at:
+            self._ask_rekey(peer, current)
 
     def _send(self, peer: PeerId, payload: bytes) -> None:
         it = self.peers[peer]
@@ -243,12 +244,11 @@ class ModelPlane:
         keypair.send_counter += 1
         self._sent(it, 32 + len(payload))
         now = self._clock()
-        if payload:
-            if not it.marks.data_sent_since:
-                it.marks.data_sent_since = now
-                self._active(peer)
-            if now >= keypair.rekey_send_at or keypair.send_counter > keypair.rekey_after_messages:
-                self._ask_rekey(peer, keypair)
+        if payload and not it.marks.data_sent_since:
+            it.marks.data_sent_since = now
+            self._active(peer)
+        if keypair.wants_rekey(now):
+            self._ask_rekey(peer, keypair)
         self._transmit(it.endpoint, header + bytes(sealed))
 
     def _send_staged(self, peer: PeerId, *, or_keepalive: bool) -> None:
@@ -270,7 +270,7 @@ class ModelPlane:
     def _ask_rekey(self, peer: PeerId, keypair: Keypair) -> None:
         if not keypair.rekey_asked:
             keypair.rekey_asked = True
-            self.reports.append(KeyWanted(peer))
+            self.reports.append(KeyWanted(peer, keypair.local_index))
 
     def _active(self, peer: PeerId) -> None:
         if not self.peers[peer].active_said:
@@ -334,7 +334,7 @@ class Node:
         assert peer is not None
         self.interface.insert_allowed_ip(peer, Prefix(4, 10 << 24 | other.number << 8 | 1, 32))
         if endpoint:
-            self.interface.set_endpoint(peer, other.endpoint)
+            self.interface.set_endpoint(peer, other.endpoint, self.world.now)
         self.interface.set_preshared_key(peer, psk)
         return peer
 

@@ -128,7 +128,7 @@ def no_window(patch: pytest.MonkeyPatch) -> None:
 
 @bug("I4", "the inner source is not looked at")
 def any_source(patch: pytest.MonkeyPatch) -> None:
-    def deliver_one(self: Any, peer: Any, keypair: Any, packet: bytes, ecn: int, now: int) -> None:
+    def deliver_one(self: Any, peer: Any, packet: bytes, ecn: int, now: int) -> None:
         from wyrmhole.wire import ip
         from wyrmhole.wire.tun_offload import plain
 
@@ -250,10 +250,10 @@ def kept_keys(patch: pytest.MonkeyPatch) -> None:
 
 @bug("I17", "the newest staged packet makes room")
 def newest_first(patch: pytest.MonkeyPatch) -> None:
-    def stage(self: Tables, peer: Any, packet: bytes) -> None:
+    def stage(self: Tables, peer: Any, packet: bytes, now: int) -> None:
         if peer.staged and len(peer.staged) >= 128:
             self.staged_bytes -= len(peer.staged.pop())
-        original(self, peer, packet)
+        original(self, peer, packet, now)
 
     original = Tables.stage
     patch.setattr(Tables, "stage", stage)
@@ -318,7 +318,7 @@ def long_load(patch: pytest.MonkeyPatch) -> None:
 def shared_backlog(patch: pytest.MonkeyPatch) -> None:
     def send_packet(self: Any, peer: Any, packet: bytes, now: int) -> None:
         if self._tables.staged_bytes and not peer.staged:
-            self._tables.stage(peer, packet)
+            self._tables.stage(peer, packet, now)
         else:
             original(self, peer, packet, now)
 
@@ -433,7 +433,7 @@ def patient(patch: pytest.MonkeyPatch) -> None:
 
 @bug("L3", "both sides of crossed handshakes renew", trials("L3"))
 def nobody_yields(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Interface, "_renewal_ages", lambda self, peer, now: (120 * SECOND, 165 * SECOND))
+    patch.setattr(Interface, "_yields", lambda self, peer, now: False)
 
 
 @bug("L4", "a key is asked for once only", trials("L4", count=20))

@@ -206,11 +206,12 @@ impl Inbound {
             shared.report(Report::KeyConfirmed(peer.id, keypair.limits.local_index));
             state.key_wanted_said = false;
         }
+        // The current session is renewed, whatever session the message came under: a late one must not renew a new one.
+        if let Some(current) = state.keypairs.current.as_ref().filter(|it| now >= it.limits.rekey_receive_at) {
+            shared.ask_rekey(peer, current);
+        }
         if !self.opened.is_empty() {
             shared.note_data_received(peer, &mut state, now);
-            if now >= keypair.limits.rekey_receive_at {
-                shared.ask_rekey(peer, keypair);
-            }
         }
         is_next
     }

@@ -83,7 +83,7 @@ impl Keypair {
         (first, taken as usize)
     }
 
-    /// Whether the first data sent from now on asks for another key.
+    /// Whether a message that was just sent under it, a keepalive included, asks for another key.
     pub fn wants_rekey(&self, now: u64) -> bool {
         now >= self.limits.rekey_send_at || self.sent() > self.limits.rekey_after_messages
     }

@@ -26,6 +26,8 @@ use crate::virtio::{self, F_NEEDS_CSUM, GSO_NONE, VirtioHeader};
 pub const HANDSHAKE_TOS: u8 = 0x88;
 /// Trains at once: what bounds the memory, at 9 x 64 KiB.
 const MAX_TRAINS: usize = 9;
+/// How often what was staged meanwhile is sent as well, before later packets may go by themselves.
+const FLUSH_ROUNDS: usize = 8;
 
 /// The outbound step of one thread.
 pub struct Outbound {
@@ -130,7 +132,13 @@ impl Outbound {
             self.refuse(shared, edges, packets, DropReason::NoRoute, now);
             return;
         };
-        let state = peer.lock();
+        let mut state = peer.lock();
+        if !state.flushing && !state.staged.is_empty() && state.keypairs.can_send(now) {
+            // The turn that sent them was given up, and nobody else will: they have a key.
+            drop(state);
+            self.send_staged(shared, edges, &peer, now);
+            state = peer.lock();
+        }
         let Some(endpoint) = state.endpoint else {
             drop(state);
             self.refuse(shared, edges, packets, DropReason::NoEndpoint, now);
@@ -167,33 +175,48 @@ impl Outbound {
         let current = state.keypairs.current.as_ref();
         let keypair = current.filter(|keypair| !is_queued && keypair.can_send(now)).cloned();
         let Some(keypair) = keypair else {
-            stage_from(shared, peer, &mut state, packets, 0);
+            stage_from(shared, peer, &mut state, packets, 0, now);
             return;
         };
         let (first, taken) = keypair.take_nonces(packets.count());
         shared.note_sent(&mut state, now);
         shared.note_data_sent(peer, &mut state, now);
-        stage_from(shared, peer, &mut state, packets, taken);
+        stage_from(shared, peer, &mut state, packets, taken, now);
         if keypair.wants_rekey(now) {
             shared.ask_rekey(peer, &keypair);
         }
         drop(state);
+        self.seal_all(shared, edges, &keypair, packets, first, taken);
+    }
+
+    /// Seal the first `count` of the packets, under nonces from `first` on.
+    fn seal_all(
+        &mut self,
+        shared: &Shared,
+        edges: &mut impl Edges,
+        keypair: &Keypair,
+        packets: &Packets<'_>,
+        first: u64,
+        count: usize,
+    ) {
         let tos = ip::ecn(packets.head());
         let mtu = shared.mtu();
-        for index in 0..taken {
+        for index in 0..count {
             let size = packets.size(index);
             let padded = size + padding(size, mtu);
-            let room = self.room(shared, edges, peer, padded + OVERHEAD, tos);
+            let room = self.room(shared, edges, &keypair.peer, padded + OVERHEAD, tos);
             let text = &mut room[HEADER..];
             packets.emit(index, &mut text[..size]);
             text[size..padded].fill(0);
-            seal(&keypair, first + index as u64, room);
+            seal(keypair, first + index as u64, room);
         }
     }
 
-    /// A key is there: what waited leaves, in order, before anything that comes meanwhile.
+    /// A key is there: what waited leaves, in order, before anything that comes meanwhile. Workers may stage as fast as
+    /// this sends, so after some rounds the last batch gets its nonces at once and later packets no longer wait for it.
     pub fn send_staged(&mut self, shared: &Shared, edges: &mut impl Edges, peer: &Arc<Peer>, now: u64) {
-        while let Some(mut staged) = shared.begin_flush(peer, now) {
+        for _ in 0..FLUSH_ROUNDS {
+            let Some(mut staged) = shared.begin_flush(peer, now) else { return };
             while let Some(packet) = staged.packets.pop_front() {
                 let state = peer.lock();
                 if !state.keypairs.can_send(now) {
@@ -201,6 +224,12 @@ impl Outbound {
                     break;
                 }
                 self.send(shared, edges, peer, state, &Packets::One(&packet), false, now);
+            }
+            self.flush(shared, edges);
+        }
+        if let Some(last) = shared.end_flush(peer, now) {
+            for (packet, counter) in last.packets.iter().zip(last.first..) {
+                self.seal_all(shared, edges, &last.keypair, &Packets::One(packet), counter, 1);
             }
             self.flush(shared, edges);
         }
@@ -212,7 +241,7 @@ impl Outbound {
         !peer.lock().staged.is_empty()
     }
 
-    /// An empty packet; without a usable key one is asked for. Nothing if packets wait: they are as good.
+    /// An empty packet, which renews a session as data does; without a usable key one is asked for. Nothing if packets wait: they are as good.
     pub fn send_keepalive(&mut self, shared: &Shared, edges: &mut impl Edges, peer: &Arc<Peer>, now: u64) {
         let mut state = peer.lock();
         if state.endpoint.is_none() || !state.staged.is_empty() || state.flushing {
@@ -225,6 +254,9 @@ impl Outbound {
         };
         let (counter, _) = keypair.take_nonces(1);
         shared.note_sent(&mut state, now);
+        if keypair.wants_rekey(now) {
+            shared.ask_rekey(peer, &keypair);
+        }
         drop(state);
         let room = self.room(shared, edges, peer, OVERHEAD, 0);
         seal(&keypair, counter, room);
@@ -313,9 +345,9 @@ fn seal(keypair: &Keypair, counter: u64, room: &mut [u8]) {
     keypair.send.seal(counter, text);
 }
 
-fn stage_from(shared: &Shared, peer: &Peer, state: &mut PeerState, packets: &Packets<'_>, from: usize) {
+fn stage_from(shared: &Shared, peer: &Peer, state: &mut PeerState, packets: &Packets<'_>, from: usize, now: u64) {
     for index in from..packets.count() {
-        shared.stage(peer, state, packets.to_box(index));
+        shared.stage(peer, state, packets.to_box(index), now);
     }
 }
 

@@ -20,7 +20,7 @@ const LOADED_HOLD: u64 = 1_000_000_000;
 /// See `wyrmhole.protocol.data_plane` for each one's meaning.
 #[allow(missing_docs)]
 pub enum Report {
-    KeyWanted(u64),
+    KeyWanted(u64, Option<u32>),
     KeyConfirmed(u64, u32),
     KeypairsDropped(u64, [Option<u32>; 3]),
     /// Reads the endpoint when it is taken: many changes are one report.

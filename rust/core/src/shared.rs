@@ -26,8 +26,10 @@ use crate::reports::{Handshake, Report, Reports};
 
 /// Per peer, as the kernel (rule M49): a handshake takes one round trip, and more would only be stale.
 pub const MAX_STAGED_PACKETS: usize = 128;
-/// For a device: 128 peers with full queues.
+/// For a device: some 90 peers with full queues.
 pub const MAX_STAGED_BYTES: usize = 16 << 20;
+/// A peer may hold an eighth of what the device has left; see `wyrmhole.protocol.constants`.
+const STAGED_SHARE: usize = 8;
 
 /// Receiver indices are random numbers of our own choice: they are their own hash.
 #[derive(Default)]
@@ -376,13 +378,13 @@ impl Shared {
     /// Packets wait, or a keepalive is due, without a key.
     pub fn want_key(&self, peer: &Peer, state: &mut PeerState) {
         if !state.key_wanted_said {
-            state.key_wanted_said = self.report(Report::KeyWanted(peer.id));
+            state.key_wanted_said = self.report(Report::KeyWanted(peer.id, None));
         }
     }
 
     /// Once for each keypair.
     pub fn ask_rekey(&self, peer: &Peer, keypair: &Keypair) {
-        if keypair.ask_rekey() && !self.report(Report::KeyWanted(peer.id)) {
+        if keypair.ask_rekey() && !self.report(Report::KeyWanted(peer.id, Some(keypair.limits.local_index))) {
             keypair.expect_rekey();
         }
     }
@@ -436,23 +438,34 @@ impl Shared {
 
     // Staging
 
-    /// Keep a packet until there is a key (rule M49): 128 per peer, the oldest goes first; a cap for the device.
-    pub fn stage(&self, peer: &Peer, state: &mut PeerState, packet: Box<[u8]>) {
+    /// Keep a packet until there is a key (rule M49): 128 per peer, and no more bytes than its share of what is left for
+    /// the device; the oldest goes first.
+    pub fn stage(&self, peer: &Peer, state: &mut PeerState, packet: Box<[u8]>, now: u64) {
         if state.removed {
             self.drops.one(DropReason::PeerRemoved);
             return;
         }
         if state.staged.len() >= MAX_STAGED_PACKETS {
-            self.drop_oldest(state);
+            self.drop_oldest(state, DropReason::StagingFull);
         }
-        let bytes = packet.len();
-        if self.staged_bytes.fetch_add(bytes, Ordering::Relaxed) + bytes > MAX_STAGED_BYTES {
-            self.staged_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        let mut own = bytes_of(&state.staged) + packet.len();
+        while own > self.staged_share() && !state.staged.is_empty() {
+            own -= self.drop_oldest(state, DropReason::StagingCap);
+        }
+        if own > self.staged_share() {
             self.drops.one(DropReason::StagingCap);
         } else {
+            self.staged_bytes.fetch_add(packet.len(), Ordering::Relaxed);
             state.staged.push_back(packet);
         }
-        self.want_key(peer, state);
+        // While somebody sends what was staged, later packets wait behind it although there is a key.
+        if !state.keypairs.can_send(now) {
+            self.want_key(peer, state);
+        }
+    }
+
+    fn staged_share(&self) -> usize {
+        MAX_STAGED_BYTES.saturating_sub(self.staged_bytes.load(Ordering::Relaxed)) / STAGED_SHARE
     }
 
     /// Put packets that `unstage` gave back, before those that came since. They were within the cap a moment ago.
@@ -465,15 +478,16 @@ impl Shared {
         packets.append(&mut state.staged);
         state.staged = packets;
         while state.staged.len() > MAX_STAGED_PACKETS {
-            self.drop_oldest(state);
+            self.drop_oldest(state, DropReason::StagingFull);
         }
     }
 
-    fn drop_oldest(&self, state: &mut PeerState) {
-        if let Some(oldest) = state.staged.pop_front() {
-            self.staged_bytes.fetch_sub(oldest.len(), Ordering::Relaxed);
-            self.drops.one(DropReason::StagingFull);
-        }
+    /// Returns its bytes.
+    fn drop_oldest(&self, state: &mut PeerState, reason: DropReason) -> usize {
+        let Some(oldest) = state.staged.pop_front() else { return 0 };
+        self.staged_bytes.fetch_sub(oldest.len(), Ordering::Relaxed);
+        self.drops.one(reason);
+        oldest.len()
     }
 
     /// Take all staged packets, in order.
@@ -481,6 +495,33 @@ impl Shared {
         let staged = std::mem::take(&mut state.staged);
         self.staged_bytes.fetch_sub(bytes_of(&staged), Ordering::Relaxed);
         staged
+    }
+
+    /// Take all staged packets together with nonces for them, if the peer has a key and nobody else is at it. Later
+    /// packets need not wait for these: they get later nonces.
+    pub fn end_flush(&self, peer: &Peer, now: u64) -> Option<LastBatch> {
+        let mut state = peer.lock();
+        if state.flushing || state.staged.is_empty() {
+            return None;
+        }
+        let keypair = state.keypairs.current.as_ref().filter(|it| it.can_send(now)).cloned();
+        let Some(keypair) = keypair else {
+            self.want_key(peer, &mut state);
+            return None;
+        };
+        let mut packets = self.unstage(&mut state);
+        let (first, taken) = keypair.take_nonces(packets.len());
+        let left = packets.split_off(taken);
+        self.note_sent(&mut state, now);
+        self.note_data_sent(peer, &mut state, now);
+        if !left.is_empty() {
+            self.restage(&mut state, left);
+            self.want_key(peer, &mut state);
+        }
+        if keypair.wants_rekey(now) {
+            self.ask_rekey(peer, &keypair);
+        }
+        Some(LastBatch { keypair, first, packets })
     }
 
     /// Take all staged packets, to send them, if the peer has a key for that and nobody else is at it.
@@ -559,6 +600,14 @@ impl Drop for Flush<'_> {
         state.flushing = false;
         self.shared.restage(&mut state, std::mem::take(&mut self.packets));
     }
+}
+
+/// Staged packets that have nonces, from `first` on: see `Shared::end_flush`.
+#[allow(missing_docs)]
+pub struct LastBatch {
+    pub keypair: Arc<Keypair>,
+    pub first: u64,
+    pub packets: VecDeque<Box<[u8]>>,
 }
 
 fn bytes_of(packets: &VecDeque<Box<[u8]>>) -> usize {

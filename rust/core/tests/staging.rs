@@ -12,6 +12,7 @@ use wyrmhole_core::inbound::{Arrival, Inbound};
 use wyrmhole_core::keypair::Limits;
 use wyrmhole_core::outbound::Outbound;
 use wyrmhole_core::peer::Source;
+use wyrmhole_core::reports::Report;
 use wyrmhole_core::shared::Shared;
 
 use common::{frame, limits, without_key};
@@ -132,10 +133,66 @@ fn a_turn_that_is_given_up_keeps_nobody_waiting() {
     let given_up = panic::catch_unwind(AssertUnwindSafe(|| install(&shared, &mut world, limits(1, 2, true))));
     panic::set_hook(quiet);
     assert!(given_up.is_err());
-    install(&shared, &mut world, limits(3, 4, true));
     feed(&shared, &mut Outbound::default(), &mut world, WAITING..WAITING + 3);
     assert_eq!(world.sent.last(), Some(&(WAITING + 2)));
     assert!(world.sent.is_sorted());
+}
+
+fn key_wanted(shared: &Shared) -> usize {
+    let reports = shared.reports.take(1000).0;
+    reports.iter().filter(|report| matches!(report, Report::KeyWanted(..))).count()
+}
+
+#[test]
+fn packets_that_wait_behind_others_although_there_is_a_key_ask_for_none() {
+    let shared = waiting();
+    assert_eq!(key_wanted(&shared), 1);
+    let later = || feed(&shared, &mut Outbound::default(), &mut World::default(), WAITING..WAITING + 3);
+    let mut world = World { meanwhile: Some(Box::new(later)), ..World::default() };
+    install(&shared, &mut world, limits(1, 2, true));
+    assert_eq!(world.sent, Vec::from_iter(0..WAITING + 3));
+    assert_eq!(key_wanted(&shared), 0);
+}
+
+/// A socket during each send of which another worker reads as many packets as may wait.
+struct Endless<'a> {
+    shared: &'a Shared,
+    nonces: Vec<u64>,
+    next: u32,
+}
+
+impl Edges for Endless<'_> {
+    fn is_bound(&self) -> bool {
+        true
+    }
+    fn send(&mut self, _: &SocketAddr, _: Option<&Source>, data: &[u8], segment: usize, _: u8) -> SendOutcome {
+        let chunks = data.chunks(if segment == 0 { data.len() } else { segment });
+        self.nonces.extend(chunks.map(|datagram| u64::from_le_bytes(datagram[8..16].try_into().unwrap())));
+        let mut world = World::default();
+        feed(self.shared, &mut Outbound::default(), &mut world, self.next..self.next + 128);
+        self.nonces.extend(world.nonces);
+        self.next += 128;
+        SendOutcome::default()
+    }
+    fn write(&mut self, _: Gather<'_>) -> bool {
+        true
+    }
+    fn offloads(&self) -> (bool, bool) {
+        (true, true)
+    }
+}
+
+#[test]
+fn a_sender_that_never_stops_holds_up_the_control_thread_for_a_few_rounds_only() {
+    let shared = waiting();
+    let peer = shared.install_keypair(1, limits(1, 2, true), &[2; 32], &[3; 32]).unwrap();
+    let mut world = Endless { shared: &shared, nonces: Vec::new(), next: WAITING };
+    Outbound::default().send_staged(&shared, &mut world, &peer, 5);
+    assert!(!Outbound::has_staged(&peer));
+    assert!(world.nonces.len() < 20 * 128, "{}", world.nonces.len());
+    let mut nonces = world.nonces.clone();
+    nonces.sort_unstable();
+    assert_eq!(nonces, Vec::from_iter(0..nonces.len() as u64), "none is used twice, none is left out");
 }
 
 #[test]

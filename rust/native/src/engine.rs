@@ -461,7 +461,7 @@ impl Drop for Engine {
 
 fn append_report(taken: &Bound<'_, PyList>, report: Report) -> PyResult<()> {
     match report {
-        Report::KeyWanted(peer) => taken.append(("key_wanted", peer)),
+        Report::KeyWanted(peer, renews) => taken.append(("key_wanted", peer, renews)),
         Report::KeyConfirmed(peer, index) => taken.append(("key_confirmed", peer, index)),
         Report::KeypairsDropped(peer, indices) => {
             let indices: Vec<u32> = indices.into_iter().flatten().collect();

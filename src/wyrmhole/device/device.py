@@ -248,7 +248,7 @@ class Device:
         if section.preshared_key is not None:
             self.interface.set_preshared_key(peer, section.preshared_key)
         if section.endpoint is not None:
-            self.interface.set_endpoint(peer, section.endpoint)
+            self.interface.set_endpoint(peer, section.endpoint, now)
         self._apply_allowed_ips(peer, section)
         if section.persistent_keepalive is not None:
             self.interface.set_persistent_keepalive(peer, section.persistent_keepalive, now)

@@ -94,15 +94,13 @@ class Inbound:
         else:
             confirmed = self._authenticated(peer, keypair, received, length, now)
             if packet:
-                self._deliver_one(peer, keypair, packet, received.tos & ip.ECN_MASK, now)
+                self._deliver_one(peer, packet, received.tos & ip.ECN_MASK, now)
             if confirmed:
                 self._confirmed(peer)
 
-    def _deliver_one(self, peer: EnginePeer, keypair: Keypair, packet: bytes, outer_ecn: int, now: int) -> None:
+    def _deliver_one(self, peer: EnginePeer, packet: bytes, outer_ecn: int, now: int) -> None:
         tables = self._tables
         tables.note_data_received(peer, now)
-        if now >= keypair.rekey_receive_at:
-            tables.ask_rekey(peer, keypair)
         total = ip.length_of(packet)
         if not total:
             tables.drops[DropReason.NOT_IP] += 1
@@ -143,7 +141,7 @@ class Inbound:
         if total:
             confirmed = self._authenticated(peer, keypair, received, total, now)
             if opened:
-                self._deliver(peer, keypair, opened, received.tos & ip.ECN_MASK, now)
+                self._deliver(peer, opened, received.tos & ip.ECN_MASK, now)
             if confirmed:
                 self._confirmed(peer)
         return stop
@@ -193,18 +191,20 @@ class Inbound:
         tables.note_received(peer, total, now)
         if peer.sockaddr != received.sockaddr or peer.source != received.source:
             tables.roam(peer, received.sockaddr, received.source)
-        if peer.keypairs.next is not keypair:
-            return False
-        tables.drop_keypairs(peer, peer.keypairs.confirm())
-        tables.report(KeyConfirmed(peer.id, keypair.local_index))
-        peer.key_wanted_said = False
-        return True
+        confirms = peer.keypairs.next is keypair
+        if confirms:
+            tables.drop_keypairs(peer, peer.keypairs.confirm())
+            tables.report(KeyConfirmed(peer.id, keypair.local_index))
+            peer.key_wanted_said = False
+        # The current session is renewed, whatever session the message came under: a late one must not renew a new one.
+        current = peer.keypairs.current
+        if current is not None and now >= current.rekey_receive_at:
+            tables.ask_rekey(peer, current)
+        return confirms
 
-    def _deliver(self, peer: EnginePeer, keypair: Keypair, opened: list[bytes], outer_ecn: int, now: int) -> None:
+    def _deliver(self, peer: EnginePeer, opened: list[bytes], outer_ecn: int, now: int) -> None:
         tables = self._tables
         tables.note_data_received(peer, now)
-        if now >= keypair.rekey_receive_at:
-            tables.ask_rekey(peer, keypair)
         route = tables.route
         add = self.coalescer.add
         allowed = b""

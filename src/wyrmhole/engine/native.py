@@ -42,7 +42,7 @@ from wyrmhole.protocol.primitives import wipe
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
 
-INTERFACE = 2
+INTERFACE = 3
 """Of the extension module that this file was written for."""
 
 SOURCES_PER_POLL = 64

@@ -105,7 +105,7 @@ class Outbound:
         tables = self._tables
         keypair = peer.keypairs.current
         if peer.staged or keypair is None or not keypair.can_send(now):
-            tables.stage(peer, packet)
+            tables.stage(peer, packet, now)
             return
         length = len(packet)
         padding = padding_of(length, tables.mtu)
@@ -114,7 +114,7 @@ class Outbound:
         tables.note_sent(peer, now)
         if not peer.data_sent_since:
             tables.note_data_sent(peer, now)
-        if now >= keypair.rekey_send_at or keypair.send_counter > keypair.rekey_after_messages:
+        if keypair.wants_rekey(now):
             tables.ask_rekey(peer, keypair)
 
     def send_packets(self, peer: EnginePeer, packets: list[bytes], now: int) -> None:
@@ -122,13 +122,13 @@ class Outbound:
         keypair = peer.keypairs.current
         if peer.staged or keypair is None or not keypair.can_send(now):
             for packet in packets:
-                self._tables.stage(peer, packet)
+                self._tables.stage(peer, packet, now)
             return
         fits = keypair.reject_after_messages - keypair.send_counter
         self._seal_all(peer, keypair, packets[:fits], now)
         for packet in packets[fits:]:
-            self._tables.stage(peer, packet)
-        if now >= keypair.rekey_send_at or keypair.send_counter > keypair.rekey_after_messages:
+            self._tables.stage(peer, packet, now)
+        if keypair.wants_rekey(now):
             self._tables.ask_rekey(peer, keypair)
 
     def send_staged(self, peer: EnginePeer, now: int) -> None:
@@ -137,7 +137,7 @@ class Outbound:
             self._send_packet(peer, packet, now)
 
     def send_keepalive(self, peer: EnginePeer, now: int) -> None:
-        """An empty packet; without a usable key one is asked for."""
+        """An empty packet, which renews a session as data does; without a usable key one is asked for."""
         if peer.sockaddr is NO_SOCKADDR or peer.staged:
             return
         keypair = peer.keypairs.current
@@ -146,6 +146,8 @@ class Outbound:
             return
         self._seal_one(peer, keypair, b"", 0)
         self._tables.note_sent(peer, now)
+        if keypair.wants_rekey(now):
+            self._tables.ask_rekey(peer, keypair)
 
     def flush(self) -> None:
         """Send what was gathered."""

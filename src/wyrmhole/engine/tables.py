@@ -14,6 +14,7 @@ from wyrmhole.protocol.constants import (
     MAX_QUEUED_HANDSHAKES,
     MAX_STAGED_BYTES,
     MAX_STAGED_PACKETS,
+    STAGED_SHARE,
     UNDER_LOAD_HOLD,
     UNDER_LOAD_QUEUE_DEPTH,
 )
@@ -161,7 +162,7 @@ class Tables:
     def ask_rekey(self, peer: EnginePeer, keypair: Keypair) -> None:
         """Once for each keypair."""
         if not keypair.rekey_asked:
-            keypair.rekey_asked = self.report(KeyWanted(peer.id))
+            keypair.rekey_asked = self.report(KeyWanted(peer.id, keypair.local_index))
 
     def say_active(self, peer: EnginePeer) -> None:
         if not peer.active_said:
@@ -211,20 +212,28 @@ class Tables:
 
     # Staging
 
-    def stage(self, peer: EnginePeer, packet: bytes) -> None:
-        """Keep a packet until there is a key (rule M49): 128 per peer, the oldest goes first; a cap for the device."""
+    def stage(self, peer: EnginePeer, packet: bytes, now: int) -> None:
+        """Keep a packet until there is a key (rule M49): 128 per peer, and no more bytes than its share of what is left
+        for the device; the oldest goes first."""
         staged = peer.staged
         if staged is None:
             staged = peer.staged = deque()
         if len(staged) >= MAX_STAGED_PACKETS:
             self.staged_bytes -= len(staged.popleft())
             self.drops[DropReason.STAGING_FULL] += 1
-        if self.staged_bytes + len(packet) > MAX_STAGED_BYTES:
+        own = sum(map(len, staged)) + len(packet)
+        while own > (MAX_STAGED_BYTES - self.staged_bytes) // STAGED_SHARE and staged:
+            oldest = len(staged.popleft())
+            own -= oldest
+            self.staged_bytes -= oldest
+            self.drops[DropReason.STAGING_CAP] += 1
+        if own > (MAX_STAGED_BYTES - self.staged_bytes) // STAGED_SHARE:
             self.drops[DropReason.STAGING_CAP] += 1
         else:
             staged.append(packet)
             self.staged_bytes += len(packet)
-        self.want_key(peer)
+        if peer.keypairs.current is None or not peer.keypairs.current.can_send(now):
+            self.want_key(peer)
 
     def unstage(self, peer: EnginePeer) -> list[bytes]:
         """Take all staged packets, in order."""

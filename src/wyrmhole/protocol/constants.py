@@ -40,8 +40,8 @@ class Timings:
 
     @property
     def rekey_when_yielding_after(self) -> int:
-        """Ours: the side of two crossed handshakes that lets the other renew does so itself a Rekey-Timeout after
-        even a silent other side should have."""
+        """Ours: the side of two crossed handshakes that lets the other renew waits no longer than this: a
+        Rekey-Timeout after even a silent other side should have renewed."""
         return self.rekey_on_receive_after + self.rekey_timeout
 
     @property
@@ -74,7 +74,11 @@ MAX_STAGED_PACKETS = 128
 """Per peer, as the kernel: a handshake takes one round trip, and more would only be stale."""
 
 MAX_STAGED_BYTES = 16 << 20
-"""For a device: 128 peers with full queues; beyond that, memory matters more than packets that may never leave."""
+"""For a device: some 90 peers with full queues; beyond that, memory matters more than packets that may never leave."""
+
+STAGED_SHARE = 8
+"""A peer may hold an eighth of what the device has left. 84 silent peers have full queues then; when there are more,
+each gives its oldest packets up with its next one, so that the first packet of another peer finds room."""
 
 MAX_QUEUED_HANDSHAKES = 1024
 """As wireguard-go: some 0.2 s of work for one core, after which an answer would meet a retransmission."""

@@ -40,9 +40,11 @@ class KeypairParams:
     is_initiator: bool
     birth: int
     rekey_send_at: int
-    """First data sent at or after this asks for a new key (initiator: birth + Rekey-After-Time; else NEVER)."""
+    """The first transport message sent at or after this, a keepalive included, asks for a new key (initiator: birth +
+    Rekey-After-Time; else NEVER)."""
     rekey_receive_at: int
-    """First data received at or after this asks for a new key, once (initiator: birth + 165 s; else NEVER)."""
+    """The first transport message received at or after this, a keepalive included, asks for a new key, once
+    (initiator: birth + 165 s; else NEVER). It counts if the session is current, whatever session it came under."""
     reject_at: int
     """Nothing is sent or received at or after this (birth + Reject-After-Time)."""
     rekey_after_messages: int
@@ -85,10 +87,13 @@ class HandshakeDatagram:
 
 @dataclass(frozen=True, slots=True)
 class KeyWanted:
-    """Packets are staged without a usable key, or a key is near its end. Said once until a key is installed,
-    `flush_staged` or `expect_key` is called."""
+    """Packets are staged, or a keepalive is due, and no session can send; or a session must be renewed. The first is
+    reported once until a key is installed or confirmed, or `flush_staged` or `expect_key` is called; the second once
+    for each session until `expect_key` is called."""
 
     peer: PeerId
+    renews: int | None = None
+    """The local index of the current session, which is to be renewed; None: there is none that can send."""
 
 
 @dataclass(frozen=True, slots=True)

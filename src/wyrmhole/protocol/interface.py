@@ -15,7 +15,7 @@ The rules of whitepaper section 6, in one place each: `_initiate` holds "at most
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 
 from wyrmhole.protocol.constants import (
     REJECT_AFTER_MESSAGES,
@@ -41,7 +41,7 @@ from wyrmhole.protocol.events import EndpointChanged, Event, HandshakeCompleted,
 from wyrmhole.protocol.exchange import Accepted, Completed, Exchange, Reply
 from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
 from wyrmhole.protocol.noise import TransportKeys
-from wyrmhole.protocol.peer import LONG_AGO, Peer
+from wyrmhole.protocol.peer import LONG_AGO, Peer, Session
 from wyrmhole.protocol.peer_store import PeerStore
 from wyrmhole.protocol.timer_wheel import TimerWheel
 from wyrmhole.protocol.timers import Timer
@@ -102,25 +102,30 @@ class Interface:
     # Commands
 
     def set_private_key(self, private_key: PrivateKey | None, now: int) -> None:
-        """Use another identity. Sessions may finish receiving, nothing more is sent under them (rule M52)."""
+        """Use another identity. Sessions may finish receiving, nothing more is sent under them (rule M52). The first
+        identity of an interface that is up starts its persistent keepalives at once (rule M53)."""
         if private_key is not None and private_key.is_zero:
             private_key = None
         if private_key == self.private_key:
             return
         if private_key is not None:
             self._remove_own_key(private_key.public_key())
+        is_first = self.private_key is None
         self.exchange.set_private_key(private_key)
         checker = self.exchange.checker
         self._data_plane.set_mac1_key(None if checker is None else checker.mac1_key)
         for peer in self.peers:
             self._data_plane.expire_sending_keys(peer.id)
             self._data_plane.expect_key(peer.id)
+            peer.end_sessions()
             was_trying = peer.timers.is_trying
             peer.timers.retransmit_at = peer.timers.initiate_at = NEVER
             peer.last_handshake_sent = LONG_AGO
             if was_trying:
                 # Packets wait for this handshake, and no other one may come to ask for the next.
                 self._initiate(peer, now, is_retry=True)
+            elif self.is_up and is_first:
+                self._start_persistent(peer, now, send=True)
             self._rearm(peer, now)
 
     def add_peer(self, public_key: PublicKey) -> Peer | None:
@@ -150,9 +155,13 @@ class Interface:
         """Used from the next handshake on."""
         peer.preshared_key = None if preshared_key is None or preshared_key.is_zero else preshared_key
 
-    def set_endpoint(self, peer: Peer, endpoint: Endpoint) -> None:
+    def set_endpoint(self, peer: Peer, endpoint: Endpoint, now: int) -> None:
+        """The first endpoint of a peer while up sends a persistent keepalive at once (rule M53)."""
+        is_first = peer.endpoint is None
         peer.endpoint = endpoint
         self._data_plane.set_endpoint(peer.id, endpoint)
+        if is_first and self.is_up:
+            self._start_persistent(peer, now, send=True)
 
     def set_persistent_keepalive(self, peer: Peer, seconds: int, now: int) -> None:
         """0 turns it off; turning it on while up sends one at once (rule M53)."""
@@ -206,6 +215,7 @@ class Interface:
             peer.timers.reset()
             peer.last_handshake_sent = LONG_AGO
             self.exchange.abandon(peer)
+            peer.end_sessions()
             self._data_plane.forget_keypairs(peer.id)
             self._data_plane.flush_staged(peer.id)
             self._data_plane.release_activity(peer.id)
@@ -213,7 +223,7 @@ class Interface:
     # What happened
 
     def handle_report(self, report: Report, now: int) -> None:
-        """Take one report of the data plane. Reports about peers that are gone are ignored."""
+        """Take one report of the data plane. Reports about peers or sessions that are gone are ignored."""
         if isinstance(report, HandshakeDatagram):
             if self.is_up:
                 self._handle_handshake(report, now)
@@ -248,10 +258,21 @@ class Interface:
     def _handle_session_report(self, peer: Peer, report: KeyWanted | KeyConfirmed | Active, now: int) -> None:
         if isinstance(report, KeyWanted):
             if not peer.timers.is_trying:
-                self._initiate(peer, now, is_retry=False)
-        elif isinstance(report, KeyConfirmed):
+                self._want_session(peer, report, now)
+        elif isinstance(report, KeyConfirmed) and peer.confirm(report.local_index):
             self._handshake_completed(peer, as_initiator=False)
         self._rearm(peer, now)
+
+    def _want_session(self, peer: Peer, wanted: KeyWanted, now: int) -> None:
+        """Initiate, unless a session with time left came since the report was made, or is there against its words."""
+        session = peer.session
+        is_current = session is not None and session.index == wanted.renews
+        if session is not None and not is_current and now < session.birth + self.timings.rekey_on_receive_after:
+            self._data_plane.expect_key(peer.id)
+        elif session is not None and is_current and session.yields:
+            self._initiate_later(peer, session, now)
+        else:
+            self._initiate(peer, now, is_retry=False)
 
     def _handle_handshake(self, datagram: HandshakeDatagram, now: int) -> None:
         outcome = self.exchange.consume(datagram, now)
@@ -284,15 +305,15 @@ class Interface:
 
     def _begin_session(self, peer: Peer, outcome: Accepted | Completed, *, is_initiator: bool, now: int) -> None:
         """Derived keys go to the data plane (5.4.5) and live for three Reject-After-Times at most (6.3)."""
-        peer.keypair_indices += (outcome.local_index,)
+        yields = is_initiator and self._yields(peer, now)
+        peer.begin(Session(outcome.local_index, now, yields), is_initiator=is_initiator)
         peer.timers.zero_keys_at = now + self.timings.zero_keys_after
-        params = self._keypair_params(peer, outcome.keys, outcome, is_initiator=is_initiator, now=now)
+        params = self._keypair_params(outcome.keys, outcome, is_initiator=is_initiator, now=now)
         self._data_plane.install_keypair(peer.id, params)
 
     def _keypair_params(
-        self, peer: Peer, keys: TransportKeys, outcome: Accepted | Completed, *, is_initiator: bool, now: int
+        self, keys: TransportKeys, outcome: Accepted | Completed, *, is_initiator: bool, now: int
     ) -> KeypairParams:
-        on_sending, on_receiving = self._renewal_ages(peer, now)
         return KeypairParams(
             local_index=outcome.local_index,
             remote_index=outcome.remote_index,
@@ -300,25 +321,32 @@ class Interface:
             receive_key=keys.receive,
             is_initiator=is_initiator,
             birth=now,
-            rekey_send_at=now + on_sending if is_initiator else NEVER,
-            rekey_receive_at=now + on_receiving if is_initiator else NEVER,
+            rekey_send_at=now + self.timings.rekey_after if is_initiator else NEVER,
+            rekey_receive_at=now + self.timings.rekey_on_receive_after if is_initiator else NEVER,
             reject_at=now + self.timings.reject_after,
             send_until=now + self.timings.reject_after - self.timings.send_margin,
             rekey_after_messages=REKEY_AFTER_MESSAGES,
             reject_after_messages=REJECT_AFTER_MESSAGES,
         )
 
-    def _renewal_ages(self, peer: Peer, now: int) -> tuple[int, int]:
-        """At which age of a session its initiator renews it on sending, and on receiving (6.2).
+    def _yields(self, peer: Peer, now: int) -> bool:
+        """Whether the other side is to renew the session that begins now.
 
-        After two crossed handshakes both sides are initiators, and packets that leave both at once would make them
-        cross again at each renewal. So one side waits until the other must have done it, at any spacing of packets
-        that keeps a session in use, and still renews by itself if it comes to that."""
+        After two crossed handshakes both sides are initiators, and messages that leave both at once would make them
+        cross again at each renewal. So one side gives the other the time to do it: see `_initiate_later`."""
         crossed = now - peer.last_initiation_consumed < self.timings.rekey_timeout
         own = self.private_key
-        if crossed and own is not None and own.public_key().raw < peer.public_key.raw:
-            return self.timings.rekey_when_yielding_after, self.timings.rekey_when_yielding_after
-        return self.timings.rekey_after, self.timings.rekey_on_receive_after
+        return crossed and own is not None and own.public_key().raw < peer.public_key.raw
+
+    def _initiate_later(self, peer: Peer, session: Session, now: int) -> None:
+        """Renew a session that the other side is to renew, unless that one does so within a Rekey-Timeout, which it
+        does if it sends anything. What is sent seldom may ask when the session has no such time left."""
+        latest = session.birth + self.timings.rekey_when_yielding_after
+        if now >= latest:
+            self._initiate(peer, now, is_retry=False)
+            return
+        peer.timers.attempts, peer.timers.trying_since = 0, now
+        peer.timers.initiate_at = min(now + self.timings.rekey_timeout + self._jitter(), latest)
 
     def _handshake_completed(self, peer: Peer, *, as_initiator: bool) -> None:
         timers = peer.timers
@@ -426,6 +454,7 @@ class Interface:
     def _zero_keys(self, peer: Peer) -> None:
         timers = peer.timers
         timers.zero_keys_at = NEVER
+        peer.end_sessions()
         self._data_plane.forget_keypairs(peer.id)
         if not timers.handshake_under_way:
             # A handshake under way has packets that wait for it, and an end of its own.
@@ -458,10 +487,8 @@ class Interface:
 
     # Bookkeeping
 
-    def _free_indices(self, peer: Peer, indices: Iterable[int]) -> None:
-        gone = set(indices)
-        peer.keypair_indices = tuple(index for index in peer.keypair_indices if index not in gone)
-        for index in gone:
+    def _free_indices(self, peer: Peer, indices: Collection[int]) -> None:
+        for index in peer.drop_keypairs(indices):
             self.exchange.indices.remove(index)
 
     def _remove_own_key(self, public_key: PublicKey) -> None:

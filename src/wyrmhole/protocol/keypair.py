@@ -65,6 +65,10 @@ class Keypair:
     def can_send(self, now: int) -> bool:
         return now < self.send_until and self.send_counter < self.reject_after_messages
 
+    def wants_rekey(self, now: int) -> bool:
+        """Whether a message that was just sent under it asks for another key."""
+        return now >= self.rekey_send_at or self.send_counter > self.rekey_after_messages
+
     def __repr__(self) -> str:
         role = "initiator" if self.is_initiator else "responder"
         return f"<Keypair {self.local_index:#010x} {role} counter={self.send_counter}>"

@@ -6,6 +6,9 @@ needs is made when the first one starts.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from dataclasses import dataclass
+
 from wyrmhole.protocol.cookie import CookieGenerator
 from wyrmhole.protocol.data_plane import PeerId
 from wyrmhole.protocol.keys import PresharedKey, PublicKey
@@ -15,6 +18,16 @@ from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
 
 LONG_AGO = -(1 << 62)
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What the protocol remembers of a keypair that it gave to the data plane."""
+
+    index: int
+    birth: int
+    yields: bool
+    """It came of crossed handshakes, and the other side is the one that renews it."""
 
 
 class Peer:
@@ -32,8 +45,10 @@ class Peer:
         "preshared_key",
         "public_key",
         "sent",
+        "session",
         "static_static",
         "timers",
+        "unconfirmed",
     )
 
     def __init__(self, peer_id: PeerId, public_key: PublicKey) -> None:
@@ -47,6 +62,10 @@ class Peer:
         self.sent: InitiationSent | None = None
         """The initiation that waits for its response."""
         self.keypair_indices: tuple[int, ...] = ()
+        self.session: Session | None = None
+        """The one that packets leave under, as far as reports have told; None: there is none, or its identity ended."""
+        self.unconfirmed: tuple[Session, ...] = ()
+        """Sessions of the other side's initiations that nothing came under yet."""
         self.static_static: bytes | None = None
         """dh(our static key, theirs), made when first needed; b"" when it came out zero."""
         self.last_stamp_received = b""
@@ -62,6 +81,37 @@ class Peer:
         if self._cookies is None:
             self._cookies = CookieGenerator(self.public_key)
         return self._cookies
+
+    def begin(self, session: Session, *, is_initiator: bool) -> None:
+        """The data plane got the keypair of this session."""
+        self.keypair_indices += (session.index,)
+        if is_initiator:
+            self.session = session
+        else:
+            self.unconfirmed += (session,)
+
+    def confirm(self, index: int) -> bool:
+        """The first message under this session came. False: it ended since, or its identity did."""
+        session = next((each for each in self.unconfirmed if each.index == index), None)
+        if session is None:
+            return False
+        self.unconfirmed = tuple(each for each in self.unconfirmed if each is not session)
+        if self.session is None or self.session.birth <= session.birth:
+            self.session = session
+        return True
+
+    def end_sessions(self) -> None:
+        """Nothing more is sent under the present sessions. Their indices are freed when the data plane dropped them."""
+        self.session, self.unconfirmed = None, ()
+
+    def drop_keypairs(self, indices: Collection[int]) -> list[int]:
+        """The data plane dropped these keypairs; returns the indices that were the peer's."""
+        gone = [index for index in self.keypair_indices if index in indices]
+        self.keypair_indices = tuple(index for index in self.keypair_indices if index not in gone)
+        self.unconfirmed = tuple(each for each in self.unconfirmed if each.index not in gone)
+        if self.session is not None and self.session.index in gone:
+            self.session = None
+        return gone
 
     def forget_static(self) -> None:
         """Our private key changed."""

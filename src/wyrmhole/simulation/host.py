@@ -202,7 +202,8 @@ class Host:
         assert peer is not None
         self.interface.set_preshared_key(peer, settings.psk)
         if settings.endpoint is not None:
-            self.interface.set_endpoint(peer, settings.endpoint)
+            with self._owing():
+                self.interface.set_endpoint(peer, settings.endpoint, self.now)
         with self._routing():
             self.interface.replace_allowed_ips(peer, settings.prefixes)
         self.shadow.peers[peer.id].persistent = settings.keepalive

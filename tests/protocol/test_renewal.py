@@ -1,0 +1,363 @@
+"""When sessions are renewed: keepalives count as data does (M27, M28), and reports are checked.
+
+Every scenario runs over the model data plane and over the real steps of every engine.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import pytest
+
+from tests.engine.kinds import KINDS, chosen
+from tests.engine.plane import EnginePlane
+from tests.protocol.world import MS, Flight, ModelPlane, Node, World, lose
+from wyrmhole.protocol.constants import SECOND, Timings
+from wyrmhole.protocol.data_plane import KeyConfirmed, KeypairsDropped, KeyWanted
+from wyrmhole.protocol.events import HandshakeCompleted
+from wyrmhole.protocol.keys import PresharedKey, PrivateKey
+from wyrmhole.protocol.timer_wheel import TICK_SHIFT
+from wyrmhole.wire.messages import MESSAGE_INITIATION, MESSAGE_TRANSPORT
+
+TRY = 5 * SECOND + 333 * MS + 2 * (1 << TICK_SHIFT)
+"""How long one attempt takes at most, with the ticks of the timer wheel."""
+
+
+@pytest.fixture(params=["model", *KINDS], autouse=True)
+def plane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    with chosen("portable" if request.param == "model" else request.param):
+        monkeypatch.setattr(World, "make_plane", ModelPlane if request.param == "model" else EnginePlane)
+        yield
+
+
+def connected(world: World) -> tuple[Node, Node]:
+    """a is the initiator."""
+    a, b = world.pair()
+    a.send(b, b"hello")
+    world.run(SECOND)
+    return a, b
+
+
+def crossed(world: World) -> tuple[Node, Node]:
+    """Both initiated at once. The first yields: it leaves renewing to the second."""
+    a, b = world.pair()
+    a.send(b)
+    b.send(a)
+    world.run(SECOND)
+    return (a, b) if a.key.public_key().raw < b.key.public_key().raw else (b, a)
+
+
+def keep_alive(node: Node, other: Node, seconds: int) -> None:
+    node.interface.set_persistent_keepalive(node.peer_of(other), seconds, node.world.now)
+    node.settle()
+
+
+def ages(world: World, since: int, until: int) -> list[int]:
+    """Between one handshake and the next, the last one's age included."""
+    times = [since, *(flight.at for flight in world.sent(MESSAGE_INITIATION, since=since)), until]
+    return [later - earlier for earlier, later in itertools.pairwise(times)]
+
+
+# Keepalives
+
+
+@pytest.mark.parametrize("interval", [1, 10, 25, 55])
+@pytest.mark.parametrize("both", [False, True])
+def test_persistent_keepalives_renew_a_session(interval: int, both: bool) -> None:
+    """M27: the initiator sends nothing but keepalives for an hour."""
+    world = World()
+    a, b = connected(world)
+    start = world.now
+    keep_alive(a, b, interval)
+    if both:
+        keep_alive(b, a, interval)
+    world.run(3600 * SECOND)
+    assert max(ages(world, start, world.now)) <= 120 * SECOND + interval * SECOND + TRY
+    assert len(world.sent(MESSAGE_INITIATION)) <= 1 + 3600 // 120
+    assert min(ages(world, start, world.now)[:-1]) >= 118 * SECOND, "no more often than data does"
+
+
+def test_persistent_keepalives_of_both_renew_after_handshakes_that_crossed() -> None:
+    """Both interfaces come up at once. One side's keepalives reset the timer of the other, so only one may send any:
+    here the one that yields."""
+    world = World()
+    first, second = crossed(world)
+    start = world.now
+    keep_alive(first, second, 25)
+    world.run(10 * MS)
+    keep_alive(second, first, 25)
+    world.run(3600 * SECOND)
+    assert max(ages(world, start, world.now)) <= (120 + 25 + 5) * SECOND + TRY
+    assert min(ages(world, start, world.now)[:-1]) >= 118 * SECOND, "they do not cross again"
+
+
+@pytest.mark.parametrize(("interval", "renewed"), [(11, 165), (25, 175), (8, 168)])
+def test_received_keepalives_renew_near_the_end_once(interval: int, renewed: int) -> None:
+    """M28: the initiator has nothing to send, and the other side nothing but keepalives."""
+    world = World()
+    a, b = connected(world)
+    start = world.now
+    keep_alive(b, a, interval)
+    world.run(178 * SECOND)
+    renewals = world.sent(MESSAGE_INITIATION, since=start)
+    assert [flight.sender for flight in renewals] == ["a"]
+    assert renewed * SECOND <= renewals[0].at - start <= renewed * SECOND + 2 * SECOND
+
+
+def test_the_responder_s_keepalives_do_not_renew_for_it() -> None:
+    """M27: only the initiator renews."""
+    world = World()
+    a, b = connected(world)
+    keep_alive(b, a, 10)
+    world.run(160 * SECOND)
+    assert len(world.sent(MESSAGE_INITIATION)) == 1
+
+
+def test_keepalives_that_answer_data_renew_a_session() -> None:
+    """M27, M33: an initiator that only receives data answers it every ten seconds, like the kernel module."""
+    world = World()
+    a, b = connected(world)
+    start = world.now
+    for _ in range(140):
+        b.send(a)
+        world.run(SECOND)
+    renewals = world.sent(MESSAGE_INITIATION, since=start)
+    assert [flight.sender for flight in renewals] == ["a"]
+    assert 119 * SECOND <= renewals[0].at - start <= 131 * SECOND
+
+
+def test_a_late_message_under_the_previous_session_renews_nothing() -> None:
+    """M28: its own session is old, the current one is new."""
+    world = World()
+    a, b = connected(world)
+    world.run(118 * SECOND)
+    kept: list[Flight] = []
+
+    def keep(flight: Flight) -> list[Flight]:
+        kept.append(flight)
+        return []
+
+    world.filters.append(keep)
+    b.send(a, b"late")
+    world.filters.clear()
+    world.run(SECOND)
+    b.interface._initiate(b.peer_of(a), world.now, is_retry=False)
+    world.run(48 * SECOND)
+    before = len(world.sent(MESSAGE_INITIATION))
+    for flight in kept:
+        world.carry(flight, MS)
+    world.run(10 * SECOND)
+    assert b"late" in a.received
+    assert len(world.sent(MESSAGE_INITIATION)) == before
+
+
+# Crossed handshakes
+
+
+@pytest.mark.parametrize("spacing", [5, 60, 80])
+def test_synchronous_senders_do_not_cross_again(spacing: int) -> None:
+    """L3: at any spacing that keeps a session in use."""
+    world = World()
+    first, second = crossed(world)
+    start = world.now
+    for _ in range(1500 // spacing):
+        first.send(second)
+        second.send(first)
+        world.run(spacing * SECOND)
+    renewals = world.sent(MESSAGE_INITIATION, since=start)
+    assert all(later.at - earlier.at >= 100 * SECOND for earlier, later in itertools.pairwise(renewals))
+
+
+@pytest.mark.parametrize(("age", "waits"), [(121, 5), (162, 5), (167, 3), (172, 0)])
+def test_the_side_that_yields_renews_by_itself_when_the_other_is_silent(age: int, waits: int) -> None:
+    """It waits for a Rekey-Timeout, and not beyond the age of 170 s. The other side would renew when it hears something
+    at 165 s, so the packet is lost."""
+    world = World()
+    first, second = crossed(world)
+    world.run((age - 1) * SECOND)
+    world.filters.append(lose(MESSAGE_TRANSPORT))
+    start = world.now
+    first.send(second)
+    world.run(8 * SECOND)
+    renewals = world.sent(MESSAGE_INITIATION, since=start)
+    assert [flight.sender for flight in renewals] == [first.name]
+    assert (waits - 0.1) * SECOND <= renewals[0].at - start <= waits * SECOND + TRY - 5 * SECOND
+
+
+def test_the_waiting_time_of_the_side_that_yields_is_that_of_the_specification() -> None:
+    assert Timings().rekey_on_receive_after == 165 * SECOND
+    assert Timings().rekey_when_yielding_after == 170 * SECOND
+
+
+# What reports are checked for
+
+
+def test_a_key_that_is_wanted_although_there_is_one_starts_no_handshake() -> None:
+    world = World()
+    a, b = connected(world)
+    world.run(10 * SECOND)
+    peer = a.peer_of(b)
+    a.interface.handle_report(KeyWanted(peer.id), world.now)
+    a.interface.handle_report(KeyWanted(peer.id, renews=0x1234), world.now)
+    world.run(20 * SECOND)
+    assert len(world.sent(MESSAGE_INITIATION)) == 1
+    world.run(170 * SECOND)
+    a.send(b, b"and the next that is wanted is heard")
+    world.run(SECOND)
+    assert b.received[-1] == b"and the next that is wanted is heard"
+
+
+def test_a_report_that_was_made_before_the_session_began_is_out_of_date() -> None:
+    """The control thread was busy: a key was wanted for packets that have left since."""
+    world = World()
+    a, b = world.pair()
+    a.plane.send_packet(a.peer_of(b).id, b"waits")
+    report = a.plane.reports.popleft()
+    assert report == KeyWanted(a.peer_of(b).id)
+    b.send(a)
+    world.run(SECOND)
+    a.interface.handle_report(report, world.now)
+    world.run(20 * SECOND)
+    assert len(world.sent(MESSAGE_INITIATION)) == 1
+    assert b.received == [b"waits"]
+
+
+def test_a_key_that_is_wanted_near_the_end_of_a_session_is_made() -> None:
+    """The packet path's clock may be ahead of the control thread's by a batch."""
+    world = World()
+    a, b = connected(world)
+    world.run(170 * SECOND)
+    a.interface.handle_report(KeyWanted(a.peer_of(b).id), world.now)
+    assert len(world.sent(MESSAGE_INITIATION)) == 2
+
+
+def test_the_confirmation_of_a_session_that_is_gone_completes_nothing() -> None:
+    world = World()
+    a, b = connected(world)
+    peer = b.peer_of(a)
+    old = peer.keypair_indices[0]
+    b.interface.down()
+    b.interface.up(world.now)
+    b.settle()
+    b.events.clear()
+    wall = peer.last_handshake_wall
+    world.run(SECOND)
+    for index in (old, 0x1234):
+        b.interface.handle_report(KeyConfirmed(peer.id, index), world.now)
+    b.settle()
+    assert peer.last_handshake_wall == wall
+    assert not any(isinstance(event, HandshakeCompleted) for event in b.events)
+
+
+def test_a_confirmation_is_counted_once() -> None:
+    world = World()
+    a, b = connected(world)
+    peer = b.peer_of(a)
+    b.events.clear()
+    b.interface.handle_report(KeyConfirmed(peer.id, peer.keypair_indices[0]), world.now)
+    b.settle()
+    assert b.events == []
+
+
+def test_dropped_keypairs_of_another_peer_free_nothing() -> None:
+    world = World()
+    a, b = connected(world)
+    c = world.node("c")
+    stranger = a.know(c)
+    indices = a.peer_of(b).keypair_indices
+    a.interface.handle_report(KeypairsDropped(stranger.id, indices), world.now)
+    assert len(a.interface.exchange.indices) == len(indices)
+    assert a.peer_of(b).keypair_indices == indices
+
+
+# What is set last
+
+
+def test_a_private_key_that_is_set_last_starts_persistent_keepalives_at_once() -> None:
+    """M53, like the kernel module; whatever was tried less than five seconds ago."""
+    world = World()
+    a, b = world.pair()
+    key = a.key
+    keep_alive(a, b, 25)
+    world.run(2 * SECOND)
+    a.interface.set_private_key(None, world.now)
+    world.run(SECOND)
+    start = world.now
+    a.interface.set_private_key(key, world.now)
+    a.settle()
+    world.run(50 * MS)
+    assert [flight.at for flight in world.sent(MESSAGE_INITIATION, since=start)] == [start]
+    assert len(world.sent(MESSAGE_TRANSPORT, "a", since=start)) == 1
+
+
+def test_another_private_key_waits_for_the_next_keepalive() -> None:
+    """The kernel module starts nothing by itself when one key replaces another."""
+    world = World()
+    a, b = connected(world)
+    world.run(15 * SECOND)
+    keep_alive(a, b, 25)
+    world.run(2 * SECOND)
+    start = world.now
+    a.interface.set_private_key(PrivateKey(b"\x11" * 32), world.now)
+    a.settle()
+    world.run(10 * SECOND)
+    assert world.sent(MESSAGE_INITIATION, since=start) == []
+    world.run(20 * SECOND)
+    assert world.sent(MESSAGE_INITIATION, since=start) != []
+
+
+def test_an_endpoint_that_is_set_last_starts_persistent_keepalives_at_once() -> None:
+    """M53: the kernel module has one waiting."""
+    world = World()
+    a, b = world.node("a"), world.node("b")
+    a.know(b, endpoint=False)
+    b.know(a)
+    keep_alive(a, b, 25)
+    world.run(2 * SECOND)
+    assert world.wire == []
+    start = world.now
+    a.interface.set_endpoint(a.peer_of(b), b.endpoint, world.now)
+    a.settle()
+    world.run(50 * MS)
+    assert len(world.sent(MESSAGE_INITIATION, since=start)) == 1
+    assert len(world.sent(MESSAGE_TRANSPORT, "a", since=start)) == 1
+
+
+def test_an_endpoint_that_changes_sends_nothing_by_itself() -> None:
+    world = World()
+    a, b = connected(world)
+    world.run(15 * SECOND)
+    keep_alive(a, b, 25)
+    world.run(SECOND)
+    start = world.now
+    a.interface.set_endpoint(a.peer_of(b), b.endpoint, world.now)
+    a.settle()
+    world.run(10 * SECOND)
+    assert world.sent(MESSAGE_TRANSPORT, since=start) == []
+
+
+def test_an_interval_that_is_set_last_starts_at_once_and_a_changed_one_does_not() -> None:
+    world = World()
+    a, b = connected(world)
+    start = world.now
+    keep_alive(a, b, 25)
+    world.run(SECOND)
+    assert len(world.sent(MESSAGE_TRANSPORT, "a", since=start)) == 1
+    keep_alive(a, b, 20)
+    world.run(SECOND)
+    assert len(world.sent(MESSAGE_TRANSPORT, "a", since=start)) == 1
+
+
+def test_a_preshared_key_that_is_set_last_is_used_by_the_next_attempt() -> None:
+    """The attempt goes on, and its next initiation is answered."""
+    world = World()
+    psk = PresharedKey(b"p" * 32)
+    a, b = world.pair()
+    b.interface.set_preshared_key(b.peer_of(a), psk)
+    keep_alive(a, b, 25)
+    world.run(3 * SECOND)
+    a.interface.set_preshared_key(a.peer_of(b), psk)
+    start = world.now
+    world.run(TRY)
+    assert len(world.sent(MESSAGE_TRANSPORT, "a", since=start)) == 1
