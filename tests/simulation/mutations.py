@@ -496,6 +496,22 @@ def never_gives_up(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Interface, "_give_up", go_on)
 
 
+@bug("L11", "persistent keepalives renew no session", trials("L11"))
+def idle_sessions_end(patch: pytest.MonkeyPatch) -> None:
+    original = Outbound.send_keepalive
+
+    def send(self: Outbound, peer: Any, now: int) -> None:
+        keypair = peer.keypairs.current
+        asked = keypair is None or keypair.rekey_asked
+        if keypair is not None:
+            keypair.rekey_asked = True
+        original(self, peer, now)
+        if keypair is not None:
+            keypair.rekey_asked = asked
+
+    patch.setattr(Outbound, "send_keepalive", send)
+
+
 @bug("L10", "a removed peer's prefixes stay with the protocol", steps((1, *talk(1, 2))))
 def kept_prefixes(patch: pytest.MonkeyPatch) -> None:
     original = Interface.remove_peer

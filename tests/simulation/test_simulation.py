@@ -68,6 +68,29 @@ def test_ten_thousand_packets_overtake_one() -> None:
     assert sent == delivered + refused + held == 1 + 2 * DELUGE
 
 
+@pytest.mark.parametrize("seed", range(1, 7))
+def test_idle_with_keepalives(seed: int) -> None:
+    """L11, for three hours: on one side, on the other, on both."""
+    outcome = carry_out(Run(seed, 3, "idle", trials=("L11",)))
+    assert outcome.violation is None, f"{outcome.violation}\n{outcome.run.line()}"
+    assert outcome.counts["sessions"] > 0
+
+
+@pytest.mark.parametrize("crash", [False, True])
+def test_idle_peers_with_keepalives_on_both_sides_hold_after_crossed_handshakes(crash: bool) -> None:
+    """Field report: both sides kept an idle session alive, let it end at 180 s, and then crossed every 200 s."""
+    chosen = [Step(SECOND, "talk", (a, 3 - a, 1, 1, 48, False, False)) for a in (1, 2)]
+    chosen += [Step(2 * SECOND, "keepalive", (a, 3 - a, 25)) for a in (1, 2)]
+    chosen += [Step(1800 * SECOND, "crash", (1, SECOND))] * crash
+    world = World(Scenario(1, 2, 3600 * SECOND, (0, 0), {}, tuple(chosen)))
+    try:
+        world.guarded(world.run_steps)
+        assert world.ledger.counts["initiations"] <= 4 + 3600 // 120
+        assert world.ledger.counts["initiations"] >= 3600 // 200
+    finally:
+        world.close()
+
+
 def test_a_deluge_amid_faults_holds() -> None:
     run = Run(3, 0.05, "deluge", hosts=2, trials=("L1",))
     outcome = carry_out(run)

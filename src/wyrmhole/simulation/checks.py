@@ -1,6 +1,6 @@
 """The invariants by name, and how one says that it does not hold.
 
-I1 to I33 are safety: looked at after every event, whatever the network and the attacker do. L1 to L10 are liveness:
+I1 to I33 are safety: looked at after every event, whatever the network and the attacker do. L1 to L11 are liveness:
 looked at after the world has healed. Two of them name what this daemon does not have (a state file, the hand-off of
 sessions to a new process); their rows say which promise stands in that place.
 """
@@ -51,6 +51,7 @@ CHECKS = {
     "L8": "two seconds after a flood, honest handshakes need no cookie",
     "L9": "a staged packet is sent or dropped with a cause when the series of attempts ends",
     "L10": "nothing is left when all peers are removed",
+    "L11": "while an initiator's keepalives flow, the latest handshake is at most 120 s, an interval and a try old",
 }
 
 

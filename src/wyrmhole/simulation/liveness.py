@@ -1,7 +1,7 @@
 """After the faults: the world heals, and what must then work within a deadline is tried.
 
-Each trial is a small scenario on a healed world for one of L1 to L8; L9 is looked at whenever a packet waits, L10 at
-the end. Deadlines count from the first packet after healing, on a network without loss.
+Each trial is a small scenario on a healed world for one of L1 to L8 or L11; L9 is looked at whenever a packet waits,
+L10 at the end. Deadlines count from the first packet after healing, on a network without loss.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from wyrmhole.simulation.checks import require
 from wyrmhole.simulation.clock import MILLISECOND, SECOND, YEAR
 from wyrmhole.simulation.host import Host
 from wyrmhole.simulation.network import Weather
+from wyrmhole.simulation.scenario import draw_idle
 from wyrmhole.simulation.world import World
 
 ONE_WAY = 20 * MILLISECOND
@@ -289,6 +290,17 @@ def _l8(world: World, random: Random, a: Host, b: Host) -> None:
     require(world.ledger.counts["cookie replies"] == cookies, "L8", f"host {b.number} still asks for cookies")
 
 
+def _l11(world: World, random: Random, a: Host, b: Host) -> None:
+    """An hour in which nothing passes but persistent keepalives."""
+    _connected(world, a, b)
+    _fresh(world, a, b)
+    duration = 3600 * SECOND
+    world.do_idle(a.number, b.number, *draw_idle(random, has_nat=False), duration)
+    world.run_for(duration + SECOND)
+    for host, other in ((a, b), (b, a)):
+        world.reconfigure(host.number, other.number, keepalive=0)
+
+
 def _quiet(world: World, random: Random, a: Host, b: Host) -> None:
     """Nobody says anything for so long that all secrets and timers are gone (I16, I19)."""
     for host in world.hosts.values():
@@ -308,5 +320,6 @@ TRIALS: dict[str, Trial] = {
     "L6": _l6,
     "L7": _l7,
     "L8": _l8,
+    "L11": _l11,
     "quiet": _quiet,
 }

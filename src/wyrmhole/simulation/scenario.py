@@ -35,17 +35,19 @@ class Step:
 @dataclass(frozen=True, slots=True)
 class Profile:
     """How much happens: clusters per host and hour, and steps in each; and how many deluges in a run, each of them
-    as much work as a storm."""
+    as much work as a storm. `idle`: nothing happens but persistent keepalives."""
 
     clusters: float
     steps: int
     deluges: int = 0
+    idle: bool = False
 
 
 PROFILES = {
     "calm": Profile(clusters=0.4, steps=4),
     "storm": Profile(clusters=60.0, steps=8),
     "deluge": Profile(clusters=10.0, steps=4, deluges=1),
+    "idle": Profile(clusters=0.0, steps=0, idle=True),
 }
 DELUGE = 12_000
 OVERTAKEN = 10_000
@@ -82,7 +84,9 @@ def draw(seed: int, *, hours: float, hosts: int | None = None, profile: str = "c
     # The first two hosts have addresses of their own, so that the liveness trials have somebody to work on.
     nats = {host: random.randrange(30, 120) for host in range(3, number + 1) if random.random() < 0.3}
     duration = int(hours * HOUR)
-    steps = DrawnSteps(random, number, duration, PROFILES[profile])
+    steps: Collection[Step] = DrawnSteps(random, number, duration, PROFILES[profile])
+    if PROFILES[profile].idle:
+        steps = tuple(_draw_idle(random, host, duration, host in nats) for host in range(2, number + 1))
     return Scenario(seed, number, duration, drifts, nats, steps)
 
 
@@ -141,6 +145,19 @@ def _draw_deluge(random: Random, hosts: int, duration: int) -> Step:
     weather = Weather(reordered=random.choice((0.001, 0.01, 0.1)), overtaken=OVERTAKEN)
     spacing = random.choice((1_000, 10_000, 100_000))
     return Step(random.randrange(duration), "deluge", (*_pair(random, hosts), DELUGE, spacing, weather))
+
+
+def _draw_idle(random: Random, host: int, duration: int, has_nat: bool) -> Step:
+    """A host and the first one keep their session alive; see `World.do_idle`."""
+    return Step(SECOND, "idle", (host, 1, *draw_idle(random, has_nat), duration - SECOND))
+
+
+def draw_idle(random: Random, has_nat: bool) -> tuple[int, int]:
+    """The intervals of two sides, 0 for none: on the initiator's side, on the other, or on both. A side behind a NAT
+    keeps its mapping alive itself."""
+    interval = random.choice((1, 5, 10, 15, 25, 25, 25, 40, 60))
+    ways = ((interval, 0), (interval, 2 * interval + 1), (0, interval), (interval, interval))
+    return random.choice(ways[:2] if has_nat else ways)
 
 
 def _pair(random: Random, hosts: int) -> tuple[int, int]:

@@ -21,7 +21,7 @@ from typing import Any
 from wyrmhole.protocol.keys import PresharedKey, PrivateKey
 from wyrmhole.simulation import packets
 from wyrmhole.simulation.attacker import Attack, Attacker
-from wyrmhole.simulation.checks import Violation
+from wyrmhole.simulation.checks import Violation, require
 from wyrmhole.simulation.clock import MILLISECOND, SECOND, HostClock
 from wyrmhole.simulation.edges import EdgeCalls
 from wyrmhole.simulation.host import PORT, Host, PeerSettings
@@ -35,12 +35,28 @@ START = 1000 * SECOND
 QUIET_AGAIN = 4200 * MILLISECOND
 AUDIT_EVERY = 1200 * SECOND
 MAX_STEPS = 1 << 40
+ATTEMPT = 5400 * MILLISECOND
+"""Until a handshake that waits for Rekey-Timeout is done."""
+CLOCKS = 1.02
+"""Two clocks may drift by 1 % in opposite directions."""
+WATCH_EVERY = 3 * SECOND
 RESTART = 2 * SECOND
 """Until somebody starts an interface again whose TUN was deleted."""
 
 
 _HANDSHAKES = {1: 148, 2: 92, 3: 64}
 """The lengths of the types."""
+
+
+def handshake_age(interval: int, other: int) -> int:
+    """How old the latest handshake may get while persistent keepalives flow and all of them arrive.
+
+    The initiator renews with its first keepalive after 120 s. If the other side's come first, nothing leaves it, and it
+    renews with the first that it receives after 165 s; or the session ends at 179 s, and the next one renews."""
+    flows = min(each for each in (interval, other) if each)
+    if interval and (not other or interval < other):
+        return int((120 + flows) * SECOND * CLOCKS) + ATTEMPT
+    return int(((165 if flows < 13 else 180) + flows) * SECOND * CLOCKS) + ATTEMPT
 
 
 class World:
@@ -428,6 +444,28 @@ class World:
         self.reconfigure(a, b, keepalive=seconds)
         if seconds:
             self.after(duration, self.do_change_keepalive, a, b, 0, 0)
+
+    def do_idle(self, a: int, b: int, interval: int, other: int, duration: int) -> None:
+        """Host a initiates a session with b, which persistent keepalives of these intervals then keep alive, without
+        data: of a, of b, or of both."""
+        self.send(a, b)
+        self.after(2 * SECOND, self.do_keepalive, a, b, interval)
+        self.after(3 * SECOND, self.do_keepalive, b, a, other)
+        # The first packet may have to wait for an attempt, and is answered by a keepalive.
+        self.after(25 * SECOND, self._watch_handshake, a, b, handshake_age(interval, other), self.now + duration)
+
+    def do_keepalive(self, a: int, b: int, interval: int) -> None:
+        self.reconfigure(a, b, keepalive=interval)
+
+    def _watch_handshake(self, a: int, b: int, most: int, end: int) -> None:
+        """L11, every few seconds: the age that `wg show` gives, on both sides."""
+        for host, other in ((self.hosts[a], self.hosts[b]), (self.hosts[b], self.hosts[a])):
+            peer = host.interface.peer(other.public)
+            age = most + 1 if peer is None else host.clock.wall() - peer.last_handshake_wall
+            text = f"host {host.number}: the latest handshake with {other.number} is {age / SECOND:.1f} s old"
+            require(age <= most, "L11", text)
+        if self.now + WATCH_EVERY <= end:
+            self.after(WATCH_EVERY, self._watch_handshake, a, b, most, end)
 
     def do_change_routes(self, a: int) -> None:
         """Part of somebody's network moves to another peer, and the order of prefixes changes."""
