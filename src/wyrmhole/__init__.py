@@ -17,14 +17,17 @@ if TYPE_CHECKING:
     from wyrmhole.errors import ConfigError, ConfigFileError, NamespaceError, TunnelError, WyrmholeError
     from wyrmhole.library.events import (
         EndpointChanged,
+        EndpointFlapping,
         EndpointUnresolved,
         Expired,
         Handshake,
         HandshakeFailed,
+        PeerBack,
         PeerRemoved,
+        PeerSilent,
         Roamed,
     )
-    from wyrmhole.library.opening import open
+    from wyrmhole.library.opening import open as open
     from wyrmhole.library.peers import Peer, PeerStats, Stats
     from wyrmhole.library.tunnel import Tunnel
 
@@ -37,12 +40,15 @@ _HOMES = {
     "ConfigInterface": "wyrmhole.control.wg_quick",
     "ConfigPeer": "wyrmhole.control.wg_quick",
     "EndpointChanged": "wyrmhole.library.events",
+    "EndpointFlapping": "wyrmhole.library.events",
     "EndpointUnresolved": "wyrmhole.library.events",
     "Expired": "wyrmhole.library.events",
     "Handshake": "wyrmhole.library.events",
     "HandshakeFailed": "wyrmhole.library.events",
     "NamespaceError": "wyrmhole.errors",
     "Peer": "wyrmhole.library.peers",
+    "PeerBack": "wyrmhole.library.events",
+    "PeerSilent": "wyrmhole.library.events",
     "PeerRemoved": "wyrmhole.library.events",
     "PeerStats": "wyrmhole.library.peers",
     "Roamed": "wyrmhole.library.events",
@@ -54,6 +60,7 @@ _HOMES = {
     "sync": "wyrmhole.sync",
 }
 
+# Without `open`: `from wyrmhole import *` must not replace the builtin.
 __all__ = [
     "Config",
     "ConfigEndpoint",
@@ -62,28 +69,39 @@ __all__ = [
     "ConfigInterface",
     "ConfigPeer",
     "EndpointChanged",
+    "EndpointFlapping",
     "EndpointUnresolved",
     "Expired",
     "Handshake",
     "HandshakeFailed",
     "NamespaceError",
     "Peer",
+    "PeerBack",
     "PeerRemoved",
+    "PeerSilent",
     "PeerStats",
     "Roamed",
     "Stats",
     "Tunnel",
     "TunnelError",
     "WyrmholeError",
-    "open",
+    "__version__",
     "sync",
 ]
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("wyrmhole")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
     home = import_module(_HOMES[name])
     return home if _HOMES[name] == f"{__name__}.{name}" else getattr(home, name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, "open"})

@@ -23,9 +23,9 @@ def test_lines_have_wireguard_gos_form() -> None:
     assert re.fullmatch(r"DEBUG: \(wg0\) \d{4}/\d\d/\d\d \d\d:\d\d:\d\d Device started", line)
 
 
-def test_there_are_two_levels() -> None:
+def test_there_are_wireguard_gos_two_levels_and_warnings() -> None:
     words = [LineFormatter("wg0").format(record("x", level=level)).split(":")[0] for level in (10, 20, 30, 40, 50)]
-    assert words == ["DEBUG", "DEBUG", "DEBUG", "ERROR", "ERROR"]
+    assert words == ["DEBUG", "DEBUG", "WARNING", "ERROR", "ERROR"]
 
 
 def test_bytes_of_others_stay_on_one_short_line() -> None:

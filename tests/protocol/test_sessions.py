@@ -14,7 +14,8 @@ from tests.engine.kinds import KINDS, chosen
 from tests.engine.plane import EnginePlane
 from tests.protocol.world import MS, Flight, ModelPlane, Node, World, lose
 from wyrmhole.protocol.constants import REKEY_TIMEOUT_JITTER, SECOND, Timings
-from wyrmhole.protocol.events import HandshakeCompleted, HandshakeGaveUp, SessionExpired
+from wyrmhole.protocol.drops import DropReason
+from wyrmhole.protocol.events import HandshakeCompleted, HandshakeGaveUp, HandshakeRefused, SessionExpired
 from wyrmhole.protocol.keys import PresharedKey
 from wyrmhole.protocol.timer_wheel import TICK_SHIFT
 from wyrmhole.wire.messages import (
@@ -224,7 +225,9 @@ def test_gives_up_after_twenty_initiations_and_starts_again_with_the_next_packet
     initiations = world.sent(MESSAGE_INITIATION)
     assert len(initiations) == 20
     assert 90 * SECOND <= initiations[-1].at - initiations[0].at <= 102 * SECOND
-    assert [event for event in a.events if isinstance(event, HandshakeGaveUp)] == [HandshakeGaveUp(b.key.public_key())]
+    assert [event for event in a.events if isinstance(event, HandshakeGaveUp)] == [
+        HandshakeGaveUp(b.key.public_key(), attempts=20)
+    ]
     assert a.plane.dropped["gave_up"] == 1
     world.filters.clear()
     a.send(b, b"again")
@@ -282,7 +285,7 @@ def test_a_second_response_to_one_initiation_is_nothing() -> None:
     events = list(a.events)
     world.carry(response, MS)
     world.run(SECOND)
-    assert a.events == events
+    assert a.events == [*events, HandshakeRefused(DropReason.UNEXPECTED_RESPONSE, b.endpoint)]
     a.send(b, b"still")
     world.run(SECOND)
     assert b.received[-1] == b"still"

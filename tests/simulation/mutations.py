@@ -203,7 +203,7 @@ def roaming_cookie(patch: pytest.MonkeyPatch) -> None:
     def move(self: Any, datagram: Any, now: int) -> None:
         peer = self.exchange.indices.get(int.from_bytes(datagram.data[4:8], "little"))
         if datagram.data[0] == 3 and peer is not None and peer.endpoint != datagram.endpoint:
-            self._learn_endpoint(peer, datagram)
+            self._learn_endpoint(peer, datagram, now)
 
     before(patch, Interface, "_handle_handshake", move)
 

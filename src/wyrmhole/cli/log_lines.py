@@ -24,7 +24,7 @@ PATIENCE_SECONDS = 0.1
 """How long one line may wait for its reader."""
 
 SILENT = logging.CRITICAL + 1
-LEVELS = {"verbose": logging.DEBUG, "debug": logging.DEBUG, "error": logging.ERROR, "silent": SILENT}
+LEVELS = {"verbose": logging.DEBUG, "debug": logging.DEBUG, "error": logging.WARNING, "silent": SILENT}
 """What LOG_LEVEL may say; anything else is as `error`."""
 
 
@@ -74,7 +74,9 @@ class PatientHandler(logging.StreamHandler[TextIO]):
 
 
 class LineFormatter(logging.Formatter):
-    """Knows two levels, as wireguard-go does. Bytes that a terminal would act on are escaped, length is capped."""
+    """Write wireguard-go's two levels, and WARNING for what an operator should know without asking.
+
+    Bytes that a terminal would act on are escaped, length is capped."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -82,6 +84,8 @@ class LineFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         level = "ERROR" if record.levelno >= logging.ERROR else "DEBUG"
+        if record.levelno == logging.WARNING:
+            level = "WARNING"
         when = time.strftime("%Y/%m/%d %H:%M:%S", time.localtime(record.created))
         message = record.getMessage()
         if record.exc_info is not None and record.exc_info[1] is not None:

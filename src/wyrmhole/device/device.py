@@ -21,6 +21,7 @@ from collections.abc import Callable
 from wyrmhole.device.clock import Clock, SystemClock
 from wyrmhole.device.config import DeviceChange, PeerChange
 from wyrmhole.device.driver import Driver
+from wyrmhole.device.event_log import WARNINGS, describe
 from wyrmhole.device.status import DeviceStatus, PeerStatus
 from wyrmhole.engine.contract import Engine, TunChanged
 from wyrmhole.errors import ConfigError
@@ -28,7 +29,7 @@ from wyrmhole.net.bind import Bind
 from wyrmhole.net.tun import Tun, TunEvent
 from wyrmhole.protocol.constants import SECOND, Timings
 from wyrmhole.protocol.drops import DropReason
-from wyrmhole.protocol.events import EndpointChanged, Event, HandshakeCompleted
+from wyrmhole.protocol.events import Event
 from wyrmhole.protocol.interface import Interface
 from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
 from wyrmhole.protocol.peer import Peer
@@ -345,11 +346,8 @@ class Device:
         self.close_now()
 
     def _handle_event(self, event: Event) -> None:
-        if isinstance(event, HandshakeCompleted):
-            self._log.debug("%r: handshake completed", event.peer)
-        elif isinstance(event, EndpointChanged):
-            self._log.debug("%r: endpoint changed", event.peer)
-        else:
-            self._log.debug("%r: %s", event.peer, type(event).__name__)
+        if self._log.isEnabledFor(logging.DEBUG) or isinstance(event, WARNINGS):
+            for line in describe(event):
+                self._log.log(line.level, "%s", line.text, extra={"rate_class": line.rate_class})
         if self._on_event is not None:
             self._on_event(event)

@@ -242,16 +242,26 @@ class Carrier:
         return follower
 
     def _handle_event(self, event: protocol_events.Event) -> None:
+        """Pass on what a program may act on; the steps of a handshake are for the log."""
+        if isinstance(event, protocol_events.HandshakeRefused | protocol_events.CookieReplySent):
+            return
         peer = Peer(self, event.peer, self._names.get(event.peer))
-        if isinstance(event, protocol_events.HandshakeCompleted):
-            self._sessions[event.peer] = self._clock.boottime()
-            self._tell(events.Handshake(peer, event.as_initiator))
-        elif isinstance(event, protocol_events.HandshakeGaveUp):
-            self._tell(events.HandshakeFailed(peer))
-        elif isinstance(event, protocol_events.EndpointChanged):
-            self._tell(events.Roamed(peer, event.endpoint))
-        else:
-            self._tell(events.Expired(peer))
+        match event:
+            case protocol_events.HandshakeCompleted():
+                self._sessions[event.peer] = self._clock.boottime()
+                self._tell(events.Handshake(peer, event.as_initiator))
+            case protocol_events.HandshakeGaveUp():
+                self._tell(events.HandshakeFailed(peer))
+            case protocol_events.EndpointChanged():
+                self._tell(events.Roamed(peer, event.endpoint))
+            case protocol_events.SessionExpired():
+                self._tell(events.Expired(peer))
+            case protocol_events.PeerSilent():
+                self._tell(events.PeerSilent(peer, event.endpoint, event.initiations))
+            case protocol_events.PeerBack():
+                self._tell(events.PeerBack(peer, event.silent_for / SECOND))
+            case protocol_events.EndpointFlapping():
+                self._tell(events.EndpointFlapping(peer, event.endpoints))
 
     def _tell(self, event: events.Event) -> None:
         for follower in list(self._followers):

@@ -69,7 +69,44 @@ class PeerRemoved:
     peer: Peer
 
 
-Event = Handshake | HandshakeFailed | Roamed | EndpointChanged | EndpointUnresolved | Expired | PeerRemoved
+@dataclass(frozen=True, slots=True)
+class PeerSilent:
+    """For 15 s the peer answered nothing, although packets or handshake initiations wanted an answer. Once until
+    `PeerBack`. `initiations`: how many are unanswered; 0: data was, within a session."""
+
+    peer: Peer
+    endpoint: Endpoint | None
+    initiations: int
+
+
+@dataclass(frozen=True, slots=True)
+class PeerBack:
+    """A peer that was silent completed a handshake, `silent_for` seconds after `PeerSilent`."""
+
+    peer: Peer
+    silent_for: float
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointFlapping:
+    """The peer keeps moving between two endpoints: two programs or hosts seem to use one private key."""
+
+    peer: Peer
+    endpoints: tuple[Endpoint, Endpoint]
+
+
+Event = (
+    Handshake
+    | HandshakeFailed
+    | Roamed
+    | EndpointChanged
+    | EndpointUnresolved
+    | EndpointFlapping
+    | Expired
+    | PeerRemoved
+    | PeerSilent
+    | PeerBack
+)
 
 
 class Events:

@@ -57,6 +57,12 @@ class Timings:
         return self.rekey_attempt // self.rekey_timeout
 
     @property
+    def silence(self) -> int:
+        """How long a peer may leave packets or initiations unanswered before it is reported silent: as long as data
+        may go unanswered before a new handshake is tried (6.5)."""
+        return self.keepalive + self.rekey_timeout
+
+    @property
     def give_up_after(self) -> int:
         """How long that many retransmissions take at most; longer only if some were put off (6.1)."""
         return (self.max_retries + 1) * (self.rekey_timeout + REKEY_TIMEOUT_JITTER)

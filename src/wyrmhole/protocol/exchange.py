@@ -19,6 +19,7 @@ from wyrmhole.protocol.constants import HANDSHAKE_FLOOR, UNDER_LOAD_HOLD, UNDER_
 from wyrmhole.protocol.cookie import CookieChecker
 from wyrmhole.protocol.data_plane import HandshakeDatagram
 from wyrmhole.protocol.drops import DropReason
+from wyrmhole.protocol.events import CookieReceived, CookieReplySent, Event, HandshakeRefused
 from wyrmhole.protocol.index_table import IndexTable
 from wyrmhole.protocol.keys import PrivateKey, PublicKey
 from wyrmhole.protocol.peer import LONG_AGO, Peer
@@ -26,6 +27,7 @@ from wyrmhole.protocol.peer_store import PeerStore
 from wyrmhole.protocol.primitives import InvalidTag, ZeroSharedSecret, dh
 from wyrmhole.protocol.ratelimiter import RateLimiter
 from wyrmhole.wire import messages
+from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.messages import MAC_SIZE, CookieReply, Initiation, Response
 
 _NO_MACS = bytes(MAC_SIZE)
@@ -63,9 +65,15 @@ Outcome = Reply | Accepted | Completed | None
 
 
 class Exchange:
-    """`random` gives bytes, `wall_clock` nanoseconds since 1970: what they are is the caller's."""
+    """`random` gives bytes, `wall_clock` nanoseconds since 1970, `report` takes events: all three are the caller's."""
 
-    def __init__(self, peers: PeerStore, random: Callable[[int], bytes], wall_clock: Callable[[], int]) -> None:
+    def __init__(
+        self,
+        peers: PeerStore,
+        random: Callable[[int], bytes],
+        wall_clock: Callable[[], int],
+        report: Callable[[Event], None] = lambda event: None,
+    ) -> None:
         self.peers = peers
         self.indices: IndexTable[Peer] = IndexTable(random)
         self.drops: Counter[DropReason] = Counter()
@@ -73,6 +81,7 @@ class Exchange:
         self.checker: CookieChecker | None = None
         self._random = random
         self._wall_clock = wall_clock
+        self._report = report
         self._limiter = RateLimiter()
         self._under_load_until = LONG_AGO
 
@@ -128,10 +137,10 @@ class Exchange:
         """Work on one message of type 1, 2 or 3. None: nothing came of it (its drop is counted, or it was a cookie)."""
         kind = datagram.data[0]
         if self.checker is None:
-            self.drops[DropReason.NO_PRIVATE_KEY] += 1
+            self._refuse(DropReason.NO_PRIVATE_KEY, datagram.endpoint)
             return None
         if kind == messages.MESSAGE_COOKIE_REPLY:
-            self._consume_cookie_reply(datagram.data, now)
+            self._consume_cookie_reply(datagram, now)
             return None
         if self._is_under_load(datagram.queue_depth, now):
             refused, reply = self._shield(datagram, self.checker, now)
@@ -140,6 +149,10 @@ class Exchange:
         if kind == messages.MESSAGE_INITIATION:
             return self._consume_initiation(datagram, now)
         return self._consume_response(datagram)
+
+    def _refuse(self, reason: DropReason, endpoint: Endpoint, peer: PublicKey | None = None) -> None:
+        self.drops[reason] += 1
+        self._report(HandshakeRefused(reason, endpoint, peer))
 
     def _with_macs(self, peer: Peer, message: bytes, now: int) -> bytes:
         return peer.cookies.add_macs(messages.before_mac1(message), now)
@@ -153,6 +166,7 @@ class Exchange:
         """Under load: whether the message is refused, and what the source gets for it."""
         if not checker.mac2_is_valid(datagram.data, datagram.endpoint, now):
             self.drops[DropReason.UNDER_LOAD] += 1
+            self._report(CookieReplySent(datagram.endpoint))
             sender = int.from_bytes(datagram.data[4:8], "little")
             return True, Reply(checker.create_reply(datagram.data, sender, datagram.endpoint, now))
         if not self._limiter.allow(datagram.endpoint.address_bytes, now):
@@ -160,11 +174,13 @@ class Exchange:
             return True, None
         return False, None
 
-    def _consume_cookie_reply(self, data: bytes, now: int) -> None:
-        reply = CookieReply.parse(data)
+    def _consume_cookie_reply(self, datagram: HandshakeDatagram, now: int) -> None:
+        reply = CookieReply.parse(datagram.data)
         peer = self.indices.get(reply.receiver)
         if peer is None or not peer.cookies.consume_reply(reply, now):
-            self.drops[DropReason.BAD_COOKIE] += 1
+            self._refuse(DropReason.BAD_COOKIE, datagram.endpoint)
+        else:
+            self._report(CookieReceived(peer.public_key))
 
     def _consume_initiation(self, datagram: HandshakeDatagram, now: int) -> Accepted | None:
         assert self.private_key is not None
@@ -175,15 +191,15 @@ class Exchange:
                 self.private_key, self.private_key.public_key(), body, message.sender, self._static_static_of
             )
             peer = self.peers.get(received.remote_static)
-            if peer is None or not self._is_fresh(peer, received.payload, now):
+            if peer is None or not self._is_fresh(peer, received.payload, datagram.endpoint, now):
                 return None
             ephemeral = self._random(32)
             keys, response, _ = noise.create_response(received, peer.preshared_key, ephemeral_private=ephemeral)
-        except noise.UnknownPeer:
-            self.drops[DropReason.UNKNOWN_PEER] += 1
+        except noise.UnknownPeer as unknown:
+            self._refuse(DropReason.UNKNOWN_PEER, datagram.endpoint, unknown.public_key)
             return None
         except (InvalidTag, ZeroSharedSecret):
-            self.drops[DropReason.BAD_HANDSHAKE] += 1
+            self._refuse(DropReason.BAD_HANDSHAKE, datagram.endpoint)
             return None
         peer.last_stamp_received, peer.last_initiation_consumed = received.payload, now
         index = self.indices.insert(peer)
@@ -201,12 +217,12 @@ class Exchange:
             raise ZeroSharedSecret("the peer's static key is of low order")
         return shared
 
-    def _is_fresh(self, peer: Peer, stamp: bytes, now: int) -> bool:
+    def _is_fresh(self, peer: Peer, stamp: bytes, source: Endpoint, now: int) -> bool:
         if stamp <= peer.last_stamp_received:
-            self.drops[DropReason.REPLAYED_HANDSHAKE] += 1
+            self._refuse(DropReason.REPLAYED_HANDSHAKE, source, peer.public_key)
             return False
         if now - peer.last_initiation_consumed < HANDSHAKE_FLOOR:
-            self.drops[DropReason.HANDSHAKE_FLOOD] += 1
+            self._refuse(DropReason.HANDSHAKE_FLOOD, source, peer.public_key)
             return False
         return True
 
@@ -215,13 +231,13 @@ class Exchange:
         message = Response.parse(datagram.data)
         peer = self.indices.get(message.receiver)
         if peer is None or peer.sent is None or peer.sent.local_index != message.receiver:
-            self.drops[DropReason.UNEXPECTED_RESPONSE] += 1
+            self._refuse(DropReason.UNEXPECTED_RESPONSE, datagram.endpoint)
             return None
         body = noise.ResponseBody(message.ephemeral, message.encrypted_nothing)
         try:
             keys, _, _ = noise.consume_response(peer.sent, self.private_key, peer.preshared_key, body)
         except (InvalidTag, ZeroSharedSecret):
-            self.drops[DropReason.BAD_HANDSHAKE] += 1
+            self._refuse(DropReason.BAD_HANDSHAKE, datagram.endpoint, peer.public_key)
             return None
         # The index goes over to the keypair, so it stays in the table.
         peer.sent = None

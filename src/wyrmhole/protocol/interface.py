@@ -37,12 +37,26 @@ from wyrmhole.protocol.data_plane import (
     Report,
     Roamed,
 )
-from wyrmhole.protocol.events import EndpointChanged, Event, HandshakeCompleted, HandshakeGaveUp, SessionExpired
+from wyrmhole.protocol.events import (
+    EndpointChanged,
+    EndpointFlapping,
+    Event,
+    HandshakeCompleted,
+    HandshakeGaveUp,
+    HandshakeImpossible,
+    InitiationSent,
+    KeepaliveSent,
+    PeerBack,
+    PeerSilent,
+    ResponseSent,
+    SessionExpired,
+)
 from wyrmhole.protocol.exchange import Accepted, Completed, Exchange, Reply
 from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
 from wyrmhole.protocol.noise import TransportKeys
 from wyrmhole.protocol.peer import LONG_AGO, Peer, Session
 from wyrmhole.protocol.peer_store import PeerStore
+from wyrmhole.protocol.roaming import Roaming
 from wyrmhole.protocol.timer_wheel import TimerWheel
 from wyrmhole.protocol.timers import Timer
 from wyrmhole.wire.endpoint import Endpoint
@@ -67,14 +81,14 @@ class Interface:
     ) -> None:
         self.timings = timings or Timings()
         self.peers = peers or PeerStore()
-        self.exchange = Exchange(self.peers, random, wall_clock)
+        self._events: deque[Event] = deque(maxlen=MAX_EVENTS)
+        self.exchange = Exchange(self.peers, random, wall_clock, self._events.append)
         self.is_up = False
         self._data_plane = data_plane
         self._random = random
         self._wall_clock = wall_clock
         self._wheel: TimerWheel[int] = TimerWheel(now)
         self._owners: dict[Prefix, Peer] = {}
-        self._events: deque[Event] = deque(maxlen=MAX_EVENTS)
         self._wanted_while_down: set[PeerId] = set()
 
     # Getters
@@ -214,6 +228,7 @@ class Interface:
             self._wheel.cancel(peer.id)
             peer.timers.reset()
             peer.last_handshake_sent = LONG_AGO
+            peer.unanswered, peer.is_silent_since = 0, None
             self.exchange.abandon(peer)
             peer.end_sessions()
             self._data_plane.forget_keypairs(peer.id)
@@ -234,8 +249,7 @@ class Interface:
         if isinstance(report, KeypairsDropped):
             self._free_indices(peer, report.local_indices)
         elif isinstance(report, Roamed):
-            peer.endpoint = report.endpoint
-            self._events.append(EndpointChanged(peer.public_key, report.endpoint))
+            self._move(peer, report.endpoint, now)
         elif self.is_up:
             self._handle_session_report(peer, report, now)
         elif isinstance(report, KeyWanted):
@@ -260,7 +274,7 @@ class Interface:
             if not peer.timers.is_trying:
                 self._want_session(peer, report, now)
         elif isinstance(report, KeyConfirmed) and peer.confirm(report.local_index):
-            self._handshake_completed(peer, as_initiator=False)
+            self._handshake_completed(peer, as_initiator=False, now=now)
         self._rearm(peer, now)
 
     def _want_session(self, peer: Peer, wanted: KeyWanted, now: int) -> None:
@@ -279,7 +293,7 @@ class Interface:
         if isinstance(outcome, Reply):
             self._data_plane.send_to(datagram.endpoint, datagram.source, outcome.datagram)
         elif outcome is not None:
-            self._learn_endpoint(outcome.peer, datagram)
+            self._learn_endpoint(outcome.peer, datagram, now)
             self._data_plane.note_handshake(outcome.peer.id, len(datagram.data), now)
             if isinstance(outcome, Accepted):
                 self._answer(outcome, now)
@@ -287,21 +301,32 @@ class Interface:
                 self._complete(outcome, now)
             self._rearm(outcome.peer, now)
 
-    def _learn_endpoint(self, peer: Peer, datagram: HandshakeDatagram) -> None:
+    def _learn_endpoint(self, peer: Peer, datagram: HandshakeDatagram, now: int) -> None:
         if peer.endpoint != datagram.endpoint:
-            peer.endpoint = datagram.endpoint
-            self._events.append(EndpointChanged(peer.public_key, datagram.endpoint))
+            self._move(peer, datagram.endpoint, now)
         self._data_plane.set_endpoint(peer.id, datagram.endpoint, datagram.source)
+
+    def _move(self, peer: Peer, endpoint: Endpoint, now: int) -> None:
+        old, peer.endpoint = peer.endpoint, endpoint
+        self._events.append(EndpointChanged(peer.public_key, endpoint))
+        if old is None or old == endpoint:
+            return
+        if peer.roaming is None:
+            peer.roaming = Roaming()
+        if peer.roaming.move(old, endpoint, now):
+            self._events.append(EndpointFlapping(peer.public_key, (old, endpoint)))
 
     def _answer(self, accepted: Accepted, now: int) -> None:
         peer = accepted.peer
+        assert peer.endpoint is not None
+        self._events.append(ResponseSent(peer.public_key, peer.endpoint))
         peer.last_handshake_sent = now
         self._begin_session(peer, accepted, is_initiator=False, now=now)
         self._data_plane.send_to_peer(peer.id, accepted.response)
 
     def _complete(self, completed: Completed, now: int) -> None:
         self._begin_session(completed.peer, completed, is_initiator=True, now=now)
-        self._handshake_completed(completed.peer, as_initiator=True)
+        self._handshake_completed(completed.peer, as_initiator=True, now=now)
 
     def _begin_session(self, peer: Peer, outcome: Accepted | Completed, *, is_initiator: bool, now: int) -> None:
         """Derived keys go to the data plane (5.4.5) and live for three Reject-After-Times at most (6.3)."""
@@ -348,7 +373,7 @@ class Interface:
         peer.timers.attempts, peer.timers.trying_since = 0, now
         peer.timers.initiate_at = min(now + self.timings.rekey_timeout + self._jitter(), latest)
 
-    def _handshake_completed(self, peer: Peer, *, as_initiator: bool) -> None:
+    def _handshake_completed(self, peer: Peer, *, as_initiator: bool, now: int) -> None:
         timers = peer.timers
         timers.attempts = 0
         timers.retransmit_at = timers.initiate_at = NEVER
@@ -357,12 +382,17 @@ class Interface:
             self.exchange.abandon(peer)
         peer.last_handshake_wall = self._wall_clock()
         self._events.append(HandshakeCompleted(peer.public_key, as_initiator))
+        peer.unanswered = 0
+        if peer.is_silent_since is not None:
+            self._events.append(PeerBack(peer.public_key, now - peer.is_silent_since))
+            peer.is_silent_since = None
 
     def _initiate(self, peer: Peer, now: int, *, is_retry: bool) -> None:
         """Send an initiation, unless one left less than Rekey-Timeout ago (6.1): then as soon as that is over."""
         timers = peer.timers
         if peer.endpoint is None or self.private_key is None:
-            self._stop_trying(peer)
+            missing = "the interface has no private key" if peer.endpoint else "the peer has no endpoint"
+            self._stop_trying(peer, missing)
             return
         if not is_retry:
             timers.attempts, timers.trying_since = 0, now
@@ -372,18 +402,23 @@ class Interface:
             return
         message = self.exchange.create_initiation(peer, now)
         if message is None:
-            self._stop_trying(peer)
+            self._stop_trying(peer, "the peer's public key is invalid (a low-order point)")
             return
         timers.initiate_at = NEVER
         timers.retransmit_at = now + self.timings.rekey_timeout + self._jitter()
         peer.last_handshake_sent = now
+        if not peer.unanswered:
+            peer.unanswered_since = now
+        peer.unanswered += 1
+        self._events.append(InitiationSent(peer.public_key, peer.endpoint, timers.attempts + 1))
         self._data_plane.send_to_peer(peer.id, message)
 
-    def _stop_trying(self, peer: Peer) -> None:
+    def _stop_trying(self, peer: Peer, reason: str) -> None:
         """There can be no handshake as things are, so what waits for one would wait for ever."""
         peer.timers.retransmit_at = peer.timers.initiate_at = NEVER
         self._data_plane.expect_key(peer.id)
         self._data_plane.flush_staged(peer.id)
+        self._events.append(HandshakeImpossible(peer.public_key, reason))
 
     def _jitter(self) -> int:
         """0 to 333 ms, uniform."""
@@ -412,7 +447,7 @@ class Interface:
                 self._initiate(peer, now, is_retry=True)
         elif timer is Timer.SEND_KEEPALIVE:
             timers.answered_since = marks.data_received_since
-            self._data_plane.send_keepalive(peer.id)
+            self._send_keepalive(peer, persistent=False)
             self._data_plane.forget_received(peer.id, marks.data_received_since)
         elif timer is Timer.NEW_HANDSHAKE:
             self._renew(peer, marks, now)
@@ -420,7 +455,16 @@ class Interface:
             self._zero_keys(peer)
         elif timer is Timer.PERSISTENT_KEEPALIVE:
             timers.persistent_from = now
-            self._data_plane.send_keepalive(peer.id)
+            self._send_keepalive(peer, persistent=True)
+
+    def _send_keepalive(self, peer: Peer, *, persistent: bool) -> None:
+        self._events.append(KeepaliveSent(peer.public_key, persistent))
+        self._data_plane.send_keepalive(peer.id)
+
+    def _report_silence(self, peer: Peer, now: int) -> None:
+        if peer.is_silent_since is None:
+            peer.is_silent_since = now
+            self._events.append(PeerSilent(peer.public_key, peer.endpoint, peer.unanswered))
 
     def _retransmit(self, peer: Peer, now: int) -> None:
         timers = peer.timers
@@ -429,6 +473,8 @@ class Interface:
             self._give_up(peer, now)
             return
         timers.attempts += 1
+        if now - peer.unanswered_since >= self.timings.silence:
+            self._report_silence(peer, now)
         self._data_plane.clear_source(peer.id)
         self._initiate(peer, now, is_retry=True)
 
@@ -437,16 +483,17 @@ class Interface:
         self.exchange.abandon(peer)
         self._data_plane.flush_staged(peer.id)
         self._data_plane.forget_unanswered(peer.id, self._data_plane.marks(peer.id).data_sent_since)
+        self._events.append(HandshakeGaveUp(peer.public_key, peer.timers.attempts + 1))
         peer.timers.attempts = 0
         if peer.timers.zero_keys_at == NEVER:
             peer.timers.zero_keys_at = now + self.timings.zero_keys_after
-        self._events.append(HandshakeGaveUp(peer.public_key))
 
     def _renew(self, peer: Peer, marks: Marks, now: int) -> None:
         """6.5: data went unanswered; whatever was wrong, a new handshake over another source finds out."""
         peer.timers.renewed_since = marks.data_sent_since
         self._data_plane.forget_unanswered(peer.id, marks.data_sent_since)
         peer.timers.no_answer_jitter = self._jitter()
+        self._report_silence(peer, now)
         if not peer.timers.is_trying:
             self._data_plane.clear_source(peer.id)
             self._initiate(peer, now, is_retry=False)
@@ -466,7 +513,7 @@ class Interface:
         if peer.timers.persistent_interval:
             peer.timers.persistent_from = now
             if send:
-                self._data_plane.send_keepalive(peer.id)
+                self._send_keepalive(peer, persistent=True)
         self._rearm(peer, now)
 
     def _rearm(self, peer: Peer, now: int) -> None:

@@ -30,6 +30,10 @@ _NO_PSK = bytes(32)
 class UnknownPeer(Exception):
     """The initiation is well formed, from a static key that is not configured."""
 
+    def __init__(self, public_key: PublicKey) -> None:
+        super().__init__(f"no peer has the public key {public_key}")
+        self.public_key = public_key
+
 
 @dataclass(frozen=True, slots=True)
 class TransportKeys:
@@ -168,7 +172,7 @@ def consume_initiation(
     remote_static = PublicKey(symmetric.open(key, body.encrypted_static))
     static_static = static_static_of(remote_static)
     if static_static is None:
-        raise UnknownPeer
+        raise UnknownPeer(remote_static)
     key = symmetric.mix_key_for_use(static_static)
     payload = symmetric.open(key, body.encrypted_payload)
     return InitiationReceived(symmetric, remote_static, body.ephemeral, remote_index, payload)

@@ -13,6 +13,7 @@ from wyrmhole.protocol.cookie import CookieGenerator
 from wyrmhole.protocol.data_plane import PeerId
 from wyrmhole.protocol.keys import PresharedKey, PublicKey
 from wyrmhole.protocol.noise import InitiationSent
+from wyrmhole.protocol.roaming import Roaming
 from wyrmhole.protocol.timers import PeerTimers
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
@@ -36,6 +37,7 @@ class Peer:
         "allowed_ips",
         "endpoint",
         "id",
+        "is_silent_since",
         "keypair_indices",
         "last_handshake_sent",
         "last_handshake_wall",
@@ -44,10 +46,13 @@ class Peer:
         "last_stamp_sent",
         "preshared_key",
         "public_key",
+        "roaming",
         "sent",
         "session",
         "static_static",
         "timers",
+        "unanswered",
+        "unanswered_since",
         "unconfirmed",
     )
 
@@ -74,6 +79,13 @@ class Peer:
         self.last_handshake_sent = LONG_AGO
         self.last_handshake_wall = 0
         """Nanoseconds since 1970 of the last completed handshake; 0: none yet."""
+        self.unanswered = 0
+        """Initiations sent since the last completed handshake."""
+        self.unanswered_since = 0
+        """When the first of them left."""
+        self.is_silent_since: int | None = None
+        """When it was reported silent; None: it is not."""
+        self.roaming: Roaming | None = None
         self._cookies: CookieGenerator | None = None
 
     @property

@@ -19,7 +19,7 @@ from wyrmhole.engine.contract import EngineFailed, EngineReport, TunChanged
 from wyrmhole.engine.portable import PortableEngine
 from wyrmhole.net.tun import TunEvent
 from wyrmhole.protocol.data_plane import HandshakeDatagram, KeyConfirmed, KeyWanted
-from wyrmhole.protocol.events import Event, HandshakeCompleted, HandshakeGaveUp, SessionExpired
+from wyrmhole.protocol.events import CAUSED_BY_OTHERS, Event, HandshakeCompleted, HandshakeGaveUp, SessionExpired
 from wyrmhole.protocol.interface import Interface
 from wyrmhole.protocol.keypair import Keypair
 from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
@@ -471,12 +471,17 @@ class Host:
         for secret in self._secrets():
             shown = secret.hex() in text or repr(secret) in text or base64.b64encode(secret).decode() in text
             require(not shown, "I33", f"host {self.number}: {type(event).__name__} shows a key")
+        if isinstance(event, CAUSED_BY_OTHERS):
+            return
         recent = {what: [at for at in times if at > self.now - SECOND] for what, times in self._events.items()}
         self._events = {what: times for what, times in recent.items() if times}
         times = self._events.setdefault((type(event).__name__, event.peer.raw), [])
         times.append(self.now)
-        fine = len(times) <= EVENTS_PER_SECOND or type(event).__name__ == "EndpointChanged"
-        require(fine, "I33", f"host {self.number}: {len(times)} {type(event).__name__} in a second")
+        require(
+            len(times) <= EVENTS_PER_SECOND,
+            "I33",
+            f"host {self.number}: {len(times)} {type(event).__name__} in a second",
+        )
 
     def _secrets(self) -> Iterator[bytes]:
         yield self.settings.key.raw

@@ -1,0 +1,8 @@
+"""`python -m wyrmhole` is the command `wyrmhole`."""
+
+from __future__ import annotations
+
+from wyrmhole.cli.wyrmhole import main
+
+if __name__ == "__main__":
+    main()

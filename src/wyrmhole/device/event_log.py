@@ -1,0 +1,139 @@
+"""Log lines for a device's events, in wireguard-go's words where it has the same line.
+
+`describe` gives the level, the text and, for what others can cause at will, a rate class: a log writes one line a
+second of each class (see cli/log_lines.py), so a flood cannot fill a disk. Peers are written as wireguard-go writes
+them, `peer(XXXX…XXXX)`.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from wyrmhole.protocol import events
+from wyrmhole.protocol.constants import SECOND
+from wyrmhole.protocol.drops import DropReason
+from wyrmhole.protocol.keys import PublicKey
+from wyrmhole.wire.endpoint import Endpoint
+
+REFUSALS = {
+    DropReason.NO_PRIVATE_KEY: "the interface has no private key: set one",
+    DropReason.UNKNOWN_PEER: "no peer has the public key {key}: add it, or correct the sender's private key",
+    DropReason.BAD_HANDSHAKE: "{peer} does not authenticate: the preshared keys differ, or the message was altered",
+    DropReason.REPLAYED_HANDSHAKE: "{peer} sent an old timestamp: a replay, or its clock went back",
+    DropReason.HANDSHAKE_FLOOD: "{peer} initiated again within 20 ms",
+    DropReason.UNEXPECTED_RESPONSE: "no initiation waits for it",
+    DropReason.BAD_COOKIE: "no initiation waits for it, or its key is wrong",
+    DropReason.BAD_MAC1: "it is not meant for this interface's public key: the sender has another PublicKey for us",
+    DropReason.BAD_SOURCE: "{peer} used an inner source address outside its allowed IPs",
+}
+"""Why a message was refused, and what to look at."""
+
+MESSAGES = {
+    DropReason.UNEXPECTED_RESPONSE: "response message",
+    DropReason.BAD_COOKIE: "cookie reply",
+    DropReason.BAD_SOURCE: "packet",
+    DropReason.BAD_MAC1: "handshake message",
+}
+
+
+WARNINGS = (events.PeerSilent, events.PeerBack, events.EndpointFlapping)
+"""Events that are logged at the default level."""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    level: int
+    text: str
+    rate_class: str | None = None
+
+
+def peer_text(key: PublicKey) -> str:
+    """As wireguard-go writes a peer in its log."""
+    text = key.base64()
+    return f"peer({text[:4]}…{text[39:43]})"
+
+
+def describe(event: events.Event) -> tuple[Line, ...]:
+    """The lines of one event, in order."""
+    if isinstance(event, events.HandshakeRefused):
+        return (_refused(event),)
+    if isinstance(event, events.CookieReplySent):
+        source = event.endpoint.host
+        return (Line(logging.DEBUG, f"Sending cookie response for denied handshake message for {source}", "cookie"),)
+    peer = peer_text(event.peer)
+    if isinstance(event, events.InitiationSent):
+        return _initiation(event, peer)
+    return (_of_peer(event, peer),)
+
+
+def _initiation(event: events.InitiationSent, peer: str) -> tuple[Line, ...]:
+    sending = Line(logging.DEBUG, f"{peer} - Sending handshake initiation to {event.endpoint.emit()}")
+    if event.attempt == 1:
+        return (sending,)
+    retry = f"{peer} - Handshake did not complete after 5 seconds, retrying (try {event.attempt})"
+    return (Line(logging.DEBUG, retry), sending)
+
+
+def _of_peer(event: events.Event, peer: str) -> Line:
+    level, rate_class = logging.DEBUG, None
+    match event:
+        case events.ResponseSent():
+            text = f"Received handshake initiation, sending handshake response to {event.endpoint.emit()}"
+        case events.HandshakeCompleted(as_initiator=True):
+            text = "Received handshake response, keypair created"
+        case events.HandshakeCompleted():
+            text = "Received first packet of the session, keypair created"
+        case events.HandshakeGaveUp():
+            text = f"Handshake did not complete after {event.attempts} attempts, giving up"
+        case events.HandshakeImpossible():
+            text, rate_class = f"Cannot send handshake initiation: {event.reason}", f"impossible {peer}"
+        case events.CookieReceived():
+            text = "Received cookie response: the peer is under load, the next initiation carries the cookie"
+        case events.KeepaliveSent():
+            text = f"Sending {'persistent ' if event.persistent else ''}keepalive packet"
+        case events.EndpointChanged():
+            text, rate_class = f"Endpoint changed to {event.endpoint.emit()}", f"endpoint {peer}"
+        case events.SessionExpired():
+            text = "Removing all keys, since we haven't received a new one in 540 seconds"
+        case events.PeerSilent():
+            level, text, rate_class = logging.WARNING, _silence(event), "silent"
+        case events.PeerBack():
+            level, text, rate_class = logging.WARNING, f"is back after {event.silent_for // SECOND} s", "back"
+        case events.EndpointFlapping():
+            level, text, rate_class = logging.WARNING, _flapping(event), "flapping"
+        case _:
+            text = type(event).__name__
+    return Line(level, f"{peer} - {text}", rate_class)
+
+
+def _silence(event: events.PeerSilent) -> str:
+    where = "without an endpoint" if event.endpoint is None else f"at {event.endpoint.emit()}"
+    if not event.initiations:
+        return (
+            f"{where} has not answered for 15 s within a session: it may have restarted, moved or be cut off; "
+            "starting a new handshake"
+        )
+    return (
+        f"{where} does not answer: {event.initiations} handshake initiations in 15 s, nothing received; check that "
+        "the endpoint is right and running, that the keys match on both sides, and that UDP is not filtered"
+    )
+
+
+def _flapping(event: events.EndpointFlapping) -> str:
+    one, other = (endpoint.emit() for endpoint in event.endpoints)
+    return (
+        f"keeps moving between {one} and {other}: two hosts or programs seem to use its private key; "
+        "give each a key of its own"
+    )
+
+
+def _refused(event: events.HandshakeRefused) -> Line:
+    key = event.peer
+    reason = REFUSALS.get(event.reason, event.reason.value).format(
+        key="(hidden)" if key is None else key.base64(), peer="the sender" if key is None else peer_text(key)
+    )
+    message = MESSAGES.get(event.reason, "initiation message")
+    source: Endpoint = event.endpoint
+    text = f"Received invalid {message} from {source.emit()}: {reason}"
+    return Line(logging.DEBUG, text, f"refused {source.host}")

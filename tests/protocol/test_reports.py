@@ -1,0 +1,177 @@
+"""What an interface reports about a peer that does not connect, falls silent, comes back or wanders."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+
+from tests.protocol.world import MS, Node, World, lose
+from wyrmhole.protocol import events
+from wyrmhole.protocol.constants import SECOND
+from wyrmhole.protocol.drops import DropReason
+from wyrmhole.protocol.keys import PresharedKey
+from wyrmhole.protocol.roaming import QUIET_AFTER, Roaming
+from wyrmhole.wire.endpoint import Endpoint
+
+HOME, CAFE = Endpoint("192.0.2.10", 1), Endpoint("192.0.2.20", 1)
+
+
+def of(node: Node, kind: type[events.Event]) -> list[events.Event]:
+    return [event for event in node.events if isinstance(event, kind)]
+
+
+def unanswered(seconds: int = 16) -> tuple[World, Node, Node]:
+    """`a` has a packet for `b`, and nothing of `b` arrives."""
+    world = World()
+    a, b = world.pair()
+    world.filters.append(lose(sender="b"))
+    a.send(b)
+    world.run(seconds * SECOND)
+    return world, a, b
+
+
+def test_each_initiation_is_reported_with_its_number() -> None:
+    _, a, b = unanswered()
+    sent = of(a, events.InitiationSent)
+    assert sent == [events.InitiationSent(b.key.public_key(), b.endpoint, attempt) for attempt in (1, 2, 3, 4)]
+
+
+def test_a_peer_is_reported_silent_after_15_seconds_and_once() -> None:
+    world, a, b = unanswered(14)
+    assert not of(a, events.PeerSilent)
+    world.run(100 * SECOND)
+    assert of(a, events.PeerSilent) == [events.PeerSilent(b.key.public_key(), b.endpoint, 3)]
+
+
+def test_a_peer_that_answers_again_is_reported_back() -> None:
+    world, a, b = unanswered(40)
+    world.filters.clear()
+    world.run(10 * SECOND)
+    (back,) = of(a, events.PeerBack)
+    assert isinstance(back, events.PeerBack) and back.peer == b.key.public_key()
+    assert 20 * SECOND < back.silent_for < 30 * SECOND
+
+
+def test_a_peer_that_was_never_silent_is_not_reported_back() -> None:
+    world = World()
+    a, b = world.pair()
+    a.send(b)
+    world.run(SECOND)
+    assert of(a, events.HandshakeCompleted) and not of(a, events.PeerBack)
+
+
+def test_data_without_an_answer_in_a_session_is_silence_too() -> None:
+    world = World()
+    a, b = world.pair()
+    a.send(b)
+    world.run(SECOND)
+    world.filters.append(lose(sender="b"))
+    a.send(b)
+    world.run(16 * SECOND)
+    assert of(a, events.PeerSilent) == [events.PeerSilent(b.key.public_key(), b.endpoint, 0)]
+
+
+def test_an_idle_peer_is_not_silent() -> None:
+    world = World()
+    a, b = world.pair()
+    a.send(b)
+    world.run(1000 * SECOND)
+    assert not of(a, events.PeerSilent)
+
+
+def test_going_down_ends_a_silence_without_a_word() -> None:
+    world, a, b = unanswered(20)
+    a.interface.down()
+    a.interface.up(world.now)
+    world.filters.clear()
+    a.send(b)
+    world.run(10 * SECOND)
+    assert of(a, events.HandshakeCompleted) and not of(a, events.PeerBack)
+
+
+def test_a_stranger_is_refused_by_its_key_and_source() -> None:
+    world = World()
+    a, b = world.node("a"), world.node("b")
+    a.know(b)
+    a.send(b)
+    world.run(SECOND)
+    refused = events.HandshakeRefused(DropReason.UNKNOWN_PEER, a.endpoint, a.key.public_key())
+    assert of(b, events.HandshakeRefused) == [refused]
+
+
+def test_a_preshared_key_on_one_side_is_refused_where_it_is_noticed() -> None:
+    world = World()
+    a, b = world.node("a"), world.node("b")
+    a.know(b, psk=PresharedKey(bytes(range(32))))
+    b.know(a)
+    a.send(b)
+    world.run(SECOND)
+    refused = events.HandshakeRefused(DropReason.BAD_HANDSHAKE, b.endpoint, b.key.public_key())
+    assert of(a, events.HandshakeRefused) == [refused]
+
+
+def test_a_replayed_initiation_names_its_peer() -> None:
+    world = World()
+    a, b = world.pair()
+    a.send(b)
+    world.run(SECOND)
+    world.carry(world.sent(1)[0], MS)
+    world.run(SECOND)
+    refused = events.HandshakeRefused(DropReason.REPLAYED_HANDSHAKE, a.endpoint, a.key.public_key())
+    assert of(b, events.HandshakeRefused) == [refused]
+
+
+def test_a_handshake_that_cannot_begin_says_what_is_missing() -> None:
+    world = World()
+    a, b = world.pair()
+    a.interface.set_private_key(None, world.now)
+    a.send(b)
+    world.run(SECOND)
+    impossible = events.HandshakeImpossible(b.key.public_key(), "the interface has no private key")
+    assert impossible in a.events
+
+
+def test_both_sides_report_the_steps_of_a_handshake() -> None:
+    world = World()
+    a, b = world.pair()
+    a.send(b)
+    world.run(SECOND)
+    assert [type(event) for event in a.events] == [events.InitiationSent, events.HandshakeCompleted]
+    kinds = [type(event) for event in b.events]
+    assert kinds[:2] == [events.ResponseSent, events.HandshakeCompleted]
+
+
+@pytest.mark.parametrize(
+    ("moves", "reported"),
+    [
+        ("HCHCHC", True),
+        ("HCHC", False),
+        ("HC", False),
+    ],
+)
+def test_coming_back_three_times_is_flapping(moves: str, reported: bool) -> None:
+    places, roaming = {"H": HOME, "C": CAFE}, Roaming()
+    steps = itertools.pairwise(moves)
+    results = [roaming.move(places[old], places[new], at * SECOND) for at, (old, new) in enumerate(steps)]
+    assert any(results) is reported
+
+
+def test_a_nat_that_gives_new_ports_is_not_flapping() -> None:
+    roaming = Roaming()
+    ports = [Endpoint("192.0.2.1", port) for port in range(1, 50)]
+    assert not any(roaming.move(old, new, 0) for old, new in itertools.pairwise(ports))
+
+
+def test_slow_returns_are_not_flapping() -> None:
+    roaming = Roaming()
+    places = [HOME, CAFE] * 20
+    moves = enumerate(itertools.pairwise(places))
+    assert not any(roaming.move(old, new, at * 100 * SECOND) for at, (old, new) in moves)
+
+
+def test_flapping_is_reported_again_only_after_ten_minutes() -> None:
+    roaming, places = Roaming(), [HOME, CAFE] * 500
+    moves = enumerate(itertools.pairwise(places))
+    times = [at * SECOND for at, (old, new) in moves if roaming.move(old, new, at * SECOND)]
+    assert len(times) == 2 and times[1] - times[0] == QUIET_AFTER
