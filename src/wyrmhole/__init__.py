@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from wyrmhole.control.wg_quick import Config, ConfigInterface, ConfigPeer
     from wyrmhole.control.wg_values import ConfigEndpoint
     from wyrmhole.errors import ConfigError, ConfigFileError, NamespaceError, TunnelError, WyrmholeError
+    from wyrmhole.library.diagnosis import Finding, diagnose
     from wyrmhole.library.events import (
         EndpointChanged,
         EndpointFlapping,
@@ -43,6 +44,7 @@ _HOMES = {
     "EndpointFlapping": "wyrmhole.library.events",
     "EndpointUnresolved": "wyrmhole.library.events",
     "Expired": "wyrmhole.library.events",
+    "Finding": "wyrmhole.library.diagnosis",
     "Handshake": "wyrmhole.library.events",
     "HandshakeFailed": "wyrmhole.library.events",
     "NamespaceError": "wyrmhole.errors",
@@ -56,6 +58,7 @@ _HOMES = {
     "Tunnel": "wyrmhole.library.tunnel",
     "TunnelError": "wyrmhole.errors",
     "WyrmholeError": "wyrmhole.errors",
+    "diagnose": "wyrmhole.library.diagnosis",
     "open": "wyrmhole.library.opening",
     "sync": "wyrmhole.sync",
 }
@@ -72,6 +75,7 @@ __all__ = [
     "EndpointFlapping",
     "EndpointUnresolved",
     "Expired",
+    "Finding",
     "Handshake",
     "HandshakeFailed",
     "NamespaceError",
@@ -86,6 +90,7 @@ __all__ = [
     "TunnelError",
     "WyrmholeError",
     "__version__",
+    "diagnose",
     "sync",
 ]
 

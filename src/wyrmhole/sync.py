@@ -17,7 +17,7 @@ import errno
 import os
 import socket
 import threading
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -36,6 +36,7 @@ from wyrmhole.protocol.keys import PresharedKey, PublicKey
 from wyrmhole.wire.prefix import Prefix
 
 if TYPE_CHECKING:
+    from wyrmhole.library.diagnosis import Finding
     from wyrmhole.library.service import Limits
     from wyrmhole.library.service import Service as AsyncService
 
@@ -259,6 +260,14 @@ class Tunnel:
             except (StopAsyncIteration, TunnelError):
                 return
 
+    def diagnose(self, *, names: Sequence[str] = ()) -> list[Finding]:
+        """See `Tunnel.diagnose`; all findings at once."""
+
+        async def findings() -> list[Finding]:
+            return [finding async for finding in self.asynchronous.diagnose(names=names)]
+
+        return self._loop.call(findings())
+
     def wait_handshake(self, timeout: float | None = None) -> Peer:
         """See `Tunnel.wait_handshake`."""
         return Peer(self._loop, self._loop.call(self.asynchronous.wait_handshake(timeout)))
@@ -312,6 +321,10 @@ class Peer:
     def wait_handshake(self, timeout: float | None = None) -> None:
         self._loop.call(self._inner.wait_handshake(timeout))
 
+    def handshake(self, timeout: float | None = None) -> None:
+        """See `wyrmhole.Peer.handshake`."""
+        self._loop.call(self._inner.handshake(timeout))
+
 
 class Peers(Mapping[str, Peer]):
     """By public key, in base64 or as a PublicKey."""
@@ -349,6 +362,10 @@ class Peers(Mapping[str, Peer]):
             name=name,
         )
         return Peer(self._loop, self._loop.call(adding))
+
+    def handshake(self, public_key: str | PublicKey, timeout: float | None = None) -> None:
+        """See `wyrmhole.Peer.handshake`."""
+        self._loop.call(self._inner.handshake(public_key, timeout))
 
     def remove(self, public_key: str | PublicKey) -> None:
         """See `wyrmhole.library.peers.Peers.remove`."""

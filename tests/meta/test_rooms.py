@@ -26,6 +26,7 @@ ROOMS: dict[str, set[str]] = {
     "simulation": {"wire", "protocol", "net", "engine", "device", "simulation", "errors"},
     "adapters": {"library", "adapters", "errors"},
     "errors": set(),
+    "__main__": {"cli"},
 }
 NET_INTERFACES = {"wyrmhole.net.bind", "wyrmhole.net.tun"}
 IMPURE = {

@@ -1,23 +1,42 @@
-"""doctor: what works on this machine, what does not, and what to do about it."""
+"""doctor: what works on this machine, or on the way of one tunnel, what does not, and what to do about it."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from dataclasses import asdict
 
 import click
 
-from wyrmhole.cli.app import write
+import wyrmhole
+from wyrmhole.cli.app import complete_config, config_path, load, write
 from wyrmhole.cli.diagnosis import Finding, examine
 
-MARKS = {"good": ("ok", "green"), "poor": ("--", "yellow"), "bad": ("NO", "red")}
+MARKS = {"good": ("ok", "green"), "poor": ("--", "yellow"), "bad": ("NO", "red"), "note": ("..", "blue")}
+"""In front of a line: it works; it works, but; it does not work; it could not be tried."""
 
 
 @click.command("doctor")
-@click.option("--json", "as_json", is_flag=True, help="A JSON list of findings: level, what, found, advice.")
-def doctor_command(as_json: bool) -> None:
-    """Look at what tunnels need of this machine. Status 1 when neither the daemon nor the library can work."""
+@click.argument("config", required=False, shell_complete=complete_config)
+@click.option("--json", "as_json", is_flag=True, help="A JSON list of findings.")
+@click.option("--name", "names", multiple=True, metavar="HOST", help="Look this name up inside; may be repeated.")
+def doctor_command(config: str | None, as_json: bool, names: tuple[str, ...]) -> None:
+    """Without CONFIG: look at what tunnels need of this machine. Status 1 when neither the daemon nor the library can
+    work.
+
+    With CONFIG (a file, or the name of one in /etc/wireguard): try to reach its peers, without root and one step after
+    the other: the endpoint's name and route, a handshake, ping and path MTU inside, name servers. Status 1 when a step
+    fails.
+
+    \b
+    ok  works
+    --  works, but
+    NO  does not work
+    ..  could not be tried
+    """
+    if config is not None:
+        sys.exit(asyncio.run(_try_tunnel(config, names, as_json)))
     findings = list(examine())
     if as_json:
         write(json.dumps([asdict(finding) for finding in findings], indent=2) + "\n")
@@ -28,10 +47,26 @@ def doctor_command(as_json: bool) -> None:
 
 
 def _show(finding: Finding) -> None:
-    mark, colour = MARKS[finding.level]
-    click.echo(f"{click.style(mark, fg=colour)}  {finding.what:<13} {finding.found}")
-    if finding.advice:
-        click.echo(f"    {'':<13} {finding.advice}")
+    _write_line(finding.level, finding.what, finding.found, finding.advice)
+
+
+def _write_line(level: str, what: str, found: str, advice: str) -> None:
+    mark, colour = MARKS[level]
+    click.echo(f"{click.style(mark, fg=colour)}  {what:<13} {found}")
+    if advice:
+        click.echo(f"    {'':<13} {advice}")
+
+
+async def _try_tunnel(config: str, names: tuple[str, ...], as_json: bool) -> int:
+    findings = []
+    async for finding in wyrmhole.diagnose(load(config_path(config)), names=names):
+        findings.append(finding)
+        if not as_json:
+            who = f"{finding.peer}: " if finding.peer else ""
+            _write_line(finding.level, finding.step, f"{who}{finding.found}", finding.advice)
+    if as_json:
+        write(json.dumps([asdict(finding) for finding in findings], indent=2) + "\n")
+    return int(any(finding.level == "bad" for finding in findings))
 
 
 def can_work(findings: list[Finding]) -> bool:

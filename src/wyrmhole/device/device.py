@@ -140,6 +140,15 @@ class Device:
             self._go_up()
         self._driver.settle()
 
+    def request_handshake(self, key: PublicKey) -> bool:
+        """Ask for a new session with the peer, whether or not there is one. False: there is no such peer."""
+        peer = self.interface.peer(key)
+        if peer is None:
+            return False
+        self.interface.request_handshake(peer, self._clock.boottime())
+        self._driver.settle()
+        return True
+
     async def applied(self) -> None:
         """Wait until the engine works by everything that was configured: a large change takes it several batches."""
         loop = asyncio.get_running_loop()

@@ -220,6 +220,24 @@ class Carrier:
         elif not len(self.device.interface.peers):
             raise TunnelError(errno.ENOTCONN, "the tunnel has no peer to wait for: add one first")
 
+    async def handshake(self, key: PublicKey, timeout: float | None) -> None:
+        """A new session with this peer. Raises TimeoutError, KeyError, TunnelError when the tunnel ends meanwhile."""
+        peer, happenings = self.handle(key), self.follow()
+        self.device.request_handshake(key)
+        limit = asyncio.timeout(timeout)
+        try:
+            async with limit:
+                async for event in happenings:
+                    if isinstance(event, events.Handshake) and event.peer.public_key == key:
+                        return
+                    if isinstance(event, events.HandshakeFailed) and event.peer.public_key == key:
+                        self.device.request_handshake(key)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise TimeoutError(f"{peer!r} did not complete a handshake within {timeout:g} s") from None
+        raise TunnelError(0, "the tunnel was closed before a handshake")
+
     def _has_session(self, key: PublicKey) -> bool:
         """By the clock that sessions live by: the wall clock may be set."""
         peer, begun = self.device.interface.peer(key), self._sessions.get(key)

@@ -64,6 +64,11 @@ class Peer:
         """Return when there is a session, and begin a handshake if there is none. Raises TimeoutError."""
         await self._carrier.wait_handshake(self.public_key, timeout)
 
+    async def handshake(self, timeout: float | None = None) -> None:
+        """Ask for a new session although there may be one, and return when it is there: what was learned about the
+        peer may have changed. At most one in 5 s leaves (whitepaper 6.1). Raises TimeoutError, KeyError."""
+        await self._carrier.handshake(self.public_key, timeout)
+
 
 class Peers(Mapping[str, Peer]):
     """By public key, in base64 or as a PublicKey."""
@@ -109,6 +114,11 @@ class Peers(Mapping[str, Peer]):
             name=name,
         )
         return await self._carrier.add_peer(peer)
+
+    async def handshake(self, public_key: str | PublicKey, timeout: float | None = None) -> None:
+        """See `Peer.handshake`."""
+        self._check()
+        await self[public_key].handshake(timeout)
 
     async def remove(self, public_key: str | PublicKey) -> None:
         """Its sessions end at once. Raises KeyError when there is no such peer."""

@@ -20,7 +20,7 @@ import ipaddress
 import os
 import socket
 import ssl as ssl_module
-from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
@@ -39,6 +39,7 @@ from wyrmhole.library.stack import HelperGone, HelperSlow, Pending, Socket, Sock
 from wyrmhole.net.link_setup import Interface
 
 if TYPE_CHECKING:
+    from wyrmhole.library.diagnosis import Finding
     from wyrmhole.library.resolver import Resolver
     from wyrmhole.library.service import Limits, Service
 
@@ -139,6 +140,17 @@ class Tunnel:
             engine=self._carrier.engine_name,
             stack=self.stack.name,
         )
+
+    async def diagnose(self, *, names: Sequence[str] = ()) -> AsyncIterator[Finding]:
+        """Why does it not work? One Finding after the other: configuration, clock, endpoints, sessions, ping and path
+        MTU inside, name servers. `names` are looked up too. Like `wyrmhole doctor CONFIG`. Raises TunnelError."""
+        from wyrmhole.library.diagnosis import diagnose_running
+        from wyrmhole.library.tunnel_contact import TunnelContact
+
+        self._check()
+        contact = TunnelContact(self, self.stats().mtu)
+        async for finding in diagnose_running(self.config, contact, names=names):
+            yield finding
 
     def events(self) -> Events:
         """What happens from now on, to iterate over; ends with the tunnel. Raises TunnelError."""

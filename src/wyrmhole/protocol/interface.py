@@ -184,6 +184,12 @@ class Interface:
         if self.is_up:
             self._start_persistent(peer, now, send=turned_on)
 
+    def request_handshake(self, peer: Peer, now: int) -> None:
+        """Begin a handshake as soon as Rekey-Timeout allows, session or not; one that is under way goes on."""
+        if self.is_up and not peer.timers.is_trying:
+            self._initiate(peer, now, is_retry=False)
+            self._rearm(peer, now)
+
     def insert_allowed_ip(self, peer: Peer, prefix: Prefix) -> None:
         """Give the prefix to the peer, whoever had it."""
         former = self._owners.get(prefix)
