@@ -111,6 +111,20 @@ def test_a_preshared_key_on_one_side_is_refused_where_it_is_noticed() -> None:
     assert of(a, events.HandshakeRefused) == [refused]
 
 
+def test_a_peer_whose_response_is_refused_is_silent_for_that_reason() -> None:
+    world = World()
+    a, b = world.node("a"), world.node("b")
+    a.know(b, psk=PresharedKey(bytes(range(32))))
+    b.know(a)
+    a.send(b)
+    world.run(16 * SECOND)
+    (silent,) = of(a, events.PeerSilent)
+    assert silent == events.PeerSilent(b.key.public_key(), b.endpoint, 3, DropReason.BAD_HANDSHAKE)
+    a.interface.set_preshared_key(a.peer_of(b), None)
+    world.run(10 * SECOND)
+    assert of(a, events.PeerBack) and a.peer_of(b).problem is None
+
+
 def test_a_replayed_initiation_names_its_peer() -> None:
     world = World()
     a, b = world.pair()

@@ -109,6 +109,8 @@ def _of_peer(event: events.Event, peer: str) -> Line:
 
 def _silence(event: events.PeerSilent) -> str:
     where = "without an endpoint" if event.endpoint is None else f"at {event.endpoint.emit()}"
+    if event.problem is DropReason.BAD_HANDSHAKE:
+        return f"{where} answers, but its response does not authenticate: the preshared keys of the two sides differ"
     if not event.initiations:
         return (
             f"{where} has not answered for 15 s within a session: it may have restarted, moved or be cut off; "

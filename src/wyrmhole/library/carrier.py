@@ -22,7 +22,7 @@ from wyrmhole.device.device import Device
 from wyrmhole.device.status import PeerStatus
 from wyrmhole.engine.select import EngineUnavailable, select_engine
 from wyrmhole.errors import TunnelError
-from wyrmhole.library import events
+from wyrmhole.library import events, explain
 from wyrmhole.library.configuring import IpAddress, check_peer, prefixes_around
 from wyrmhole.library.endpoints import EndpointNames
 from wyrmhole.library.peers import Peer, PeerStats
@@ -252,6 +252,19 @@ class Carrier:
             self.engine.send_keepalive(peer.id)
             self.engine.commit()
 
+    # Explanations
+
+    def explain(self, address: explain.IpAddress) -> str:
+        """Why an address inside may not answer: what is known about the peer that owns it."""
+        peers = list(self.device.interface.peers)
+        if not peers:
+            return "the tunnel has no peer: add a [Peer] to its configuration"
+        owner = explain.owner_of(address, peers)
+        if owner is None:
+            return explain.outside(address, peers)
+        name = self._names.get(owner.public_key) or owner.public_key.base64()
+        return explain.state_of(owner, name, self._clock.boottime(), self._clock.wall())
+
     # What happens
 
     def follow(self) -> events.Events:
@@ -275,7 +288,7 @@ class Carrier:
             case protocol_events.SessionExpired():
                 self._tell(events.Expired(peer))
             case protocol_events.PeerSilent():
-                self._tell(events.PeerSilent(peer, event.endpoint, event.initiations))
+                self._tell(events.PeerSilent(peer, event.endpoint, event.initiations, event.problem is not None))
             case protocol_events.PeerBack():
                 self._tell(events.PeerBack(peer, event.silent_for / SECOND))
             case protocol_events.EndpointFlapping():

@@ -72,11 +72,13 @@ class PeerRemoved:
 @dataclass(frozen=True, slots=True)
 class PeerSilent:
     """For 15 s the peer answered nothing, although packets or handshake initiations wanted an answer. Once until
-    `PeerBack`. `initiations`: how many are unanswered; 0: data was, within a session."""
+    `PeerBack`. `initiations`: how many are unanswered; 0: data was, within a session. `refused`: it did answer, and its
+    response did not authenticate, as when the preshared keys differ."""
 
     peer: Peer
     endpoint: Endpoint | None
     initiations: int
+    refused: bool = False
 
 
 @dataclass(frozen=True, slots=True)

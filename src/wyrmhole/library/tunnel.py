@@ -31,6 +31,7 @@ from wyrmhole.library.carrier import Carrier
 from wyrmhole.library.configuring import check_config, is_own, load_config, reconfigure_stack, warn_of_servers
 from wyrmhole.library.connecting import complete, first_connected
 from wyrmhole.library.events import Events
+from wyrmhole.library.explain import named
 from wyrmhole.library.life import Life
 from wyrmhole.library.own_threads import HELPERS
 from wyrmhole.library.peers import Peer, Peers, Stats
@@ -258,12 +259,18 @@ class Tunnel:
 
         Raises what `socket.create_connection` raises: ConnectionRefusedError, TimeoutError, socket.gaierror, OSError.
         """
-        async with asyncio.timeout(timeout):
-            infos = await self.getaddrinfo(host, port, family=family, type=type)
-            attempts = [functools.partial(self._connect, info[0], type, tuple(info[4]), local_addr) for info in infos]
-            if not family and self._resolver is not None and self._resolver.is_incomplete(host):
-                attempts.append(functools.partial(self._connect_late, host, infos, type, local_addr))
-            return await first_connected(attempts)
+        async with self._limit(host, port, timeout) as tried:
+            return await self._connect_one(tried, host, port, family, type, local_addr)
+
+    async def _connect_one(
+        self, tried: list[SocketAddress], host: str, port: int, family: int, kind: int, local_addr: Address | None
+    ) -> Socket:
+        infos = await self.getaddrinfo(host, port, family=family, type=kind)
+        tried += [tuple(info[4]) for info in infos]
+        attempts = [functools.partial(self._connect, info[0], kind, tuple(info[4]), local_addr) for info in infos]
+        if not family and self._resolver is not None and self._resolver.is_incomplete(host):
+            attempts.append(functools.partial(self._connect_late, host, infos, kind, local_addr))
+        return await first_connected(attempts)
 
     async def _connect_late(
         self, host: str, known: Sequence[tuple[Any, ...]], kind: int, local_addr: Address | None
@@ -280,7 +287,36 @@ class Tunnel:
 
     async def _connect(self, family: int, kind: int, remote: SocketAddress, local_addr: Address | None) -> Socket:
         local = await self._local(local_addr, family, kind)
-        return await complete(await self._soon(self.stack.connect, family, kind, remote, local))
+        try:
+            return await complete(await self._soon(self.stack.connect, family, kind, remote, local))
+        except TunnelError:
+            raise
+        except OSError as error:
+            # A refusal comes from the host inside, so there is nothing to say about the way there.
+            reason = "" if isinstance(error, ConnectionRefusedError) else self._explain(remote)
+            raise named(error, str(remote[0]), int(remote[1]), reason) from None
+
+    @contextlib.asynccontextmanager
+    async def _limit(self, host: str, port: int, timeout: float | None) -> AsyncIterator[list[SocketAddress]]:
+        """A time limit whose TimeoutError says what did not answer and why. The list is of the addresses tried."""
+        tried: list[SocketAddress] = []
+        limit = asyncio.timeout(timeout)
+        try:
+            async with limit:
+                yield tried
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            reason = self._explain(tried[0]) if tried else self._explain_names()
+            raise TimeoutError(f"{host}:{port} did not answer within {timeout:g} s; {reason}") from None
+
+    def _explain(self, address: SocketAddress) -> str:
+        return self._carrier.explain(ipaddress.ip_address(str(address[0]).partition("%")[0]))
+
+    def _explain_names(self) -> str:
+        servers = self.config.interface.dns_servers
+        where = f": {self._carrier.explain(servers[0])}" if servers else ""
+        return f"its name was not resolved{where}"
 
     async def create_connection(
         self,
@@ -295,8 +331,8 @@ class Tunnel:
         timeout: float | None = None,
     ) -> tuple[asyncio.Transport, AnyProtocol]:
         """As loop.create_connection. TLS checks the certificate against `host`, unless told another name."""
-        async with asyncio.timeout(timeout):
-            sock = await self.connect_socket(host, port, family=family, local_addr=local_addr)
+        async with self._limit(host, port, timeout) as tried:
+            sock = await self._connect_one(tried, host, port, family, STREAM, local_addr)
             with closing_on_failure(sock):
                 return await asyncio.get_running_loop().create_connection(
                     protocol_factory, sock=sock, ssl=ssl, server_hostname=server_name(ssl, server_hostname, host)
@@ -315,8 +351,8 @@ class Tunnel:
         timeout: float | None = None,
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """As asyncio.open_connection. Raises as `connect_socket`, and ssl.SSLError."""
-        async with asyncio.timeout(timeout):
-            sock = await self.connect_socket(host, port, family=family, local_addr=local_addr)
+        async with self._limit(host, port, timeout) as tried:
+            sock = await self._connect_one(tried, host, port, family, STREAM, local_addr)
             with closing_on_failure(sock):
                 return await asyncio.open_connection(
                     sock=sock, ssl=ssl, server_hostname=server_name(ssl, server_hostname, host), limit=limit
@@ -424,16 +460,18 @@ class Tunnel:
         """Seconds until `host` answered an ICMP echo of `size` bytes. Raises TimeoutError, socket.gaierror, OSError."""
         if not 0 <= size <= icmp_echo.MAX_SIZE:
             raise ValueError(f"a ping carries 0 to {icmp_echo.MAX_SIZE} bytes, not {size}")
-        limit = asyncio.timeout(timeout)
+        limit, tried = asyncio.timeout(timeout), list[SocketAddress]()
         try:
             async with limit:
                 info = (await self.getaddrinfo(host, 0, family=family))[0]
+                tried.append(tuple(info[4]))
                 sock = await self.open_socket(info[0], socket.SOCK_RAW, icmp_echo.protocol_of(info[0]))
                 return await icmp_echo.echo(sock, tuple(info[4]), id(sock) >> 4 & 0xFFFFFFFF, size)
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise TimeoutError(f"{host} did not answer within {timeout:g} s") from None
+            reason = self._explain(tried[0]) if tried else self._explain_names()
+            raise TimeoutError(f"{host} did not answer within {timeout:g} s; {reason}") from None
 
     # Services
 

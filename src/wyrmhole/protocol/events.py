@@ -84,12 +84,14 @@ class HandshakeRefused:
 
 @dataclass(frozen=True, slots=True)
 class PeerSilent:
-    """Nothing authenticated came from the peer for 15 s although something was expected. Once until it is back."""
+    """Nothing authentic came from the peer for 15 s although something was expected. Once until it is back."""
 
     peer: PublicKey
     endpoint: Endpoint | None
     initiations: int
     """Unanswered ones since the last completed handshake; 0: data went unanswered within a session."""
+    problem: DropReason | None = None
+    """Why its response was refused, if there was one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -237,6 +237,7 @@ class Exchange:
         try:
             keys, _, _ = noise.consume_response(peer.sent, self.private_key, peer.preshared_key, body)
         except (InvalidTag, ZeroSharedSecret):
+            peer.problem = DropReason.BAD_HANDSHAKE
             self._refuse(DropReason.BAD_HANDSHAKE, datagram.endpoint, peer.public_key)
             return None
         # The index goes over to the keypair, so it stays in the table.

@@ -234,7 +234,7 @@ class Interface:
             self._wheel.cancel(peer.id)
             peer.timers.reset()
             peer.last_handshake_sent = LONG_AGO
-            peer.unanswered, peer.is_silent_since = 0, None
+            peer.unanswered, peer.is_silent_since, peer.problem = 0, None, None
             self.exchange.abandon(peer)
             peer.end_sessions()
             self._data_plane.forget_keypairs(peer.id)
@@ -388,7 +388,7 @@ class Interface:
             self.exchange.abandon(peer)
         peer.last_handshake_wall = self._wall_clock()
         self._events.append(HandshakeCompleted(peer.public_key, as_initiator))
-        peer.unanswered = 0
+        peer.unanswered, peer.problem = 0, None
         if peer.is_silent_since is not None:
             self._events.append(PeerBack(peer.public_key, now - peer.is_silent_since))
             peer.is_silent_since = None
@@ -470,7 +470,7 @@ class Interface:
     def _report_silence(self, peer: Peer, now: int) -> None:
         if peer.is_silent_since is None:
             peer.is_silent_since = now
-            self._events.append(PeerSilent(peer.public_key, peer.endpoint, peer.unanswered))
+            self._events.append(PeerSilent(peer.public_key, peer.endpoint, peer.unanswered, peer.problem))
 
     def _retransmit(self, peer: Peer, now: int) -> None:
         timers = peer.timers

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from wyrmhole.protocol.cookie import CookieGenerator
 from wyrmhole.protocol.data_plane import PeerId
+from wyrmhole.protocol.drops import DropReason
 from wyrmhole.protocol.keys import PresharedKey, PublicKey
 from wyrmhole.protocol.noise import InitiationSent
 from wyrmhole.protocol.roaming import Roaming
@@ -45,6 +46,7 @@ class Peer:
         "last_stamp_received",
         "last_stamp_sent",
         "preshared_key",
+        "problem",
         "public_key",
         "roaming",
         "sent",
@@ -85,6 +87,8 @@ class Peer:
         """When the first of them left."""
         self.is_silent_since: int | None = None
         """When it was reported silent; None: it is not."""
+        self.problem: DropReason | None = None
+        """Why its last response was refused, until a handshake completes."""
         self.roaming: Roaming | None = None
         self._cookies: CookieGenerator | None = None
 

@@ -1,0 +1,74 @@
+"""Why an address inside a tunnel cannot be reached, in a sentence: what the tunnel knows about the peer in charge."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+
+from wyrmhole.protocol.constants import SECOND
+from wyrmhole.protocol.drops import DropReason
+from wyrmhole.protocol.peer import Peer
+from wyrmhole.wire.prefix import Prefix
+
+IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+MAX_PREFIXES = 4
+"""Named in one sentence."""
+_CHECK = "check that the endpoint answers, that the keys match on both sides, and that UDP is not filtered"
+
+
+def owner_of(address: IpAddress, peers: Iterable[Peer]) -> Peer | None:
+    """By longest prefix; slow and simple, since it is asked after something failed."""
+    best: tuple[int, Peer] | None = None
+    for peer in peers:
+        for prefix in peer.allowed_ips:
+            if holds(prefix, address) and (best is None or prefix.length > best[0]):
+                best = prefix.length, peer
+    return None if best is None else best[1]
+
+
+def holds(prefix: Prefix, address: IpAddress) -> bool:
+    shift = prefix.bits - prefix.length
+    return prefix.version == address.version and prefix.network >> shift == int(address) >> shift
+
+
+def outside(address: IpAddress, peers: Iterable[Peer]) -> str:
+    """For an address that no peer owns."""
+    prefixes = [prefix.emit() for peer in peers for prefix in peer.allowed_ips]
+    if not prefixes:
+        return f"{address} is in no peer's AllowedIPs: there are none"
+    shown = ", ".join(prefixes[:MAX_PREFIXES]) + (", ..." if len(prefixes) > MAX_PREFIXES else "")
+    return f"{address} is in no peer's AllowedIPs ({shown})"
+
+
+def state_of(peer: Peer, name: str, now: int, wall: int) -> str:
+    """What stands between us and a peer. `now` and `wall` are nanoseconds: boottime, and since 1970."""
+    if peer.endpoint is None:
+        return f"peer {name} has no Endpoint here and has not connected yet"
+    where = f"peer {name} ({peer.endpoint.emit()})"
+    if peer.problem is DropReason.BAD_HANDSHAKE:
+        return f"no handshake with {where}: it answers, but the preshared keys differ"
+    if peer.unanswered:
+        seconds = max(0, now - peer.unanswered_since) // SECOND
+        count = f"{peer.unanswered} initiation{'s' if peer.unanswered > 1 else ''} unanswered in {seconds} s"
+        former = "" if peer.last_handshake_wall == 0 else f", the last handshake was {_ago(peer, wall)}"
+        return f"no handshake with {where}: {count}{former}; {_CHECK}"
+    if peer.last_handshake_wall == 0:
+        return f"no handshake with {where} yet"
+    if peer.is_silent_since is not None:
+        return f"{where} has answered nothing for {(now - peer.is_silent_since) // SECOND + 15} s; {_CHECK}"
+    return (
+        f"{where} has a session (handshake {_ago(peer, wall)}), so the host inside does not answer: it is off, a "
+        "firewall drops the packets, or the peer's AllowedIPs for this key lack our address"
+    )
+
+
+def _ago(peer: Peer, wall: int) -> str:
+    return f"{max(0, wall - peer.last_handshake_wall) // SECOND} s ago"
+
+
+def named(error: OSError, host: str, port: int, reason: str) -> OSError:
+    """The same error, of the same type and errno, with the address in asyncio's words and what the tunnel knows."""
+    cause = error.strerror or str(error)
+    text = f"Connect call failed ({host!r}, {port}): {cause}{f'; {reason}' if reason else ''}"
+    made = type(error)(error.errno, text) if error.errno is not None else type(error)(text)
+    return made.with_traceback(error.__traceback__)
