@@ -80,6 +80,11 @@ def test_a_refusal_names_source_and_cause(reason: DropReason, words: list[str]) 
     assert all(word in line.text for word in words), line.text
 
 
+def test_a_silent_peer_without_a_route_is_explained_by_that() -> None:
+    (line,) = describe(events.PeerSilent(KEY, HERE, 3), "this host has no IPv4 route to 192.0.2.1")
+    assert line.text.endswith("at 192.0.2.1:51820 cannot be reached: this host has no IPv4 route to 192.0.2.1")
+
+
 def test_a_refusal_without_a_proved_sender_names_nobody() -> None:
     (line,) = describe(events.HandshakeRefused(DropReason.BAD_HANDSHAKE, HERE))
     assert "the sender does not authenticate" in line.text

@@ -27,9 +27,10 @@ from wyrmhole.engine.contract import Engine, TunChanged
 from wyrmhole.errors import ConfigError
 from wyrmhole.net.bind import Bind
 from wyrmhole.net.tun import Tun, TunEvent
+from wyrmhole.net.udp_route import why_unreachable
 from wyrmhole.protocol.constants import SECOND, Timings
 from wyrmhole.protocol.drops import DropReason
-from wyrmhole.protocol.events import Event
+from wyrmhole.protocol.events import Event, PeerSilent
 from wyrmhole.protocol.interface import Interface
 from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
 from wyrmhole.protocol.peer import Peer
@@ -356,7 +357,8 @@ class Device:
 
     def _handle_event(self, event: Event) -> None:
         if self._log.isEnabledFor(logging.DEBUG) or isinstance(event, WARNINGS):
-            for line in describe(event):
+            endpoint = event.endpoint if isinstance(event, PeerSilent) else None
+            for line in describe(event, None if endpoint is None else why_unreachable(endpoint)):
                 self._log.log(line.level, "%s", line.text, extra={"rate_class": line.rate_class})
         if self._on_event is not None:
             self._on_event(event)

@@ -54,8 +54,8 @@ def peer_text(key: PublicKey) -> str:
     return f"peer({text[:4]}…{text[39:43]})"
 
 
-def describe(event: events.Event) -> tuple[Line, ...]:
-    """The lines of one event, in order."""
+def describe(event: events.Event, hint: str | None = None) -> tuple[Line, ...]:
+    """The lines of one event, in order. `hint`: what this host lacks to reach the endpoint of a silent peer."""
     if isinstance(event, events.HandshakeRefused):
         return (_refused(event),)
     if isinstance(event, events.CookieReplySent):
@@ -64,6 +64,8 @@ def describe(event: events.Event) -> tuple[Line, ...]:
     peer = peer_text(event.peer)
     if isinstance(event, events.InitiationSent):
         return _initiation(event, peer)
+    if isinstance(event, events.PeerSilent):
+        return (Line(logging.WARNING, f"{peer} - {_silence(event, hint)}", "silent"),)
     return (_of_peer(event, peer),)
 
 
@@ -96,8 +98,6 @@ def _of_peer(event: events.Event, peer: str) -> Line:
             text, rate_class = f"Endpoint changed to {event.endpoint.emit()}", f"endpoint {peer}"
         case events.SessionExpired():
             text = "Removing all keys, since we haven't received a new one in 540 seconds"
-        case events.PeerSilent():
-            level, text, rate_class = logging.WARNING, _silence(event), "silent"
         case events.PeerBack():
             level, text, rate_class = logging.WARNING, f"is back after {event.silent_for // SECOND} s", "back"
         case events.EndpointFlapping():
@@ -107,10 +107,12 @@ def _of_peer(event: events.Event, peer: str) -> Line:
     return Line(level, f"{peer} - {text}", rate_class)
 
 
-def _silence(event: events.PeerSilent) -> str:
+def _silence(event: events.PeerSilent, hint: str | None) -> str:
     where = "without an endpoint" if event.endpoint is None else f"at {event.endpoint.emit()}"
     if event.problem is DropReason.BAD_HANDSHAKE:
         return f"{where} answers, but its response does not authenticate: the preshared keys of the two sides differ"
+    if hint is not None:
+        return f"{where} cannot be reached: {hint}"
     if not event.initiations:
         return (
             f"{where} has not answered for 15 s within a session: it may have restarted, moved or be cut off; "

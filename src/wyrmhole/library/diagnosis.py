@@ -26,6 +26,7 @@ from wyrmhole.errors import ConfigError, TunnelError
 from wyrmhole.library.configuring import load_config
 from wyrmhole.library.endpoints import look_up_host
 from wyrmhole.library.probe import HandshakeResult, IpAddress, Probe, Refused
+from wyrmhole.net.udp_route import Route, family_of, find_route, why_unreachable
 from wyrmhole.protocol.constants import SECOND
 from wyrmhole.protocol.drops import DropReason
 from wyrmhole.protocol.keys import PublicKey
@@ -51,7 +52,6 @@ OVERHEAD = {False: 60, True: 80}
 LEAST_MTU = 576
 PLAUSIBLE_CLOCK = 1_700_000_000
 """Seconds since 1970: a clock before November 2023 is certainly wrong."""
-_IP_MTU = {socket.AF_INET: (socket.IPPROTO_IP, 14), socket.AF_INET6: (socket.IPPROTO_IPV6, 24)}
 _IP_RECVERR = {socket.AF_INET: (socket.IPPROTO_IP, 11), socket.AF_INET6: (socket.IPPROTO_IPV6, 25)}
 
 
@@ -64,14 +64,6 @@ class Finding:
     found: str
     advice: str = ""
     peer: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """How the host would send to an endpoint. `mtu` as the kernel knows it at this moment."""
-
-    source: str
-    mtu: int
 
 
 class Contact(Protocol):
@@ -149,7 +141,8 @@ def _configuration(config: Config) -> Iterator[Finding]:
     if not interface.addresses:
         advice = "add Address = with the address that the other side has in its AllowedIPs for this key"
         yield Finding("configuration", BAD, "there is no Address, so nothing can be sent inside", advice)
-    problems = [finding for finding in lint(config) if finding.level in ("error", "warning")]
+    # Name servers have a step of their own, which knows that the library asks nobody outside.
+    problems = [each for each in lint(config) if each.level in ("error", "warning") and "DNS" not in each.message]
     for finding in problems[:MAX_TARGETS]:
         where = f"line {finding.line}: " if finding.line else ""
         yield Finding("configuration", POOR, f"{where}{finding.message}")
@@ -216,29 +209,21 @@ async def _look_up(endpoint: ConfigEndpoint) -> list[Endpoint]:
 
 
 def _route(endpoint: Endpoint) -> Route | OSError:
-    """By connecting a UDP socket, which sends nothing."""
-    family = socket.AF_INET6 if endpoint.is_v6 else socket.AF_INET
     try:
-        with socket.socket(family, socket.SOCK_DGRAM) as sock:
-            sock.connect(endpoint.sockaddr)
-            return Route(sock.getsockname()[0], sock.getsockopt(*_IP_MTU[family]))
+        return find_route(endpoint)
     except OSError as error:
         return error
 
 
 def _no_route(text: str, routes: Mapping[Endpoint, Route | OSError], name: str) -> Finding:
-    (endpoint, error), *_ = routes.items()
-    reason = error.strerror if isinstance(error, OSError) else ""
-    family = "IPv6" if endpoint.is_v6 else "IPv4"
-    advice = f"this host has no {family} route to it: see `ip route get {endpoint.host}`"
-    if isinstance(error, OSError) and error.errno == errno.EAFNOSUPPORT:
-        advice = f"{family} is switched off on this host: use an endpoint of the other family"
-    return Finding("route", BAD, f"no way to {text}: {reason}", advice, name)
+    endpoint = next(iter(routes))
+    advice = "see `ip route` and `ip address`; an endpoint of the other address family may work"
+    return Finding("route", BAD, f"no way to {text}: {why_unreachable(endpoint)}", advice, name)
 
 
 async def _icmp_error(endpoint: Endpoint, seconds: float) -> OSError | None:
     """What the network answers to a datagram that no peer answers. None: nothing within so long."""
-    family = socket.AF_INET6 if endpoint.is_v6 else socket.AF_INET
+    family = family_of(endpoint)
     loop = asyncio.get_running_loop()
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
         sock.setblocking(False)
@@ -345,16 +330,16 @@ async def _ping(probe: Contact, target: IpAddress, length: int) -> float | OSErr
 
 
 def ping_targets(config: Config, peer: ConfigPeer) -> list[IpAddress]:
-    """Single hosts in its AllowedIPs, name servers, and the first host of our own network: usually the gateway."""
+    """Single hosts in its AllowedIPs, name servers, and the first hosts of our own network: usually the gateway."""
     own = {address.ip for address in config.interface.addresses}
     candidates: list[IpAddress] = [server for server in config.interface.dns_servers if routed(peer, server)]
     for prefix in peer.allowed_ips:
         if prefix.length == prefix.bits:
             candidates.append(address_of(prefix))
     for address in config.interface.addresses:
-        gateway = address.network.network_address + 1
-        if address.network.num_addresses > 2 and routed(peer, gateway):
-            candidates.append(gateway)
+        if address.network.num_addresses > 2:
+            first = address.network.network_address + 1
+            candidates += [each for each in (first, first + 1) if each in address.network and routed(peer, each)]
     versions = {address.version for address in config.interface.addresses}
     return [each for each in dict.fromkeys(candidates) if each not in own and each.version in versions][:MAX_TARGETS]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 
+from wyrmhole.net.udp_route import why_unreachable
 from wyrmhole.protocol.constants import SECOND
 from wyrmhole.protocol.drops import DropReason
 from wyrmhole.protocol.peer import Peer
@@ -50,6 +51,8 @@ def state_of(peer: Peer, name: str, now: int, wall: int) -> str:
     if peer.unanswered:
         seconds = max(0, now - peer.unanswered_since) // SECOND
         count = f"{peer.unanswered} initiation{'s' if peer.unanswered > 1 else ''} unanswered in {seconds} s"
+        if (missing := why_unreachable(peer.endpoint)) is not None:
+            return f"no handshake with {where}: {missing}"
         former = "" if peer.last_handshake_wall == 0 else f", the last handshake was {_ago(peer, wall)}"
         return f"no handshake with {where}: {count}{former}; {_CHECK}"
     if peer.last_handshake_wall == 0:
