@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from wyrmhole.cli.app import Failure, config_argument, config_path, load
+from wyrmhole.cli.console_log import log_options, set_up_console
 from wyrmhole.control.wg_quick import Config
 
 MAX_USERS_FILE = 1 << 20
@@ -25,11 +26,13 @@ OpenDoor = Callable[[Any], Awaitable[Any]]
 @click.option("--listen", metavar="HOST:PORT", default="127.0.0.1:1080", show_default=True)
 @click.option("--users", type=click.Path(path_type=Path), help="A file with a line USER:PASSWORD for each who may.")
 @click.option("--allow-open", is_flag=True, help="Serve other hosts without asking for a password.")
-def proxy_command(config: str, listen: str, users: Path | None, allow_open: bool) -> None:
+@log_options
+def proxy_command(config: str, listen: str, users: Path | None, allow_open: bool, verbose: bool, quiet: bool) -> None:
     """Serve SOCKS5 and HTTP on one port; what comes goes through the tunnel of CONFIG.
 
     Names are resolved inside, by the servers of DNS = in CONFIG: use socks5h in curl.
     """
+    set_up_console(verbose, quiet)
     passwords = None if users is None else read_users(users)
     serve(load(config_path(config)), lambda tunnel: tunnel.proxy(listen, users=passwords, allow_open=allow_open))
 
@@ -39,8 +42,13 @@ def proxy_command(config: str, listen: str, users: Path | None, allow_open: bool
 @click.argument("listen", metavar="HOST:PORT")
 @click.argument("target", metavar="TARGET:PORT")
 @click.option("--udp", is_flag=True, help="Datagrams instead of connections.")
-def forward_command(config: str, listen: str, target: str, udp: bool) -> None:
-    """Listen on HOST:PORT here; what comes goes to TARGET:PORT inside the tunnel of CONFIG, as `ssh -L`."""
+@log_options
+def forward_command(config: str, listen: str, target: str, udp: bool, verbose: bool, quiet: bool) -> None:
+    """Listen on HOST:PORT here; what comes goes to TARGET:PORT inside the tunnel of CONFIG, as `ssh -L`.
+
+    A connection that fails is a line on stderr, with the reason.
+    """
+    set_up_console(verbose, quiet)
     proto = "udp" if udp else "tcp"
     serve(load(config_path(config)), lambda tunnel: tunnel.forward(listen, target, proto=proto))
 

@@ -73,7 +73,7 @@ async def carry_stream(client: socket.socket, *, connect: Connect, service: Serv
     try:
         upstream = await within(service.limits.connect, connect(), f"{target} did not answer")
     except OSError as error:
-        log.info("%s: %s", service.name, reason_of(error))
+        log.warning("%s: %s", service.name, reason_of(error))
         close(client, reset=True)
         return
     await splice(client, upstream)

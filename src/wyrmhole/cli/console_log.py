@@ -1,0 +1,39 @@
+"""What the library logs, as lines on stderr: for commands that carry a tunnel themselves."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
+LEVELS = {True: logging.ERROR, False: logging.INFO}
+
+
+class OneLine(logging.Formatter):
+    """A record is one line; bytes of others that a terminal would act on are escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = record.getMessage()
+        if not text.isprintable():
+            text = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+        return f"wyrmhole: {text}"
+
+
+def set_up_console(verbose: bool, quiet: bool) -> None:
+    """Failures and what became of peers by default; each step with `verbose`; errors only with `quiet`."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(OneLine())
+    logger = logging.getLogger("wyrmhole")
+    logger.handlers[:] = [handler]
+    logger.propagate = False
+    logger.setLevel(logging.DEBUG if verbose else LEVELS[quiet])
+
+
+def log_options(command: AnyCommand) -> AnyCommand:
+    """`-v` and `-q`, as arguments `verbose` and `quiet`."""
+    command = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")(command)
+    return click.option("-v", "--verbose", is_flag=True, help="Print each handshake and connection.")(command)

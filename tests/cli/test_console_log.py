@@ -1,0 +1,43 @@
+"""Log lines of the commands that carry a tunnel: which come by default, and that each stays one line."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import pytest
+
+from wyrmhole.cli.console_log import set_up_console
+
+
+@pytest.fixture(autouse=True)
+def restored() -> Iterator[None]:
+    logger = logging.getLogger("wyrmhole")
+    before = logger.handlers[:], logger.propagate, logger.level
+    yield
+    logger.handlers[:], logger.propagate, level = before
+    logger.setLevel(level)
+
+
+@pytest.mark.parametrize(
+    ("verbose", "quiet", "seen"),
+    [
+        (False, False, ["info", "warning", "error"]),
+        (True, False, ["debug", "info", "warning", "error"]),
+        (False, True, ["error"]),
+    ],
+)
+def test_verbosity_decides_what_is_printed(
+    verbose: bool, quiet: bool, seen: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    set_up_console(verbose, quiet)
+    logger = logging.getLogger("wyrmhole.library.forward")
+    for level in ("debug", "info", "warning", "error"):
+        getattr(logger, level)("%s", level)
+    assert capsys.readouterr().err.splitlines() == [f"wyrmhole: {level}" for level in seen]
+
+
+def test_a_name_with_control_characters_stays_on_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_console(False, False)
+    logging.getLogger("wyrmhole").warning("no %s", "a\nb\x1b[2J")
+    assert capsys.readouterr().err == "wyrmhole: no a\\nb\\x1b[2J\n"
