@@ -41,6 +41,28 @@ def test_the_units_hold_together(tmp_path: Path) -> None:
         assert not complaints
 
 
+@pytest.mark.parametrize("unit", ["wyrmhole-quick@.service"])
+def test_the_other_units_hold_together(unit: str, tmp_path: Path) -> None:
+    text = (UNITS / unit).read_text()
+    for program in ("wyrmhole", "wyrmholed"):
+        text = text.replace(f"/opt/wyrmhole/bin/{program} ", "/bin/true ")
+    path = tmp_path / unit.replace("@", "@wg0")
+    path.write_text(text)
+    result = analyze("verify", "--man=no", str(path))
+    assert not [line for line in result.stderr.splitlines() if "wyrmhole" in line]
+
+
+def test_the_drop_in_names_the_daemon_to_wg_quick() -> None:
+    drop_in = configparser.RawConfigParser()
+    drop_in.read(UNITS / "wg-quick-drop-in.conf")
+    assert drop_in["Service"]["Environment"] == "WG_QUICK_USERSPACE_IMPLEMENTATION=/opt/wyrmhole/bin/wyrmholed"
+
+
+def test_each_file_of_the_folder_is_in_the_guide_for_servers() -> None:
+    text = (UNITS.parents[1] / "docs" / "server.md").read_text()
+    assert all(f"`{path.name}`" in text for path in UNITS.iterdir())
+
+
 def members(group: str, groups: dict[str, list[str]]) -> set[str]:
     calls: set[str] = set()
     for name in groups[group]:
