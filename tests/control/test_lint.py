@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 
 from wyrmhole.control import lint as linter
-from wyrmhole.control.lint import Finding, lint
+from wyrmhole.control.lint import Finding, contains, lint
 from wyrmhole.control.wg_quick import Config
+from wyrmhole.wire.prefix import Prefix
 
 OWN = "sL4hQ0m2gqZ0pUe0cN5w6f1aDqv3uPp0l1Jq9d2m4Hc="
 ONE = "xTIBA5rboUvnH4htodjb6e697QjLERt1NAB4mZqp8Dg="
@@ -151,3 +154,21 @@ def test_many_allowed_ips_are_looked_at_quickly_enough_to_finish() -> None:
     prefixes = ", ".join(f"10.{x}.{y}.{z}/32" for x in range(2) for y in range(100) for z in range(250))
     text = f"[Interface]\nPrivateKey = {OWN}\nListenPort = 1\n[Peer]\nPublicKey = {ONE}\nAllowedIPs = {prefixes}\n"
     assert all(finding.level == "note" for finding in findings(text))
+
+
+def test_the_cost_of_looking_for_loops_is_linear(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = 0
+
+    def count(outer: Prefix, inner: Prefix) -> bool:
+        nonlocal calls
+        calls += 1
+        return contains(outer, inner)
+
+    monkeypatch.setattr(linter, "contains", count)
+    peers = [
+        f"[Peer]\nPublicKey = {base64.b64encode(bytes([1]) * 30 + n.to_bytes(2, 'big')).decode()}\n"
+        f"AllowedIPs = 10.{n >> 8}.{n & 255}.0/24\nEndpoint = 192.0.2.1:{n + 1}\n"
+        for n in range(500)
+    ]
+    assert not [finding for finding in findings("[Interface]\n" + "".join(peers)) if "lies within" in finding.message]
+    assert calls <= 5 * len(peers)

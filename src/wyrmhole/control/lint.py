@@ -11,6 +11,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from ipaddress import ip_address
 
 from wyrmhole.control.wg_lines import KEYS
 from wyrmhole.control.wg_quick import BOM_SENTENCE, Config, ConfigPeer
@@ -230,17 +231,21 @@ def _check_loops(config: Config) -> Iterator[Finding]:
     """A default route is safe, by the mark; a route that merely contains the endpoint swallows its own packets."""
     if config.interface.table not in (None, "auto") or _defaults(config):
         return
-    routes = [prefix for peer in config.peers for prefix in peer.allowed_ips]
+    routes = {prefix for peer in config.peers for prefix in peer.allowed_ips}
+    lengths = sorted({(prefix.version, prefix.length) for prefix in routes})
     for peer in config.peers:
         literal = peer.endpoint.literal if peer.endpoint is not None else None
         if literal is None:
             continue
-        host = Prefix.parse(f"{literal.host}/{128 if literal.is_v6 else 32}")
-        for prefix in (prefix for prefix in routes if contains(prefix, host)):
+        version, bits, number = 6 if literal.is_v6 else 4, 128 if literal.is_v6 else 32, int(ip_address(literal.host))
+        # By length, so that the cost does not grow with the number of routes for each peer.
+        containers = (
+            Prefix(version, number >> bits - length << bits - length, length) for of, length in lengths if of == version
+        )
+        if prefix := next((prefix for prefix in containers if prefix in routes), None):
             line = config.line_of(peer, "Endpoint")
             message = f"the endpoint lies within the allowed {prefix.emit()}: its packets would go into the tunnel"
             yield Finding(line, "error", message)
-            break
 
 
 def _check_families(config: Config) -> Iterator[Finding]:

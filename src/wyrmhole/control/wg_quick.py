@@ -152,6 +152,8 @@ class Config:
         self.source = source
         """The file's name, for messages."""
         self._sections: list[SectionLines] = []
+        self._index: dict[int, list[SectionLines]] = {}
+        """For `line_of`; made when it is first asked."""
         self._ends_with_newline = True
         self.has_byte_order_mark = False
         """Whether the file begins with one. It is kept, and means nothing."""
@@ -191,7 +193,11 @@ class Config:
 
     def line_of(self, section: Section, key: str = "") -> int:
         """The number of the line that last said `key` of a section, else of its header; 0: it came from no file."""
-        own = [lines for lines in self._sections if lines.owner is section]
+        own = self._index.get(id(section), [])
+        if not own or own[0].owner is not section:
+            # Not asked before, or the value came from no file.
+            self._index = self._owned()
+            own = self._index.get(id(section), [])
         lines = by_key(own).get(key.lower(), []) if key else []
         return lines[-1].number if lines else own[0].number if own else 0
 
