@@ -316,7 +316,6 @@ class UapiServer:
         return (emit_errno(0),)
 
     def _log_refusal(self, error: ErrnoError) -> None:
-        """At a level that is written by default, as wireguard-go does: its client may show the errno only."""
         self._log.error("UAPI: refused (%s): %s", error.errno_name, error, extra={"rate_class": "uapi-refused"})
 
 

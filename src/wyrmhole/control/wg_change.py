@@ -41,9 +41,9 @@ def add_change(config: Config, resolve: Resolver = numeric_only) -> DeviceChange
 
 
 def sync_change(config: Config, status: DeviceStatus, resolve: Resolver = numeric_only) -> DeviceChange:
-    """Like `set_change`, but peers that stay keep their sessions.
+    """As `set_change`, but peers that stay keep their sessions.
 
-    A preshared key or keepalive that the file no longer has is taken back, as by wg(8) since 1.0.20260223.
+    A preshared key and a keepalive that the file no longer has are taken back, like wg(8) since 1.0.20260223.
     """
     running = {peer.public_key: peer for peer in status.peers}
     wanted = {peer.public_key for peer in config.peers}
