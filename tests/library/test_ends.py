@@ -91,8 +91,12 @@ def test_a_port_that_is_neither_number_nor_service_is_refused() -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             for port in ("no-such-service", "65536", -1):
-                with pytest.raises(socket.gaierror, match="no port"):
+                with pytest.raises(socket.gaierror, match="not a port"):
                     await ends.near.getaddrinfo(FAR_V4, port)
+            everything = await ends.near.getaddrinfo(FAR_V4, "domain", 0, 0)
+            assert everything == socket.getaddrinfo(FAR_V4, "domain", 0, 0)
+            assert await ends.near.getaddrinfo(FAR_V4, None, type=0) == socket.getaddrinfo(FAR_V4, None)
+            assert {info[1] for info in await ends.near.getaddrinfo(None, 80, type=0)} == {1, 2, 3}
 
     run(scenario())
 

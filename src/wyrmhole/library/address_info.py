@@ -68,6 +68,23 @@ def as_port(port: int | str | bytes | None, type: int = 0, flags: int = 0) -> in
     return number if 0 <= number <= 65535 else no_port(text)
 
 
+def of_service(found: list[AddressInfo], port: int | str | bytes | None, flags: int) -> list[AddressInfo]:
+    """Without the types of socket that the service of that name does not exist for; all if it is a number."""
+    try:
+        as_port(port, 0, flags | socket.AI_NUMERICSERV)
+    except socket.gaierror:
+        return [entry for entry in found if entry[1] in SERVICE_PROTOCOLS and has_service(port, entry[1])]
+    return found
+
+
+def has_service(port: int | str | bytes | None, type: int) -> bool:
+    try:
+        as_port(port, type)
+    except socket.gaierror:
+        return False
+    return True
+
+
 def service_port(name: str, type: int) -> int:
     for protocol in [SERVICE_PROTOCOLS[type]] if type in SERVICE_PROTOCOLS else SERVICE_PROTOCOLS.values():
         try:
@@ -78,7 +95,7 @@ def service_port(name: str, type: int) -> int:
 
 
 def no_port(port: object) -> int:
-    message = f"{port!r} is no port: expected a number from 0 to 65535, or a service of /etc/services"
+    message = f"{port!r} is not a port: expected a number from 0 to 65535, or a service of /etc/services"
     raise socket.gaierror(socket.EAI_SERVICE, message)
 
 

@@ -107,7 +107,7 @@ class Resolver:
         """
         kinds = kinds_of(type, proto)
         if flags & socket.AI_NUMERICHOST and literal(host) is None:
-            raise socket.gaierror(socket.EAI_NONAME, f"{host!r} is no address, and AI_NUMERICHOST allows nothing else")
+            raise socket.gaierror(socket.EAI_NONAME, f"{host!r} is not an address, and AI_NUMERICHOST allows no names")
         addresses = await self.addresses(host, family=family)
         return infos(addresses, port, kinds, host if flags & socket.AI_CANONNAME else "")
 

@@ -202,9 +202,11 @@ class Tunnel:
         name, number = address_info.as_host(host), address_info.as_port(port, type, flags)
         if not name:
             wanted = [address_info.ANY[each] for each in self.families if family in (0, each)]
-            return list(address_info.infos(wanted, number, address_info.kinds_of(type, proto)))
-        resolver = self._resolve()
-        return list(await resolver.getaddrinfo(name, number, family=family, type=type, proto=proto, flags=flags))
+            found = address_info.infos(wanted, number, address_info.kinds_of(type, proto))
+        else:
+            asked = self._resolve().getaddrinfo(name, number, family=family, type=type, proto=proto, flags=flags)
+            found = await asked
+        return list(address_info.of_service(found, port, flags))
 
     def _resolve(self) -> Resolver:
         if self._resolver is None:
