@@ -131,6 +131,6 @@ def _reserve(client: netlink.Client, index: int, network: Network, table: int) -
 def filters_all() -> bool:
     """Whether rp_filter is on for every interface of this host."""
     try:
-        return Path("/proc/thread-self/root/proc/sys/net/ipv4/conf/all/rp_filter").read_text().strip() != "0"
+        return Path("/proc/sys/net/ipv4/conf/all/rp_filter").read_text().strip() != "0"
     except OSError:
         return False
