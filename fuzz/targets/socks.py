@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 
 from fuzz.reader import Reader
+from wyrmhole.library import socks4
 from wyrmhole.library.socks5 import LONGEST_HEADER, Negotiation, SocksError, build_packet, parse_packet
 
 USERS = {"user": "password"}
@@ -35,6 +36,21 @@ def TestOneInput(data: bytes) -> None:
     assert (whole.request, whole.failure, answer) == (pieces.request, pieces.failure, same)
     check_outcome(whole, stream, users)
     check_packet(stream)
+    check_socks4(stream)
+
+
+def check_socks4(stream: bytes) -> None:
+    """SOCKS4: a request, a refusal, or a wait for no more than the longest one."""
+    data = bytes((socks4.VERSION,)) + stream
+    try:
+        request = socks4.parse(data)
+    except SocksError as error:
+        assert "\n" not in str(error)
+        return
+    if request is None:
+        assert len(data) <= 8 + socks4.LONGEST_USER + 1 + socks4.LONGEST_NAME
+        return
+    assert request.host.isprintable() and 0 <= request.port < 1 << 16 and data.endswith(request.rest)
 
 
 def check_outcome(server: Negotiation, stream: bytes, users: dict[str, str] | None) -> None:
