@@ -142,13 +142,13 @@ def test_a_client_that_said_what_it_wants_is_never_ended_early() -> None:
 
 def test_the_time_for_a_greeting_does_not_begin_anew_with_each_byte() -> None:
     async def scenario() -> None:
-        async with await proxy(Loopback(), "127.0.0.1:0", users=USERS, limits=Limits(greeting=0.3)) as running:
+        async with await proxy(Loopback(), "127.0.0.1:0", users=USERS, limits=Limits(greeting=2.0)) as running:
             reader, writer = await asyncio.open_connection(*running.addresses[0])
             start = asyncio.get_running_loop().time()
             writer.write(GREETING)
             await reader.readexactly(2)
             assert await reader.read() == b""
-            assert asyncio.get_running_loop().time() - start < 5
+            assert asyncio.get_running_loop().time() - start < 10
             writer.close()
 
     run(scenario())
