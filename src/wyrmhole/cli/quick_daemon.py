@@ -120,12 +120,12 @@ class Daemon:
         deadline = Deadline(GONE_SECONDS)
         while self.socket.exists() and not deadline.is_over:
             # Without CAP_SYS_PTRACE, as in most containers, the process is not found, and its file alone is watched.
-            if process is not None and (state := _state(process.pid)) in ("", "Z", "T", "t"):
-                return self._kill() if state in ("T", "t") else self._give_up()
+            if process is not None and (state := _state(process.pid)) in ("", "Z", "T"):
+                return self._kill() if state == "T" else self._settle()
             time.sleep(POLL_SECONDS)
         return None if self._tidy() else self._kill()
 
-    def _give_up(self) -> str | None:
+    def _settle(self) -> str | None:
         """After the process is gone: its first thread may be so while another still holds the socket."""
         deadline = Deadline(GONE_SECONDS)
         while not (is_tidy := self._tidy()) and not deadline.is_over:
@@ -135,9 +135,9 @@ class Daemon:
     def _kill(self) -> str | None:
         # Asked for again, right before: a number of a process may be another's by now.
         if (process := self.process) is None:
-            return self._give_up()
+            return self._settle()
         os.kill(process.pid, signal.SIGKILL)
-        said = self._give_up()
+        said = self._settle()
         return said or f"the daemon of {self._name} (pid {process.pid}) did not end and was killed"
 
     def _tidy(self) -> bool:
