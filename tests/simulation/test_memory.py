@@ -12,7 +12,7 @@ from wyrmhole.simulation.clock import SECOND
 from wyrmhole.simulation.ledger import MEMORY, Genuine, Ledger, RetiredKeys
 from wyrmhole.simulation.packets import PacketRecord
 from wyrmhole.simulation.run import Run
-from wyrmhole.simulation.scenario import draw
+from wyrmhole.simulation.scenario import Scenario, Step, draw
 from wyrmhole.simulation.world import World
 
 
@@ -50,6 +50,19 @@ def test_drawn_steps_are_the_same_whenever_they_are_gone_through() -> None:
         assert len(steps) == len(first) > 0
         assert first == sorted(first, key=lambda step: step.at)
         assert list(draw(4, hours=1, profile=profile).keep([0, 5]).steps) == [first[0], first[5]]
+
+
+def test_chosen_steps_happen_at_their_times_in_whatever_order_they_are_given() -> None:
+    chosen = [Step(at * SECOND, "talk", (1, 2, 1, 1, 48, False, False)) for at in (1, 2, 3)]
+    digests = set()
+    for steps in (chosen, chosen[::-1]):
+        world = World(Scenario(1, 2, 10 * SECOND, (0, 0), {}, tuple(steps)))
+        try:
+            world.guarded(world.run_steps)
+            digests.add(world.digest)
+        finally:
+            world.close()
+    assert len(digests) == 1
 
 
 def test_a_retired_key_is_known_until_two_tables_of_others_followed() -> None:

@@ -157,7 +157,7 @@ def test_the_command_tells_what_was_done(capsys: pytest.CaptureFixture[str]) -> 
     assert "x real time" in said
 
 
-@pytest.mark.parametrize("arguments", [["--hosts", "1"], ["--hosts", "17"], ["--trials", "L11"], ["--keep", "a"]])
+@pytest.mark.parametrize("arguments", [["--hosts", "1"], ["--hosts", "17"], ["--trials", "L12"], ["--keep", "a"]])
 def test_bad_arguments_are_refused(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as refused:
         main(arguments)

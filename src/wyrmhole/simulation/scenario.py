@@ -65,7 +65,7 @@ class Scenario:
     drifts: tuple[int, ...]
     nats: dict[int, int]
     steps: Collection[Step]
-    """In their order."""
+    """Those that are drawn are in the order of their times; a few chosen ones need not be."""
 
     def keep(self, numbers: list[int] | None) -> Scenario:
         """The same with some of its steps only; None: all."""

@@ -27,7 +27,7 @@ from wyrmhole.simulation.edges import EdgeCalls
 from wyrmhole.simulation.host import PORT, Host, PeerSettings
 from wyrmhole.simulation.ledger import Ledger
 from wyrmhole.simulation.network import Captured, Nat, Network, Weather
-from wyrmhole.simulation.scenario import Scenario, Step
+from wyrmhole.simulation.scenario import DrawnSteps, Scenario, Step
 from wyrmhole.wire.endpoint import Endpoint, SockAddr
 from wyrmhole.wire.prefix import Prefix
 
@@ -173,7 +173,10 @@ class World:
             host.start()
         first = next(self._order)
         self._order = itertools.count(first + MAX_STEPS)
-        self._plan_step(iter(self.scenario.steps), first)
+        steps = self.scenario.steps
+        if not isinstance(steps, DrawnSteps):
+            steps = sorted(steps, key=lambda step: step.at)
+        self._plan_step(iter(steps), first)
         end = START + self.scenario.duration
         self._plan_audit(end)
         self.run_until(end)
