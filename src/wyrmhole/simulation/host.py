@@ -119,8 +119,9 @@ class Host:
     def start(self) -> None:
         """Begin a life with what the settings say."""
         assert not self.running
-        # The former life is a circle of objects with some megabytes, which the interpreter may leave for a long time.
-        gc.collect()
+        if self.lives:
+            # The former one is a circle of objects with some megabytes, which nothing else may free for a long time.
+            gc.collect()
         self.lives += 1
         self.running = self.awake = True
         self._random = random_module.Random(f"{self._seed}/{self.number}/{self.lives}")
