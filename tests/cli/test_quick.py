@@ -20,6 +20,7 @@ from wyrmhole.cli.quick_names import RETRIES_BESIDE_A_USABLE_PEER, EndpointNames
 from wyrmhole.cli.quick_routing import Routing
 from wyrmhole.cli.quick_signals import ENDING, Interrupts
 from wyrmhole.control.endpoint_names import DEFAULT_RETRIES
+from wyrmhole.control.uapi_socket import LOCK_NAME
 from wyrmhole.control.wg_quick import Config, ConfigPeer
 from wyrmhole.control.wg_values import ConfigEndpoint
 from wyrmhole.errors import DeviceError
@@ -178,14 +179,14 @@ def test_a_daemon_whose_process_is_hidden_is_waited_for(tmp_path: Path, monkeypa
         assert "stop it by hand" in (daemon.end() or "")
         assert daemon.log.exists()
     assert daemon.end() is None
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK_NAME]
 
 
 def test_a_start_that_fails_leaves_no_log(tmp_path: Path) -> None:
     daemon = Daemon("a name that no interface has", str(tmp_path))
     with pytest.raises(DeviceError, match="the daemon did not start: "):
         daemon.start(Interrupts())
-    assert list(tmp_path.iterdir()) == [] and not daemon.may_run
+    assert [path.name for path in tmp_path.iterdir()] == [LOCK_NAME] and not daemon.may_run
 
 
 def test_a_start_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
