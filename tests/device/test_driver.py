@@ -20,7 +20,8 @@ from wyrmhole.wire.endpoint import Endpoint
 class Flood:
     """An engine with one handshake message after the other, and as many behind it; an interface that ignores them."""
 
-    def __init__(self, waiting: int) -> None:
+    def __init__(self, waiting: int, *, shares_interpreter: bool) -> None:
+        self.shares_interpreter = shares_interpreter
         self.fd = os.eventfd(1)
         self.waiting = waiting
         self.asked = 0
@@ -54,10 +55,19 @@ class SlowClock:
         return bytes(size)
 
 
-@pytest.mark.parametrize(("waiting", "rests"), [(UNDER_LOAD_QUEUE_DEPTH, True), (UNDER_LOAD_QUEUE_DEPTH - 1, False)])
-def test_under_load_the_loop_rests_between_batches(waiting: int, rests: bool) -> None:
+@pytest.mark.parametrize(
+    ("waiting", "shares", "rests"),
+    [
+        (UNDER_LOAD_QUEUE_DEPTH, True, True),
+        (UNDER_LOAD_QUEUE_DEPTH - 1, True, False),
+        (UNDER_LOAD_QUEUE_DEPTH, False, False),
+    ],
+)
+def test_under_load_the_loop_rests_behind_an_engine_that_shares_the_interpreter(
+    waiting: int, shares: bool, rests: bool
+) -> None:
     async def run() -> int:
-        flood = Flood(waiting)
+        flood = Flood(waiting, shares_interpreter=shares)
         ignore: Any = lambda _: None  # noqa: E731
         driver = Driver(
             cast(Interface, flood), cast(Engine, flood), SlowClock(), on_tun=ignore, on_failure=ignore, on_event=ignore

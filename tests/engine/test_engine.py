@@ -696,8 +696,9 @@ def test_bad_datagrams_are_dropped_by_name_and_answered_by_silence(data: bytes, 
 
 @pytest.mark.parametrize("kind", [1, 2])
 def test_handshake_messages_with_a_valid_mac1_are_reported(kind: int) -> None:
-    """M37."""
+    """M37. A response also needs an initiation under way."""
     _, b = connected()
+    b.engine.begin_initiation(0)
     b.network(handshake_message(kind), A_OUTER, source=b"here")
     assert b.reports() == [HandshakeDatagram(handshake_message(kind), A_OUTER, b"here", 0)]
 

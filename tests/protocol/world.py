@@ -77,6 +77,12 @@ class ModelPlane:
     def set_mac1_key(self, key: bytes | None) -> None:
         self.mac1_key = key
 
+    def set_cookie_secret(self, secret: bytes | bytearray | None, until: int) -> None: ...
+
+    def begin_initiation(self, local_index: int) -> None: ...
+
+    def end_initiation(self, local_index: int) -> None: ...
+
     def add_peer(self, peer: PeerId) -> None:
         self.peers[peer] = PlanePeer()
 

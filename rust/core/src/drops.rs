@@ -31,6 +31,8 @@ reasons! {
     BadMac1 = "bad_mac1",
     NoPrivateKey = "no_private_key",
     HandshakeQueueFull = "handshake_queue_full",
+    UnexpectedResponse = "unexpected_response",
+    UnexpectedCookie = "unexpected_cookie",
     UnknownIndex = "unknown_index",
     KeyExpired = "key_expired",
     MessageLimit = "message_limit",

@@ -1,7 +1,7 @@
 //! In: datagrams from the network become frames for the TUN.
 //!
 //! The caller feeds what one receive gave: a datagram, or a train of them from one sender. Handshake messages are
-//! reported, with mac1 checked; data is opened in place, checked and joined into frames again.
+//! reported if they pass the gate; data is opened in place, checked and joined into frames again.
 //!
 //! The order of checks is fixed by the protocol: receiver index, age and limit of the key, tag, and only then the
 //! replay window (rule M23), the inner length (M47) and the inner source against the whole table (M45). A train is
@@ -15,7 +15,7 @@ use crate::drops::DropReason;
 use crate::edges::{Edges, Gather, Part};
 use crate::ip::{self, Address};
 use crate::keypair::Keypair;
-use crate::messages::{self, COOKIE_REPLY, HEADER, OVERHEAD, TAG, TRANSPORT, TransportHeader};
+use crate::messages::{self, HEADER, OVERHEAD, TAG, TRANSPORT, TransportHeader};
 use crate::outbound::Outbound;
 use crate::peer::{Peer, Source};
 use crate::reports::Report;
@@ -291,7 +291,7 @@ fn mark(packet: &mut [u8], outer: u8) -> bool {
 /// Not data: a handshake message, or nothing that we know.
 fn handle_other(shared: &Shared, datagram: &[u8], arrival: &Arrival, now: u64) {
     let reported = messages::classify(datagram)
-        .and_then(|kind| shared.handshake(datagram, kind != COOKIE_REPLY, arrival.from, arrival.source, now));
+        .and_then(|kind| shared.handshake(kind, datagram, arrival.from, arrival.source, now));
     if let Err(reason) = reported {
         shared.drops.one(reason);
     }

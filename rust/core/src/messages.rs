@@ -73,6 +73,19 @@ pub fn classify(data: &[u8]) -> Result<u32, DropReason> {
     if fits { Ok(kind) } else { Err(DropReason::WrongLength) }
 }
 
+/// What mac2 covers, and mac2, of a message of type 1 or 2 of the right length.
+#[must_use]
+pub fn mac2_parts(message: &[u8]) -> (&[u8], &[u8]) {
+    message.split_at(message.len() - MAC)
+}
+
+/// The receiver's index in a message of type 2 or 3 of the right length.
+#[must_use]
+pub fn reply_index(kind: u32, message: &[u8]) -> u32 {
+    let at = if kind == RESPONSE { 8 } else { 4 };
+    u32::from_le_bytes([message[at], message[at + 1], message[at + 2], message[at + 3]])
+}
+
 /// What mac1 covers, and mac1, of a message of type 1 or 2 of the right length (5.4.4).
 #[must_use]
 pub fn mac1_parts(message: &[u8]) -> (&[u8], &[u8]) {

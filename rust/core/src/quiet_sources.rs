@@ -62,7 +62,7 @@ impl QuietSources {
 }
 
 /// An IPv4 address, or an IPv6 /64.
-fn source_of(address: IpAddr) -> u64 {
+pub(crate) fn source_of(address: IpAddr) -> u64 {
     match address {
         IpAddr::V4(address) => u64::from(address.to_bits()),
         IpAddr::V6(address) => (address.to_bits() >> 64) as u64,

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::drops::DropReason;
+use crate::gate::Queue;
 use crate::peer::{Peer, Source};
 use crate::quiet_sources::QuietSources;
 
@@ -34,7 +35,7 @@ pub enum Report {
     Failed(String),
 }
 
-/// A message of type 1, 2 or 3 with the right length; types 1 and 2 with a valid mac1.
+/// A message of type 1, 2 or 3 that passed the gate.
 pub struct Handshake {
     /// The message.
     pub data: Box<[u8]>,
@@ -42,19 +43,55 @@ pub struct Handshake {
     pub from: SocketAddr,
     /// Where it arrived.
     pub source: Option<Source>,
-    /// How many more waited behind it when it was taken.
+    /// How many messages of types 1 and 2 waited behind it when it was taken; replies to us do not count as load.
     pub behind: usize,
 }
 
 #[derive(Default)]
 struct Queues {
     reports: VecDeque<Report>,
-    handshakes: VecDeque<Handshake>,
+    replies: VecDeque<Handshake>,
+    proven: VecDeque<Handshake>,
+    others: VecDeque<Handshake>,
     quiet_sources: QuietSources,
     selects_until: u64,
 }
 
-/// Both queues. Whoever adds something later calls `must_announce` once and wakes the control thread if told to.
+impl Queues {
+    fn has_some(&self) -> bool {
+        !(self.reports.is_empty() && self.replies.is_empty() && self.proven.is_empty() && self.others.is_empty())
+    }
+
+    fn waiting(&mut self, queue: Queue) -> &mut VecDeque<Handshake> {
+        match queue {
+            Queue::Replies => &mut self.replies,
+            Queue::Proven => &mut self.proven,
+            Queue::Others => &mut self.others,
+        }
+    }
+
+    fn is_refused_under_load(&mut self, from: SocketAddr, now: u64) -> bool {
+        if self.others.len() >= LOADED_HANDSHAKES {
+            self.selects_until = now + LOADED_HOLD;
+        }
+        now < self.selects_until && !self.quiet_sources.was_quiet(from, now)
+    }
+
+    /// Up to so many, those that proved more first.
+    fn take_handshakes(&mut self, limit: usize) -> Vec<Handshake> {
+        let mut taken = Vec::new();
+        for queue in [Queue::Replies, Queue::Proven, Queue::Others] {
+            while taken.len() < limit {
+                let Some(mut handshake) = self.waiting(queue).pop_front() else { break };
+                handshake.behind = self.proven.len() + self.others.len();
+                taken.push(handshake);
+            }
+        }
+        taken
+    }
+}
+
+/// All queues. Whoever adds something later calls `must_announce` once and wakes the control thread if told to.
 #[derive(Default)]
 pub struct Reports {
     queues: Mutex<Queues>,
@@ -74,23 +111,21 @@ impl Reports {
         true
     }
 
-    /// Under load, only from who was silent before: a flood's queue would leave an honest peer no place.
+    /// Under load, a message that has proved nothing about its source is taken only if the source was quiet: a flood
+    /// would leave an honest peer no place. Replies need no bound: there are two for each initiation.
     ///
     /// # Errors
     /// Why it is dropped.
-    pub fn push_handshake(&self, handshake: Handshake, now: u64) -> Result<(), DropReason> {
+    pub fn push_handshake(&self, queue: Queue, handshake: Handshake, now: u64) -> Result<(), DropReason> {
         let mut queues = self.lock();
-        let waiting = queues.handshakes.len();
-        if waiting >= LOADED_HANDSHAKES {
-            queues.selects_until = now + LOADED_HOLD;
-        }
-        if now < queues.selects_until && !queues.quiet_sources.was_quiet(handshake.from, now) {
+        if queue == Queue::Others && queues.is_refused_under_load(handshake.from, now) {
             return Err(DropReason::RateLimited);
         }
-        if waiting >= MAX_HANDSHAKES {
+        let waiting = queues.waiting(queue);
+        if queue != Queue::Replies && waiting.len() >= MAX_HANDSHAKES {
             return Err(DropReason::HandshakeQueueFull);
         }
-        queues.handshakes.push_back(handshake);
+        waiting.push_back(handshake);
         self.has_some.store(true, Ordering::SeqCst);
         Ok(())
     }
@@ -102,14 +137,8 @@ impl Reports {
         let mut queues = self.lock();
         let count = queues.reports.len().min(limit);
         let reports: Vec<Report> = queues.reports.drain(..count).collect();
-        let count = queues.handshakes.len().min(limit - reports.len());
-        let waiting = queues.handshakes.len();
-        let mut handshakes: Vec<Handshake> = queues.handshakes.drain(..count).collect();
-        for (at, handshake) in handshakes.iter_mut().enumerate() {
-            handshake.behind = waiting - at - 1;
-        }
-        let some = !queues.reports.is_empty() || !queues.handshakes.is_empty();
-        self.has_some.store(some, Ordering::SeqCst);
+        let handshakes = queues.take_handshakes(limit - reports.len());
+        self.has_some.store(queues.has_some(), Ordering::SeqCst);
         (reports, handshakes)
     }
 

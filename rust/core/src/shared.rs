@@ -10,17 +10,12 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use blake2::Blake2sMac;
-use blake2::digest::consts::U16;
-use blake2::digest::{KeyInit, Mac};
-use zeroize::Zeroizing;
-
 use crate::aead::Aead;
 use crate::allowed_ips::{AllowedIps, Prefix};
 use crate::drops::{DropReason, Drops};
+use crate::gate::Gate;
 use crate::ip::Address;
 use crate::keypair::{Dropped, Keypair, Limits};
-use crate::messages::mac1_parts;
 use crate::peer::{Marks, Peer, PeerState, Source};
 use crate::reports::{Handshake, Report, Reports};
 
@@ -33,7 +28,7 @@ const STAGED_SHARE: usize = 8;
 
 /// Receiver indices are random numbers of our own choice: they are their own hash.
 #[derive(Default)]
-struct IndexHasher(u64);
+pub(crate) struct IndexHasher(u64);
 
 impl Hasher for IndexHasher {
     fn finish(&self) -> u64 {
@@ -117,13 +112,14 @@ pub struct Shared {
     pub drops: Drops,
     /// What the control thread is told.
     pub reports: Reports,
+    /// Which handshake messages it is told of.
+    pub gate: Gate,
     aead: Box<dyn Aead>,
     peers: RwLock<HashMap<u64, Entry>>,
     routes: RwLock<AllowedIps<Arc<Peer>>>,
     /// Grows with each change of the routes, so that a worker may remember the last look-up.
     routes_version: AtomicU64,
     indices: RwLock<Indices>,
-    mac1_key: RwLock<Option<Zeroizing<[u8; 32]>>>,
     has_mac1_key: AtomicBool,
     mtu: AtomicUsize,
     listen_port: AtomicUsize,
@@ -138,12 +134,12 @@ impl Shared {
         Self {
             drops: Drops::default(),
             reports: Reports::default(),
+            gate: Gate::default(),
             aead,
             peers: RwLock::default(),
             routes: RwLock::default(),
             routes_version: AtomicU64::new(1),
             indices: RwLock::default(),
-            mac1_key: RwLock::default(),
             has_mac1_key: AtomicBool::new(false),
             mtu: AtomicUsize::new(1420),
             listen_port: AtomicUsize::new(0),
@@ -335,7 +331,7 @@ impl Shared {
     /// BLAKE2s key of mac1 for messages to us; None: no private key, every handshake message drops.
     pub fn set_mac1_key(&self, key: Option<[u8; 32]>) {
         self.has_mac1_key.store(key.is_some(), Ordering::Relaxed);
-        *write(&self.mac1_key) = key.map(Zeroizing::new);
+        self.gate.set_mac1_key(key);
     }
 
     /// Whether there is a private key at all.
@@ -343,25 +339,20 @@ impl Shared {
         self.has_mac1_key.load(Ordering::Relaxed)
     }
 
-    /// Report a message of the right length if its mac1 is good (rule M37); cookie replies have none.
+    /// Report a message of type 1, 2 or 3 of the right length if it passes the gate.
     ///
     /// # Errors
     /// Why it is dropped.
     pub fn handshake(
         &self,
+        kind: u32,
         data: &[u8],
-        has_mac1: bool,
         from: SocketAddr,
         source: Option<Source>,
         now: u64,
     ) -> Result<(), DropReason> {
-        let key = read(&self.mac1_key);
-        let key = key.as_ref().ok_or(DropReason::NoPrivateKey)?;
-        if has_mac1 && !is_mac1_good(key, data) {
-            return Err(DropReason::BadMac1);
-        }
-        let handshake = Handshake { data: data.into(), from, source, behind: 0 };
-        self.reports.push_handshake(handshake, now)
+        let queue = self.gate.admit(kind, data, from, now)?;
+        self.reports.push_handshake(queue, Handshake { data: data.into(), from, source, behind: 0 }, now)
     }
 
     // Reports about a peer, whose state is locked
@@ -612,13 +603,6 @@ pub struct LastBatch {
 
 fn bytes_of(packets: &VecDeque<Box<[u8]>>) -> usize {
     packets.iter().map(|packet| packet.len()).sum()
-}
-
-fn is_mac1_good(key: &[u8; 32], message: &[u8]) -> bool {
-    let (covered, mac1) = mac1_parts(message);
-    let Ok(mut mac) = Blake2sMac::<U16>::new_from_slice(key) else { return false };
-    mac.update(covered);
-    mac.verify_slice(mac1).is_ok()
 }
 
 fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {

@@ -236,6 +236,7 @@ impl Engine {
             self.shared.remove_peer(peer.id);
         }
         *lock(&self.notify) = None;
+        self.shared.gate.close();
     }
 
     // Tables
@@ -244,6 +245,22 @@ impl Engine {
         let key = key.map(key_of).transpose()?;
         self.shared.set_mac1_key(key.map(|key| *key));
         Ok(())
+    }
+
+    fn set_cookie_secret(&self, secret: Option<&Bound<'_, PyAny>>, until: u64) -> PyResult<()> {
+        let secret = secret.map(session_key_of).transpose()?;
+        self.shared.gate.set_cookie_secret(secret.map(|secret| *secret), until);
+        Ok(())
+    }
+
+    fn begin_initiation(&self, index: u32) {
+        if !self.is_closed.load(Ordering::Relaxed) {
+            self.shared.gate.begin_initiation(index);
+        }
+    }
+
+    fn end_initiation(&self, index: u32) {
+        self.shared.gate.end_initiation(index);
     }
 
     fn add_peer(&self, peer: u64) {

@@ -3,8 +3,8 @@
 Everything runs on the asyncio loop's thread. An engine report or the alarm wakes it; it feeds what there is to the
 interface, hands TUN changes and events to the device, and sets the alarm to the interface's next deadline. Reports are
 taken in small batches, so that a flood of handshakes cannot keep the loop from its other work (the UAPI). While more
-handshakes wait than there should, the loop also rests after each batch: it shares the interpreter with the portable
-engine's thread, and handshakes must not delay data.
+handshakes wait than there should, the loop also rests after each batch, if the engine's thread shares the interpreter
+with it: handshakes must not delay data. Behind the native engine a rest would only lose handshakes.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class Driver:
         if self._loop is not None:
             self._interface.handle_timeout(now)
             self.settle()
-            if waiting >= UNDER_LOAD_QUEUE_DEPTH:
+            if waiting >= UNDER_LOAD_QUEUE_DEPTH and self._engine.shares_interpreter:
                 self._rest(self._clock.boottime() - now)
 
     def _rest(self, worked: int) -> None:

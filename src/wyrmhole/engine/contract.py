@@ -43,6 +43,8 @@ EngineReport = Report | TunChanged | EngineFailed
 
 class Engine(DataPlane, Protocol):
     kind: EngineKind
+    shares_interpreter: bool
+    """Whether its threads need the interpreter for each packet, so that other Python code delays packets."""
 
     def attach_tun(self, tun: Tun) -> None:
         """Start to move packets. Reports of the tun (`TunChanged`) begin."""

@@ -1,7 +1,7 @@
 """In: datagrams from the network become frames for the TUN.
 
 A pure step: no socket, no clock. The engine feeds what one receive gave (`handle`): a datagram, or a train of them from
-one sender. Handshake messages are reported, with mac1 checked; data is opened, checked and joined into frames again.
+one sender. Handshake messages are reported if they pass the gate; data is opened, checked and joined into frames again.
 
 The order of checks is fixed by the protocol: receiver index, age and limit of the key, tag, and only then the replay
 window (rule M23), the inner length (M47) and the inner source against the whole table (M45). A train is nearly always
@@ -14,8 +14,6 @@ Plaintext is opened into `bytes` of its own: in Python that costs what opening i
 from __future__ import annotations
 
 from collections.abc import Callable
-from hashlib import blake2s
-from hmac import compare_digest
 
 from wyrmhole.engine.tables import EnginePeer, Tables
 from wyrmhole.net.bind import Received
@@ -242,13 +240,8 @@ class Inbound:
             self._handle_handshake(kind, bytes(data), received, now)
 
     def _handle_handshake(self, kind: int, message: bytes, received: Received, now: int) -> None:
-        """mac1 is checked before anything else is done for a message (rule M37)."""
-        key = self._tables.mac1_key
-        if key is None:
-            self._tables.drops[DropReason.NO_PRIVATE_KEY] += 1
-        elif kind != messages.MESSAGE_COOKIE_REPLY and not compare_digest(
-            blake2s(messages.before_mac1(message), digest_size=16, key=key).digest(), messages.mac1_of(message)
-        ):
-            self._tables.drops[DropReason.BAD_MAC1] += 1
+        queue = self._tables.gate.admit(kind, message, received.sockaddr, now)
+        if isinstance(queue, DropReason):
+            self._tables.drops[queue] += 1
         else:
-            self._tables.report_handshake(message, received.sockaddr, received.source, now)
+            self._tables.report_handshake(queue, message, received.sockaddr, received.source, now)

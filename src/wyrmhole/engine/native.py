@@ -90,6 +90,7 @@ class NativeEngine:
     """
 
     kind = EngineKind.NATIVE
+    shares_interpreter = False
 
     def __init__(
         self,
@@ -215,6 +216,15 @@ class NativeEngine:
 
     def set_mac1_key(self, key: bytes | None) -> None:
         self._native.set_mac1_key(key)
+
+    def set_cookie_secret(self, secret: bytes | bytearray | None, until: int) -> None:
+        self._native.set_cookie_secret(secret, until)
+
+    def begin_initiation(self, local_index: int) -> None:
+        self._native.begin_initiation(local_index)
+
+    def end_initiation(self, local_index: int) -> None:
+        self._native.end_initiation(local_index)
 
     def add_peer(self, peer: PeerId) -> None:
         self._native.add_peer(peer)

@@ -73,7 +73,7 @@ class Outbound:
             tables.drops[DropReason.MALFORMED_FRAME] += len(packets)
             return
         peer = tables.route(destination)
-        if peer is None or peer.sockaddr is NO_SOCKADDR or tables.mac1_key is None:
+        if peer is None or peer.sockaddr is NO_SOCKADDR or tables.gate.mac1_key is None:
             self._refuse(packets[0], peer, len(packets))
         elif self._is_loop(packets[0], peer):
             tables.drops[DropReason.ROUTE_LOOP] += len(packets)
@@ -93,7 +93,7 @@ class Outbound:
             tables.drops[DropReason.MALFORMED_FRAME] += 1
             return
         peer = tables.routes.get(destination) or tables.route(destination)
-        if peer is None or peer.sockaddr is NO_SOCKADDR or tables.mac1_key is None:
+        if peer is None or peer.sockaddr is NO_SOCKADDR or tables.gate.mac1_key is None:
             self._refuse(packet, peer, 1)
             return
         if protocol == ip.PROTOCOL_UDP and self._is_loop(packet, peer):

@@ -69,6 +69,7 @@ class PortableEngine:
     """See engine.contract. `clock` gives boottime nanoseconds."""
 
     kind = EngineKind.PORTABLE
+    shares_interpreter = True
 
     def __init__(self, clock: Callable[[], int], *, threaded: bool = True) -> None:
         self._clock = clock
@@ -128,6 +129,7 @@ class PortableEngine:
         self._drop_tun()
         self._bind = None
         self._bind_polled.close()
+        self._tables.gate.close()
         os.close(self._wake)
         os.close(self._reports)
 
@@ -153,6 +155,15 @@ class PortableEngine:
 
     def set_mac1_key(self, key: bytes | None) -> None:
         self._post(self._tables.set_mac1_key, key)
+
+    def set_cookie_secret(self, secret: bytes | bytearray | None, until: int) -> None:
+        self._post(self._tables.gate.set_cookie_secret, secret, until)
+
+    def begin_initiation(self, local_index: int) -> None:
+        self._post(self._tables.gate.begin_initiation, local_index)
+
+    def end_initiation(self, local_index: int) -> None:
+        self._post(self._tables.gate.end_initiation, local_index)
 
     def add_peer(self, peer: PeerId) -> None:
         self._post(self._tables.add_peer, peer)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter, deque
 
 from wyrmhole.engine.contract import EngineReport
+from wyrmhole.engine.gate import Gate, Queue
 from wyrmhole.protocol.allowed_ips import AllowedIPs
 from wyrmhole.protocol.constants import (
     MAX_QUEUED_HANDSHAKES,
@@ -102,13 +103,13 @@ class Tables:
         self.allowed_ips: AllowedIPs[EnginePeer] = AllowedIPs()
         self.routes: dict[bytes, EnginePeer | None] = {}
         self.drops: Counter[DropReason] = Counter()
-        self.mac1_key: bytes | None = None
+        self.gate = Gate()
         self.mtu = 1420
         self.listen_port = 0
         self.staged_bytes = 0
         # A peer stands for its own `Roamed`, which is made when it is taken: many changes are one report.
         self._reports: deque[EngineReport | EnginePeer] = deque()
-        self._handshakes: deque[tuple[bytes, SockAddr, Source | None]] = deque()
+        self._handshakes: dict[Queue, deque[tuple[bytes, SockAddr, Source | None]]] = {it: deque() for it in Queue}
         self._quiet_sources = QuietSources()
         self._selects_until = 0
 
@@ -122,24 +123,29 @@ class Tables:
         self._reports.append(report)
         return True
 
-    def report_handshake(self, data: bytes, sockaddr: SockAddr, source: Source | None, now: int) -> None:
-        """Under load, only from who was silent before: a flood's queue would leave an honest peer no place."""
-        waiting = len(self._handshakes)
-        if waiting >= UNDER_LOAD_QUEUE_DEPTH:
-            self._selects_until = now + UNDER_LOAD_HOLD
-        if now < self._selects_until and not self._quiet_sources.was_quiet(_source_key(sockaddr), now):
+    def report_handshake(self, queue: Queue, data: bytes, sockaddr: SockAddr, source: Source | None, now: int) -> None:
+        """Under load, a message that has proved nothing about its source is taken only if the source was quiet: a
+        flood would leave an honest peer no place. Replies need no bound: there are two for each initiation."""
+        waiting = self._handshakes[queue]
+        if queue is Queue.OTHERS and self._is_refused_under_load(sockaddr, now):
             self.drops[DropReason.RATE_LIMITED] += 1
-        elif waiting >= MAX_QUEUED_HANDSHAKES:
+        elif queue is not Queue.REPLIES and len(waiting) >= MAX_QUEUED_HANDSHAKES:
             self.drops[DropReason.HANDSHAKE_QUEUE_FULL] += 1
         else:
-            self._handshakes.append((data, sockaddr, source))
+            waiting.append((data, sockaddr, source))
+
+    def _is_refused_under_load(self, sockaddr: SockAddr, now: int) -> bool:
+        if len(self._handshakes[Queue.OTHERS]) >= UNDER_LOAD_QUEUE_DEPTH:
+            self._selects_until = now + UNDER_LOAD_HOLD
+        return now < self._selects_until and not self._quiet_sources.was_quiet(_source_key(sockaddr), now)
 
     @property
     def has_reports(self) -> bool:
-        return bool(self._reports or self._handshakes)
+        return bool(self._reports or any(self._handshakes.values()))
 
     def take_reports(self, limit: int) -> list[EngineReport]:
-        """Oldest first, handshakes last: they are the work that a flood can make much of."""
+        """Oldest first, handshakes last: they are the work that a flood can make much of. Those that proved more come
+        before the others."""
         taken: list[EngineReport] = []
         while self._reports and len(taken) < limit:
             report = self._reports.popleft()
@@ -149,11 +155,15 @@ class Tables:
                 taken.append(Roamed(report.id, Endpoint.from_sockaddr(report.sockaddr)))
             else:
                 taken.append(report)
-        while self._handshakes and len(taken) < limit:
-            data, sockaddr, source = self._handshakes.popleft()
-            endpoint = Endpoint.from_sockaddr(sockaddr)
-            taken.append(HandshakeDatagram(data, endpoint, source, queue_depth=len(self._handshakes)))
+        for queue in self._handshakes.values():
+            while queue and len(taken) < limit:
+                data, sockaddr, source = queue.popleft()
+                endpoint = Endpoint.from_sockaddr(sockaddr)
+                taken.append(HandshakeDatagram(data, endpoint, source, queue_depth=self._depth()))
         return taken
+
+    def _depth(self) -> int:
+        return len(self._handshakes[Queue.PROVEN]) + len(self._handshakes[Queue.OTHERS])
 
     def want_key(self, peer: EnginePeer) -> None:
         if not peer.key_wanted_said:
@@ -287,7 +297,7 @@ class Tables:
             self.routes.clear()
 
     def set_mac1_key(self, key: bytes | None) -> None:
-        self.mac1_key = key
+        self.gate.mac1_key = key
 
     def set_endpoint(self, peer: PeerId, endpoint: Endpoint | None, source: Source | None = None) -> None:
         it = self.peers.get(peer)

@@ -33,14 +33,21 @@ def cookie_key(public: PublicKey) -> bytes:
 
 
 class CookieChecker:
-    """Checks messages to us and makes cookie replies. `random` gives secret bytes; `now` is boottime nanoseconds."""
+    """Checks messages to us and makes cookie replies. `random` gives secret bytes; `now` is boottime nanoseconds.
+    `announce` is called with each new secret of cookies and the last moment at which it is valid."""
 
-    __slots__ = ("_cookie_key", "_random", "_secret", "_secret_birth", "mac1_key")
+    __slots__ = ("_announce", "_cookie_key", "_random", "_secret", "_secret_birth", "mac1_key")
 
-    def __init__(self, public: PublicKey, random: Callable[[int], bytes]) -> None:
+    def __init__(
+        self,
+        public: PublicKey,
+        random: Callable[[int], bytes],
+        announce: Callable[[bytes, int], None] = lambda secret, until: None,
+    ) -> None:
         self.mac1_key = mac1_key(public)
         self._cookie_key = cookie_key(public)
         self._random = random
+        self._announce = announce
         self._secret: bytes | None = None
         self._secret_birth = 0
 
@@ -56,6 +63,7 @@ class CookieChecker:
         """A cookie reply to the message with a valid mac1 whose sender index is `sender`."""
         if self._secret is None or now - self._secret_birth > COOKIE_LIFETIME:
             self._secret, self._secret_birth = self._random(32), now
+            self._announce(self._secret, now + COOKIE_LIFETIME)
         nonce = self._random(24)
         sealed = xseal(self._cookie_key, nonce, self._cookie(endpoint), mac1_of(message))
         return CookieReply(sender, nonce, sealed).emit()

@@ -76,13 +76,15 @@ class PeerCounters:
 
 @dataclass(frozen=True, slots=True)
 class HandshakeDatagram:
-    """A message of type 1, 2 or 3 with the right length; types 1 and 2 have a valid mac1."""
+    """A message of type 1, 2 or 3 with the right length; types 1 and 2 have a valid mac1, types 2 and 3 answer an
+    initiation under way."""
 
     data: bytes
     endpoint: Endpoint
     source: Source | None
     queue_depth: int
-    """How many more waited behind this one when it was taken: the load trigger."""
+    """How many messages of types 1 and 2 waited behind this one when it was taken: the load trigger. Replies to our
+    own initiations are not counted, because there are no more of them than there are initiations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,17 @@ class DataPlane(Protocol):
 
     def set_mac1_key(self, key: bytes | None) -> None:
         """BLAKE2s key of mac1 for messages to us (32 bytes); None: no private key, every handshake message drops."""
+
+    def set_cookie_secret(self, secret: bytes | bytearray | None, until: int) -> None:
+        """The 32-byte secret of the cookies in our cookie replies, valid up to and including `until`. Messages with a
+        mac2 that follows from it are queued apart and are not refused for their source. None: there is none."""
+
+    def begin_initiation(self, local_index: int) -> None:
+        """An initiation with this sender index is about to leave: only now is a response or a cookie reply to it
+        reported."""
+
+    def end_initiation(self, local_index: int) -> None:
+        """The initiation was answered or abandoned."""
 
     def add_peer(self, peer: PeerId) -> None: ...
 

@@ -23,6 +23,7 @@ class DropReason(Enum):
     BAD_MAC1 = "bad_mac1"
     NO_PRIVATE_KEY = "no_private_key"
     HANDSHAKE_QUEUE_FULL = "handshake_queue_full"
+    UNEXPECTED_COOKIE = "unexpected_cookie"  # a cookie reply to no initiation under way
     UNKNOWN_INDEX = "unknown_index"
     KEY_EXPIRED = "key_expired"
     MESSAGE_LIMIT = "message_limit"  # counter at or beyond Reject-After-Messages

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from wyrmhole.protocol import noise, tai64n
 from wyrmhole.protocol.constants import HANDSHAKE_FLOOR, UNDER_LOAD_HOLD, UNDER_LOAD_QUEUE_DEPTH
 from wyrmhole.protocol.cookie import CookieChecker
-from wyrmhole.protocol.data_plane import HandshakeDatagram
+from wyrmhole.protocol.data_plane import DataPlane, HandshakeDatagram
 from wyrmhole.protocol.drops import DropReason
 from wyrmhole.protocol.events import CookieReceived, CookieReplySent, Event, HandshakeRefused
 from wyrmhole.protocol.index_table import IndexTable
@@ -65,13 +65,16 @@ Outcome = Reply | Accepted | Completed | None
 
 
 class Exchange:
-    """`random` gives bytes, `wall_clock` nanoseconds since 1970, `report` takes events: all three are the caller's."""
+    """`random` gives bytes, `wall_clock` nanoseconds since 1970, `report` takes events: all three are the caller's. The
+    data plane, if there is one, learns which initiations are under way and by which secret cookies are made, so that it
+    can refuse other messages at the cost of a look-up."""
 
     def __init__(
         self,
         peers: PeerStore,
         random: Callable[[int], bytes],
         wall_clock: Callable[[], int],
+        data_plane: DataPlane | None = None,
         report: Callable[[Event], None] = lambda event: None,
     ) -> None:
         self.peers = peers
@@ -81,6 +84,7 @@ class Exchange:
         self.checker: CookieChecker | None = None
         self._random = random
         self._wall_clock = wall_clock
+        self._data_plane = data_plane
         self._report = report
         self._limiter = RateLimiter()
         self._under_load_until = LONG_AGO
@@ -88,10 +92,17 @@ class Exchange:
     def set_private_key(self, private_key: PrivateKey | None) -> None:
         """Forget everything that followed from the former key."""
         self.private_key = private_key
-        self.checker = None if private_key is None else CookieChecker(private_key.public_key(), self._random)
+        self.checker = None
+        self._set_cookie_secret(None, 0)
+        if private_key is not None:
+            self.checker = CookieChecker(private_key.public_key(), self._random, self._set_cookie_secret)
         for peer in self.peers:
             peer.forget_static()
             self.abandon(peer)
+
+    def _set_cookie_secret(self, secret: bytes | None, until: int) -> None:
+        if self._data_plane is not None:
+            self._data_plane.set_cookie_secret(secret, until)
 
     def static_static(self, peer: Peer) -> bytes | None:
         """dh of both static keys, None without a private key or when it is zero."""
@@ -124,6 +135,8 @@ class Exchange:
             self.indices.remove(index)
             return None
         peer.sent, peer.last_stamp_sent = sent, stamp
+        if self._data_plane is not None:
+            self._data_plane.begin_initiation(index)
         message = Initiation(index, body.ephemeral, body.encrypted_static, body.encrypted_payload, _NO_MACS, _NO_MACS)
         return self._with_macs(peer, message.emit(), now)
 
@@ -131,7 +144,12 @@ class Exchange:
         """Forget the initiation that waits for a response."""
         if peer.sent is not None:
             self.indices.remove(peer.sent.local_index)
-            peer.sent = None
+            self._forget_sent(peer, peer.sent)
+
+    def _forget_sent(self, peer: Peer, sent: noise.InitiationSent) -> None:
+        peer.sent = None
+        if self._data_plane is not None:
+            self._data_plane.end_initiation(sent.local_index)
 
     def consume(self, datagram: HandshakeDatagram, now: int) -> Outcome:
         """Work on one message of type 1, 2 or 3. None: nothing came of it (its drop is counted, or it was a cookie)."""
@@ -241,5 +259,5 @@ class Exchange:
             self._refuse(DropReason.BAD_HANDSHAKE, datagram.endpoint, peer.public_key)
             return None
         # The index goes over to the keypair, so it stays in the table.
-        peer.sent = None
+        self._forget_sent(peer, peer.sent)
         return Completed(peer, keys, message.receiver, message.sender)

@@ -82,7 +82,7 @@ class Interface:
         self.timings = timings or Timings()
         self.peers = peers or PeerStore()
         self._events: deque[Event] = deque(maxlen=MAX_EVENTS)
-        self.exchange = Exchange(self.peers, random, wall_clock, self._events.append)
+        self.exchange = Exchange(self.peers, random, wall_clock, data_plane, self._events.append)
         self.is_up = False
         self._data_plane = data_plane
         self._random = random

@@ -30,6 +30,15 @@ class Recorder:
     def set_mac1_key(self, key: bytes | None) -> None:
         self._engine.set_mac1_key(key)
 
+    def set_cookie_secret(self, secret: bytes | bytearray | None, until: int) -> None:
+        self._engine.set_cookie_secret(secret, until)
+
+    def begin_initiation(self, local_index: int) -> None:
+        self._engine.begin_initiation(local_index)
+
+    def end_initiation(self, local_index: int) -> None:
+        self._engine.end_initiation(local_index)
+
     def add_peer(self, peer: PeerId) -> None:
         self._shadow.add_peer(peer, self._peer(peer).public_key.raw)
         self._engine.add_peer(peer)

@@ -27,6 +27,7 @@ _HEADER = struct.Struct("<IIQ")
 _VIRTIO = struct.Struct("=BBHHHH")
 _NEEDS_CSUM, _GSO_V4, _GSO_UDP = 1, 1, 5
 _TCP, _UDP, _OTHER = 6, 17, 253
+_INITIATIONS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,7 @@ class _Drawer:
         self.random = Random(f"{seed}/script")
         self.commands: list[Command] = []
         self.mac1_key = self.random.randbytes(32)
+        self.cookie_secret = self.random.randbytes(32)
         self.now = START
         self.sessions: list[_Session] = []
         self._indices = 0
@@ -277,14 +279,40 @@ class _Drawer:
 
     def garbage(self) -> None:
         if self.random.random() < 0.3:
-            body = self.random.choice(
-                (b"\1\0\0\0" + self.random.randbytes(112), b"\2\0\0\0" + self.random.randbytes(56))
-            )
-            self._arrive(body + mac(self.mac1_key, body) + bytes(16), 1)
+            self._handshake()
             return
         kind = bytes((self.random.choice((0, 1, 2, 3, 4, 5)), 0, 0, self.random.choice((0, 0, 1))))
         data = kind + self.random.randbytes(self.random.choice((0, 1, 28, 60, 88, 144, 145)))
         self._arrive(data[: self.random.choice((3, 4, 32, 64, 92, 148, 200))], 1)
+
+    def _handshake(self) -> None:
+        """A message of type 1, 2 or 3, mostly with a valid mac1, at times with a valid mac2; replies are to one of
+        few initiations, which are under way or not."""
+        random = self.random
+        index = random.randrange(_INITIATIONS).to_bytes(4, "little")
+        kind = random.randrange(1, 4)
+        if kind == 3:
+            self._arrive(b"\3\0\0\0" + index + random.randbytes(56), 1)
+            return
+        body = b"\1\0\0\0" + random.randbytes(112)
+        if kind == 2:
+            body = b"\2\0\0\0" + random.randbytes(4) + index + random.randbytes(48)
+        body += mac(self.mac1_key if random.random() < 0.9 else random.randbytes(32), body)
+        address = self.endpoint(1).address_bytes + LOCAL_PORT.to_bytes(2, "big")
+        mac2 = mac(mac(self.cookie_secret, address), body) if random.random() < 0.5 else bytes(16)
+        self._arrive(body + mac2, 1)
+
+    def gate(self) -> None:
+        """What the protocol tells the engine about handshakes."""
+        random = self.random
+        what = random.randrange(4)
+        if what < 2:
+            self.add("begin_initiation", random.randrange(_INITIATIONS))
+        elif what == 2:
+            self.add("end_initiation", random.randrange(_INITIATIONS))
+        else:
+            secret = None if random.random() < 0.2 else self.cookie_secret
+            self.add("set_cookie_secret", secret, self.now + random.choice((0, 120)) * SECOND)
 
     def new_key(self) -> None:
         self.install(self.random.randrange(1, PEERS + 1))
@@ -354,7 +382,8 @@ _KINDS: dict[str, int] = {
     "short_frame": 1,
     "data": 25,
     "train": 8,
-    "garbage": 3,
+    "garbage": 6,
+    "gate": 3,
     "new_key": 4,
     "call": 8,
     "message": 3,

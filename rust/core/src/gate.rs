@@ -1,0 +1,151 @@
+//! What a handshake message has proved before anything waits for it or works on it: the twin of
+//! `wyrmhole.engine.gate`, which says why.
+
+use std::collections::HashMap;
+use std::hash::BuildHasherDefault;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use blake2::Blake2sMac;
+use blake2::digest::consts::U16;
+use blake2::digest::{KeyInit, Mac};
+use zeroize::Zeroizing;
+
+use crate::drops::DropReason;
+use crate::messages::{COOKIE_REPLY, INITIATION, MAC, RESPONSE, mac1_parts, mac2_parts, reply_index};
+use crate::ratelimiter::RateLimiter;
+use crate::shared::IndexHasher;
+
+/// Where a message waits, the first to be worked on first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queue {
+    /// The first response and the first cookie reply to an initiation under way: no more than two for each.
+    Replies,
+    /// Initiations and responses with a valid mac2.
+    Proven,
+    /// Everything else with a valid mac1.
+    Others,
+}
+
+/// The messages that have not answered an initiation yet.
+#[derive(Clone, Copy)]
+struct Awaited {
+    response: bool,
+    cookie_reply: bool,
+}
+
+struct CookieSecret {
+    key: Zeroizing<[u8; 32]>,
+    until: u64,
+}
+
+/// See the module.
+#[derive(Default)]
+pub struct Gate {
+    mac1_key: RwLock<Option<Zeroizing<[u8; 32]>>>,
+    cookie_secret: RwLock<Option<CookieSecret>>,
+    awaited: Mutex<HashMap<u32, Awaited, BuildHasherDefault<IndexHasher>>>,
+    limiter: Mutex<RateLimiter>,
+}
+
+impl Gate {
+    /// See `Shared::set_mac1_key`.
+    pub fn set_mac1_key(&self, key: Option<[u8; 32]>) {
+        *write(&self.mac1_key) = key.map(Zeroizing::new);
+    }
+
+    /// The secret of the cookies in our cookie replies, valid up to and including `until`.
+    pub fn set_cookie_secret(&self, secret: Option<[u8; 32]>, until: u64) {
+        *write(&self.cookie_secret) = secret.map(|key| CookieSecret { key: Zeroizing::new(key), until });
+    }
+
+    /// An initiation with this sender index is about to leave.
+    pub fn begin_initiation(&self, index: u32) {
+        lock(&self.awaited).insert(index, Awaited { response: true, cookie_reply: true });
+    }
+
+    /// It was answered or abandoned.
+    pub fn end_initiation(&self, index: u32) {
+        lock(&self.awaited).remove(&index);
+    }
+
+    /// Where a message of type 1, 2 or 3 and of the right length waits.
+    ///
+    /// # Errors
+    /// Why it is dropped.
+    pub fn admit(&self, kind: u32, message: &[u8], from: SocketAddr, now: u64) -> Result<Queue, DropReason> {
+        let key = read(&self.mac1_key);
+        let key = key.as_ref().ok_or(DropReason::NoPrivateKey)?;
+        if kind != COOKIE_REPLY {
+            let (covered, mac1) = mac1_parts(message);
+            if !is_mac(&**key, &[covered], mac1) {
+                return Err(DropReason::BadMac1);
+            }
+        }
+        if kind != INITIATION && self.is_first_reply(kind, message)? {
+            return Ok(Queue::Replies);
+        }
+        Ok(if self.has_proven_itself(message, from, now) { Queue::Proven } else { Queue::Others })
+    }
+
+    /// Whether it is the first of its type to answer an initiation; an error if there is no such initiation.
+    fn is_first_reply(&self, kind: u32, message: &[u8]) -> Result<bool, DropReason> {
+        let mut awaited = lock(&self.awaited);
+        let awaited = awaited.get_mut(&reply_index(kind, message));
+        if kind == RESPONSE {
+            let awaited = awaited.ok_or(DropReason::UnexpectedResponse)?;
+            return Ok(std::mem::take(&mut awaited.response));
+        }
+        let is_first = awaited.is_some_and(|it| std::mem::take(&mut it.cookie_reply));
+        if is_first { Ok(true) } else { Err(DropReason::UnexpectedCookie) }
+    }
+
+    fn has_proven_itself(&self, message: &[u8], from: SocketAddr, now: u64) -> bool {
+        let (covered, mac2) = mac2_parts(message);
+        if mac2 == [0; MAC] {
+            return false;
+        }
+        let secret = read(&self.cookie_secret);
+        let Some(secret) = secret.as_ref().filter(|it| now <= it.until) else { return false };
+        let port = from.port().to_be_bytes();
+        let cookie = match from.ip() {
+            IpAddr::V4(address) => mac_of(&*secret.key, &[&address.octets(), &port]),
+            IpAddr::V6(address) => mac_of(&*secret.key, &[&address.octets(), &port]),
+        };
+        is_mac(&*cookie, &[covered], mac2) && lock(&self.limiter).allow(from.ip(), now)
+    }
+
+    /// Forget keys, secrets and initiations.
+    pub fn close(&self) {
+        self.set_mac1_key(None);
+        self.set_cookie_secret(None, 0);
+        lock(&self.awaited).clear();
+    }
+}
+
+fn keyed(key: &[u8], parts: &[&[u8]]) -> Option<Blake2sMac<U16>> {
+    let mut mac = Blake2sMac::<U16>::new_from_slice(key).ok()?;
+    parts.iter().for_each(|part| mac.update(part));
+    Some(mac)
+}
+
+/// A key of a wrong length, which does not occur, gives zeros.
+fn mac_of(key: &[u8], parts: &[&[u8]]) -> Zeroizing<[u8; MAC]> {
+    Zeroizing::new(keyed(key, parts).map_or([0; MAC], |mac| mac.finalize().into_bytes().into()))
+}
+
+fn is_mac(key: &[u8], parts: &[&[u8]], expected: &[u8]) -> bool {
+    keyed(key, parts).is_some_and(|mac| mac.verify_slice(expected).is_ok())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn read<T>(lock: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,89 @@
+//! Token buckets for handshake messages, one per source: the twin of `wyrmhole.protocol.ratelimiter`.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use crate::quiet_sources::source_of;
+
+const SECOND: u64 = 1_000_000_000;
+/// Nanoseconds of credit that one message costs: 20 a second.
+const COST: u64 = SECOND / 20;
+/// Five at once.
+const CAPACITY: u64 = 5 * COST;
+/// A source this long quiet has a full bucket again, so forgetting it changes nothing.
+const IDLE: u64 = SECOND;
+const MAX_SOURCES: usize = 1 << 16;
+
+#[derive(Clone, Copy)]
+struct Bucket {
+    tokens: u64,
+    seen: u64,
+}
+
+/// See the module. It has a cap: when it is full of busy sources, unknown ones are refused and known ones still served.
+#[derive(Default)]
+pub struct RateLimiter {
+    buckets: HashMap<u64, Bucket>,
+    swept: u64,
+}
+
+impl RateLimiter {
+    /// Whether one more message from the IPv4 address or IPv6 /64 may pass at `now` (ns).
+    pub fn allow(&mut self, address: IpAddr, now: u64) -> bool {
+        let source = source_of(address);
+        if !self.buckets.contains_key(&source) {
+            self.make_room(now);
+            if self.buckets.len() >= MAX_SOURCES {
+                return false;
+            }
+        }
+        let bucket = self.buckets.entry(source).or_insert(Bucket { tokens: CAPACITY, seen: now });
+        bucket.tokens = CAPACITY.min(bucket.tokens + now.saturating_sub(bucket.seen));
+        bucket.seen = now;
+        let allowed = bucket.tokens >= COST;
+        if allowed {
+            bucket.tokens -= COST;
+        }
+        allowed
+    }
+
+    /// One look at all buckets at most once in `IDLE`, so that a new source costs little whatever comes.
+    fn make_room(&mut self, now: u64) {
+        if now.saturating_sub(self.swept) > IDLE {
+            self.buckets.retain(|_, bucket| now.saturating_sub(bucket.seen) <= IDLE);
+            self.swept = now;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn outer(number: usize) -> IpAddr {
+        Ipv4Addr::from_bits(number as u32).into()
+    }
+
+    #[test]
+    fn five_pass_at_once_and_then_twenty_a_second() {
+        let mut limiter = RateLimiter::default();
+        let allowed = |limiter: &mut RateLimiter, now| (0..10).filter(|_| limiter.allow(outer(1), now)).count();
+        assert_eq!(allowed(&mut limiter, 10 * SECOND), 5);
+        assert_eq!(allowed(&mut limiter, 10 * SECOND + COST), 1);
+        assert_eq!(allowed(&mut limiter, 20 * SECOND), 5);
+    }
+
+    #[test]
+    fn a_full_table_serves_known_sources_and_empties_when_they_fall_silent() {
+        let mut limiter = RateLimiter::default();
+        for number in 0..MAX_SOURCES {
+            assert!(limiter.allow(outer(number), 10 * SECOND));
+        }
+        assert!(!limiter.allow(outer(MAX_SOURCES), 10 * SECOND));
+        assert!(limiter.allow(outer(7), 10 * SECOND));
+        assert!(limiter.allow(outer(MAX_SOURCES), 12 * SECOND));
+        assert_eq!(limiter.buckets.len(), 1);
+    }
+}

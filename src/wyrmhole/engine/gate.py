@@ -1,0 +1,102 @@
+"""What a handshake message has proved before anything waits for it or works on it.
+
+Each message type has a first check that costs a stranger more than it costs us. Types 1 and 2 carry mac1, which takes
+our public key (rule M37). Types 2 and 3 answer an initiation of ours, so they carry its 32-bit random index: without
+such an initiation under way they cost one look-up. A valid mac2 proves that the sender receives at its address, which
+a forged source cannot do; such senders have a queue of their own, at the rate of an honest peer.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from hashlib import blake2s
+from hmac import compare_digest
+
+from wyrmhole.protocol.drops import DropReason
+from wyrmhole.protocol.primitives import wipe
+from wyrmhole.protocol.ratelimiter import RateLimiter
+from wyrmhole.wire import messages
+from wyrmhole.wire.endpoint import Endpoint, SockAddr
+
+_NO_MAC2 = bytes(messages.MAC_SIZE)
+_INDEX_OFFSETS = {
+    messages.MESSAGE_RESPONSE: messages.RESPONSE_RECEIVER_OFFSET,
+    messages.MESSAGE_COOKIE_REPLY: messages.RECEIVER_OFFSET,
+}
+_UNEXPECTED = {
+    messages.MESSAGE_RESPONSE: DropReason.UNEXPECTED_RESPONSE,
+    messages.MESSAGE_COOKIE_REPLY: DropReason.UNEXPECTED_COOKIE,
+}
+
+
+class Queue(Enum):
+    """Where a message waits, the first to be worked on first."""
+
+    REPLIES = "replies"
+    """The first response and the first cookie reply to an initiation under way: no more than two for each."""
+    PROVEN = "proven"
+    """Initiations and responses with a valid mac2."""
+    OTHERS = "others"
+
+
+class Gate:
+    __slots__ = ("_awaited", "_limiter", "_secret", "_secret_until", "mac1_key")
+
+    def __init__(self) -> None:
+        self.mac1_key: bytes | None = None
+        self._awaited: dict[int, set[int]] = {}
+        """By the index of an initiation under way: the types of message that have not answered it yet."""
+        self._secret: bytearray | None = None
+        self._secret_until = 0
+        self._limiter = RateLimiter()
+
+    def begin_initiation(self, index: int) -> None:
+        self._awaited[index] = set(_INDEX_OFFSETS)
+
+    def end_initiation(self, index: int) -> None:
+        self._awaited.pop(index, None)
+
+    def set_cookie_secret(self, secret: bytes | bytearray | None, until: int) -> None:
+        if self._secret is not None:
+            wipe(self._secret)
+        self._secret, self._secret_until = None if secret is None else bytearray(secret), until
+
+    def admit(self, kind: int, message: bytes, sockaddr: SockAddr, now: int) -> Queue | DropReason:
+        """Where a message of type 1, 2 or 3 and of the right length waits, or why it is dropped."""
+        if self.mac1_key is None:
+            return DropReason.NO_PRIVATE_KEY
+        if kind != messages.MESSAGE_COOKIE_REPLY and not _is_mac(
+            self.mac1_key, messages.before_mac1(message), messages.mac1_of(message)
+        ):
+            return DropReason.BAD_MAC1
+        if kind in _INDEX_OFFSETS:
+            awaited = self._awaited.get(_index_of(kind, message))
+            if awaited is not None and kind in awaited:
+                awaited.remove(kind)
+                return Queue.REPLIES
+            if awaited is None or kind == messages.MESSAGE_COOKIE_REPLY:
+                return _UNEXPECTED[kind]
+        return Queue.PROVEN if self._has_proven_itself(message, sockaddr, now) else Queue.OTHERS
+
+    def _has_proven_itself(self, message: bytes, sockaddr: SockAddr, now: int) -> bool:
+        mac2 = messages.mac2_of(message)
+        if self._secret is None or now > self._secret_until or mac2 == _NO_MAC2:
+            return False
+        endpoint = Endpoint.from_sockaddr(sockaddr)
+        address = endpoint.address_bytes
+        cookie = blake2s(address + endpoint.port.to_bytes(2, "big"), digest_size=16, key=self._secret).digest()
+        return _is_mac(cookie, messages.before_mac2(message), mac2) and self._limiter.allow(address, now)
+
+    def close(self) -> None:
+        self.mac1_key = None
+        self._awaited.clear()
+        self.set_cookie_secret(None, 0)
+
+
+def _index_of(kind: int, message: bytes) -> int:
+    offset = _INDEX_OFFSETS[kind]
+    return int.from_bytes(message[offset : offset + 4], "little")
+
+
+def _is_mac(key: bytes, covered: bytes, expected: bytes) -> bool:
+    return compare_digest(blake2s(covered, digest_size=16, key=key).digest(), expected)
