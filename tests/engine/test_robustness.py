@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import struct
 import threading
 from collections.abc import Sequence
@@ -223,6 +224,57 @@ def test_a_closed_engine_ignores_every_call() -> None:
     engine.set_mtu(1)
     assert engine.poll_reports() == []
     assert engine.counters(1).tx_bytes == 0
+
+
+class StuckTun(ListTun):
+    """A TUN in which the engine's thread stays until `release` is set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entered, self.release = threading.Event(), threading.Event()
+
+    def read_into(self, buffer: bytearray | memoryview) -> int:
+        self.entered.set()
+        assert self.release.wait(30)
+        return super().read_into(buffer)
+
+
+def wait_until(engine: Engine, event: threading.Event) -> None:
+    poll = select.poll()
+    poll.register(engine.fileno(), select.POLLIN)
+    while not event.is_set():
+        assert poll.poll(10_000) or event.is_set(), "nothing within 10 s"
+        engine.poll_reports()
+        event.wait(0.001)
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_stuck_worker_is_noticed(workers: int) -> None:
+    """What a watchdog asks: `when_applied` tells only after every worker took a turn."""
+    engine: Engine = make_engine(lambda: 1000 * SECOND, threaded=True, workers=workers)
+    tun, told = StuckTun(), [threading.Event() for _ in range(3)]
+    engine.attach_tun(tun)
+    engine.when_applied(told[0].set)
+    wait_until(engine, told[0])
+    tun.inject(PLAIN)
+    assert tun.entered.wait(10)
+    for event in told[1:]:
+        engine.when_applied(event.set)
+    engine.poll_reports()
+    assert [event.is_set() for event in told] == [True, False, False]
+    tun.release.set()
+    for event in told:
+        wait_until(engine, event)
+    engine.close()
+
+
+def test_without_threads_everything_is_applied_at_once_and_after_close_never() -> None:
+    engine: Engine = make_engine(lambda: 1000 * SECOND)
+    told: list[str] = []
+    engine.when_applied(lambda: told.append("open"))
+    engine.close()
+    engine.when_applied(lambda: told.append("closed"))
+    assert told == ["open"]
 
 
 def test_a_command_is_in_effect_for_the_packets_after_it() -> None:

@@ -31,6 +31,8 @@ pub enum Report {
     TunBroken,
     /// A UDP socket (its descriptor) gives nothing but errors.
     SocketBroken(i32),
+    /// Every worker carried out its orders up to the question of this number; beyond the limit of a call.
+    Applied(u64),
     /// The data path stopped for good.
     Failed(String),
 }
@@ -53,13 +55,15 @@ struct Queues {
     replies: VecDeque<Handshake>,
     proven: VecDeque<Handshake>,
     others: VecDeque<Handshake>,
+    applied: Option<u64>,
     quiet_sources: QuietSources,
     selects_until: u64,
 }
 
 impl Queues {
     fn has_some(&self) -> bool {
-        !(self.reports.is_empty() && self.replies.is_empty() && self.proven.is_empty() && self.others.is_empty())
+        self.applied.is_some()
+            || !(self.reports.is_empty() && self.replies.is_empty() && self.proven.is_empty() && self.others.is_empty())
     }
 
     fn waiting(&mut self, queue: Queue) -> &mut VecDeque<Handshake> {
@@ -111,6 +115,13 @@ impl Reports {
         true
     }
 
+    /// All workers answered the question of this number, and so all former ones. Never refused: it takes no place.
+    pub fn push_applied(&self, number: u64) {
+        let mut queues = self.lock();
+        queues.applied = queues.applied.max(Some(number));
+        self.has_some.store(true, Ordering::SeqCst);
+    }
+
     /// Under load, a message that has proved nothing about its source is taken only if the source was quiet: a flood
     /// would leave an honest peer no place. Replies need no bound: there are two for each initiation.
     ///
@@ -136,8 +147,9 @@ impl Reports {
         self.announced.store(false, Ordering::SeqCst);
         let mut queues = self.lock();
         let count = queues.reports.len().min(limit);
-        let reports: Vec<Report> = queues.reports.drain(..count).collect();
+        let mut reports: Vec<Report> = queues.reports.drain(..count).collect();
         let handshakes = queues.take_handshakes(limit - reports.len());
+        reports.extend(queues.applied.take().map(Report::Applied));
         self.has_some.store(queues.has_some(), Ordering::SeqCst);
         (reports, handshakes)
     }

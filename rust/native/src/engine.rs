@@ -19,6 +19,7 @@ use wyrmhole_core::drops::DropReason;
 use wyrmhole_core::edges::Edges;
 use wyrmhole_core::ip::Address;
 use wyrmhole_core::keypair::Limits;
+use wyrmhole_core::mailbox::Mailbox;
 use wyrmhole_core::outbound::{HANDSHAKE_TOS, Outbound, transmit};
 use wyrmhole_core::peer::{Peer, Source};
 use wyrmhole_core::reports::{Handshake, Report};
@@ -31,7 +32,7 @@ use crate::io::sys::EventFd;
 use crate::io::tun::KernelTun;
 use crate::io::udp::KernelBind;
 use crate::io::vector;
-use crate::worker::{BindEdge, Clock, Mailbox, Order, Surroundings, TunEdge, Worker};
+use crate::worker::{BindEdge, Clock, Order, Question, Surroundings, TunEdge, Worker};
 
 /// What the control thread sends by itself: handshakes, keepalives, what was staged. Its lock is held while it sends, so
 /// no worker takes it.
@@ -45,7 +46,7 @@ struct Sender {
 
 /// One worker, running or waiting for `turn`.
 struct Seat {
-    mailbox: Arc<Mailbox>,
+    mailbox: Arc<Mailbox<Order>>,
     wake: Arc<EventFd>,
     /// Here while no thread has it.
     idle: Option<Worker>,
@@ -208,6 +209,19 @@ impl Engine {
 
     fn set_mtu(&self, mtu: usize) {
         self.shared.set_mtu(mtu);
+    }
+
+    /// Ask every worker for a turn; the last to take it reports `applied` with the number. Returns at once. False: no
+    /// worker has a thread, so there is nobody to wait for.
+    fn ask_workers(&self, number: u64) -> bool {
+        let seats = lock(&self.seats);
+        let running: Vec<_> = seats.iter().filter(|seat| seat.thread.is_some()).collect();
+        let question = Question::new(number, running.len());
+        for seat in &running {
+            seat.mailbox.post(Order::Answer(Arc::clone(&question)));
+            seat.wake.ring();
+        }
+        !running.is_empty()
     }
 
     /// One turn on this thread, of an engine without threads.
@@ -495,6 +509,7 @@ fn append_report(taken: &Bound<'_, PyList>, report: Report) -> PyResult<()> {
         Report::Active(peer) => taken.append(("active", peer)),
         Report::TunBroken => taken.append(("tun_broken",)),
         Report::SocketBroken(fd) => taken.append(("socket_broken", fd)),
+        Report::Applied(number) => taken.append(("applied", number)),
         Report::Failed(reason) => taken.append(("failed", reason)),
     }
 }

@@ -13,11 +13,13 @@ use std::net::SocketAddr;
 use std::os::fd::RawFd;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pyo3::prelude::*;
 use wyrmhole_core::drops::DropReason;
 use wyrmhole_core::edges::{Edges, Gather, SendOutcome};
 use wyrmhole_core::inbound::{Arrival, Inbound};
+use wyrmhole_core::mailbox::Mailbox;
 use wyrmhole_core::outbound::Outbound;
 use wyrmhole_core::patience::{After, Patience};
 use wyrmhole_core::peer::Source;
@@ -192,18 +194,30 @@ pub enum Order {
     ResumeTun,
     /// Use these sockets, or none.
     Bind(Option<BindEdge>),
+    /// Say that you still carry out orders.
+    Answer(Arc<Question>),
     /// End.
     Stop,
 }
 
-/// What the control thread posts to and waits at.
-pub type Mailbox = wyrmhole_core::mailbox::Mailbox<Order>;
+/// Put to every worker at once; the last to answer reports it.
+pub struct Question {
+    number: u64,
+    unanswered: AtomicUsize,
+}
+
+impl Question {
+    /// To so many workers.
+    pub fn new(number: u64, workers: usize) -> Arc<Self> {
+        Arc::new(Self { number, unanswered: AtomicUsize::new(workers) })
+    }
+}
 
 /// See the module.
 pub struct Worker {
     shared: Arc<Shared>,
     clock: Clock,
-    mailbox: Arc<Mailbox>,
+    mailbox: Arc<Mailbox<Order>>,
     wake: Arc<EventFd>,
     notify: Arc<EventFd>,
     epoll: Epoll,
@@ -229,7 +243,7 @@ impl Worker {
     pub fn new(
         shared: Arc<Shared>,
         clock: Clock,
-        mailbox: Arc<Mailbox>,
+        mailbox: Arc<Mailbox<Order>>,
         wake: Arc<EventFd>,
         notify: Arc<EventFd>,
         spins: bool,
@@ -385,6 +399,11 @@ impl Worker {
                 }
             }
             Order::Bind(bind) => self.bind(bind),
+            Order::Answer(question) => {
+                if question.unanswered.fetch_sub(1, Ordering::AcqRel) == 1 {
+                    self.shared.reports.push_applied(question.number);
+                }
+            }
             Order::Stop => self.is_stopped = true,
         }
     }

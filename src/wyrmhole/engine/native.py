@@ -115,6 +115,8 @@ class NativeEngine:
         self._route_fds: tuple[int, ...] = ()
         self._stale: list[tuple[PeerId, tuple[str, int, int], Source]] = []
         self._waiting: deque[EngineReport] = deque()
+        self._questions: dict[int, Callable[[], None]] = {}
+        self._asked = 0
         self._pending = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._watch = select.epoll()
         self._polled = Polled(self._watch)
@@ -169,7 +171,14 @@ class NativeEngine:
         """Calls take effect before they return."""
 
     def when_applied(self, tell: Callable[[], None]) -> None:
-        tell()
+        """Calls take effect before they return; what is waited for is that every worker still takes its turns."""
+        if self._closed:
+            return
+        self._asked += 1
+        if self._native.ask_workers(self._asked):
+            self._questions[self._asked] = tell
+        else:
+            tell()
 
     def close(self) -> None:
         if self._closed:
@@ -308,11 +317,19 @@ class NativeEngine:
             return (Roamed(values[0], Endpoint(*values[1])),)
         if kind == "keypairs_dropped":
             return (KeypairsDropped(values[0], tuple(values[1])),)
+        if kind == "applied":
+            self._tell_applied(values[0])
+            return ()
         if kind == "tun_broken":
             return self._mend_tun()
         if kind == "socket_broken":
             return self._mend_socket(values[0])
         return (_SAME_ARGUMENTS[kind](*values),)
+
+    def _tell_applied(self, number: int) -> None:
+        """Workers take orders in turn, so whatever was asked before is answered too."""
+        for asked in [asked for asked in self._questions if asked <= number]:
+            self._questions.pop(asked)()
 
     # Edges
 

@@ -507,7 +507,8 @@ class Host:
 
     def queued_handshakes(self) -> list[bytes]:
         """What arrived and was not looked at yet, because the control thread is busy or the machine sleeps."""
-        return [data for data, _, _ in probe.tables_of(self.engine)._handshakes]
+        queues = probe.tables_of(self.engine)._handshakes.values()
+        return [data for queue in queues for data, _, _ in queue]
 
     def shadow_of(self, other: Host) -> ShadowPeer:
         found = self.shadow.peer_of(other.public.raw)
