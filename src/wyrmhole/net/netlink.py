@@ -252,12 +252,17 @@ class Client:
         for message in parse_messages(self._socket.recv(65536)):
             if message.sequence != self._sequence:
                 continue
-            if message.kind == NLMSG_ERROR and len(message.payload) >= _INT.size:
-                number = -int(_INT.unpack_from(message.payload)[0])
-                if number:
-                    raise Refused(number, os.strerror(number))
+            _check(message)
             return message
         raise OSError(errno.EPROTO, "the kernel did not answer a netlink request")
+
+
+def _check(message: Message) -> None:
+    """Raises Refused for an error; an error of 0 acknowledges."""
+    if message.kind == NLMSG_ERROR and len(message.payload) >= _INT.size:
+        number = -int(_INT.unpack_from(message.payload)[0])
+        if number:
+            raise Refused(number, os.strerror(number))
 
 
 def _emit_route_request(destination: str, source: str | None, mark: int) -> bytes:

@@ -24,7 +24,7 @@ import socket
 import threading
 from typing import NamedTuple
 
-from wyrmhole.net import netlink, timerfd, tun_ioctl
+from wyrmhole.net import netlink, quiet_link, timerfd, tun_ioctl
 from wyrmhole.net.tun import TunEvent
 
 _IFF_UP = 0x1
@@ -60,12 +60,16 @@ class TunLink:
         self._suspected = True
         self._mtu = 0
         self._index = 0
+        self._link: netlink.Link | None = None
+        self._is_elsewhere = False
+        self._silenced: netlink.Link | None = None
         self._name = ""
         self._client, self._listener = _open_netlink() if sockets is None else _adopt_netlink(*sockets)
         self._home = _socket_namespace(self._client)
         if self._listener is not None:
             self._epoll.register(self._listener.fileno(), select.EPOLLIN)
         self._look()
+        self._silence()
 
     def close(self) -> None:
         with self._lock:
@@ -110,6 +114,7 @@ class TunLink:
                 self._stop_listening()
                 return [TunEvent.DELETED]
             told, self._told = self._told, state
+            self._silence()
         events = []
         if told is None or told.up != state.up:
             events.append(TunEvent.UP if state.up else TunEvent.DOWN)
@@ -177,14 +182,26 @@ class TunLink:
             self._set_probing(True)
             return _State(self._probe_up(), self._mtu)
         self._set_probing(False)
-        self._index, self._mtu = link.interface, link.mtu
+        self._index, self._mtu, self._link = link.interface, link.mtu, link
         return _State(link.flags & (_IFF_UP | _IFF_RUNNING) == _IFF_UP | _IFF_RUNNING, link.mtu)
 
     def _ask_link(self) -> netlink.Link:
         """Raises OSError where netlink does not show the interface or will not tell of its changes."""
+        self._link = None
         if self._client is None:
             raise OSError(errno.EOPNOTSUPP, "netlink is not allowed")
-        return self._client.link(self._name, self._find_namespace(self._client))
+        namespace_id = self._find_namespace(self._client)
+        self._is_elsewhere = namespace_id is not None
+        return self._client.link(self._name, namespace_id)
+
+    def _silence(self) -> None:
+        """Again after each change: IPv6 begins anew on an interface that came back or whose MTU was below 1280. Not in
+        another namespace: a link can only be changed by a socket of its own."""
+        if self._client is None or self._link is None or self._is_elsewhere:
+            self._silenced = None
+        elif self._silenced != self._link:
+            self._silenced = self._link
+            quiet_link.silence(self._client, self._link)
 
     def _find_namespace(self, client: netlink.Client) -> int | None:
         """The id of the interface's namespace, None for the one of this process."""
