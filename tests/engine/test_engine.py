@@ -35,7 +35,7 @@ from wyrmhole.protocol.data_plane import (
     Report,
     Roamed,
 )
-from wyrmhole.protocol.drops import DropReason
+from wyrmhole.protocol.drops import DropReason, Oddity
 from wyrmhole.protocol.keys import PublicKey
 from wyrmhole.protocol.primitives import TransportCipher
 from wyrmhole.wire import ip
@@ -262,6 +262,13 @@ def test_handshake_messages_are_marked_af41() -> None:
     a, _ = connected()
     a.engine.send_to_peer(1, b"handshake")
     assert a.sent[-1][1:] == (b"handshake", None, 0x88)
+
+
+def test_cookie_replies_are_not_marked() -> None:
+    """Whoever floods asks for them; like the kernel's."""
+    a, _ = connected()
+    a.engine.send_to(A_OUTER, b"here", b"cookie reply")
+    assert a.sent[-1] == (A_OUTER.sockaddr, b"cookie reply", b"here", 0)
 
 
 # Out: drops
@@ -823,20 +830,43 @@ def test_the_inner_source_must_belong_to_the_peer_by_the_whole_table() -> None:
     assert b.drops() == {DropReason.BAD_SOURCE: 2}
 
 
-def test_congestion_outside_goes_inside_or_drops_what_cannot_carry_it() -> None:
-    """M48: RFC 6040, figure 4."""
+def ipv6(tos: int) -> bytes:
+    """From A to B."""
+    addresses = bytes.fromhex("fd00" + "00" * 13 + "01" + "fd00" + "00" * 13 + "02")
+    return struct.pack(">IHBB", 6 << 28 | tos << 20, 7, 253, 64) + addresses + b"payload"
+
+
+@pytest.mark.parametrize("outer_is_v6", [False, True])
+@pytest.mark.parametrize("inner_is_v6", [False, True])
+@pytest.mark.parametrize("is_train", [False, True])
+def test_congestion_outside_goes_inside_where_it_can_be_carried(
+    outer_is_v6: bool, inner_is_v6: bool, is_train: bool
+) -> None:
+    """M48, all 16 pairs: RFC 6040, figure 4, and like the kernel no drop. DSCP (here 0x40) stays."""
     a, b = connected()
-    packets = [ipv4(A_INNER, B_INNER, tos=tos) for tos in (0, 1, 2, 3)]
-    for packet in packets:
-        a.tunnel(packet)
-    for datagram in a.take():
-        b.bind.arrive(datagram, A_OUTER.sockaddr)
-        b.bind.incoming[-1].tos = ip.ECN_CE
-        b.engine.turn()
-    delivered = b.delivered
-    assert [packet[1] for packet in delivered] == [3, 3, 3]
-    assert all(checksum(packet[:20]) == 0 for packet in delivered)
-    assert b.drops() == {DropReason.ECN_MARKED: 1}
+    for side, prefix in ((a, "fd00::2/128"), (b, "fd00::1/128")):
+        side.engine.insert_allowed_ip(1, Prefix.parse(prefix))
+    sender = Endpoint("2001:db8::1", 51820) if outer_is_v6 else A_OUTER
+    for outer in range(4):
+        packets = [
+            ipv6(0x40 | inner) if inner_is_v6 else ipv4(A_INNER, B_INNER, tos=0x40 | inner) for inner in range(4)
+        ]
+        for packet in packets:
+            a.tunnel(packet)
+        sealed = a.take()
+        for data in [b"".join(sealed)] if is_train else sealed:
+            b.bind.arrive(data, sender.sockaddr, segment=len(sealed[0]) if is_train else 0)
+            b.bind.incoming[-1].tos = outer
+            b.engine.turn()
+        delivered = b.delivered
+        seen = tuple(ip.ecn_of(packet) for packet in delivered)
+        assert seen == ((0, 1, 2, 3), (0, 1, 1, 3), (0, 1, 2, 3), (0, 3, 3, 3))[outer]
+        if inner_is_v6:
+            assert all(packet[0] << 4 & 0xF0 | packet[1] >> 4 & 0xC == 0x40 for packet in delivered)
+        else:
+            assert all(packet[1] & 0xFC == 0x40 and checksum(packet[:20]) == 0 for packet in delivered)
+    assert b.drops() == {}
+    assert b.engine.oddities() == {Oddity.ECN_UNHEEDED: 1}
 
 
 # In: trains

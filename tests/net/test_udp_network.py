@@ -297,3 +297,31 @@ def test_a_lost_route_drops_and_counts_and_a_new_one_works_at_once(pair: list[Na
         pair[1].address("west", "10.1.0.9/24")
         assert answerer.send(b"a", 0, question.sockaddr, question.source) == SendOutcome.SOURCE_REJECTED
         assert asker.must_receive().sockaddr[0] == "10.1.0.9"
+
+
+def test_ipv6_packets_have_no_flow_label(pair: list[Namespace]) -> None:
+    """Like the kernel's: a label per socket would tell that two endpoints are one host."""
+    ipv6 = 0x86DD
+    with pair[1].entered():
+        tap = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ipv6))
+        tap.bind(("west", ipv6))
+        tap.settimeout(5)
+    with opened(*pair) as (sender, receiver), tap:
+        for data, size in ((b"x", 0), (bytes(2800), 1400)):
+            sender.send(data, size, at("fd01::2"), None, 2)
+            receiver.must_receive()
+            while (packet := tap.recv(70_000))[6] != socket.IPPROTO_UDP:
+                pass
+            assert int.from_bytes(packet[:4], "big") == 6 << 28 | 2 << 20
+
+
+@pytest.mark.parametrize("address", ["10.1.0.255", "255.255.255.255"])
+def test_a_peer_can_be_found_by_a_broadcast_address(pair: list[Namespace], address: str) -> None:
+    pair[0].ip("route", "add", "255.255.255.255", "dev", "east")
+    with opened(*pair) as (asker, answerer):
+        assert asker.send(b"q", 0, at(address)) == SendOutcome.SENT
+        question = answerer.must_receive()
+        assert question.sockaddr == at("10.1.0.1")
+        outcome = answerer.send(b"a", 0, question.sockaddr, question.source)
+        assert not outcome & SendOutcome.DROPPED
+        assert asker.must_receive().sockaddr == at("10.1.0.2")

@@ -38,7 +38,7 @@ def test_scripts_reach_most_of_what_an_engine_can_do() -> None:
             seen.update(cause for cause, _ in entries["drops"])
     reports = {"Active", "KeyWanted", "KeyConfirmed", "KeypairsDropped", "Roamed", "HandshakeDatagram"}
     drops = {"malformed_frame", "no_route", "no_endpoint", "bad_tag", "replayed", "bad_source", "not_ip", "bad_mac1"}
-    drops |= {"key_expired", "message_limit", "unknown_index", "send_failed", "tun_write_failed", "ecn_marked"}
+    drops |= {"key_expired", "message_limit", "unknown_index", "send_failed", "tun_write_failed", "ecn_unheeded"}
     drops |= {"unexpected_response", "unexpected_cookie"}
     assert seen["sent"] > 1000
     assert not (reports | drops | {"super frames"}) - set(seen)

@@ -107,17 +107,19 @@ def test_a_wrong_header_checksum_stays_wrong_under_an_ecn_mark() -> None:
 
 
 def test_decapsulation_of_ecn_follows_rfc_6040() -> None:
-    """M48: figure 4 of the RFC; rows are what arrived inside, columns what arrived outside."""
+    """M48: figure 4 of the RFC, but for its one drop, which the kernel does not do either; rows are what arrived
+    inside, columns what arrived outside."""
     not_ect, ect1, ect0, ce = ip.ECN_NOT_ECT, ip.ECN_ECT1, ip.ECN_ECT0, ip.ECN_CE
     columns = (not_ect, ect0, ect1, ce)
     figure = {
-        not_ect: (not_ect, not_ect, not_ect, None),
+        not_ect: (not_ect, not_ect, not_ect, not_ect),
         ect0: (ect0, ect0, ect1, ce),
         ect1: (ect1, ect1, ect1, ce),
         ce: (ce, ce, ce, ce),
     }
     for inner, row in figure.items():
         assert tuple(ip.decapsulate_ecn(outer, inner) for outer in columns) == row
+        assert [ip.is_unheeded(outer, inner) for outer in columns] == [False, False, False, inner == not_ect]
 
 
 def test_icmp_host_unreachable() -> None:

@@ -1,4 +1,4 @@
-//! Why a packet died; the names are those of `wyrmhole.protocol.drops.DropReason`.
+//! Why a packet died, or what was odd about one that lived; the names are those of `wyrmhole.protocol.drops.DropReason` and `Oddity`.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -40,7 +40,6 @@ reasons! {
     Replayed = "replayed",
     NotIp = "not_ip",
     BadSource = "bad_source",
-    EcnMarked = "ecn_marked",
     TunWriteFailed = "tun_write_failed",
     ReportQueueFull = "report_queue_full",
     InternalError = "internal_error",
@@ -71,5 +70,32 @@ impl Drops {
     pub fn list(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let counts = self.0.iter().map(|count| count.load(Ordering::Relaxed));
         NAMES.iter().copied().zip(counts).filter(|(_, count)| *count > 0)
+    }
+}
+
+/// What was odd about packets that went their way all the same; see the Python twin.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Oddity {
+    /// Congestion outside, and the inner packet cannot carry the mark.
+    EcnUnheeded,
+}
+
+const ODDITIES: &[&str] = &["ecn_unheeded"];
+
+/// Counters by oddity, shared by all threads.
+#[derive(Default)]
+pub struct Oddities([AtomicU64; ODDITIES.len()]);
+
+impl Oddities {
+    /// One packet more.
+    pub fn one(&self, oddity: Oddity) {
+        self.0[oddity as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Those that occurred, with their names.
+    pub fn list(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        let counts = self.0.iter().map(|count| count.load(Ordering::Relaxed));
+        ODDITIES.iter().copied().zip(counts).filter(|(_, count)| *count > 0)
     }
 }

@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
 
 use crate::coalesce::Coalescer;
-use crate::drops::DropReason;
+use crate::drops::{DropReason, Oddity};
 use crate::edges::{Edges, Gather, Part};
 use crate::ip::{self, Address};
 use crate::keypair::Keypair;
@@ -233,9 +233,8 @@ impl Inbound {
                 }
                 allowed = Some(source);
             }
-            if outer_ecn != 0 && !mark(&mut packet[..total], outer_ecn) {
-                shared.drops.one(DropReason::EcnMarked);
-                continue;
+            if outer_ecn != 0 {
+                mark(shared, &mut packet[..total], outer_ecn);
             }
             self.coalescer.add(slot, Part { at: part.at, length: total as u32 });
         }
@@ -278,14 +277,16 @@ impl Inbound {
     }
 }
 
-/// The ECN bits that follow from the outer ones (RFC 6040, rule M48). False: the packet is dropped.
-fn mark(packet: &mut [u8], outer: u8) -> bool {
+/// Give the packet the ECN bits that follow from the outer ones (RFC 6040, rule M48).
+fn mark(shared: &Shared, packet: &mut [u8], outer: u8) {
     let inner = ip::ecn(packet);
-    let Some(ecn) = ip::decapsulate_ecn(outer, inner) else { return false };
+    if ip::is_unheeded(outer, inner) {
+        shared.oddities.one(Oddity::EcnUnheeded);
+    }
+    let ecn = ip::decapsulate_ecn(outer, inner);
     if ecn != inner {
         ip::set_ecn(packet, ecn);
     }
-    true
 }
 
 /// Not data: a handshake message, or nothing that we know.

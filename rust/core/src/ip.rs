@@ -122,14 +122,21 @@ pub fn ecn(packet: &[u8]) -> u8 {
     }
 }
 
-/// The ECN bits to deliver (RFC 6040 4.2, figure 4); None: drop, the inner packet's sender does not understand marks.
+/// Whether congestion met outside cannot be told inside: the inner packet's sender does not understand marks.
 #[must_use]
-pub fn decapsulate_ecn(outer: u8, inner: u8) -> Option<u8> {
+pub fn is_unheeded(outer: u8, inner: u8) -> bool {
+    outer == ECN_CE && inner == 0
+}
+
+/// The ECN bits to deliver (RFC 6040 4.2, figure 4). Like the kernel, and unlike the figure, an inner packet that cannot
+/// carry a mark is delivered unchanged.
+#[must_use]
+pub fn decapsulate_ecn(outer: u8, inner: u8) -> u8 {
     match (outer, inner) {
-        (ECN_CE, 0) => None,
-        (ECN_CE, _) => Some(ECN_CE),
-        (1, 2) => Some(1),
-        _ => Some(inner),
+        (ECN_CE, 0) => 0,
+        (ECN_CE, _) => ECN_CE,
+        (1, 2) => 1,
+        _ => inner,
     }
 }
 

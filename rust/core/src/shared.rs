@@ -12,7 +12,7 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::aead::Aead;
 use crate::allowed_ips::{AllowedIps, Prefix};
-use crate::drops::{DropReason, Drops};
+use crate::drops::{DropReason, Drops, Oddities};
 use crate::gate::Gate;
 use crate::ip::Address;
 use crate::keypair::{Dropped, Keypair, Limits};
@@ -110,6 +110,8 @@ fn is_owner(routes: &AllowedIps<Arc<Peer>>, prefix: Prefix, peer: &Arc<Peer>) ->
 pub struct Shared {
     /// How many packets died, by cause.
     pub drops: Drops,
+    /// How many were odd and went their way.
+    pub oddities: Oddities,
     /// What the control thread is told.
     pub reports: Reports,
     /// Which handshake messages it is told of.
@@ -133,6 +135,7 @@ impl Shared {
     pub fn new(aead: Box<dyn Aead>) -> Self {
         Self {
             drops: Drops::default(),
+            oddities: Oddities::default(),
             reports: Reports::default(),
             gate: Gate::default(),
             aead,

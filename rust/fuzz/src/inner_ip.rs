@@ -14,14 +14,13 @@ pub fn run(data: &[u8]) {
     }
     let packet = &data[..length];
     for outer in 0..4 {
-        if let Some(ecn) = ip::decapsulate_ecn(outer, ip::ecn(packet)) {
-            let mut marked = packet.to_vec();
-            ip::set_ecn(&mut marked, ecn);
-            assert_eq!(ip::ecn(&marked), ecn);
-            let header = usize::from(packet[0] & 15) * 4;
-            if packet[0] >> 4 == 4 && sum(&packet[..header]) == 0xFFFF {
-                assert_eq!(sum(&marked[..header]), 0xFFFF);
-            }
+        let ecn = ip::decapsulate_ecn(outer, ip::ecn(packet));
+        let mut marked = packet.to_vec();
+        ip::set_ecn(&mut marked, ecn);
+        assert_eq!(ip::ecn(&marked), ecn);
+        let header = usize::from(packet[0] & 15) * 4;
+        if packet[0] >> 4 == 4 && sum(&packet[..header]) == 0xFFFF {
+            assert_eq!(sum(&marked[..header]), 0xFFFF);
         }
     }
     if let Some(error) = ip::unreachable(packet) {

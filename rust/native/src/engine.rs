@@ -419,7 +419,7 @@ impl Engine {
     fn send_to(&self, endpoint: Endpoint, source: Option<&[u8]>, datagram: &[u8]) -> PyResult<()> {
         let to = address_of(&endpoint)?;
         let source = source.and_then(Source::new);
-        lock(&self.sender).surroundings.send(&to, source.as_ref(), datagram, 0, HANDSHAKE_TOS);
+        lock(&self.sender).surroundings.send(&to, source.as_ref(), datagram, 0, 0);
         Ok(())
     }
 
@@ -454,6 +454,15 @@ impl Engine {
             drops.set_item(name, count)?;
         }
         Ok(drops)
+    }
+
+    /// Counts by the names of the oddities.
+    fn oddities<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let oddities = PyDict::new(py);
+        for (name, count) in self.shared.oddities.list() {
+            oddities.set_item(name, count)?;
+        }
+        Ok(oddities)
     }
 
     /// How many peers, nodes of routes, and receiver indices there are.

@@ -29,7 +29,7 @@ from wyrmhole.net.bind import Bind
 from wyrmhole.net.tun import Tun, TunEvent
 from wyrmhole.net.udp_route import why_unreachable
 from wyrmhole.protocol.constants import SECOND, Timings
-from wyrmhole.protocol.drops import DropReason
+from wyrmhole.protocol.drops import DropReason, Oddity
 from wyrmhole.protocol.events import Event, PeerSilent
 from wyrmhole.protocol.interface import Interface
 from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
@@ -308,6 +308,10 @@ class Device:
     def drops(self) -> dict[DropReason, int]:
         """Packets that died since the start, by cause."""
         return dict(Counter(self._engine.drops()) + self.interface.exchange.drops)
+
+    def oddities(self) -> dict[Oddity, int]:
+        """Packets that were odd and went their way since the start, by cause."""
+        return dict(self._engine.oddities())
 
     @property
     def private_key(self) -> PrivateKey | None:

@@ -16,7 +16,7 @@ from typing import Protocol
 from wyrmhole.net.bind import Bind
 from wyrmhole.net.tun import Tun, TunEvent
 from wyrmhole.protocol.data_plane import DataPlane, Report
-from wyrmhole.protocol.drops import DropReason
+from wyrmhole.protocol.drops import DropReason, Oddity
 
 
 class EngineKind(Enum):
@@ -76,3 +76,6 @@ class Engine(DataPlane, Protocol):
 
     def drops(self) -> Mapping[DropReason, int]:
         """How many packets died, by cause, since the start."""
+
+    def oddities(self) -> Mapping[Oddity, int]:
+        """How many packets went their way although something was odd about them, by cause, since the start."""

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from wyrmhole.engine.tables import EnginePeer, Tables
 from wyrmhole.net.bind import Received
 from wyrmhole.protocol.data_plane import KeyConfirmed
-from wyrmhole.protocol.drops import DropReason
+from wyrmhole.protocol.drops import DropReason, Oddity
 from wyrmhole.protocol.keypair import Keypair
 from wyrmhole.protocol.primitives import InvalidTag
 from wyrmhole.wire import ip, messages
@@ -105,17 +105,14 @@ class Inbound:
         elif tables.route(packet[12:16] if packet[0] < 0x50 else packet[8:24]) is not peer:
             tables.drops[DropReason.BAD_SOURCE] += 1
         else:
-            marked = self._marked(packet[:total], outer_ecn) if outer_ecn else packet[:total]
-            if marked is not None:
-                self._write(plain(marked))
+            self._write(plain(self._marked(packet[:total], outer_ecn) if outer_ecn else packet[:total]))
 
-    def _marked(self, packet: bytes, outer_ecn: int) -> bytes | None:
-        """The packet with the ECN bits that follow from the outer ones (RFC 6040, rule M48); None: dropped."""
+    def _marked(self, packet: bytes, outer_ecn: int) -> bytes:
+        """The packet with the ECN bits that follow from the outer ones (RFC 6040, rule M48)."""
         inner_ecn = ip.ecn_of(packet)
+        if ip.is_unheeded(outer_ecn, inner_ecn):
+            self._tables.oddities[Oddity.ECN_UNHEEDED] += 1
         ecn = ip.decapsulate_ecn(outer_ecn, inner_ecn)
-        if ecn is None:
-            self._tables.drops[DropReason.ECN_MARKED] += 1
-            return None
         return packet if ecn == inner_ecn else ip.with_ecn(packet, ecn)
 
     def _handle_run(self, received: Received, offset: int, size: int, now: int) -> int:
@@ -217,11 +214,8 @@ class Inbound:
                     tables.drops[DropReason.BAD_SOURCE] += 1
                     continue
                 allowed = source
-            inner: bytes | None = packet if total == len(packet) else packet[:total]
-            if outer_ecn:
-                inner = self._marked(packet[:total], outer_ecn)
-            if inner is not None:
-                add(inner)
+            inner = packet if total == len(packet) else packet[:total]
+            add(self._marked(inner, outer_ecn) if outer_ecn else inner)
         for frame in self.coalescer.take():
             self._write(frame)
 

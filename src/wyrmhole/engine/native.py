@@ -37,7 +37,7 @@ from wyrmhole.protocol.data_plane import (
     Roamed,
     Source,
 )
-from wyrmhole.protocol.drops import DropReason
+from wyrmhole.protocol.drops import DropReason, Oddity
 from wyrmhole.protocol.primitives import wipe
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
@@ -220,6 +220,9 @@ class NativeEngine:
 
     def drops(self) -> Mapping[DropReason, int]:
         return {DropReason(name): count for name, count in self._native.drops().items()}
+
+    def oddities(self) -> Mapping[Oddity, int]:
+        return {Oddity(name): count for name, count in self._native.oddities().items()}
 
     # DataPlane: changes
 

@@ -37,7 +37,7 @@ from wyrmhole.engine.tables import HANDSHAKE_TOS, NO_SOCKADDR, EnginePeer, Table
 from wyrmhole.net.bind import Bind, SendOutcome
 from wyrmhole.net.tun import LendableTun, Tun, TunEvent
 from wyrmhole.protocol.data_plane import KeypairParams, Marks, PeerCounters, PeerId, Source
-from wyrmhole.protocol.drops import DropReason
+from wyrmhole.protocol.drops import DropReason, Oddity
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.messages import MESSAGE_TRANSPORT
 from wyrmhole.wire.prefix import Prefix
@@ -150,6 +150,9 @@ class PortableEngine:
     def drops(self) -> Mapping[DropReason, int]:
         # Copied in one step, because the thread adds to it.
         return {reason: count for reason, count in dict(self._tables.drops).items() if count}
+
+    def oddities(self) -> Mapping[Oddity, int]:
+        return dict(self._tables.oddities)
 
     # DataPlane: changes
 
@@ -527,4 +530,4 @@ class PortableEngine:
 
     def _send_to(self, endpoint: Endpoint, source: Source | None, datagram: bytes) -> None:
         if self._bind is not None:
-            self._bind.send(datagram, 0, endpoint.sockaddr, source, tos=HANDSHAKE_TOS)
+            self._bind.send(datagram, 0, endpoint.sockaddr, source)

@@ -31,7 +31,7 @@ from wyrmhole.protocol.data_plane import (
     Roamed,
     Source,
 )
-from wyrmhole.protocol.drops import DropReason
+from wyrmhole.protocol.drops import DropReason, Oddity
 from wyrmhole.protocol.keypair import Keypair, Keypairs
 from wyrmhole.protocol.quiet_sources import QuietSources
 from wyrmhole.wire.endpoint import Endpoint, SockAddr
@@ -45,7 +45,8 @@ MAX_CACHED_ROUTES = 4096
 """Destinations looked up lately: enough for a busy gateway's flows, at half a megabyte."""
 
 HANDSHAKE_TOS = 0x88
-"""Handshake messages are marked AF41, as the kernel module does: they are few and a late one costs a session."""
+"""Initiations and responses are marked AF41, like the kernel's: they are few and a late one costs a session. Cookie
+replies are not marked: a flood asks for them."""
 
 NO_SOCKADDR: SockAddr = ("", 0)
 
@@ -103,6 +104,7 @@ class Tables:
         self.allowed_ips: AllowedIPs[EnginePeer] = AllowedIPs()
         self.routes: dict[bytes, EnginePeer | None] = {}
         self.drops: Counter[DropReason] = Counter()
+        self.oddities: Counter[Oddity] = Counter()
         self.gate = Gate()
         self.mtu = 1420
         self.listen_port = 0

@@ -39,6 +39,7 @@ class Stats:
     tx_bytes: int
     peers: Mapping[str, PeerStats]
     drops: Mapping[str, int]
+    oddities: Mapping[str, int]
     engine: str
     stack: str
 

@@ -138,6 +138,7 @@ class Tunnel:
             tx_bytes=sum(peer.tx_bytes for peer in peers.values()),
             peers=peers,
             drops={reason.value: count for reason, count in device.drops().items()},
+            oddities={oddity.value: count for oddity, count in device.oddities().items()},
             engine=self._carrier.engine_name,
             stack=self.stack.name,
         )

@@ -39,7 +39,7 @@ def silence(client: netlink.Client, link: netlink.Link) -> None:
 def _remove_link_local(client: netlink.Client, index: int) -> None:
     """Remove the address that the kernel made when the interface came up; what somebody set stays. The end of router
     solicitations, too, which need one. Before Linux 5.18 the kernel does not tell who made an address."""
-    for message in client.dump(_RTM_GETADDR, _ADDRESS.pack(socket.AF_INET6, 0, 0, 0, index)):
+    for message in list(client.dump(_RTM_GETADDR, _ADDRESS.pack(socket.AF_INET6, 0, 0, 0, index))):
         if len(message.payload) < _ADDRESS.size:
             continue
         _, length, _, _, owner = _ADDRESS.unpack_from(message.payload)

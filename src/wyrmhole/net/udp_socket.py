@@ -44,6 +44,7 @@ _SO_SNDBUFFORCE = 32
 _SO_RCVBUFFORCE = 33
 _IP_MTU_DISCOVER = 10
 _IPV6_MTU_DISCOVER = 23
+_IPV6_AUTOFLOWLABEL = 70
 _PMTUDISC_DONT = 0
 
 _WAIT_MILLISECONDS = 1
@@ -398,6 +399,8 @@ def _configure(sock: socket.socket, family: socket.AddressFamily) -> None:
         wishes: list[tuple[int, int, int]] = [
             (socket.IPPROTO_IP, socket.IP_RECVTOS, 1),
             (socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT),
+            # An endpoint may be a broadcast address, to find a peer on the local network (else EACCES).
+            (socket.SOL_SOCKET, socket.SO_BROADCAST, 1),
         ]
     else:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -405,6 +408,8 @@ def _configure(sock: socket.socket, family: socket.AddressFamily) -> None:
         wishes = [
             (socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1),
             (socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT),
+            # Like the kernel's. A label of the kernel's choice is the same for all peers and stays when they move.
+            (socket.IPPROTO_IPV6, _IPV6_AUTOFLOWLABEL, 0),
         ]
     for option in (socket.SO_RCVBUF, socket.SO_SNDBUF, _SO_RCVBUFFORCE, _SO_SNDBUFFORCE):
         wishes.append((socket.SOL_SOCKET, option, BUFFER_BYTES))

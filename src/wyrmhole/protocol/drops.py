@@ -1,4 +1,4 @@
-"""Why a packet died: metric label, log word and test assertion at once."""
+"""Why a packet died, or what was odd about one that lived: metric label, log word and test assertion at once."""
 
 from __future__ import annotations
 
@@ -31,7 +31,6 @@ class DropReason(Enum):
     REPLAYED = "replayed"
     NOT_IP = "not_ip"  # authenticated, but its length or version is no IP packet
     BAD_SOURCE = "bad_source"  # the inner source is not this peer's
-    ECN_MARKED = "ecn_marked"  # congestion outside, and the inner packet cannot carry the mark (RFC 6040)
     TUN_WRITE_FAILED = "tun_write_failed"
     REPORT_QUEUE_FULL = "report_queue_full"
     INTERNAL_ERROR = "internal_error"  # a bug: the batch was given up and the tunnel went on
@@ -44,3 +43,9 @@ class DropReason(Enum):
     REPLAYED_HANDSHAKE = "replayed_handshake"  # timestamp not greater than the last
     HANDSHAKE_FLOOD = "handshake_flood"  # sooner than 20 ms after the last one of that peer
     UNEXPECTED_RESPONSE = "unexpected_response"  # no initiation waits for it
+
+
+class Oddity(Enum):
+    """Counted by packets that went their way all the same."""
+
+    ECN_UNHEEDED = "ecn_unheeded"  # congestion outside, and the inner packet cannot carry the mark

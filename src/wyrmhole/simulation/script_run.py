@@ -174,7 +174,9 @@ class EngineSubject:
         return [report for report in found if not isinstance(report, (TunChanged, EngineFailed))]
 
     def drops(self) -> dict[str, int]:
-        return {reason.value: count for reason, count in self._engine.drops().items()}
+        """By cause, with what was odd and not dropped: both are counters that engines must agree on."""
+        odd = {oddity.value: count for oddity, count in self._engine.oddities().items()}
+        return odd | {reason.value: count for reason, count in self._engine.drops().items()}
 
     def close(self) -> None:
         self._engine.close()

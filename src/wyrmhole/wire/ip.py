@@ -117,11 +117,17 @@ def ecn_of(packet: Buffer) -> int:
     return packet[1] & ECN_MASK if version == 4 else packet[1] >> 4 & ECN_MASK if version == 6 else 0
 
 
-def decapsulate_ecn(outer: int, inner: int) -> int | None:
-    """The ECN bits to deliver (RFC 6040 section 4.2, figure 4): congestion met outside goes inside; None: drop,
-    because the inner packet's sender does not understand marks."""
+def is_unheeded(outer: int, inner: int) -> bool:
+    """Whether congestion met outside cannot be told inside: the inner packet's sender does not understand marks."""
+    return outer == ECN_CE and inner == ECN_NOT_ECT
+
+
+def decapsulate_ecn(outer: int, inner: int) -> int:
+    """The ECN bits to deliver (RFC 6040 section 4.2, figure 4): congestion met outside goes inside. Like the kernel,
+    and unlike the figure, an inner packet that cannot carry the mark is delivered unchanged: a correct sender marks the
+    outer packet as the inner one, so only a broken path has made this mark, and dropping would cut the peers off."""
     if outer == ECN_CE:
-        return None if inner == ECN_NOT_ECT else ECN_CE
+        return ECN_NOT_ECT if inner == ECN_NOT_ECT else ECN_CE
     return ECN_ECT1 if (outer, inner) == (ECN_ECT1, ECN_ECT0) else inner
 
 
