@@ -51,11 +51,18 @@ pub struct Inbound {
     opened: Vec<Opened>,
     route: Option<(Address, Arc<Peer>)>,
     route_version: u64,
+    authenticated: usize,
 }
 
 impl Default for Inbound {
     fn default() -> Self {
-        Self { coalescer: Coalescer::default(), opened: Vec::with_capacity(BATCH), route: None, route_version: 0 }
+        Self {
+            coalescer: Coalescer::default(),
+            opened: Vec::with_capacity(BATCH),
+            route: None,
+            route_version: 0,
+            authenticated: 0,
+        }
     }
 }
 
@@ -85,6 +92,11 @@ impl Inbound {
             // A train from one sender may change its key in the middle; each run has one.
             offset = self.run(shared, edges, outbound, slot, offset, size, arrival, now);
         }
+    }
+
+    /// Bytes of datagrams that proved themselves since the last call.
+    pub fn take_authenticated(&mut self) -> usize {
+        std::mem::take(&mut self.authenticated)
     }
 
     /// Forget what waits to be written: the turn that made it was given up.
@@ -123,6 +135,7 @@ impl Inbound {
         }
         let stop = self.open(shared, slot, offset, size, &keypair);
         let bytes = self.accept(shared, &keypair);
+        self.authenticated += bytes;
         if bytes > 0 {
             let is_confirmed = self.authenticated(shared, &keypair, arrival, bytes, now);
             if !self.opened.is_empty() {

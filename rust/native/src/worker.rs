@@ -337,14 +337,21 @@ impl Worker {
                     self.shared.report(Report::TunBroken);
                 }
             } else {
-                self.after = After::Receiving;
                 self.receive(fd, now);
+                let authenticated = self.inbound.take_authenticated();
+                if authenticated > 0 {
+                    self.after = After::Receiving;
+                    self.moved += authenticated;
+                }
             }
         }
         if is_readable || self.surroundings.wrote {
             self.read_tun(now);
         }
         self.outbound.flush(&self.shared, &mut self.surroundings);
+        if let Some(patience) = &mut self.patience {
+            patience.end_turn(self.after, self.moved);
+        }
         self.say();
     }
 
@@ -358,7 +365,7 @@ impl Worker {
             return;
         }
         let start = sys::boottime();
-        let until = start.saturating_add(patience.span(self.after, self.moved));
+        let until = start.saturating_add(patience.begin_wait(start));
         while sys::boottime() < until {
             sys::give_way();
             self.epoll.wait(&mut self.ready, 0);
@@ -367,7 +374,7 @@ impl Worker {
             }
         }
         self.epoll.wait(&mut self.ready, -1);
-        patience.learn(self.after, self.moved, sys::boottime().saturating_sub(start));
+        patience.woke(sys::boottime());
     }
 
     /// Wake the control thread if it has something to hear.
@@ -452,7 +459,6 @@ impl Worker {
                 },
                 None => return,
             };
-            self.moved += length;
             errors = 0;
             let slot = &mut self.slot[..length];
             let is_data = slot.first() == Some(&TRANSPORT);
