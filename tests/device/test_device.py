@@ -112,6 +112,25 @@ def peer_change(**changes: object) -> PeerChange:
 
 
 @scenario
+async def test_a_changed_mark_forgets_the_sources_of_all_peers(world: World) -> None:
+    a, a_tun, _, b_tun = await world.pair()
+    a_tun.inject(packet(1, 2))
+    await until(lambda: b_tun.delivered)
+    b_tun.inject(packet(2, 1))
+    await until(lambda: a_tun.delivered)
+    (peer,) = a._engine._tables.peers.values()  # type: ignore[attr-defined]
+    assert peer.source is not None
+    a.configure(DeviceChange(fwmark=0))
+    await a.applied()
+    assert peer.source is not None, "nothing changed"
+    for mark in (77, 0):
+        peer.source = b"pinned"
+        a.configure(DeviceChange(fwmark=mark))
+        await a.applied()
+        assert peer.source is None
+
+
+@scenario
 async def test_two_devices_shake_hands_and_carry_packets(world: World) -> None:
     a, a_tun, b, b_tun = await world.pair()
     a_tun.inject(packet(1, 2))

@@ -83,6 +83,29 @@ def test_a_forged_packet_moves_nobody(lab: Lab) -> None:
     a.ping(two.addresses[0])
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_new_mark_moves_packets_to_the_uplink_that_it_chooses(lab: Lab, family: str) -> None:
+    """The address that a peer was answered from belongs to the route of the former mark; the kernel forgets it, too."""
+    a, one, b, two = joined(lab, family)
+    lab.wire(a, b, ("203.0.113.1/24", "2001:db8:9::1/64"), ("203.0.113.2/24", "2001:db8:9::2/64"))
+    flag, target, via, source = {
+        "v4": ("-4", "192.0.2.2", "203.0.113.2", "203.0.113.1"),
+        "v6": ("-6", "2001:db8::2", "2001:db8:9::2", "2001:db8:9::1"),
+    }[family]
+    a.ip(flag, "route", "add", target, "via", via, "dev", "eth1", "table", "77")
+    a.ip(flag, "rule", "add", "fwmark", "77", "lookup", "77", "priority", "10")
+    a.ping(two.addresses[0])
+    with Capture(b, "eth1") as wire:
+        one.set("fwmark", "77")
+        a.ping(two.addresses[0])
+        assert {datagram.source for datagram in wire.datagrams if not datagram.outgoing} == {source}
+    with Capture(b, "eth0") as wire:
+        one.set("fwmark", "0")
+        a.ping(two.addresses[0])
+        assert [datagram for datagram in wire.datagrams if not datagram.outgoing]
+        assert endpoint_of(two, one) == f"{FORMER['v4'][:-3]}:51820" if family == "v4" else "[2001:db8::1]:51820"
+
+
 # NAT
 
 

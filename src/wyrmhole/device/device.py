@@ -200,6 +200,8 @@ class Device:
                 self._bind.set_mark(mark)
         except OSError as error:
             raise ConfigError(errno.EADDRINUSE, f"fwmark {mark}: {error.strerror}; it needs CAP_NET_ADMIN") from None
+        if mark != self._mark:
+            self.interface.forget_sources()
         self._mark = mark
 
     def _set_port(self, port: int) -> None:

@@ -177,6 +177,11 @@ class Interface:
         if is_first and self.is_up:
             self._start_persistent(peer, now, send=True)
 
+    def forget_sources(self) -> None:
+        """Packets may leave by another route now: no peer keeps the address that it was last answered from."""
+        for peer in self.peers:
+            self._data_plane.clear_source(peer.id)
+
     def set_persistent_keepalive(self, peer: Peer, seconds: int, now: int) -> None:
         """0 turns it off; turning it on while up sends one at once (rule M53)."""
         turned_on = seconds > 0 and peer.timers.persistent_interval == 0
