@@ -31,6 +31,8 @@ pub enum Report {
     TunBroken,
     /// A UDP socket (its descriptor) gives nothing but errors.
     SocketBroken(i32),
+    /// The system refused a handshake message to the peer, with this errno.
+    SendFailed(u64, i32),
     /// Every worker carried out its orders up to the question of this number; beyond the limit of a call.
     Applied(u64),
     /// The data path stopped for good.

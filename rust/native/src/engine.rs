@@ -406,14 +406,18 @@ impl Engine {
 
     fn send_to_peer(&self, peer: u64, datagram: &[u8]) {
         let Some(peer) = self.shared.peer(peer) else { return };
-        if peer.lock().endpoint.is_none() {
+        let Some(endpoint) = peer.lock().endpoint else {
             self.shared.drops.one(DropReason::NoEndpoint);
             return;
-        }
+        };
         self.with_sender(|sender, shared, now| {
-            transmit(shared, &mut sender.surroundings, &peer, datagram, 0, HANDSHAKE_TOS);
+            if !transmit(shared, &mut sender.surroundings, &peer, datagram, 0, HANDSHAKE_TOS) {
+                let error = sender.surroundings.bind.as_ref().and_then(|bind| bind.last_error(&endpoint));
+                error.map(|error| shared.report(Report::SendFailed(peer.id, error)));
+            }
             shared.note_sent(&mut peer.lock(), now);
         });
+        self.say();
     }
 
     fn send_to(&self, endpoint: Endpoint, source: Option<&[u8]>, datagram: &[u8]) -> PyResult<()> {
@@ -518,6 +522,7 @@ fn append_report(taken: &Bound<'_, PyList>, report: Report) -> PyResult<()> {
         Report::Active(peer) => taken.append(("active", peer)),
         Report::TunBroken => taken.append(("tun_broken",)),
         Report::SocketBroken(fd) => taken.append(("socket_broken", fd)),
+        Report::SendFailed(peer, error) => taken.append(("send_failed", peer, error)),
         Report::Applied(number) => taken.append(("applied", number)),
         Report::Failed(reason) => taken.append(("failed", reason)),
     }

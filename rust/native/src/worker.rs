@@ -140,6 +140,14 @@ impl BindEdge {
         }
     }
 
+    /// The errno of the latest failure to send there; None: not the kernel's sockets.
+    pub fn last_error(&self, to: &SocketAddr) -> Option<i32> {
+        match self {
+            Self::Kernel(bind) => Some(bind.last_error(to)),
+            Self::Foreign(_) => None,
+        }
+    }
+
     /// How long a train may be so that it leaves in one call.
     pub fn limits(&self) -> TrainLimits {
         match self {

@@ -22,6 +22,7 @@ from wyrmhole.device.clock import Clock, SystemClock
 from wyrmhole.device.config import DeviceChange, PeerChange
 from wyrmhole.device.driver import Driver
 from wyrmhole.device.event_log import WARNINGS, describe
+from wyrmhole.device.send_errors import explain
 from wyrmhole.device.status import DeviceStatus, PeerStatus
 from wyrmhole.engine.contract import Engine, TunChanged
 from wyrmhole.errors import ConfigError
@@ -30,7 +31,7 @@ from wyrmhole.net.tun import Tun, TunEvent
 from wyrmhole.net.udp_route import why_unreachable
 from wyrmhole.protocol.constants import SECOND, Timings
 from wyrmhole.protocol.drops import DropReason, Oddity
-from wyrmhole.protocol.events import Event, PeerSilent
+from wyrmhole.protocol.events import Event, PeerSilent, SendRefused
 from wyrmhole.protocol.interface import Interface
 from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
 from wyrmhole.protocol.peer import Peer
@@ -361,10 +362,18 @@ class Device:
         self._log.error("Data path stopped: %s", reason)
         self.close_now()
 
+    def _hint(self, event: Event) -> str | None:
+        """What this host knows about a peer that cannot be reached."""
+        if isinstance(event, PeerSilent) and event.endpoint is not None:
+            return why_unreachable(event.endpoint)
+        if isinstance(event, SendRefused):
+            peer = self.interface.peer(event.peer)
+            return explain(event.errno, None if peer is None else peer.endpoint)
+        return None
+
     def _handle_event(self, event: Event) -> None:
         if self._log.isEnabledFor(logging.DEBUG) or isinstance(event, WARNINGS):
-            endpoint = event.endpoint if isinstance(event, PeerSilent) else None
-            for line in describe(event, None if endpoint is None else why_unreachable(endpoint)):
+            for line in describe(event, self._hint(event)):
                 self._log.log(line.level, "%s", line.text, extra={"rate_class": line.rate_class})
         if self._on_event is not None:
             self._on_event(event)

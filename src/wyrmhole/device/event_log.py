@@ -37,7 +37,7 @@ MESSAGES = {
 }
 
 
-WARNINGS = (events.PeerSilent, events.PeerBack, events.EndpointFlapping)
+WARNINGS = (events.PeerSilent, events.PeerBack, events.EndpointFlapping, events.SendRefused)
 """Events that are logged at the default level."""
 
 
@@ -55,7 +55,8 @@ def peer_text(key: PublicKey) -> str:
 
 
 def describe(event: events.Event, hint: str | None = None) -> tuple[Line, ...]:
-    """The lines of one event, in order. `hint`: what this host lacks to reach the endpoint of a silent peer."""
+    """The lines of one event, in order. `hint`: what this host lacks to reach a silent peer, or why it does
+    not send to one."""
     if isinstance(event, events.HandshakeRefused):
         return (_refused(event),)
     if isinstance(event, events.CookieReplySent):
@@ -66,6 +67,8 @@ def describe(event: events.Event, hint: str | None = None) -> tuple[Line, ...]:
         return _initiation(event, peer)
     if isinstance(event, events.PeerSilent):
         return (Line(logging.WARNING, f"{peer} - {_silence(event, hint)}", "silent"),)
+    if isinstance(event, events.SendRefused):
+        return (Line(logging.WARNING, f"{peer} - {hint or f'cannot send: errno {event.errno}'}", f"send {peer}"),)
     return (_of_peer(event, peer),)
 
 

@@ -35,6 +35,7 @@ from wyrmhole.protocol.data_plane import (
     PeerCounters,
     PeerId,
     Roamed,
+    SendFailed,
     Source,
 )
 from wyrmhole.protocol.drops import DropReason, Oddity
@@ -53,6 +54,7 @@ _SAME_ARGUMENTS: dict[str, Callable[..., EngineReport]] = {
     "key_confirmed": KeyConfirmed,
     "active": Active,
     "failed": EngineFailed,
+    "send_failed": SendFailed,
 }
 
 

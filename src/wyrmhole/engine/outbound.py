@@ -29,7 +29,7 @@ _COUNTER_PREFIX = bytes(4)
 _CHECKSUM_PLACE = struct.Struct("=HH")
 """csum_start and csum_offset at offset 6 of a virtio header."""
 
-SendTrain = Callable[[EnginePeer, memoryview, int, int], None]
+SendTrain = Callable[[EnginePeer, memoryview, int, int], object]
 """(peer, datagrams, segment size or 0, type of service)."""
 
 

@@ -34,9 +34,9 @@ from wyrmhole.engine.inbound import Inbound
 from wyrmhole.engine.outbound import Outbound
 from wyrmhole.engine.polled import Polled
 from wyrmhole.engine.tables import HANDSHAKE_TOS, NO_SOCKADDR, EnginePeer, Tables
-from wyrmhole.net.bind import Bind, SendOutcome
+from wyrmhole.net.bind import Bind, KernelBind, SendOutcome
 from wyrmhole.net.tun import LendableTun, Tun, TunEvent
-from wyrmhole.protocol.data_plane import KeypairParams, Marks, PeerCounters, PeerId, Source
+from wyrmhole.protocol.data_plane import KeypairParams, Marks, PeerCounters, PeerId, SendFailed, Source
 from wyrmhole.protocol.drops import DropReason, Oddity
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.messages import MESSAGE_TRANSPORT
@@ -476,20 +476,21 @@ class PortableEngine:
     def _follow_offloads(self, tun: Tun) -> None:
         self._inbound.coalescer.tso, self._inbound.coalescer.uso = tun.offloads.tso, tun.offloads.uso
 
-    def _transmit(self, peer: EnginePeer, data: bytes | memoryview, size: int, tos: int) -> None:
+    def _transmit(self, peer: EnginePeer, data: bytes | memoryview, size: int, tos: int) -> bool:
         bind = self._bind
         if bind is None or peer.sockaddr is NO_SOCKADDR:
             reason = DropReason.SEND_FAILED if bind is None else DropReason.NO_ENDPOINT
             self._tables.drops[reason] += count_datagrams(data, size)
-            return
+            return False
         outcome = bind.send(data, size, peer.sockaddr, peer.source, tos=tos)
         if outcome:
             if outcome & SendOutcome.SOURCE_REJECTED:
                 peer.source = None
             if outcome & SendOutcome.DROPPED:
                 self._tables.drops[DropReason.SEND_FAILED] += count_datagrams(data, size)
-                return
+                return False
         peer.tx_bytes += len(data)
+        return True
 
     def _answer(self, packet: bytes) -> None:
         """The packet has nowhere to go."""
@@ -525,7 +526,8 @@ class PortableEngine:
         if it.sockaddr is NO_SOCKADDR:
             self._tables.drops[DropReason.NO_ENDPOINT] += 1
             return
-        self._transmit(it, datagram, 0, HANDSHAKE_TOS)
+        if not self._transmit(it, datagram, 0, HANDSHAKE_TOS) and isinstance(self._bind, KernelBind):
+            self._tables.report(SendFailed(peer, self._bind.last_error))
         self._tables.note_sent(it, self._now)
 
     def _send_to(self, endpoint: Endpoint, source: Source | None, datagram: bytes) -> None:

@@ -45,6 +45,10 @@ class KernelSocket:
 class KernelBind(Protocol):
     """A bind whose sockets are the kernel's; memory twins are not."""
 
+    @property
+    def last_error(self) -> int:
+        """The errno of the latest datagram that `send` dropped."""
+
     def filenos(self) -> Sequence[int]: ...
 
     def kernel_sockets(self) -> Sequence[Sequence[KernelSocket]]:

@@ -143,6 +143,11 @@ class UdpBind:
         self._stale = self._stale or mark != self._mark
         self._mark = mark
 
+    @property
+    def last_error(self) -> int:
+        """See `net.bind.KernelBind`."""
+        return self.counters.last_error
+
     def filenos(self) -> Sequence[int]:
         return self._filenos
 
@@ -222,7 +227,7 @@ class UdpBind:
             else:
                 segment_size = 0
         if sock is None:
-            self.counters.dropped[errno.EAFNOSUPPORT] += count
+            self.counters.count_dropped(errno.EAFNOSUPPORT, count)
             return SendOutcome.DROPPED
         if segment_size and (
             size > sock.max_bytes or count > sock.max_segments or not sock.gso or sockaddr in sock.oversized

@@ -15,7 +15,7 @@ every remedy below may send it again without making duplicates:
 - EINVAL with a train: more than 64 datagrams on an older kernel (the limit is lowered), or the same as EMSGSIZE on an
   older kernel (the path MTU tells), or else a kernel that refuses trains: single datagrams, and if these pass no more
   trains.
-- Anything else: dropped and counted.
+- Anything else: dropped and counted; `device/send_errors.py` has what a person is told, once for each peer.
 
 Receiving: an error that stays is answered by a new socket under the same descriptor number, so that nobody's poll set
 changes. While the port cannot be had, a timer takes the number's place and wakes the poller for the next attempt.
@@ -85,6 +85,12 @@ class BindCounters:
     """Trains sent as single datagrams because they exceed the path MTU."""
     sources_rejected: int = 0
     reopened: int = 0
+    last_error: int = 0
+    """The errno of the latest datagram that was dropped."""
+
+    def count_dropped(self, number: int, datagrams: int) -> None:
+        self.dropped[number] += datagrams
+        self.last_error = number
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,7 +280,7 @@ class UdpSocket:
             return SendOutcome.SOURCE_REJECTED
         if segment_size and number in (errno.EIO, errno.EMSGSIZE, errno.EINVAL):
             return self._give_up_train(number, view, segment_size, sockaddr, source, tos)
-        self.counters.dropped[number] += _datagrams(view, segment_size)
+        self.counters.count_dropped(number, _datagrams(view, segment_size))
         return SendOutcome.DROPPED
 
     def _give_up_train(

@@ -129,7 +129,16 @@ class Active:
     peer: PeerId
 
 
-Report = HandshakeDatagram | KeyWanted | KeyConfirmed | KeypairsDropped | Roamed | Active
+@dataclass(frozen=True, slots=True)
+class SendFailed:
+    """The system refused a handshake message to the peer with this errno, in spite of all remedies. Every session
+    needs handshakes, so a lasting failure is reported sooner or later whatever it is that cannot be sent."""
+
+    peer: PeerId
+    errno: int
+
+
+Report = HandshakeDatagram | KeyWanted | KeyConfirmed | KeypairsDropped | Roamed | Active | SendFailed
 
 
 class DataPlane(Protocol):

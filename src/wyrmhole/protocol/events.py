@@ -130,6 +130,15 @@ class SessionExpired:
     peer: PublicKey
 
 
+@dataclass(frozen=True, slots=True)
+class SendRefused:
+    """The system does not send to the peer's endpoint; once for each errno until a handshake completes or the endpoint
+    is set."""
+
+    peer: PublicKey
+    errno: int
+
+
 Event = (
     InitiationSent
     | ResponseSent
@@ -144,6 +153,7 @@ Event = (
     | KeepaliveSent
     | EndpointChanged
     | EndpointFlapping
+    | SendRefused
     | SessionExpired
 )
 

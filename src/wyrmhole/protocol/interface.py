@@ -36,6 +36,7 @@ from wyrmhole.protocol.data_plane import (
     PeerId,
     Report,
     Roamed,
+    SendFailed,
 )
 from wyrmhole.protocol.events import (
     EndpointChanged,
@@ -49,6 +50,7 @@ from wyrmhole.protocol.events import (
     PeerBack,
     PeerSilent,
     ResponseSent,
+    SendRefused,
     SessionExpired,
 )
 from wyrmhole.protocol.exchange import Accepted, Completed, Exchange, Reply
@@ -172,7 +174,7 @@ class Interface:
     def set_endpoint(self, peer: Peer, endpoint: Endpoint, now: int) -> None:
         """The first endpoint of a peer while up sends a persistent keepalive at once (rule M53)."""
         is_first = peer.endpoint is None
-        peer.endpoint = endpoint
+        peer.endpoint, peer.send_error = endpoint, 0
         self._data_plane.set_endpoint(peer.id, endpoint)
         if is_first and self.is_up:
             self._start_persistent(peer, now, send=True)
@@ -261,6 +263,10 @@ class Interface:
             self._free_indices(peer, report.local_indices)
         elif isinstance(report, Roamed):
             self._move(peer, report.endpoint, now)
+        elif isinstance(report, SendFailed):
+            if peer.send_error != report.errno:
+                peer.send_error = report.errno
+                self._events.append(SendRefused(peer.public_key, report.errno))
         elif self.is_up:
             self._handle_session_report(peer, report, now)
         elif isinstance(report, KeyWanted):
@@ -386,7 +392,7 @@ class Interface:
 
     def _handshake_completed(self, peer: Peer, *, as_initiator: bool, now: int) -> None:
         timers = peer.timers
-        timers.attempts = 0
+        timers.attempts = peer.send_error = 0
         timers.retransmit_at = timers.initiate_at = NEVER
         if not as_initiator:
             # Their handshake won; a response to ours would only start one more session.

@@ -49,6 +49,7 @@ class Peer:
         "problem",
         "public_key",
         "roaming",
+        "send_error",
         "sent",
         "session",
         "static_static",
@@ -90,6 +91,8 @@ class Peer:
         self.problem: DropReason | None = None
         """Why its last response was refused, until a handshake completes."""
         self.roaming: Roaming | None = None
+        self.send_error = 0
+        """The errno of sending to it that was last told, 0: none."""
         self._cookies: CookieGenerator | None = None
 
     @property

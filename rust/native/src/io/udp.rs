@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use wyrmhole_core::edges::SendOutcome;
 use wyrmhole_core::peer::Source;
@@ -20,12 +21,17 @@ pub struct RawUdp {
     own: OwnedFd,
     /// The number by which its owner knows it.
     lent: RawFd,
+    /// The errno of its latest failure.
+    failure: AtomicI32,
 }
 
 impl RawSocket for RawUdp {
     fn attempt(&self, message: Message<'_>, data: &[u8], segment: usize) -> Result<(), SendError> {
         let sent = sys::send(self.own.as_raw_fd(), message.to, message.source, data, segment, message.tos);
-        sent.map_err(|error| match error.raw_os_error() {
+        sent.inspect_err(|error| {
+            self.failure.store(error.raw_os_error().unwrap_or(libc::EIO), Ordering::Relaxed);
+        })
+        .map_err(|error| match error.raw_os_error() {
             Some(libc::EAGAIN) => SendError::NoRoom,
             Some(libc::ECONNREFUSED) => SendError::Refused,
             Some(libc::EMSGSIZE) => SendError::TooLong,
@@ -70,7 +76,7 @@ impl KernelBind {
     pub fn new(sockets: &[(RawFd, bool, bool)]) -> io::Result<Self> {
         let mut bind = Self::default();
         for (lent, is_v6, gso) in sockets {
-            let raw = RawUdp { own: sys::duplicate(*lent)?, lent: *lent };
+            let raw = RawUdp { own: sys::duplicate(*lent)?, lent: *lent, failure: AtomicI32::new(0) };
             let socket = Some(Arc::new(Remedied::new(raw, *gso)));
             if *is_v6 { bind.v6 = socket } else { bind.v4 = socket }
         }
@@ -101,6 +107,13 @@ impl KernelBind {
             Some(socket) => socket.send(Message { to, source, tos }, data, segment),
             None => SendOutcome { source_rejected: false, dropped: true },
         }
+    }
+
+    /// The errno of the latest failure of the socket that sends there.
+    #[must_use]
+    pub fn last_error(&self, to: &SocketAddr) -> i32 {
+        let socket = if to.is_ipv6() { &self.v6 } else { &self.v4 };
+        socket.as_ref().map_or(libc::EAFNOSUPPORT, |socket| socket.raw().failure.load(Ordering::Relaxed))
     }
 
     /// Routes changed.
