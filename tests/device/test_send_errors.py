@@ -26,20 +26,8 @@ from wyrmhole.wire.endpoint import Endpoint
 PEER = PublicKey(b"\x07" * 32)
 ENDPOINT = Endpoint("192.0.2.7", 7)
 _LASTING = [
-    "EACCES",
-    "EPERM",
-    "ENETUNREACH",
-    "EHOSTUNREACH",
-    "EADDRNOTAVAIL",
-    "EAFNOSUPPORT",
-    "EINVAL",
-    "EMSGSIZE",
-    "ENETDOWN",
-    "ENODEV",
-    "ENXIO",
-    "EAGAIN",
-    "ENOBUFS",
-    "ENOMEM",
+    *("EACCES", "EPERM", "ENETUNREACH", "EHOSTUNREACH", "EADDRNOTAVAIL", "EAFNOSUPPORT", "EINVAL", "EMSGSIZE"),
+    *("ENETDOWN", "ENODEV", "ENXIO", "EAGAIN", "ENOBUFS", "ENOMEM"),
 ]
 
 
