@@ -19,7 +19,6 @@ use wyrmhole_core::drops::DropReason;
 use wyrmhole_core::edges::Edges;
 use wyrmhole_core::ip::Address;
 use wyrmhole_core::keypair::Limits;
-use wyrmhole_core::mailbox::Mailbox;
 use wyrmhole_core::outbound::{HANDSHAKE_TOS, Outbound, transmit};
 use wyrmhole_core::peer::{Peer, Source};
 use wyrmhole_core::reports::{Handshake, Report};
@@ -32,7 +31,7 @@ use crate::io::sys::EventFd;
 use crate::io::tun::KernelTun;
 use crate::io::udp::KernelBind;
 use crate::io::vector;
-use crate::worker::{BindEdge, Clock, Order, Question, Surroundings, TunEdge, Worker};
+use crate::worker::{BindEdge, Clock, Mailbox, Order, Question, Surroundings, TunEdge, Worker};
 
 /// What the control thread sends by itself: handshakes, keepalives, what was staged. Its lock is held while it sends, so
 /// no worker takes it.
@@ -46,7 +45,7 @@ struct Sender {
 
 /// One worker, running or waiting for `turn`.
 struct Seat {
-    mailbox: Arc<Mailbox<Order>>,
+    mailbox: Arc<Mailbox>,
     wake: Arc<EventFd>,
     /// Here while no thread has it.
     idle: Option<Worker>,

@@ -19,7 +19,6 @@ use pyo3::prelude::*;
 use wyrmhole_core::drops::DropReason;
 use wyrmhole_core::edges::{Edges, Gather, SendOutcome};
 use wyrmhole_core::inbound::{Arrival, Inbound};
-use wyrmhole_core::mailbox::Mailbox;
 use wyrmhole_core::outbound::Outbound;
 use wyrmhole_core::patience::{After, Patience};
 use wyrmhole_core::peer::Source;
@@ -221,11 +220,14 @@ impl Question {
     }
 }
 
+/// What the control thread posts to and waits at.
+pub type Mailbox = wyrmhole_core::mailbox::Mailbox<Order>;
+
 /// See the module.
 pub struct Worker {
     shared: Arc<Shared>,
     clock: Clock,
-    mailbox: Arc<Mailbox<Order>>,
+    mailbox: Arc<Mailbox>,
     wake: Arc<EventFd>,
     notify: Arc<EventFd>,
     epoll: Epoll,
@@ -251,7 +253,7 @@ impl Worker {
     pub fn new(
         shared: Arc<Shared>,
         clock: Clock,
-        mailbox: Arc<Mailbox<Order>>,
+        mailbox: Arc<Mailbox>,
         wake: Arc<EventFd>,
         notify: Arc<EventFd>,
         spins: bool,
