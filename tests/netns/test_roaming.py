@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from tests.netns.host import Host, until
@@ -104,6 +106,25 @@ def test_a_new_mark_moves_packets_to_the_uplink_that_it_chooses(lab: Lab, family
         a.ping(two.addresses[0])
         assert [datagram for datagram in wire.datagrams if not datagram.outgoing]
         assert endpoint_of(two, one) == f"{FORMER['v4'][:-3]}:51820" if family == "v4" else "[2001:db8::1]:51820"
+
+
+def test_what_the_daemon_sends_over_ipv6_has_no_flow_label(lab: Lab) -> None:
+    """Its sockets are made after it gave its rights away."""
+    a, b = lab.neighbours()
+    with b.entered():
+        tap = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x86DD))
+    with tap:
+        tap.bind(("eth0", 0x86DD))
+        tap.settimeout(10)
+        _, two = lab.tunnel(a, SUBJECT, b, SUBJECT, endpoint=ENDPOINT["v6"])
+        a.ping(two.addresses[0])
+        seen: set[int] = set()
+        while len(seen) < 2:
+            packet = tap.recv(0x10000)
+            if packet[6] == socket.IPPROTO_UDP:
+                assert int.from_bytes(packet[:4], "big") & 0xFFFFF == 0
+                seen.add(packet[48])
+        assert seen <= {1, 2, 4}
 
 
 # NAT

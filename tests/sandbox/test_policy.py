@@ -61,7 +61,9 @@ def test_what_only_an_intruder_asks_for_ends_the_process(architecture: Architect
         ("setsockopt", (3, 1, 36), ALLOW),  # SO_MARK
         ("setsockopt", (3, 0, 64), FAILS),  # IPT_SO_SET_REPLACE
         ("setsockopt", (3, 41, 64), FAILS),  # IP6T_SO_SET_REPLACE
+        ("setsockopt", (3, 41, 65), FAILS),  # IP6T_SO_SET_ADD_COUNTERS
         ("setsockopt", (3, 41, 67), ALLOW),  # IPV6_TCLASS
+        ("setsockopt", (3, 41, 70), ALLOW),  # IPV6_AUTOFLOWLABEL
         ("setsockopt", (3, 263, 0), FAILS),  # SOL_PACKET
         ("openat", (0, 0, os.O_CLOEXEC | os.O_DIRECTORY), ALLOW),
         ("openat", (0, 0, os.O_WRONLY), FAILS),

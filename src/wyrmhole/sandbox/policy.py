@@ -64,6 +64,7 @@ _WRITING = os.O_ACCMODE | os.O_CREAT | os.O_TRUNC | _O_ASYNC
 _F_DUPFD, _F_GETFD, _F_SETFD, _F_GETFL, _F_SETFL, _F_DUPFD_CLOEXEC = 0, 1, 2, 3, 4, 1030
 _SOL_IP, _SOL_IPV6, _SOL_UDP, _SOL_NETLINK = 0, 41, 17, 270
 _NAME_THREAD, _READ_THREAD_NAME, _READ_DUMPABLE, _NAME_MEMORY = 15, 16, 3, 0x5356_4D41
+_IPV6_AUTOFLOWLABEL = 70
 _IOCTLS = (
     *(0x5401, 0x5421, 0x5451, 0x541B),  # TCGETS, FIONBIO, FIOCLEX, FIONREAD
     *(0x894C, 0x8910, 0x8921, 0x8933),  # SIOCGSKNS, SIOCGIFNAME, SIOCGIFMTU, SIOCGIFINDEX
@@ -130,6 +131,7 @@ def _socket_options() -> list[list[Condition]]:
         [Condition(1, _SOL_IPV6), Condition(2, 0, mask=below_64)],
         [Condition(1, _SOL_IPV6), Condition(2, socket.IPV6_RECVTCLASS)],
         [Condition(1, _SOL_IPV6), Condition(2, socket.IPV6_TCLASS)],
+        [Condition(1, _SOL_IPV6), Condition(2, _IPV6_AUTOFLOWLABEL)],
     ]
 
 
