@@ -9,6 +9,9 @@ from wyrmhole.protocol.constants import COOKIE_LIFETIME, MAX_QUEUED_HANDSHAKES, 
 from wyrmhole.protocol.cookie import CookieChecker, CookieGenerator
 from wyrmhole.protocol.data_plane import HandshakeDatagram
 from wyrmhole.protocol.drops import DropReason
+from wyrmhole.protocol.exchange import Exchange, Reply
+from wyrmhole.protocol.keys import PrivateKey
+from wyrmhole.protocol.peer_store import PeerStore
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.messages import CookieReply
 
@@ -177,3 +180,27 @@ def test_a_closed_engine_forgets_secrets_and_initiations() -> None:
     b.engine.end_initiation(INDEX)
     b.engine.set_cookie_secret(SECRET, 0)
     assert b.engine.poll_reports() == []
+
+
+def test_the_secret_of_a_cookie_reply_reaches_the_engine_and_ends_with_the_private_key() -> None:
+    """The protocol's half: what its own cookie reply taught an honest peer passes the engine's full queue."""
+    _, b = connected()
+    exchange = Exchange(PeerStore(), lambda size: bytes(range(size)), lambda: 0, b.engine)
+    exchange.set_private_key(PrivateKey(b"\x08" * 32))
+    assert exchange.checker is not None and exchange.private_key is not None
+    b.engine.set_mac1_key(exchange.checker.mac1_key)
+    sender = CookieGenerator(exchange.private_key.public_key())
+    body = b"\1\0\0\0" + bytes(112)
+    first = HandshakeDatagram(sender.add_macs(body, 0), A_OUTER, None, UNDER_LOAD_QUEUE_DEPTH)
+    reply = exchange.consume(first, b.now)
+    assert isinstance(reply, Reply)
+    assert sender.consume_reply(CookieReply.parse(reply.datagram), 0)
+    stranger, proven = CookieGenerator(exchange.private_key.public_key()).add_macs(body, 0), sender.add_macs(body, 0)
+    for number in range(MAX_QUEUED_HANDSHAKES):
+        b.network(stranger, outer(number))
+    b.network(proven, A_OUTER)
+    assert handshakes(b)[0].data == proven
+    exchange.set_private_key(PrivateKey(b"\x09" * 32))
+    for message in (stranger, proven):
+        b.network(message, Endpoint("203.0.113.77", 7) if message is stranger else A_OUTER)
+    assert [report.data for report in handshakes(b)] == [stranger, proven], "in their order: neither proves anything"
