@@ -1,0 +1,89 @@
+"""The promises of `engine/contract.py` that no other file of this room asks both engines to keep."""
+
+from __future__ import annotations
+
+import os
+import select
+
+from tests.engine.plane import ListBind
+from tests.engine.test_engine import A_INNER, A_OUTER, B_INNER, Side, connected, handshake_message, ipv4, sides
+from wyrmhole.net.bind import SendOutcome
+from wyrmhole.protocol.data_plane import HandshakeDatagram, KeyWanted
+from wyrmhole.protocol.drops import DropReason
+from wyrmhole.wire.endpoint import SockAddr
+
+PACKET = ipv4(A_INNER, B_INNER)
+
+
+class OtherBind(ListBind):
+    """A second bind, and what it sent."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        super().__init__(self._keep)
+
+    def _keep(self, sockaddr: SockAddr, data: bytes, source: bytes | None, tos: int) -> None:
+        self.sent.append(data)
+
+
+def is_readable(side: Side) -> bool:
+    poll = select.poll()
+    poll.register(side.engine.fileno(), select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def test_a_bind_is_replaced_and_sessions_stay() -> None:
+    a, b = connected()
+    other = OtherBind()
+    a.engine.attach_bind(other, 2)
+    a.tunnel(PACKET)
+    assert a.take() == []
+    assert len(other.sent) == 1
+    b.network(other.sent[0], A_OUTER)
+    assert b.delivered == [PACKET]
+
+
+def test_a_bind_that_was_detached_is_left_alone() -> None:
+    a, _ = connected()
+    a.take()
+    a.engine.detach_bind()
+    a.bind.arrive(bytes(40), A_OUTER.sockaddr)
+    a.tunnel(PACKET)
+    a.engine.send_keepalive(1)
+    a.engine.send_to_peer(1, b"handshake")
+    a.engine.send_to(A_OUTER, None, b"cookie reply")
+    a.engine.turn()
+    assert a.take() == []
+    assert len(a.bind.incoming) == 1
+    assert set(a.drops()) == {DropReason.SEND_FAILED}
+
+
+def test_the_descriptor_is_readable_exactly_while_reports_wait() -> None:
+    a, _ = sides()
+    a.engine.poll_reports()
+    assert not is_readable(a)
+    a.network(handshake_message(), A_OUTER)
+    a.tunnel(PACKET)
+    assert is_readable(a)
+    assert a.engine.poll_reports(1) == [KeyWanted(1)]
+    assert is_readable(a), "one report is left"
+    (left,) = a.engine.poll_reports(1)
+    assert isinstance(left, HandshakeDatagram)
+    a.engine.poll_reports()
+    assert not is_readable(a)
+
+
+def test_tun_and_bind_stay_the_caller_s_after_close() -> None:
+    a, _ = connected()
+    a.engine.close()
+    for fileno in (a.tun.fileno(), *a.bind.filenos()):
+        os.fstat(fileno)
+    assert a.bind.send(b"x", 0, A_OUTER.sockaddr, None) == SendOutcome.SENT
+
+
+def test_a_new_mtu_holds_for_the_next_packet() -> None:
+    a, _ = connected()
+    a.take()
+    a.engine.set_mtu(len(PACKET) + 1)
+    a.tunnel(PACKET)
+    assert len(a.take()[0]) == 32 + len(PACKET) + 1
