@@ -200,6 +200,7 @@ def test_a_packet_above_the_mtu_is_padded_by_its_remainder() -> None:
 
 def test_small_packets_read_together_leave_in_one_send() -> None:
     a, b = connected()
+    a.engine.note_handshake(1, 92, a.now)
     a.tunnel(ipv4(A_INNER, B_INNER, b"first"))
     packets = [ipv4(A_INNER, B_INNER, b"%03d" % number) for number in range(30)]
     a.tunnel(*packets)
@@ -214,22 +215,26 @@ def test_small_packets_read_together_leave_in_one_send() -> None:
 def test_a_shorter_packet_closes_a_train_and_a_longer_begins_one() -> None:
     """The shape that UDP segmentation sends: equal sizes, the last one maybe shorter; order kept."""
     a, b = connected()
+    a.engine.note_handshake(1, 92, a.now)
     sizes = [100, 100, 50, 100, 400, 400, 30, 30, 30]
     packets = [ipv4(A_INNER, B_INNER, bytes([number]) * size) for number, size in enumerate(sizes)]
     a.tunnel(*packets)
     a.tunnel(*packets)
     carry(a, b)
     assert b.delivered == packets * 2
+    assert any(segment for _, segment in a.bind.trains)
     for total, segment in a.bind.trains:
         assert not segment or total > segment
 
 
 def test_no_train_has_more_than_64_datagrams_or_65507_bytes() -> None:
     a, _ = connected()
+    a.engine.note_handshake(1, 92, a.now)
     for size in (1, 400, 1400):
         packets = [ipv4(A_INNER, B_INNER, bytes(size))] * 60
         for _ in range(4):
             a.tunnel(*packets)
+    assert any(segment for _, segment in a.bind.trains)
     for total, segment in a.bind.trains:
         assert total <= 65_507
         assert not segment or -(-total // segment) <= 64
@@ -241,6 +246,8 @@ def test_packets_of_two_peers_read_together_go_to_each_in_one_train() -> None:
     a.engine.insert_allowed_ip(2, Prefix.parse("10.0.0.3/32"))
     a.engine.set_endpoint(2, Endpoint("2001:db8::3", 3))
     a.engine.install_keypair(2, params(11, 30, initiator=True))
+    for peer in (1, 2):
+        a.engine.note_handshake(peer, 92, a.now)
     packets = [ipv4(A_INNER, to, b"x") for to in (B_INNER, "10.0.0.3")]
     a.tunnel(*packets)
     a.sent.clear()

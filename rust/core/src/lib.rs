@@ -34,4 +34,5 @@ pub mod sending;
 pub mod shared;
 pub mod split;
 pub mod train;
+pub mod train_health;
 pub mod virtio;

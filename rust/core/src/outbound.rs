@@ -8,15 +8,16 @@
 //! wire buffer, where they are sealed in place. Nothing is allocated once the trains exist, but for packets that are
 //! staged and for ICMP errors.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::answers::Answers;
 use crate::drops::DropReason;
-use crate::edges::{Edges, Gather, Part};
+use crate::edges::{Edges, Gather, Part, SendOutcome};
 use crate::ip::{self, Address};
 use crate::keypair::Keypair;
 use crate::messages::{HEADER, OVERHEAD, TRANSPORT, TransportHeader};
-use crate::peer::{Peer, PeerState};
+use crate::peer::{Peer, PeerState, Source};
 use crate::shared::Shared;
 use crate::split::{self, Segments};
 use crate::train::{Train, TrainLimits};
@@ -181,6 +182,7 @@ impl Outbound {
         let (first, taken) = keypair.take_nonces(packets.count());
         shared.note_sent(&mut state, now);
         shared.note_data_sent(peer, &mut state, now);
+        shared.note_departure(peer, &mut state, packets.head(), packets.count(), now);
         stage_from(shared, peer, &mut state, packets, taken, now);
         if keypair.wants_rekey(now) {
             shared.ask_rekey(peer, &keypair);
@@ -358,17 +360,21 @@ pub fn transmit(shared: &Shared, edges: &mut impl Edges, peer: &Peer, data: &[u8
         shared.drops.add(DropReason::SendFailed, count);
         return false;
     }
-    let (endpoint, source) = {
+    let (endpoint, source, is_single) = {
         let state = peer.lock();
-        (state.endpoint, state.source)
+        (state.endpoint, state.source, segment > 0 && shared.sends_singly(&state))
     };
     let Some(endpoint) = endpoint else {
         shared.drops.add(DropReason::NoEndpoint, count);
         return false;
     };
-    let outcome = edges.send(&endpoint, source.as_ref(), data, segment, tos);
+    let outcome = if is_single {
+        send_singly(edges, &endpoint, source, data, segment, tos)
+    } else {
+        edges.send(&endpoint, source.as_ref(), data, segment, tos)
+    };
     if outcome.source_rejected {
-        peer.lock().source = None;
+        peer.lock().forget_source();
     }
     if outcome.dropped {
         shared.drops.add(DropReason::SendFailed, count);
@@ -376,6 +382,25 @@ pub fn transmit(shared: &Shared, edges: &mut impl Edges, peer: &Peer, data: &[u8
     }
     peer.add_sent(data.len());
     true
+}
+
+/// The datagrams of a train with a call for each.
+fn send_singly(
+    edges: &mut impl Edges,
+    to: &SocketAddr,
+    mut source: Option<Source>,
+    data: &[u8],
+    segment: usize,
+    tos: u8,
+) -> SendOutcome {
+    let mut outcome = SendOutcome::default();
+    for datagram in data.chunks(segment) {
+        let sent = edges.send(to, source.as_ref(), datagram, 0, tos);
+        outcome.dropped |= sent.dropped;
+        outcome.source_rejected |= sent.source_rejected;
+        source = source.filter(|_| !sent.source_rejected);
+    }
+    outcome
 }
 
 fn has_header(packet: &[u8]) -> bool {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::keypair::Keypairs;
+use crate::train_health::TrainHealth;
 
 /// The local address and interface a datagram came to: the bytes of a PKTINFO control message, opaque here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,12 +61,33 @@ pub struct PeerState {
     pub removed: bool,
     /// See [`Marks`].
     pub marks: Marks,
+    /// Whether trains reach it.
+    pub health: TrainHealth,
+    /// `Shared::paths` when something authenticated last came from the present endpoint; 0: not yet.
+    pub proven_path: u64,
     /// `Active` was said and nobody released it.
     pub active_said: bool,
     /// `KeyWanted` was said.
     pub key_wanted_said: bool,
     /// A `Roamed` waits in the queue; it reads the endpoint when it is taken.
     pub roamed_said: bool,
+}
+
+impl PeerState {
+    /// Where it is from here on. Another endpoint or source is another flow, which has to be proven again.
+    pub fn set_endpoint(&mut self, endpoint: Option<SocketAddr>, source: Option<Source>) {
+        if self.endpoint != endpoint || self.source != source {
+            self.proven_path = 0;
+        }
+        (self.endpoint, self.source) = (endpoint, source);
+    }
+
+    /// Another source address is another flow.
+    pub fn forget_source(&mut self) {
+        if self.source.take().is_some() {
+            self.proven_path = 0;
+        }
+    }
 }
 
 /// See the module. Shared by the tables, by keypairs and by batches under way.

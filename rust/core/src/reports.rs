@@ -27,6 +27,7 @@ pub enum Report {
     /// Reads the endpoint when it is taken: many changes are one report.
     Roamed(Arc<Peer>),
     Active(u64),
+    TrainsLost(u64),
     /// The TUN's descriptor says that the interface is gone or broken; the control thread asks what it is.
     TunBroken,
     /// A UDP socket (its descriptor) gives nothing but errors.

@@ -18,6 +18,7 @@ use crate::ip::Address;
 use crate::keypair::{Dropped, Keypair, Limits};
 use crate::peer::{Marks, Peer, PeerState, Source};
 use crate::reports::{Handshake, Report, Reports};
+use crate::train_health::{PATH_QUIET, TrainHealth};
 
 /// Per peer, as the kernel (rule M49): a handshake takes one round trip, and more would only be stale.
 pub const MAX_STAGED_PACKETS: usize = 128;
@@ -127,6 +128,9 @@ pub struct Shared {
     listen_port: AtomicUsize,
     staged_bytes: AtomicUsize,
     retired: AtomicU64,
+    doubts_trains: AtomicBool,
+    /// Grows when the sockets are replaced: every peer is then reached by a new flow.
+    paths: AtomicU64,
 }
 
 impl Shared {
@@ -148,6 +152,8 @@ impl Shared {
             listen_port: AtomicUsize::new(0),
             staged_bytes: AtomicUsize::new(0),
             retired: AtomicU64::new(0),
+            doubts_trains: AtomicBool::new(false),
+            paths: AtomicU64::new(1),
         }
     }
 
@@ -196,7 +202,10 @@ impl Shared {
     /// One without endpoint or keys; one of that number that is there already stays.
     pub fn add_peer(&self, id: u64) {
         let entry = || Entry { peer: Arc::new(Peer::new(id)), prefixes: Vec::new(), owned: 0 };
-        write(&self.peers).entry(id).or_insert_with(entry);
+        let peer = Arc::clone(&write(&self.peers).entry(id).or_insert_with(entry).peer);
+        if self.doubts_trains.load(Ordering::Relaxed) {
+            peer.lock().health = TrainHealth::new(true);
+        }
     }
 
     /// With its keys, routes and staged packets.
@@ -389,8 +398,38 @@ impl Shared {
         }
     }
 
-    /// An authenticated message leaves for the peer.
+    // Trains
+
+    /// The kernel below may damage trains: each peer has to show that they arrive.
+    pub fn doubt_trains(&self) {
+        if !self.doubts_trains.swap(true, Ordering::Relaxed) {
+            self.all_peers().iter().for_each(|peer| peer.lock().health = TrainHealth::new(true));
+        }
+    }
+
+    /// The sockets were replaced.
+    pub fn change_paths(&self) {
+        self.paths.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// TCP packets are about to leave for the peer (see `train_health`).
+    pub fn note_departure(&self, peer: &Peer, state: &mut PeerState, packet: &[u8], segments: usize, now: u64) {
+        if state.health.note(packet, segments, now) {
+            self.report(Report::TrainsLost(peer.id));
+        }
+    }
+
+    /// Whether the peer gets no trains: they are lost on the way, or nothing came back yet on this path.
+    pub fn sends_singly(&self, state: &PeerState) -> bool {
+        state.health.sends_singly() || state.proven_path != self.paths.load(Ordering::Relaxed)
+    }
+
+    /// An authenticated message leaves for the peer. Called before its train is sent, because a flow that was quiet for
+    /// long is a new one.
     pub fn note_sent(&self, state: &mut PeerState, now: u64) {
+        if now.saturating_sub(state.marks.last_traversal) >= PATH_QUIET {
+            state.proven_path = 0;
+        }
         state.marks.last_traversal = now;
         state.marks.data_received_since = 0;
     }
@@ -406,6 +445,7 @@ impl Shared {
     /// Authenticated bytes came from the peer.
     pub fn note_received(&self, peer: &Peer, state: &mut PeerState, bytes: usize, now: u64) {
         peer.add_received(bytes);
+        state.proven_path = self.paths.load(Ordering::Relaxed);
         state.marks.last_traversal = now;
         state.marks.data_sent_since = 0;
     }

@@ -201,6 +201,11 @@ impl Engine {
         self.order_all(py, || Order::Bind(None));
     }
 
+    /// The kernel may damage trains: each peer has to show that they arrive.
+    fn doubt_trains(&self) {
+        self.shared.doubt_trains();
+    }
+
     /// Routes changed: narrow paths are found out again.
     fn forget_paths(&self) {
         lock(&self.sender).kernel_binds.iter().for_each(KernelBind::forget_paths);
@@ -300,14 +305,13 @@ impl Engine {
     fn set_endpoint(&self, peer: u64, endpoint: Option<Endpoint>, source: Option<&[u8]>) -> PyResult<()> {
         let endpoint = endpoint.as_ref().map(address_of).transpose()?;
         self.shared.with_peer(peer, |_, state| {
-            state.endpoint = endpoint;
-            state.source = source.and_then(Source::new);
+            state.set_endpoint(endpoint, source.and_then(Source::new));
         });
         Ok(())
     }
 
     fn clear_source(&self, peer: u64) {
-        self.shared.with_peer(peer, |_, state| state.source = None);
+        self.shared.with_peer(peer, |_, state| state.forget_source());
     }
 
     /// The peers that have a sticky source, with their endpoint: what is asked about after a route changed.
@@ -325,7 +329,7 @@ impl Engine {
         let source = Source::new(source);
         self.shared.with_peer(peer, |_, state| {
             if state.source == source {
-                state.source = None;
+                state.forget_source();
             }
         });
     }
@@ -519,6 +523,7 @@ fn append_report(taken: &Bound<'_, PyList>, report: Report) -> PyResult<()> {
             endpoint.map_or(Ok(()), |endpoint| taken.append(("roamed", peer.id, endpoint)))
         }
         Report::Active(peer) => taken.append(("active", peer)),
+        Report::TrainsLost(peer) => taken.append(("trains_lost", peer)),
         Report::TunBroken => taken.append(("tun_broken",)),
         Report::SocketBroken(fd) => taken.append(("socket_broken", fd)),
         Report::SendFailed(peer, error) => taken.append(("send_failed", peer, error)),
@@ -582,6 +587,7 @@ impl Engine {
 
     fn use_binds(&self, py: Python<'_>, binds: Vec<BindEdge>, port: u16) {
         self.shared.set_listen_port(port);
+        self.shared.change_paths();
         if let Some(first) = binds.first() {
             let mut sender = lock(&self.sender);
             sender.outbound.set_limits(first.limits());

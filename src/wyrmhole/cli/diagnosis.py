@@ -137,9 +137,12 @@ def _offloads() -> Iterator[Finding]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         has = {"UDP_SEGMENT": udp_offload.can_segment(sock), "UDP_GRO": udp_offload.enable_gro(sock)}
     release = os.uname().release
-    if udp_offload.corrupts_trains(release):
-        advice = "update to 7.1.5 or later; segmentation stays off until then"
-        yield Finding("poor", "offloads", f"Linux {release} damages segmented UDP", advice)
+    if udp_offload.is_suspect(release):
+        advice = (
+            "7.0 to 7.1.4 do, unless repaired by the distribution: each peer gets GSO batches once TCP shows that they"
+        )
+        advice += " arrive; `wyrmhole doctor --to PEER` tries"
+        yield Finding("poor", "offloads", f"Linux {release} may damage segmented UDP", advice)
     missing = [name for name, is_there in has.items() if not is_there]
     if missing:
         advice = "Linux 5.12 and later have both: two to five times the throughput"

@@ -37,7 +37,13 @@ MESSAGES = {
 }
 
 
-WARNINGS = (events.PeerSilent, events.PeerBack, events.EndpointFlapping, events.SendRefused)
+BATCHES_LOST = (
+    "GSO batches are lost on the way while single datagrams arrive, probably damaged by a kernel or driver; sending "
+    "single datagrams, which is slower, and trying batches again later (check with `wyrmhole doctor --to {key}`, or "
+    "set WYRMHOLE_WITHOUT=gso to switch them off)"
+)
+
+WARNINGS = (events.PeerSilent, events.PeerBack, events.EndpointFlapping, events.SendRefused, events.BatchesLost)
 """Events that are logged at the default level."""
 
 
@@ -103,6 +109,8 @@ def _of_peer(event: events.Event, peer: str) -> Line:
             text = "Removing all keys, since we haven't received a new one in 540 seconds"
         case events.PeerBack():
             level, text, rate_class = logging.WARNING, f"is back after {event.silent_for // SECOND} s", "back"
+        case events.BatchesLost():
+            level, text = logging.ERROR, BATCHES_LOST.format(key=event.peer.base64())
         case events.EndpointFlapping():
             level, text, rate_class = logging.WARNING, _flapping(event), "flapping"
         case _:

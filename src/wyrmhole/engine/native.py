@@ -22,7 +22,7 @@ from typing import Any
 from wyrmhole.engine import _native
 from wyrmhole.engine.contract import EngineFailed, EngineKind, EngineReport, TunChanged
 from wyrmhole.engine.polled import Polled
-from wyrmhole.net.bind import Bind, KernelBind
+from wyrmhole.net.bind import Bind, KernelBind, doubts_trains
 from wyrmhole.net.tun import KernelTun, Tun, TunEvent
 from wyrmhole.protocol.data_plane import (
     Active,
@@ -37,6 +37,7 @@ from wyrmhole.protocol.data_plane import (
     Roamed,
     SendFailed,
     Source,
+    TrainsLost,
 )
 from wyrmhole.protocol.drops import DropReason, Oddity
 from wyrmhole.protocol.primitives import wipe
@@ -53,6 +54,7 @@ _SAME_ARGUMENTS: dict[str, Callable[..., EngineReport]] = {
     "key_wanted": KeyWanted,
     "key_confirmed": KeyConfirmed,
     "active": Active,
+    "trains_lost": TrainsLost,
     "failed": EngineFailed,
     "send_failed": SendFailed,
 }
@@ -154,6 +156,8 @@ class NativeEngine:
     def attach_bind(self, bind: Bind, port: int) -> None:
         if self._closed:
             return
+        if doubts_trains(bind):
+            self._native.doubt_trains()
         if isinstance(bind, KernelBind):
             self._attach_sockets(bind, bind, port)
         else:

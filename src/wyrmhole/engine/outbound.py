@@ -110,8 +110,10 @@ class Outbound:
         length = len(packet)
         padding = padding_of(length, tables.mtu)
         tos = packet[1] & 3 if packet[0] < 0x50 else packet[1] >> 4 & 3
-        self._seal_one(peer, keypair, packet + _ZEROS[:padding] if padding else packet, tos)
         tables.note_sent(peer, now)
+        if (packet[9] if packet[0] < 0x50 else packet[6]) == ip.PROTOCOL_TCP:
+            tables.note_departure(peer, packet, length, 1, now)
+        self._seal_one(peer, keypair, packet + _ZEROS[:padding] if padding else packet, tos)
         if not peer.data_sent_since:
             tables.note_data_sent(peer, now)
         if keypair.wants_rekey(now):
@@ -124,6 +126,8 @@ class Outbound:
             for packet in packets:
                 self._tables.stage(peer, packet, now)
             return
+        self._tables.note_sent(peer, now)
+        self._tables.note_departure(peer, packets[0], sum(map(len, packets)), len(packets), now)
         fits = keypair.reject_after_messages - keypair.send_counter
         self._seal_all(peer, keypair, packets[:fits], now)
         for packet in packets[fits:]:
@@ -144,8 +148,8 @@ class Outbound:
         if keypair is None or not keypair.can_send(now):
             self._tables.want_key(peer)
             return
-        self._seal_one(peer, keypair, b"", 0)
         self._tables.note_sent(peer, now)
+        self._seal_one(peer, keypair, b"", 0)
         if keypair.wants_rekey(now):
             self._tables.ask_rekey(peer, keypair)
 
@@ -181,7 +185,6 @@ class Outbound:
                 run = [packet + _ZEROS[:padding] for packet in run]
             self._seal_run(peer, keypair, run, ip.ecn_of(run[0]))
             start = end
-        self._tables.note_sent(peer, now)
         self._tables.note_data_sent(peer, now)
 
     def _seal_one(self, peer: EnginePeer, keypair: Keypair, packet: bytes, tos: int) -> None:

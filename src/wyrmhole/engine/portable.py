@@ -34,7 +34,7 @@ from wyrmhole.engine.inbound import Inbound
 from wyrmhole.engine.outbound import Outbound
 from wyrmhole.engine.polled import Polled
 from wyrmhole.engine.tables import HANDSHAKE_TOS, NO_SOCKADDR, EnginePeer, Tables
-from wyrmhole.net.bind import Bind, KernelBind, SendOutcome
+from wyrmhole.net.bind import Bind, KernelBind, SendOutcome, doubts_trains
 from wyrmhole.net.tun import LendableTun, Tun, TunEvent
 from wyrmhole.protocol.data_plane import KeypairParams, Marks, PeerCounters, PeerId, SendFailed, Source
 from wyrmhole.protocol.drops import DropReason, Oddity
@@ -399,7 +399,7 @@ class PortableEngine:
         for _ in range(min(SOURCES_PER_TURN, len(self._stale))):
             peer = self._stale.pop()
             if bind is not None and peer.source is not None and not bind.source_is_valid(peer.sockaddr, peer.source):
-                peer.source = None
+                self._tables.forget_source(peer)
 
     # Edges
 
@@ -425,6 +425,9 @@ class PortableEngine:
         former.close()
         self._bind = bind
         self._tables.listen_port = port
+        self._tables.paths += 1
+        if bind is not None and doubts_trains(bind):
+            self._tables.doubt_trains()
 
     def _follow_socket(self, bind: Bind, fd: int) -> None:
         """Nothing was there though it was announced: the bind may have replaced the socket, or closed it."""
@@ -482,10 +485,13 @@ class PortableEngine:
             reason = DropReason.SEND_FAILED if bind is None else DropReason.NO_ENDPOINT
             self._tables.drops[reason] += count_datagrams(data, size)
             return False
-        outcome = bind.send(data, size, peer.sockaddr, peer.source, tos=tos)
+        if size and self._tables.sends_singly(peer):
+            outcome = _send_singly(bind, peer, memoryview(data), size, tos)
+        else:
+            outcome = bind.send(data, size, peer.sockaddr, peer.source, tos=tos)
         if outcome:
             if outcome & SendOutcome.SOURCE_REJECTED:
-                peer.source = None
+                self._tables.forget_source(peer)
             if outcome & SendOutcome.DROPPED:
                 self._tables.drops[DropReason.SEND_FAILED] += count_datagrams(data, size)
                 return False
@@ -533,3 +539,13 @@ class PortableEngine:
     def _send_to(self, endpoint: Endpoint, source: Source | None, datagram: bytes) -> None:
         if self._bind is not None:
             self._bind.send(datagram, 0, endpoint.sockaddr, source)
+
+
+def _send_singly(bind: Bind, peer: EnginePeer, data: memoryview, size: int, tos: int) -> SendOutcome:
+    """The datagrams of a train with a call for each."""
+    source, outcome = peer.source, SendOutcome.SENT
+    for start in range(0, len(data), size):
+        outcome |= bind.send(data[start : start + size], 0, peer.sockaddr, source, tos=tos)
+        if outcome & SendOutcome.SOURCE_REJECTED:
+            source = None
+    return outcome

@@ -30,10 +30,12 @@ from wyrmhole.protocol.data_plane import (
     PeerId,
     Roamed,
     Source,
+    TrainsLost,
 )
 from wyrmhole.protocol.drops import DropReason, Oddity
 from wyrmhole.protocol.keypair import Keypair, Keypairs
 from wyrmhole.protocol.quiet_sources import QuietSources
+from wyrmhole.protocol.train_health import PATH_QUIET, TrainHealth
 from wyrmhole.wire.endpoint import Endpoint, SockAddr
 from wyrmhole.wire.prefix import Prefix
 
@@ -58,11 +60,13 @@ class EnginePeer:
         "active_said",
         "data_received_since",
         "data_sent_since",
+        "health",
         "id",
         "key_wanted_said",
         "keypairs",
         "last_data_received",
         "last_traversal",
+        "proven_path",
         "roamed_said",
         "rx_bytes",
         "sockaddr",
@@ -71,8 +75,11 @@ class EnginePeer:
         "tx_bytes",
     )
 
-    def __init__(self, peer: PeerId) -> None:
+    def __init__(self, peer: PeerId, *, doubted: bool = False) -> None:
         self.id = peer
+        self.health = TrainHealth(doubted=doubted)
+        self.proven_path = 0
+        """`Tables.paths` when something authenticated last came from the present endpoint; 0: not yet."""
         self.sockaddr: SockAddr = NO_SOCKADDR
         self.source: Source | None = None
         self.keypairs = Keypairs()
@@ -109,6 +116,9 @@ class Tables:
         self.mtu = 1420
         self.listen_port = 0
         self.staged_bytes = 0
+        self.doubts_trains = False
+        # Grows when the sockets are replaced: every peer is then reached by a new flow.
+        self.paths = 1
         # A peer stands for its own `Roamed`, which is made when it is taken: many changes are one report.
         self._reports: deque[EngineReport | EnginePeer] = deque()
         self._handshakes: dict[Queue, deque[tuple[bytes, SockAddr, Source | None]]] = {it: deque() for it in Queue}
@@ -183,11 +193,31 @@ class Tables:
             if not self.report(Active(peer.id)):
                 peer.active_said = False
 
+    # Trains
+
+    def doubt_trains(self) -> None:
+        """The kernel below may damage trains: each peer has to show that they arrive."""
+        if not self.doubts_trains:
+            self.doubts_trains = True
+            for peer in self.peers.values():
+                peer.health = TrainHealth(doubted=True)
+
+    def note_departure(self, peer: EnginePeer, packet: bytes, length: int, segments: int, now: int) -> None:
+        """TCP packets are about to leave for the peer (see protocol.train_health)."""
+        if peer.health.note(packet, length, segments, now):
+            self.report(TrainsLost(peer.id))
+
+    def sends_singly(self, peer: EnginePeer) -> bool:
+        """Whether the peer gets no trains: they are lost on the way, or nothing came back yet on this path."""
+        return peer.health.sends_singly or peer.proven_path != self.paths
+
     # Marks and counters
 
     def note_sent(self, peer: EnginePeer, now: int) -> None:
         """An authenticated message leaves for the peer; data also calls `note_data_sent`. Bytes are counted when they
-        were sent."""
+        were sent. Called before trains are gathered, because a flow that was quiet for long is a new one."""
+        if now - peer.last_traversal >= PATH_QUIET:
+            peer.proven_path = 0
         peer.last_traversal = now
         peer.data_received_since = 0
 
@@ -199,6 +229,7 @@ class Tables:
     def note_received(self, peer: EnginePeer, size: int, now: int) -> None:
         """Authenticated bytes came from the peer; data also calls `note_data_received`."""
         peer.rx_bytes += size
+        peer.proven_path = self.paths
         peer.last_traversal = now
         peer.data_sent_since = 0
 
@@ -275,7 +306,7 @@ class Tables:
     # The half of DataPlane that sends nothing
 
     def add_peer(self, peer: PeerId) -> None:
-        self.peers[peer] = EnginePeer(peer)
+        self.peers[peer] = EnginePeer(peer, doubted=self.doubts_trains)
 
     def remove_peer(self, peer: PeerId) -> None:
         it = self.peers.pop(peer, None)
@@ -304,13 +335,22 @@ class Tables:
     def set_endpoint(self, peer: PeerId, endpoint: Endpoint | None, source: Source | None = None) -> None:
         it = self.peers.get(peer)
         if it is not None:
-            it.sockaddr = NO_SOCKADDR if endpoint is None else endpoint.sockaddr
+            sockaddr = NO_SOCKADDR if endpoint is None else endpoint.sockaddr
+            if sockaddr != it.sockaddr or source != it.source:
+                it.proven_path = 0
+            it.sockaddr = sockaddr
             it.source = source
 
     def clear_source(self, peer: PeerId) -> None:
         it = self.peers.get(peer)
         if it is not None:
-            it.source = None
+            self.forget_source(it)
+
+    def forget_source(self, peer: EnginePeer) -> None:
+        """Another source address is another flow."""
+        if peer.source is not None:
+            peer.source = None
+            peer.proven_path = 0
 
     def forget_keypairs(self, peer: PeerId) -> None:
         it = self.peers.get(peer)

@@ -100,6 +100,11 @@ class Bind(Protocol):
         """Whether the kernel would still send to `sockaddr` from that address through that interface."""
 
 
+def doubts_trains(bind: Bind) -> bool:
+    """Whether the kernel below is of a release that is known to damage trains; binds without a kernel need not say."""
+    return bool(getattr(bind, "doubts_trains", False))
+
+
 def datagrams_of(data: Buffer | Sequence[Buffer], segment_size: int) -> list[bytes]:
     """What one `send` puts on the wire, datagram by datagram; for binds that are not the kernel's."""
     whole = bytes(data) if isinstance(data, Buffer) else b"".join(data)

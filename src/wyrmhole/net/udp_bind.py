@@ -43,16 +43,17 @@ _Pair = tuple[UdpSocket | None, UdpSocket | None]
 
 
 class UdpBind:
-    """See `net.bind.Bind`. `gso` and `gro` are switches to keep trains off where a kernel or driver damages them.
+    """See `net.bind.Bind`. `gso` and `gro` are switches to keep trains off where a kernel or driver damages them;
+    `doubts_trains` tells the engine that this kernel may be such a one.
     `shares`: how many sockets of each family share the port, one for each worker of an engine that reads them itself;
     whoever goes through `send` uses the first pair."""
 
     def __init__(
         self, *, gso: bool = True, gro: bool = True, shares: int = 1, socket_factory: SocketFactory = socket.socket
     ) -> None:
-        trusted = not udp_offload.corrupts_trains(os.uname().release)
+        self.doubts_trains = udp_offload.is_suspect(os.uname().release)
         self.counters = BindCounters()
-        self._options = SocketOptions(gso and trusted, gro, socket_factory, shares_port=shares > 1)
+        self._options = SocketOptions(gso, gro, socket_factory, shares_port=shares > 1)
         self._shares = shares
         self._pairs: list[_Pair] = []
         self._mark = 0

@@ -46,8 +46,12 @@ def enable_gro(sock: socket.socket) -> bool:
         return False
 
 
-def corrupts_trains(kernel_release: str) -> bool:
-    """Whether this kernel (the text of `uname -r`) is known to send damaged trains: 7.0 up to and with 7.1.4."""
+def is_suspect(kernel_release: str) -> bool:
+    """Whether a release (the text of `uname -r`) is in the range that sends damaged trains: 7.0 up to and with 7.1.4.
+
+    Distributions carry the fault to older numbers and its repair to newer ones, so this is a reason to be careful and
+    not a verdict: see `protocol.train_health`.
+    """
     match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", kernel_release)
     if match is None:
         return False

@@ -138,7 +138,15 @@ class SendFailed:
     errno: int
 
 
-Report = HandshakeDatagram | KeyWanted | KeyConfirmed | KeypairsDropped | Roamed | Active | SendFailed
+@dataclass(frozen=True, slots=True)
+class TrainsLost:
+    """GSO batches to this peer are lost while single datagrams arrive, so that it gets single ones now. Said once, and
+    again only after batches had arrived in between."""
+
+    peer: PeerId
+
+
+Report = HandshakeDatagram | KeyWanted | KeyConfirmed | KeypairsDropped | Roamed | Active | SendFailed | TrainsLost
 
 
 class DataPlane(Protocol):

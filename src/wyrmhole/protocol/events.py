@@ -131,6 +131,13 @@ class SessionExpired:
 
 
 @dataclass(frozen=True, slots=True)
+class BatchesLost:
+    """GSO batches to this peer are lost on the way; it gets single datagrams instead, and batches are tried later."""
+
+    peer: PublicKey
+
+
+@dataclass(frozen=True, slots=True)
 class SendRefused:
     """The system does not send to the peer's endpoint; once for each errno until a handshake completes or the endpoint
     is set."""
@@ -154,6 +161,7 @@ Event = (
     | EndpointChanged
     | EndpointFlapping
     | SendRefused
+    | BatchesLost
     | SessionExpired
 )
 

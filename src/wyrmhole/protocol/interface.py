@@ -37,8 +37,10 @@ from wyrmhole.protocol.data_plane import (
     Report,
     Roamed,
     SendFailed,
+    TrainsLost,
 )
 from wyrmhole.protocol.events import (
+    BatchesLost,
     EndpointChanged,
     EndpointFlapping,
     Event,
@@ -267,6 +269,8 @@ class Interface:
             if peer.send_error != report.errno:
                 peer.send_error = report.errno
                 self._events.append(SendRefused(peer.public_key, report.errno))
+        elif isinstance(report, TrainsLost):
+            self._events.append(BatchesLost(peer.public_key))
         elif self.is_up:
             self._handle_session_report(peer, report, now)
         elif isinstance(report, KeyWanted):

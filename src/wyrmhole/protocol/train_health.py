@@ -1,0 +1,193 @@
+"""Whether GSO batches ("trains") reach a peer, judged by what a sender sees: its own inner TCP retransmissions.
+
+Some kernels, hypervisors and drivers damage or lose trains while single datagrams arrive. Nothing reports this to the
+sender, and WireGuard has no acknowledgements. But most tunnels carry TCP, whose headers are in sight before sealing: a
+segment whose sequence number lies below one that was sent earlier is a retransmission. Ordinary loss strikes trains
+and single datagrams alike, so the same peer's loss is measured both ways and compared:
+
+- WATCHING: trains are sent. Once 16 segments, and an eighth of what was sent, were retransmitted, a trial begins.
+- ON_TRIAL_SINGLY: for 256 new segments, and 2 s at least (so that their retransmissions are seen), every datagram is
+  sent by itself. Unless the loss is less than an eighth of that with trains, the trains were not to blame.
+- ON_TRIAL: trains again. If the loss does not return, they were not to blame either.
+- RESTING: three rounds of loss with trains and none without are a verdict. Datagrams leave singly for 10 minutes. Then
+  trains are tried again; this time one bad round suffices, and each verdict in a row doubles the wait, up to 160 minutes.
+
+A retransmission counts only if the segment was first sent in the present phase. A few flows for each peer are followed,
+in slots chosen by a hash; a collision forgets a flow, which can hide a loss and never invents one.
+
+On kernels whose release is known for damaged trains a peer begins in RESTING, and trains are tried after 10 s of TCP:
+the release raises a doubt, and the evidence decides. Traffic without TCP gives no evidence and changes nothing.
+
+A peer's new path is a second reason for single datagrams: until something authenticated came back, a firewall on the
+way may hold a flow that it has not confirmed yet, and nfnetlink_queue drops trains of such flows (CVE-2026-45859). The
+engine keeps that state beside the endpoint (`Tables.is_proven`).
+
+Pure: time is an argument. The same rules, with the same numbers, are in rust/core/src/train_health.rs.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+
+from wyrmhole.protocol.constants import SECOND
+
+MIN_LOST = 16
+LOSS_DIVISOR = 8
+"""An eighth lost is a reason for a trial; and singly, less than an eighth of the trains' loss must remain."""
+WATCH_SEGMENTS = 4096
+TRIAL_SEGMENTS = 256
+TRIAL_SPAN = 2 * SECOND
+ROUNDS = 3
+REST = 600 * SECOND
+MAX_REST = 16 * REST
+DOUBT_SPAN = 10 * SECOND
+"""How long a peer on a suspect kernel goes without trains after its first TCP segment."""
+PATH_QUIET = 29 * SECOND
+"""Connection tracking forgets UDP flows after 30 s by default; the next datagram then begins a new flow."""
+
+FLOWS = 8
+_FACTOR = 0x9E37_79B1
+_WORD = 0xFFFF_FFFF
+_HALF = 1 << 31
+_TCP, _SYN = 6, 2
+_V4 = struct.Struct(">6xHxBxx4I4xBB")
+"""Fragment, protocol, addresses, ports, sequence number, data offset, flags."""
+_V6 = struct.Struct(">6xBx12xI12xIII4xBB")
+"""Next header, the last words of the addresses, ports, sequence number, data offset, flags."""
+
+
+class Phase(IntEnum):
+    WATCHING = 0
+    ON_TRIAL = 1
+    ON_TRIAL_SINGLY = 2
+    RESTING = 3
+
+
+class TrainHealth:
+    """One peer's state. `sends_singly` is what the engine asks before it sends a train."""
+
+    __slots__ = ("_bad", "_flows", "_lost", "_phase", "_rest", "_rounds", "_sent", "_since", "_until", "sends_singly")
+
+    def __init__(self, *, doubted: bool = False) -> None:
+        self._phase = Phase.RESTING if doubted else Phase.WATCHING
+        self.sends_singly = doubted
+        self._until: int | None = None
+        self._rest = 0
+        self._rounds = 0
+        self._since = 0
+        self._sent = self._lost = 0
+        self._bad = (0, 0)
+        # Of each flow: its key, the end of what was sent, where the present phase began. None: a free slot.
+        self._flows: list[tuple[int, int, int] | None] | None = None
+
+    @property
+    def phase(self) -> Phase:
+        return self._phase
+
+    def note(self, packet: bytes, length: int, segments: int, now: int) -> bool:
+        """Look at what leaves for the peer: the first of `segments` packets, which have `length` bytes together.
+        True: trains to this peer were just found to be lost, for the first time since they last worked."""
+        if packet[0] == 0x45 and len(packet) >= 40:
+            fragment, protocol, source, destination, ports, sequence, offset, flags = _V4.unpack_from(packet)
+            headers = 20
+            if protocol != _TCP or fragment & 0x3FFF:
+                return False
+        elif packet[0] >> 4 == 6 and len(packet) >= 60:
+            protocol, source, destination, ports, sequence, offset, flags = _V6.unpack_from(packet)
+            headers = 40
+            if protocol != _TCP:
+                return False
+        else:
+            return False
+        data = length - segments * (headers + (offset >> 4) * 4)
+        key = source ^ (destination * _FACTOR & _WORD) ^ ports
+        if flags & _SYN:
+            self._forget(key)
+            return False
+        return data > 0 and self._note_data(key, sequence, data, segments, now)
+
+    def _forget(self, key: int) -> None:
+        """A connection that begins again with the same ports has other sequence numbers."""
+        if self._flows is not None:
+            slot = _slot_of(key)
+            flow = self._flows[slot]
+            if flow is not None and flow[0] == key:
+                self._flows[slot] = None
+
+    def _note_data(self, key: int, sequence: int, data: int, segments: int, now: int) -> bool:
+        if self._phase is Phase.RESTING:
+            if self._until is None:
+                self._until = now + DOUBT_SPAN
+            if now < self._until:
+                return False
+            self._rounds = ROUNDS - 1
+            self._begin(Phase.ON_TRIAL, now)
+        if self._is_first(key, sequence, data, segments):
+            self._sent += segments
+        return self._judge(now)
+
+    def _is_first(self, key: int, sequence: int, data: int, segments: int) -> bool:
+        """Whether the data was not sent before; what was, in this phase, counts as lost."""
+        if self._flows is None:
+            self._flows = [None] * FLOWS
+        slot = _slot_of(key)
+        flow = self._flows[slot]
+        end = sequence + data & _WORD
+        if flow is None or flow[0] != key:
+            self._flows[slot] = (key, end, sequence)
+            return True
+        _, latest, start = flow
+        if sequence - latest & _WORD < _HALF:
+            self._flows[slot] = (key, end, start)
+            return True
+        if sequence - start & _WORD < _HALF:
+            self._lost += segments
+        return False
+
+    def _judge(self, now: int) -> bool:
+        if self._phase is Phase.ON_TRIAL_SINGLY:
+            return self._is_over(now) and self._compare(now)
+        if self._lost >= MIN_LOST and self._lost * LOSS_DIVISOR >= self._sent:
+            self._bad = (self._sent, self._lost)
+            self._begin(Phase.ON_TRIAL_SINGLY, now)
+        elif self._phase is Phase.ON_TRIAL and self._is_over(now):
+            self._acquit(now)
+            self._rest = 0
+        elif self._sent >= WATCH_SEGMENTS:
+            self._begin(Phase.WATCHING, now)
+        return False
+
+    def _is_over(self, now: int) -> bool:
+        return self._sent >= TRIAL_SEGMENTS and now - self._since >= TRIAL_SPAN
+
+    def _compare(self, now: int) -> bool:
+        sent, lost = self._bad
+        if self._lost * sent * LOSS_DIVISOR >= lost * self._sent:
+            self._acquit(now)
+            return False
+        self._rounds += 1
+        if self._rounds < ROUNDS:
+            self._begin(Phase.ON_TRIAL, now)
+            return False
+        is_news = not self._rest
+        self._rest = min(2 * self._rest, MAX_REST) or REST
+        self._until = now + self._rest
+        self._begin(Phase.RESTING, now)
+        return is_news
+
+    def _acquit(self, now: int) -> None:
+        self._rounds = 0
+        self._begin(Phase.WATCHING, now)
+
+    def _begin(self, phase: Phase, now: int) -> None:
+        self._phase = phase
+        self.sends_singly = phase >= Phase.ON_TRIAL_SINGLY
+        self._since = now
+        self._sent = self._lost = 0
+        if self._flows is not None:
+            self._flows = [flow and (flow[0], flow[1], flow[1]) for flow in self._flows]
+
+
+def _slot_of(key: int) -> int:
+    return (key * _FACTOR & _WORD) >> 29
