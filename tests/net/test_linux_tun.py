@@ -15,7 +15,7 @@ import pytest
 from tests.net.namespaces import Namespace, ip, namespaces
 from wyrmhole.net import netlink, timerfd, tun_ioctl
 from wyrmhole.net.linux_tun import LinuxTun, TunError, check_name, segments_of_train
-from wyrmhole.net.tun import Tun, TunEvent
+from wyrmhole.net.tun import Tun, TunEvent, TunOffloads
 
 _numbers = itertools.count()
 
@@ -465,3 +465,66 @@ def test_close_can_be_repeated_and_leaves_nothing() -> None:
     assert len(os.listdir("/proc/self/fd")) == before
     assert name not in ip("link", "show")
     assert tun.mtu == 1420 and tun.name == name
+
+
+# Without a kernel
+
+
+class StubLink:
+    """What a TUN asks of its link; the events are given, the limits noted."""
+
+    def __init__(self, *events: TunEvent) -> None:
+        self.events = list(events)
+        self.mtu = 1420
+        self.limits: list[int] = []
+
+    def poll_events(self) -> list[TunEvent]:
+        return self.events
+
+    def limit_segments(self, count: int) -> None:
+        self.limits.append(count)
+
+
+@pytest.mark.parametrize(
+    ("events", "tso", "limits"),
+    [
+        ((TunEvent.UP,), True, [45]),
+        ((TunEvent.MTU,), True, [45]),
+        ((TunEvent.MTU, TunEvent.UP), True, [45]),
+        ((TunEvent.DOWN,), True, []),
+        ((), True, []),
+        ((TunEvent.UP, TunEvent.MTU), False, []),
+    ],
+)
+def test_super_packets_are_limited_when_the_interface_changes(
+    events: tuple[TunEvent, ...], tso: bool, limits: list[int]
+) -> None:
+    link = StubLink(*events)
+    stub = LinuxTun(-1, TunOffloads(tso=tso, uso=True), link=link)  # type: ignore[arg-type]
+    assert stub.poll_events() == list(events)
+    assert link.limits == limits
+
+
+@pytest.mark.parametrize(
+    ("number", "gso_type", "left"),
+    [
+        (errno.EINVAL, 1, TunOffloads(tso=False, uso=True)),
+        (errno.EINVAL, 4, TunOffloads(tso=False, uso=True)),
+        (errno.EINVAL, 0x81, TunOffloads(tso=False, uso=True)),
+        (errno.EINVAL, 5, TunOffloads(tso=True, uso=False)),
+        (errno.EINVAL, 0, TunOffloads(tso=True, uso=True)),
+        (errno.EIO, 1, TunOffloads(tso=True, uso=True)),
+        (errno.ENOMEM, 5, TunOffloads(tso=True, uso=True)),
+    ],
+)
+def test_only_an_invalid_super_packet_turns_an_offload_off(
+    monkeypatch: pytest.MonkeyPatch, number: int, gso_type: int, left: TunOffloads
+) -> None:
+    def refuse(fileno: int, parts: object) -> int:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "writev", refuse)
+    stub = LinuxTun(-1, TunOffloads(tso=True, uso=True), link=StubLink())  # type: ignore[arg-type]
+    assert not stub.write([bytes([0, gso_type]) + bytes(8), b"packet"])
+    assert stub.offloads == left
+    assert stub.counters.unwritten[number] == 1

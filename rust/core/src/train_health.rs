@@ -5,10 +5,11 @@ const SECOND: u64 = 1_000_000_000;
 const MIN_LOST: u64 = 16;
 /// An eighth lost is a reason for a trial; and singly, less than an eighth of the trains' loss must remain.
 const LOSS_DIVISOR: u64 = 8;
-const WATCH_SEGMENTS: u64 = 4096;
+const WATCH_SEGMENTS: u64 = 1024;
 const TRIAL_SEGMENTS: u64 = 256;
-const TRIAL_SPAN: u64 = 2 * SECOND;
-const ROUNDS: u8 = 3;
+/// Of each round, different because loss may be periodic.
+const TRIAL_SPANS: [u64; ROUNDS] = [2 * SECOND, 3 * SECOND, 5 * SECOND];
+const ROUNDS: usize = 3;
 const REST: u64 = 600 * SECOND;
 const MAX_REST: u64 = 16 * REST;
 const DOUBT_SPAN: u64 = 10 * SECOND;
@@ -41,7 +42,7 @@ struct Flow {
 /// One peer's state, locked with the rest of it.
 pub struct TrainHealth {
     phase: Phase,
-    rounds: u8,
+    rounds: usize,
     rest: u64,
     since: u64,
     sent: u64,
@@ -102,10 +103,12 @@ impl TrainHealth {
             self.rounds = ROUNDS - 1;
             self.begin(Phase::OnTrial, now);
         }
+        // Before it is counted: what begins a phase leaves by the rule of that phase.
+        let is_news = self.judge(now);
         if self.is_first(segment, segments) {
             self.sent += segments;
         }
-        self.judge(now)
+        is_news
     }
 
     /// Whether the data was not sent before; what was, in this phase, counts as lost.
@@ -144,7 +147,7 @@ impl TrainHealth {
     }
 
     fn is_over(&self, now: u64) -> bool {
-        self.sent >= TRIAL_SEGMENTS && now.saturating_sub(self.since) >= TRIAL_SPAN
+        self.sent >= TRIAL_SEGMENTS && now.saturating_sub(self.since) >= TRIAL_SPANS[self.rounds]
     }
 
     fn compare(&mut self, now: u64) -> bool {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 
 import click
@@ -12,6 +13,7 @@ import click
 import wyrmhole
 from wyrmhole.cli.app import complete_config, config_path, load, write
 from wyrmhole.cli.diagnosis import Finding, examine
+from wyrmhole.errors import WyrmholeError
 
 MARKS = {"good": ("ok", "green"), "poor": ("--", "yellow"), "bad": ("NO", "red"), "note": ("..", "blue")}
 """In front of a line: it works; it works, but; it does not work; it could not be tried."""
@@ -21,7 +23,10 @@ MARKS = {"good": ("ok", "green"), "poor": ("--", "yellow"), "bad": ("NO", "red")
 @click.argument("config", required=False, shell_complete=complete_config)
 @click.option("--json", "as_json", is_flag=True, help="A JSON list of findings.")
 @click.option("--name", "names", multiple=True, metavar="HOST", help="Look this name up inside; may be repeated.")
-def doctor_command(config: str | None, as_json: bool, names: tuple[str, ...]) -> None:
+@click.option(
+    "--to", "peer", metavar="PEER", help="Try whether GSO batches reach a peer: its key, or an address inside."
+)
+def doctor_command(config: str | None, as_json: bool, names: tuple[str, ...], peer: str | None) -> None:
     """Without CONFIG: look at what tunnels need of this machine. Status 1 when neither the daemon nor the library can
     work.
 
@@ -29,21 +34,43 @@ def doctor_command(config: str | None, as_json: bool, names: tuple[str, ...]) ->
     the other: the endpoint's name and route, a handshake, ping and path MTU inside, name servers. Status 1 when a step
     fails.
 
+    With --to: ping a peer of a running tunnel in bursts and singly. Status 1 when batches of datagrams are lost while
+    single ones arrive, 2 when it could not be found out.
+
     \b
     ok  works
     --  works, but
     NO  does not work
     ..  could not be tried
     """
+    if config is not None and peer is not None:
+        raise click.UsageError("give CONFIG or --to, not both")
     if config is not None:
         sys.exit(asyncio.run(_try_tunnel(config, names, as_json)))
-    findings = list(examine())
+    findings: list[Finding] = []
+    for finding in examine() if peer is None else _probe(peer):
+        findings.append(finding)
+        if not as_json:
+            _show(finding)
     if as_json:
         write(json.dumps([asdict(finding) for finding in findings], indent=2) + "\n")
-    else:
-        for finding in findings:
-            _show(finding)
-    sys.exit(0 if can_work(findings) else 1)
+    if peer is None:
+        sys.exit(0 if can_work(findings) else 1)
+    sys.exit({"good": 0, "bad": 1}.get(findings[-1].level, 2))
+
+
+def _probe(peer: str) -> Iterator[Finding]:
+    """A step that fails ends it without a verdict, and says why."""
+    from wyrmhole.cli.train_probe import find_target, probe
+
+    try:
+        yield from probe(find_target(peer))
+    except PermissionError as error:
+        yield Finding("poor", "batches", f"not tried: {error.strerror}", "run it as root, which may send pings itself")
+    except OSError as error:
+        yield Finding("poor", "batches", f"not found out: {error.strerror or error}")
+    except WyrmholeError as error:
+        yield Finding("poor", "batches", f"not tried: {error}")
 
 
 def _show(finding: Finding) -> None:

@@ -6,14 +6,15 @@ segment whose sequence number lies below one that was sent earlier is a retransm
 and single datagrams alike, so the same peer's loss is measured both ways and compared:
 
 - WATCHING: trains are sent. Once 16 segments, and an eighth of what was sent, were retransmitted, a trial begins.
-- ON_TRIAL_SINGLY: for 256 new segments, and 2 s at least (so that their retransmissions are seen), every datagram is
+- ON_TRIAL_SINGLY: for 256 new segments, and for 2 to 5 s (so that their retransmissions are seen), every datagram is
   sent by itself. Unless the loss is less than an eighth of that with trains, the trains were not to blame.
 - ON_TRIAL: trains again. If the loss does not return, they were not to blame either.
 - RESTING: three rounds of loss with trains and none without are a verdict. Datagrams leave singly for 10 minutes. Then
-  trains are tried again; this time one bad round suffices, and each verdict in a row doubles the wait, up to 160 minutes.
+  trains are tried again; this time one bad round suffices. Each verdict in a row doubles the wait, up to 160 minutes.
 
-A retransmission counts only if the segment was first sent in the present phase. A few flows for each peer are followed,
-in slots chosen by a hash; a collision forgets a flow, which can hide a loss and never invents one.
+A retransmission counts only if the segment was first sent in the present phase. A few flows of each peer are followed,
+in slots chosen by a hash; a collision forgets a flow, which can hide a loss and never invents one. Damage to less than
+one datagram in eight goes unnoticed: TCP copes with it, and nothing but a longer trial would tell it from chance.
 
 On kernels whose release is known for damaged trains a peer begins in RESTING, and trains are tried after 10 s of TCP:
 the release raises a doubt, and the evidence decides. Traffic without TCP gives no evidence and changes nothing.
@@ -35,10 +36,11 @@ from wyrmhole.protocol.constants import SECOND
 MIN_LOST = 16
 LOSS_DIVISOR = 8
 """An eighth lost is a reason for a trial; and singly, less than an eighth of the trains' loss must remain."""
-WATCH_SEGMENTS = 4096
+WATCH_SEGMENTS = 1024
 TRIAL_SEGMENTS = 256
-TRIAL_SPAN = 2 * SECOND
-ROUNDS = 3
+TRIAL_SPANS = (2 * SECOND, 3 * SECOND, 5 * SECOND)
+"""Of each round, different because loss may be periodic."""
+ROUNDS = len(TRIAL_SPANS)
 REST = 600 * SECOND
 MAX_REST = 16 * REST
 DOUBT_SPAN = 10 * SECOND
@@ -123,9 +125,11 @@ class TrainHealth:
                 return False
             self._rounds = ROUNDS - 1
             self._begin(Phase.ON_TRIAL, now)
+        # Before it is counted: what begins a phase leaves by the rule of that phase.
+        is_news = self._judge(now)
         if self._is_first(key, sequence, data, segments):
             self._sent += segments
-        return self._judge(now)
+        return is_news
 
     def _is_first(self, key: int, sequence: int, data: int, segments: int) -> bool:
         """Whether the data was not sent before; what was, in this phase, counts as lost."""
@@ -159,7 +163,7 @@ class TrainHealth:
         return False
 
     def _is_over(self, now: int) -> bool:
-        return self._sent >= TRIAL_SEGMENTS and now - self._since >= TRIAL_SPAN
+        return self._sent >= TRIAL_SEGMENTS and now - self._since >= TRIAL_SPANS[self._rounds]
 
     def _compare(self, now: int) -> bool:
         sent, lost = self._bad
