@@ -7,12 +7,14 @@ import os
 import select
 import socket
 from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from tests.net.scripted import ANY_SOCKADDR, Attempt, Script
+from tests.net.scripted import ANY_SOCKADDR, Attempt, Script, ScriptedSocket
 from wyrmhole.net import sticky, udp_offload
-from wyrmhole.net.bind import SendOutcome
+from wyrmhole.net.bind import SendOutcome, doubts_trains
 from wyrmhole.net.udp_bind import UdpBind
 
 SOURCE = sticky.emit_source("192.0.2.77", 5)
@@ -61,6 +63,43 @@ def test_a_train_of_one_datagram_is_sent_plain(bind: UdpBind, script: Script) ->
     bind.send(b"x" * SIZE, SIZE, ANY_SOCKADDR, None)
     bind.send(b"x" * 7, SIZE, ANY_SOCKADDR, None)
     assert [attempt.segment_size for attempt in script.sent] == [0, 0]
+
+
+def test_the_last_datagram_of_a_split_train_is_sent_plain(bind: UdpBind, script: Script) -> None:
+    """PPPoE drivers break if UDP_SEGMENT is given for one datagram."""
+    bind.send(bytes(100) * 129, 100, ANY_SOCKADDR, None)
+    bind.send(bytes(1452) * 46, 1452, ANY_SOCKADDR, None)
+    sizes = [(len(attempt.data), attempt.segment_size) for attempt in script.sent]
+    assert sizes == [(12_800, 100), (100, 0), (45 * 1452, 1452), (1452, 0)]
+
+
+def test_a_kernel_that_does_not_know_the_option_never_gets_it() -> None:
+    """Linux before 4.18 ignores the control message and would send the whole train as one datagram."""
+
+    class OldKernel(ScriptedSocket):
+        def getsockopt(self, level: int, option: int, *length: int) -> Any:
+            if (level, option) == (socket.IPPROTO_UDP, udp_offload.UDP_SEGMENT):
+                raise OSError(errno.ENOPROTOOPT, os.strerror(errno.ENOPROTOOPT))
+            return super().getsockopt(level, option, *length)
+
+    script = Script()
+    bind = UdpBind(socket_factory=lambda *arguments: OldKernel(script, *arguments))
+    bind.open(0)
+    assert not any(sock.sends_trains for pair in bind.kernel_sockets() for sock in pair), "nor from the native engine"
+    assert bind.send(TRAIN, SIZE, ANY_SOCKADDR, None) == SendOutcome.SENT
+    assert [(attempt.data, attempt.segment_size) for attempt in script.attempts] == [(it, 0) for it in DATAGRAMS]
+    bind.close()
+
+
+def test_the_bind_tells_of_a_suspect_kernel_and_still_offers_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+    for release, suspect in (("7.0.3-generic", True), ("6.18.44", False)):
+        monkeypatch.setattr(os, "uname", lambda release=release: SimpleNamespace(release=release))
+        script = Script()
+        bind = opened(script)
+        assert doubts_trains(bind) is suspect
+        bind.send(TRAIN, SIZE, ANY_SOCKADDR, None)
+        assert len(script.attempts) == 1
+        bind.close()
 
 
 def test_a_train_above_the_byte_limit_is_split_at_datagram_boundaries(bind: UdpBind, script: Script) -> None:

@@ -346,6 +346,31 @@ mod tests {
     }
 
     #[test]
+    fn one_datagram_is_never_sent_as_a_train() {
+        let segments = RefCell::new(Vec::new());
+        let socket = socket(|_, _, length, segment| {
+            segments.borrow_mut().push((length, segment));
+            None
+        });
+        send(&socket, None, &[0; 10]);
+        send(&socket, None, &[0; 7]);
+        send(&socket, None, &[0; 1290]);
+        assert_eq!(*segments.borrow(), [(10, 0), (7, 0), (1280, 10), (10, 0)]);
+    }
+
+    #[test]
+    fn a_kernel_without_the_option_never_gets_it() {
+        let seen = Seen::default();
+        let socket = Remedied::new(
+            Fake(|_: &Seen, _: Message<'_>, _, segment| (segment > 0).then_some(SendError::Other), seen),
+            false,
+        );
+        let (data, datagrams) = train();
+        assert_eq!(send(&socket, None, &data), SendOutcome::default());
+        assert_eq!(*socket.raw().1.sent.borrow(), datagrams);
+    }
+
+    #[test]
     fn a_narrow_path_gets_fragments_and_is_remembered_for_a_while() {
         let socket = socket(|_, _, _, segment| (segment > 0).then_some(SendError::TooLong));
         let (data, datagrams) = train();

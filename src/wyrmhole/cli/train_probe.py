@@ -25,8 +25,10 @@ from pathlib import Path
 
 from wyrmhole.cli.diagnosis import Finding
 from wyrmhole.control import uapi_client
+from wyrmhole.device.clock import SystemClock
 from wyrmhole.device.status import DeviceStatus, PeerStatus
 from wyrmhole.errors import DeviceError, UapiError, WyrmholeError
+from wyrmhole.protocol.constants import SECOND
 from wyrmhole.protocol.keys import PublicKey
 from wyrmhole.wire.checksum import checksum
 
@@ -165,9 +167,9 @@ class Pinger:
         """Whether the host answers at all; a second ping tells the round trip."""
         if not self.wait(self.send(1), FIRST_PATIENCE):
             return False
-        begin = time.monotonic()
+        begin = _seconds()
         if self.wait(self.send(1)):
-            self.patience = min(PATIENCE, max(LEAST_PATIENCE, 10 * (time.monotonic() - begin)))
+            self.patience = min(PATIENCE, max(LEAST_PATIENCE, 10 * (_seconds() - begin)))
         return True
 
     def wait(self, numbers: set[int], patience: float | None = None) -> int:
@@ -176,13 +178,13 @@ class Pinger:
         waiting = set(numbers)
         poller = select.poll()
         poller.register(self._socket, select.POLLIN)
-        end = time.monotonic() + patience
-        while waiting and (left := end - time.monotonic()) > 0 and poller.poll(left * 1000):
+        end = _seconds() + patience
+        while waiting and (left := end - _seconds()) > 0 and poller.poll(left * 1000):
             with suppress(OSError):
                 number = self._answer(self._socket.recv(65_536))
                 if number in waiting:
                     waiting.discard(number)
-                    end = time.monotonic() + patience
+                    end = _seconds() + patience
         return len(numbers) - len(waiting)
 
     def _message(self, number: int) -> bytes:
@@ -237,6 +239,10 @@ def _send_together(sock: socket.socket, messages: Sequence[bytes]) -> None:
     if _libc.sendmmsg(sock.fileno(), entries, len(messages), 0) < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
+
+
+def _seconds() -> float:
+    return SystemClock().boottime() / SECOND
 
 
 def udp_messages() -> int:
