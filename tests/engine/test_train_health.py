@@ -262,7 +262,7 @@ def test_trains_are_tried_again_after_ten_minutes() -> None:
     scene.pause(595)
     scene.run(4)
     assert not scene.sends_trains()
-    scene.run(6)
+    scene.run(12)
     assert scene.sends_trains()
     scene.line = only_the_first
     scene.pause(1)

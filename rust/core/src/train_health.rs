@@ -6,7 +6,7 @@ const MIN_LOST: u64 = 16;
 /// An eighth lost is a reason for a trial; and singly, less than an eighth of the trains' loss must remain.
 const LOSS_DIVISOR: u64 = 8;
 const WATCH_SEGMENTS: u64 = 1024;
-const TRIAL_SEGMENTS: u64 = 256;
+const TRIAL_SEGMENTS: u64 = 64;
 /// Of each round, different because loss may be periodic.
 const TRIAL_SPANS: [u64; ROUNDS] = [2 * SECOND, 3 * SECOND, 5 * SECOND];
 const ROUNDS: usize = 3;
@@ -37,6 +37,8 @@ struct Flow {
     latest: u32,
     /// Where the present phase began.
     start: u32,
+    /// How far before that the singly sent retransmissions came.
+    again: Option<u32>,
 }
 
 /// One peer's state, locked with the rest of it.
@@ -117,7 +119,7 @@ impl TrainHealth {
         let slot = &mut flows[slot_of(segment.key)];
         let end = segment.sequence.wrapping_add(segment.data);
         let Some(flow) = slot.as_mut().filter(|flow| flow.key == segment.key) else {
-            *slot = Some(Flow { key: segment.key, latest: end, start: segment.sequence });
+            *slot = Some(Flow { key: segment.key, latest: end, start: segment.sequence, again: None });
             return true;
         };
         if !is_before(segment.sequence, flow.latest) {
@@ -126,6 +128,13 @@ impl TrainHealth {
         }
         if !is_before(segment.sequence, flow.start) {
             self.lost += segments;
+            return false;
+        }
+        let is_further = flow.again.is_none_or(|again| !is_before(segment.sequence, again));
+        if self.phase == Phase::OnTrialSingly && is_further {
+            // What trains lost is made good singly: that this moves on is evidence, and may be all for long.
+            flow.again = Some(end);
+            return true;
         }
         false
     }
@@ -137,9 +146,11 @@ impl TrainHealth {
         if self.lost >= MIN_LOST && self.lost * LOSS_DIVISOR >= self.sent {
             self.bad = (self.sent, self.lost);
             self.begin(Phase::OnTrialSingly, now);
-        } else if self.phase == Phase::OnTrial && self.is_over(now) {
-            self.acquit(now);
-            self.rest = 0;
+        } else if self.phase == Phase::OnTrial {
+            if self.is_over(now) {
+                self.acquit(now);
+                self.rest = 0;
+            }
         } else if self.sent >= WATCH_SEGMENTS {
             self.begin(Phase::Watching, now);
         }
@@ -177,7 +188,7 @@ impl TrainHealth {
         self.since = now;
         (self.sent, self.lost) = (0, 0);
         for flow in self.flows.iter_mut().flat_map(|flows| flows.iter_mut()).flatten() {
-            flow.start = flow.latest;
+            (flow.start, flow.again) = (flow.latest, None);
         }
     }
 }

@@ -6,7 +6,7 @@ segment whose sequence number lies below one that was sent earlier is a retransm
 and single datagrams alike, so the same peer's loss is measured both ways and compared:
 
 - WATCHING: trains are sent. Once 16 segments, and an eighth of what was sent, were retransmitted, a trial begins.
-- ON_TRIAL_SINGLY: for 256 new segments, and for 2 to 5 s (so that their retransmissions are seen), every datagram is
+- ON_TRIAL_SINGLY: for 64 segments, and for 2 to 5 s (so that their retransmissions are seen), every datagram is
   sent by itself. Unless the loss is less than an eighth of that with trains, the trains were not to blame.
 - ON_TRIAL: trains again. If the loss does not return, they were not to blame either.
 - RESTING: three rounds of loss with trains and none without are a verdict. Datagrams leave singly for 10 minutes. Then
@@ -37,7 +37,7 @@ MIN_LOST = 16
 LOSS_DIVISOR = 8
 """An eighth lost is a reason for a trial; and singly, less than an eighth of the trains' loss must remain."""
 WATCH_SEGMENTS = 1024
-TRIAL_SEGMENTS = 256
+TRIAL_SEGMENTS = 64
 TRIAL_SPANS = (2 * SECOND, 3 * SECOND, 5 * SECOND)
 """Of each round, different because loss may be periodic."""
 ROUNDS = len(TRIAL_SPANS)
@@ -80,8 +80,9 @@ class TrainHealth:
         self._since = 0
         self._sent = self._lost = 0
         self._bad = (0, 0)
-        # Of each flow: its key, the end of what was sent, where the present phase began. None: a free slot.
-        self._flows: list[tuple[int, int, int] | None] | None = None
+        # Of each flow: its key, the end of what was sent, where the present phase began, and how far before that the
+        # singly sent retransmissions came. None: a free slot.
+        self._flows: list[tuple[int, int, int, int | None] | None] | None = None
 
     @property
     def phase(self) -> Phase:
@@ -139,14 +140,19 @@ class TrainHealth:
         flow = self._flows[slot]
         end = sequence + data & _WORD
         if flow is None or flow[0] != key:
-            self._flows[slot] = (key, end, sequence)
+            self._flows[slot] = (key, end, sequence, None)
             return True
-        _, latest, start = flow
+        _, latest, start, again = flow
         if sequence - latest & _WORD < _HALF:
-            self._flows[slot] = (key, end, start)
+            self._flows[slot] = (key, end, start, again)
             return True
         if sequence - start & _WORD < _HALF:
             self._lost += segments
+            return False
+        if self._phase is Phase.ON_TRIAL_SINGLY and (again is None or sequence - again & _WORD < _HALF):
+            # What trains lost is made good singly: that this moves on is evidence, and may be all for long.
+            self._flows[slot] = (key, latest, start, end)
+            return True
         return False
 
     def _judge(self, now: int) -> bool:
@@ -155,9 +161,10 @@ class TrainHealth:
         if self._lost >= MIN_LOST and self._lost * LOSS_DIVISOR >= self._sent:
             self._bad = (self._sent, self._lost)
             self._begin(Phase.ON_TRIAL_SINGLY, now)
-        elif self._phase is Phase.ON_TRIAL and self._is_over(now):
-            self._acquit(now)
-            self._rest = 0
+        elif self._phase is Phase.ON_TRIAL:
+            if self._is_over(now):
+                self._acquit(now)
+                self._rest = 0
         elif self._sent >= WATCH_SEGMENTS:
             self._begin(Phase.WATCHING, now)
         return False
@@ -190,7 +197,7 @@ class TrainHealth:
         self._since = now
         self._sent = self._lost = 0
         if self._flows is not None:
-            self._flows = [flow and (flow[0], flow[1], flow[1]) for flow in self._flows]
+            self._flows = [flow and (flow[0], flow[1], flow[1], None) for flow in self._flows]
 
 
 def _slot_of(key: int) -> int:
