@@ -104,6 +104,7 @@ def test_the_daemon_finds_lost_batches_by_itself(lab: Lab, engine: str, monkeypa
     monkeypatch.setenv("WYRMHOLE_ENGINE", engine)
     a, one, b, two = ends(lab)
     a.ping(two.addresses[0])
+    a.sysctl("net.ipv4.tcp_congestion_control", "cubic")
     with loses_batches(a, "eth0"):
         with iperf_server(b, two.addresses[0]):
             client = a.spawn("iperf3", "-c", two.addresses[0], "-t", "100", output=subprocess.DEVNULL)

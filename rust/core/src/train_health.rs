@@ -50,6 +50,8 @@ pub struct TrainHealth {
     sent: u64,
     lost: u64,
     bad: (u64, u64),
+    /// What was sent in the first second of the phase.
+    early: Option<u64>,
     /// Made with the peer's first TCP data: most peers of a large device are idle.
     flows: Option<Box<[Option<Flow>; FLOWS]>>,
 }
@@ -65,7 +67,7 @@ impl TrainHealth {
     #[must_use]
     pub fn new(is_doubted: bool) -> Self {
         let phase = if is_doubted { Phase::Resting(None) } else { Phase::Watching };
-        Self { phase, rounds: 0, rest: 0, since: 0, sent: 0, lost: 0, bad: (0, 0), flows: None }
+        Self { phase, rounds: 0, rest: 0, since: 0, sent: 0, lost: 0, bad: (0, 0), early: None, flows: None }
     }
 
     /// What the engine asks before it sends a train.
@@ -140,6 +142,9 @@ impl TrainHealth {
     }
 
     fn judge(&mut self, now: u64) -> bool {
+        if self.early.is_none() && now.saturating_sub(self.since) >= SECOND {
+            self.early = Some(self.sent);
+        }
         if self.phase == Phase::OnTrialSingly {
             return self.is_over(now) && self.compare(now);
         }
@@ -147,7 +152,9 @@ impl TrainHealth {
             self.bad = (self.sent, self.lost);
             self.begin(Phase::OnTrialSingly, now);
         } else if self.phase == Phase::OnTrial {
-            if self.is_over(now) {
+            // A connection whose trains are lost stands still once its window is spent, long before all is sent again.
+            let early = self.early.unwrap_or(0);
+            if self.is_over(now) && self.sent - early >= TRIAL_SEGMENTS.max(early) {
                 self.acquit(now);
                 self.rest = 0;
             }
@@ -186,7 +193,7 @@ impl TrainHealth {
     fn begin(&mut self, phase: Phase, now: u64) {
         self.phase = phase;
         self.since = now;
-        (self.sent, self.lost) = (0, 0);
+        (self.sent, self.lost, self.early) = (0, 0, None);
         for flow in self.flows.iter_mut().flat_map(|flows| flows.iter_mut()).flatten() {
             (flow.start, flow.again) = (flow.latest, None);
         }

@@ -8,7 +8,7 @@ and single datagrams alike, so the same peer's loss is measured both ways and co
 - WATCHING: trains are sent. Once 16 segments, and an eighth of what was sent, were retransmitted, a trial begins.
 - ON_TRIAL_SINGLY: for 64 segments, and for 2 to 5 s (so that their retransmissions are seen), every datagram is
   sent by itself. Unless the loss is less than an eighth of that with trains, the trains were not to blame.
-- ON_TRIAL: trains again. If the loss does not return, they were not to blame either.
+- ON_TRIAL: trains again. If the loss does not return and connections move on, they were not to blame either.
 - RESTING: three rounds of loss with trains and none without are a verdict. Datagrams leave singly for 10 minutes. Then
   trains are tried again; this time one bad round suffices. Each verdict in a row doubles the wait, up to 160 minutes.
 
@@ -69,7 +69,19 @@ class Phase(IntEnum):
 class TrainHealth:
     """One peer's state. `sends_singly` is what the engine asks before it sends a train."""
 
-    __slots__ = ("_bad", "_flows", "_lost", "_phase", "_rest", "_rounds", "_sent", "_since", "_until", "sends_singly")
+    __slots__ = (
+        "_bad",
+        "_early",
+        "_flows",
+        "_lost",
+        "_phase",
+        "_rest",
+        "_rounds",
+        "_sent",
+        "_since",
+        "_until",
+        "sends_singly",
+    )
 
     def __init__(self, *, doubted: bool = False) -> None:
         self._phase = Phase.RESTING if doubted else Phase.WATCHING
@@ -80,6 +92,8 @@ class TrainHealth:
         self._since = 0
         self._sent = self._lost = 0
         self._bad = (0, 0)
+        # What was sent in the first second of the phase.
+        self._early: int | None = None
         # Of each flow: its key, the end of what was sent, where the present phase began, and how far before that the
         # singly sent retransmissions came. None: a free slot.
         self._flows: list[tuple[int, int, int, int | None] | None] | None = None
@@ -156,13 +170,16 @@ class TrainHealth:
         return False
 
     def _judge(self, now: int) -> bool:
+        if self._early is None and now - self._since >= SECOND:
+            self._early = self._sent
         if self._phase is Phase.ON_TRIAL_SINGLY:
             return self._is_over(now) and self._compare(now)
         if self._lost >= MIN_LOST and self._lost * LOSS_DIVISOR >= self._sent:
             self._bad = (self._sent, self._lost)
             self._begin(Phase.ON_TRIAL_SINGLY, now)
         elif self._phase is Phase.ON_TRIAL:
-            if self._is_over(now):
+            # A connection whose trains are lost stands still once its window is spent, long before all is sent again.
+            if self._is_over(now) and self._sent - (self._early or 0) >= max(TRIAL_SEGMENTS, self._early or 0):
                 self._acquit(now)
                 self._rest = 0
         elif self._sent >= WATCH_SEGMENTS:
@@ -196,6 +213,7 @@ class TrainHealth:
         self.sends_singly = phase >= Phase.ON_TRIAL_SINGLY
         self._since = now
         self._sent = self._lost = 0
+        self._early = None
         if self._flows is not None:
             self._flows = [flow and (flow[0], flow[1], flow[1], None) for flow in self._flows]
 
