@@ -104,12 +104,11 @@ def test_the_daemon_finds_lost_batches_by_itself(lab: Lab, engine: str, monkeypa
     monkeypatch.setenv("WYRMHOLE_ENGINE", engine)
     a, one, b, two = ends(lab)
     a.ping(two.addresses[0])
-    a.sysctl("net.ipv4.tcp_congestion_control", "cubic")
     with loses_batches(a, "eth0"):
         with iperf_server(b, two.addresses[0]):
-            client = a.spawn("iperf3", "-c", two.addresses[0], "-t", "100", output=subprocess.DEVNULL)
+            client = a.spawn("iperf3", "-c", two.addresses[0], "-C", "reno", "-t", "100", output=subprocess.DEVNULL)
             try:
-                until(lambda: "GSO batches are lost" in one.log.read_text(), "the daemon finds out", patience=90)
+                until(lambda: "GSO batches are lost" in one.log.read_text(), "the daemon finds out", patience=60)
             finally:
                 end(client)
         log = one.log.read_text()
