@@ -21,9 +21,12 @@ import wyrmhole
 import wyrmhole.sync
 from tests.library.tunnels import FAR_V4, NEAR_OPTIONS, far_config, generate, on_each_loop, run, tunnels
 from tests.netns.host import until
+from wyrmhole.control.wg_values import ConfigEndpoint
 from wyrmhole.engine.select import has_native
+from wyrmhole.library.endpoints import EndpointNames
 from wyrmhole.library.namespace_stack import NamespaceStack
 from wyrmhole.net import link_setup
+from wyrmhole.wire.endpoint import Endpoint
 
 pytestmark = [pytest.mark.network, pytest.mark.usefixtures("device")]
 
@@ -535,5 +538,31 @@ def test_a_slow_helper_is_waited_for_by_threads_of_the_library() -> None:
                 (await tunnel.open_socket(socket.AF_INET, socket.SOCK_DGRAM)).close()
             release.set()
             await asyncio.gather(*jobs)
+
+    run(scenario())
+
+
+# Background work
+
+
+def test_names_of_endpoints_are_followed_though_every_task_was_cancelled() -> None:
+    async def scenario() -> None:
+        asked = asyncio.Event()
+
+        async def look_up(host: str, port: int) -> list[Endpoint]:
+            asked.set()
+            return [Endpoint("192.0.2.1", port)]
+
+        names = EndpointNames(
+            lambda key: 1, lambda key: None, lambda key, endpoint: None, look_up=look_up, interval=0.01
+        )
+        names.watch(generate().public_key(), ConfigEndpoint.parse("vpn.example:1"), [Endpoint("192.0.2.1", 1)])
+        await asyncio.sleep(0)
+        cancel_everything()
+        await asyncio.sleep(0)
+        asked.clear()
+        async with asyncio.timeout(10):
+            await asked.wait()
+        names.close()
 
     run(scenario())

@@ -16,7 +16,7 @@ from typing import Any
 from wyrmhole.control.wg_values import ConfigEndpoint
 from wyrmhole.errors import ConfigError
 from wyrmhole.library.own_threads import getaddrinfo
-from wyrmhole.library.supervise import repeat, report_error, watched
+from wyrmhole.library.supervise import Repeated, report_error
 from wyrmhole.protocol.keys import PublicKey
 from wyrmhole.wire.endpoint import Endpoint
 
@@ -59,7 +59,7 @@ class EndpointNames:
     interval: float = CHECK_SECONDS
     _names: dict[PublicKey, _Name] = field(default_factory=dict)
     _turns: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(LOOKUPS))
-    _task: asyncio.Task[None] | None = None
+    _looks: Repeated | None = None
 
     async def resolve(self, endpoint: ConfigEndpoint) -> list[Endpoint]:
         """All addresses of an endpoint in the host's order. Raises socket.gaierror naming it."""
@@ -105,20 +105,17 @@ class EndpointNames:
             self._names[key] = _Name(endpoint, answers or known)
             if not answers:
                 self._failed(key, self._names[key], "no address was found")
-            if self._task is None:
-                self._task = watched("following the names of endpoints", self._run())
+            if self._looks is None:
+                self._looks = Repeated("following the names of endpoints", self.interval, self.check)
 
     def forget(self, key: PublicKey) -> None:
         self._names.pop(key, None)
 
     def close(self) -> None:
         self._names.clear()
-        if self._task is not None:
-            self._task.cancel()
-            self._task = None
-
-    async def _run(self) -> None:
-        await repeat("following the names of endpoints", self.interval, self.check)
+        if self._looks is not None:
+            self._looks.close()
+            self._looks = None
 
     async def check(self) -> None:
         """Ask again for what failed or is old; called every `interval` seconds."""

@@ -4,20 +4,36 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
 log = logging.getLogger(__name__)
 
 
-async def repeat(name: str, interval: float, step: Callable[[], Awaitable[None]]) -> None:
-    """Run `step` every `interval` seconds for ever. An error is logged, and the next step comes all the same."""
-    while True:
-        await asyncio.sleep(interval)
-        try:
-            await step()
-        except Exception:
-            log.exception("%s failed; it is tried again in %g s", name, interval)
+class Repeated:
+    """Runs `step` every `interval` seconds until it is closed, one at a time.
+
+    An error is logged, and the next step comes all the same. A timer starts each one: a task that runs for ever would
+    end when the program cancels every task.
+    """
+
+    def __init__(self, name: str, interval: float, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        self._name = name
+        self._interval = interval
+        self._step = step
+        self._running: asyncio.Task[None] | None = None
+        self._loop = asyncio.get_running_loop()
+        self._timer = self._loop.call_later(interval, self._begin)
+
+    def close(self) -> None:
+        self._timer.cancel()
+        if self._running is not None:
+            self._running.cancel()
+
+    def _begin(self) -> None:
+        self._timer = self._loop.call_later(self._interval, self._begin)
+        if self._running is None or self._running.done():
+            self._running = watched(f"{self._name}, tried again in {self._interval:g} s,", self._step())
 
 
 def watched(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
