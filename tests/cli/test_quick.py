@@ -186,7 +186,7 @@ def test_a_start_that_fails_leaves_no_log(tmp_path: Path) -> None:
     daemon = Daemon("a name that no interface has", str(tmp_path))
     with pytest.raises(DeviceError, match="the daemon did not start: "):
         daemon.start(Interrupts())
-    assert [path.name for path in tmp_path.iterdir()] == [LOCK_NAME] and not daemon.may_run
+    assert list(tmp_path.iterdir()) == [] and not daemon.may_run
 
 
 def test_a_start_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -186,7 +186,9 @@ def test_a_daemon_that_drips_is_given_up(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(uapi_client, "_CHUNK", 1)
 
     def drip(connection: socket.socket) -> None:
-        connection.recv(1)
+        request = b""
+        while not request.endswith(b"\n\n"):
+            request += connection.recv(1)
         try:
             connection.sendall(b"listen_port=5\n" * 1000)
             connection.recv(100)

