@@ -141,7 +141,7 @@ class TunLink:
         """
         with self._lock:
             if self._client is not None and not self._gone and self._find_namespace(self._client) is None:
-                tun_ioctl.set_mtu(self.name, mtu)
+                tun_ioctl.set_mtu(tun_ioctl.get_interface(self._tun)[0], mtu)
 
     def suspect_end(self) -> None:
         """Reading said that the interface is gone: have `poll_events` called, and look.
