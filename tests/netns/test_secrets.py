@@ -159,6 +159,6 @@ def test_no_key_is_in_the_log_the_arguments_or_the_environment(lab: Lab) -> None
         said = b"".join(Path(f"/proc/{node.process.pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
         node.stop()
     said += node.log.read_bytes()
-    assert b"handshake completed" in said and node.name.encode() in said
+    assert b"keypair created" in said and node.name.encode() in said
     secrets = [base64.b64decode(node.key.private), session.send_key, session.receive_key]
     assert not [form for secret in secrets for form in forms(secret) if form in said]
