@@ -32,20 +32,19 @@ test: $(STAMP)  ## every test; network tests need root and `make test-deps`
 	$(BIN)/python -m pytest
 	@$(MAKE) --no-print-directory test-rust
 
-check: $(STAMP)  ## lint, format, types, and the tests that need no network
+check: lint  ## lint, format, types, and the tests that need no network
+	$(BIN)/python -m pytest -q -m 'not network'
+	@$(MAKE) --no-print-directory test-rust
+
+lint: $(STAMP)  ## lint, format and types, of Python and of Rust where there is a toolchain
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m 'not network'
-	@$(MAKE) --no-print-directory check-rust
-
-check-rust:  ## lint, format and tests of the native engine, where there is a Rust toolchain
 ifeq ($(CARGO),)
 	@echo "no Rust toolchain: the native engine is not checked"
 else
 	cd rust && cargo fmt --check
 	cd rust && cargo clippy --quiet --locked --all-targets -- -D warnings
-	@$(MAKE) --no-print-directory test-rust
 endif
 
 test-rust:  ## the Rust tests, with the corpus of the Rust fuzz targets; nothing where there is no toolchain
