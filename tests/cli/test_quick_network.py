@@ -545,3 +545,14 @@ def test_two_saves_at_once_leave_one_of_the_two(lab: Lab, tmp_path: Path) -> Non
     assert "ListenPort = 51898" in quick.file.read_text()
     assert [path.name for path in tmp_path.iterdir() if "tmp" in path.name] == []
     quick(WYRMHOLE, "down")
+
+
+def test_a_narrow_path_does_not_take_ipv6_off_the_interface(lab: Lab, tmp_path: Path) -> None:
+    """Over a path of 1300, as over two tunnels, 1220 would be left, and IPv6 needs 1280."""
+    client, _, _ = lab.routed()
+    client.ip("link", "set", client.links[0], "mtu", "1300")
+    quick = Quick(client, tmp_path, conf("10.77.0.0/24, fd77::/64", address="10.77.0.1/24, fd77::1/64"))
+    quick(WYRMHOLE, "up")
+    assert " mtu 1280 " in client.run("ip", "link", "show", quick.name)
+    assert "fd77::/64" in client.run("ip", "-6", "route", "show", "dev", quick.name)
+    quick(WYRMHOLE, "down")

@@ -28,6 +28,7 @@ from wyrmhole.cli.quick_save import merge_status, write_atomically
 from wyrmhole.cli.quick_signals import Interrupts
 from wyrmhole.cli.quick_state import look, other_marks
 from wyrmhole.control import uapi_client
+from wyrmhole.control.lint import MIN_MTU_V6
 from wyrmhole.control.wg_change import add_change
 from wyrmhole.control.wg_quick import Config, interface_name
 from wyrmhole.device.config import DeviceChange
@@ -80,6 +81,17 @@ class Quick:
     @property
     def name(self) -> str:
         return interface_name(self.path)
+
+    def _best_mtu(self, host: Host, status: DeviceStatus) -> int:
+        """Like wg-quick(8): the narrowest path to a peer, else the default route, else 1500; less what goes around.
+
+        A narrower path does not take IPv6 off the interface: with less than 1280 the kernel would.
+        """
+        endpoints = [peer.endpoint for peer in status.peers if peer.endpoint is not None]
+        known = [mtu for endpoint in endpoints if (mtu := host.path_mtu(endpoint.host)) > 0]
+        mtu = (min(known) if known else host.default_mtu() or USUAL_MTU) - OVERHEAD
+        uses_v6 = any(address.version == 6 for address in self.config.interface.addresses)
+        return max(mtu, MIN_MTU_V6) if uses_v6 else mtu
 
     @property
     def _dns(self) -> NameService:
@@ -165,7 +177,7 @@ class Quick:
             host.add_address(address)
 
     def _set_up(self, host: Host, status: DeviceStatus) -> None:
-        mtu = self.config.interface.mtu or _best_mtu(host, status)
+        mtu = self.config.interface.mtu or self._best_mtu(host, status)
         self._step(f"ip link set mtu {mtu} up dev {self.name}")
         host.set_up(mtu)
 
@@ -301,13 +313,6 @@ class Quick:
             process.kill()
             process.wait()
             raise
-
-
-def _best_mtu(host: Host, status: DeviceStatus) -> int:
-    """As wg-quick(8): the narrowest way to a peer, else the default route, else 1500; less what goes around."""
-    endpoints = [peer.endpoint for peer in status.peers if peer.endpoint is not None]
-    known = [mtu for endpoint in endpoints if (mtu := host.path_mtu(endpoint.host)) > 0]
-    return (min(known) if known else host.default_mtu() or USUAL_MTU) - OVERHEAD
 
 
 def _has_default_route(status: DeviceStatus | None) -> bool:
