@@ -116,7 +116,9 @@ def test_curl_fetches_through_the_proxy(site: Site, user: str, folder: Path, kin
 
 def test_a_proxy_with_users_serves_those(site: Site, user: str, folder: Path) -> None:
     config, users = str(folder / "door0.conf"), str(folder / "users")
-    with door(site, user, "proxy", config, "--listen", "127.0.0.1:0", "--users", users, by=signal.SIGINT) as address:
+    with door(
+        site, user, "proxy", config, "--listen", "127.0.0.1:0", "--users", users, "--quiet", by=signal.SIGINT
+    ) as address:
         fetch = (*CURL, "http://10.77.0.2/", "--proxy")
         assert site.client.run(*fetch, f"socks5h://ada:lovelace@{address}") == HELLO[0]
         for who in ("", "ada:byron@"):
