@@ -28,12 +28,15 @@ $(STAMP): pyproject.toml setup.py $(RUST_SOURCES)
 demo: $(STAMP)  ## two devices, a handshake, pings, a transfer
 	@$(BIN)/python examples/demo.py
 
-test: $(STAMP)  ## every test; network tests need root and `make test-deps`
-	$(BIN)/python -m pytest
+# Much of the time of a network test is waiting, so that two at once take little more than half as long.
+JOBS ?= 2
+
+test: $(STAMP)  ## every test, JOBS (2) files at once; network tests need root and `make test-deps`
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 	@$(MAKE) --no-print-directory test-rust
 
 check: lint  ## lint, format, types, and the tests that need no network
-	$(BIN)/python -m pytest -q -m 'not network'
+	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not network'
 	@$(MAKE) --no-print-directory test-rust
 
 lint: $(STAMP)  ## lint, format and types, of Python and of Rust where there is a toolchain
