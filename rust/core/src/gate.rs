@@ -19,7 +19,7 @@ use crate::shared::IndexHasher;
 /// Where a message waits, the first to be worked on first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Queue {
-    /// The first response and the first cookie reply to an initiation under way: no more than two for each.
+    /// The first response and the first cookie replies to an initiation under way: no more than nine for each.
     Replies,
     /// Initiations and responses with a valid mac2.
     Proven,
@@ -27,11 +27,14 @@ pub enum Queue {
     Others,
 }
 
-/// The messages that have not answered an initiation yet.
+/// How many wait in front for one initiation. More than one, because only the protocol can tell a forged one.
+const COOKIE_REPLIES: u8 = 8;
+
+/// The messages that may still answer an initiation.
 #[derive(Clone, Copy)]
 struct Awaited {
     response: bool,
-    cookie_reply: bool,
+    cookie_replies: u8,
 }
 
 struct CookieSecret {
@@ -61,7 +64,7 @@ impl Gate {
 
     /// An initiation with this sender index is about to leave.
     pub fn begin_initiation(&self, index: u32) {
-        lock(&self.awaited).insert(index, Awaited { response: true, cookie_reply: true });
+        lock(&self.awaited).insert(index, Awaited { response: true, cookie_replies: COOKIE_REPLIES });
     }
 
     /// It was answered or abandoned.
@@ -88,7 +91,7 @@ impl Gate {
         Ok(if self.has_proven_itself(message, from, now) { Queue::Proven } else { Queue::Others })
     }
 
-    /// Whether it is the first of its type to answer an initiation; an error if there is no such initiation.
+    /// Whether it is among the first of its type to answer an initiation; an error if nothing awaits it.
     fn is_first_reply(&self, kind: u32, message: &[u8]) -> Result<bool, DropReason> {
         let mut awaited = lock(&self.awaited);
         let awaited = awaited.get_mut(&reply_index(kind, message));
@@ -96,8 +99,9 @@ impl Gate {
             let awaited = awaited.ok_or(DropReason::UnexpectedResponse)?;
             return Ok(std::mem::take(&mut awaited.response));
         }
-        let is_first = awaited.is_some_and(|it| std::mem::take(&mut it.cookie_reply));
-        if is_first { Ok(true) } else { Err(DropReason::UnexpectedCookie) }
+        let awaited = awaited.ok_or(DropReason::UnexpectedCookie)?;
+        awaited.cookie_replies = awaited.cookie_replies.checked_sub(1).ok_or(DropReason::UnexpectedCookie)?;
+        Ok(true)
     }
 
     fn has_proven_itself(&self, message: &[u8], from: SocketAddr, now: u64) -> bool {

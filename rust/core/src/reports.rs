@@ -126,7 +126,7 @@ impl Reports {
     }
 
     /// Under load, a message that has proved nothing about its source is taken only if the source was quiet: a flood
-    /// would leave an honest peer no place. Replies need no bound: there are two for each initiation.
+    /// would leave an honest peer no place. Replies need no bound: there are nine for each initiation.
     ///
     /// # Errors
     /// Why it is dropped.

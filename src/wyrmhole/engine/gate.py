@@ -29,11 +29,16 @@ _UNEXPECTED = {
 }
 
 
+REPLIES_PER_INITIATION = {messages.MESSAGE_RESPONSE: 1, messages.MESSAGE_COOKIE_REPLY: 8}
+"""How many wait in front. More than one cookie reply, because only the protocol can tell a forged one: whoever sees our
+initiation would keep the true one out with a single message."""
+
+
 class Queue(Enum):
     """Where a message waits, the first to be worked on first."""
 
     REPLIES = "replies"
-    """The first response and the first cookie reply to an initiation under way: no more than two for each."""
+    """The first response and the first cookie replies to an initiation under way: no more than nine for each."""
     PROVEN = "proven"
     """Initiations and responses with a valid mac2."""
     OTHERS = "others"
@@ -44,14 +49,14 @@ class Gate:
 
     def __init__(self) -> None:
         self.mac1_key: bytes | None = None
-        self._awaited: dict[int, set[int]] = {}
-        """By the index of an initiation under way: the types of message that have not answered it yet."""
+        self._awaited: dict[int, dict[int, int]] = {}
+        """By the index of an initiation under way: how many messages of each type may still answer it."""
         self._secret: bytearray | None = None
         self._secret_until = 0
         self._limiter = RateLimiter()
 
     def begin_initiation(self, index: int) -> None:
-        self._awaited[index] = set(_INDEX_OFFSETS)
+        self._awaited[index] = dict(REPLIES_PER_INITIATION)
 
     def end_initiation(self, index: int) -> None:
         self._awaited.pop(index, None)
@@ -71,8 +76,8 @@ class Gate:
             return DropReason.BAD_MAC1
         if kind in _INDEX_OFFSETS:
             awaited = self._awaited.get(_index_of(kind, message))
-            if awaited is not None and kind in awaited:
-                awaited.remove(kind)
+            if awaited is not None and awaited[kind]:
+                awaited[kind] -= 1
                 return Queue.REPLIES
             if awaited is None or kind == messages.MESSAGE_COOKIE_REPLY:
                 return _UNEXPECTED[kind]

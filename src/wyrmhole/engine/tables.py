@@ -137,7 +137,7 @@ class Tables:
 
     def report_handshake(self, queue: Queue, data: bytes, sockaddr: SockAddr, source: Source | None, now: int) -> None:
         """Under load, a message that has proved nothing about its source is taken only if the source was quiet: a
-        flood would leave an honest peer no place. Replies need no bound: there are two for each initiation."""
+        flood would leave an honest peer no place. Replies need no bound: there are nine for each initiation."""
         waiting = self._handshakes[queue]
         if queue is Queue.OTHERS and self._is_refused_under_load(sockaddr, now):
             self.drops[DropReason.RATE_LIMITED] += 1
