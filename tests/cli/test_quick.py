@@ -305,6 +305,22 @@ def test_the_kernel_is_asked_for_its_routes_once(monkeypatch: pytest.MonkeyPatch
     assert asked == [4]
 
 
+@pytest.mark.parametrize(
+    ("ways", "default", "expected"),
+    [([1500, 0, 1400], 1492, 1320), ([0, 0], 1492, 1412), ([], 1492, 1412), ([], 0, 1420), ([9000], 1500, 8920)],
+)
+def test_the_mtu_is_that_of_the_narrowest_way(ways: list[int], default: int, expected: int) -> None:
+    class Ways(FakeHost):
+        def path_mtu(self, endpoint: Endpoint) -> int:
+            return ways[endpoint.port]
+
+        def default_mtu(self) -> int:
+            return default
+
+    endpoints = [Endpoint("192.0.2.1", number) for number in range(len(ways))]
+    assert quick_host.best_mtu(Ways(), [None, *endpoints]) == expected
+
+
 # Programs of the host
 
 

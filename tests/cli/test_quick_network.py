@@ -101,6 +101,42 @@ def test_tunnels_that_come_up_at_once_get_a_table_each(lab: Lab, tmp_path: Path)
     assert traces(client) == before
 
 
+@pytest.mark.parametrize(
+    "rules",
+    [
+        ["add priority 1 to 172.16.0.0/12 table main"],
+        ["add priority 100 table local", "delete priority 0", "add priority 9 to 172.16.0.0/12 table main"],
+    ],
+    ids=["no-room", "local-table-behind-others"],
+)
+def test_the_rules_of_a_host_may_be_crowded(lab: Lab, tmp_path: Path, rules: list[str]) -> None:
+    """A full tunnel comes up twice: a rule that the first `down` left behind would keep the second from it."""
+    client, _, _ = lab.routed()
+    for rule in rules:
+        client.ip("rule", *rule.split())
+    before = traces(client)
+    quick = Quick(client, tmp_path, conf(EVERYTHING))
+    for _ in range(2):
+        quick(WYRMHOLE, "up")
+        assert way(client) == quick.name
+        assert way(client, "127.0.0.1") == "lo", "the local table comes first"
+        tables = re.findall(r"suppress_prefixlength 0|lookup 51820", client.run("ip", "rule"))
+        assert tables == ["suppress_prefixlength 0", "lookup 51820"]
+        quick(WYRMHOLE, "down")
+        assert traces(client) == before
+
+
+def test_rules_that_ip_made_without_room_are_taken_back(lab: Lab, tmp_path: Path) -> None:
+    """wg-quick makes them in this order, and the kernel puts the second behind the first."""
+    client, _, _ = lab.routed()
+    client.ip("rule", "add", "priority", "1", "to", "172.16.0.0/12", "table", "main")
+    before = traces(client)
+    quick = Quick(client, tmp_path, conf("0.0.0.0/0"))
+    quick("wg-quick", "up")
+    quick(WYRMHOLE, "down")
+    assert traces(client) == before
+
+
 def test_a_saved_mark_whose_table_is_taken_is_given_up(lab: Lab, tmp_path: Path) -> None:
     client, _, _ = lab.routed()
     first = Quick(client, tmp_path, conf("0.0.0.0/0"))
@@ -444,6 +480,26 @@ def test_ipv6_that_only_others_have_is_not_left_to_them(lab: Lab, tmp_path: Path
     assert quick.is_gone() and traces(client) == before
 
 
+@pytest.mark.parametrize("by_route", [False, True])
+def test_an_mtu_below_that_of_ipv6_leaves_ipv6_out(lab: Lab, tmp_path: Path, by_route: bool) -> None:
+    """The kernel takes IPv6 and its addresses from such an interface, and says nothing."""
+    client, _, _ = lab.routed()
+    if by_route:
+        client.ip("route", "add", "198.51.100.2", "via", "192.0.2.1", "mtu", "1300")
+    more, mtu = ("", 1220) if by_route else ("MTU = 1200\n", 1200)
+    quick = Quick(client, tmp_path, conf(EVERYTHING, more, address="10.77.0.1/24, fd77::1/64"))
+    before = traces(client)
+    result = quick.try_run("up")
+    assert result.returncode == 1 and f"MTU {mtu} is below 1280, the least for IPv6, but other" in result.stderr
+    assert "packets to ::/0 would leave outside the tunnel; set MTU to 1280 or more" in result.stderr
+    assert quick.is_gone() and traces(client) == before
+    client.sysctl("net.ipv6.conf.all.disable_ipv6", "1")
+    result = quick.try_run("up")
+    assert result.returncode == 0 and "left out the address fd77::1/64" in result.stderr, result.stderr
+    assert way(client) == quick.name
+    quick(WYRMHOLE, "down")
+
+
 WITHOUT_IPV6 = """
 import ctypes, os, struct, sys
 # seccomp(2): socket(AF_INET6, ...) fails with EAFNOSUPPORT, as where the kernel was started with ipv6.disable=1.
@@ -530,6 +586,31 @@ def test_thousands_of_allowed_ips_become_routes(lab: Lab, tmp_path: Path) -> Non
     routes = client.run("ip", "route", "show", "dev", quick.name).splitlines()
     assert len(routes) == 3002, "each of them and the network of Address, which has 10.77.0.5 already"
     quick(WYRMHOLE, "down")
+
+
+def test_save_keeps_link_local_addresses_and_scopes_by_name(lab: Lab, tmp_path: Path) -> None:
+    client, _ = lab.neighbours()
+    link = way(client, "192.0.2.2")
+    text = conf("10.0.0.0/8", address="10.77.0.1/24, fe80::77/64", endpoint=f"[fe80::5%{link}]:51821")
+    quick = Quick(client, tmp_path, text)
+    quick(WYRMHOLE, "up")
+    quick(WYRMHOLE, "save")
+    saved = quick.file.read_text()
+    assert "Address = 10.77.0.1/24, fe80::77/64\n" in saved
+    assert f"Endpoint = [fe80::5%{link}]:51821\n" in saved
+    quick(WYRMHOLE, "down")
+
+
+def test_the_path_to_a_link_local_endpoint_is_that_of_its_link(lab: Lab, tmp_path: Path) -> None:
+    client, _ = lab.neighbours()
+    client.ip("link", "add", "other", "type", "veth", "peer", "name", "far")
+    client.ip("link", "set", "other", "mtu", "1400", "up")
+    client.ip("link", "set", "far", "mtu", "1400", "up")
+    for link, mtu in (("other", 1320), (way(client, "192.0.2.2"), 1420)):
+        quick = Quick(client, tmp_path, conf("10.0.0.0/8", endpoint=f"[fe80::5%{link}]:51821"))
+        quick(WYRMHOLE, "up")
+        assert f"mtu {mtu} " in client.run("ip", "link", "show", quick.name)
+        quick(WYRMHOLE, "down")
 
 
 def test_two_saves_at_once_leave_one_of_the_two(lab: Lab, tmp_path: Path) -> None:

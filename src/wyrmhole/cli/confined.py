@@ -21,8 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
-from wyrmhole.cli.quick import OVERHEAD, USUAL_MTU
-from wyrmhole.cli.quick_host import Host
+from wyrmhole.cli.quick_host import Host, best_mtu
 from wyrmhole.control.uapi_format import emit_prefix
 from wyrmhole.control.wg_change import Resolver, set_change
 from wyrmhole.control.wg_quick import Config
@@ -89,8 +88,7 @@ class Confinement:
 
 def _best_mtu(change: DeviceChange) -> int:
     with Host("lo") as host:
-        widest = max((host.path_mtu(peer.endpoint.host) for peer in change.peers if peer.endpoint), default=0)
-        return (widest or host.default_mtu() or USUAL_MTU) - OVERHEAD
+        return best_mtu(host, (peer.endpoint for peer in change.peers))
 
 
 def resolv_conf(config: Config) -> str:

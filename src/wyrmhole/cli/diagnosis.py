@@ -188,8 +188,7 @@ def _is_synchronised() -> bool:
 
 
 def _mtu() -> Iterator[Finding]:
-    from wyrmhole.cli.quick import OVERHEAD, USUAL_MTU
-    from wyrmhole.cli.quick_host import Host
+    from wyrmhole.cli.quick_host import OVERHEAD, USUAL_MTU, Host
 
     with Host("lo") as host:
         mtu = host.default_mtu()

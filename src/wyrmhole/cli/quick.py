@@ -21,24 +21,19 @@ from pathlib import Path
 from wyrmhole.cli import quick_firewall
 from wyrmhole.cli.quick_daemon import Daemon
 from wyrmhole.cli.quick_dns import NameService
-from wyrmhole.cli.quick_host import Host
+from wyrmhole.cli.quick_host import IPV6_LEAST_MTU, Host, best_mtu, too_narrow
 from wyrmhole.cli.quick_names import EndpointNames
 from wyrmhole.cli.quick_routing import Routing
 from wyrmhole.cli.quick_save import merge_status, write_atomically
 from wyrmhole.cli.quick_signals import Interrupts
 from wyrmhole.cli.quick_state import look, other_marks
 from wyrmhole.control import uapi_client
-from wyrmhole.control.lint import MIN_MTU_V6
 from wyrmhole.control.wg_change import add_change
 from wyrmhole.control.wg_quick import Config, interface_name
 from wyrmhole.device.config import DeviceChange
 from wyrmhole.device.status import DeviceStatus
 from wyrmhole.errors import DeviceError, UapiError
 
-OVERHEAD = 80
-"""Bytes around a packet: IPv6 40, UDP 8, data header 16, tag 16."""
-
-USUAL_MTU = 1500
 HOOK_SHELL = ("bash", "-e", "-o", "pipefail", "-c")
 HOOK_SECONDS = 2.0
 """How long a hook may take to end after SIGTERM."""
@@ -82,17 +77,6 @@ class Quick:
     def name(self) -> str:
         return interface_name(self.path)
 
-    def _best_mtu(self, host: Host, status: DeviceStatus) -> int:
-        """Like wg-quick(8): the narrowest path to a peer, else the default route, else 1500; less what goes around.
-
-        A narrower path does not take IPv6 off the interface: with less than 1280 the kernel would.
-        """
-        endpoints = [peer.endpoint for peer in status.peers if peer.endpoint is not None]
-        known = [mtu for endpoint in endpoints if (mtu := host.path_mtu(endpoint.host)) > 0]
-        mtu = (min(known) if known else host.default_mtu() or USUAL_MTU) - OVERHEAD
-        uses_v6 = any(address.version == 6 for address in self.config.interface.addresses)
-        return max(mtu, MIN_MTU_V6) if uses_v6 else mtu
-
     @property
     def _dns(self) -> NameService:
         return NameService(self.name, self.config.interface.dns_servers, self.config.interface.dns_domains)
@@ -126,8 +110,10 @@ class Quick:
         self._start_daemon(host, undo)
         self._run_hooks(interface.pre_up)
         status = self._configure()
-        self._add_addresses(host)
-        self._set_up(host, status)
+        mtu = interface.mtu or self._path_mtu(host, status)
+        self._add_addresses(host, mtu)
+        self._step(f"ip link set mtu {mtu} up dev {self.name}")
+        host.set_up(mtu)
         if interface.dns_servers:
             self._step(f"resolvconf -a {self.name}")
             undo.add(self._dns.unset)
@@ -164,9 +150,10 @@ class Quick:
             raise DeviceError(f"the daemon of {self.name} refused: {said}" if said else str(error)) from error
         return uapi_client.get(self.name)
 
-    def _add_addresses(self, host: Host) -> None:
+    def _add_addresses(self, host: Host, mtu: int) -> None:
+        """`mtu`: what the interface gets right after."""
         addresses = self.config.interface.addresses
-        reason = host.lacks(6) if any(address.version == 6 for address in addresses) else None
+        reason = (host.lacks(6) or too_narrow(mtu)) if any(address.version == 6 for address in addresses) else None
         if reason and all(address.version == 6 for address in addresses):
             raise DeviceError(f"no Address of the file can be used: {reason}")
         for address in addresses:
@@ -176,10 +163,11 @@ class Quick:
             self._step(f"ip -{address.version} address add {address} dev {self.name}")
             host.add_address(address)
 
-    def _set_up(self, host: Host, status: DeviceStatus) -> None:
-        mtu = self.config.interface.mtu or self._best_mtu(host, status)
-        self._step(f"ip link set mtu {mtu} up dev {self.name}")
-        host.set_up(mtu)
+    def _path_mtu(self, host: Host, status: DeviceStatus) -> int:
+        """A narrow path does not take IPv6 off the interface, which the kernel would do below 1280."""
+        uses_v6 = any(address.version == 6 for address in self.config.interface.addresses)
+        mtu = best_mtu(host, (peer.endpoint for peer in status.peers))
+        return max(mtu, IPV6_LEAST_MTU) if uses_v6 else mtu
 
     @property
     def _is_automatic(self) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -18,9 +18,10 @@ from typing import Any, NamedTuple, Self
 
 from wyrmhole.control.wg_values import Address
 from wyrmhole.errors import DeviceError
+from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
 
-MAIN_TABLE = 254
+MAIN_TABLE, LOCAL_TABLE = 254, 255
 RTPROT_BOOT = 3
 SCOPE_LINK = 253
 FIB_RULE_INVERT = 2
@@ -30,6 +31,16 @@ RULE_TRIES = 100
 """Other programs add rules at the same time, and may take the place that was free when this one looked."""
 
 IPV6_SETTINGS = Path("/proc/sys/net/ipv6/conf")
+OVERHEAD = 80
+"""Bytes around a packet: IPv6 40, UDP 8, data header 16, tag 16."""
+
+USUAL_MTU = 1500
+IPV6_LEAST_MTU = 1280
+"""Below it the kernel takes IPv6 from an interface, addresses included, without an error (RFC 8200, 5)."""
+
+MADE_BY_KERNEL = 3
+"""IFAPROT_KERNEL_LL: a link-local address that the kernel made by itself. Linux 5.18 and later tell."""
+
 IPV6_ADDRESSES = Path("/proc/net/if_inet6")
 
 Selectors = dict[str, Any]
@@ -116,9 +127,12 @@ class Host:
             return None
         if 6 not in self.versions:
             return "this kernel has no IPv6"
+        setting = IPV6_SETTINGS / self.interface / "disable_ipv6"
         with suppress(OSError):
-            if (IPV6_SETTINGS / self.interface / "disable_ipv6").read_text().strip() == "1":
+            if setting.read_text().strip() == "1":
                 return f"IPv6 is switched off (net.ipv6.conf.{self.interface}.disable_ipv6 is 1)"
+        if IPV6_SETTINGS.is_dir() and not setting.exists():
+            return too_narrow(self.mtu())
         return None
 
     def others_have_ipv6(self) -> bool:
@@ -143,13 +157,14 @@ class Host:
         self._covered.clear()
 
     def addresses(self) -> list[Address]:
-        """Those of the interface, in the kernel's order, without the link-local one that the kernel made."""
+        """Those of the interface, in the kernel's order, without a link-local one that the kernel made."""
         found = []
-        index = self._index
-        for message in self._ip.get_addr(index=index):
+        for message in self._ip.get_addr(index=self._index):
+            if message.get_attr("IFA_PROTO") == MADE_BY_KERNEL:
+                continue
             text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
             found.append(ipaddress.ip_interface(f"{text}/{message['prefixlen']}"))
-        return [address for address in found if not address.ip.is_link_local]
+        return found
 
     def set_up(self, mtu: int) -> None:
         with _explained(f"bring {self.interface} up with MTU {mtu}"):
@@ -169,10 +184,13 @@ class Host:
 
     # Routes
 
-    def path_mtu(self, address: str) -> int:
-        """Of the route to an address: its own MTU if it has one, else its link's; 0: there is no route."""
+    def path_mtu(self, endpoint: Endpoint) -> int:
+        """Of the route to an endpoint: its own MTU if it has one, else its link's; 0: there is no route."""
+        family = socket.AF_INET6 if endpoint.is_v6 else socket.AF_INET
+        # A link-local address is on every link; its scope names the right one.
+        link = {"oif": endpoint.scope_id} if endpoint.scope_id else {}
         try:
-            route = self._ip.route("get", dst=address, family=socket.AF_INET6 if ":" in address else socket.AF_INET)
+            route = self._ip.route("get", dst=endpoint.host, family=family, **link)
         except _netlink_error():
             return 0
         return self._mtu_of_route(next(iter(route)))
@@ -250,37 +268,56 @@ class Host:
 
     # Rules
 
-    def add_mark_rule(self, version: int, table: int) -> Selectors:
-        """Packets without the mark go by `table`. Returns what `delete_rule` takes."""
-        return self._add_rule(version, fwmark=table, table=table, flags=FIB_RULE_INVERT)
+    def add_rules(self, version: int, table: int) -> Iterator[Selectors]:
+        """Packets without the mark go by `table`; before that, they go by the main table where it has more than a
+        default route. Yields each rule when it is there, in the form that `delete_rule` takes."""
+        mark = {"fwmark": table, "table": table, "flags": FIB_RULE_INVERT}
+        main = {"table": MAIN_TABLE, "suppress_prefixlen": 0}
+        _, is_crowded = self._place(version)
+        # The kernel puts a rule behind those of the same priority, and otherwise each goes before the last one.
+        for selectors in (main, mark) if is_crowded else (mark, main):
+            yield self._add_rule(version, selectors)
 
-    def add_main_rule(self, version: int) -> Selectors:
-        """Before that, they go by the main table where it has more than a default route."""
-        return self._add_rule(version, table=MAIN_TABLE, suppress_prefixlen=0)
-
-    def _add_rule(self, version: int, **selectors: Any) -> Selectors:
-        """Before all rules but the first, where the kernel puts one that does not ask for a place."""
-        family = FAMILIES[version]
+    def _add_rule(self, version: int, selectors: Selectors) -> Selectors:
         with _explained(f"add a routing rule for IPv{version}"):
             for _ in range(RULE_TRIES):
-                places = sorted(rule.get_attr("FRA_PRIORITY") or 0 for rule in self._ip.get_rules(family=family))
-                place = max(places[1] - 1, 0) if len(places) > 1 else 0
-                rule = {"family": family, "priority": place, "action": FR_ACT_TO_TBL, **selectors}
+                place, is_crowded = self._place(version)
+                rule = {"family": FAMILIES[version], "priority": place, "action": FR_ACT_TO_TBL, **selectors}
                 try:
                     self._ip.rule("add", **rule)
                     return rule
                 except _netlink_error() as error:
                     # Another `up` put the same rule into the same place between the look and now.
-                    if getattr(error, "code", 0) != errno.EEXIST or place == 0:
+                    if getattr(error, "code", 0) != errno.EEXIST:
                         raise
+                    if is_crowded:
+                        raise DeviceError(
+                            f"cannot add a routing rule for IPv{version}: another tunnel has the only priority before "
+                            f"the rules of this host, {place}: give those higher ones (ip rule)"
+                        ) from error
         raise DeviceError(f"cannot add a routing rule for IPv{version}: other programs add rules all the time")
+
+    def _place(self, version: int) -> tuple[int, bool]:
+        """The priority before all rules but the local table's, and whether that is the local table's own.
+
+        The kernel takes the first rule for the local table's. Where another one is first, as Cilium's are, that would
+        send packets to this host's own addresses into the tunnel.
+        """
+        rules = [
+            (rule.get_attr("FRA_PRIORITY") or 0, rule.get_attr("FRA_TABLE") == LOCAL_TABLE)
+            for rule in self._ip.get_rules(family=FAMILIES[version])
+        ]
+        local = max((priority for priority, is_local in rules if is_local), default=0)
+        place = min((priority for priority, _ in rules if priority > local), default=local + 1) - 1
+        return place, place == local
 
     def delete_rule(self, rule: Selectors) -> None:
         with _explained("delete a routing rule"):
             self._ip.rule("del", **rule)
 
     def mark_rules(self, version: int) -> list[MarkRule]:
-        """The rules that `add_mark_rule` makes, each with the one of `add_main_rule` that stands nearest before it."""
+        """The rules by mark that `add_rules` makes, each with the one for the main table that stands nearest before it,
+        or behind it with the same priority: ip(8) makes them in that order, also where there is no room."""
         if version not in self.versions:
             return []
         found: list[MarkRule] = []
@@ -293,7 +330,29 @@ class Host:
                 found.append(
                     MarkRule(version, rule.get_attr("FRA_TABLE"), _selectors(rule), main.pop() if main else None)
                 )
-        return found
+        return [_with_main_behind(rule, main) for rule in found]
+
+
+def best_mtu(host: Host, endpoints: Iterable[Endpoint | None]) -> int:
+    """As wg-quick(8): the narrowest way to a peer, else the default route, else 1500; less what goes around."""
+    ways = (host.path_mtu(endpoint) for endpoint in endpoints if endpoint is not None)
+    return (min(filter(None, ways), default=0) or host.default_mtu() or USUAL_MTU) - OVERHEAD
+
+
+def too_narrow(mtu: int) -> str | None:
+    """Why an interface of that MTU has no IPv6; None: it may."""
+    return f"MTU {mtu} is below {IPV6_LEAST_MTU}, the least for IPv6" if mtu < IPV6_LEAST_MTU else None
+
+
+def _with_main_behind(rule: MarkRule, main: list[Selectors]) -> MarkRule:
+    """Take one of the same priority out of `main` for a rule that has none."""
+    if rule.main_rule is not None:
+        return rule
+    behind = [selectors for selectors in main if selectors["priority"] == rule.rule["priority"]]
+    if not behind:
+        return rule
+    main.remove(behind[0])
+    return rule._replace(main_rule=behind[0])
 
 
 def _selectors(rule: Any) -> Selectors:

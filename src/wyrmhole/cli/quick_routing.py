@@ -19,7 +19,7 @@ from functools import partial
 from pathlib import Path
 
 from wyrmhole.cli import quick_firewall
-from wyrmhole.cli.quick_host import MAIN_TABLE, Host, MarkRule, Route, Taken
+from wyrmhole.cli.quick_host import IPV6_LEAST_MTU, MAIN_TABLE, Host, MarkRule, Route, Taken, too_narrow
 from wyrmhole.errors import DeviceError
 from wyrmhole.wire.prefix import Prefix
 
@@ -61,9 +61,13 @@ class Routing:
         without = [prefix.emit() for prefix in wanted if prefix.version == 6]
         text = ", ".join(without[:3]) + (f" and {len(without) - 3} more" if len(without) > 3 else "")
         if self.host.others_have_ipv6():
+            if too_narrow(self.host.mtu()):
+                remedy = f"set MTU to {IPV6_LEAST_MTU} or more"
+            else:
+                remedy = "switch it on (sysctl net.ipv6.conf.default.disable_ipv6=0)"
             raise DeviceError(
                 f"{reason}, but other interfaces have IPv6: packets to {text} would leave outside the tunnel; "
-                "switch it on (sysctl net.ipv6.conf.default.disable_ipv6=0), or take IPv6 out of AllowedIPs"
+                f"{remedy}, or take IPv6 out of AllowedIPs"
             )
         self.warn(f"{reason}: left out the routes to {text}")
         return [prefix for prefix in wanted if prefix.version == 4]
@@ -150,10 +154,12 @@ class Routing:
         return ", ".join(self.host.name_of(device) for device in sorted(found))
 
     def _steer(self, version: int, table: int, undo: Note) -> None:
-        self.say(f"ip -{version} rule add not fwmark {table} table {table}")
-        undo(partial(self.host.delete_rule, self.host.add_mark_rule(version, table)))
-        self.say(f"ip -{version} rule add table main suppress_prefixlength 0")
-        undo(partial(self.host.delete_rule, self.host.add_main_rule(version)))
+        for rule in self.host.add_rules(version, table):
+            selectors = (
+                f"not fwmark {table} table {table}" if "fwmark" in rule else "table main suppress_prefixlength 0"
+            )
+            undo(partial(self.host.delete_rule, rule))
+            self.say(f"ip -{version} rule add {selectors}")
         own = [str(address.ip) for address in self.host.addresses() if address.version == version]
         if version == 4:
             validate_marks(self._name, self.say, self.warn)

@@ -7,10 +7,10 @@ import tempfile
 from contextlib import suppress
 from pathlib import Path
 
+from wyrmhole.cli.show_text import emit_endpoint
 from wyrmhole.control.wg_quick import Config, ConfigPeer
 from wyrmhole.control.wg_values import ConfigEndpoint
 from wyrmhole.device.status import DeviceStatus, PeerStatus
-from wyrmhole.wire.endpoint import Endpoint
 
 
 def merge_status(config: Config, status: DeviceStatus) -> None:
@@ -33,12 +33,9 @@ def _merge_peer(peer: ConfigPeer, status: PeerStatus) -> ConfigPeer:
     if status.persistent_keepalive or peer.persistent_keepalive:
         peer.persistent_keepalive = status.persistent_keepalive
     if peer.endpoint is None or not peer.endpoint.is_name:
-        peer.endpoint = None if status.endpoint is None else _config_endpoint(status.endpoint)
+        # With the name of a scope's interface: its number is another one after a restart.
+        peer.endpoint = None if status.endpoint is None else ConfigEndpoint.parse(emit_endpoint(status.endpoint))
     return peer
-
-
-def _config_endpoint(endpoint: Endpoint) -> ConfigEndpoint:
-    return ConfigEndpoint.parse(endpoint.emit())
 
 
 def write_atomically(path: Path, text: str) -> None:
