@@ -181,6 +181,11 @@ def test_a_route_that_another_interface_has_is_named(lab: Lab, tmp_path: Path) -
     result = quick.try_run("up")
     assert result.returncode == 1 and "(eth0 has it: take it out of AllowedIPs there or here)" in result.stderr
     assert quick.is_gone() and traces(client) == before
+    client.ip("route", "add", "default", "via", "192.0.2.1", "table", "1234")
+    quick.file.write_text(conf("0.0.0.0/0", "Table = 1234\n"))
+    result = quick.try_run("up")
+    assert result.returncode == 1 and "(eth0 has it: take it out of AllowedIPs, or give another Table)" in result.stderr
+    assert quick.is_gone()
 
 
 # Daemons that died

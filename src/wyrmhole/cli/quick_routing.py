@@ -74,20 +74,19 @@ class Routing:
 
     def add(self, prefix: Prefix, table: int | None) -> None:
         """One that is not to split off the tunnel's own packets."""
-        if table is not None:
-            self.say(f"ip -{prefix.version} route add {prefix.emit()} dev {self._name} table {table}")
-            self.host.add_route(prefix, table)
-        elif not self.host.has_route(prefix):
-            self.say(f"ip -{prefix.version} route add {prefix.emit()} dev {self._name}")
-            try:
-                self.host.add_route(prefix)
-            except Taken as error:
-                raise DeviceError(
-                    f"{error} ({self._owner_of(prefix)} has it: take it out of AllowedIPs there or here)"
-                ) from error
+        if table is None and self.host.has_route(prefix):
+            return
+        suffix = "" if table is None else f" table {table}"
+        self.say(f"ip -{prefix.version} route add {prefix.emit()} dev {self._name}{suffix}")
+        try:
+            self.host.add_route(prefix, table or MAIN_TABLE)
+        except Taken as error:
+            owner = self._owner_of(prefix, table or MAIN_TABLE)
+            where = "AllowedIPs there or here" if table is None else "AllowedIPs, or give another Table"
+            raise DeviceError(f"{error} ({owner} has it: take it out of {where})") from error
 
-    def _owner_of(self, prefix: Prefix) -> str:
-        wanted = (MAIN_TABLE, prefix.length, prefix.network)
+    def _owner_of(self, prefix: Prefix, table: int) -> str:
+        wanted = (table, prefix.length, prefix.network)
         routes = self.host.routes(prefix.version)
         devices = [route.device for route in routes if (route.table, route.length, route.network) == wanted]
         return self.host.name_of(devices[0]) if devices else "another interface"
