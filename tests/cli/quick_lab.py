@@ -71,7 +71,8 @@ class Quick:
 
 
 def traces(host: Host) -> dict[str, str]:
-    """Everything of a host that a tunnel changes, without the numbers that the kernel gives."""
+    """Everything of a host that a tunnel changes, without the numbers that the kernel gives, and without what it takes
+    back by itself a moment later (tentative addresses)."""
     commands = {
         "addresses": "ip -o address",
         "links": "ip -o link",
@@ -84,7 +85,7 @@ def traces(host: Host) -> dict[str, str]:
     found = {name: host.run(*command.split()) for name, command in commands.items()}
     for name, text in found.items():
         lines = [line for line in text.splitlines() if "fe80:" not in line and "ff00::/8" not in line]
-        found[name] = "\n".join(sorted(re.sub(r"^\d+: |qlen \d+|state \w+", "", line) for line in lines))
+        found[name] = "\n".join(sorted(re.sub(r"^\d+: |qlen \d+|state \w+|tentative ", "", line) for line in lines))
     return found
 
 

@@ -177,7 +177,8 @@ def test_syncconf_keeps_the_sessions(lab: Lab, tmp_path: Path) -> None:
             wyrmhole(a, "syncconf", one.name, str(saved))
         a.ping(two.addresses[0])
         b.ping(one.addresses[0])
-        assert not wire.of(1)
+        # A peer of `busy` that nobody answers for is tried every 5 s, by the clock.
+        assert not [datagram for datagram in wire.of(1) if datagram.destination_port == two.port]
     assert len(one.show("peers").split()) == 7
 
 
@@ -289,7 +290,7 @@ def test_hooks_and_name_servers_are_those_of_wg_quick(lab: Lab, tmp_path: Path) 
         ("PostUp = false\n", "0.0.0.0/0, ::/0", "a hook ended with status 1: false"),
         ("Address = 10.77.0.1/24\n", "10.0.0.0/8", "cannot add the address 10.77.0.1/24: EEXIST"),
         ("Table = nosuch\n", "10.0.0.0/8", "no table has that name"),
-        ("MTU = 100\n", "::/0", "cannot"),
+        ("MTU = 100\n", "::/0", "MTU 100 is below 1280"),
     ],
 )
 def test_an_up_that_fails_leaves_nothing(lab: Lab, tmp_path: Path, more: str, allowed_ips: str, said: str) -> None:
