@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import re
 import signal
 import socket
@@ -345,6 +346,33 @@ def test_an_up_that_a_signal_ends_leaves_nothing(lab: Lab, tmp_path: Path, numbe
     assert quick.is_gone() and traces(client) == before
 
 
+@pytest.mark.parametrize("deaf", ["", "trap '' TERM; "])
+def test_a_hook_that_a_signal_ends_leaves_no_children(lab: Lab, tmp_path: Path, deaf: str) -> None:
+    """Unless they left its process group, as what goes on after a hook does."""
+    client, _ = lab.neighbours()
+    own, other = (str(1_000_000 + number) for number in random.sample(range(10**6), 2))
+    hook = f"{deaf}setsid sleep {other} & sleep {own} | cat; true"
+    quick = Quick(client, tmp_path, conf("10.0.0.0/8", f"PostUp = {hook}\n"))
+    process = client.spawn(WYRMHOLE, "up", str(quick.file), output=subprocess.DEVNULL)
+    try:
+        for seconds in (own, other):
+            until(lambda seconds=seconds: sleepers(seconds), "the hook's children")  # type: ignore[misc]
+        process.terminate()
+        assert process.wait(60) == 128 + signal.SIGTERM
+        assert not sleepers(own)
+        assert sleepers(other)
+    finally:
+        end(process)
+        for pid in sleepers(own) + sleepers(other):
+            os.kill(pid, signal.SIGKILL)
+    assert quick.is_gone()
+
+
+def sleepers(seconds: str) -> list[int]:
+    words = ["pgrep", "--full", "--exact", f"sleep {seconds}"]
+    return [int(pid) for pid in subprocess.run(words, capture_output=True, text=True).stdout.split()]
+
+
 @pytest.mark.parametrize("environ", [{"LOG_LEVEL": "debug"}, {"LOG_LEVEL": "error"}, {"WG_PROCESS_FOREGROUND": "1"}])
 def test_whoever_reads_all_that_up_says_does_not_wait_for_the_daemon(
     lab: Lab, tmp_path: Path, environ: dict[str, str]
@@ -591,6 +619,20 @@ def test_thousands_of_allowed_ips_become_routes(lab: Lab, tmp_path: Path) -> Non
     routes = client.run("ip", "route", "show", "dev", quick.name).splitlines()
     assert len(routes) == 3002, "each of them and the network of Address, which has 10.77.0.5 already"
     quick(WYRMHOLE, "down")
+
+
+def test_a_state_that_cannot_be_saved_is_not_lost(lab: Lab, tmp_path: Path) -> None:
+    client, _ = lab.neighbours()
+    quick = Quick(client, tmp_path, conf("10.0.0.0/8", "SaveConfig = true\n"))
+    quick(WYRMHOLE, "up")
+    tmp_path.chmod(0o500)
+    program = f"mount --bind {tmp_path} {tmp_path} && mount -o remount,ro,bind {tmp_path} && exec "
+    words = ("unshare", "-m", "sh", "-c", f"{program}{WYRMHOLE} down {quick.file}")
+    result = client.try_run(*words)
+    assert result.returncode == 1 and f"cannot save the running state into {quick.file}: Read-only" in result.stderr
+    assert f"{quick.name} stays up" in result.stderr and not quick.is_gone()
+    quick(WYRMHOLE, "down")
+    assert quick.is_gone() and "ListenPort" in quick.file.read_text()
 
 
 def test_save_keeps_link_local_addresses_and_scopes_by_name(lab: Lab, tmp_path: Path) -> None:

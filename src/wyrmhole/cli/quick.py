@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 import re
-import subprocess
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from pathlib import Path
 from wyrmhole.cli import quick_firewall
 from wyrmhole.cli.quick_daemon import Daemon
 from wyrmhole.cli.quick_dns import NameService
+from wyrmhole.cli.quick_hook import run_hook
 from wyrmhole.cli.quick_host import IPV6_LEAST_MTU, Host, best_mtu, too_narrow
 from wyrmhole.cli.quick_names import EndpointNames
 from wyrmhole.cli.quick_routing import Routing
@@ -33,10 +33,6 @@ from wyrmhole.control.wg_quick import Config, interface_name
 from wyrmhole.device.config import DeviceChange
 from wyrmhole.device.status import DeviceStatus
 from wyrmhole.errors import DeviceError, UapiError
-
-HOOK_SHELL = ("bash", "-e", "-o", "pipefail", "-c")
-HOOK_SECONDS = 2.0
-"""How long a hook may take to end after SIGTERM."""
 
 TABLE_NAMES = (Path("/etc/iproute2/rt_tables"), Path("/usr/share/iproute2/rt_tables"))
 
@@ -217,8 +213,14 @@ class Quick:
     def _save_if_possible(self, host: Host, status: DeviceStatus | None) -> None:
         if status is None:
             self.warn(f"SaveConfig: the running state is not known without the daemon; {self.path} stays as it is")
-        else:
+            return
+        try:
             self._save(host, status)
+        except OSError as error:
+            raise DeviceError(
+                f"cannot save the running state into {self.path}: {error.strerror}; {self.name} stays up: make room "
+                "for a new file beside it, or take SaveConfig out of it"
+            ) from error
 
     def _take_down(self, host: Host, daemon: Daemon, status: DeviceStatus | None) -> None:
         """Remove whatever there is; each step is tried even if one before it failed."""
@@ -279,28 +281,12 @@ class Quick:
         for hook in hooks:
             text = hook.replace("%i", self.name)
             self._step(text)
-            if status := self._run_hook(text):
+            environment = os.environ | {"INTERFACE": self.name, "CONFIG_FILE": str(self.path)}
+            if status := run_hook(text, environment, self.interrupts):
                 sentence = f"a hook ended with status {status}: {text}"
                 if must_succeed:
                     raise DeviceError(sentence)
                 self.warn(sentence)
-
-    def _run_hook(self, text: str) -> int:
-        environment = os.environ | {"INTERFACE": self.name, "CONFIG_FILE": str(self.path)}
-        try:
-            process = subprocess.Popen([*HOOK_SHELL, text], env=environment)
-        except FileNotFoundError:
-            raise DeviceError("hooks are for bash(1), which is not here: install it") from None
-        try:
-            with self.interrupts.waiting():
-                return process.wait()
-        except BaseException:
-            process.terminate()
-            with suppress(subprocess.TimeoutExpired):
-                process.wait(HOOK_SECONDS)
-            process.kill()
-            process.wait()
-            raise
 
 
 def _has_default_route(status: DeviceStatus | None) -> bool:
