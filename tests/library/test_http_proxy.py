@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import socket
-from collections.abc import AsyncIterator, Mapping
+import struct
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.library.loopback import Loopback, Serve, Silent, count_then_say, echo, eventually, run, server
+from wyrmhole.library import http_relay
 from wyrmhole.library.http_head import clean_request, clean_response, take_head
 from wyrmhole.library.http_proxy import (
     FRAMING,
@@ -669,5 +671,63 @@ def test_back_pressure_reaches_a_server_whose_answer_is_not_read() -> None:
                 before, quiet = sent, quiet + 1 if sent == before and sent else 0
                 await asyncio.sleep(0)
             assert sent < 64_000_000
+
+    run(scenario())
+
+
+# Clients that are gone while a server says nothing
+
+
+async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Reads, and answers when the other side ended."""
+    await reader.read()
+    raise ConnectionAbortedError
+
+
+def reset(writer: asyncio.StreamWriter) -> None:
+    linger = struct.pack("ii", 1, 0)
+    writer.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, linger)
+    writer.transport.abort()
+
+
+@pytest.mark.parametrize(
+    ("body", "end"),
+    [
+        (b"Content-Length: 1000\r\n\r\nabc", asyncio.StreamWriter.close),
+        (b"Content-Length: 1000\r\n\r\nabc", asyncio.StreamWriter.write_eof),
+        (b"Content-Length: 3\r\n\r\nabc", reset),
+        (b"Transfer-Encoding: chunked\r\n\r\nno number\r\n", lambda writer: None),
+    ],
+    ids=["closed in a body", "half-closed in a body", "reset", "a body that is none"],
+)
+def test_a_silent_server_is_not_waited_for_when_the_client_is_gone(
+    body: bytes, end: Callable[[asyncio.StreamWriter], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_relay, "LOOK", 0)
+
+    async def scenario() -> None:
+        async with through_proxy(silent) as (_, writer, port, tunnel):
+            writer.write(b"POST http://127.0.0.1:%d/ HTTP/1.1\r\nHost: x\r\n" % port + body)
+            await eventually(lambda: tunnel.still_open == 1)
+            end(writer)
+            await eventually(lambda: tunnel.still_open == 0)
+
+    run(scenario())
+
+
+def test_a_client_that_ended_its_direction_is_answered_in_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_relay, "LOOK", 0)
+
+    async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await read_head(reader)
+        for _ in range(100):  # many looks
+            await asyncio.sleep(0)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+
+    async def scenario() -> None:
+        async with through_proxy(slow) as (reader, writer, port, _):
+            writer.write(b"GET http://127.0.0.1:%d/ HTTP/1.1\r\nHost: x\r\n\r\n" % port)
+            writer.write_eof()
+            assert (await reader.read()).endswith(b"hi")
 
     run(scenario())

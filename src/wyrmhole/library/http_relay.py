@@ -40,6 +40,10 @@ log = logging.getLogger(__name__)
 CHUNK = 1 << 16
 LONGEST_HEAD = 1 << 16
 """Bytes of a request's or an answer's first line and fields: twice of what common servers take."""
+LOOK = 1.0
+"""Seconds between two looks whether the client of a silent server is still there."""
+TCP_CLOSE = 7
+"""A state of tcp(7), in include/net/tcp_states.h."""
 
 Connect: TypeAlias = Callable[[str, int], Awaitable[socket.socket]]
 
@@ -235,17 +239,29 @@ class HttpClient:
         try:
             await upstream.send(h11.Request(method=request.method, target=target.path, headers=fields))
             up = asyncio.ensure_future(self._send_body(upstream))
+            down = asyncio.ensure_future(self._relay_answer(upstream))
             try:
-                return await self._relay_answer(upstream)
+                await self._while_wanted(up, down)
+                return await down
             finally:
                 up.cancel()
-                with suppress(asyncio.CancelledError, OSError, h11.ProtocolError):
-                    await up
+                down.cancel()
+                await asyncio.wait((up, down))
         except (h11.RemoteProtocolError, h11.LocalProtocolError, ConnectionError, EOFError) as error:
             self._close_upstream()
             if self._client.http.our_state is not h11.SEND_RESPONSE:
                 raise ConnectionResetError(f"{target.authority.decode()} broke off: {error}") from error
             raise HttpError(502, f"{target.authority.decode()} gave no answer that can be read: {error}") from error
+
+    async def _while_wanted(self, up: asyncio.Future[None], down: asyncio.Future[bool]) -> None:
+        """Until the answer ended. A server may be silent for ever; raises HttpError when nobody waits for it."""
+        while not down.done():
+            pending = [each for each in (up, down) if not each.done()]
+            await asyncio.wait(pending, timeout=LOOK, return_when=asyncio.FIRST_COMPLETED)
+            if up.done() and isinstance(error := up.exception(), h11.RemoteProtocolError):
+                raise HttpError(400, f"the body of the request cannot be read: {error}")
+            if is_reset(self._client.sock):
+                raise HttpError(400, "the client is gone")
 
     async def _send_body(self, upstream: Wire) -> None:
         while True:
@@ -301,6 +317,12 @@ class HttpClient:
         if self._upstream is not None:
             self._upstream.close()
         self._upstream = None
+
+
+def is_reset(sock: socket.socket) -> bool:
+    """Whether the other end broke off, or its host does not answer keepalives. One that only ended its own direction
+    may still wait for the answer."""
+    return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSE
 
 
 def is_open(sock: socket.socket) -> bool:
