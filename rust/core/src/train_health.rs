@@ -5,7 +5,9 @@ const SECOND: u64 = 1_000_000_000;
 const MIN_LOST: u64 = 16;
 /// An eighth lost is a reason for a trial; and singly, less than an eighth of the trains' loss must remain.
 const LOSS_DIVISOR: u64 = 8;
-const WATCH_SEGMENTS: u64 = 1024;
+const COUNT_SPAN: u64 = 2 * SECOND;
+/// Bytes that a TCP may have under way (RFC 7323, 2.3).
+const LONGEST_WINDOW: u32 = 1 << 30;
 const TRIAL_SEGMENTS: u64 = 64;
 /// Of each round, different because loss may be periodic.
 const TRIAL_SPANS: [u64; ROUNDS] = [2 * SECOND, 3 * SECOND, 5 * SECOND];
@@ -37,7 +39,7 @@ struct Flow {
     latest: u32,
     /// Where the present phase began.
     start: u32,
-    /// How far before that the singly sent retransmissions came.
+    /// How far before that the retransmissions of a trial came.
     again: Option<u32>,
 }
 
@@ -50,6 +52,8 @@ pub struct TrainHealth {
     sent: u64,
     lost: u64,
     bad: (u64, u64),
+    /// When the present count began, and what was sent and lost in the phase by then.
+    counted: (u64, u64, u64),
     /// What was sent in the first second of the phase.
     early: Option<u64>,
     /// Made with the peer's first TCP data: most peers of a large device are idle.
@@ -67,7 +71,8 @@ impl TrainHealth {
     #[must_use]
     pub fn new(is_doubted: bool) -> Self {
         let phase = if is_doubted { Phase::Resting(None) } else { Phase::Watching };
-        Self { phase, rounds: 0, rest: 0, since: 0, sent: 0, lost: 0, bad: (0, 0), early: None, flows: None }
+        let (bad, counted) = ((0, 0), (0, 0, 0));
+        Self { phase, rounds: 0, rest: 0, since: 0, sent: 0, lost: 0, bad, counted, early: None, flows: None }
     }
 
     /// What the engine asks before it sends a train.
@@ -115,7 +120,7 @@ impl TrainHealth {
         is_news
     }
 
-    /// Whether the data was not sent before; what was, in this phase, counts as lost.
+    /// Whether the data was not sent before in this phase; what was counts as lost.
     fn is_first(&mut self, segment: &Segment, segments: u64) -> bool {
         let flows = self.flows.get_or_insert_with(|| Box::new([None; FLOWS]));
         let slot = &mut flows[slot_of(segment.key)];
@@ -132,12 +137,16 @@ impl TrainHealth {
             self.lost += segments;
             return false;
         }
-        let is_further = flow.again.is_none_or(|again| !is_before(segment.sequence, again));
-        if self.phase == Phase::OnTrialSingly && is_further {
-            // What trains lost is made good singly: that this moves on is evidence, and may be all for long.
+        if self.phase == Phase::Watching || end == flow.start {
+            // Too old; or a tail loss probe (RFC 8985, 7), which is no sign of how far the rest came.
+            return false;
+        }
+        if flow.again.is_none_or(|again| !is_before(segment.sequence, again)) {
+            // What was lost before is made good: how this moves on is evidence, and may be all for long.
             flow.again = Some(end);
             return true;
         }
+        self.lost += segments;
         false
     }
 
@@ -148,20 +157,46 @@ impl TrainHealth {
         if self.phase == Phase::OnTrialSingly {
             return self.is_over(now) && self.compare(now);
         }
-        if self.lost >= MIN_LOST && self.lost * LOSS_DIVISOR >= self.sent {
-            self.bad = (self.sent, self.lost);
+        if self.is_bad(now) {
             self.begin(Phase::OnTrialSingly, now);
-        } else if self.phase == Phase::OnTrial {
-            // A connection whose trains are lost stands still once its window is spent, long before all is sent again.
-            let early = self.early.unwrap_or(0);
-            if self.is_over(now) && self.sent - early >= TRIAL_SEGMENTS.max(early) {
-                self.acquit(now);
-                self.rest = 0;
-            }
-        } else if self.sent >= WATCH_SEGMENTS {
-            self.begin(Phase::Watching, now);
+        } else if self.phase == Phase::OnTrial && self.is_over(now) && self.moves_on() {
+            self.acquit(now);
+            self.rest = 0;
         }
         false
+    }
+
+    /// A connection whose trains are lost stands still once its window is spent, long before all is sent again.
+    fn moves_on(&self) -> bool {
+        let early = self.early.unwrap_or(0);
+        self.sent - early >= TRIAL_SEGMENTS.max(early)
+    }
+
+    /// Whether enough was lost for a trial; what counts as one is noted.
+    fn is_bad(&mut self, now: u64) -> bool {
+        let (since, sent, lost) = self.counted;
+        if now.saturating_sub(since) < COUNT_SPAN {
+            return false;
+        }
+        let (sent, lost) = (self.sent - sent, self.lost - lost);
+        if lost * LOSS_DIVISOR < sent || lost == 0 {
+            self.count_anew(now);
+            return false;
+        }
+        // Where less was sent than sent again, all of it may be lost, and no more.
+        self.bad = (sent.max(lost), lost);
+        lost >= MIN_LOST
+    }
+
+    fn count_anew(&mut self, now: u64) {
+        self.counted = (now, self.sent, self.lost);
+        if self.phase == Phase::Watching {
+            for flow in self.flows.iter_mut().flat_map(|flows| flows.iter_mut()).flatten() {
+                // Sequence numbers come again.
+                let kept = flow.latest.wrapping_sub(flow.start).min(LONGEST_WINDOW);
+                flow.start = flow.latest.wrapping_sub(kept);
+            }
+        }
     }
 
     fn is_over(&self, now: u64) -> bool {
@@ -194,6 +229,7 @@ impl TrainHealth {
         self.phase = phase;
         self.since = now;
         (self.sent, self.lost, self.early) = (0, 0, None);
+        self.counted = (now, 0, 0);
         for flow in self.flows.iter_mut().flat_map(|flows| flows.iter_mut()).flatten() {
             (flow.start, flow.again) = (flow.latest, None);
         }

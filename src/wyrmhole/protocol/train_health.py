@@ -6,15 +6,18 @@ segment whose sequence number lies below one that was sent earlier is a retransm
 and single datagrams alike, so the same peer's loss is measured both ways and compared:
 
 - WATCHING: trains are sent. Once 16 segments, and an eighth of what was sent, were retransmitted, a trial begins.
+  It is counted for 2 s, then anew unless an eighth was lost: a connection whose trains are lost has first sent all of
+  a window, perhaps 1,000 segments, and then repeats a few of them in a second. BBR goes on so for minutes.
 - ON_TRIAL_SINGLY: for 64 segments, and for 2 to 5 s (so that their retransmissions are seen), every datagram is
   sent by itself. Unless the loss is less than an eighth of that with trains, the trains were not to blame.
 - ON_TRIAL: trains again. If the loss does not return and connections move on, they were not to blame either.
 - RESTING: three rounds of loss with trains and none without are a verdict. Datagrams leave singly for 10 minutes. Then
   trains are tried again; this time one bad round suffices. Each verdict in a row doubles the wait, up to 160 minutes.
 
-A retransmission counts only if the segment was first sent in the present phase. A few flows of each peer are followed,
-in slots chosen by a hash; a collision forgets a flow, which can hide a loss and never invents one. Damage to less than
-one datagram in eight goes unnoticed: TCP copes with it, and nothing but a longer trial would tell it from chance.
+A retransmission counts as a loss only if the segment was sent before in the present phase. Watching is one phase,
+however often it counts anew. A few flows of each peer are followed, in slots chosen by a hash; a collision forgets a
+flow, which can hide a loss and never invents one. Damage to less than one datagram in eight goes unnoticed: TCP copes
+with it, and nothing but a longer trial would tell it from chance.
 
 On kernels whose release is known for damaged trains a peer begins in RESTING, and trains are tried after 10 s of TCP:
 the release raises a doubt, and the evidence decides. Traffic without TCP gives no evidence and changes nothing.
@@ -36,7 +39,9 @@ from wyrmhole.protocol.constants import SECOND
 MIN_LOST = 16
 LOSS_DIVISOR = 8
 """An eighth lost is a reason for a trial; and singly, less than an eighth of the trains' loss must remain."""
-WATCH_SEGMENTS = 1024
+COUNT_SPAN = 2 * SECOND
+LONGEST_WINDOW = 1 << 30
+"""Bytes that a TCP may have under way (RFC 7323, 2.3)."""
 TRIAL_SEGMENTS = 64
 TRIAL_SPANS = (2 * SECOND, 3 * SECOND, 5 * SECOND)
 """Of each round, different because loss may be periodic."""
@@ -71,6 +76,7 @@ class TrainHealth:
 
     __slots__ = (
         "_bad",
+        "_counted",
         "_early",
         "_flows",
         "_lost",
@@ -92,10 +98,12 @@ class TrainHealth:
         self._since = 0
         self._sent = self._lost = 0
         self._bad = (0, 0)
+        # When the present count began, and what was sent and lost in the phase by then.
+        self._counted = (0, 0, 0)
         # What was sent in the first second of the phase.
         self._early: int | None = None
         # Of each flow: its key, the end of what was sent, where the present phase began, and how far before that the
-        # singly sent retransmissions came. None: a free slot.
+        # retransmissions of a trial came. None: a free slot.
         self._flows: list[tuple[int, int, int, int | None] | None] | None = None
 
     @property
@@ -147,7 +155,7 @@ class TrainHealth:
         return is_news
 
     def _is_first(self, key: int, sequence: int, data: int, segments: int) -> bool:
-        """Whether the data was not sent before; what was, in this phase, counts as lost."""
+        """Whether the data was not sent before in this phase; what was counts as lost."""
         if self._flows is None:
             self._flows = [None] * FLOWS
         slot = _slot_of(key)
@@ -163,10 +171,14 @@ class TrainHealth:
         if sequence - start & _WORD < _HALF:
             self._lost += segments
             return False
-        if self._phase is Phase.ON_TRIAL_SINGLY and (again is None or sequence - again & _WORD < _HALF):
-            # What trains lost is made good singly: that this moves on is evidence, and may be all for long.
+        if self._phase is Phase.WATCHING or end == start:
+            # Too old; or a tail loss probe (RFC 8985, 7), which is no sign of how far the rest came.
+            return False
+        if again is None or sequence - again & _WORD < _HALF:
+            # What was lost before is made good: how this moves on is evidence, and may be all for long.
             self._flows[slot] = (key, latest, start, end)
             return True
+        self._lost += segments
         return False
 
     def _judge(self, now: int) -> bool:
@@ -174,17 +186,35 @@ class TrainHealth:
             self._early = self._sent
         if self._phase is Phase.ON_TRIAL_SINGLY:
             return self._is_over(now) and self._compare(now)
-        if self._lost >= MIN_LOST and self._lost * LOSS_DIVISOR >= self._sent:
-            self._bad = (self._sent, self._lost)
+        if self._is_bad(now):
             self._begin(Phase.ON_TRIAL_SINGLY, now)
-        elif self._phase is Phase.ON_TRIAL:
-            # A connection whose trains are lost stands still once its window is spent, long before all is sent again.
-            if self._is_over(now) and self._sent - (self._early or 0) >= max(TRIAL_SEGMENTS, self._early or 0):
-                self._acquit(now)
-                self._rest = 0
-        elif self._sent >= WATCH_SEGMENTS:
-            self._begin(Phase.WATCHING, now)
+        elif self._phase is Phase.ON_TRIAL and self._is_over(now) and self._moves_on():
+            self._acquit(now)
+            self._rest = 0
         return False
+
+    def _moves_on(self) -> bool:
+        """A connection whose trains are lost stands still once its window is spent, long before all is sent again."""
+        early = self._early or 0
+        return self._sent - early >= max(TRIAL_SEGMENTS, early)
+
+    def _is_bad(self, now: int) -> bool:
+        """Whether enough was lost for a trial; what counts as one is noted."""
+        since, sent, lost = self._counted
+        if now - since < COUNT_SPAN:
+            return False
+        sent, lost = self._sent - sent, self._lost - lost
+        if lost * LOSS_DIVISOR < sent or not lost:
+            self._count_anew(now)
+            return False
+        # Where less was sent than sent again, all of it may be lost, and no more.
+        self._bad = max(sent, lost), lost
+        return lost >= MIN_LOST
+
+    def _count_anew(self, now: int) -> None:
+        self._counted = now, self._sent, self._lost
+        if self._phase is Phase.WATCHING and self._flows is not None:
+            self._flows = [flow and _shortened(flow) for flow in self._flows]
 
     def _is_over(self, now: int) -> bool:
         return self._sent >= TRIAL_SEGMENTS and now - self._since >= TRIAL_SPANS[self._rounds]
@@ -214,8 +244,15 @@ class TrainHealth:
         self._since = now
         self._sent = self._lost = 0
         self._early = None
+        self._counted = now, 0, 0
         if self._flows is not None:
             self._flows = [flow and (flow[0], flow[1], flow[1], None) for flow in self._flows]
+
+
+def _shortened(flow: tuple[int, int, int, int | None]) -> tuple[int, int, int, int | None]:
+    """With no more than a window before its end: sequence numbers come again."""
+    key, latest, start, again = flow
+    return key, latest, latest - min(latest - start & _WORD, LONGEST_WINDOW) & _WORD, again
 
 
 def _slot_of(key: int) -> int:
