@@ -71,18 +71,18 @@ def test_a_lasting_failure_is_told_once(
     space = Namespace()
     events: list[Event] = []
 
-    def keep_refusals(event: Event) -> None:
-        if isinstance(event, SendRefused):
-            events.append(event)
-
     def opened() -> UdpBind:
         return UdpBind()
+
+    def note(event: Event) -> None:
+        if isinstance(event, SendRefused):
+            events.append(event)
 
     async def run() -> None:
         clock = SystemClock()
         with space.entered():
             engine = make_engine(clock.boottime, threaded=True)
-            device = Device(MemoryTun("mem0", up=True), opened, engine, clock=clock, on_event=keep_refusals)
+            device = Device(MemoryTun("mem0", up=True), opened, engine, clock=clock, on_event=note)
             await device.start()
             await until(lambda: device.is_up)
         for _ in range(3):
