@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -227,3 +228,23 @@ def test_what_sigkill_leaves_is_harmless_and_goes_with_the_next_tunnel(host: Nam
     run(scenario())
     assert "wyrtest" in before and "wyrtest" not in rules_of(host)
     assert "10.66.0.1" in before and "10.66.0.1" not in rules_of(host)
+
+
+def test_a_host_without_ipv6_is_told_as_the_reason(host: Namespace) -> None:
+    Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
+
+    async def scenario() -> None:
+        near_key, far_key = generate(), generate()
+        text = near_config(near_key, far_key, 7)
+        with pytest.raises(wyrmhole.TunnelError, match=r"IPv6 is switched off on this host .* or take"):
+            await wyrmhole.open(text, device="tun", name="wyrtest")
+        assert "wyrtest" not in host.ip("link")
+        only_v4 = wyrmhole.Config.parse(text)
+        both = list(only_v4.interface.addresses)
+        only_v4.interface.addresses[:] = [each for each in both if each.version == 4]
+        async with wyrmhole.open(only_v4, device="tun", name="wyrtest") as tunnel:
+            with pytest.raises(wyrmhole.TunnelError, match=r"not reloaded.* IPv6 is switched off"):
+                await tunnel.reload(text)
+            assert [each.version for each in tunnel.addresses] == [4]
+
+    run(scenario())

@@ -5,12 +5,16 @@ from __future__ import annotations
 import asyncio
 import resource
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from tests.library.loopback import Loopback, ask, echo, eventually, run, server, udp_client, udp_echo
+from tests.library.tunnels import far_config, generate
+from wyrmhole.engine.select import has_native
 from wyrmhole.library import descriptors
 from wyrmhole.library.descriptors import SERVICES, Budget, room
 from wyrmhole.library.forward import forward
@@ -250,3 +254,52 @@ def test_a_handler_that_fails_in_an_unexpected_way_is_logged(caplog: pytest.LogC
 
     run(scenario())
     assert caplog.text.count("RuntimeError: not foreseen") == 2
+
+
+# Out of descriptors
+
+SHORT_OF_DESCRIPTORS = """
+import asyncio, gc, os, resource, sys
+import wyrmhole
+
+def held():
+    gc.collect()
+    return len(os.listdir("/proc/self/fd"))
+
+def limit(soft):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, 256))
+
+async def main():
+    text, engine = sys.stdin.read(), sys.argv[1]
+    limit(256)
+    await (await wyrmhole.open(text, engine=engine)).close()
+    before = held()
+    for spare in range(60):
+        limit(before + spare)
+        try:
+            tunnel = await wyrmhole.open(text, engine=engine)
+        except (wyrmhole.TunnelError, wyrmhole.ConfigError) as error:
+            reason = str(error)
+        else:
+            await tunnel.close()
+            print("opened with", spare)
+            return
+        limit(256)
+        assert "ulimit -n" in reason, reason
+        for _ in range(500):
+            if held() <= before:
+                break
+            await asyncio.sleep(0.01)
+        else:
+            raise AssertionError(f"{held() - before} descriptors are left: {reason}")
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("engine", ["portable", "native"] if has_native() else ["portable"])
+def test_an_opening_that_runs_out_of_descriptors_anywhere_leaves_none(engine: str) -> None:
+    command = [sys.executable, "-c", SHORT_OF_DESCRIPTORS, engine]
+    done = subprocess.run(command, input=far_config(generate(), generate()), capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("opened with"), done.stderr

@@ -69,6 +69,15 @@ pub struct Engine {
 
 type Endpoint = (String, u16, u32);
 
+/// With the number that Python's OSError has, which a conversion of the error leaves out.
+fn refused(error: std::io::Error) -> PyErr {
+    let text = error.to_string();
+    match error.raw_os_error() {
+        Some(number) => PyOSError::new_err((number, text.replace(&format!(" (os error {number})"), ""))),
+        None => PyOSError::new_err(text),
+    }
+}
+
 fn address_of(endpoint: &Endpoint) -> PyResult<SocketAddr> {
     parse_host(&endpoint.0, endpoint.1, 0, endpoint.2)
         .ok_or_else(|| PyValueError::new_err(format!("{:?} is no numeric address", endpoint.0)))
@@ -120,14 +129,14 @@ impl Engine {
     fn new(clock: Option<Py<PyAny>>, workers: usize, threaded: bool, aead: &str, spins: bool) -> PyResult<Self> {
         let clock = clock.map_or(Clock::System, Clock::Python);
         let shared = Arc::new(Shared::new(aead_of(aead)?));
-        let notify = Arc::new(EventFd::new()?);
+        let notify = Arc::new(EventFd::new().map_err(refused)?);
         let seat = || -> std::io::Result<Seat> {
             let (mailbox, wake) = (Arc::new(Mailbox::default()), Arc::new(EventFd::new()?));
             let (box_, bell) = (Arc::clone(&mailbox), Arc::clone(&wake));
             let worker = Worker::new(Arc::clone(&shared), clock.share(), box_, bell, Arc::clone(&notify), spins)?;
             Ok(Seat { mailbox, wake, idle: Some(worker), thread: None })
         };
-        let seats = (0..workers.max(1)).map(|_| seat()).collect::<std::io::Result<_>>()?;
+        let seats = (0..workers.max(1)).map(|_| seat()).collect::<std::io::Result<_>>().map_err(refused)?;
         let sender = Mutex::default();
         Ok(Self {
             clock,
@@ -156,7 +165,7 @@ impl Engine {
     /// One queue for each worker: (descriptor, has a virtio header, TCP, UDP super-packets).
     fn attach_tun(&self, py: Python<'_>, queues: Vec<(RawFd, bool, bool, bool)>) -> PyResult<()> {
         let order = |(lent, has_header, tso, uso)| -> PyResult<Order> {
-            Ok(Order::AttachTun(TunEdge::Kernel(KernelTun::new(lent, has_header, tso, uso)?)))
+            Ok(Order::AttachTun(TunEdge::Kernel(KernelTun::new(lent, has_header, tso, uso).map_err(refused)?)))
         };
         self.order(py, queues.into_iter().map(order).collect::<PyResult<_>>()?);
         self.start()
@@ -181,7 +190,11 @@ impl Engine {
 
     /// The sockets of each worker: (descriptor, is IPv6, may send trains). Replaces the former ones.
     fn attach_bind(&self, py: Python<'_>, sockets: Vec<Vec<(RawFd, bool, bool)>>, port: u16) -> PyResult<()> {
-        let binds = sockets.iter().map(|sockets| KernelBind::new(sockets)).collect::<std::io::Result<Vec<_>>>()?;
+        let binds = sockets
+            .iter()
+            .map(|sockets| KernelBind::new(sockets))
+            .collect::<std::io::Result<Vec<_>>>()
+            .map_err(refused)?;
         lock(&self.sender).kernel_binds.clone_from(&binds);
         self.use_binds(py, binds.into_iter().map(BindEdge::Kernel).collect(), port);
         Ok(())
@@ -621,7 +634,7 @@ impl Engine {
             if let Some(mut worker) = seat.idle.take() {
                 let builder = std::thread::Builder::new().name(format!("wyrmhole-{number}"));
                 let spawned = builder.spawn(move || worker.run());
-                seat.thread = Some(spawned.map_err(PyOSError::new_err)?);
+                seat.thread = Some(spawned.map_err(refused)?);
             }
         }
         Ok(())

@@ -39,6 +39,9 @@ from wyrmhole.wire.prefix import Prefix
 
 _NO_PSK = PresharedKey(bytes(32))
 
+MORE_FILES = "raise the limit of open files (ulimit -n)"
+OTHER_PORT = "choose another listen port, or 0 for any"
+
 
 class Device:
     """`bind_factory` makes a closed Bind; a port change opens a second one before the first is closed.
@@ -68,6 +71,8 @@ class Device:
         self._closed = asyncio.Event()
         self.on_closed: Callable[[], None] = lambda: None
         """Called once, on whatever thread closes it."""
+        self.obstacle: ConfigError | None = None
+        """Why it stays down although its interface is up."""
         self.failure: str | None = None
         """Why it closed itself, if that was not in order."""
         self.interface = Interface(
@@ -232,10 +237,8 @@ class Device:
             self._port = bind.open(port)
         except OSError as error:
             bind.close()
-            raise ConfigError(
-                errno.EADDRINUSE,
-                f"UDP port {port}: {error.strerror}; choose another listen port, or 0 for any",
-            ) from None
+            remedy = MORE_FILES if error.errno in (errno.EMFILE, errno.ENFILE) else OTHER_PORT
+            raise ConfigError(errno.EADDRINUSE, f"UDP port {port}: {error.strerror}; {remedy}") from None
         return bind
 
     def _attach_bind(self, bind: Bind) -> None:
@@ -246,7 +249,7 @@ class Device:
             bind.close()
             raise ConfigError(
                 errno.EADDRINUSE,
-                f"UDP port {self._port}: {error.strerror}; raise the limit of open files (ulimit -n)",
+                f"UDP port {self._port}: {error.strerror}; {MORE_FILES}",
             ) from None
         self._bind = bind
 
@@ -345,7 +348,9 @@ class Device:
             self._attach_bind(self._open_bind(self._port))
         except ConfigError as error:
             self._log.error("Interface stays down: %s", error)
+            self.obstacle = error
             return
+        self.obstacle = None
         self.interface.up(self._clock.boottime())
         self._log.debug("Interface up, listening on port %d", self._port)
 

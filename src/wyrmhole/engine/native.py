@@ -21,7 +21,7 @@ from typing import Any
 
 from wyrmhole.engine import _native
 from wyrmhole.engine.contract import EngineFailed, EngineKind, EngineReport, TunChanged
-from wyrmhole.engine.polled import Polled
+from wyrmhole.engine.polled import Polled, eventfds
 from wyrmhole.net.bind import Bind, KernelBind, doubts_trains
 from wyrmhole.net.tun import KernelTun, Tun, TunEvent
 from wyrmhole.protocol.data_plane import (
@@ -121,8 +121,8 @@ class NativeEngine:
         self._waiting: deque[EngineReport] = deque()
         self._questions: dict[int, Callable[[], None]] = {}
         self._asked = 0
-        self._pending = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._watch = select.epoll()
+        (self._pending,) = eventfds(1)
         self._polled = Polled(self._watch)
         self._watched: dict[int, Callable[[int], None]] = {}
         self._closed = False

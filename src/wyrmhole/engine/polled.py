@@ -14,6 +14,19 @@ from collections.abc import Iterable
 from typing import Protocol
 
 
+def eventfds(count: int) -> list[int]:
+    """All of them or, when it raises OSError, none."""
+    made: list[int] = []
+    try:
+        for _ in range(count):
+            made.append(os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC))
+    except OSError:
+        for fd in made:
+            os.close(fd)
+        raise
+    return made
+
+
 class Poller(Protocol):
     """`select.poll` or `select.epoll`, which use the same flags."""
 

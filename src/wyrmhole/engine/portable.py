@@ -32,7 +32,7 @@ from wyrmhole.engine.buffer_pool import count_datagrams
 from wyrmhole.engine.contract import EngineFailed, EngineKind, EngineReport, TunChanged
 from wyrmhole.engine.inbound import Inbound
 from wyrmhole.engine.outbound import Outbound
-from wyrmhole.engine.polled import Polled
+from wyrmhole.engine.polled import Polled, eventfds
 from wyrmhole.engine.tables import HANDSHAKE_TOS, NO_SOCKADDR, EnginePeer, Tables
 from wyrmhole.net.bind import Bind, KernelBind, SendOutcome, doubts_trains
 from wyrmhole.net.tun import LendableTun, Tun, TunEvent
@@ -83,8 +83,7 @@ class PortableEngine:
         self._bind: Bind | None = None
         self._poll = select.poll()
         self._tun_polled, self._bind_polled = Polled(self._poll), Polled(self._poll)
-        self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._reports = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._wake, self._reports = eventfds(2)
         self._poll.register(self._wake, select.POLLIN)
         self._said = False
         self._commands: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()

@@ -74,6 +74,8 @@ class Carrier:
         try:
             async with asyncio.timeout(START_PATIENCE):
                 while not self.device.is_up:
+                    if (obstacle := self.device.obstacle) is not None:
+                        raise obstacle
                     # The engine's thread tells the loop; there is nothing to wait on but the loop itself.
                     await asyncio.sleep(0.0005)
         except TimeoutError:

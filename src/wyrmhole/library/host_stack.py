@@ -14,6 +14,7 @@ import os
 import socket
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 from wyrmhole.errors import TunnelError
 from wyrmhole.library.host_routes import HostRoutes, remove_orphans
@@ -23,6 +24,7 @@ from wyrmhole.net.link_setup import Interface, Network
 from wyrmhole.net.linux_tun import LinuxTun, TunError
 from wyrmhole.net.sock_diag import NETLINK_SOCK_DIAG, SockDiag
 
+IPV6_SETTINGS = Path("/proc/sys/net/ipv6/conf")
 NAME_TEMPLATE = "wyr%d"
 
 
@@ -82,7 +84,23 @@ class HostStack(SocketVerbs):
                 self._set_addresses(addresses)
                 self._routes.configure(routes, addresses)
             except OSError as error:
-                raise TunnelError(error.errno, f"cannot set up {self._tun.name}: {error.strerror}") from error
+                reason = self._why_no_ipv6(addresses) or error.strerror
+                raise TunnelError(error.errno, f"cannot set up {self._tun.name}: {reason}") from error
+
+    def _why_no_ipv6(self, addresses: Sequence[Interface]) -> str | None:
+        """What keeps the interface from the IPv6 addresses that it is to have."""
+        setting = f"net.ipv6.conf.{self._tun.name}.disable_ipv6"
+        if all(address.version == 4 for address in addresses):
+            return None
+        if not IPV6_SETTINGS.exists():
+            return "this kernel has no IPv6: take the IPv6 addresses out of Address"
+        with contextlib.suppress(OSError):
+            if (IPV6_SETTINGS / self._tun.name / "disable_ipv6").read_text().strip() == "1":
+                return (
+                    f"IPv6 is switched off on this host ({setting} is 1): switch it on (sysctl "
+                    "net.ipv6.conf.default.disable_ipv6=0), or take the IPv6 addresses out of Address"
+                )
+        return None
 
     def _set_addresses(self, wanted: Sequence[Interface]) -> None:
         for address in [old for old in self._addresses if old not in wanted]:

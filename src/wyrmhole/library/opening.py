@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Generator
 from functools import partial
@@ -9,9 +10,11 @@ from types import TracebackType
 from typing import Any
 
 from wyrmhole.control.wg_quick import Config
+from wyrmhole.errors import TunnelError
 from wyrmhole.library.carrier import Carrier
 from wyrmhole.library.configuring import check_config, configure_stack, load_config, warn_of_servers
 from wyrmhole.library.own_threads import HELPERS
+from wyrmhole.library.refusals import DESCRIPTOR_LIMIT
 from wyrmhole.library.runtimes import check_runtime
 from wyrmhole.library.stack import Stack
 from wyrmhole.library.tunnel import Tunnel
@@ -60,6 +63,14 @@ class Opening:
         check_runtime()
         config = load_config(self._config)
         check_config(config)
+        try:
+            return await self._open_checked(config)
+        except OSError as error:
+            if isinstance(error, TunnelError) or error.errno not in (errno.EMFILE, errno.ENFILE):
+                raise
+            raise TunnelError(error.errno, f"No tunnel was opened: {DESCRIPTOR_LIMIT}") from error
+
+    async def _open_checked(self, config: Config) -> Tunnel:
         stack = await self._open_stack(config)
         carrier: Carrier | None = None
         try:
