@@ -98,6 +98,8 @@ def connected(host: str, tun: ListTun | None = None) -> Iterator[tuple[Namespace
             a.know(b, host)
             for side in (b, a):
                 side.turns()
+                # As if both had heard of each other: a path is not new, and trains may leave.
+                side.engine.note_handshake(1, 92, 1000 * SECOND)
             yield place, a, b
         finally:
             for side in (a, b):
@@ -239,6 +241,7 @@ def test_every_worker_tries_trains_again_when_routes_changed(worker: int) -> Non
         engine.set_endpoint(1, Endpoint(*receiver.getsockname()))
         engine.install_keypair(1, params(10, 20, initiator=True))
         assert len(receiver.recv(1 << 16)) == 32
+        engine.note_handshake(1, 92, 1000 * SECOND)
 
         def arrive() -> list[int]:
             packet = ipv4(A_INNER, B_INNER, bytes(1388))
