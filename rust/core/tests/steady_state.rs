@@ -77,6 +77,8 @@ fn side(index: u32, other: u32, is_initiator: bool) -> Shared {
 #[test]
 fn ten_thousand_packets_each_way_allocate_nothing() {
     let (a, b) = (side(1, 2, true), side(2, 1, false));
+    // Something came back, so that trains are sent.
+    a.with_peer(1, |peer, state| a.note_received(peer, state, 32, 5));
     let (mut outbound, mut inbound) = (Outbound::default(), Inbound::default());
     let mut spare = Outbound::default();
     inbound.set_offloads((true, true));
