@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from wyrmhole.device.event_log import Line, describe, peer_text
+from wyrmhole.device.event_log import MESSAGES, REFUSALS, Line, describe, peer_text
 from wyrmhole.protocol import events
 from wyrmhole.protocol.constants import SECOND
 from wyrmhole.protocol.drops import DropReason
@@ -39,7 +39,6 @@ def test_a_first_initiation_is_one_line_and_a_retry_two() -> None:
 @pytest.mark.parametrize(
     ("event", "words"),
     [
-        (events.ResponseSent(KEY, HERE), ["Received handshake initiation", "sending handshake response"]),
         (events.HandshakeCompleted(KEY, as_initiator=True), ["Received handshake response", "keypair created"]),
         (events.HandshakeCompleted(KEY, as_initiator=False), ["first packet of the session", "keypair created"]),
         (events.HandshakeGaveUp(KEY, 20), ["did not complete after 20 attempts, giving up"]),
@@ -67,8 +66,9 @@ def test_what_happens_to_a_peer_is_one_line_with_its_name(event: events.Event, w
         (DropReason.UNKNOWN_PEER, ["initiation message", KEY.base64(), "add it"]),
         (DropReason.BAD_HANDSHAKE, ["preshared keys differ"]),
         (DropReason.REPLAYED_HANDSHAKE, ["clock went back"]),
-        (DropReason.BAD_MAC1, ["another PublicKey for us"]),
-        (DropReason.BAD_SOURCE, ["outside its allowed IPs"]),
+        (DropReason.BAD_MAC1, ["Received packet with invalid mac1", "another PublicKey for us"]),
+        (DropReason.UNKNOWN_TYPE, ["Received message with unknown type"]),
+        (DropReason.UNEXPECTED_COOKIE, ["cookie reply", "no initiation waits"]),
         (DropReason.NO_PRIVATE_KEY, ["no private key"]),
         (DropReason.UNEXPECTED_RESPONSE, ["response message"]),
         (DropReason.BAD_COOKIE, ["cookie reply"]),
@@ -78,6 +78,25 @@ def test_a_refusal_names_source_and_cause(reason: DropReason, words: list[str]) 
     (line,) = describe(events.HandshakeRefused(reason, HERE, KEY))
     assert "from 192.0.2.1:51820" in line.text and line.level == logging.DEBUG
     assert all(word in line.text for word in words), line.text
+
+
+@pytest.mark.parametrize(("inner", "version"), [("10.9.0.1", "IPv4"), ("fd00::9", "IPv6")])
+def test_a_disallowed_source_names_peer_endpoint_and_inner_address(inner: str, version: str) -> None:
+    (line,) = describe(events.PacketRefused(KEY, HERE, inner))
+    begin = f"{version} packet with disallowed source address from {peer_text(KEY)} at 192.0.2.1:51820: {inner}"
+    assert line.text.startswith(begin) and line.level == logging.DEBUG and line.rate_class == "refused 192.0.2.1"
+
+
+def test_an_answered_initiation_is_two_lines() -> None:
+    assert texts(events.ResponseSent(KEY, HERE)) == [
+        f"{peer_text(KEY)} - Received handshake initiation",
+        f"{peer_text(KEY)} - Sending handshake response to 192.0.2.1:51820",
+    ]
+
+
+def test_each_reason_of_a_refusal_has_a_sentence() -> None:
+    for reason in (*REFUSALS, *MESSAGES):
+        assert "{" not in describe(events.HandshakeRefused(reason, HERE))[0].text
 
 
 def test_a_silent_peer_without_a_route_is_explained_by_that() -> None:

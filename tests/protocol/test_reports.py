@@ -9,6 +9,7 @@ import pytest
 from tests.protocol.world import MS, Node, World, lose
 from wyrmhole.protocol import events
 from wyrmhole.protocol.constants import SECOND
+from wyrmhole.protocol.data_plane import Refused
 from wyrmhole.protocol.drops import DropReason
 from wyrmhole.protocol.keys import PresharedKey
 from wyrmhole.protocol.roaming import QUIET_AFTER, Roaming
@@ -134,6 +135,31 @@ def test_a_replayed_initiation_names_its_peer() -> None:
     world.run(SECOND)
     refused = events.HandshakeRefused(DropReason.REPLAYED_HANDSHAKE, a.endpoint, a.key.public_key())
     assert of(b, events.HandshakeRefused) == [refused]
+
+
+def test_refusals_of_a_known_peer_are_counted_for_it() -> None:
+    world = World()
+    a, b = world.pair()
+    a.send(b)
+    world.run(SECOND)
+    for _ in range(2):
+        world.carry(world.sent(1)[0], MS)
+        world.run(SECOND)
+    assert b.peer_of(a).drops == {DropReason.REPLAYED_HANDSHAKE: 2}
+    assert a.peer_of(b).drops is None
+
+
+def test_what_the_data_plane_refuses_is_an_event() -> None:
+    world = World()
+    a, b = world.pair()
+    b.interface.handle_report(Refused(DropReason.BAD_MAC1, a.endpoint), world.now)
+    b.interface.handle_report(Refused(DropReason.BAD_SOURCE, a.endpoint, 999, bytes(4)), world.now)
+    b.interface.handle_report(Refused(DropReason.BAD_SOURCE, a.endpoint, b.peer_of(a).id, bytes(16)), world.now)
+    b.settle()
+    assert b.events == [
+        events.HandshakeRefused(DropReason.BAD_MAC1, a.endpoint),
+        events.PacketRefused(a.key.public_key(), a.endpoint, "::"),
+    ]
 
 
 def test_a_handshake_that_cannot_begin_says_what_is_missing() -> None:

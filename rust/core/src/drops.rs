@@ -46,6 +46,14 @@ reasons! {
     RateLimited = "rate_limited",
 }
 
+impl DropReason {
+    /// Its name in Python.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        NAMES[self as usize]
+    }
+}
+
 /// Counters by cause, shared by all threads.
 #[derive(Default)]
 pub struct Drops([AtomicU64; NAMES.len()]);

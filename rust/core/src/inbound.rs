@@ -84,7 +84,7 @@ impl Inbound {
     ) {
         let size = if arrival.segment == 0 { slot.len() } else { arrival.segment };
         if slot.is_empty() {
-            shared.drops.one(DropReason::TooShort);
+            shared.refuse(DropReason::TooShort, arrival.from, now);
             return;
         }
         let mut offset = 0;
@@ -130,7 +130,7 @@ impl Inbound {
             return stop;
         };
         if now >= keypair.limits.reject_at {
-            shared.drops.one(DropReason::KeyExpired);
+            shared.drop_of(&keypair.peer, DropReason::KeyExpired, 1);
             return stop;
         }
         let stop = self.open(shared, slot, offset, size, &keypair);
@@ -139,7 +139,7 @@ impl Inbound {
         if bytes > 0 {
             let is_confirmed = self.authenticated(shared, &keypair, arrival, bytes, now);
             if !self.opened.is_empty() {
-                self.deliver(shared, edges, slot, &keypair.peer, arrival.tos & ECN_MASK);
+                self.deliver(shared, edges, slot, &keypair.peer, arrival, now);
             }
             if is_confirmed {
                 outbound.send_staged(shared, edges, &keypair.peer, now);
@@ -164,7 +164,7 @@ impl Inbound {
                 let part = Part { at: (at + HEADER) as u32, length: (stop - at - HEADER - TAG) as u32 };
                 self.opened.push(Opened { part, counter: header.counter });
             } else {
-                shared.drops.one(DropReason::BadTag);
+                shared.drop_of(&keypair.peer, DropReason::BadTag, 1);
             }
             at = stop;
         }
@@ -177,11 +177,11 @@ impl Inbound {
         let mut window = keypair.window.lock().unwrap_or_else(PoisonError::into_inner);
         self.opened.retain(|opened| {
             if opened.counter >= keypair.limits.reject_after_messages {
-                shared.drops.one(DropReason::MessageLimit);
+                shared.drop_of(&keypair.peer, DropReason::MessageLimit, 1);
                 return false;
             }
             if !window.accept(opened.counter) {
-                shared.drops.one(DropReason::Replayed);
+                shared.drop_of(&keypair.peer, DropReason::Replayed, 1);
                 return false;
             }
             bytes += opened.part.length as usize + OVERHEAD;
@@ -229,19 +229,28 @@ impl Inbound {
         is_next
     }
 
-    fn deliver(&mut self, shared: &Shared, edges: &mut impl Edges, slot: &mut [u8], peer: &Arc<Peer>, outer_ecn: u8) {
+    fn deliver(
+        &mut self,
+        shared: &Shared,
+        edges: &mut impl Edges,
+        slot: &mut [u8],
+        peer: &Arc<Peer>,
+        arrival: &Arrival,
+        now: u64,
+    ) {
+        let outer_ecn = arrival.tos & ECN_MASK;
         let mut allowed = None;
         for at in 0..self.opened.len() {
             let part = self.opened[at].part;
             let packet = &mut slot[part.at as usize..(part.at + part.length) as usize];
             let total = ip::length(packet);
             let Some(source) = ip::source(packet).filter(|_| total > 0) else {
-                shared.drops.one(DropReason::NotIp);
+                shared.drop_of(peer, DropReason::NotIp, 1);
                 continue;
             };
             if allowed != Some(source) {
                 if !self.is_owner(shared, peer, source) {
-                    shared.drops.one(DropReason::BadSource);
+                    shared.refuse_of(peer, DropReason::BadSource, arrival.from, source, now);
                     continue;
                 }
                 allowed = Some(source);
@@ -307,6 +316,6 @@ fn handle_other(shared: &Shared, datagram: &[u8], arrival: &Arrival, now: u64) {
     let reported = messages::classify(datagram)
         .and_then(|kind| shared.handshake(kind, datagram, arrival.from, arrival.source, now));
     if let Err(reason) = reported {
-        shared.drops.one(reason);
+        shared.refuse(reason, arrival.from, now);
     }
 }

@@ -28,6 +28,7 @@ pub mod patience;
 pub mod peer;
 pub mod quiet_sources;
 pub mod ratelimiter;
+pub mod refusals;
 pub mod replay;
 pub mod reports;
 pub mod sending;

@@ -130,7 +130,7 @@ impl Outbound {
             return;
         };
         let Some(peer) = self.route(shared, destination) else {
-            self.refuse(shared, edges, packets, DropReason::NoRoute, now);
+            self.refuse(shared, edges, packets, None, DropReason::NoRoute, now);
             return;
         };
         let mut state = peer.lock();
@@ -142,19 +142,19 @@ impl Outbound {
         }
         let Some(endpoint) = state.endpoint else {
             drop(state);
-            self.refuse(shared, edges, packets, DropReason::NoEndpoint, now);
+            self.refuse(shared, edges, packets, Some(&peer), DropReason::NoEndpoint, now);
             return;
         };
         if !shared.has_private_key() {
             drop(state);
-            self.refuse(shared, edges, packets, DropReason::NoPrivateKey, now);
+            self.refuse(shared, edges, packets, Some(&peer), DropReason::NoPrivateKey, now);
             return;
         }
         // Our own datagram to this peer's endpoint, routed back into the tunnel: it would grow without end.
         if ip::udp_ports(packets.head()) == Some((shared.listen_port(), endpoint.port()))
             && destination.is(endpoint.ip())
         {
-            shared.drops.add(DropReason::RouteLoop, count);
+            shared.drop_of(&peer, DropReason::RouteLoop, count);
             return;
         }
         let is_queued = state.flushing || !state.staged.is_empty();
@@ -331,8 +331,19 @@ impl Outbound {
     }
 
     /// The packet has nowhere to go, and its sender is told (rule M46).
-    fn refuse(&mut self, shared: &Shared, edges: &mut impl Edges, packets: &Packets<'_>, reason: DropReason, now: u64) {
-        shared.drops.add(reason, packets.count());
+    fn refuse(
+        &mut self,
+        shared: &Shared,
+        edges: &mut impl Edges,
+        packets: &Packets<'_>,
+        peer: Option<&Peer>,
+        reason: DropReason,
+        now: u64,
+    ) {
+        match peer {
+            Some(peer) => shared.drop_of(peer, reason, packets.count()),
+            None => shared.drops.add(reason, packets.count()),
+        }
         if let Some(error) = self.answers.make(&packets.to_box(0), now) {
             let whole = [Part { at: 0, length: error.len() as u32 }];
             edges.write(Gather { header: &virtio::PLAIN, slot: &error, parts: &whole });
@@ -357,7 +368,7 @@ fn stage_from(shared: &Shared, peer: &Peer, state: &mut PeerState, packets: &Pac
 pub fn transmit(shared: &Shared, edges: &mut impl Edges, peer: &Peer, data: &[u8], segment: usize, tos: u8) -> bool {
     let count = if segment == 0 { 1 } else { data.len().div_ceil(segment) };
     if !edges.is_bound() {
-        shared.drops.add(DropReason::SendFailed, count);
+        shared.drop_of(peer, DropReason::SendFailed, count);
         return false;
     }
     let (endpoint, source, is_single) = {
@@ -365,7 +376,7 @@ pub fn transmit(shared: &Shared, edges: &mut impl Edges, peer: &Peer, data: &[u8
         (state.endpoint, state.source, segment > 0 && shared.sends_singly(&state))
     };
     let Some(endpoint) = endpoint else {
-        shared.drops.add(DropReason::NoEndpoint, count);
+        shared.drop_of(peer, DropReason::NoEndpoint, count);
         return false;
     };
     let outcome = if is_single {
@@ -377,7 +388,7 @@ pub fn transmit(shared: &Shared, edges: &mut impl Edges, peer: &Peer, data: &[u8
         peer.lock().forget_source();
     }
     if outcome.dropped {
-        shared.drops.add(DropReason::SendFailed, count);
+        shared.drop_of(peer, DropReason::SendFailed, count);
         return false;
     }
     peer.add_sent(data.len());

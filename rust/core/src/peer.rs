@@ -3,8 +3,9 @@
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
+use crate::drops::{DropReason, Drops};
 use crate::keypair::Keypairs;
 use crate::train_health::TrainHealth;
 
@@ -97,13 +98,21 @@ pub struct Peer {
     state: Mutex<PeerState>,
     tx_bytes: AtomicU64,
     rx_bytes: AtomicU64,
+    /// Made with the first drop: most peers have none.
+    drops: OnceLock<Box<Drops>>,
 }
 
 impl Peer {
     /// A peer without endpoint or keys.
     #[must_use]
     pub fn new(id: u64) -> Self {
-        Self { id, state: Mutex::default(), tx_bytes: AtomicU64::new(0), rx_bytes: AtomicU64::new(0) }
+        Self {
+            id,
+            state: Mutex::default(),
+            tx_bytes: AtomicU64::new(0),
+            rx_bytes: AtomicU64::new(0),
+            drops: OnceLock::new(),
+        }
     }
 
     /// The state, locked. A thread that panicked while it held the lock left nothing half done that matters.
@@ -119,6 +128,16 @@ impl Peer {
     /// Bytes of authenticated messages that came.
     pub fn add_received(&self, bytes: usize) {
         self.rx_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+
+    /// Packets to or from it died.
+    pub fn add_drops(&self, reason: DropReason, count: usize) {
+        self.drops.get_or_init(Box::default).add(reason, count);
+    }
+
+    /// The causes that occurred, with their names.
+    pub fn drops(&self) -> impl Iterator<Item = (&'static str, u64)> {
+        self.drops.get().into_iter().flat_map(|drops| drops.list())
     }
 
     /// (sent, received), as `wg show` counts.

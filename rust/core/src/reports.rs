@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::drops::DropReason;
 use crate::gate::Queue;
+use crate::ip::Address;
 use crate::peer::{Peer, Source};
 use crate::quiet_sources::QuietSources;
 
@@ -32,6 +33,8 @@ pub enum Report {
     TunBroken,
     /// A UDP socket (its descriptor) gives nothing but errors.
     SocketBroken(i32),
+    /// A message was dropped: cause, sender, the peer if it proved that it was one, its address inside.
+    Refused(DropReason, SocketAddr, Option<u64>, Option<Address>),
     /// The system refused a handshake message to the peer, with this errno.
     SendFailed(u64, i32),
     /// Every worker carried out its orders up to the question of this number; beyond the limit of a call.

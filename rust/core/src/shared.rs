@@ -17,6 +17,7 @@ use crate::gate::Gate;
 use crate::ip::Address;
 use crate::keypair::{Dropped, Keypair, Limits};
 use crate::peer::{Marks, Peer, PeerState, Source};
+use crate::refusals::Refusals;
 use crate::reports::{Handshake, Report, Reports};
 use crate::train_health::{PATH_QUIET, TrainHealth};
 
@@ -117,6 +118,8 @@ pub struct Shared {
     pub reports: Reports,
     /// Which handshake messages it is told of.
     pub gate: Gate,
+    /// Which refusals it is told of.
+    pub refusals: Refusals,
     aead: Box<dyn Aead>,
     peers: RwLock<HashMap<u64, Entry>>,
     routes: RwLock<AllowedIps<Arc<Peer>>>,
@@ -142,6 +145,7 @@ impl Shared {
             oddities: Oddities::default(),
             reports: Reports::default(),
             gate: Gate::default(),
+            refusals: Refusals::default(),
             aead,
             peers: RwLock::default(),
             routes: RwLock::default(),
@@ -180,6 +184,32 @@ impl Shared {
     /// See `listen_port`.
     pub fn set_listen_port(&self, port: u16) {
         self.listen_port.store(usize::from(port), Ordering::Relaxed);
+    }
+
+    // Drops
+
+    /// Packets to or from the peer died.
+    pub fn drop_of(&self, peer: &Peer, reason: DropReason, count: usize) {
+        if count > 0 {
+            self.drops.add(reason, count);
+            peer.add_drops(reason, count);
+        }
+    }
+
+    /// A message of nobody who proved anything is dropped, and reported if that was asked for.
+    pub fn refuse(&self, reason: DropReason, from: SocketAddr, now: u64) {
+        self.drops.one(reason);
+        if self.refusals.allow(false, now) {
+            self.report(Report::Refused(reason, from, None, None));
+        }
+    }
+
+    /// The same for a packet of a peer, with its address inside.
+    pub fn refuse_of(&self, peer: &Peer, reason: DropReason, from: SocketAddr, inner: Address, now: u64) {
+        self.drop_of(peer, reason, 1);
+        if self.refusals.allow(true, now) {
+            self.report(Report::Refused(reason, from, Some(peer.id), Some(inner)));
+        }
     }
 
     // Peers
@@ -480,14 +510,14 @@ impl Shared {
             return;
         }
         if state.staged.len() >= MAX_STAGED_PACKETS {
-            self.drop_oldest(state, DropReason::StagingFull);
+            self.drop_oldest(peer, state, DropReason::StagingFull);
         }
         let mut own = bytes_of(&state.staged) + packet.len();
         while own > self.staged_share() && !state.staged.is_empty() {
-            own -= self.drop_oldest(state, DropReason::StagingCap);
+            own -= self.drop_oldest(peer, state, DropReason::StagingCap);
         }
         if own > self.staged_share() {
-            self.drops.one(DropReason::StagingCap);
+            self.drop_of(peer, DropReason::StagingCap, 1);
         } else {
             self.staged_bytes.fetch_add(packet.len(), Ordering::Relaxed);
             state.staged.push_back(packet);
@@ -503,7 +533,7 @@ impl Shared {
     }
 
     /// Put packets that `unstage` gave back, before those that came since. They were within the cap a moment ago.
-    fn restage(&self, state: &mut PeerState, mut packets: VecDeque<Box<[u8]>>) {
+    fn restage(&self, peer: &Peer, state: &mut PeerState, mut packets: VecDeque<Box<[u8]>>) {
         if state.removed {
             self.drops.add(DropReason::PeerRemoved, packets.len());
             return;
@@ -512,15 +542,15 @@ impl Shared {
         packets.append(&mut state.staged);
         state.staged = packets;
         while state.staged.len() > MAX_STAGED_PACKETS {
-            self.drop_oldest(state, DropReason::StagingFull);
+            self.drop_oldest(peer, state, DropReason::StagingFull);
         }
     }
 
     /// Returns its bytes.
-    fn drop_oldest(&self, state: &mut PeerState, reason: DropReason) -> usize {
+    fn drop_oldest(&self, peer: &Peer, state: &mut PeerState, reason: DropReason) -> usize {
         let Some(oldest) = state.staged.pop_front() else { return 0 };
         self.staged_bytes.fetch_sub(oldest.len(), Ordering::Relaxed);
-        self.drops.one(reason);
+        self.drop_of(peer, reason, 1);
         oldest.len()
     }
 
@@ -549,7 +579,7 @@ impl Shared {
         self.note_sent(&mut state, now);
         self.note_data_sent(peer, &mut state, now);
         if !left.is_empty() {
-            self.restage(&mut state, left);
+            self.restage(peer, &mut state, left);
             self.want_key(peer, &mut state);
         }
         if keypair.wants_rekey(now) {
@@ -593,9 +623,9 @@ impl Shared {
 
     /// Drop all staged packets: the handshake gave up.
     pub fn flush_staged(&self, id: u64) {
-        self.with_peer(id, |_, state| {
+        self.with_peer(id, |peer, state| {
             let staged = self.unstage(state).len();
-            self.drops.add(DropReason::HandshakeGaveUp, staged);
+            self.drop_of(peer, DropReason::HandshakeGaveUp, staged);
             state.key_wanted_said = false;
         });
     }
@@ -632,7 +662,7 @@ impl Drop for Flush<'_> {
     fn drop(&mut self) {
         let mut state = self.peer.lock();
         state.flushing = false;
-        self.shared.restage(&mut state, std::mem::take(&mut self.packets));
+        self.shared.restage(self.peer, &mut state, std::mem::take(&mut self.packets));
     }
 }
 

@@ -423,7 +423,7 @@ impl Engine {
     fn send_to_peer(&self, peer: u64, datagram: &[u8]) {
         let Some(peer) = self.shared.peer(peer) else { return };
         let Some(endpoint) = peer.lock().endpoint else {
-            self.shared.drops.one(DropReason::NoEndpoint);
+            self.shared.drop_of(&peer, DropReason::NoEndpoint, 1);
             return;
         };
         self.with_sender(|sender, shared, now| {
@@ -469,20 +469,22 @@ impl Engine {
 
     /// Counts by the names of the causes.
     fn drops<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let drops = PyDict::new(py);
-        for (name, count) in self.shared.drops.list() {
-            drops.set_item(name, count)?;
-        }
-        Ok(drops)
+        counts_of(py, self.shared.drops.list())
+    }
+
+    /// The same for one peer; empty for one that is not there.
+    fn peer_drops<'py>(&self, py: Python<'py>, peer: u64) -> PyResult<Bound<'py, PyDict>> {
+        self.shared.peer(peer).map_or_else(|| Ok(PyDict::new(py)), |peer| counts_of(py, peer.drops()))
+    }
+
+    /// Whether refusals are reported.
+    fn report_refusals(&self, on: bool) {
+        self.shared.refusals.switch(on);
     }
 
     /// Counts by the names of the oddities.
     fn oddities<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        let oddities = PyDict::new(py);
-        for (name, count) in self.shared.oddities.list() {
-            oddities.set_item(name, count)?;
-        }
-        Ok(oddities)
+        counts_of(py, self.shared.oddities.list())
     }
 
     /// How many peers, nodes of routes, and receiver indices there are.
@@ -519,6 +521,14 @@ impl Drop for Engine {
     }
 }
 
+fn counts_of<'py>(py: Python<'py>, counts: impl Iterator<Item = (&'static str, u64)>) -> PyResult<Bound<'py, PyDict>> {
+    let dict = PyDict::new(py);
+    for (name, count) in counts {
+        dict.set_item(name, count)?;
+    }
+    Ok(dict)
+}
+
 fn append_report(taken: &Bound<'_, PyList>, report: Report) -> PyResult<()> {
     match report {
         Report::KeyWanted(peer, renews) => taken.append(("key_wanted", peer, renews)),
@@ -540,9 +550,21 @@ fn append_report(taken: &Bound<'_, PyList>, report: Report) -> PyResult<()> {
         Report::TunBroken => taken.append(("tun_broken",)),
         Report::SocketBroken(fd) => taken.append(("socket_broken", fd)),
         Report::SendFailed(peer, error) => taken.append(("send_failed", peer, error)),
+        Report::Refused(reason, from, peer, inner) => {
+            let inner = inner.map(|inner| bytes_of(taken.py(), inner));
+            taken.append(("refused", reason.name(), endpoint_of(&from), peer, inner))
+        }
         Report::Applied(number) => taken.append(("applied", number)),
         Report::Failed(reason) => taken.append(("failed", reason)),
     }
+}
+
+fn bytes_of(py: Python<'_>, address: Address) -> Py<PyBytes> {
+    match address {
+        Address::V4(number) => PyBytes::new(py, &number.to_be_bytes()),
+        Address::V6(number) => PyBytes::new(py, &number.to_be_bytes()),
+    }
+    .unbind()
 }
 
 fn append_handshake(taken: &Bound<'_, PyList>, handshake: &Handshake) -> PyResult<()> {

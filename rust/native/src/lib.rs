@@ -19,7 +19,7 @@ use zeroizing_alloc::ZeroAlloc;
 static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
 /// Grows whenever what Python sees of this module changes, so that a module built from older sources is told apart.
-const INTERFACE: u32 = 3;
+const INTERFACE: u32 = 4;
 
 /// `wyrmhole.engine._native`.
 #[pymodule]

@@ -21,9 +21,9 @@ from collections.abc import Callable
 from wyrmhole.device.clock import Clock, SystemClock
 from wyrmhole.device.config import DeviceChange, PeerChange
 from wyrmhole.device.driver import Driver
-from wyrmhole.device.event_log import WARNINGS, describe
+from wyrmhole.device.event_log import WARNINGS, describe, peer_text
 from wyrmhole.device.send_errors import explain
-from wyrmhole.device.status import DeviceStatus, PeerStatus
+from wyrmhole.device.status import DeviceStatus, DropCounts, PeerStatus
 from wyrmhole.engine.contract import Engine, TunChanged
 from wyrmhole.errors import ConfigError
 from wyrmhole.net.bind import Bind
@@ -68,6 +68,7 @@ class Device:
         self._tun_is_up = False
         self._port = 0
         self._mark = 0
+        self._reports_refusals = False
         self._closed = asyncio.Event()
         self.on_closed: Callable[[], None] = lambda: None
         """Called once, on whatever thread closes it."""
@@ -134,18 +135,26 @@ class Device:
         """Apply the whole change, or none of it. Raises ConfigError with the errno that the UAPI answers."""
         self._check_peer_count(change)
         self._apply_socket(change)
+        self._follow_log_level()
         now = self._clock.boottime()
         if change.private_key is not None:
             self.interface.set_private_key(change.private_key, now)
         if change.replace_peers:
             for peer in self.interface.peers:
-                self.interface.remove_peer(peer)
+                self._remove_peer(peer)
         for section in change.peers:
             self._apply_peer(section, now)
         if self._tun_is_up and self._bind is None:
             # It could not come up for its port; this change may have given it another.
             self._go_up()
         self._driver.settle()
+
+    def _follow_log_level(self) -> None:
+        """Ask the engine for refusals while somebody reads them."""
+        wanted = self._log.isEnabledFor(logging.DEBUG)
+        if wanted != self._reports_refusals:
+            self._reports_refusals = wanted
+            self._engine.report_refusals(wanted)
 
     def request_handshake(self, key: PublicKey) -> bool:
         """Ask for a new session with the peer, whether or not there is one. False: there is no such peer."""
@@ -252,16 +261,19 @@ class Device:
                 f"UDP port {self._port}: {error.strerror}; {MORE_FILES}",
             ) from None
         self._bind = bind
+        self._log.debug("UDP bind has been updated, listening on port %d", self._port)
 
     def _apply_peer(self, section: PeerChange, now: int) -> None:
         peer = self.interface.peer(section.public_key)
         if section.remove or (section.update_only and peer is None):
             if section.remove and peer is not None:
-                self.interface.remove_peer(peer)
+                self._remove_peer(peer)
             return
-        peer = peer or self.interface.add_peer(section.public_key)
         if peer is None:
-            return
+            peer = self.interface.add_peer(section.public_key)
+            if peer is None:
+                return
+            self._log_of(peer, "Starting")
         if section.preshared_key is not None:
             self.interface.set_preshared_key(peer, section.preshared_key)
         if section.endpoint is not None:
@@ -269,6 +281,14 @@ class Device:
         self._apply_allowed_ips(peer, section)
         if section.persistent_keepalive is not None:
             self.interface.set_persistent_keepalive(peer, section.persistent_keepalive, now)
+
+    def _remove_peer(self, peer: Peer) -> None:
+        self._log_of(peer, "Stopping")
+        self.interface.remove_peer(peer)
+
+    def _log_of(self, peer: Peer, text: str) -> None:
+        if self._log.isEnabledFor(logging.DEBUG):
+            self._log.debug("%s - %s", peer_text(peer.public_key), text)
 
     def _apply_allowed_ips(self, peer: Peer, section: PeerChange) -> None:
         if section.replace_allowed_ips:
@@ -315,6 +335,18 @@ class Device:
         """Packets that died since the start, by cause."""
         return dict(Counter(self._engine.drops()) + self.interface.exchange.drops)
 
+    def peer_drops(self, key: PublicKey) -> dict[DropReason, int]:
+        """The same for one peer: those that are known to be its packets. Empty if there is no such peer."""
+        peer = self.interface.peer(key)
+        if peer is None:
+            return {}
+        return dict(Counter(self._engine.peer_drops(peer.id)) + Counter(peer.drops))
+
+    def drop_counts(self) -> DropCounts:
+        """All drops, and those of each peer that has any."""
+        keys = [peer.public_key for peer in self.interface.peers]
+        return DropCounts(self.drops(), {key: drops for key in keys if (drops := self.peer_drops(key))})
+
     def oddities(self) -> dict[Oddity, int]:
         """Packets that were odd and went their way since the start, by cause."""
         return dict(self._engine.oddities())
@@ -344,6 +376,8 @@ class Device:
     def _go_up(self) -> None:
         if self._bind is not None:
             return
+        self._log.debug("Interface up requested")
+        self._follow_log_level()
         try:
             self._attach_bind(self._open_bind(self._port))
         except ConfigError as error:
@@ -355,6 +389,8 @@ class Device:
         self._log.debug("Interface up, listening on port %d", self._port)
 
     def _go_down(self) -> None:
+        if self._bind is not None:
+            self._log.debug("Interface down requested")
         self.interface.down()
         if self._bind is not None:
             self._engine.detach_bind()

@@ -25,16 +25,28 @@ REFUSALS = {
     DropReason.UNEXPECTED_RESPONSE: "no initiation waits for it",
     DropReason.BAD_COOKIE: "no initiation waits for it, or its key is wrong",
     DropReason.BAD_MAC1: "it is not meant for this interface's public key: the sender has another PublicKey for us",
-    DropReason.BAD_SOURCE: "{peer} used an inner source address outside its allowed IPs",
+    DropReason.TOO_SHORT: "it is no WireGuard message",
+    DropReason.UNKNOWN_TYPE: "it is no WireGuard message, or of another version or an obfuscated variant",
+    DropReason.WRONG_LENGTH: "its length does not fit its type",
+    DropReason.RATE_LIMITED: "too many handshakes wait, and its source sends many",
+    DropReason.HANDSHAKE_QUEUE_FULL: "too many handshakes wait",
+    DropReason.UNEXPECTED_COOKIE: "no initiation waits for it",
 }
 """Why a message was refused, and what to look at."""
 
 MESSAGES = {
-    DropReason.UNEXPECTED_RESPONSE: "response message",
-    DropReason.BAD_COOKIE: "cookie reply",
-    DropReason.BAD_SOURCE: "packet",
-    DropReason.BAD_MAC1: "handshake message",
+    DropReason.UNEXPECTED_RESPONSE: "Received invalid response message",
+    DropReason.BAD_COOKIE: "Received invalid cookie reply",
+    DropReason.UNEXPECTED_COOKIE: "Received invalid cookie reply",
+    DropReason.BAD_MAC1: "Received packet with invalid mac1",
+    DropReason.NO_PRIVATE_KEY: "Received invalid handshake message",
+    DropReason.RATE_LIMITED: "Dropped handshake message",
+    DropReason.HANDSHAKE_QUEUE_FULL: "Dropped handshake message",
+    DropReason.TOO_SHORT: "Received message with unknown type",
+    DropReason.UNKNOWN_TYPE: "Received message with unknown type",
+    DropReason.WRONG_LENGTH: "Received message with unknown type",
 }
+"""The beginning of its line, in wireguard-go's words."""
 
 
 BATCHES_LOST = (
@@ -69,10 +81,15 @@ def describe(event: events.Event, hint: str | None = None) -> tuple[Line, ...]:
         source = event.endpoint.host
         return (Line(logging.DEBUG, f"Sending cookie response for denied handshake message for {source}", "cookie"),)
     peer = peer_text(event.peer)
+    if isinstance(event, events.PacketRefused):
+        return (_disallowed(event, peer),)
     if isinstance(event, events.InitiationSent):
         return _initiation(event, peer)
+    if isinstance(event, events.ResponseSent):
+        received = Line(logging.DEBUG, f"{peer} - Received handshake initiation")
+        return (received, Line(logging.DEBUG, f"{peer} - Sending handshake response to {event.endpoint.emit()}"))
     if isinstance(event, events.PeerSilent):
-        return (Line(logging.WARNING, f"{peer} - {_silence(event, hint)}", "silent"),)
+        return (Line(logging.WARNING, f"{peer} - {_silence(event, hint)}", f"silent {peer}"),)
     if isinstance(event, events.SendRefused):
         return (Line(logging.WARNING, f"{peer} - {hint or f'cannot send: errno {event.errno}'}", f"send {peer}"),)
     return (_of_peer(event, peer),)
@@ -89,8 +106,6 @@ def _initiation(event: events.InitiationSent, peer: str) -> tuple[Line, ...]:
 def _of_peer(event: events.Event, peer: str) -> Line:
     level, rate_class = logging.DEBUG, None
     match event:
-        case events.ResponseSent():
-            text = f"Received handshake initiation, sending handshake response to {event.endpoint.emit()}"
         case events.HandshakeCompleted(as_initiator=True):
             text = "Received handshake response, keypair created"
         case events.HandshakeCompleted():
@@ -108,11 +123,11 @@ def _of_peer(event: events.Event, peer: str) -> Line:
         case events.SessionExpired():
             text = "Removing all keys, since we haven't received a new one in 540 seconds"
         case events.PeerBack():
-            level, text, rate_class = logging.WARNING, f"is back after {event.silent_for // SECOND} s", "back"
+            level, text, rate_class = logging.WARNING, f"is back after {event.silent_for // SECOND} s", f"back {peer}"
         case events.BatchesLost():
             level, text = logging.ERROR, BATCHES_LOST.format(key=event.peer.base64())
         case events.EndpointFlapping():
-            level, text, rate_class = logging.WARNING, _flapping(event), "flapping"
+            level, text, rate_class = logging.WARNING, _flapping(event), f"flapping {peer}"
         case _:
             text = type(event).__name__
     return Line(level, f"{peer} - {text}", rate_class)
@@ -143,12 +158,21 @@ def _flapping(event: events.EndpointFlapping) -> str:
     )
 
 
+def _disallowed(event: events.PacketRefused, peer: str) -> Line:
+    version = "IPv6" if ":" in event.inner_source else "IPv4"
+    text = (
+        f"{version} packet with disallowed source address from {peer} at {event.endpoint.emit()}: {event.inner_source} "
+        "is not in its allowed IPs"
+    )
+    return Line(logging.DEBUG, text, f"refused {event.endpoint.host}")
+
+
 def _refused(event: events.HandshakeRefused) -> Line:
     key = event.peer
     reason = REFUSALS.get(event.reason, event.reason.value).format(
         key="(hidden)" if key is None else key.base64(), peer="the sender" if key is None else peer_text(key)
     )
-    message = MESSAGES.get(event.reason, "initiation message")
+    message = MESSAGES.get(event.reason, "Received invalid initiation message")
     source: Endpoint = event.endpoint
-    text = f"Received invalid {message} from {source.emit()}: {reason}"
+    text = f"{message} from {source.emit()}: {reason}"
     return Line(logging.DEBUG, text, f"refused {source.host}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from wyrmhole.protocol.drops import DropReason
 from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
@@ -20,6 +22,15 @@ class PeerStatus:
     rx_bytes: int
     persistent_keepalive: int
     allowed_ips: tuple[Prefix, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class DropCounts:
+    """Packets that died since the start, by cause. `peers`: those that are known to be a peer's; they are among
+    `total`."""
+
+    total: Mapping[DropReason, int]
+    peers: Mapping[PublicKey, Mapping[DropReason, int]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from typing import Protocol
 
 from wyrmhole.net.bind import Bind
 from wyrmhole.net.tun import Tun, TunEvent
-from wyrmhole.protocol.data_plane import DataPlane, Report
+from wyrmhole.protocol.data_plane import DataPlane, PeerId, Report
 from wyrmhole.protocol.drops import DropReason, Oddity
 
 
@@ -76,6 +76,12 @@ class Engine(DataPlane, Protocol):
 
     def drops(self) -> Mapping[DropReason, int]:
         """How many packets died, by cause, since the start."""
+
+    def peer_drops(self, peer: PeerId) -> Mapping[DropReason, int]:
+        """How many packets to or from the peer died, by cause. Those that did not prove whose they are do not count."""
+
+    def report_refusals(self, on: bool) -> None:
+        """Whether `Refused` is reported; off at first."""
 
     def oddities(self) -> Mapping[Oddity, int]:
         """How many packets went their way although something was odd about them, by cause, since the start."""

@@ -74,21 +74,21 @@ class Inbound:
             return
         entry = tables.indices.get(index)
         if entry is None:
-            tables.drops[DropReason.UNKNOWN_INDEX] += 1
+            tables.drop(DropReason.UNKNOWN_INDEX)
             return
         peer, keypair = entry
         if now >= keypair.reject_at:
-            tables.drops[DropReason.KEY_EXPIRED] += 1
+            tables.drop(DropReason.KEY_EXPIRED, peer=peer)
             return
         try:
             packet = keypair.receive.open_copy(_COUNTER_PREFIX + counter.to_bytes(8, "little"), view[16:], None)
         except InvalidTag:
-            tables.drops[DropReason.BAD_TAG] += 1
+            tables.drop(DropReason.BAD_TAG, peer=peer)
             return
         if counter >= keypair.reject_after_messages:
-            tables.drops[DropReason.MESSAGE_LIMIT] += 1
+            tables.drop(DropReason.MESSAGE_LIMIT, peer=peer)
         elif not keypair.window.accept(counter):
-            tables.drops[DropReason.REPLAYED] += 1
+            tables.drop(DropReason.REPLAYED, peer=peer)
         else:
             confirmed = self._authenticated(peer, keypair, received, length, now)
             if packet:
@@ -101,9 +101,9 @@ class Inbound:
         tables.note_data_received(peer, now)
         total = ip.length_of(packet)
         if not total:
-            tables.drops[DropReason.NOT_IP] += 1
-        elif tables.route(packet[12:16] if packet[0] < 0x50 else packet[8:24]) is not peer:
-            tables.drops[DropReason.BAD_SOURCE] += 1
+            tables.drop(DropReason.NOT_IP, peer=peer)
+        elif tables.route(source := packet[12:16] if packet[0] < 0x50 else packet[8:24]) is not peer:
+            tables.refuse(DropReason.BAD_SOURCE, peer.sockaddr, now, peer=peer, inner_source=source)
         else:
             self._write(plain(self._marked(packet[:total], outer_ecn) if outer_ecn else packet[:total]))
 
@@ -130,9 +130,9 @@ class Inbound:
         _, index, _ = TRANSPORT_HEADER.unpack_from(view, offset)
         peer, keypair = tables.indices.get(index, (None, None))
         if peer is None or keypair is None or now >= keypair.reject_at:
-            tables.drops[DropReason.UNKNOWN_INDEX if keypair is None else DropReason.KEY_EXPIRED] += 1
+            tables.drop(DropReason.UNKNOWN_INDEX if keypair is None else DropReason.KEY_EXPIRED, peer=peer)
             return offset + size
-        opened, stop, total = self._open_run(view, offset, size, index, keypair)
+        opened, stop, total = self._open_run(view, offset, size, index, peer, keypair)
         if total:
             confirmed = self._authenticated(peer, keypair, received, total, now)
             if opened:
@@ -142,7 +142,7 @@ class Inbound:
         return stop
 
     def _open_run(
-        self, view: memoryview, offset: int, size: int, index: int, keypair: Keypair
+        self, view: memoryview, offset: int, size: int, index: int, peer: EnginePeer, keypair: Keypair
     ) -> tuple[list[bytes], int, int]:
         """Open datagrams while they carry the index. Returns the inner packets, where it stopped, and the bytes of
         what was authenticated."""
@@ -150,7 +150,7 @@ class Inbound:
         open_ = keypair.receive.open_copy
         accept = keypair.window.accept
         limit = keypair.reject_after_messages
-        drops = self._tables.drops
+        drop = self._tables.drop
         end = len(view)
         opened: list[bytes] = []
         total = 0
@@ -165,14 +165,14 @@ class Inbound:
             try:
                 packet = open_(_COUNTER_PREFIX + counter.to_bytes(8, "little"), view[offset + 16 : stop], None)
             except InvalidTag:
-                drops[DropReason.BAD_TAG] += 1
+                drop(DropReason.BAD_TAG, peer=peer)
                 offset = stop
                 continue
             offset = stop
             if counter >= limit:
-                drops[DropReason.MESSAGE_LIMIT] += 1
+                drop(DropReason.MESSAGE_LIMIT, peer=peer)
             elif not accept(counter):
-                drops[DropReason.REPLAYED] += 1
+                drop(DropReason.REPLAYED, peer=peer)
             else:
                 total += length
                 if packet:
@@ -206,12 +206,12 @@ class Inbound:
         for packet in opened:
             total = ip.length_of(packet)
             if not total:
-                tables.drops[DropReason.NOT_IP] += 1
+                tables.drop(DropReason.NOT_IP, peer=peer)
                 continue
             source = packet[12:16] if packet[0] < 0x50 else packet[8:24]
             if source != allowed:
                 if route(source) is not peer:
-                    tables.drops[DropReason.BAD_SOURCE] += 1
+                    tables.refuse(DropReason.BAD_SOURCE, peer.sockaddr, now, peer=peer, inner_source=source)
                     continue
                 allowed = source
             inner = packet if total == len(packet) else packet[:total]
@@ -221,21 +221,21 @@ class Inbound:
 
     def _handle_other(self, data: memoryview, received: Received, now: int) -> None:
         """Not data: a handshake message, or nothing that we know."""
-        tables = self._tables
+        refuse = self._tables.refuse
         try:
             kind = messages.classify(data)
         except messages.TooShort:
-            tables.drops[DropReason.TOO_SHORT] += 1
+            refuse(DropReason.TOO_SHORT, received.sockaddr, now)
         except messages.WrongLength:
-            tables.drops[DropReason.WRONG_LENGTH] += 1
+            refuse(DropReason.WRONG_LENGTH, received.sockaddr, now)
         except messages.MessageError:
-            tables.drops[DropReason.UNKNOWN_TYPE] += 1
+            refuse(DropReason.UNKNOWN_TYPE, received.sockaddr, now)
         else:
             self._handle_handshake(kind, bytes(data), received, now)
 
     def _handle_handshake(self, kind: int, message: bytes, received: Received, now: int) -> None:
         queue = self._tables.gate.admit(kind, message, received.sockaddr, now)
         if isinstance(queue, DropReason):
-            self._tables.drops[queue] += 1
+            self._tables.refuse(queue, received.sockaddr, now)
         else:
             self._tables.report_handshake(queue, message, received.sockaddr, received.source, now)

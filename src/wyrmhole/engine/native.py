@@ -34,6 +34,7 @@ from wyrmhole.protocol.data_plane import (
     Marks,
     PeerCounters,
     PeerId,
+    Refused,
     Roamed,
     SendFailed,
     Source,
@@ -44,7 +45,7 @@ from wyrmhole.protocol.primitives import wipe
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
 
-INTERFACE = 3
+INTERFACE = 4
 """Of the extension module that this file was written for."""
 
 SOURCES_PER_POLL = 64
@@ -227,6 +228,12 @@ class NativeEngine:
     def drops(self) -> Mapping[DropReason, int]:
         return {DropReason(name): count for name, count in self._native.drops().items()}
 
+    def peer_drops(self, peer: PeerId) -> Mapping[DropReason, int]:
+        return {DropReason(name): count for name, count in self._native.peer_drops(peer).items()}
+
+    def report_refusals(self, on: bool) -> None:
+        self._native.report_refusals(on)
+
     def oddities(self) -> Mapping[Oddity, int]:
         return {Oddity(name): count for name, count in self._native.oddities().items()}
 
@@ -322,6 +329,9 @@ class NativeEngine:
         if kind == "handshake":
             data, endpoint, source, behind = values
             return (HandshakeDatagram(data, Endpoint(*endpoint), source, queue_depth=behind),)
+        if kind == "refused":
+            name, endpoint, peer, inner = values
+            return (Refused(DropReason(name), Endpoint(*endpoint), peer, inner),)
         if kind == "roamed":
             return (Roamed(values[0], Endpoint(*values[1])),)
         if kind == "keypairs_dropped":

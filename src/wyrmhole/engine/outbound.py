@@ -50,7 +50,7 @@ class Outbound:
         """One frame from the TUN: a 10-byte virtio header and a packet or super-packet."""
         tables = self._tables
         if len(frame) <= VIRTIO_HEADER_SIZE:
-            tables.drops[DropReason.MALFORMED_FRAME] += 1
+            tables.drop(DropReason.MALFORMED_FRAME)
             return
         try:
             if frame[1] == GSO_NONE:
@@ -61,7 +61,7 @@ class Outbound:
                 return
             packets = split(frame)
         except OffloadError:
-            tables.drops[DropReason.MALFORMED_FRAME] += 1
+            tables.drop(DropReason.MALFORMED_FRAME)
             return
         self._handle_split(packets, now)
 
@@ -70,13 +70,13 @@ class Outbound:
         tables = self._tables
         destination = ip.destination_bytes(packets[0])
         if destination is None:
-            tables.drops[DropReason.MALFORMED_FRAME] += len(packets)
+            tables.drop(DropReason.MALFORMED_FRAME, len(packets))
             return
         peer = tables.route(destination)
         if peer is None or peer.sockaddr is NO_SOCKADDR or tables.gate.mac1_key is None:
             self._refuse(packets[0], peer, len(packets))
         elif self._is_loop(packets[0], peer):
-            tables.drops[DropReason.ROUTE_LOOP] += len(packets)
+            tables.drop(DropReason.ROUTE_LOOP, len(packets), peer=peer)
         else:
             self.send_packets(peer, packets, now)
 
@@ -90,14 +90,14 @@ class Outbound:
         elif first >> 4 == 6 and length >= 40:
             destination, protocol = packet[24:40], packet[6]
         else:
-            tables.drops[DropReason.MALFORMED_FRAME] += 1
+            tables.drop(DropReason.MALFORMED_FRAME)
             return
         peer = tables.routes.get(destination) or tables.route(destination)
         if peer is None or peer.sockaddr is NO_SOCKADDR or tables.gate.mac1_key is None:
             self._refuse(packet, peer, 1)
             return
         if protocol == ip.PROTOCOL_UDP and self._is_loop(packet, peer):
-            tables.drops[DropReason.ROUTE_LOOP] += 1
+            tables.drop(DropReason.ROUTE_LOOP, peer=peer)
             return
         self._send_packet(peer, packet, now)
 
@@ -262,7 +262,7 @@ class Outbound:
             reason = DropReason.NO_ROUTE
         else:
             reason = DropReason.NO_ENDPOINT if peer.sockaddr is NO_SOCKADDR else DropReason.NO_PRIVATE_KEY
-        self._tables.drops[reason] += count
+        self._tables.drop(reason, count, peer=peer)
         self._answer(packet)
 
     def _is_loop(self, packet: bytes, peer: EnginePeer) -> bool:

@@ -218,6 +218,9 @@ class PortableEngine:
     def forget_received(self, peer: PeerId, since: int) -> None:
         self._post(self._tables.forget_received, peer, since)
 
+    def report_refusals(self, on: bool) -> None:
+        self._post(setattr, self._tables.refusals, "is_on", on)
+
     # DataPlane: looks
 
     def marks(self, peer: PeerId) -> Marks:
@@ -228,6 +231,9 @@ class PortableEngine:
 
     def counters(self, peer: PeerId) -> PeerCounters:
         return self._tables.counters(peer)
+
+    def peer_drops(self, peer: PeerId) -> Mapping[DropReason, int]:
+        return self._tables.peer_drops(peer)
 
     # Between the threads
 
@@ -296,7 +302,7 @@ class PortableEngine:
 
     def _give_up_batch(self) -> None:
         """After a turn that raised: what was half done is forgotten, what was sealed still leaves."""
-        self._tables.drops[DropReason.INTERNAL_ERROR] += 1
+        self._tables.drop(DropReason.INTERNAL_ERROR)
         self._inbound.reset()
         with contextlib.suppress(Exception):
             self._outbound.flush()
@@ -461,19 +467,19 @@ class PortableEngine:
     def _write(self, frame: Frame) -> None:
         tun = self._tun
         if tun is None:
-            self._tables.drops[DropReason.TUN_WRITE_FAILED] += len(frame.packets)
+            self._tables.drop(DropReason.TUN_WRITE_FAILED, len(frame.packets))
             return
         self._wrote = True
         if tun.write(frame.parts):
             return
         if len(frame.packets) == 1:
-            self._tables.drops[DropReason.TUN_WRITE_FAILED] += 1
+            self._tables.drop(DropReason.TUN_WRITE_FAILED)
             return
         # Refused as one: the offload may be off from here on, and the packets are still good.
         self._follow_offloads(tun)
         for packet in frame.packets:
             if not tun.write([PLAIN_HEADER, packet]):
-                self._tables.drops[DropReason.TUN_WRITE_FAILED] += 1
+                self._tables.drop(DropReason.TUN_WRITE_FAILED)
 
     def _follow_offloads(self, tun: Tun) -> None:
         self._inbound.coalescer.tso, self._inbound.coalescer.uso = tun.offloads.tso, tun.offloads.uso
@@ -482,7 +488,7 @@ class PortableEngine:
         bind = self._bind
         if bind is None or peer.sockaddr is NO_SOCKADDR:
             reason = DropReason.SEND_FAILED if bind is None else DropReason.NO_ENDPOINT
-            self._tables.drops[reason] += count_datagrams(data, size)
+            self._tables.drop(reason, count_datagrams(data, size), peer=peer)
             return False
         if size and self._tables.sends_singly(peer):
             outcome = _send_singly(bind, peer, memoryview(data), size, tos)
@@ -492,7 +498,7 @@ class PortableEngine:
             if outcome & SendOutcome.SOURCE_REJECTED:
                 self._tables.forget_source(peer)
             if outcome & SendOutcome.DROPPED:
-                self._tables.drops[DropReason.SEND_FAILED] += count_datagrams(data, size)
+                self._tables.drop(DropReason.SEND_FAILED, count_datagrams(data, size), peer=peer)
                 return False
         peer.tx_bytes += len(data)
         return True
@@ -529,7 +535,7 @@ class PortableEngine:
         if it is None:
             return
         if it.sockaddr is NO_SOCKADDR:
-            self._tables.drops[DropReason.NO_ENDPOINT] += 1
+            self._tables.drop(DropReason.NO_ENDPOINT, peer=it)
             return
         if not self._transmit(it, datagram, 0, HANDSHAKE_TOS) and isinstance(self._bind, KernelBind):
             self._tables.report(SendFailed(peer, self._bind.last_error))

@@ -10,6 +10,7 @@ from collections import Counter, deque
 
 from wyrmhole.engine.contract import EngineReport
 from wyrmhole.engine.gate import Gate, Queue
+from wyrmhole.engine.refusals import Refusals
 from wyrmhole.protocol.allowed_ips import AllowedIPs
 from wyrmhole.protocol.constants import (
     MAX_QUEUED_HANDSHAKES,
@@ -28,6 +29,7 @@ from wyrmhole.protocol.data_plane import (
     Marks,
     PeerCounters,
     PeerId,
+    Refused,
     Roamed,
     Source,
     TrainsLost,
@@ -60,6 +62,7 @@ class EnginePeer:
         "active_said",
         "data_received_since",
         "data_sent_since",
+        "drops",
         "health",
         "id",
         "key_wanted_said",
@@ -86,6 +89,8 @@ class EnginePeer:
         self.staged: deque[bytes] | None = None
         self.tx_bytes = 0
         self.rx_bytes = 0
+        self.drops: dict[DropReason, int] | None = None
+        """Made with the first drop: most peers have none."""
         self.data_sent_since = 0
         self.data_received_since = 0
         self.last_data_received = 0
@@ -113,6 +118,7 @@ class Tables:
         self.drops: Counter[DropReason] = Counter()
         self.oddities: Counter[Oddity] = Counter()
         self.gate = Gate()
+        self.refusals = Refusals()
         self.mtu = 1420
         self.listen_port = 0
         self.staged_bytes = 0
@@ -124,6 +130,33 @@ class Tables:
         self._handshakes: dict[Queue, deque[tuple[bytes, SockAddr, Source | None]]] = {it: deque() for it in Queue}
         self._quiet_sources = QuietSources()
         self._selects_until = 0
+
+    # Drops
+
+    def drop(self, reason: DropReason, count: int = 1, *, peer: EnginePeer | None = None) -> None:
+        """Count dropped packets. `peer`: whose they were."""
+        if not count:
+            return
+        self.drops[reason] += count
+        if peer is not None:
+            if peer.drops is None:
+                peer.drops = {}
+            peer.drops[reason] = peer.drops.get(reason, 0) + count
+
+    def refuse(
+        self,
+        reason: DropReason,
+        sockaddr: SockAddr,
+        now: int,
+        *,
+        peer: EnginePeer | None = None,
+        inner_source: bytes | None = None,
+    ) -> None:
+        """Drop one message, and report it if that was asked for."""
+        self.drop(reason, peer=peer)
+        if self.refusals.allows(is_peer=peer is not None, now=now):
+            who = None if peer is None else peer.id
+            self.report(Refused(reason, Endpoint.from_sockaddr(sockaddr), who, inner_source))
 
     # Reports
 
@@ -140,9 +173,9 @@ class Tables:
         flood would leave an honest peer no place. Replies need no bound: there are nine for each initiation."""
         waiting = self._handshakes[queue]
         if queue is Queue.OTHERS and self._is_refused_under_load(sockaddr, now):
-            self.drops[DropReason.RATE_LIMITED] += 1
+            self.refuse(DropReason.RATE_LIMITED, sockaddr, now)
         elif queue is not Queue.REPLIES and len(waiting) >= MAX_QUEUED_HANDSHAKES:
-            self.drops[DropReason.HANDSHAKE_QUEUE_FULL] += 1
+            self.refuse(DropReason.HANDSHAKE_QUEUE_FULL, sockaddr, now)
         else:
             waiting.append((data, sockaddr, source))
 
@@ -263,15 +296,15 @@ class Tables:
             staged = peer.staged = deque()
         if len(staged) >= MAX_STAGED_PACKETS:
             self.staged_bytes -= len(staged.popleft())
-            self.drops[DropReason.STAGING_FULL] += 1
+            self.drop(DropReason.STAGING_FULL, peer=peer)
         own = sum(map(len, staged)) + len(packet)
         while own > (MAX_STAGED_BYTES - self.staged_bytes) // STAGED_SHARE and staged:
             oldest = len(staged.popleft())
             own -= oldest
             self.staged_bytes -= oldest
-            self.drops[DropReason.STAGING_CAP] += 1
+            self.drop(DropReason.STAGING_CAP, peer=peer)
         if own > (MAX_STAGED_BYTES - self.staged_bytes) // STAGED_SHARE:
-            self.drops[DropReason.STAGING_CAP] += 1
+            self.drop(DropReason.STAGING_CAP, peer=peer)
         else:
             staged.append(packet)
             self.staged_bytes += len(packet)
@@ -372,7 +405,7 @@ class Tables:
     def flush_staged(self, peer: PeerId) -> None:
         it = self.peers.get(peer)
         if it is not None:
-            self.drops[DropReason.HANDSHAKE_GAVE_UP] += len(self.unstage(it))
+            self.drop(DropReason.HANDSHAKE_GAVE_UP, len(self.unstage(it)), peer=it)
             it.key_wanted_said = False
 
     def note_handshake(self, peer: PeerId, rx_bytes: int, now: int) -> None:
@@ -404,6 +437,10 @@ class Tables:
     def counters(self, peer: PeerId) -> PeerCounters:
         it = self.peers.get(peer)
         return PeerCounters(0, 0) if it is None else PeerCounters(it.tx_bytes, it.rx_bytes)
+
+    def peer_drops(self, peer: PeerId) -> dict[DropReason, int]:
+        it = self.peers.get(peer)
+        return {} if it is None or it.drops is None else dict(it.drops)
 
     def roam(self, peer: EnginePeer, sockaddr: SockAddr, source: Source | None) -> None:
         """An authenticated packet came from elsewhere (rule M44)."""

@@ -276,7 +276,8 @@ class Carrier:
 
     def _handle_event(self, event: protocol_events.Event) -> None:
         """Pass on what a program may act on; the steps of a handshake are for the log."""
-        if isinstance(event, protocol_events.HandshakeRefused | protocol_events.CookieReplySent):
+        refusals = protocol_events.HandshakeRefused | protocol_events.PacketRefused | protocol_events.CookieReplySent
+        if isinstance(event, refusals):
             return
         peer = Peer(self, event.peer, self._names.get(event.peer))
         match event:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from wyrmhole.protocol.drops import DropReason
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
 
@@ -146,7 +147,22 @@ class TrainsLost:
     peer: PeerId
 
 
-Report = HandshakeDatagram | KeyWanted | KeyConfirmed | KeypairsDropped | Roamed | Active | SendFailed | TrainsLost
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """A message was dropped, and `report_refusals(True)` asked to hear of it. Not every one is reported: a few a second
+    from strangers, and as many from peers."""
+
+    reason: DropReason
+    endpoint: Endpoint
+    peer: PeerId | None = None
+    """Who sent it, if it proved that."""
+    inner_source: bytes | None = None
+    """The 4- or 16-byte address of the sender inside the tunnel, for a packet of a peer."""
+
+
+Report = (
+    HandshakeDatagram | KeyWanted | KeyConfirmed | KeypairsDropped | Roamed | Active | SendFailed | TrainsLost | Refused
+)
 
 
 class DataPlane(Protocol):

@@ -71,12 +71,22 @@ class CookieReplySent:
 
 @dataclass(frozen=True, slots=True)
 class HandshakeRefused:
-    """A handshake message was dropped. `peer`: whom it names, as far as it proved that; a stranger's key is shown
-    because it could only be read with our private key and its tag was right."""
+    """A handshake message, or something that is not a message, was dropped. `peer`: whom it names, as far as it proved
+    that; a stranger's key is shown because it could only be read with our private key and its tag was right."""
 
     reason: DropReason
     endpoint: Endpoint
     peer: PublicKey | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PacketRefused:
+    """A packet of the peer had an inner source address that is not the peer's (rule M45). Reported only if the data
+    plane was asked to report refusals, and not for every packet."""
+
+    peer: PublicKey
+    endpoint: Endpoint
+    inner_source: str
 
 
 # A peer's life
@@ -155,6 +165,7 @@ Event = (
     | CookieReceived
     | CookieReplySent
     | HandshakeRefused
+    | PacketRefused
     | PeerSilent
     | PeerBack
     | KeepaliveSent
@@ -165,5 +176,5 @@ Event = (
     | SessionExpired
 )
 
-CAUSED_BY_OTHERS = (EndpointChanged, HandshakeRefused, CookieReplySent)
+CAUSED_BY_OTHERS = (EndpointChanged, HandshakeRefused, PacketRefused, CookieReplySent)
 """What anybody, or a peer at will, can cause at any rate: a log limits these."""

@@ -170,6 +170,9 @@ class Exchange:
 
     def _refuse(self, reason: DropReason, endpoint: Endpoint, peer: PublicKey | None = None) -> None:
         self.drops[reason] += 1
+        known = None if peer is None else self.peers.get(peer)
+        if known is not None:
+            known.count_drop(reason)
         self._report(HandshakeRefused(reason, endpoint, peer))
 
     def _with_macs(self, peer: Peer, message: bytes, now: int) -> bytes:

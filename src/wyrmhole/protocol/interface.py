@@ -34,6 +34,7 @@ from wyrmhole.protocol.data_plane import (
     KeyWanted,
     Marks,
     PeerId,
+    Refused,
     Report,
     Roamed,
     SendFailed,
@@ -47,8 +48,10 @@ from wyrmhole.protocol.events import (
     HandshakeCompleted,
     HandshakeGaveUp,
     HandshakeImpossible,
+    HandshakeRefused,
     InitiationSent,
     KeepaliveSent,
+    PacketRefused,
     PeerBack,
     PeerSilent,
     ResponseSent,
@@ -63,6 +66,7 @@ from wyrmhole.protocol.peer_store import PeerStore
 from wyrmhole.protocol.roaming import Roaming
 from wyrmhole.protocol.timer_wheel import TimerWheel
 from wyrmhole.protocol.timers import Timer
+from wyrmhole.wire import ip
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
 
@@ -258,6 +262,9 @@ class Interface:
             if self.is_up:
                 self._handle_handshake(report, now)
             return
+        if isinstance(report, Refused):
+            self._handle_refusal(report)
+            return
         peer = self.peers.by_id(report.peer)
         if peer is None:
             return
@@ -276,6 +283,13 @@ class Interface:
         elif isinstance(report, KeyWanted):
             # The TUN comes up before its sockets are open, or these could not be had yet; it is said only once.
             self._wanted_while_down.add(peer.id)
+
+    def _handle_refusal(self, report: Refused) -> None:
+        if report.peer is None:
+            self._events.append(HandshakeRefused(report.reason, report.endpoint))
+        elif (peer := self.peers.by_id(report.peer)) is not None and report.inner_source is not None:
+            inner = ip.text_of(report.inner_source)
+            self._events.append(PacketRefused(peer.public_key, report.endpoint, inner))
 
     def handle_timeout(self, now: int) -> None:
         """Do what is due at `now`."""

@@ -36,6 +36,7 @@ class Peer:
     __slots__ = (
         "_cookies",
         "allowed_ips",
+        "drops",
         "endpoint",
         "id",
         "is_silent_since",
@@ -93,6 +94,8 @@ class Peer:
         self.roaming: Roaming | None = None
         self.send_error = 0
         """The errno of sending to it that was last told, 0: none."""
+        self.drops: dict[DropReason, int] | None = None
+        """Its handshake messages that were refused, by cause; made with the first."""
         self._cookies: CookieGenerator | None = None
 
     @property
@@ -100,6 +103,11 @@ class Peer:
         if self._cookies is None:
             self._cookies = CookieGenerator(self.public_key)
         return self._cookies
+
+    def count_drop(self, reason: DropReason) -> None:
+        if self.drops is None:
+            self.drops = {}
+        self.drops[reason] = self.drops.get(reason, 0) + 1
 
     def begin(self, session: Session, *, is_initiator: bool) -> None:
         """The data plane got the keypair of this session."""

@@ -63,6 +63,9 @@ class Subject(Protocol):
     def drops(self) -> dict[str, int]:
         """Counts by the names of DropReason, zeros left out."""
 
+    def peer_drops(self, peer: PeerId) -> dict[str, int]:
+        """The same for one peer."""
+
     def close(self) -> None: ...
 
 
@@ -132,6 +135,7 @@ class EngineSubject:
         self._engine = make(lambda: self._now)
         self._engine.attach_tun(self._tun)
         self._engine.attach_bind(self._bind, LOCAL_PORT)
+        self._engine.report_refusals(True)
         self.plane: DataPlane = self._engine
 
     def set_time(self, now: int) -> None:
@@ -177,6 +181,9 @@ class EngineSubject:
         """By cause, with what was odd and not dropped: both are counters that engines must agree on."""
         odd = {oddity.value: count for oddity, count in self._engine.oddities().items()}
         return odd | {reason.value: count for reason, count in self._engine.drops().items()}
+
+    def peer_drops(self, peer: PeerId) -> dict[str, int]:
+        return {reason.value: count for reason, count in self._engine.peer_drops(peer).items()}
 
     def close(self) -> None:
         self._engine.close()
@@ -229,6 +236,7 @@ def _observe(subject: Subject, peers: list[PeerId]) -> tuple[Entry, ...]:
         ("written", tuple(subject.take_written())),
         ("reports", tuple(subject.take_reports())),
         ("drops", tuple(sorted(subject.drops().items()))),
+        ("peer_drops", tuple((peer, tuple(sorted(subject.peer_drops(peer).items()))) for peer in peers)),
         ("counters", tuple((peer, each.tx_bytes, each.rx_bytes) for peer, each in counters)),
         (
             "marks",
