@@ -7,7 +7,7 @@ import os
 import re
 import select
 
-from wyrmhole.cli.log_lines import MAX_CLASSES, LineFormatter, PatientHandler, RateLimit
+from wyrmhole.cli.log_lines import KIND_LINES, MAX_CLASSES, LineFormatter, PatientHandler, RateLimit
 from wyrmhole.protocol.keys import PrivateKey
 
 
@@ -70,6 +70,29 @@ def test_classes_without_end_are_bounded() -> None:
     limit = RateLimit(clock=lambda: 100.0)
     passed = sum(limit.filter(record("x", rate_class=str(number))) for number in range(10 * MAX_CLASSES))
     assert passed == MAX_CLASSES + 1
+
+
+def test_many_sources_together_get_ten_lines_a_second() -> None:
+    now = 100.0
+    limit = RateLimit(clock=lambda: now)
+    passed = [limit.filter(record("x", rate_class=f"refused 192.0.2.{number}")) for number in range(200)]
+    assert sum(passed) == KIND_LINES
+    assert limit.filter(record("x", rate_class="silent peer(abc)")), "another kind"
+    now = 101.0
+    again = record("x", rate_class="refused 198.51.100.1")
+    assert limit.filter(again) and again.getMessage() == "x (190 more before)"
+
+
+def test_quiet_sources_are_forgotten_and_their_count_is_not() -> None:
+    now = 100.0
+    limit = RateLimit(clock=lambda: now)
+    for _ in range(3):
+        limit.filter(record("x", rate_class="refused 192.0.2.1"))
+    for number in range(MAX_CLASSES):
+        limit.filter(record("x", rate_class=str(number)))
+    now = 105.0
+    fresh = record("x", rate_class="refused 192.0.2.2")
+    assert limit.filter(fresh) and fresh.getMessage() == "x (2 more before)"
 
 
 def test_a_reader_that_stops_costs_lines_and_not_the_daemon() -> None:

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from wyrmhole.cli.log_lines import RateLimit
+
 AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
 LEVELS = {True: logging.ERROR, False: logging.INFO}
 
@@ -27,6 +29,7 @@ def set_up_console(verbose: bool, quiet: bool) -> None:
     """Failures and what became of peers by default; each step with `verbose`; errors only with `quiet`."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(OneLine())
+    handler.addFilter(RateLimit())
     logger = logging.getLogger("wyrmhole")
     logger.handlers[:] = [handler]
     logger.propagate = False

@@ -1,7 +1,8 @@
 """Log lines in wireguard-go's form: `DEBUG: (wg0) 2026/01/02 15:04:05 message`. One record is one line.
 
-A record whose cause others can repeat at will carries `extra={"rate_class": "some-name"}`: of each class one line a
-second is written, and the next one tells how many were not.
+A record whose cause others can repeat at will carries `extra={"rate_class": "kind subject"}`: of each class one line a
+second is written, and the next one tells how many were not. Whoever has many subjects (source addresses, peers) still
+gets no more than `KIND_LINES` lines a second of one kind.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TextIO
 
 MAX_MESSAGE = 1000
@@ -19,6 +21,7 @@ MAX_ESCAPED = 3000
 """Characters of a line. With its prefix it fits in the 4,096 bytes that a writable pipe takes without waiting."""
 MAX_CLASSES = 256
 RATE_SECONDS = 1.0
+KIND_LINES = 10
 FRAMES = 6
 PATIENCE_SECONDS = 0.1
 """How long one line may wait for its reader."""
@@ -108,25 +111,64 @@ def _clean(text: str) -> str:
     return escaped if len(escaped) <= MAX_ESCAPED else escaped[:MAX_ESCAPED] + "..."
 
 
+@dataclass(slots=True)
+class _Second:
+    """Lines of one kind in the present second."""
+
+    begin: float = -RATE_SECONDS
+    lines: int = 0
+    withheld: int = 0
+
+    def takes(self, now: float) -> bool:
+        if now - self.begin >= RATE_SECONDS:
+            self.begin, self.lines = now, 0
+        self.lines += 1
+        return self.lines <= KIND_LINES
+
+    def take_withheld(self) -> int:
+        withheld, self.withheld = self.withheld, 0
+        return withheld
+
+
 class RateLimit(logging.Filter):
+    """One line a second of each class, `KIND_LINES` of each kind. Classes are few, or named "kind subject"."""
+
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._clock = clock
         self._last: dict[str, float] = {}
         self._withheld: dict[str, int] = {}
+        self._kinds: dict[str, _Second] = {}
+        self._swept = -RATE_SECONDS
 
     def filter(self, record: logging.LogRecord) -> bool:
         rate_class = getattr(record, "rate_class", None)
         if rate_class is None:
             return True
         now = self._clock()
-        if rate_class not in self._last and len(self._last) >= MAX_CLASSES:
+        if rate_class not in self._last and not self._has_room(now):
             rate_class = "all others"
         if now - self._last.get(rate_class, -RATE_SECONDS) < RATE_SECONDS:
             self._withheld[rate_class] = self._withheld.get(rate_class, 0) + 1
             return False
+        kind = self._kind_of(rate_class)
+        if not kind.takes(now):
+            kind.withheld += 1
+            return False
         self._last[rate_class] = now
-        withheld = self._withheld.pop(rate_class, 0)
+        withheld = self._withheld.pop(rate_class, 0) + kind.take_withheld()
         if withheld:
             record.msg, record.args = f"{record.getMessage()} ({withheld} more before)", None
         return True
+
+    def _kind_of(self, rate_class: str) -> _Second:
+        return self._kinds.setdefault(rate_class.partition(" ")[0], _Second())
+
+    def _has_room(self, now: float) -> bool:
+        """Whether another class fits. Those that were quiet for a second are forgotten, at most once a second."""
+        if len(self._last) >= MAX_CLASSES and now - self._swept >= RATE_SECONDS:
+            self._swept = now
+            for quiet in [each for each, last in self._last.items() if now - last >= RATE_SECONDS]:
+                del self._last[quiet]
+                self._kind_of(quiet).withheld += self._withheld.pop(quiet, 0)
+        return len(self._last) < MAX_CLASSES
