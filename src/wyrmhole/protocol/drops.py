@@ -49,3 +49,42 @@ class Oddity(Enum):
     """Counted by packets that went their way all the same."""
 
     ECN_UNHEEDED = "ecn_unheeded"  # congestion outside, and the inner packet cannot carry the mark
+
+
+MEANINGS = {
+    DropReason.MALFORMED_FRAME: "the host gave a packet whose headers do not fit its length",
+    DropReason.NO_ROUTE: "no peer has the destination in its allowed IPs",
+    DropReason.NO_ENDPOINT: "the peer's endpoint is not known: set one, or wait until the peer writes",
+    DropReason.ROUTE_LOOP: "the tunnel's own datagrams were routed into the tunnel: the endpoint needs a route outside",
+    DropReason.STAGING_FULL: "more packets than 128 waited for a session with the peer; the oldest went",
+    DropReason.STAGING_CAP: "packets that waited for sessions took too much memory; the oldest went",
+    DropReason.HANDSHAKE_GAVE_UP: "the peer did not answer, and the packets that waited for it went",
+    DropReason.SEND_FAILED: "the system refused to send: no route to the endpoint, a firewall, or an interface down",
+    DropReason.PEER_REMOVED: "the peer was removed while packets waited for it",
+    DropReason.TOO_SHORT: "a datagram from outside is too short to be WireGuard",
+    DropReason.UNKNOWN_TYPE: "a datagram from outside is not WireGuard",
+    DropReason.WRONG_LENGTH: "a message from outside has a length that its type does not allow",
+    DropReason.BAD_MAC1: "a handshake for another public key than ours: the sender has a wrong PublicKey for us",
+    DropReason.NO_PRIVATE_KEY: "the interface has no private key",
+    DropReason.HANDSHAKE_QUEUE_FULL: "more handshakes came than could be worked on",
+    DropReason.UNEXPECTED_COOKIE: "a cookie reply that no handshake of ours waits for",
+    DropReason.UNKNOWN_INDEX: "data of a session that is not known, as after a restart of this side",
+    DropReason.KEY_EXPIRED: "data of a session that is older than three minutes",
+    DropReason.MESSAGE_LIMIT: "data of a session that used up its messages",
+    DropReason.BAD_TAG: "data that does not authenticate: altered on the way, or forged",
+    DropReason.REPLAYED: "data that came twice, or very late",
+    DropReason.NOT_IP: "the peer sent something that is not an IP packet",
+    DropReason.BAD_SOURCE: "the peer used an inner source address that is not in its allowed IPs here",
+    DropReason.TUN_WRITE_FAILED: "the host did not take the packet: the interface is down or its queue is full",
+    DropReason.REPORT_QUEUE_FULL: "the control thread was too slow to hear of everything",
+    DropReason.INTERNAL_ERROR: "a bug of wyrmhole: please report it",
+    DropReason.RATE_LIMITED: "one source sent too many handshakes while others waited",
+    DropReason.UNDER_LOAD: "a handshake came while too many waited; its sender was asked to prove its address",
+    DropReason.BAD_COOKIE: "a cookie reply that does not authenticate",
+    DropReason.BAD_HANDSHAKE: "a handshake that does not authenticate: the preshared keys differ, or it was altered",
+    DropReason.UNKNOWN_PEER: "a handshake of a public key that no peer has",
+    DropReason.REPLAYED_HANDSHAKE: "a handshake with an old timestamp: a replay, or the peer's clock went back",
+    DropReason.HANDSHAKE_FLOOD: "the peer began handshakes less than 20 ms apart",
+    DropReason.UNEXPECTED_RESPONSE: "a handshake response that no handshake of ours waits for",
+}
+"""What each reason means, for people."""

@@ -1,0 +1,54 @@
+"""Lists that are kept twice, in Python and in Rust, and must not part."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from wyrmhole.engine import refusals
+from wyrmhole.protocol.constants import SECOND
+from wyrmhole.protocol.drops import MEANINGS, DropReason, Oddity
+
+CORE = Path(__file__).parents[2] / "rust" / "core" / "src"
+
+PROTOCOLS_OWN = {
+    DropReason.UNDER_LOAD,
+    DropReason.BAD_COOKIE,
+    DropReason.BAD_HANDSHAKE,
+    DropReason.UNKNOWN_PEER,
+    DropReason.REPLAYED_HANDSHAKE,
+    DropReason.HANDSHAKE_FLOOD,
+}
+"""Reasons above the seam: handshakes are worked on in Python only, so no engine names them."""
+
+
+def names_in(begin: str) -> list[tuple[str, str]]:
+    """The variants of the macro's block, each with its name."""
+    text = (CORE / "drops.rs").read_text()
+    block = text.split(begin, 1)[1].split("\n}", 1)[0]
+    return re.findall(r"(\w+) = \"(\w+)\"", block)
+
+
+def test_both_engines_have_the_same_drop_reasons() -> None:
+    native = names_in("\nreasons! {")
+    python = {reason.value for reason in DropReason}
+    assert {name for _, name in native} == python - {reason.value for reason in PROTOCOLS_OWN}
+    assert all(variant.lower() == name.replace("_", "") for variant, name in native)
+
+
+def test_both_engines_have_the_same_oddities() -> None:
+    text = (CORE / "drops.rs").read_text()
+    names = re.findall(r'"(\w+)"', text.split("const ODDITIES", 1)[1].split(";", 1)[0])
+    assert names == [oddity.value for oddity in Oddity]
+
+
+def test_each_drop_reason_has_a_sentence_for_people() -> None:
+    assert set(MEANINGS) == set(DropReason)
+    assert all(meaning and not meaning.endswith(".") and meaning[0].islower() for meaning in MEANINGS.values())
+    assert len(set(MEANINGS.values())) == len(MEANINGS)
+
+
+def test_both_engines_report_as_many_refusals() -> None:
+    text = (CORE / "refusals.rs").read_text()
+    assert f"1_000_000_000 / {SECOND // refusals.INTERVAL};" in text
+    assert f"BURST: u64 = {refusals.BURST};" in text
