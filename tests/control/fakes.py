@@ -11,7 +11,7 @@ from pathlib import Path
 from wyrmhole.control.uapi_server import UapiServer
 from wyrmhole.control.uapi_socket import UapiListener
 from wyrmhole.device.config import DeviceChange
-from wyrmhole.device.status import DeviceStatus, PeerStatus
+from wyrmhole.device.status import DeviceStatus, DropCounts, PeerStatus
 from wyrmhole.errors import ConfigError
 from wyrmhole.protocol.keys import PresharedKey, PublicKey
 from wyrmhole.wire.prefix import Prefix
@@ -37,6 +37,7 @@ class FakeDevice:
             for number in range(peers)
         )
         self.breaks = False
+        self.drops = DropCounts({}, {})
 
     def configure(self, change: DeviceChange) -> None:
         if self.breaks:
@@ -51,6 +52,9 @@ class FakeDevice:
 
     def status(self) -> DeviceStatus:
         return DeviceStatus("wg0", None, self.port, 0, 1420, self.peers)
+
+    def drop_counts(self) -> DropCounts:
+        return self.drops
 
 
 class Client:

@@ -18,9 +18,9 @@ from wyrmhole.control.uapi_client import NoSuchInterface
 from wyrmhole.control.uapi_format import emit_get, emit_set
 from wyrmhole.control.uapi_server import UapiServer
 from wyrmhole.control.uapi_socket import UapiListener
-from wyrmhole.control.uapi_status import parse_get
+from wyrmhole.control.uapi_status import DropsReader, parse_get
 from wyrmhole.device.config import DeviceChange, PeerChange
-from wyrmhole.device.status import DeviceStatus, PeerStatus
+from wyrmhole.device.status import DeviceStatus, DropCounts, PeerStatus
 from wyrmhole.errors import DeviceError, UapiError
 from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
 from wyrmhole.wire.endpoint import Endpoint
@@ -86,6 +86,57 @@ def test_ours_is_asked_and_changed(tmp_path: Path) -> None:
             listener.close()
 
     asyncio.run(scenario())
+
+
+def test_drops_are_read_as_they_were_written(tmp_path: Path) -> None:
+    peers = {PublicKey(number.to_bytes(32, "big")): {"replayed": number, "bad_source": 1} for number in range(1, 300)}
+
+    async def scenario() -> None:
+        device = FakeDevice(peers=300)
+        device.drops = DropCounts({"bad_mac1": 1 << 40, "not_ip": 2}, peers)
+        listener = UapiListener.create("wg0", str(tmp_path))
+        server = UapiServer(device, listener)
+        server.start()
+        try:
+            assert await asyncio.to_thread(uapi_client.drops, "wg0", str(tmp_path)) == device.drops
+            device.drops = DropCounts({}, {})
+            assert await asyncio.to_thread(uapi_client.drops, "wg0", str(tmp_path)) == device.drops
+        finally:
+            server.stop()
+            await server.close()
+            listener.close()
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize(
+    "reply", [b"", b"errno=-71\n\n", b"errno=22\n\n", b"drop=x\nerrno=0\n\n", b"drop=\x1b 1\nerrno=0\n\n"]
+)
+def test_a_daemon_without_drops_does_not_tell(tmp_path: Path, reply: bytes) -> None:
+    """wireguard-go closes the connection."""
+
+    def answer(connection: socket.socket) -> None:
+        connection.recv(100)
+        connection.sendall(reply)
+
+    with daemon(tmp_path, answer) as folder:
+        assert uapi_client.drops("wg0", folder) is None
+
+
+def test_drops_that_fail_for_another_reason_are_an_error(tmp_path: Path) -> None:
+    def answer(connection: socket.socket) -> None:
+        connection.recv(100)
+        connection.sendall(b"errno=-5\n\n")
+
+    with daemon(tmp_path, answer) as folder, pytest.raises(UapiError, match="Input/output"):
+        uapi_client.drops("wg0", folder)
+
+
+def test_drops_of_other_versions_are_kept_and_other_keys_passed_over() -> None:
+    reader = DropsReader("wg0")
+    for line in ("drop=from_the_future 3", "oddity=x 1", "future=1"):
+        reader.add_line(line)
+    assert reader.finish() == DropCounts({"from_the_future": 3}, {})
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from wyrmhole.control.uapi_format import (
     MAX_LINE,
+    DropsOperation,
     GetOperation,
     Operation,
     Refusal,
@@ -35,6 +36,7 @@ def feed(data: bytes, resolve: dict[str, int] | None = None) -> list[Operation]:
 def test_a_get_is_a_line_and_a_blank_line() -> None:
     assert feed(b"get=1\n") == []
     assert feed(b"get=1\n\n") == [GetOperation()]
+    assert feed(b"drops=1\n\n") == [DropsOperation()]
 
 
 def test_operations_in_one_write_are_all_found_in_order() -> None:

@@ -35,10 +35,15 @@ def _complete_what(context: click.Context, parameter: click.Parameter, incomplet
 @click.argument("interface", default="all", shell_complete=_complete_what)
 @click.argument("field", required=False, type=click.Choice(show_text.FIELDS))
 @click.option("--json", "as_json", is_flag=True, help="One JSON document, without secret keys.")
-def show_command(interface: str, field: str | None, as_json: bool) -> None:
-    """Show INTERFACE, `all` of them (the default), or the names of the `interfaces`; in full or one FIELD."""
-    if as_json and field is not None:
-        raise click.UsageError("--json shows everything: leave the field out")
+@click.option("--drops", "with_drops", is_flag=True, help="Dropped packets by reason and peer, and what each means.")
+def show_command(interface: str, field: str | None, as_json: bool, with_drops: bool) -> None:
+    """Show INTERFACE, `all` of them (the default), or the names of the `interfaces`; in full or one FIELD.
+
+    \b
+    wyrmhole show wg0 --drops     why packets did not arrive
+    """
+    if field is not None and (as_json or with_drops):
+        raise click.UsageError(f"{'--json' if as_json else '--drops'} shows everything: leave the field out")
     if interface == "interfaces":
         _show_names(as_json)
         return
@@ -47,8 +52,10 @@ def show_command(interface: str, field: str | None, as_json: bool) -> None:
     _warn_of_renamed(names)
     pictures = _ask_all(names) if is_all else iter([uapi_client.get(interface)])
     if as_json:
-        document = [show_text.as_json(status) for status in pictures]
+        document = [_document(status, with_drops) for status in pictures]
         write(json.dumps(document if is_all else document[0], indent=2) + "\n")
+    elif with_drops:
+        write("\n".join(map(_drops, pictures)))
     elif field is not None:
         for status in pictures:
             write(show_text.field_text(status, field, with_name=is_all))
@@ -89,8 +96,25 @@ def _show_names(as_json: bool) -> None:
         write(" ".join(names) + "\n")
 
 
+def _document(status: DeviceStatus, with_drops: bool) -> dict[str, object]:
+    document = show_text.as_json(status)
+    if with_drops:
+        keys = [peer.public_key for peer in status.peers]
+        document = show_text.drops_json(document, uapi_client.drops(status.name), keys)
+    return document
+
+
+def _drops(status: DeviceStatus) -> str:
+    keys = [peer.public_key for peer in status.peers]
+    return _coloured(show_text.drops_text(status.name, uapi_client.drops(status.name), keys))
+
+
 def _pretty(status: DeviceStatus) -> str:
     text = show_text.pretty(status, SystemClock().wall() // 10**9, os.environ.get("WG_HIDE_KEYS") != "never")
+    return _coloured(text)
+
+
+def _coloured(text: str) -> str:
     return text if use_colours() else show_text.plain(text)
 
 

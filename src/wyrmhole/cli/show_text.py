@@ -7,11 +7,13 @@ in every line, like wireguard-tools since 1.0.20250521, where older versions for
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import cast
 
 from wyrmhole.control.uapi_format import emit_prefix
-from wyrmhole.device.status import DeviceStatus, PeerStatus
-from wyrmhole.protocol.keys import Key
+from wyrmhole.device.status import DeviceStatus, DropCounts, PeerStatus
+from wyrmhole.protocol.drops import meaning_of
+from wyrmhole.protocol.keys import Key, PublicKey
 from wyrmhole.wire.endpoint import Endpoint
 
 RESET, BOLD = "\x1b[0m", "\x1b[1m"
@@ -182,6 +184,34 @@ def _dump_rows(status: DeviceStatus) -> Iterator[tuple[str, ...]]:
             str(peer.tx_bytes),
             _keepalive(peer),
         )
+
+
+def drops_text(name: str, counts: DropCounts | None, peers: Iterable[PublicKey]) -> str:
+    """What `show --drops` prints of one interface: a line for each reason, with its meaning."""
+    lines = [f"{RESET}{GREEN}{BOLD}interface{RESET}: {GREEN}{name}{RESET}"]
+    if counts is None:
+        lines += [f"  the daemon of {name} does not report what it drops"]
+        return "".join(f"{line}\n" for line in lines)
+    lines += list(_drop_lines(counts.total)) or ["  nothing was dropped"]
+    for key in peers:
+        if drops := counts.peers.get(key):
+            lines += ["", f"{YELLOW}{BOLD}peer{RESET}: {YELLOW}{key.base64()}{RESET}", *_drop_lines(drops)]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def _drop_lines(drops: Mapping[str, int]) -> Iterator[str]:
+    """The most frequent first."""
+    width = max(map(len, drops), default=0)
+    for name, count in sorted(drops.items(), key=lambda item: (-item[1], item[0])):
+        yield f"  {BOLD}{name}{RESET}{' ' * (width - len(name))} {count:>8}  {meaning_of(name)}".rstrip()
+
+
+def drops_json(document: dict[str, object], counts: DropCounts | None, peers: Iterable[PublicKey]) -> dict[str, object]:
+    """The document of `as_json` with `drops`; null: the daemon does not report them."""
+    ours = cast("list[dict[str, object]]", document["peers"])
+    for peer, key in zip(ours, peers, strict=True):
+        peer["drops"] = None if counts is None else dict(counts.peers.get(key, {}))
+    return document | {"drops": None if counts is None else dict(counts.total)}
 
 
 def as_json(status: DeviceStatus) -> dict[str, object]:

@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from wyrmhole.control.renamed import present_names
 from wyrmhole.control.uapi_format import MAX_LINE, emit_set
 from wyrmhole.control.uapi_socket import DEFAULT_DIRECTORY
-from wyrmhole.control.uapi_status import StatusReader
+from wyrmhole.control.uapi_status import DropsReader, StatusReader
 from wyrmhole.device.config import DeviceChange
-from wyrmhole.device.status import DeviceStatus
+from wyrmhole.device.status import DeviceStatus, DropCounts
 from wyrmhole.errors import DeviceError, UapiError
 
 TIMEOUT = 5.0
@@ -36,6 +36,8 @@ SMALL_PIECES, PIECE_BYTES = 64, 512
 
 _CHUNK = 1 << 18
 _NAME = re.compile(r"[a-zA-Z0-9_=+.-]{1,15}")
+_UNKNOWN_OPERATION = (errno.EPROTO, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
+"""Answers to an operation that a daemon does not have; a closed connection is read as EPROTO."""
 _ERRNO = re.compile(r"-?[0-9]{1,9}")
 
 
@@ -73,6 +75,21 @@ def get(name: str, directory: str = DEFAULT_DIRECTORY) -> DeviceStatus:
         _send(connection, name, b"get=1\n\n")
         for line in _reply_lines(connection, name):
             reader.add_line(line)
+    return reader.finish()
+
+
+def drops(name: str, directory: str = DEFAULT_DIRECTORY) -> DropCounts | None:
+    """What an interface dropped; None: its daemon does not report that. Raises as `get` does."""
+    reader = DropsReader(name)
+    try:
+        with _connect(name, directory) as connection:
+            _send(connection, name, b"drops=1\n\n")
+            for line in _reply_lines(connection, name):
+                reader.add_line(line)
+    except UapiError as error:
+        if error.errno_value in _UNKNOWN_OPERATION:
+            return None
+        raise
     return reader.finish()
 
 

@@ -1,14 +1,19 @@
 """The text of the cross-platform UAPI: `get` and `set` operations parsed, replies emitted. No I/O.
 
-An operation is a line `get=1` or `set=1`, then `key=value` lines, then a blank line. A set is read into a
-`DeviceChange` and handed on when its blank line has come, so that one cut off in the middle changes nothing. A bad
-line spoils its operation and no other: the rest of that operation is read and thrown away up to its blank line, so
+An operation is a line `get=1`, `set=1` or our own `drops=1`, then `key=value` lines, then a blank line. A set is read
+into a `DeviceChange` and handed on when its blank line has come, so that one cut off in the middle changes nothing. A
+bad line spoils its operation and no other: the rest of that operation is read and thrown away up to its blank line, so
 that a client that writes everything before it reads (wg(8) does) still finds its answer. Where the framing itself is
 lost (an endless line or operation, something else than an operation) nothing after it can be trusted, and the
 refusal is final.
 
 Within a peer section the order of lines counts only where it does for wireguard-go: `replace_allowed_ips` throws
 away what the section said of allowed ips before it, and the last value of a repeated key holds.
+
+`drops=1` is an operation that only this daemon has and wg(8) never sends: how many packets died. It is followed by a
+blank line, and its answer is lines `drop=REASON COUNT` of the interface, then for each peer that has any a line
+`public_key=HEX` and its own, then `errno=0`. REASON is a name of `DropReason`. Counts are 0 when the daemon starts.
+wireguard-go closes the connection on an operation that it does not know; others answer with an errno.
 
 Messages of errors name the key and never repeat a value, which may be a secret.
 
@@ -19,12 +24,12 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 
 from wyrmhole.device.config import AllowedIPChange, DeviceChange, PeerChange
-from wyrmhole.device.status import DeviceStatus, PeerStatus
+from wyrmhole.device.status import DeviceStatus, DropCounts, PeerStatus
 from wyrmhole.errors import UapiError
 from wyrmhole.protocol.keys import Key, PresharedKey, PrivateKey, PublicKey
 from wyrmhole.wire.endpoint import Endpoint
@@ -253,6 +258,11 @@ class GetOperation:
 
 
 @dataclass(frozen=True, slots=True)
+class DropsOperation:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
 class SetOperation:
     change: DeviceChange
 
@@ -265,15 +275,19 @@ class Refusal:
     final: bool
 
 
-Operation = GetOperation | SetOperation | Refusal
+Operation = GetOperation | DropsOperation | SetOperation | Refusal
 
 
 class _Reading(Enum):
     NOTHING = "between operations"
     GET = "get"
+    DROPS = "drops"
     SET = "set"
     REFUSED = "the rest of a bad operation"
     ENDED = "no more"
+
+
+_QUESTIONS = (_Reading.GET, _Reading.DROPS)
 
 
 class UapiParser:
@@ -320,7 +334,7 @@ class UapiParser:
             return self._end(errno.EMSGSIZE, f"an operation is longer than {MAX_OPERATION} bytes")
         if self._reading is _Reading.NOTHING:
             return self._begin(line)
-        if self._reading is not _Reading.GET:
+        if self._reading not in _QUESTIONS:
             # wireguard-go splits a set with a scanner that takes CRLF for the end of a line.
             line = line.removesuffix(b"\r")
         if not line:
@@ -333,6 +347,8 @@ class UapiParser:
             self._reading, self._builder = _Reading.SET, SetBuilder(self._resolve_scope)
         elif line == b"get=1":
             self._reading = _Reading.GET
+        elif line == b"drops=1":
+            self._reading = _Reading.DROPS
         else:
             return self._end(errno.EPROTO, "an operation begins with get=1 or set=1")
         return None
@@ -342,8 +358,8 @@ class UapiParser:
             if self._reading is _Reading.SET:
                 # A line without '=' is judged by its form, whatever its bytes are.
                 self._builder.add_line(line.decode("utf-8", "strict" if b"=" in line else "replace"))
-            elif self._reading is _Reading.GET:
-                raise UapiError(errno.EINVAL, "get=1 is followed by a blank line")
+            elif self._reading in _QUESTIONS:
+                raise UapiError(errno.EINVAL, f"{self._reading.value}=1 is followed by a blank line")
         except UnicodeDecodeError:
             self._refuse(UapiError(errno.EINVAL, "a line is not UTF-8"))
         except UapiError as error:
@@ -360,6 +376,8 @@ class UapiParser:
             return Refusal(self._error, final=False)
         if reading is _Reading.GET:
             return GetOperation()
+        if reading is _Reading.DROPS:
+            return DropsOperation()
         builder, self._builder = self._builder, SetBuilder()
         return SetOperation(builder.finish())
 
@@ -415,6 +433,19 @@ def _emit_peer(peer: PeerStatus) -> str:
         f"persistent_keepalive_interval={peer.persistent_keepalive}\n"
         + "".join([f"allowed_ip={emit_prefix(prefix)}\n" for prefix in peer.allowed_ips])
     )
+
+
+def iter_drops(counts: DropCounts) -> Iterator[bytes]:
+    """The body of a reply to `drops=1`, in pieces."""
+    yield _emit_drops(counts.total).encode()
+    peers = list(counts.peers.items())
+    for start in range(0, len(peers), PEERS_PER_CHUNK):
+        chunk = peers[start : start + PEERS_PER_CHUNK]
+        yield "".join([f"public_key={key.hex()}\n{_emit_drops(drops)}" for key, drops in chunk]).encode()
+
+
+def _emit_drops(drops: Mapping[str, int]) -> str:
+    return "".join([f"drop={name} {count}\n" for name, count in sorted(drops.items())])
 
 
 # What a client writes

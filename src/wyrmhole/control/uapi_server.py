@@ -28,16 +28,19 @@ from typing import Protocol
 
 from wyrmhole.control.file_watch import FileWatch
 from wyrmhole.control.uapi_format import (
+    DropsOperation,
     GetOperation,
     Operation,
     Refusal,
+    SetOperation,
     UapiParser,
     emit_errno,
+    iter_drops,
     iter_get,
 )
 from wyrmhole.control.uapi_socket import UapiListener
 from wyrmhole.device.config import DeviceChange
-from wyrmhole.device.status import DeviceStatus
+from wyrmhole.device.status import DeviceStatus, DropCounts
 from wyrmhole.errors import ErrnoError
 from wyrmhole.net.tun_ioctl import interface_index
 
@@ -62,6 +65,8 @@ class Controlled(Protocol):
 
     def configure(self, change: DeviceChange) -> None:
         """Apply all of it or nothing. Raises ConfigError."""
+
+    def drop_counts(self) -> DropCounts: ...
 
     async def applied(self) -> None:
         """Return when packets go by what was configured."""
@@ -287,7 +292,7 @@ class UapiServer:
         """Write the reply in pieces as the client takes them; what it says was settled at once."""
         pending = bytearray()
         reply = self._reply(operation)
-        if not isinstance(operation, (GetOperation, Refusal)):
+        if isinstance(operation, SetOperation):
             await self._device.applied()
         for chunk in reply:
             pending += chunk
@@ -310,6 +315,8 @@ class UapiServer:
     def _perform(self, operation: Operation) -> Iterable[bytes]:
         if isinstance(operation, GetOperation):
             return chain(iter_get(self._device.status()), (emit_errno(0),))
+        if isinstance(operation, DropsOperation):
+            return chain(iter_drops(self._device.drop_counts()), (emit_errno(0),))
         if isinstance(operation, Refusal):
             raise operation.error
         self._device.configure(operation.change)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from wyrmhole.control.uapi_format import ScopeResolver, no_scope_names, parse_endpoint, parse_prefix
-from wyrmhole.device.status import DeviceStatus, PeerStatus
+from wyrmhole.device.status import DeviceStatus, DropCounts, PeerStatus
 from wyrmhole.errors import UapiError
 from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
 from wyrmhole.wire.endpoint import Endpoint
@@ -121,6 +121,37 @@ def _number(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 20):
         raise ValueError("not a number of 64 bits")
     return int(text)
+
+
+class DropsReader:
+    """The same for the reply to `drops=1`."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._total: dict[str, int] = {}
+        self._peers: dict[PublicKey, dict[str, int]] = {}
+        self._present = self._total
+
+    def add_line(self, line: str) -> None:
+        """Raises UapiError for a value that is none."""
+        key, _, value = line.partition("=")
+        try:
+            if key == "public_key":
+                self._present = self._peers.setdefault(PublicKey.from_hex(value), {})
+            elif key == "drop":
+                reason, _, count = value.partition(" ")
+                self._present[_reason(reason)] = _number(count)
+        except ValueError:
+            raise UapiError(errno.EPROTO, f"the reply of {self._name} has a bad value of {key}") from None
+
+    def finish(self) -> DropCounts:
+        return DropCounts(self._total, self._peers)
+
+
+def _reason(text: str) -> str:
+    if not (text.isascii() and text.isidentifier() and len(text) <= 64):
+        raise ValueError("not the name of a drop reason")
+    return text
 
 
 def parse_get(name: str, lines: Iterable[str]) -> DeviceStatus:

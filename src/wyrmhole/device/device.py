@@ -30,7 +30,7 @@ from wyrmhole.net.bind import Bind
 from wyrmhole.net.tun import Tun, TunEvent
 from wyrmhole.net.udp_route import why_unreachable
 from wyrmhole.protocol.constants import SECOND, Timings
-from wyrmhole.protocol.drops import DropReason, Oddity
+from wyrmhole.protocol.drops import DropReason, Oddity, by_name
 from wyrmhole.protocol.events import Event, PeerSilent, SendRefused
 from wyrmhole.protocol.interface import Interface
 from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
@@ -344,8 +344,8 @@ class Device:
 
     def drop_counts(self) -> DropCounts:
         """All drops, and those of each peer that has any."""
-        keys = [peer.public_key for peer in self.interface.peers]
-        return DropCounts(self.drops(), {key: drops for key in keys if (drops := self.peer_drops(key))})
+        peers = {key: drops for key in self.peer_keys() if (drops := by_name(self.peer_drops(key)))}
+        return DropCounts(by_name(self.drops()), peers)
 
     def oddities(self) -> dict[Oddity, int]:
         """Packets that were odd and went their way since the start, by cause."""

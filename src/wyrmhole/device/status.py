@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from wyrmhole.protocol.drops import DropReason
 from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
@@ -26,11 +25,11 @@ class PeerStatus:
 
 @dataclass(frozen=True, slots=True)
 class DropCounts:
-    """Packets that died since the start, by cause. `peers`: those that are known to be a peer's; they are among
-    `total`."""
+    """Packets that died since the start, by the names of `DropReason`; another version may have names that this one
+    does not know. `peers`: those that are known to be a peer's; they are among `total`."""
 
-    total: Mapping[DropReason, int]
-    peers: Mapping[PublicKey, Mapping[DropReason, int]]
+    total: Mapping[str, int]
+    peers: Mapping[PublicKey, Mapping[str, int]]
 
 
 @dataclass(frozen=True, slots=True)

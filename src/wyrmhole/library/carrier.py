@@ -30,6 +30,7 @@ from wyrmhole.library.stack import PacketPort
 from wyrmhole.net.udp_bind import UdpBind
 from wyrmhole.protocol import events as protocol_events
 from wyrmhole.protocol.constants import SECOND
+from wyrmhole.protocol.drops import by_name
 from wyrmhole.protocol.keys import PublicKey
 from wyrmhole.wire.endpoint import Endpoint
 
@@ -162,6 +163,7 @@ class Carrier:
             rx_bytes=status.rx_bytes,
             tx_bytes=status.tx_bytes,
             persistent_keepalive=status.persistent_keepalive,
+            drops=by_name(self.device.peer_drops(status.public_key)),
         )
 
     def leads_to(self, address: IpAddress) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from wyrmhole.control.wg_quick import ConfigPeer
@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PeerStats:
-    """`last_handshake`: seconds since 1970, None: never. Bytes as `wg show` counts them."""
+    """`last_handshake`: seconds since 1970, None: never. Bytes as `wg show` counts them. `drops`:
+    packets to or from the peer that died, by cause."""
 
     public_key: str
     name: str | None
@@ -27,11 +28,12 @@ class PeerStats:
     rx_bytes: int
     tx_bytes: int
     persistent_keepalive: int
+    drops: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """`drops`: packets that died, by cause."""
+    """`drops`: packets that died, by cause. What each cause means is in `wyrmhole.protocol.drops.MEANINGS`."""
 
     listen_port: int
     mtu: int

@@ -38,6 +38,7 @@ from wyrmhole.library.peers import Peer, Peers, Stats
 from wyrmhole.library.servers import TunnelServer
 from wyrmhole.library.stack import HelperGone, HelperSlow, Pending, Socket, SocketAddress, Stack
 from wyrmhole.net.link_setup import Interface
+from wyrmhole.protocol.drops import by_name
 
 if TYPE_CHECKING:
     from wyrmhole.library.diagnosis import Finding
@@ -137,7 +138,7 @@ class Tunnel:
             rx_bytes=sum(peer.rx_bytes for peer in peers.values()),
             tx_bytes=sum(peer.tx_bytes for peer in peers.values()),
             peers=peers,
-            drops={reason.value: count for reason, count in device.drops().items()},
+            drops=by_name(device.drops()),
             oddities={oddity.value: count for oddity, count in device.oddities().items()},
             engine=self._carrier.engine_name,
             stack=self.stack.name,

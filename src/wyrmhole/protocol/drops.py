@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from enum import Enum
 
 
@@ -49,6 +50,18 @@ class Oddity(Enum):
     """Counted by packets that went their way all the same."""
 
     ECN_UNHEEDED = "ecn_unheeded"  # congestion outside, and the inner packet cannot carry the mark
+
+
+def by_name(counts: Mapping[DropReason, int]) -> dict[str, int]:
+    return {reason.value: count for reason, count in counts.items()}
+
+
+def meaning_of(name: str) -> str:
+    """A sentence for people about the reason of this name; empty for one of another version."""
+    try:
+        return MEANINGS[DropReason(name)]
+    except ValueError:
+        return ""
 
 
 MEANINGS = {
