@@ -387,6 +387,26 @@ def test_whoever_reads_all_that_up_says_does_not_wait_for_the_daemon(
     assert quick.is_gone()
 
 
+@pytest.mark.parametrize("level", ["error", "debug"])
+def test_up_v_lets_the_daemon_log_each_handshake_and_says_where(lab: Lab, tmp_path: Path, level: str) -> None:
+    client, _ = lab.neighbours()
+    quick = Quick(client, tmp_path, conf("10.0.0.0/8"))
+    result = client.try_run(WYRMHOLE, "up", "-v", str(quick.file), environ=quick.environ | {"LOG_LEVEL": level})
+    log = SOCKETS / f"{quick.name}.log"
+    assert result.returncode == 0 and f"[#] wyrmholed logs to {log}\n" in result.stderr
+    assert "Interface up requested" in log.read_text() and " - Starting" in log.read_text()
+
+
+def test_up_q_and_down_q_print_no_steps(lab: Lab, tmp_path: Path) -> None:
+    client, _ = lab.neighbours()
+    quick = Quick(client, tmp_path, conf("10.0.0.0/8"))
+    for action in ("up", "down"):
+        result = client.try_run(WYRMHOLE, action, "-q", str(quick.file), environ=quick.environ)
+        assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+    result = client.try_run(WYRMHOLE, "down", "-q", str(quick.file), environ=quick.environ)
+    assert result.returncode == 1 and result.stderr.startswith("wyrmhole: ")
+
+
 def test_a_port_that_is_taken_is_named_with_its_holder(lab: Lab, tmp_path: Path) -> None:
     client, _ = lab.neighbours()
     quick, other = (Quick(client, tmp_path, conf("10.0.0.0/8", "ListenPort = 51899\n")) for _ in range(2))

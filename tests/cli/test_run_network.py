@@ -117,6 +117,19 @@ def test_nothing_of_the_host_changes(runner: Runner) -> None:
     assert before == (Path("/etc/resolv.conf").read_text(), runner.host.ip("addr"), runner.host.ip("route"))
 
 
+def test_run_v_prints_the_handshakes_of_its_tunnel(runner: Runner) -> None:
+    def run(option: str) -> str:
+        words = list(runner.words("ping", "-q", "-c", "1", "-W", "10", "10.77.0.2"))
+        words.insert(words.index("run") + 1, option)
+        result = runner.host.try_run(*words, environ=environ())
+        assert result.returncode == 0, result.stderr
+        return result.stderr
+
+    said = run("-v")
+    assert "wyrmhole: peer(" in said and "Received handshake response, keypair created" in said
+    assert run("-q") == ""
+
+
 def test_the_status_is_that_of_the_program(runner: Runner) -> None:
     runner("sh", "-c", "exit 7", status=7)
     runner("sh", "-c", "kill -9 $$", status=137)

@@ -15,15 +15,17 @@ from wyrmhole.cli.quick_signals import Interrupts
 from wyrmhole.control.wg_quick import Config, read_file
 from wyrmhole.control.wg_strip import strip
 
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Do not print the steps; warnings and errors remain.")
 
-def _quick(config: str) -> Quick:
+
+def _quick(config: str, *, verbose: bool = False, quiet: bool = False) -> Quick:
     if os.geteuid() != 0:
         raise Failure("interfaces and routes are root's: try again with sudo, or `wyrmhole run` without it")
     path = config_path(config)
     interrupts = Interrupts()
     interrupts.watch()
     names = EndpointNames(os.environ.get(RETRIES, ""), _warn, interrupts)
-    quick = Quick(path.absolute(), load(path), names, _say, _warn, interrupts)
+    quick = Quick(path.absolute(), load(path), names, _ignore if quiet else _say, _warn, interrupts, verbose)
     try:
         _ = quick.name
     except ValueError as error:
@@ -37,6 +39,9 @@ def _say(line: str) -> None:
         click.echo(f"[#] {line}".encode("utf-8", "backslashreplace").decode(), err=True)
 
 
+def _ignore(line: str) -> None: ...
+
+
 def _warn(sentence: str) -> None:
     with suppress(OSError):
         warn(sentence)
@@ -44,16 +49,24 @@ def _warn(sentence: str) -> None:
 
 @click.command("up")
 @config_argument
-def up_command(config: str) -> None:
-    """Bring up the interface of CONFIG: a file, or the name of one in /etc/wireguard."""
-    _quick(config).up()
+@click.option("-v", "--verbose", is_flag=True, help="Let the daemon log each handshake; the log's path is printed.")
+@quiet_option
+def up_command(config: str, verbose: bool, quiet: bool) -> None:
+    """Bring up the interface of CONFIG: a file, or the name of one in /etc/wireguard.
+
+    \b
+    wyrmhole up -v wg0
+    tail -f /run/wireguard/wg0.log     why a peer does not connect
+    """
+    _quick(config, verbose=verbose, quiet=quiet).up()
 
 
 @click.command("down")
 @config_argument
-def down_command(config: str) -> None:
+@quiet_option
+def down_command(config: str, quiet: bool) -> None:
     """Take the interface of CONFIG down, and everything that `up` set."""
-    _quick(config).down()
+    _quick(config, quiet=quiet).down()
 
 
 @click.command("save")

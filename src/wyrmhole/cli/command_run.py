@@ -2,28 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 
 import click
 
 from wyrmhole.cli.app import config_argument, config_path, load, warn
 from wyrmhole.cli.command_change import resolver
+from wyrmhole.cli.console_log import log_options, set_up_console
 
 
 @click.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @config_argument
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
-def run_command(config: str, command: tuple[str, ...]) -> None:
+@log_options
+def run_command(config: str, command: tuple[str, ...], verbose: bool, quiet: bool) -> None:
     """Run COMMAND with the tunnel of CONFIG as its only network; no root needed.
 
     \b
     wyrmhole run wg0.conf -- curl https://intranet.example/
+    wyrmhole run -v wg0.conf -- curl https://intranet.example/     why does it not connect?
 
     Names are resolved by the servers of DNS = in CONFIG, inside. Hooks are not run. The status is that of COMMAND.
     """
     # Imported here: completion and help load this module, and need no tunnel.
     from wyrmhole.cli.confined import Confinement, run
 
+    # By default only what is wrong: the terminal is the program's.
+    set_up_console(verbose, quiet, logging.WARNING)
     path = config_path(config)
     parsed = load(path)
     interface = parsed.interface

@@ -31,6 +31,10 @@ def proxy_command(config: str, listen: str, users: Path | None, allow_open: bool
     """Serve SOCKS5 and HTTP on one port; what comes goes through the tunnel of CONFIG.
 
     Names are resolved inside, by the servers of DNS = in CONFIG: use socks5h in curl.
+
+    \b
+    wyrmhole proxy -v wg0.conf
+    curl --proxy socks5h://127.0.0.1:1080 https://intranet.example/
     """
     set_up_console(verbose, quiet)
     passwords = None if users is None else read_users(users)
@@ -47,6 +51,9 @@ def forward_command(config: str, listen: str, target: str, udp: bool, verbose: b
     """Listen on HOST:PORT here; what comes goes to TARGET:PORT inside the tunnel of CONFIG, as `ssh -L`.
 
     A connection that fails is a line on stderr, with the reason.
+
+    \b
+    wyrmhole forward -v wg0.conf 127.0.0.1:5432 db.internal:5432
     """
     set_up_console(verbose, quiet)
     proto = "udp" if udp else "tcp"

@@ -160,7 +160,7 @@ async def _serve(
     confinement: Confinement, tun: LinuxTun, channel: socket.socket, child: subprocess.Popen[bytes]
 ) -> int:
     engine, _ = select_engine("auto", clock=SystemClock().boottime)
-    device = Device(tun, UdpBind, engine, logger=_logger())
+    device = Device(tun, UdpBind, engine)
     try:
         await device.start()
         device.configure(confinement.change)
@@ -184,9 +184,3 @@ async def _wait_up(device: Device) -> None:
             return
         await asyncio.sleep(POLL_SECONDS)
     raise DeviceError("the tunnel did not come up: is its ListenPort taken? leave it out, or choose another")
-
-
-def _logger() -> logging.Logger:
-    """Only what is wrong: the terminal is the program's."""
-    logging.basicConfig(format="wyrmhole: %(message)s", level=logging.ERROR)
-    return logging.getLogger("wyrmhole")

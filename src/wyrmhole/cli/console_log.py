@@ -12,7 +12,6 @@ import click
 from wyrmhole.cli.log_lines import RateLimit
 
 AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
-LEVELS = {True: logging.ERROR, False: logging.INFO}
 
 
 class OneLine(logging.Formatter):
@@ -25,7 +24,7 @@ class OneLine(logging.Formatter):
         return f"wyrmhole: {text}"
 
 
-def set_up_console(verbose: bool, quiet: bool) -> None:
+def set_up_console(verbose: bool, quiet: bool, default: int = logging.INFO) -> None:
     """Failures and what became of peers by default; each step with `verbose`; errors only with `quiet`."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(OneLine())
@@ -33,7 +32,7 @@ def set_up_console(verbose: bool, quiet: bool) -> None:
     logger = logging.getLogger("wyrmhole")
     logger.handlers[:] = [handler]
     logger.propagate = False
-    logger.setLevel(logging.DEBUG if verbose else LEVELS[quiet])
+    logger.setLevel(logging.DEBUG if verbose else logging.ERROR if quiet else default)
 
 
 def log_options(command: AnyCommand) -> AnyCommand:

@@ -68,6 +68,8 @@ class Quick:
     say: Say
     warn: Say
     interrupts: Interrupts = field(default_factory=Interrupts)
+    verbose: bool = False
+    """The daemon logs each handshake, whatever LOG_LEVEL says."""
 
     @property
     def name(self) -> str:
@@ -121,8 +123,9 @@ class Quick:
         daemon = Daemon(self.name)
         undo.add(lambda: self._take_back(host, daemon))
         self._step(f"wyrmholed {self.name}")
-        daemon.start(self.interrupts)
-        if os.environ.get("LOG_LEVEL") in ("debug", "verbose"):
+        level = "debug" if self.verbose else os.environ.get("LOG_LEVEL") or "error"
+        daemon.start(self.interrupts, level)
+        if level in ("debug", "verbose"):
             self.say(f"wyrmholed logs to {daemon.log}")
         if marks := quick_firewall.marks(self.name):
             # A life of this interface before this one ended without `down`.

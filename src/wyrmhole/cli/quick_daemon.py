@@ -54,11 +54,11 @@ class Daemon:
 
     # Start
 
-    def start(self, interrupts: Interrupts) -> None:
-        """Returns when it answers. Raises DeviceError with its own words."""
+    def start(self, interrupts: Interrupts, log_level: str = "error") -> None:
+        """Returns when it answers. `log_level`: as LOG_LEVEL says it. Raises DeviceError with its own words."""
         log = self._new_log()
         try:
-            self._start(log, interrupts)
+            self._start(log, interrupts, log_level)
             os.replace(log, self.log)
         except BaseException:
             with suppress(OSError):
@@ -74,9 +74,9 @@ class Daemon:
         os.close(fd)
         return Path(name)
 
-    def _start(self, log: Path, interrupts: Interrupts) -> None:
+    def _start(self, log: Path, interrupts: Interrupts, log_level: str) -> None:
         environment = {name: value for name, value in os.environ.items() if name not in _OWN_VARIABLES}
-        environment["LOG_LEVEL"] = environment.get("LOG_LEVEL") or "error"
+        environment["LOG_LEVEL"] = log_level
         with log.open("ab") as file:
             # A session of its own: Ctrl-C is for this program, which then takes the daemon back.
             process = subprocess.Popen(
