@@ -20,7 +20,7 @@ from tests.library.tunnels import echo, far_config, generate, near_config, run
 
 INSIDE = ("streams", "server", "datagrams", "sockets", "peers", "events")
 """With `tunnel` open around them."""
-WHOLE = ("open", "sync", "device")
+WHOLE = ("open", "sync", "device", "logging")
 """With wg0.conf in the working directory."""
 
 
@@ -71,6 +71,7 @@ def test_a_block_that_opens_a_tunnel(name: str, tmp_path: Path) -> None:
         )
         _, complaint = await program.communicate()
         assert program.returncode == 0, complaint.decode()
+        assert (b"keypair created" in complaint) is (name == "logging"), complaint.decode()
 
     run(with_far_end(tmp_path, use))
 
