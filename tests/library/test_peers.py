@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import socket
 import time
@@ -26,6 +27,7 @@ from tests.library.tunnels import (
 )
 from wyrmhole.control.wg_values import ConfigEndpoint
 from wyrmhole.device.device import Device
+from wyrmhole.engine.select import has_native
 from wyrmhole.library.endpoints import CHECKS_PER_TTL, EndpointNames, moved, next_address
 from wyrmhole.library.events import CAPACITY, Event, Events, Expired
 from wyrmhole.protocol.constants import MILLISECOND, Timings
@@ -50,6 +52,27 @@ def test_waiting_for_a_handshake_begins_one() -> None:
             assert isinstance(event, wyrmhole.Handshake | wyrmhole.Roamed)
             await ends.near.wait_handshake(timeout=0)
             await ends.near.peers[peer.public_key].wait_handshake(timeout=0)
+
+    run(scenario())
+
+
+@network
+@pytest.mark.parametrize("engine", ["portable", "native"])
+def test_dropped_packets_are_counted_for_their_peer(engine: str) -> None:
+    """`far` sends from an address that `near` no longer allows it."""
+    if engine == "native" and not has_native():
+        pytest.skip("the native engine is not built")
+
+    async def scenario() -> None:
+        async with tunnels(engine=engine) as ends:
+            await ends.near.ping(FAR_V4, timeout=20)
+            (peer,) = ends.near.peers.values()
+            assert peer.stats().drops == {} == ends.near.stats().drops
+            await ends.near.peers.add(peer.public_key, allowed_ips=["10.255.0.0/16"])
+            while "bad_source" not in peer.stats().drops:
+                with contextlib.suppress(TimeoutError):
+                    await ends.far.ping(NEAR_V4, timeout=0.05)
+            assert set(ends.near.stats().drops) == {"bad_source"}
 
     run(scenario())
 
