@@ -1,6 +1,6 @@
 """Fetch a page of a private network with httpx, as any user.
 
-usage: python examples/fetch_page.py wg0.conf http://intranet/        (pip install 'wyrmhole[httpx]')
+usage: python examples/fetch_page.py wg0.conf http://intranet/        (pip install '.[httpx]' in a checkout)
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Ask a PostgreSQL server of a private network its version, as any user.
 
 usage: python examples/reach_postgresql.py wg0.conf db.internal USER [PASSWORD]
-       (pip install pg8000 'wyrmhole[dns]')
+       (pip install pg8000 '.[dns]' in a checkout)
 
 The driver takes a socket. One that does not is pointed at a port of this host instead:
 `service = tunnel.forward("127.0.0.1:0", "db.internal:5432")`, and `service.addresses[0]` is where it listens.

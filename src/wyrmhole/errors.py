@@ -5,6 +5,11 @@ from __future__ import annotations
 import errno as errno_names
 
 
+def how_to_install(extra: str) -> str:
+    """How to get an extra, the same everywhere. It names no package index, because wyrmhole is not published on one."""
+    return f"install wyrmhole with its extra `{extra}`, for example pip install '.[{extra}]' in a checkout"
+
+
 class WyrmholeError(Exception):
     """The base of the family: catching it catches nothing that is a bug."""
 

@@ -269,7 +269,8 @@ def test_every_sub_command_explains_itself() -> None:
 def test_without_the_extra_it_says_what_to_install() -> None:
     program = "import sys; sys.modules['click'] = None\nfrom wyrmhole.cli.wyrmhole import main\nmain()"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert result.returncode == 1 and "pip install 'wyrmhole[cli]'" in result.stderr
+    assert result.returncode == 1 and "with its extra `cli`" in result.stderr
+    assert "pip install '.[cli]' in a checkout" in result.stderr
     assert "Traceback" not in result.stderr
 
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import socket
 from typing import Any, Protocol
 
-import aiohttp
-from aiohttp.abc import AbstractResolver, ResolveResult
-
+from wyrmhole.adapters.extra import needed
 from wyrmhole.library.dialer import Dialer
+
+with needed("aiohttp"):
+    import aiohttp
+    from aiohttp.abc import AbstractResolver, ResolveResult
 
 
 class SocketDialer(Dialer, Protocol):

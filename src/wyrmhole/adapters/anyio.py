@@ -13,13 +13,15 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, TypeAlias, overload
 
-import anyio
-import anyio.abc
-import anyio.to_thread
-from anyio.streams.tls import TLSStream
-
 from wyrmhole.adapters.blocking import BlockingDialer
+from wyrmhole.adapters.extra import needed
 from wyrmhole.library.dialer import Dialer
+
+with needed("anyio"):
+    import anyio
+    import anyio.abc
+    import anyio.to_thread
+    from anyio.streams.tls import TLSStream
 
 AnyDialer: TypeAlias = Dialer | BlockingDialer
 

@@ -9,12 +9,14 @@ from __future__ import annotations
 import ssl
 from typing import cast
 
-import httpcore
-import httpx
-
 from wyrmhole.adapters import http_core
 from wyrmhole.adapters.blocking import BlockingDialer
+from wyrmhole.adapters.extra import needed
 from wyrmhole.library.dialer import Dialer
+
+with needed("httpx"):
+    import httpcore
+    import httpx
 
 LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=5.0)
 """Those of httpx itself."""

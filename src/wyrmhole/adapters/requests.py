@@ -11,15 +11,17 @@ import socket
 import sys
 from typing import Any
 
-import requests
-import requests.adapters
-import urllib3
-import urllib3.connection
-import urllib3.exceptions
-from urllib3.poolmanager import PoolManager
-
 from wyrmhole.adapters.blocking import BlockingDialer
+from wyrmhole.adapters.extra import needed
 from wyrmhole.library.service import reason_of
+
+with needed("requests"):
+    import requests
+    import requests.adapters
+    import urllib3
+    import urllib3.connection
+    import urllib3.exceptions
+    from urllib3.poolmanager import PoolManager
 
 
 def mount(session: requests.Session, tunnel: BlockingDialer) -> None:

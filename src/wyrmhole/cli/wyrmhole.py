@@ -1,4 +1,4 @@
-"""wyrmhole: the command for people. It needs the extra `wyrmhole[cli]`; this file only says so when that is missing.
+"""wyrmhole: the command for people. It needs the extra `cli`; this file only says so when that is missing.
 
 The command itself begins in `wyrmhole.cli.app`.
 """
@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import sys
 
-MISSING = """wyrmhole: this command needs the extra `cli`, which is not installed ({name} is missing):
-    pip install 'wyrmhole[cli]'
+from wyrmhole.errors import how_to_install
+
+MISSING = """wyrmhole: this command needs {name}, which is not installed: {remedy}
 The daemon wyrmholed and the library work without it."""
 
 EXTRA = {"click", "pyroute2", "segno"}
@@ -24,7 +25,7 @@ def main() -> None:
         name = (error.name or "").partition(".")[0]
         if name not in EXTRA:
             raise
-        print(MISSING.format(name=name), file=sys.stderr)
+        print(MISSING.format(name=name, remedy=how_to_install("cli")), file=sys.stderr)
         sys.exit(1)
 
 

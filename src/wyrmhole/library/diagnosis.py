@@ -22,7 +22,7 @@ from wyrmhole.control.lint import contains, lint
 from wyrmhole.control.wg_quick import Config, ConfigPeer
 from wyrmhole.control.wg_values import ConfigEndpoint
 from wyrmhole.device.clock import SystemClock
-from wyrmhole.errors import ConfigError, TunnelError
+from wyrmhole.errors import ConfigError, TunnelError, how_to_install
 from wyrmhole.library.configuring import load_config
 from wyrmhole.library.endpoints import look_up_host
 from wyrmhole.library.probe import HandshakeResult, IpAddress, Probe, Refused
@@ -418,7 +418,7 @@ async def _name_server(probe: Contact, server: IpAddress, name: str) -> Finding:
         import dns.message
         import dns.rcode
     except ModuleNotFoundError:
-        return Finding("DNS", NOTE, f"{server} was not asked", "install wyrmhole with its extra `dns`")
+        return Finding("DNS", NOTE, f"{server} was not asked", how_to_install("dns"))
     question = dns.message.make_query(name, "NS" if name == "." else "A")
     try:
         reply = dns.message.from_wire(await probe.ask(server, 53, question.to_wire(), DNS_SECONDS))

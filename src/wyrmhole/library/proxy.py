@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from wyrmhole.errors import WyrmholeError
+from wyrmhole.errors import WyrmholeError, how_to_install
 from wyrmhole.library import socks4, socks5, socks_udp
 from wyrmhole.library.descriptors import SERVICES
 from wyrmhole.library.dialer import DATAGRAM, STREAM, Dialer, HostSide, Spot, TunnelSide, is_loopback
@@ -64,7 +64,7 @@ def import_http() -> type[HttpClient]:
     try:
         from wyrmhole.library.http_relay import HttpClient
     except ImportError:
-        raise WyrmholeError("the proxy needs h11: pip install 'wyrmhole[proxy]'") from None
+        raise WyrmholeError(f"the proxy needs h11: {how_to_install('proxy')}") from None
     return HttpClient
 
 

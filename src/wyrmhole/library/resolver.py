@@ -26,6 +26,7 @@ from functools import partial
 from ipaddress import IPv4Address, IPv6Address
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from wyrmhole.errors import how_to_install
 from wyrmhole.library.address_info import Address, AddressInfo, family_of, infos, kinds_of, literal
 from wyrmhole.library.descriptors import nofile
 from wyrmhole.library.dns_cache import CAPACITY, DnsCache
@@ -423,7 +424,7 @@ def import_dns() -> Any:
         import dns.rdatatype
         import dns.resolver
     except ImportError:
-        message = "names inside a tunnel need dnspython: pip install 'wyrmhole[dns]'"
+        message = f"names inside a tunnel need dnspython: {how_to_install('dns')}"
         raise socket.gaierror(socket.EAI_NONAME, message) from None
     return dns
 
