@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar
 from wyrmhole.control.wg_quick import Config
 from wyrmhole.control.wg_values import ConfigEndpoint
 from wyrmhole.errors import TunnelError
+from wyrmhole.library import arguments
 from wyrmhole.library import tunnel as asynchronous
 from wyrmhole.library.events import Event
 from wyrmhole.library.opening import Opening
@@ -157,6 +158,9 @@ class Tunnel:
     def __repr__(self) -> str:
         return repr(self.asynchronous)
 
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise TypeError(arguments.NOT_PICKLED)
+
     @property
     def loop(self) -> asyncio.AbstractEventLoop:
         return self._loop.loop
@@ -204,6 +208,9 @@ class Tunnel:
 
         Raises ConnectionRefusedError, TimeoutError, socket.gaierror, OSError.
         """
+        arguments.check_address("address", address)
+        if source_address is not None:
+            arguments.check_address("source_address", source_address)
         connecting = self.asynchronous.connect_socket(
             *address, family=family, type=type, local_addr=source_address, timeout=timeout
         )
@@ -218,6 +225,7 @@ class Tunnel:
     ) -> Socket:
         """As socket.create_server: a blocking listener inside. An empty host is any IPv4 address, or IPv6 where the
         tunnel has no other."""
+        arguments.check_address("address", address)
         host, port = address
         wanted = family or (0 if host else self.families[-1])
         listening = self.asynchronous._listen(host, port, wanted, backlog, reuse_port)

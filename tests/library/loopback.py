@@ -45,7 +45,7 @@ class Loopback:
         return [info(address, port, type)]
 
     async def connect_socket(
-        self, host: str, port: int, *, family: int = 0, type: int = socket.SOCK_STREAM
+        self, host: str, port: int, *, family: int = 0, type: int = socket.SOCK_STREAM, timeout: float | None = None
     ) -> socket.socket:
         found = (await self.getaddrinfo(host, port, family=family, type=type))[0]
         sock = await self.open_socket(found[0], type)
@@ -67,13 +67,20 @@ class Loopback:
         return sock
 
 
+SILENCE = "no handshake with peer far (192.0.2.1:51820): 3 initiations unanswered in 14 s"
+
+
 class Silent(Loopback):
     """Nobody inside answers."""
 
     async def connect_socket(
-        self, host: str, port: int, *, family: int = 0, type: int = socket.SOCK_STREAM
+        self, host: str, port: int, *, family: int = 0, type: int = socket.SOCK_STREAM, timeout: float | None = None
     ) -> socket.socket:
-        await asyncio.Event().wait()
+        try:
+            async with asyncio.timeout(timeout):
+                await asyncio.Event().wait()
+        except TimeoutError:
+            raise TimeoutError(f"{host}:{port} did not answer within {timeout:g} s; {SILENCE}") from None
         raise AssertionError
 
 

@@ -7,15 +7,22 @@ async with aiohttp.ClientSession(connector=TunnelConnector(tunnel)) as session:
 
 from __future__ import annotations
 
+import asyncio
 import socket
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from wyrmhole.adapters.extra import needed
 from wyrmhole.library.dialer import Dialer
+from wyrmhole.library.explain import UNANSWERED, reasons
+from wyrmhole.library.time_limit import addresses_of
 
 with needed("aiohttp"):
     import aiohttp
     from aiohttp.abc import AbstractResolver, ResolveResult
+
+REASON_SECONDS = 0.5
+"""For a name that was resolved before and is not kept any more."""
 
 
 class SocketDialer(Dialer, Protocol):
@@ -36,6 +43,36 @@ class TunnelConnector(aiohttp.TCPConnector):
         super().__init__(
             resolver=TunnelResolver(tunnel), socket_factory=lambda info: tunnel.socket(info[0], info[1]), **options
         )
+        self._tunnel = tunnel
+        self._explain: Callable[[str], str] | None = getattr(tunnel, "explain", None)
+
+    async def connect(self, req: Any, traces: Any, timeout: Any) -> Any:
+        """See aiohttp.BaseConnector. aiohttp connects the sockets itself, so the reason is added to its errors."""
+        try:
+            return await super().connect(req, traces, timeout)
+        except aiohttp.ClientConnectorDNSError:
+            raise
+        except aiohttp.ClientConnectorError as error:
+            reason = await self._reason(req) if error.errno in UNANSWERED else ""
+            if not reason:
+                raise
+            text = f"{error.os_error.strerror or error.os_error}; {reason}"
+            raise type(error)(error._conn_key, OSError(error.errno, text)) from error
+        except TimeoutError as error:
+            # aiohttp replaces it by one with words of its own, whose cause it is.
+            text = f"{req.url.host} did not answer in time"
+            raise TimeoutError("; ".join(filter(None, [text, await self._reason(req)]))) from error
+
+    async def _reason(self, req: Any) -> str:
+        """What the tunnel knows about the host's addresses, which it resolved just before."""
+        if self._explain is None:
+            return ""
+        try:
+            async with asyncio.timeout(REASON_SECONDS):
+                infos = await self._tunnel.getaddrinfo(str(req.url.host), 0)
+        except OSError:
+            return ""
+        return reasons(addresses_of(infos), self._explain)
 
 
 class TunnelResolver(AbstractResolver):

@@ -27,12 +27,20 @@ AnyDialer: TypeAlias = Dialer | BlockingDialer
 
 
 @overload
-async def connect_tcp(tunnel: AnyDialer, host: str, port: int) -> anyio.abc.SocketStream: ...
+async def connect_tcp(
+    tunnel: AnyDialer, host: str, port: int, *, timeout: float | None = None
+) -> anyio.abc.SocketStream: ...
 
 
 @overload
 async def connect_tcp(
-    tunnel: AnyDialer, host: str, port: int, *, ssl_context: ssl.SSLContext, tls_hostname: str | None = None
+    tunnel: AnyDialer,
+    host: str,
+    port: int,
+    *,
+    ssl_context: ssl.SSLContext,
+    tls_hostname: str | None = None,
+    timeout: float | None = None,
 ) -> TLSStream: ...
 
 
@@ -43,12 +51,14 @@ async def connect_tcp(
     *,
     ssl_context: ssl.SSLContext | None = None,
     tls_hostname: str | None = None,
+    timeout: float | None = None,
 ) -> anyio.abc.SocketStream | TLSStream:
     """As anyio.connect_tcp, inside the tunnel. With `ssl_context` the handshake is done when it returns.
 
-    Raises OSError, of which ssl.SSLError and socket.gaierror are some; time limits are anyio's `fail_after`.
+    `timeout` is seconds for the name and the connection; its TimeoutError says why nothing answered, which that of
+    anyio's `fail_after` cannot. Raises OSError, of which ssl.SSLError and socket.gaierror are some.
     """
-    sock = await connected(tunnel, host, port)
+    sock = await connected(tunnel, host, port, timeout)
     stream = await anyio.abc.SocketStream.from_socket(sock)
     if ssl_context is None:
         return stream
@@ -59,14 +69,14 @@ async def connect_tcp(
         raise
 
 
-async def connected(tunnel: AnyDialer, host: str, port: int) -> socket.socket:
+async def connected(tunnel: AnyDialer, host: str, port: int, timeout: float | None = None) -> socket.socket:
     """An asyncio tunnel connects on this loop, a blocking one in a thread."""
     connect: Callable[..., Any] | None = getattr(tunnel, "connect_socket", None)
     if connect is not None and inspect.iscoroutinefunction(connect):
-        sock: socket.socket = await connect(host, port)
+        sock: socket.socket = await connect(host, port, timeout=timeout)
     else:
         blocking: Any = tunnel
-        sock = await in_thread(partial(blocking.create_connection, (host, port)))
+        sock = await in_thread(partial(blocking.create_connection, (host, port), timeout))
     sock.setblocking(False)
     return sock
 

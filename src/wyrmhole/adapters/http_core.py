@@ -39,14 +39,19 @@ EXCEPTIONS = (
 
 
 @contextmanager
-def translated(timed_out: type[Exception], failed: type[Exception]) -> Iterator[None]:
-    """OSError and TimeoutError in the terms of httpcore, with the reason kept."""
+def translated(timed_out: type[Exception], failed: type[Exception], what: str) -> Iterator[None]:
+    """OSError and TimeoutError in the terms of httpcore, with the reason kept; `what` happened where a time limit of
+    asyncio or of a socket, which has no words, was reached."""
     try:
         yield
     except TimeoutError as error:
-        raise timed_out(str(error)) from error
+        text = str(error)
+        raise timed_out(what if text in WORDLESS else text) from error
     except OSError as error:
         raise failed(str(error) if isinstance(error, ssl.SSLError) else reason_of(error)) from error
+
+
+WORDLESS = ("", "timed out", "The read operation timed out", "The write operation timed out")
 
 
 @contextmanager
@@ -95,13 +100,13 @@ class AsyncStream:
         return self._streams
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        with translated(self._core.ReadTimeout, self._core.ReadError):
+        with translated(self._core.ReadTimeout, self._core.ReadError, f"nothing came within {timeout} s"):
             async with asyncio.timeout(timeout):
                 reader, _ = await self._opened()
                 return await reader.read(max_bytes)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        with translated(self._core.WriteTimeout, self._core.WriteError):
+        with translated(self._core.WriteTimeout, self._core.WriteError, f"nothing more was taken within {timeout} s"):
             async with asyncio.timeout(timeout):
                 _, writer = await self._opened()
                 writer.write(buffer)
@@ -116,7 +121,8 @@ class AsyncStream:
     async def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> AsyncStream:
-        with translated(self._core.ConnectTimeout, self._core.ConnectError):
+        silent = f"the TLS handshake with {server_hostname} took longer than {timeout} s"
+        with translated(self._core.ConnectTimeout, self._core.ConnectError, silent):
             try:
                 async with asyncio.timeout(timeout):
                     self._streams = await asyncio.open_connection(
@@ -149,9 +155,9 @@ class AsyncBackend:
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> AsyncStream:
-        with translated(self._core.ConnectTimeout, self._core.ConnectError):
-            async with asyncio.timeout(timeout):
-                sock = await self._tunnel.connect_socket(host, port)
+        silent = f"{host}:{port} did not answer within {timeout} s"
+        with translated(self._core.ConnectTimeout, self._core.ConnectError, silent):
+            sock = await self._tunnel.connect_socket(host, port, timeout=timeout)
         return AsyncStream(with_options(sock, socket_options), self._core)
 
     async def connect_unix_socket(self, path: str, timeout: float | None = None, socket_options: Any = None) -> Any:
@@ -185,12 +191,12 @@ class BlockingStream:
         self._core = core
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        with translated(self._core.ReadTimeout, self._core.ReadError):
+        with translated(self._core.ReadTimeout, self._core.ReadError, f"nothing came within {timeout} s"):
             self._sock.settimeout(timeout)
             return self._sock.recv(max_bytes)
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        with translated(self._core.WriteTimeout, self._core.WriteError):
+        with translated(self._core.WriteTimeout, self._core.WriteError, f"nothing more was taken within {timeout} s"):
             self._sock.settimeout(timeout)
             self._sock.sendall(buffer)
 
@@ -200,7 +206,8 @@ class BlockingStream:
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> BlockingStream:
-        with translated(self._core.ConnectTimeout, self._core.ConnectError):
+        silent = f"the TLS handshake with {server_hostname} took longer than {timeout} s"
+        with translated(self._core.ConnectTimeout, self._core.ConnectError, silent):
             try:
                 self._sock.settimeout(timeout)
                 wrapped = ssl_context.wrap_socket(self._sock, server_hostname=server_hostname)
@@ -233,7 +240,8 @@ class BlockingBackend:
         local_address: str | None = None,
         socket_options: Iterable[Any] | None = None,
     ) -> BlockingStream:
-        with translated(self._core.ConnectTimeout, self._core.ConnectError):
+        silent = f"{host}:{port} did not answer within {timeout} s"
+        with translated(self._core.ConnectTimeout, self._core.ConnectError, silent):
             sock = self._tunnel.create_connection((host, port), timeout=timeout)
         return BlockingStream(with_options(sock, socket_options), self._core)
 

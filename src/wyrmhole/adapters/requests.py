@@ -84,8 +84,7 @@ class TunnelConnection:
         except socket.gaierror as error:
             raise urllib3.exceptions.NameResolutionError(connection.host, connection, error) from error
         except TimeoutError as error:
-            message = f"{connection.host} did not answer through the tunnel within {connection.timeout} s"
-            raise urllib3.exceptions.ConnectTimeoutError(connection, message) from error
+            raise urllib3.exceptions.ConnectTimeoutError(connection, f"through the tunnel: {error}") from error
         except OSError as error:
             message = f"{connection.host} through the tunnel: {reason_of(error)}"
             raise urllib3.exceptions.NewConnectionError(connection, message) from error

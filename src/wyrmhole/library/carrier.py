@@ -25,6 +25,7 @@ from wyrmhole.errors import TunnelError
 from wyrmhole.library import events, explain
 from wyrmhole.library.configuring import IpAddress, check_peer, prefixes_around
 from wyrmhole.library.endpoints import EndpointNames
+from wyrmhole.library.one_key import KeyClaim, claim
 from wyrmhole.library.peers import Peer, PeerStats
 from wyrmhole.library.stack import PacketPort
 from wyrmhole.net.udp_bind import UdpBind
@@ -55,6 +56,7 @@ class Carrier:
             self.engine.close()
             raise
         self.endpoints = EndpointNames(self._unanswered, self._endpoint_of, self._move, on_failure=self._unresolved)
+        self._claim: KeyClaim | None = None
         self._names: dict[PublicKey, str | None] = {}
         self._sessions: dict[PublicKey, int] = {}
         """When the latest session of a peer began, on the boottime clock."""
@@ -82,9 +84,18 @@ class Carrier:
         except TimeoutError:
             reason = self.device.failure or "the engine does not see its interface up"
             raise TunnelError(0, f"the tunnel did not come up: {reason}") from None
+        self._claim_key()
+
+    def _claim_key(self) -> None:
+        if self._claim is not None:
+            self._claim.release()
+        key = self.device.private_key
+        self._claim = None if key is None else claim(key.public_key())
 
     def end(self) -> None:
         """End at once, in one step that nothing can interrupt. Idempotent. The loop may be closed already."""
+        if self._claim is not None:
+            self._claim.release()
         for step in (self.endpoints.close, self.device.close_now, *(each.end for each in list(self._followers))):
             with contextlib.suppress(RuntimeError):
                 step()
@@ -117,9 +128,12 @@ class Carrier:
         if config.interface.listen_port is None:
             change = replace(change, listen_port=None)
         gone = [peer.public_key for peer in change.peers if peer.remove]
+        is_new_key = change.private_key is not None and change.private_key != self.device.private_key
         if change.private_key != self.device.private_key:
             self._sessions.clear()
         self._configure(change)
+        if is_new_key:
+            self._claim_key()
         for key in gone:
             self._forget(key)
         self._note_peers(config, answers)
@@ -214,7 +228,8 @@ class Carrier:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise TimeoutError(f"no peer completed a handshake within {timeout:g} s") from None
+            wanted = self.device.peer_keys() if key is None else [key]
+            raise TimeoutError(f"no handshake within {timeout:g} s: {self._why_none(wanted)}") from None
         raise TunnelError(errno.EBADF, "the tunnel was closed before a handshake")
 
     def _check_wanted(self, key: PublicKey | None) -> None:
@@ -226,7 +241,8 @@ class Carrier:
 
     async def handshake(self, key: PublicKey, timeout: float | None) -> None:
         """A new session with this peer. Raises TimeoutError, KeyError, TunnelError when the tunnel ends meanwhile."""
-        peer, happenings = self.handle(key), self.follow()
+        self.handle(key)
+        happenings = self.follow()
         self.device.request_handshake(key)
         limit = asyncio.timeout(timeout)
         try:
@@ -239,8 +255,8 @@ class Carrier:
         except TimeoutError:
             if not limit.expired():
                 raise
-            raise TimeoutError(f"{peer!r} did not complete a handshake within {timeout:g} s") from None
-        raise TunnelError(0, "the tunnel was closed before a handshake")
+            raise TimeoutError(f"no new handshake within {timeout:g} s: {self._why_none([key])}") from None
+        raise TunnelError(errno.EBADF, "the tunnel was closed before a handshake")
 
     def _has_session(self, key: PublicKey) -> bool:
         """By the clock that sessions live by: the wall clock may be set."""
@@ -258,6 +274,24 @@ class Carrier:
 
     # Explanations
 
+    def _why_none(self, keys: Iterable[PublicKey]) -> str:
+        """Why there is no new session with these peers."""
+        peers = [peer for key in keys if (peer := self.device.interface.peer(key)) is not None]
+        now, wall = self._clock.boottime(), self._clock.wall()
+        found = [explain.no_new_session(peer, self._called(peer.public_key), now, wall) for peer in peers]
+        more = [f"and {len(found) - explain.MAX_REASONS} more peers"] if len(found) > explain.MAX_REASONS else []
+        return "; ".join(found[: explain.MAX_REASONS] + more) or "the peer was removed"
+
+    def _called(self, key: PublicKey) -> str:
+        return self._names.get(key) or key.base64()
+
+    def no_session(self, address: explain.IpAddress) -> str | None:
+        """Why packets do not reach the peer that owns an address; None when they do, or nobody does."""
+        owner = explain.owner_of(address, self.device.interface.peers)
+        if owner is None:
+            return None
+        return explain.no_session(owner, self._called(owner.public_key), self._clock.boottime(), self._clock.wall())
+
     def explain(self, address: explain.IpAddress) -> str:
         """Why an address inside may not answer: what is known about the peer that owns it."""
         peers = list(self.device.interface.peers)
@@ -266,8 +300,7 @@ class Carrier:
         owner = explain.owner_of(address, peers)
         if owner is None:
             return explain.outside(address, peers)
-        name = self._names.get(owner.public_key) or owner.public_key.base64()
-        return explain.state_of(owner, name, self._clock.boottime(), self._clock.wall())
+        return explain.state_of(owner, self._called(owner.public_key), self._clock.boottime(), self._clock.wall())
 
     # What happens
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from wyrmhole.control.wg_quick import Config, ConfigInterface, ConfigPeer
 from wyrmhole.control.wg_values import MAX_MTU, MIN_MTU
 from wyrmhole.errors import ConfigFileError, NamespaceError, TunnelError
-from wyrmhole.library import refusals
+from wyrmhole.library import arguments, refusals
 from wyrmhole.library.stack import Stack
 from wyrmhole.net.link_setup import Interface, Network
 from wyrmhole.net.linux_tun import DEFAULT_MTU
@@ -26,12 +26,13 @@ log = logging.getLogger(__name__)
 
 def load_config(config: Config | str | os.PathLike[str]) -> Config:
     """A Config, a file of one, or the text of one: what has more than a line or begins with `[`, `#`.
-    Raises OSError, ConfigFileError."""
+    Raises TypeError, ValueError, OSError, ConfigFileError."""
+    arguments.check_config(config)
     if isinstance(config, Config):
         return config
     if isinstance(config, str) and ("\n" in config or config.lstrip().startswith(("[", "#"))):
         return Config.parse(config, source="<text>")
-    return Config.load(config)
+    return Config.load(os.path.expanduser(config))
 
 
 def check_config(config: Config) -> None:

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, Self
 
+from wyrmhole.library.arguments import named_type
 from wyrmhole.library.own_threads import getaddrinfo
 
 STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
@@ -27,9 +28,15 @@ class Dialer(Protocol):
     """A tunnel, as far as needed here. Sockets are non-blocking; names are resolved inside."""
 
     async def connect_socket(
-        self, host: str, port: int, *, family: int = 0, type: int = socket.SOCK_STREAM
+        self,
+        host: str,
+        port: int,
+        *,
+        family: int = 0,
+        type: int = socket.SOCK_STREAM,
+        timeout: float | None = None,
     ) -> socket.socket:
-        """Raises OSError, of which socket.gaierror is one."""
+        """Raises OSError, of which socket.gaierror is one; TimeoutError that says what the tunnel knows."""
 
     async def getaddrinfo(
         self, host: str, port: int, *, family: int = 0, type: int = socket.SOCK_STREAM
@@ -41,9 +48,9 @@ class Dialer(Protocol):
 
 
 class Side(Protocol):
-    """Somewhere to connect to and to listen on. Both raise OSError."""
+    """Somewhere to connect to and to listen on. Both raise OSError, and `connect` TimeoutError after `timeout` s."""
 
-    async def connect(self, host: str, port: int, kind: int) -> socket.socket: ...
+    async def connect(self, host: str, port: int, kind: int, timeout: float) -> socket.socket: ...
 
     async def listen(self, host: str, port: int, kind: int) -> list[socket.socket]: ...
 
@@ -58,7 +65,12 @@ class Spot:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises ValueError that says what was expected."""
+        """Raises TypeError and ValueError that say what was expected."""
+        if not isinstance(text, str):
+            given = f" {text}" if isinstance(text, int) else ""
+            raise TypeError(
+                f"HOST:PORT must be a str such as '127.0.0.1:5432' or ':80', not the {named_type(text)}{given}"
+            )
         body, slash, proto = text.partition("/")
         host, colon, port = body.rpartition(":")
         if not colon or (slash and proto not in KINDS) or not port.isascii() or not port.isdigit():
@@ -76,7 +88,17 @@ class Spot:
 class HostSide:
     """This host, with its own network and its own names. An empty host is loopback."""
 
-    async def connect(self, host: str, port: int, kind: int) -> socket.socket:
+    async def connect(self, host: str, port: int, kind: int, timeout: float) -> socket.socket:
+        limit = asyncio.timeout(timeout)
+        try:
+            async with limit:
+                return await self._connect(host, port, kind)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise TimeoutError(f"{Spot(host, port)} did not answer within {timeout:g} s") from None
+
+    async def _connect(self, host: str, port: int, kind: int) -> socket.socket:
         loop = asyncio.get_running_loop()
         infos = await getaddrinfo(host, port, type=kind)
         failure: OSError = socket.gaierror(socket.EAI_NONAME, f"{host!r} has no address")
@@ -108,8 +130,8 @@ class TunnelSide:
     def __init__(self, dialer: Dialer) -> None:
         self._dialer = dialer
 
-    async def connect(self, host: str, port: int, kind: int) -> socket.socket:
-        return non_blocking(await self._dialer.connect_socket(host, port, type=kind))
+    async def connect(self, host: str, port: int, kind: int, timeout: float) -> socket.socket:
+        return non_blocking(await self._dialer.connect_socket(host, port, type=kind, timeout=timeout))
 
     async def listen(self, host: str, port: int, kind: int) -> list[socket.socket]:
         if not host:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import ipaddress
-from collections.abc import Iterable
+import os
+from collections.abc import Callable, Iterable, Sequence
 
 from wyrmhole.net.udp_route import why_unreachable
 from wyrmhole.protocol.constants import SECOND
@@ -14,6 +16,11 @@ from wyrmhole.wire.prefix import Prefix
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 MAX_PREFIXES = 4
 """Named in one sentence."""
+MAX_REASONS = 3
+UNANSWERED = {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOSTDOWN}
+"""What the way to a host may be the cause of. Other errors come from the host itself, or from this one."""
+UNBOUND = {errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.EACCES}
+"""What binding fails with."""
 _CHECK = "check that the endpoint answers, that the keys match on both sides, and that UDP is not filtered"
 
 
@@ -42,10 +49,18 @@ def outside(address: IpAddress, peers: Iterable[Peer]) -> str:
 
 
 def state_of(peer: Peer, name: str, now: int, wall: int) -> str:
-    """What stands between us and a peer. `now` and `wall` are nanoseconds: boottime, and since 1970."""
+    """What stands between us and a host behind a peer. `now` and `wall` are nanoseconds: boottime, and since 1970."""
+    return no_session(peer, name, now, wall) or (
+        f"{with_endpoint(peer, name)} has a session (handshake {_ago(peer, wall)}), so the host inside does not "
+        "answer: it is off, a firewall drops the packets, or the peer's AllowedIPs for this key lack our address"
+    )
+
+
+def no_session(peer: Peer, name: str, now: int, wall: int) -> str | None:
+    """Why packets do not reach a peer; None: it has a session, and answers. Times as for `state_of`."""
     if peer.endpoint is None:
         return f"peer {name} has no Endpoint here and has not connected yet"
-    where = f"peer {name} ({peer.endpoint.emit()})"
+    where = with_endpoint(peer, name)
     if peer.problem is DropReason.BAD_HANDSHAKE:
         return f"no handshake with {where}: it answers, but the preshared keys differ"
     if peer.unanswered:
@@ -59,10 +74,17 @@ def state_of(peer: Peer, name: str, now: int, wall: int) -> str:
         return f"no handshake with {where} yet"
     if peer.is_silent_since is not None:
         return f"{where} has answered nothing for {(now - peer.is_silent_since) // SECOND + 15} s; {_CHECK}"
-    return (
-        f"{where} has a session (handshake {_ago(peer, wall)}), so the host inside does not answer: it is off, a "
-        "firewall drops the packets, or the peer's AllowedIPs for this key lack our address"
-    )
+    return None
+
+
+def no_new_session(peer: Peer, name: str, now: int, wall: int) -> str:
+    """Why a handshake that was asked for did not complete. Times as for `state_of`."""
+    reason = no_session(peer, name, now, wall)
+    return reason or f"{with_endpoint(peer, name)} has a session of {_ago(peer, wall)}, and no newer one came"
+
+
+def with_endpoint(peer: Peer, name: str) -> str:
+    return f"peer {name}" if peer.endpoint is None else f"peer {name} ({peer.endpoint.emit()})"
 
 
 def _ago(peer: Peer, wall: int) -> str:
@@ -71,7 +93,28 @@ def _ago(peer: Peer, wall: int) -> str:
 
 def named(error: OSError, host: str, port: int, reason: str) -> OSError:
     """The same error, of the same type and errno, with the address in asyncio's words and what the tunnel knows."""
-    cause = error.strerror or str(error)
-    text = f"Connect call failed ({host!r}, {port}): {cause}{f'; {reason}' if reason else ''}"
+    return explained(error, f"{CONNECT_FAILED}{host!r}, {port})", reason)
+
+
+CONNECT_FAILED = "Connect call failed ("
+"""asyncio's words, which scripts may look for."""
+
+
+def explained(error: OSError, what: str, reason: str) -> OSError:
+    """The same error, of the same type and errno, whose text says what failed and, if it is known, why."""
+    cause = error.strerror or str(error) or (os.strerror(error.errno) if error.errno else type(error).__name__)
+    text = f"{what}: {cause}{f'; {reason}' if reason else ''}"
     made = type(error)(error.errno, text) if error.errno is not None else type(error)(text)
     return made.with_traceback(error.__traceback__)
+
+
+def reasons(addresses: Sequence[str], explain: Callable[[str], str]) -> str:
+    """What is to say about several addresses, each reason once; the addresses too where there are several."""
+    found = list(dict.fromkeys(filter(None, map(explain, addresses))))
+    where = f"tried {' and '.join(addresses)}" if len(addresses) > 1 else ""
+    return "; ".join(filter(None, [where, *found[:MAX_REASONS]]))
+
+
+def spot(host: str, port: object) -> str:
+    """Host and port as people write them."""
+    return f"[{host}]:{port}" if ":" in host and not host.startswith("[") else f"{host}:{port}"

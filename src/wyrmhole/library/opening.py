@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 from collections.abc import Generator
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from wyrmhole.control.wg_quick import Config
+from wyrmhole.engine.select import KINDS
 from wyrmhole.errors import TunnelError
+from wyrmhole.library import arguments
 from wyrmhole.library.carrier import Carrier
 from wyrmhole.library.configuring import check_config, configure_stack, load_config, warn_of_servers
 from wyrmhole.library.own_threads import HELPERS
@@ -20,6 +23,9 @@ from wyrmhole.library.stack import Stack
 from wyrmhole.library.tunnel import Tunnel
 
 STACKS = ("auto", "netns")
+HOW_TO_USE = "use `async with wyrmhole.open(...) as tunnel`, or `tunnel = await wyrmhole.open(...)`"
+
+log = logging.getLogger(__name__)
 
 
 class Opening:
@@ -34,17 +40,39 @@ class Opening:
         name: str | None = None,
         engine: str = "auto",
     ) -> None:
-        if stack not in STACKS:
-            raise ValueError(f"there is no stack {stack!r}: use auto or netns")
+        arguments.check_config(config)
+        arguments.check_choice("stack", stack, STACKS)
+        arguments.check_choice("engine", engine, KINDS)
+        if device is not None and not isinstance(device, str):
+            raise TypeError(f"device must be 'tun' or None, not {arguments.named_type(device)}")
         if device not in (None, "tun"):
             raise ValueError(f"there is no device {device!r}: use 'tun', or none for a private namespace")
-        if name is not None and device is None:
-            raise ValueError("a name is for an interface of this host: use device='tun' with it")
+        if name is not None:
+            arguments.check_text("the name of an interface", name, "wg7")
+            if device is None:
+                raise ValueError("a name is for an interface of this host: use device='tun' with it")
         self._config = config
         self._device = device
         self._name = name
         self._engine = engine
         self._tunnel: Tunnel | None = None
+
+    def __repr__(self) -> str:
+        return f"<Opening: not a tunnel yet; {HOW_TO_USE}>"
+
+    if not TYPE_CHECKING:
+
+        def __getattr__(self, name: str) -> Any:
+            """A verb of the tunnel, most likely."""
+            if name.startswith("_"):
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            raise AttributeError(f"wyrmhole.open() has not opened the tunnel yet, so it has no {name!r}: {HOW_TO_USE}")
+
+        def __enter__(self) -> Any:
+            raise TypeError("wyrmhole.open() needs `async with`, or wyrmhole.sync.open() without asyncio")
+
+        def __exit__(self, *_: object) -> None:
+            """Lest Python itself complains, with other words."""
 
     def __await__(self) -> Generator[Any, Any, Tunnel]:
         return self._open().__await__()
@@ -82,6 +110,7 @@ class Opening:
             stack.close()
             raise
         warn_of_servers(config)
+        log.info("%s: opened, %s stack. %s", config.source, stack.name, carrier.engine_reason)
         return Tunnel(stack, carrier, config, None if isinstance(self._config, Config) else self._config)
 
     async def _open_stack(self, config: Config) -> Stack:
@@ -100,15 +129,16 @@ def open(
 ) -> Opening:
     """Open a tunnel: `async with wyrmhole.open("wg0.conf") as tunnel`, or `tunnel = await wyrmhole.open(...)`.
 
-    `config` is a file, the text of one, or a Config. `stack` is auto or netns: a private network namespace, for which
-    no rights are needed. `device="tun"` makes an interface on this host instead, called `name`, which needs
-    CAP_NET_ADMIN. `engine` is auto, native or portable.
+    `config` is a file (`~` is your home), the text of one, or a Config. `stack` is auto or netns: a private network
+    namespace, for which no rights are needed. `device="tun"` makes an interface on this host instead, called `name`,
+    which needs CAP_NET_ADMIN. `engine` is auto, native or portable.
 
     An endpoint's name that has no address now is logged, and asked for again while the tunnel works with its other
     peers.
 
-    Raises OSError for the file, ConfigFileError for what is in it, socket.gaierror when no peer can be talked to for
-    its endpoint's name, NamespaceError where namespaces are refused, TunnelError, ConfigError for a port that is taken.
+    Raises TypeError and ValueError for arguments, OSError for the file, ConfigFileError for what is in it,
+    socket.gaierror when no peer can be talked to for its endpoint's name, NamespaceError where namespaces are refused,
+    TunnelError, ConfigError for a port that is taken.
     """
     return Opening(config, stack=stack, device=device, name=name, engine=engine)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING
 
 from wyrmhole.control.wg_quick import ConfigPeer
 from wyrmhole.control.wg_values import ConfigEndpoint
+from wyrmhole.library.arguments import check_instance, check_number, check_timeout, named_type
 from wyrmhole.protocol.keys import PresharedKey, PublicKey
 from wyrmhole.wire.prefix import Prefix
 
@@ -65,11 +67,13 @@ class Peer:
 
     async def wait_handshake(self, timeout: float | None = None) -> None:
         """Return when there is a session, and begin a handshake if there is none. Raises TimeoutError."""
+        check_timeout(timeout)
         await self._carrier.wait_handshake(self.public_key, timeout)
 
     async def handshake(self, timeout: float | None = None) -> None:
         """Ask for a new session although there may be one, and return when it is there: what was learned about the
         peer may have changed. At most one in 5 s leaves (whitepaper 6.1). Raises TimeoutError, KeyError."""
+        check_timeout(timeout)
         await self._carrier.handshake(self.public_key, timeout)
 
 
@@ -108,6 +112,7 @@ class Peers(Mapping[str, Peer]):
         socket.gaierror, TunnelError.
         """
         self._check()
+        check_peer_arguments(allowed_ips, endpoint, preshared_key, persistent_keepalive, name)
         peer = ConfigPeer(
             public_key=as_public_key(public_key),
             preshared_key=PresharedKey.from_base64(preshared_key) if isinstance(preshared_key, str) else preshared_key,
@@ -130,12 +135,33 @@ class Peers(Mapping[str, Peer]):
 
 
 def as_public_key(key: str | PublicKey) -> PublicKey:
-    """Raises ValueError for text that is no key."""
+    """Raises ValueError for text that is no key, TypeError."""
+    if not isinstance(key, str | PublicKey):
+        raise TypeError(f"a public key must be base64 text or a PublicKey, not {named_type(key)}")
     return PublicKey.from_base64(key) if isinstance(key, str) else key
 
 
+def check_peer_arguments(
+    allowed_ips: object, endpoint: object, preshared_key: object, persistent_keepalive: object, name: object
+) -> None:
+    """The types only. Raises TypeError."""
+    if isinstance(allowed_ips, str | bytes) or not isinstance(allowed_ips, Iterable):
+        raise TypeError(f"allowed_ips must be a list such as ['10.0.0.0/24'], not {named_type(allowed_ips)}")
+    if not isinstance(endpoint, str | ConfigEndpoint | None):
+        raise TypeError(f"endpoint must be text such as 'vpn.example:51820', not {named_type(endpoint)}")
+    if not isinstance(preshared_key, str | PresharedKey | None):
+        raise TypeError(f"preshared_key must be base64 text or a PresharedKey, not {named_type(preshared_key)}")
+    if persistent_keepalive is not None:
+        check_number("persistent_keepalive", persistent_keepalive, 0, 65535)
+    check_instance("name", name, str, "a str")
+
+
 def as_prefix(text: str | Prefix) -> Prefix:
-    """`10.0.0.0/24`, or a single address. Raises ValueError."""
+    """`10.0.0.0/24`, or a single address. Raises ValueError, TypeError."""
     if isinstance(text, Prefix):
         return text
+    if isinstance(text, IPv4Network | IPv6Network | IPv4Address | IPv6Address):
+        text = str(text)
+    if not isinstance(text, str):
+        raise TypeError(f"an entry of allowed_ips must be text such as '10.0.0.0/24', not {named_type(text)}")
     return Prefix.parse(text if "/" in text else f"{text}/{128 if ':' in text else 32}")

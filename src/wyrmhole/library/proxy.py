@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 from wyrmhole.errors import WyrmholeError, how_to_install
 from wyrmhole.library import socks4, socks5, socks_udp
+from wyrmhole.library.arguments import check_instance, check_users
 from wyrmhole.library.descriptors import SERVICES
 from wyrmhole.library.dialer import DATAGRAM, STREAM, Dialer, HostSide, Spot, TunnelSide, is_loopback
-from wyrmhole.library.service import Limits, Service, reason_of, within
+from wyrmhole.library.service import Limits, Service, reason_of
 from wyrmhole.library.socks_udp import UdpAssociation
 from wyrmhole.library.splice import drain, splice
 
@@ -47,6 +48,8 @@ async def proxy(
     and `allow_open` is not set; OSError when it cannot listen; WyrmholeError when h11 is not installed.
     """
     spot = Spot.parse(listen)
+    check_users(users)
+    check_instance("limits", limits, Limits, "a wyrmhole.library.service.Limits")
     if users is None and not allow_open and not is_loopback(spot.host):
         raise ValueError(
             f"a proxy on {spot} would let everybody into the tunnel who reaches this host: give users, "
@@ -103,7 +106,7 @@ class Door:
             log.info("a client was refused: it speaks %s", spoken)
 
     async def _connect(self, host: str, port: int) -> socket.socket:
-        return await within(self._limits.connect, self._side.connect(host, port, STREAM), f"{host} did not answer")
+        return await self._side.connect(host, port, STREAM, self._limits.connect)
 
     async def _socks(self, client: socket.socket, first: bytes, deadline: float) -> None:
         negotiation = socks5.Negotiation(self._users)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+from wyrmhole.library.explain import spot
 from wyrmhole.library.stack import Socket
 
 
@@ -15,6 +16,10 @@ class TunnelServer(asyncio.AbstractServer):
         self._servers = servers
         self._loop = loop
         self._closed = asyncio.Event()
+
+    def __repr__(self) -> str:
+        where = ", ".join(spot(*sock.getsockname()[:2]) for sock in self.sockets)
+        return f"<TunnelServer on {where}>" if where else "<TunnelServer, closed>"
 
     @property
     def sockets(self) -> tuple[Socket, ...]:

@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 from collections import Counter, OrderedDict
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
@@ -21,6 +21,7 @@ from typing import Any, Protocol, Self
 
 from wyrmhole.library.descriptors import SERVICES, room
 from wyrmhole.library.dialer import is_loopback
+from wyrmhole.library.explain import CONNECT_FAILED
 from wyrmhole.library.supervise import watched
 
 log = logging.getLogger(__name__)
@@ -238,20 +239,15 @@ class Service:
         self._slots.release()
 
 
-async def within(seconds: float, awaitable: Awaitable[socket.socket], what: str) -> socket.socket:
-    """Raises TimeoutError that says what took too long."""
-    limit = asyncio.timeout(seconds)
-    try:
-        async with limit:
-            return await awaitable
-    except TimeoutError:
-        if not limit.expired():
-            raise
-        raise TimeoutError(f"{what} within {seconds:g} s") from None
-
-
 def reason_of(error: OSError) -> str:
-    """Why it failed, for people: asyncio hides the system's words behind "Connect call failed"."""
-    if isinstance(error, socket.gaierror) or not error.errno:
-        return error.strerror or str(error)
-    return os.strerror(error.errno)
+    """Why it failed, for people, without the address, which they have already. asyncio hides the system's words behind
+    "Connect call failed"."""
+    notes = [note for note in getattr(error, "__notes__", []) if note.startswith("and then")]
+    return "; ".join([_cause_of(error), *notes])
+
+
+def _cause_of(error: OSError) -> str:
+    text = error.strerror or str(error) or type(error).__name__
+    if isinstance(error, socket.gaierror) or not error.errno or not text.startswith(CONNECT_FAILED):
+        return text
+    return text.partition("): ")[2] or os.strerror(error.errno)

@@ -9,34 +9,40 @@ library raises it: ConnectionRefusedError, TimeoutError, socket.gaierror. Nothin
 cannot be had, `open` raises.
 
 A tunnel belongs to the loop that opened it. Other threads take `wyrmhole.sync`.
+
+Longer than 500 lines because it is the public interface: one class, whose verbs are read in one place. What they do is
+elsewhere.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import functools
 import ipaddress
 import os
 import socket
 import ssl as ssl_module
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
 from wyrmhole.control.wg_quick import Config
 from wyrmhole.errors import TunnelError
-from wyrmhole.library import address_info, icmp_echo
+from wyrmhole.library import address_info, arguments, explain, icmp_echo
 from wyrmhole.library.carrier import Carrier
 from wyrmhole.library.configuring import check_config, is_own, load_config, reconfigure_stack, warn_of_servers
 from wyrmhole.library.connecting import complete, first_connected
 from wyrmhole.library.events import Events
-from wyrmhole.library.explain import named
+from wyrmhole.library.explain import explained, named, spot
 from wyrmhole.library.life import Life
 from wyrmhole.library.own_threads import HELPERS
 from wyrmhole.library.peers import Peer, Peers, Stats
 from wyrmhole.library.servers import TunnelServer
 from wyrmhole.library.stack import HelperGone, HelperSlow, Pending, Socket, SocketAddress, Stack
+from wyrmhole.library.time_limit import Attempt, addresses_of, limited
 from wyrmhole.net.link_setup import Interface
 from wyrmhole.protocol.drops import by_name
 
@@ -84,6 +90,9 @@ class Tunnel:
     def __repr__(self) -> str:
         state = "closed" if self.closed else ", ".join(map(str, self.addresses))
         return f"<Tunnel {state}, {self.stack.name} stack, {self._carrier.engine_name} engine>"
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise TypeError(arguments.NOT_PICKLED)
 
     # Life
 
@@ -163,6 +172,7 @@ class Tunnel:
     async def wait_handshake(self, timeout: float | None = None) -> Peer:
         """The first peer that has a session; handshakes are begun with all that have none. Raises TimeoutError."""
         self._check()
+        arguments.check_timeout(timeout)
         return await self._carrier.wait_handshake(None, timeout)
 
     async def reload(self, config: Config | str | os.PathLike[str] | None = None) -> None:
@@ -200,6 +210,7 @@ class Tunnel:
         empty host is any address of the tunnel. Type 0 lists each address for all types. Raises socket.gaierror; the
         host's own names are never asked."""
         self._check()
+        arguments.check_lookup(host, port)
         address_info.check(family, type, flags)
         name, number = address_info.as_host(host), address_info.as_port(port, type, flags)
         if not name:
@@ -207,8 +218,21 @@ class Tunnel:
             found = address_info.infos(wanted, number, address_info.kinds_of(type, proto))
         else:
             asked = self._resolve().getaddrinfo(name, number, family=family, type=type, proto=proto, flags=flags)
-            found = await asked
+            try:
+                found = await asked
+            except socket.gaierror as error:
+                raise self._unresolved(error) from None
         return list(address_info.of_service(found, port, flags))
+
+    def _unresolved(self, error: socket.gaierror) -> socket.gaierror:
+        """Add that no server could be reached, if that is so."""
+        servers = self.config.interface.dns_servers if error.errno == socket.EAI_AGAIN else []
+        found = dict.fromkeys(reason for server in servers if (reason := self._carrier.no_session(server)))
+        if not found:
+            return error
+        return socket.gaierror(error.errno, "; ".join([error.strerror or str(error), *found])).with_traceback(
+            error.__traceback__
+        )
 
     def _resolve(self) -> Resolver:
         if self._resolver is None:
@@ -263,18 +287,22 @@ class Tunnel:
 
         Raises what `socket.create_connection` raises: ConnectionRefusedError, TimeoutError, socket.gaierror, OSError.
         """
-        async with self._limit(host, port, timeout) as tried:
-            return await self._connect_one(tried, host, port, family, type, local_addr)
+        async with self._limit(host, port, timeout) as attempt:
+            return await self._connect_one(attempt, host, port, family, type, local_addr)
 
     async def _connect_one(
-        self, tried: list[SocketAddress], host: str, port: int, family: int, kind: int, local_addr: Address | None
+        self, attempt: Attempt, host: str, port: int, family: int, kind: int, local_addr: Address | None
     ) -> Socket:
+        if local_addr is not None:
+            arguments.check_address("local_addr", local_addr)
         infos = await self.getaddrinfo(host, port, family=family, type=kind)
-        tried += [tuple(info[4]) for info in infos]
+        attempt.tried += addresses_of(infos)
         attempts = [functools.partial(self._connect, info[0], kind, tuple(info[4]), local_addr) for info in infos]
         if not family and self._resolver is not None and self._resolver.is_incomplete(host):
             attempts.append(functools.partial(self._connect_late, host, infos, kind, local_addr))
-        return await first_connected(attempts)
+        sock = await first_connected(attempts)
+        attempt.is_connected = True
+        return sock
 
     async def _connect_late(
         self, host: str, known: Sequence[tuple[Any, ...]], kind: int, local_addr: Address | None
@@ -296,26 +324,41 @@ class Tunnel:
         except TunnelError:
             raise
         except OSError as error:
-            # A refusal comes from the host inside, so there is nothing to say about the way there.
-            reason = "" if isinstance(error, ConnectionRefusedError) else self._explain(remote)
-            raise named(error, str(remote[0]), int(remote[1]), reason) from None
+            if local is not None and error.errno in explain.UNBOUND:
+                raise self._unbound(error, local) from None
+            raise named(error, str(remote[0]), int(remote[1]), self._reason(error, str(remote[0]))) from None
 
-    @contextlib.asynccontextmanager
-    async def _limit(self, host: str, port: int, timeout: float | None) -> AsyncIterator[list[SocketAddress]]:
-        """A time limit whose TimeoutError says what did not answer and why. The list is of the addresses tried."""
-        tried: list[SocketAddress] = []
-        limit = asyncio.timeout(timeout)
-        try:
-            async with limit:
-                yield tried
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            reason = self._explain(tried[0]) if tried else self._explain_names()
-            raise TimeoutError(f"{host}:{port} did not answer within {timeout:g} s; {reason}") from None
+    def _reason(self, error: OSError, host: str) -> str:
+        """Nothing for what the host inside says itself."""
+        if self.closed:
+            return "the tunnel was closed"
+        return self._explain(host) if error.errno in explain.UNANSWERED else ""
 
-    def _explain(self, address: SocketAddress) -> str:
-        return self._carrier.explain(ipaddress.ip_address(str(address[0]).partition("%")[0]))
+    def _unbound(self, error: OSError, local: SocketAddress) -> OSError:
+        own = ", ".join(map(str, self.addresses))
+        reason = f"the tunnel's addresses are {own}" if error.errno == errno.EADDRNOTAVAIL else ""
+        return explained(error, f"cannot bind to {spot(str(local[0]), local[1])} inside the tunnel", reason)
+
+    def _limit(self, host: str, port: int, timeout: float | None) -> AbstractAsyncContextManager[Attempt]:
+        arguments.check_host(host)
+        arguments.check_port(port)
+        arguments.check_timeout(timeout)
+        return limited(spot(host, port), timeout, self._explain, self._explain_names)
+
+    def explain(self, host: str) -> str:
+        """What the tunnel knows about the way to an address inside, for a message: whether the peer in charge has a
+        session, and if not, why. Empty for a name."""
+        found = address_info.literal(host)
+        return "" if found is None or self.closed else self._explain(str(found))
+
+    def _explain(self, host: str) -> str:
+        address = ipaddress.ip_address(host.partition("%")[0])
+        if is_own(self.addresses, address):
+            return ""
+        if address.version not in {own.version for own in self.addresses}:
+            own = ", ".join(map(str, self.addresses))
+            return f"the tunnel has no IPv{address.version} address (Address = {own})"
+        return self._carrier.explain(address)
 
     def _explain_names(self) -> str:
         servers = self.config.interface.dns_servers
@@ -335,8 +378,8 @@ class Tunnel:
         timeout: float | None = None,
     ) -> tuple[asyncio.Transport, AnyProtocol]:
         """As loop.create_connection. TLS checks the certificate against `host`, unless told another name."""
-        async with self._limit(host, port, timeout) as tried:
-            sock = await self._connect_one(tried, host, port, family, STREAM, local_addr)
+        async with self._limit(host, port, timeout) as attempt:
+            sock = await self._connect_one(attempt, host, port, family, STREAM, local_addr)
             with closing_on_failure(sock):
                 return await asyncio.get_running_loop().create_connection(
                     protocol_factory, sock=sock, ssl=ssl, server_hostname=server_name(ssl, server_hostname, host)
@@ -355,8 +398,8 @@ class Tunnel:
         timeout: float | None = None,
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         """As asyncio.open_connection. Raises as `connect_socket`, and ssl.SSLError."""
-        async with self._limit(host, port, timeout) as tried:
-            sock = await self._connect_one(tried, host, port, family, STREAM, local_addr)
+        async with self._limit(host, port, timeout) as attempt:
+            sock = await self._connect_one(attempt, host, port, family, STREAM, local_addr)
             with closing_on_failure(sock):
                 return await asyncio.open_connection(
                     sock=sock, ssl=ssl, server_hostname=server_name(ssl, server_hostname, host), limit=limit
@@ -427,16 +470,26 @@ class Tunnel:
         )
 
     async def _listen(self, host: str | None, port: int, family: int, backlog: int, reuse_port: bool) -> list[Socket]:
+        arguments.check_port(port)
+        arguments.check_number("backlog", backlog, 0, 2**31 - 1)
         made: list[Socket] = []
         try:
             for info in await self.getaddrinfo(host, port, family=family):
-                address = (info[4][0], port or (made[0].getsockname()[1] if made else 0), *info[4][2:])
-                made.append(await self._soon(self.stack.listen, info[0], address, backlog, reuse_port=reuse_port))
+                address = (info[4][0], info[4][1] or (made[0].getsockname()[1] if made else 0), *info[4][2:])
+                made.append(await self._listen_one(info[0], address, backlog, reuse_port))
         except BaseException:
             for sock in made:
                 sock.close()
             raise
         return made
+
+    async def _listen_one(self, family: int, address: SocketAddress, backlog: int, reuse_port: bool) -> Socket:
+        try:
+            return await self._soon(self.stack.listen, family, address, backlog, reuse_port=reuse_port)
+        except TunnelError:
+            raise
+        except OSError as error:
+            raise self._unbound(error, address) from None
 
     async def create_datagram_endpoint(
         self,
@@ -447,6 +500,9 @@ class Tunnel:
         family: int = 0,
     ) -> tuple[asyncio.DatagramTransport, AnyProtocol]:
         """As loop.create_datagram_endpoint."""
+        for what, given in (("local_addr", local_addr), ("remote_addr", remote_addr)):
+            if given is not None:
+                arguments.check_address(what, given)
         kind = socket.SOCK_DGRAM
         remote: SocketAddress | None = None
         if remote_addr is not None:
@@ -456,26 +512,34 @@ class Tunnel:
             family = (await self.getaddrinfo(*local_addr, family=family, type=kind))[0][0]
         family = family or self.families[-1]
         local = await self._local(local_addr, family, kind)
-        sock = await self._soon(self.stack.datagram, family, local, remote)
+        try:
+            sock = await self._soon(self.stack.datagram, family, local, remote)
+        except TunnelError:
+            raise
+        except OSError as error:
+            if local is not None and error.errno in explain.UNBOUND:
+                raise self._unbound(error, local) from None
+            if remote is None:
+                raise
+            raise named(error, str(remote[0]), int(remote[1]), self._reason(error, str(remote[0]))) from None
         with closing_on_failure(sock):
             return await asyncio.get_running_loop().create_datagram_endpoint(protocol_factory, sock=sock)
 
     async def ping(self, host: str, *, timeout: float | None = 5.0, size: int = 56, family: int = 0) -> float:
         """Seconds until `host` answered an ICMP echo of `size` bytes. Raises TimeoutError, socket.gaierror, OSError."""
-        if not 0 <= size <= icmp_echo.MAX_SIZE:
-            raise ValueError(f"a ping carries 0 to {icmp_echo.MAX_SIZE} bytes, not {size}")
-        limit, tried = asyncio.timeout(timeout), list[SocketAddress]()
-        try:
-            async with limit:
-                info = (await self.getaddrinfo(host, 0, family=family))[0]
-                tried.append(tuple(info[4]))
-                sock = await self.open_socket(info[0], socket.SOCK_RAW, icmp_echo.protocol_of(info[0]))
+        arguments.check_host(host)
+        arguments.check_timeout(timeout)
+        arguments.check_number("the size of a ping", size, 0, icmp_echo.MAX_SIZE)
+        async with limited(host, timeout, self._explain, self._explain_names) as attempt:
+            info = (await self.getaddrinfo(host, 0, family=family))[0]
+            attempt.tried += addresses_of([info])
+            sock = await self.open_socket(info[0], socket.SOCK_RAW, icmp_echo.protocol_of(info[0]))
+            try:
                 return await icmp_echo.echo(sock, tuple(info[4]), id(sock) >> 4 & 0xFFFFFFFF, size)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            reason = self._explain(tried[0]) if tried else self._explain_names()
-            raise TimeoutError(f"{host} did not answer within {timeout:g} s; {reason}") from None
+            except OSError as error:
+                address = str(info[4][0])
+                where = host if host == address else f"{host} ({address})"
+                raise explained(error, f"no answer to a ping of {where}", self._reason(error, address)) from None
 
     # Services
 

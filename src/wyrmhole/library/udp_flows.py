@@ -19,7 +19,7 @@ from typing import Any, TypeAlias
 
 from wyrmhole.library.descriptors import SERVICES, room
 from wyrmhole.library.dialer import is_loopback
-from wyrmhole.library.service import Limits
+from wyrmhole.library.service import Limits, reason_of
 from wyrmhole.library.supervise import watched
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,8 @@ Client: TypeAlias = tuple[Any, Control]
 
 
 class UdpFlows:
-    """Owns the listener, which is bound and non-blocking. `connect` makes a flow's other socket, or raises OSError."""
+    """Owns the listener, which is bound and non-blocking. `connect` makes a flow's other socket, or raises OSError, in
+    a time of its own."""
 
     def __init__(
         self, name: str, listener: socket.socket, connect: Callable[[], Awaitable[socket.socket]], limits: Limits
@@ -132,10 +133,9 @@ class UdpFlows:
 
     async def _open(self, client: Client) -> socket.socket | None:
         try:
-            async with asyncio.timeout(self._limits.connect):
-                return await self._connect()
+            return await self._connect()
         except OSError as error:
-            log.info("%s: no flow for %s: %s", self._name, client[0], error or "the target did not answer in time")
+            log.info("%s: no flow for %s: %s", self._name, client[0], reason_of(error))
             return None
 
     def _sweep(self) -> None:
