@@ -50,6 +50,18 @@ class ConfigFileError(WyrmholeError, ValueError):
         self.expected = expected
 
 
+class OpenProxyError(WyrmholeError, ValueError):
+    """A proxy without users that other machines would reach. `users` and `allow` are what the caller calls the
+    remedies."""
+
+    def __init__(self, listen: str, users: str = "give users", allow: str = "set allow_open") -> None:
+        super().__init__(
+            f"a proxy on {listen} would let everybody into the tunnel who reaches this host: {users}, listen on "
+            f"127.0.0.1, or {allow} if that is what you want"
+        )
+        self.listen = listen
+
+
 class TunnelError(WyrmholeError, OSError):
     """A tunnel of this program cannot do what was asked: it is closed, of another process, or could not be opened."""
 

@@ -16,6 +16,7 @@ import wyrmhole
 from tests.cli.wyrmhole_command import invoke, refusal
 from wyrmhole.cli.app import Failure
 from wyrmhole.cli.command_tunnel import read_users
+from wyrmhole.errors import OpenProxyError
 
 
 class FakeService:
@@ -82,6 +83,18 @@ def test_a_forward_goes_where_it_is_told(tunnel: FakeTunnel, conf: str, more: li
 
 def test_what_the_library_refuses_is_one_line(tunnel: FakeTunnel, conf: str) -> None:
     assert refusal("forward", conf, "nonsense", "b:1") == "wyrmhole: nonsense is not HOST:PORT\n"
+
+
+def test_a_proxy_for_everybody_is_refused_in_the_words_of_the_command(
+    tunnel: FakeTunnel, conf: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(listen: str, **_: object) -> None:
+        raise OpenProxyError(listen)
+
+    monkeypatch.setattr(tunnel, "proxy", refuse, raising=False)
+    said = refusal("proxy", conf, "--listen", "0.0.0.0:1080")
+    assert "a proxy on 0.0.0.0:1080 would let everybody into the tunnel" in said
+    assert "name users with --users FILE, listen on 127.0.0.1, or pass --allow-open if" in said
 
 
 @pytest.mark.parametrize("text", ["ann\n", ":secret\n", "ann:\n", ""])

@@ -13,6 +13,7 @@ import click
 from wyrmhole.cli.app import Failure, config_argument, config_path, load
 from wyrmhole.cli.console_log import log_options, set_up_console
 from wyrmhole.control.wg_quick import Config
+from wyrmhole.errors import OpenProxyError
 
 MAX_USERS_FILE = 1 << 20
 """Bytes: some 20,000 users, far more than one proxy serves."""
@@ -83,6 +84,8 @@ def serve(config: Config, open_door: OpenDoor) -> None:
     """Until Ctrl-C or SIGTERM. Raises WyrmholeError and OSError of opening."""
     try:
         asyncio.run(_serve(config, open_door))
+    except OpenProxyError as error:
+        raise OpenProxyError(error.listen, "name users with --users FILE", "pass --allow-open") from error
     except ValueError as error:
         raise Failure(str(error)) from error
 

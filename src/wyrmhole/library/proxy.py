@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from wyrmhole.errors import WyrmholeError, how_to_install
+from wyrmhole.errors import OpenProxyError, WyrmholeError, how_to_install
 from wyrmhole.library import socks4, socks5, socks_udp
 from wyrmhole.library.arguments import check_instance, check_users
 from wyrmhole.library.descriptors import SERVICES
@@ -51,10 +51,7 @@ async def proxy(
     check_users(users)
     check_instance("limits", limits, Limits, "a wyrmhole.library.service.Limits")
     if users is None and not allow_open and not is_loopback(spot.host):
-        raise ValueError(
-            f"a proxy on {spot} would let everybody into the tunnel who reaches this host: give users, "
-            "listen on 127.0.0.1, or set allow_open if that is what you want"
-        )
+        raise OpenProxyError(str(spot))
     import_http()
     service = Service(f"proxy {spot}", limits or Limits())
     door = Door(TunnelSide(dialer), service.limits, None if users is None else dict(users), service.prove)
