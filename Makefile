@@ -13,7 +13,7 @@ RUST_SOURCES := $(shell find rust -name target -prune -o -type f -print 2>/dev/n
 # What the native engine is built with; everything works without it, on the portable engine.
 CARGO := $(shell command -v cargo 2>/dev/null)
 
-help:  ## this list
+help:  ## this list; times are for two cores, and the first target also builds (1 to 4 min)
 	@sed -n 's/^\([a-z-]*\):.*## /\1	/p' $(MAKEFILE_LIST)
 
 $(STAMP): pyproject.toml setup.py $(RUST_SOURCES)
@@ -22,20 +22,25 @@ $(STAMP): pyproject.toml setup.py $(RUST_SOURCES)
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null \
 	  || { echo "this Python cannot make a virtual environment: apt-get install python3-venv, or its like" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+ifneq ($(CARGO),)
+	@echo "installing wyrmhole and its tools, and building the native engine: 1 to 4 minutes without output"
+else
+	@echo "installing wyrmhole and its tools: about 30 s without output; no Rust toolchain, so no native engine"
+endif
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-demo: $(STAMP)  ## two devices, a handshake, pings, a transfer
+demo: $(STAMP)  ## two devices, a handshake, pings, a transfer (10 s)
 	@$(BIN)/python examples/demo.py
 
 # Much of the time of a network test is waiting, so that two at once take little more than half as long.
 JOBS ?= 2
 
-test: $(STAMP)  ## every test, JOBS (2) files at once; network tests need root and `make test-deps`
+test: $(STAMP)  ## every test, JOBS (2) files at once; network tests need root and `make test-deps` (20 min)
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile
 	@$(MAKE) --no-print-directory test-rust
 
-check: lint  ## lint, format, types, and the tests that need no network
+check: lint  ## lint, format, types, and the tests that need no network (2 to 9 min)
 	$(BIN)/python -m pytest -q -n $(JOBS) --dist loadfile -m 'not network'
 	@$(MAKE) --no-print-directory test-rust
 
@@ -59,12 +64,12 @@ sanitize:  ## the Rust tests under the address sanitizer (x86_64; uses a compile
 	cd rust && RUSTC_BOOTSTRAP=1 RUSTFLAGS=-Zsanitizer=address cargo test --quiet --locked \
 	  --target x86_64-unknown-linux-gnu --target-dir target/sanitize --package wyrmhole-core
 
-native: $(STAMP)  ## build the native engine again, after a change in rust/
+native: $(STAMP)  ## build the native engine again, after a change in rust/ (1 to 3 min)
 	cd rust && PYO3_BUILD_EXTENSION_MODULE=1 cargo build --quiet --release --locked
 	cp rust/target/release/lib_native.so src/wyrmhole/engine/_native.abi3.so
 	cp rust/target/release/netns_helper src/wyrmhole/library/_netns_helper
 
-parity: $(STAMP)  ## 10,000 scripts of commands and packets, the same on both engines
+parity: $(STAMP)  ## 10,000 scripts of commands and packets, the same on both engines (minutes)
 	SCRIPTS=10000 FIRST_SCRIPT=0 $(BIN)/python -m pytest -q tests/simulation/test_parity.py
 
 format: $(STAMP)  ## let ruff format and sort
