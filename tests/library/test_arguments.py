@@ -56,6 +56,7 @@ VERBS: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
     ("port text", lambda t: t.open_connection(FAR_V4, "99999"), socket.gaierror, "'99999' is not a port"),
     ("host none", lambda t: t.open_connection(None, 80), TypeError, "the host must be a str"),
     ("host number", lambda t: t.connect_socket(10, 80), TypeError, "the host must be a str"),
+    ("host bytes", lambda t: t.connect_socket(b"h", 80), TypeError, "not bytes"),
     ("host empty", lambda t: t.connect_socket("", 80), ValueError, "the host is empty"),
     (
         "timeout negative",

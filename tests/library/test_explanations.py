@@ -112,6 +112,26 @@ def test_an_address_without_a_way_is_named_with_the_cause(verb: str, silent: int
 
 
 @network
+def test_datagrams_without_a_way_are_refused_with_the_cause(silent: int) -> None:
+    """The kernel tells the sender of datagrams nothing about a host that it cannot reach."""
+
+    async def scenario() -> None:
+        async with cut_off(silent) as tunnel:
+            for failing in (
+                tunnel.create_datagram_endpoint(asyncio.DatagramProtocol, remote_addr=(OUTSIDE, 53)),
+                tunnel.connect_socket(OUTSIDE, 53, type=socket.SOCK_DGRAM),
+            ):
+                said = await text_of(failing)
+                assert f"('{OUTSIDE}', 53): No route to host; {OUTSIDE} is in no peer's AllowedIPs" in said
+            for inside in (FAR_V4, NEAR_V4, "127.0.0.1", "fd66::2"):
+                (await tunnel.connect_socket(inside, 53, type=socket.SOCK_DGRAM)).close()
+            await tunnel.reload(tunnel.config.emit().replace("[Peer]", "[Peer]\nAllowedIPs = 10.99.0.0/24"))
+            (await tunnel.connect_socket(OUTSIDE, 53, type=socket.SOCK_DGRAM)).close()
+
+    run(scenario())
+
+
+@network
 @pytest.mark.parametrize("verb", VERBS)
 def test_a_family_that_the_tunnel_lacks_is_named(verb: str, silent: int) -> None:
     async def scenario() -> None:
@@ -324,7 +344,8 @@ def test_a_reason_is_what_the_tunnel_said() -> None:
     far = explain.named(OSError(errno.EHOSTUNREACH, "No route to host"), "10.0.0.1", 81, "no peer")
     assert reason_of(far) == "No route to host; no peer"
     assert reason_of(socket.gaierror(socket.EAI_NONAME, "no such name")) == "no such name"
-    assert reason_of(TimeoutError()) == "TimeoutError"
+    assert reason_of(TimeoutError()) == "it took too long"
+    assert reason_of(ConnectionResetError()) == "ConnectionResetError"
     far.add_note("and then: [Errno 111] the other one")
     assert reason_of(far) == "No route to host; no peer; and then: [Errno 111] the other one"
 

@@ -55,8 +55,6 @@ def check_number(what: str, value: object, low: int, high: int) -> None:
 
 def check_host(host: object) -> None:
     """A host to reach. Raises TypeError, ValueError."""
-    if isinstance(host, bytes):
-        host = host.decode("ascii", "replace")
     check_text("the host", host, "db.internal")
 
 

@@ -26,6 +26,8 @@ from wyrmhole.library.supervise import watched
 
 log = logging.getLogger(__name__)
 
+TOO_LATE = "it took too long"
+"""What a time limit of asyncio says, in words."""
 PAUSE = 1.0
 """Seconds without accepting after it failed, as when descriptors ran out; asyncio waits as long."""
 
@@ -222,7 +224,8 @@ class Service:
         try:
             await handle(sock)
         except (OSError, EOFError) as error:
-            log.debug("%s: a connection ended: %s", self.name, error)
+            reason = reason_of(error) if isinstance(error, OSError) else error
+            log.debug("%s: a connection ended: %s", self.name, reason)
 
     def _handled(self, sock: socket.socket, source: str, _: asyncio.Task[None]) -> None:
         """Also after a handler that was cancelled before its first step."""
@@ -247,7 +250,7 @@ def reason_of(error: OSError) -> str:
 
 
 def _cause_of(error: OSError) -> str:
-    text = error.strerror or str(error) or type(error).__name__
+    text = error.strerror or str(error) or (TOO_LATE if isinstance(error, TimeoutError) else type(error).__name__)
     if isinstance(error, socket.gaierror) or not error.errno or not text.startswith(CONNECT_FAILED):
         return text
     return text.partition("): ")[2] or os.strerror(error.errno)

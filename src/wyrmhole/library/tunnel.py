@@ -319,6 +319,8 @@ class Tunnel:
 
     async def _connect(self, family: int, kind: int, remote: SocketAddress, local_addr: Address | None) -> Socket:
         local = await self._local(local_addr, family, kind)
+        if kind == socket.SOCK_DGRAM:
+            self._check_way(remote)
         try:
             return await complete(await self._soon(self.stack.connect, family, kind, remote, local))
         except TunnelError:
@@ -327,6 +329,16 @@ class Tunnel:
             if local is not None and error.errno in explain.UNBOUND:
                 raise self._unbound(error, local) from None
             raise named(error, str(remote[0]), int(remote[1]), self._reason(error, str(remote[0]))) from None
+
+    def _check_way(self, remote: SocketAddress) -> None:
+        """Datagrams without a way get an answer that the kernel keeps to itself, so they are refused before. Raises
+        OSError, as connecting to an address without a route does."""
+        address = ipaddress.ip_address(str(remote[0]).partition("%")[0])
+        if address.version in {own.version for own in self.addresses} and not (
+            address.is_unspecified or self._leads_to(address)
+        ):
+            error = OSError(errno.EHOSTUNREACH, os.strerror(errno.EHOSTUNREACH))
+            raise named(error, str(remote[0]), int(remote[1]), self._explain(str(remote[0])))
 
     def _reason(self, error: OSError, host: str) -> str:
         """Nothing for what the host inside says itself."""
@@ -512,6 +524,8 @@ class Tunnel:
             family = (await self.getaddrinfo(*local_addr, family=family, type=kind))[0][0]
         family = family or self.families[-1]
         local = await self._local(local_addr, family, kind)
+        if remote is not None:
+            self._check_way(remote)
         try:
             sock = await self._soon(self.stack.datagram, family, local, remote)
         except TunnelError:
