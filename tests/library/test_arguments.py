@@ -118,6 +118,7 @@ VERBS: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
     ("peer handshake", lambda t: t.peers.handshake(b"x"), TypeError, "a public key must be"),
     ("reload", lambda t: t.reload(5), TypeError, "a configuration is the path of a file"),
     ("reload nothing", lambda t: t.reload(""), ValueError, "the configuration is empty"),
+    ("pickle a peer", lambda t: pickle.dumps(next(iter(t.peers.values()))), TypeError, "belongs to the process"),
     ("pickle", lambda t: pickle.dumps(t), TypeError, "belongs to the process that opened it"),
 ]
 

@@ -14,7 +14,6 @@ import pytest
 
 import wyrmhole
 from tests.library.tunnels import FAR_V4, far_config, generate, near_config, run, tunnels
-from tests.net.namespaces import Namespace
 from wyrmhole.library import one_key
 from wyrmhole.library.one_key import claim
 
@@ -98,30 +97,6 @@ def test_a_fork_does_not_keep_the_key_of_its_parent(caplog: pytest.LogCaptureFix
     for each in (readable, writable, begun, begins):
         os.close(each)
     assert not warnings(caplog)
-
-
-@network
-def test_names_are_those_of_a_network_namespace(caplog: pytest.LogCaptureFixture) -> None:
-    """Another process in another namespace is on another host, for a peer; in this process the table knows."""
-    key = generate().public_key()
-    other = Namespace()
-    try:
-        with other.entered():
-            process = subprocess.Popen(
-                [sys.executable, "-c", HOLD, key.raw.hex()], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-            )
-        with process:
-            assert process.stdout is not None
-            process.stdout.readline()
-            held = claim(key)
-            assert not warnings(caplog)
-            with other.entered():
-                claim(key).release()
-            assert len(warnings(caplog)) == 1
-            held.release()
-            process.kill()
-    finally:
-        other.delete()
 
 
 @network

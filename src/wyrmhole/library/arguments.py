@@ -68,8 +68,8 @@ def check_port(port: object) -> None:
 
 
 NOT_PICKLED = (
-    "a tunnel is not pickled, as it belongs to the process that opened it: pass its configuration, and open another "
-    "tunnel in the other process, with a key of its own if this one stays open"
+    "a tunnel, its peers and its services cannot be pickled, for a tunnel belongs to the process that opened it: pass "
+    "the configuration, and open another tunnel in the other process, with a key of its own if this one stays open"
 )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from wyrmhole.control.wg_quick import ConfigPeer
 from wyrmhole.control.wg_values import ConfigEndpoint
-from wyrmhole.library.arguments import check_instance, check_number, check_timeout, named_type
+from wyrmhole.library.arguments import NOT_PICKLED, check_instance, check_number, check_timeout, named_type
 from wyrmhole.protocol.keys import PresharedKey, PublicKey
 from wyrmhole.wire.prefix import Prefix
 
@@ -60,6 +60,9 @@ class Peer:
 
     def __repr__(self) -> str:
         return f"<Peer {self.name or self.public_key}>"
+
+    def __reduce__(self) -> str | tuple[object, ...]:
+        raise TypeError(NOT_PICKLED)
 
     def stats(self) -> PeerStats:
         """Raises KeyError when it was removed."""

@@ -19,6 +19,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self
 
+from wyrmhole.library.arguments import NOT_PICKLED
 from wyrmhole.library.descriptors import SERVICES, room
 from wyrmhole.library.dialer import is_loopback
 from wyrmhole.library.explain import CONNECT_FAILED
@@ -95,6 +96,9 @@ class Service:
     def __repr__(self) -> str:
         state = "closed" if self._closed.is_set() else f"{self.connections} connections"
         return f"<{self.name}, {state}>"
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        raise TypeError(NOT_PICKLED)
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
