@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from wyrmhole.cli.console_log import set_up_console
+from wyrmhole.cli.console_log import OPENING, set_up_console
 
 
 @pytest.fixture(autouse=True)
@@ -35,6 +35,15 @@ def test_verbosity_decides_what_is_printed(
     for level in ("debug", "info", "warning", "error"):
         getattr(logger, level)("%s", level)
     assert capsys.readouterr().err.splitlines() == [f"wyrmhole: {level}" for level in seen]
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_the_choice_of_an_engine_is_for_the_verbose(verbose: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    set_up_console(verbose, False)
+    logger = logging.getLogger(OPENING)
+    logger.info("opened")
+    logger.warning("beware")
+    assert capsys.readouterr().err.splitlines() == ["wyrmhole: opened"] * verbose + ["wyrmhole: beware"]
 
 
 def test_a_name_with_control_characters_stays_on_its_line(capsys: pytest.CaptureFixture[str]) -> None:

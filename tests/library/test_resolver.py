@@ -556,7 +556,7 @@ def test_the_cache_is_bounded() -> None:
 
 def test_without_dnspython_names_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "dns", None)
-    with pytest.raises(socket.gaierror, match=r"pip install 'wyrmhole\[dns\]'"):
+    with pytest.raises(socket.gaierror, match=r"extra `dns`, for example pip install '\.\[dns\]' in a checkout"):
         run(Resolver(["127.0.0.1"], Loopback().open_socket).addresses("db.internal"))
 
 

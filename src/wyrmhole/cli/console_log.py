@@ -12,6 +12,7 @@ import click
 from wyrmhole.cli.log_lines import RateLimit
 
 AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
+OPENING = "wyrmhole.library.opening"
 
 
 class OneLine(logging.Formatter):
@@ -24,11 +25,18 @@ class OneLine(logging.Formatter):
         return f"wyrmhole: {text}"
 
 
+def is_news(record: logging.LogRecord) -> bool:
+    """Not which engine was chosen: the first line of a command is where it listens."""
+    return record.levelno > logging.INFO or record.name != OPENING
+
+
 def set_up_console(verbose: bool, quiet: bool, default: int = logging.INFO) -> None:
     """Failures and what became of peers by default; each step with `verbose`; errors only with `quiet`."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(OneLine())
     handler.addFilter(RateLimit())
+    if not verbose:
+        handler.addFilter(is_news)
     logger = logging.getLogger("wyrmhole")
     logger.handlers[:] = [handler]
     logger.propagate = False

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from wyrmhole.control.wg_quick import ConfigPeer
 from wyrmhole.control.wg_values import ConfigEndpoint
-from wyrmhole.library.arguments import NOT_PICKLED, check_instance, check_number, check_timeout, named_type
+from wyrmhole.library.arguments import NOT_PICKLED, check_instance, check_timeout, named_type
 from wyrmhole.protocol.keys import PresharedKey, PublicKey
 from wyrmhole.wire.prefix import Prefix
 
@@ -154,8 +154,8 @@ def check_peer_arguments(
         raise TypeError(f"endpoint must be text such as 'vpn.example:51820', not {named_type(endpoint)}")
     if not isinstance(preshared_key, str | PresharedKey | None):
         raise TypeError(f"preshared_key must be base64 text or a PresharedKey, not {named_type(preshared_key)}")
-    if persistent_keepalive is not None:
-        check_number("persistent_keepalive", persistent_keepalive, 0, 65535)
+    if isinstance(persistent_keepalive, bool) or not isinstance(persistent_keepalive, int | None):
+        raise TypeError(f"persistent_keepalive must be an int of seconds, not {named_type(persistent_keepalive)}")
     check_instance("name", name, str, "a str")
 
 
