@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 import wyrmhole
-from tests.library.guide import BLOCKS, GUIDE, ROOT
+from tests.library.guide import BLOCKS, GUIDE, RECIPES, ROOT
 from tests.library.test_guide import CHECKS
 from tests.library.tunnels import echo, far_config, generate, near_config, run
 
@@ -25,7 +25,7 @@ WHOLE = ("open", "sync", "device", "logging")
 
 
 def test_every_block_of_the_guide_is_run() -> None:
-    assert set(BLOCKS) == {*INSIDE, *WHOLE, *CHECKS}
+    assert set(BLOCKS) == {*INSIDE, *WHOLE, *CHECKS, *RECIPES}
     assert GUIDE.count("```python") == len(BLOCKS)
 
 
