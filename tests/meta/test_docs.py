@@ -45,6 +45,6 @@ def test_links_and_file_names_lead_somewhere(document: Path) -> None:
     text = document.read_text()
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", text):
         assert (document.parent / target).exists(), target
-    rooms = "wire|protocol|net|engine|device|control|cli|simulation"
+    rooms = "wire|protocol|net|engine|device|control|cli|simulation|library|adapters|sandbox"
     for name in re.findall(rf"`((?:{rooms})/\w+\.py)`", text):
         assert any((folder / name).exists() for folder in (ROOT / "src" / "wyrmhole", ROOT / "tests")), name
