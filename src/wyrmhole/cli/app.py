@@ -90,7 +90,16 @@ def _remedy(error: OSError) -> str:
 )
 @click.version_option(version("wyrmhole"), prog_name="wyrmhole")
 def command() -> None:
-    """Tunnels that speak the WireGuard protocol: keys, files, and interfaces of user-space daemons."""
+    """Tunnels that speak the WireGuard protocol: keys, files, and interfaces of user-space daemons.
+
+    \b
+    wyrmhole check wg0.conf         is this file right?
+    wyrmhole doctor wg0.conf        why does this tunnel not work?
+    wyrmhole up wg0                 bring it up, like wg-quick
+    wyrmhole run wg0.conf -- curl http://intranet.example/
+
+    CONFIG is a file, or the name of one in /etc/wireguard. INTERFACE is the name of a running interface.
+    """
 
 
 # Shared by the sub-commands

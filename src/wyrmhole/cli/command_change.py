@@ -57,7 +57,14 @@ def resolve_all(config: Config, interface: str) -> Resolver:
 @interface_argument
 @file_argument
 def setconf_command(interface: str, config: Path) -> None:
-    """Make INTERFACE what FILE says; sessions end."""
+    """Replace the configuration of INTERFACE by FILE.
+
+    All sessions end; syncconf keeps them. FILE holds keys and peers only: strip makes one from a file of wg-quick.
+
+    \b
+    wyrmhole strip wg0.conf > stripped.conf
+    wyrmhole setconf wg0 stripped.conf
+    """
     wanted = load(config)
     uapi_client.apply(interface, set_change(wanted, resolve_all(wanted, interface)))
 
@@ -66,7 +73,11 @@ def setconf_command(interface: str, config: Path) -> None:
 @interface_argument
 @file_argument
 def addconf_command(interface: str, config: Path) -> None:
-    """Add what FILE says to INTERFACE."""
+    """Add the peers and settings of FILE to INTERFACE.
+
+    \b
+    wyrmhole addconf wg0 new-peer.conf
+    """
     wanted = load(config)
     uapi_client.apply(interface, add_change(wanted, resolve_all(wanted, interface)))
 
@@ -75,7 +86,14 @@ def addconf_command(interface: str, config: Path) -> None:
 @interface_argument
 @file_argument
 def syncconf_command(interface: str, config: Path) -> None:
-    """Make INTERFACE what FILE says; peers that stay keep their sessions."""
+    """Replace the configuration of INTERFACE, and keep sessions.
+
+    Peers that are in FILE keep their sessions; the others are removed.
+
+    \b
+    wyrmhole strip wg0.conf > stripped.conf
+    wyrmhole syncconf wg0 stripped.conf
+    """
     wanted = load(config)
     change = sync_change(wanted, uapi_client.get(interface), resolve_all(wanted, interface))
     if wanted.interface.fwmark is None:
@@ -92,20 +110,24 @@ def syncconf_command(interface: str, config: Path) -> None:
     "set",
     context_settings={"ignore_unknown_options": True},
     options_metavar="",
-    short_help="Change INTERFACE and its peers.",
 )
 @interface_argument
 @click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED)
 def set_command(interface: str, words: tuple[str, ...]) -> None:
-    """Change INTERFACE. WORDS are those of `wg set`:
+    """Change INTERFACE and its peers. WORDS are those of `wg set`:
 
     \b
     [listen-port PORT] [fwmark MARK] [private-key FILE]
     [peer PUBLIC-KEY [remove] [preshared-key FILE] [endpoint HOST:PORT]
           [persistent-keepalive SECONDS|off] [allowed-ips IP/LENGTH,...]]...
 
-    Keys come from files, never from the command line; an empty file removes a key. Allowed ips replace those of the
-    peer, unless one has a + or - before it: then they are added, or those with - removed.
+    \b
+    wyrmhole set wg0 listen-port 51820 private-key private.key
+    wyrmhole set wg0 peer PUBLIC-KEY allowed-ips +10.1.0.0/16
+    wyrmhole set wg0 peer PUBLIC-KEY remove
+
+    Keys come from files, never from the command line; an empty file removes a key. The list after allowed-ips replaces
+    the peer's list. With a + or - before an address, the list is changed instead: - removes, the others are added.
     """
     uapi_client.apply(interface, parse_words(words, resolver()))
 

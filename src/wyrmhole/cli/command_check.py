@@ -30,10 +30,16 @@ MAX_NAMES = 64
 @click.command("check")
 @config_argument
 @click.option("--json", "as_json", is_flag=True, help="A JSON list of findings: line, level, message.")
-@click.option("--strict", is_flag=True, help="Status 1 for warnings too.")
+@click.option("--strict", is_flag=True, help="Status 1 for warnings, too.")
 @click.option("--offline", is_flag=True, help="Do not look up the names of endpoints.")
 def check_command(config: str, as_json: bool, strict: bool, offline: bool) -> None:
-    """Lint CONFIG: a file, or the name of one in /etc/wireguard. Status 1 if it has errors."""
+    """Report what is wrong or doubtful in CONFIG, line by line.
+
+    CONFIG is a file, or the name of one in /etc/wireguard. The status is 1 if there are errors.
+
+    \b
+    wyrmhole check wg0.conf
+    """
     path = config_path(config)
     found = findings(path, offline=offline)
     if as_json:

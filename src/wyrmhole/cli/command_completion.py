@@ -16,7 +16,10 @@ PLACES = {
 
 @click.command(
     "completion",
-    help="Print the completion script of a shell.\n\n\b\n" + "\n".join(f"{k}: into {v}" for k, v in PLACES.items()),
+    help="Print the completion script of a shell.\n\n\b\nwyrmhole completion bash > "
+    + PLACES["bash"]
+    + "\n\nWhere it belongs:\n\n\b\n"
+    + "\n".join(f"{shell}: {place}" for shell, place in PLACES.items()),
 )
 @click.argument("shell", type=click.Choice(sorted(PLACES)))
 def completion_command(shell: str) -> None:

@@ -22,24 +22,28 @@ MARKS = {"good": ("ok", "green"), "poor": ("--", "yellow"), "bad": ("NO", "red")
 @click.command("doctor")
 @click.argument("config", required=False, shell_complete=complete_config)
 @click.option("--json", "as_json", is_flag=True, help="A JSON list of findings.")
-@click.option("--name", "names", multiple=True, metavar="HOST", help="Look this name up inside; may be repeated.")
-@click.option(
-    "--to", "peer", metavar="PEER", help="Try whether GSO batches reach a peer: its key, or an address inside."
-)
+@click.option("--name", "names", multiple=True, metavar="HOST", help="Look up this name inside, too; may be repeated.")
+@click.option("--to", "peer", metavar="PEER", help="Test GSO batches to a peer: its public key, or an address inside.")
 def doctor_command(config: str | None, as_json: bool, names: tuple[str, ...], peer: str | None) -> None:
-    """Without CONFIG: look at what tunnels need of this machine. Status 1 when neither the daemon nor the library can
-    work.
+    """Find out why a tunnel, or this machine, does not work.
 
-    With CONFIG (a file, or the name of one in /etc/wireguard): try to reach its peers, without root and one step after
-    the other: the endpoint's name and route, a handshake, ping and path MTU inside, name servers. Status 1 when a step
-    fails.
+    \b
+    wyrmhole doctor                   examine this machine
+    wyrmhole doctor wg0.conf          try to reach the peers of a file; no root
+    wyrmhole doctor --to 10.0.0.2     test GSO batches through a running tunnel
 
-    With --to: ping a peer of a running tunnel in bursts and singly. Status 1 when batches of datagrams are lost while
-    single ones arrive, 2 when it could not be found out.
+    Without CONFIG it examines what tunnels need of this machine. The status is 1 if neither the daemon nor the library
+    can work.
+
+    With CONFIG (a file, or the name of one in /etc/wireguard) it goes step by step: the endpoint's name and route, a
+    handshake, ping and path MTU inside, name servers. The status is 1 if a step fails.
+
+    With --to it pings a peer in bursts and one by one. The status is 1 if batches are lost while single datagrams
+    arrive, and 2 if it could not find out.
 
     \b
     ok  works
-    --  works, but
+    --  works, with a restriction that the line names
     NO  does not work
     ..  could not be tried
     """

@@ -27,21 +27,33 @@ def _warn_of_readers() -> None:
 
 @click.command("genkey")
 def genkey_command() -> None:
-    """Print a new private key."""
+    """Print a new private key.
+
+    \b
+    umask 077; wyrmhole genkey > private.key
+    """
     _warn_of_readers()
     click.echo(PrivateKey(SystemClock().random(KEY_SIZE)).base64())
 
 
 @click.command("genpsk")
 def genpsk_command() -> None:
-    """Print a new preshared key."""
+    """Print a new preshared key, for both peers of a pair.
+
+    \b
+    umask 077; wyrmhole genpsk > preshared.key
+    """
     _warn_of_readers()
     click.echo(PresharedKey(SystemClock().random(KEY_SIZE)).base64())
 
 
 @click.command("pubkey")
 def pubkey_command() -> None:
-    """Read a private key from stdin, print its public key."""
+    """Read a private key from stdin and print its public key.
+
+    \b
+    wyrmhole pubkey < private.key > public.key
+    """
     text = sys.stdin.buffer.read(LONGEST_INPUT).decode("ascii", "replace").strip()
     try:
         key = PrivateKey.from_base64(text)

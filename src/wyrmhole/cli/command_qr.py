@@ -16,12 +16,19 @@ MOST_BYTES = 2953
 
 @click.command("qr")
 @config_argument
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Write a .png or .svg file, for its owner alone.")
-@click.option("--allow-secrets", is_flag=True, help="Print private keys to a non-terminal too.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Write a .png or .svg file, readable by its owner only."
+)
+@click.option("--allow-secrets", is_flag=True, help="Print private keys to a non-terminal, too.")
 def qr_command(config: str, output: Path | None, allow_secrets: bool) -> None:
-    """Draw CONFIG as a QR code for the mobile apps, on the terminal or into a file. Who sees it has the keys.
+    """Draw CONFIG as a QR code for the mobile apps.
 
-    Comments, and keys that the apps refuse (FwMark, Table, hooks, SaveConfig), are left out.
+    The code contains the private key: anyone who sees it can use the tunnel. Comments, and keys that the apps refuse
+    (FwMark, Table, hooks, SaveConfig), are left out.
+
+    \b
+    wyrmhole qr phone.conf                 on the terminal
+    wyrmhole qr phone.conf -o phone.png
     """
     # Imported here: completion and help load this module, and need no drawing.
     import segno

@@ -52,11 +52,19 @@ def _warn(sentence: str) -> None:
 @click.option("-v", "--verbose", is_flag=True, help="Let the daemon log each handshake; the log's path is printed.")
 @quiet_option
 def up_command(config: str, verbose: bool, quiet: bool) -> None:
-    """Bring up the interface of CONFIG: a file, or the name of one in /etc/wireguard.
+    """Bring up the interface of CONFIG, like `wg-quick up`.
+
+    Starts the daemon and sets keys, addresses, MTU, DNS and routes, and runs the hooks. Needs root. If it fails, it
+    leaves nothing behind. CONFIG is a file, or the name of one in /etc/wireguard.
 
     \b
+    wyrmhole up wg0
     wyrmhole up -v wg0
     tail -f /run/wireguard/wg0.log     why a peer does not connect
+
+    \b
+    LOG_LEVEL                        debug, error or silent; the log is /run/wireguard/NAME.log
+    WG_ENDPOINT_RESOLUTION_RETRIES   how often to look up endpoint names, or `infinity`
     """
     _quick(config, verbose=verbose, quiet=quiet).up()
 
@@ -65,21 +73,39 @@ def up_command(config: str, verbose: bool, quiet: bool) -> None:
 @config_argument
 @quiet_option
 def down_command(config: str, quiet: bool) -> None:
-    """Take the interface of CONFIG down, and everything that `up` set."""
+    """Take down the interface of CONFIG, and all that `up` set.
+
+    Works without the daemon, too, after a crash.
+
+    \b
+    wyrmhole down wg0
+    """
     _quick(config, quiet=quiet).down()
 
 
 @click.command("save")
 @config_argument
 def save_command(config: str) -> None:
-    """Write the running state of the interface into CONFIG; comments and names stay."""
+    """Write the running state of the interface into CONFIG.
+
+    Comments, and endpoints that are names, stay as they are.
+
+    \b
+    wyrmhole save wg0
+    """
     _quick(config).save()
 
 
 @click.command("strip")
 @config_argument
 def strip_command(config: str) -> None:
-    """Print CONFIG without the keys that only wg-quick knows, for setconf and syncconf."""
+    """Print CONFIG without the keys that only wg-quick knows.
+
+    The result is what setconf and syncconf read.
+
+    \b
+    wyrmhole strip wg0.conf > stripped.conf
+    """
     path = config_path(config)
     text, _ = read_file(path)
     Config.parse(text, source=str(path))

@@ -17,13 +17,14 @@ from wyrmhole.cli.console_log import log_options, set_up_console
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @log_options
 def run_command(config: str, command: tuple[str, ...], verbose: bool, quiet: bool) -> None:
-    """Run COMMAND with the tunnel of CONFIG as its only network; no root needed.
+    """Run COMMAND with a tunnel as its only network, without root.
 
     \b
     wyrmhole run wg0.conf -- curl https://intranet.example/
     wyrmhole run -v wg0.conf -- curl https://intranet.example/     why does it not connect?
 
-    Names are resolved by the servers of DNS = in CONFIG, inside. Hooks are not run. The status is that of COMMAND.
+    If the tunnel fails, COMMAND has no network. Names are resolved inside, by the servers that DNS = in CONFIG lists.
+    Hooks are not run. The status is that of COMMAND.
     """
     # Imported here: completion and help load this module, and need no tunnel.
     from wyrmhole.cli.confined import Confinement, run

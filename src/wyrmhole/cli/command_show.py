@@ -34,13 +34,22 @@ def _complete_what(context: click.Context, parameter: click.Parameter, incomplet
 @click.command("show")
 @click.argument("interface", default="all", shell_complete=_complete_what)
 @click.argument("field", required=False, type=click.Choice(show_text.FIELDS))
-@click.option("--json", "as_json", is_flag=True, help="One JSON document, without secret keys.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON document, without secret keys.")
 @click.option("--drops", "with_drops", is_flag=True, help="Dropped packets by reason and peer, and what each means.")
 def show_command(interface: str, field: str | None, as_json: bool, with_drops: bool) -> None:
-    """Show INTERFACE, `all` of them (the default), or the names of the `interfaces`; in full or one FIELD.
+    """Show interfaces and their peers, like `wg show`.
+
+    INTERFACE is a name, `all` (the default), or `interfaces` for the names alone. With a field, only that is printed.
 
     \b
+    wyrmhole show
+    wyrmhole show wg0 latest-handshakes
     wyrmhole show wg0 --drops     why packets did not arrive
+    wyrmhole show all --json
+
+    \b
+    WG_COLOR_MODE=always|never   colours, whatever stdout is
+    WG_HIDE_KEYS=never           show secret keys
     """
     if field is not None and (as_json or with_drops):
         raise click.UsageError(f"{'--json' if as_json else '--drops'} shows everything: leave the field out")
@@ -121,5 +130,11 @@ def _coloured(text: str) -> str:
 @click.command("showconf")
 @interface_argument
 def showconf_command(interface: str) -> None:
-    """Print the running configuration of INTERFACE as a file for setconf. It holds the private key."""
+    """Print the running configuration, private key included.
+
+    The result is a file for setconf.
+
+    \b
+    umask 077; wyrmhole showconf wg0 > running.conf
+    """
     write(show_text.configuration(uapi_client.get(interface)))

@@ -24,18 +24,19 @@ OpenDoor = Callable[[Any], Awaitable[Any]]
 
 @click.command("proxy")
 @config_argument
-@click.option("--listen", metavar="HOST:PORT", default="127.0.0.1:1080", show_default=True)
-@click.option("--users", type=click.Path(path_type=Path), help="A file with a line USER:PASSWORD for each who may.")
-@click.option("--allow-open", is_flag=True, help="Serve other hosts without asking for a password.")
+@click.option("--listen", metavar="HOST:PORT", default="127.0.0.1:1080", show_default=True, help="Where to listen.")
+@click.option("--users", type=click.Path(path_type=Path), help="A file with a line USER:PASSWORD for each user.")
+@click.option("--allow-open", is_flag=True, help="Serve other hosts without a password.")
 @log_options
 def proxy_command(config: str, listen: str, users: Path | None, allow_open: bool, verbose: bool, quiet: bool) -> None:
-    """Serve SOCKS5 and HTTP on one port; what comes goes through the tunnel of CONFIG.
-
-    Names are resolved inside, by the servers of DNS = in CONFIG: use socks5h in curl.
+    """Offer a tunnel as a SOCKS5 and HTTP proxy, without root.
 
     \b
-    wyrmhole proxy -v wg0.conf
-    curl --proxy socks5h://127.0.0.1:1080 https://intranet.example/
+    wyrmhole proxy wg0.conf
+    curl -x socks5h://127.0.0.1:1080 http://intranet.example/
+
+    Clients should leave names to the proxy (socks5h in curl): they are then resolved inside, by the servers that DNS =
+    in CONFIG lists. A connection that fails is reported on stderr, with the reason. Ctrl-C ends it.
     """
     set_up_console(verbose, quiet)
     passwords = None if users is None else read_users(users)
@@ -46,15 +47,17 @@ def proxy_command(config: str, listen: str, users: Path | None, allow_open: bool
 @config_argument
 @click.argument("listen", metavar="HOST:PORT")
 @click.argument("target", metavar="TARGET:PORT")
-@click.option("--udp", is_flag=True, help="Datagrams instead of connections.")
+@click.option("--udp", is_flag=True, help="Forward datagrams instead of connections.")
 @log_options
 def forward_command(config: str, listen: str, target: str, udp: bool, verbose: bool, quiet: bool) -> None:
-    """Listen on HOST:PORT here; what comes goes to TARGET:PORT inside the tunnel of CONFIG, as `ssh -L`.
-
-    A connection that fails is a line on stderr, with the reason.
+    """Forward a port of this host into a tunnel, like `ssh -L`.
 
     \b
-    wyrmhole forward -v wg0.conf 127.0.0.1:5432 db.internal:5432
+    wyrmhole forward wg0.conf 127.0.0.1:5432 db.internal:5432
+    wyrmhole forward --udp wg0.conf 127.0.0.1:5353 10.0.0.1:53
+
+    Listens on HOST:PORT here, and connects each client to TARGET:PORT inside. A connection that fails is reported on
+    stderr, with the reason. Ctrl-C ends it.
     """
     set_up_console(verbose, quiet)
     proto = "udp" if udp else "tcp"

@@ -53,8 +53,13 @@ MAX_WORKERS = 64
 
 USAGE = "Usage: wyrmholed [-f/--foreground] [OPTION...] INTERFACE"
 
+DESCRIPTION = """A user-space daemon for the WireGuard protocol: one process for each interface. wg configures it.
+
+  wyrmholed wg0                        in the background, like wireguard-go
+  LOG_LEVEL=debug wyrmholed -f wg0     in the foreground, with each handshake logged"""
+
 ENVIRONMENT = """environment:
-  LOG_LEVEL                    verbose or debug, error (the default), silent
+  LOG_LEVEL                    debug (or verbose), error, silent
   WG_PROCESS_FOREGROUND=1      like --foreground
   WG_TUN_FD                    descriptor of an open TUN to use
   WG_UAPI_FD                   descriptor of a listening Unix socket to use
@@ -65,7 +70,7 @@ ENVIRONMENT = """environment:
   WYRMHOLE_USER                like --user
   WYRMHOLE_SANDBOX=off         like --no-sandbox
 
-In the background the log goes to stdout if LOG_LEVEL is set to something other than silent, and nowhere otherwise."""
+Without LOG_LEVEL, errors are logged in the foreground and nothing in the background. The log goes to stdout."""
 
 _T = TypeVar("_T")
 
@@ -119,37 +124,37 @@ def parse_settings(arguments: Sequence[str], environ: Mapping[str, str]) -> Sett
 
     parser = Parser(
         "wyrmholed",
-        description="A user-space daemon for the WireGuard protocol.",
+        description=DESCRIPTION,
         epilog=ENVIRONMENT,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("-f", "--foreground", action="store_true", help="stay attached, log to stdout")
+    parser.add_argument("-f", "--foreground", action="store_true", help="stay in the foreground and log to stdout")
     parser.add_argument(
         "--engine",
         choices=("auto", "portable", "native"),
         default=environ.get("WYRMHOLE_ENGINE", "auto"),
-        help="what moves the packets",
+        help="what moves the packets (default: auto, native if it was built)",
     )
     parser.add_argument(
         "--workers",
         metavar="N",
         default=environ.get("WYRMHOLE_WORKERS", "1"),
-        help="threads of the native engine, 1 to 64; more than one pays on more than two cores",
+        help="threads of the native engine, 1 to 64; more than one helps on more than two cores",
     )
     parser.add_argument(
         "--aead",
         choices=("auto", "ring", "vector"),
         default=environ.get("WYRMHOLE_AEAD", "auto"),
-        help="what seals and opens in the native engine; vector is libIPSec_MB",
+        help="cipher library of the native engine; vector is libIPSec_MB",
     )
     parser.add_argument(
         "--without",
         metavar="WHAT",
         default=environ.get("WYRMHOLE_WITHOUT", ""),
-        help=f"what to switch off, of {','.join(SWITCHES)}: offloads that a kernel gets wrong, spinning, steering",
+        help=f"features to switch off, separated by commas: {', '.join(SWITCHES)}",
     )
-    parser.add_argument("--user", metavar="NAME", help="user to become once the interface and the control socket exist")
+    parser.add_argument("--user", metavar="NAME", help="user to become after the start")
     parser.add_argument("--no-sandbox", action="store_true", help="keep all privileges and system calls")
     parser.add_argument("--version", action="store_true", help="print the version and exit")
     parser.add_argument("name", metavar="INTERFACE", nargs="?", help="name of the interface to make")
