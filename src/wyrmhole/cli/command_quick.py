@@ -47,7 +47,7 @@ def _warn(sentence: str) -> None:
         warn(sentence)
 
 
-@click.command("up")
+@click.command("up", short_help="Bring up the interface of CONFIG, like `wg-quick up`.", epilog=UP_EPILOG)
 @config_argument
 @click.option("-v", "--verbose", is_flag=True, help="Let the daemon log each handshake; the log's path is printed.")
 @quiet_option

@@ -19,6 +19,16 @@ from wyrmhole.device.clock import SystemClock
 from wyrmhole.device.status import DeviceStatus
 from wyrmhole.errors import WyrmholeError
 
+EPILOG = """\b
+wyrmhole show
+wyrmhole show wg0 latest-handshakes
+wyrmhole show all --json
+
+\b
+WG_COLOR_MODE=always|never   colours, whatever stdout is
+WG_HIDE_KEYS=never           show secret keys
+"""
+
 
 def use_colours() -> bool:
     """WG_COLOR_MODE as wg(8) reads it: always, never, or by whether somebody looks."""
@@ -31,7 +41,7 @@ def _complete_what(context: click.Context, parameter: click.Parameter, incomplet
     return [*complete_interface(context, parameter, incomplete), *words]
 
 
-@click.command("show")
+@click.command("show", short_help="Show interfaces and their peers, like `wg show`.", epilog=EPILOG)
 @click.argument("interface", default="all", shell_complete=_complete_what)
 @click.argument("field", required=False, type=click.Choice(show_text.FIELDS))
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON document, without secret keys.")
