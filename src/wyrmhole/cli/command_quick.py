@@ -47,7 +47,20 @@ def _warn(sentence: str) -> None:
         warn(sentence)
 
 
-@click.command("up", short_help="Bring up the interface of CONFIG, like `wg-quick up`.", epilog=UP_EPILOG)
+@click.command(
+    "up",
+    short_help="Bring up the interface of CONFIG, like `wg-quick up`.",
+    epilog="""Starts the daemon, sets keys, addresses, MTU, DNS and routes, and runs the hooks. Needs root. If it fails, it
+    leaves nothing behind.
+
+    \b
+    wyrmhole up wg0
+
+    \b
+    LOG_LEVEL                        debug, error or silent; the log is /run/wireguard/NAME.log
+    WG_ENDPOINT_RESOLUTION_RETRIES   how often to look up endpoint names, or `infinity`
+    """,
+)
 @config_argument
 @click.option("-v", "--verbose", is_flag=True, help="Let the daemon log each handshake; the log's path is printed.")
 @quiet_option

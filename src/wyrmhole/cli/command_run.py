@@ -12,7 +12,11 @@ from wyrmhole.cli.command_change import resolver
 from wyrmhole.cli.console_log import log_options, set_up_console
 
 
-@click.command("run", context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.command(
+    "run",
+    context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False},
+    short_help="Run COMMAND with a tunnel as its only network, without root.",
+)
 @config_argument
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 @log_options

@@ -22,42 +22,53 @@ OpenDoor = Callable[[Any], Awaitable[Any]]
 """Takes a Tunnel, gives a Service."""
 
 
-@click.command("proxy")
+@click.command(
+    "proxy",
+    short_help="Offer a tunnel as a SOCKS5 and HTTP proxy, without root.",
+    epilog="""For clients on other hosts:
+
+    \b
+    wyrmhole proxy wg0.conf --listen 0.0.0.0:1080 --users users.txt
+
+    Clients should leave names to the proxy, as socks5h does in curl. A connection that fails is reported on stderr, with
+    the reason. Ctrl-C ends the proxy.
+    """,
+)
 @config_argument
 @click.option("--listen", metavar="HOST:PORT", default="127.0.0.1:1080", show_default=True, help="Where to listen.")
 @click.option("--users", type=click.Path(path_type=Path), help="A file with a line USER:PASSWORD for each user.")
 @click.option("--allow-open", is_flag=True, help="Serve other hosts without a password.")
 @log_options
 def proxy_command(config: str, listen: str, users: Path | None, allow_open: bool, verbose: bool, quiet: bool) -> None:
-    """Offer a tunnel as a SOCKS5 and HTTP proxy, without root.
+    """Serve SOCKS5 and HTTP on one port; what comes goes through the tunnel of CONFIG.
 
-    \b
-    wyrmhole proxy wg0.conf
-    curl -x socks5h://127.0.0.1:1080 http://intranet.example/
-
-    Clients should leave names to the proxy (socks5h in curl): they are then resolved inside, by the servers that DNS =
-    in CONFIG lists. A connection that fails is reported on stderr, with the reason. Ctrl-C ends it.
+    Names are resolved inside, by the servers of DNS = in CONFIG: use socks5h in curl.
     """
     set_up_console(verbose, quiet)
     passwords = None if users is None else read_users(users)
     serve(load(config_path(config)), lambda tunnel: tunnel.proxy(listen, users=passwords, allow_open=allow_open))
 
 
-@click.command("forward")
+@click.command(
+    "forward",
+    short_help="Forward a port of this host into a tunnel, like `ssh -L`.",
+    epilog="""For datagrams:
+
+    \b
+    wyrmhole forward --udp wg0.conf 127.0.0.1:5353 10.0.0.1:53
+
+    TARGET may be a name: it is resolved inside, again for each connection. Ctrl-C ends the forward.
+    """,
+)
 @config_argument
 @click.argument("listen", metavar="HOST:PORT")
 @click.argument("target", metavar="TARGET:PORT")
 @click.option("--udp", is_flag=True, help="Forward datagrams instead of connections.")
 @log_options
 def forward_command(config: str, listen: str, target: str, udp: bool, verbose: bool, quiet: bool) -> None:
-    """Forward a port of this host into a tunnel, like `ssh -L`.
+    """Listen on HOST:PORT here; what comes goes to TARGET:PORT inside the tunnel of CONFIG, as `ssh -L`.
 
-    \b
-    wyrmhole forward wg0.conf 127.0.0.1:5432 db.internal:5432
-    wyrmhole forward --udp wg0.conf 127.0.0.1:5353 10.0.0.1:53
-
-    Listens on HOST:PORT here, and connects each client to TARGET:PORT inside. A connection that fails is reported on
-    stderr, with the reason. Ctrl-C ends it.
+    A connection that fails is a line on stderr, with the reason.
     """
     set_up_console(verbose, quiet)
     proto = "udp" if udp else "tcp"
