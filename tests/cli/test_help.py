@@ -27,7 +27,7 @@ def test_each_line_of_the_list_is_a_whole_sentence() -> None:
 @pytest.mark.parametrize("name", app.HOMES)
 def test_each_command_shows_an_example(name: str) -> None:
     usage, _, rest = help_of(name).partition("\n")
-    assert usage.startswith(f"Usage: wyrmhole {name} ") or usage.startswith("Usage: command ")
+    assert usage.startswith((f"Usage: wyrmhole {name} ", f"Usage: command {name} "))
     assert re.search(rf"^ +(LOG_LEVEL=\w+ |umask 077; )?wyrmhole {name}\b", rest, re.M)
 
 

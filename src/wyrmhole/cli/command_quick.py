@@ -50,8 +50,8 @@ def _warn(sentence: str) -> None:
 @click.command(
     "up",
     short_help="Bring up the interface of CONFIG, like `wg-quick up`.",
-    epilog="""Starts the daemon, sets keys, addresses, MTU, DNS and routes, and runs the hooks. Needs root. If it fails, it
-    leaves nothing behind.
+    epilog="""Starts the daemon, sets keys, addresses, MTU, DNS and routes, and runs the hooks. Needs root. An `up` that
+    fails leaves nothing behind.
 
     \b
     wyrmhole up wg0

@@ -30,8 +30,8 @@ OpenDoor = Callable[[Any], Awaitable[Any]]
     \b
     wyrmhole proxy wg0.conf --listen 0.0.0.0:1080 --users users.txt
 
-    Clients should leave names to the proxy, as socks5h does in curl. A connection that fails is reported on stderr, with
-    the reason. Ctrl-C ends the proxy.
+    Clients should leave names to the proxy, as socks5h does in curl. A connection that fails is reported on stderr,
+    with the reason. Ctrl-C ends the proxy.
     """,
 )
 @config_argument
@@ -40,7 +40,7 @@ OpenDoor = Callable[[Any], Awaitable[Any]]
 @click.option("--allow-open", is_flag=True, help="Serve other hosts without a password.")
 @log_options
 def proxy_command(config: str, listen: str, users: Path | None, allow_open: bool, verbose: bool, quiet: bool) -> None:
-    """Serve SOCKS5 and HTTP on one port; what comes goes through the tunnel of CONFIG.
+    """Serve SOCKS5 and HTTP on one port, and connect clients through the tunnel of CONFIG.
 
     Names are resolved inside, by the servers of DNS = in CONFIG: use socks5h in curl.
     """
@@ -66,7 +66,7 @@ def proxy_command(config: str, listen: str, users: Path | None, allow_open: bool
 @click.option("--udp", is_flag=True, help="Forward datagrams instead of connections.")
 @log_options
 def forward_command(config: str, listen: str, target: str, udp: bool, verbose: bool, quiet: bool) -> None:
-    """Listen on HOST:PORT here; what comes goes to TARGET:PORT inside the tunnel of CONFIG, as `ssh -L`.
+    """Listen on HOST:PORT here, and connect clients to TARGET:PORT in the tunnel of CONFIG, like `ssh -L`.
 
     A connection that fails is a line on stderr, with the reason.
     """
