@@ -6,6 +6,7 @@ import configparser
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from wyrmhole.sandbox import policy
 
 UNITS = Path(__file__).parents[2] / "packaging" / "systemd"
 SERVICE = UNITS / "wyrmhole@.service"
+PROJECT = tomllib.loads((UNITS.parents[1] / "pyproject.toml").read_text())
 
 pytestmark = pytest.mark.skipif(
     shutil.which("systemd-analyze") is None, reason="no systemd-analyze: apt-get install systemd"
@@ -61,6 +63,17 @@ def test_the_drop_in_names_the_daemon_to_wg_quick() -> None:
 def test_each_file_of_the_folder_is_in_the_guide_for_servers() -> None:
     text = (UNITS.parents[1] / "docs" / "server.md").read_text()
     assert all(f"`{path.name}`" in text for path in UNITS.iterdir())
+
+
+def test_the_commands_of_the_guide_for_servers_name_what_exists() -> None:
+    text = (UNITS.parents[1] / "docs" / "server.md").read_text()
+    for name in re.findall(r"packaging/systemd/([\w@.-]+\.\w+)", text):
+        assert (UNITS / name).exists(), name
+    units = {path.name.partition("@")[0] for path in UNITS.glob("*@.*")} | {"wg-quick"}
+    assert set(re.findall(r"systemctl [^\n#]*?([\w-]+)@wg0", text)) <= units
+    for unit in UNITS.glob("*.service"):
+        for program in re.findall(r"/opt/wyrmhole/bin/([\w-]+)", unit.read_text()):
+            assert program in PROJECT["project"]["scripts"]
 
 
 def members(group: str, groups: dict[str, list[str]]) -> set[str]:
