@@ -22,8 +22,10 @@ MARKS = {"good": ("ok", "green"), "poor": ("--", "yellow"), "bad": ("NO", "red")
 @click.command("doctor")
 @click.argument("config", required=False, shell_complete=complete_config)
 @click.option("--json", "as_json", is_flag=True, help="A JSON list of findings.")
-@click.option("--name", "names", multiple=True, metavar="HOST", help="Look up this name inside, too; may be repeated.")
-@click.option("--to", "peer", metavar="PEER", help="Test GSO batches to a peer: its public key, or an address inside.")
+@click.option("--name", "names", multiple=True, metavar="HOST", help="Look this name up inside; may be repeated.")
+@click.option(
+    "--to", "peer", metavar="PEER", help="Try whether GSO batches reach a peer: its key, or an address inside."
+)
 def doctor_command(config: str | None, as_json: bool, names: tuple[str, ...], peer: str | None) -> None:
     """Find out why a tunnel, or this machine, does not work.
 
