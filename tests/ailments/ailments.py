@@ -1,20 +1,26 @@
 """Ways in which a tunnel fails to work: what breaks it, and the words of which the text for people must have one.
 
-`cause` are regular expressions, any of which names the cause; `never` are those of other causes that the text must not
-name as certain. `doctor`, `library` and `up` may each know less than another: `blind` names those that cannot know.
+`cause` are regular expressions, any of which names the cause. `verdicts` are the causes (verdicts.py) to which a text
+may commit itself; every other one would be wrong. `blind` are the treatments that cannot know the cause, with the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
+from tests.ailments.verdicts import VERDICTS
 from tests.ailments.ward import OUTER_PORT, Ward
-from tests.netns.node import Key, generate_psk
+from tests.netns.node import Key, generate_psk, peer_section
 
 DROP = "table inet ailment {{\n chain c {{\n type filter hook {hook} priority 0; {rule}\n }}\n}}"
 KEYS = r"PublicKey here is not its key|keys match on both sides|public key is not a peer there"
 FILTERED = r"UDP to that port is filtered|UDP is not filtered"
+PSK = r"[Pp]reshared ?[Kk]ey"
+
+USUAL = ("doctor", "library", "up")
 
 
 @dataclass(frozen=True)
@@ -22,8 +28,16 @@ class Ailment:
     name: str
     apply: Callable[[Ward], object]
     cause: tuple[str, ...]
-    never: tuple[str, ...] = ()
-    blind: frozenset[str] = frozenset()
+    verdicts: tuple[str, ...] = ()
+    blind: Mapping[str, str] = field(default_factory=dict)
+    treatments: tuple[str, ...] = USUAL
+
+    def is_named(self, text: str) -> bool:
+        return any(re.search(pattern, text) for pattern in self.cause)
+
+    def wrong(self, text: str) -> list[str]:
+        """The other causes that the text names."""
+        return [name for name, pattern in VERDICTS.items() if name not in self.verdicts and re.search(pattern, text)]
 
 
 def set_attribute(**values: object) -> Callable[[Ward], None]:
@@ -115,96 +129,271 @@ def silent_port(ward: Ward) -> None:
     ward.peer.nft(DROP.format(hook="input", rule="tcp dport 81 drop;"))
 
 
-NOT_DOCTOR = frozenset({"doctor"})
-NOT_UP = frozenset({"up"})
+def translated(ward: Ward) -> None:
+    """The peer sends what is meant for 10.77.0.9 to another address, whose answers keep that address."""
+    ward.peer.nft(
+        "table ip ailment {\n chain c {\n type filter hook prerouting priority raw; "
+        "ip daddr 10.77.0.9 ip daddr set 10.77.0.2 notrack;\n }\n}"
+    )
+    ward.allowed_ips, ward.target = ["10.77.0.9/32"], "10.77.0.9"
+
+
+def two_hosts(ward: Ward) -> None:
+    """Another host uses our key and configuration, and keeps sending."""
+    thief = ward.lab.host()
+    ward.lab.wire(thief, ward.peer, ("198.51.100.1/24",), ("198.51.100.2/24",))
+    ward.replace_peer("wyrmhole")
+
+    def begin() -> None:
+        node = ward.lab.node(thief, "wireguard-go", port=0)
+        node.key = ward.own
+        node.configure(peer_section(ward.public, "10.77.0.0/24", endpoint=f"198.51.100.2:{OUTER_PORT}"))
+        node.assign("10.77.0.1/24")
+        node.host.ip("link", "set", node.name, "up")
+        ping = thief.spawn("ping", "-q", "-n", "-i", "0.5", "10.77.0.2", output=subprocess.DEVNULL)
+        ward.lab.programs.append(ping)
+
+    ward.afterwards = begin
+
+
+def behind_nat(ward: Ward) -> None:
+    """Ours is a private address; the router forgets the mapping as soon as there is a session."""
+    router, client = ward.lab.host(), ward.lab.host()
+    ward.lab.wire(client, router, ("192.168.9.2/24",), ("192.168.9.1/24",))
+    ward.lab.wire(router, ward.peer, ("198.51.100.1/24",), ("198.51.100.2/24",))
+    client.ip("route", "add", "default", "via", "192.168.9.1")
+    router.forward()
+    router.nft("table ip n {\n chain c {\n type nat hook postrouting priority 100; oifname eth1 masquerade;\n }\n}")
+    ward.client, ward.endpoint = client, f"198.51.100.2:{OUTER_PORT}"
+    ward.replace_peer("wyrmhole")
+    ward.known_as = "10.77.0.1/32"
+
+    def forget() -> None:
+        # What comes from outside is not for the client any more, and the client is silent.
+        router.nft("table ip f {\n chain c {\n type filter hook prerouting priority -300; iifname eth1 drop;\n }\n}")
+        client.nft("table ip f {\n chain c {\n type filter hook output priority 0; udp dport 51821 drop;\n }\n}")
+
+    ward.meanwhile = forget
+
+
+def restarts(ward: Ward) -> None:
+    silent_port(ward)
+    ward.target, ward.seconds = "10.77.0.2", 26
+    ward.meanwhile = ward.restart_peer
+
+
+def cut_off(ward: Ward) -> None:
+    """The way to the peer breaks within a session, without a word."""
+    silent_port(ward)
+    ward.seconds = 26
+    ward.meanwhile = lambda: filtered(ward)
+
+
+def inner_ipv6(ward: Ward) -> None:
+    ward.target = "fd77::2"
+    ward.allowed_ips.append("fd77::/64")
+
+
+UP_PINGS = "`up` only routes: an answer that does not come is the business of the program that asks"
+NO_NAMES = "programs on the host ask the name servers, `up` only sets them"
+ONE_RUN = "it begins anew with each run, and then all is well"
+NO_HOST = "it does not know which host and port a program wants: it tries the tunnel, and the name that it is given"
 
 AILMENTS = (
-    Ailment("the peer's public key is wrong here", wrong_peer_key, (KEYS,), (r"preshared keys? (differ|must)",)),
-    Ailment("our public key is unknown there", wrong_own_key, (KEYS,)),
-    Ailment("a preshared key here only", psk_here, (r"[Pp]reshared ?[Kk]ey",), (FILTERED,)),
-    Ailment("a preshared key there only", psk_there, (r"[Pp]reshared ?[Kk]ey",), (FILTERED,)),
-    Ailment("two different preshared keys", two_psks, (r"[Pp]reshared ?[Kk]ey",), (FILTERED,)),
+    Ailment("the peer's public key is wrong here", wrong_peer_key, (KEYS,), ("unanswered",)),
+    Ailment("our public key is unknown there", wrong_own_key, (KEYS,), ("unanswered",)),
+    Ailment("a preshared key here only", psk_here, (PSK,), ("psk",)),
+    Ailment("a preshared key there only", psk_there, (PSK,), ("psk",)),
+    Ailment("two different preshared keys", two_psks, (PSK,), ("psk",)),
     Ailment(
         "the endpoint's port is wrong",
         set_attribute(endpoint="192.0.2.2:1"),
-        (r"nothing listens", r"endpoint is right", r"the endpoint answers"),
+        (r"nothing listens", r"endpoint is right and running", r"the endpoint answers"),
+        ("port closed", "unanswered"),
     ),
-    Ailment("UDP is dropped on the way", filtered, (FILTERED,)),
-    Ailment("UDP is rejected by the peer's firewall", rejected, (r"rejects UDP", FILTERED)),
-    Ailment("a firewall here forbids it", forbidden_here, (r"firewall on this host", r"not permitted", FILTERED)),
+    Ailment("UDP is dropped on the way", filtered, (FILTERED,), ("unanswered",)),
+    Ailment(
+        "UDP is rejected by the peer's firewall",
+        rejected,
+        (r"rejects UDP", FILTERED),
+        ("unreachable", "unanswered"),
+    ),
+    Ailment(
+        "a firewall here forbids it",
+        forbidden_here,
+        (r"firewall on this host", r"not permitted"),
+        ("firewall here", "unanswered"),
+    ),
     Ailment(
         "the peer's host is off",
         set_attribute(endpoint=f"192.0.2.77:{OUTER_PORT}"),
         (r"host is (down|off)", r"endpoint is right and running", r"the endpoint answers"),
+        ("unreachable", "unanswered"),
     ),
     Ailment(
         "there is no route to the endpoint",
         set_attribute(endpoint=f"203.0.113.9:{OUTER_PORT}"),
         (r"no (IPv4 )?route to (it|203)", r"Network is unreachable"),
+        ("no route",),
     ),
     Ailment(
         "the endpoint's name does not exist",
         set_attribute(endpoint=f"nowhere.invalid:{OUTER_PORT}"),
         (r"nowhere\.invalid.*(resol|known|name)",),
+        ("unresolved",),
     ),
-    Ailment("IPv6 is switched off here", ipv6_off, (r"IPv6.*(switched off|route)", r"no IPv6", r"unreachable")),
-    Ailment("the peer has no endpoint", set_attribute(endpoint=None), (r"no [Ee]ndpoint",)),
-    Ailment("there is no peer", set_attribute(has_peer=False), (r"no \[Peer\]", r"no peer")),
-    Ailment("there is no address", set_attribute(address=None), (r"[Nn]o Address|needs Address",)),
+    Ailment(
+        "IPv6 is switched off here",
+        ipv6_off,
+        (r"IPv6.*(switched off|route)", r"no IPv6"),
+        ("family off", "no route"),
+    ),
+    Ailment("the peer has no endpoint", set_attribute(endpoint=None), (r"no Endpoint",), ("no endpoint",)),
+    Ailment("there is no peer", set_attribute(has_peer=False), (r"no \[Peer\]", r"no peer"), ("no peer",)),
+    Ailment("there is no address", set_attribute(address=None), (r"[Nn]o Address|needs Address",), ("no address",)),
     Ailment(
         "the target is outside every AllowedIPs",
         set_attribute(target="10.99.0.1"),
         (r"10\.99\.0\.1 is in no peer's AllowedIPs",),
-        blind=frozenset({"doctor", "up"}),
+        ("outside AllowedIPs",),
+        blind={"up": "the host has no route into the tunnel for it, so the packets never get there"},
     ),
     Ailment(
         "the peer's AllowedIPs lack our address",
         set_attribute(known_as="10.77.0.50/32"),
-        (r"AllowedIPs for this key do not contain", r"disallowed source", r"its AllowedIPs"),
-        blind=NOT_UP,
+        (r"AllowedIPs for this key (do not contain|lack our address)",),
+        ("silent inside",),
+        blind={"up": UP_PINGS},
     ),
     Ailment(
         "our AllowedIPs lack the address that answers",
-        set_attribute(allowed_ips=["10.77.0.9/32"], target="10.77.0.9"),
-        (r"outside (the peer's|its) [Aa]llowed ?IPs", r"did not answer|no answer"),
-        blind=NOT_UP,
+        translated,
+        (r"outside (the peer's|its) AllowedIPs",),
+        ("bad source", "silent inside"),
+        blind={"up": UP_PINGS},
     ),
-    Ailment("the clock is behind", newer_timestamp, (r"clock",)),
-    Ailment("large packets vanish", black_hole, (r"set MTU|MTU",), blind=NOT_UP),
-    Ailment("no name server", set_attribute(target="web.internal"), (r"no name server",), blind=NOT_UP),
+    Ailment("the clock is behind", newer_timestamp, (r"clock",), ("unanswered",)),
+    Ailment(
+        "large packets vanish",
+        black_hole,
+        (r"MTU",),
+        ("mtu",),
+        blind={"up": UP_PINGS, "library": "its connection is open, and only the program knows that an answer is due"},
+    ),
+    Ailment(
+        "no name server",
+        set_attribute(target="web.internal"),
+        (r"no name server",),
+        ("no server",),
+        blind={"up": NO_NAMES},
+    ),
     Ailment(
         "the name server is outside AllowedIPs",
         dns_line("10.99.0.53"),
         (r"10\.99\.0\.53 is in no (peer's )?AllowedIPs",),
+        ("outside AllowedIPs",),
+        blind={"up": NO_NAMES},
     ),
-    Ailment("the name server's port is closed", dns("closed"), (r"port is closed|refused",), blind=NOT_UP),
-    Ailment("the name server is silent", dns("silent"), (r"does not answer|did not answer",), blind=NOT_UP),
-    Ailment("the name server refuses", dns("refused"), (r"REFUSED|refused to answer",), blind=NOT_UP),
+    Ailment(
+        "the name server's port is closed",
+        dns("closed"),
+        (r"port is closed|refused",),
+        ("server closed",),
+        blind={"up": NO_NAMES},
+    ),
+    Ailment(
+        "the name server is silent",
+        dns("silent"),
+        (r"10\.77\.0\.2 (does|did) not answer",),
+        ("server silent",),
+        blind={"up": NO_NAMES},
+    ),
+    Ailment(
+        "the name server refuses",
+        dns("refused"),
+        (r"10\.77\.0\.2.*REFUSED",),
+        ("server refuses",),
+        blind={"up": NO_NAMES},
+    ),
     Ailment(
         "the name does not exist",
         dns(target="nobody.internal"),
-        (r"nobody\.internal.*(does not exist|no such name|not known)",),
-        blind=NOT_UP | NOT_DOCTOR,
+        (r"nobody\.internal.*does not exist", r"know no 'nobody\.internal'"),
+        ("no such name",),
+        blind={"up": NO_NAMES},
     ),
     Ailment(
         "the port inside is closed",
         set_attribute(port=81),
         (r"10\.77\.0\.2.*refused|refused.*10\.77\.0\.2",),
-        blind=NOT_UP | NOT_DOCTOR,
+        ("refused inside",),
+        blind={"up": UP_PINGS, "doctor": NO_HOST},
     ),
     Ailment(
         "the port inside is filtered",
         silent_port,
-        (r"has a session", r"the host inside"),
-        (KEYS,),
-        blind=NOT_UP | NOT_DOCTOR,
+        (r"has a session.*(the host inside|firewall drops)",),
+        ("silent inside",),
+        blind={"up": UP_PINGS, "doctor": NO_HOST},
     ),
     Ailment(
         "the host inside does not exist",
         set_attribute(target="10.77.0.77"),
-        (r"10\.77\.0\.77.*(did not answer|no answer|unreachable|No route)",),
-        (KEYS,),
-        blind=NOT_UP | NOT_DOCTOR,
+        (r"10\.77\.0\.77.*(did not answer|no answer|unreachable|No route)", r"no answer from 10\.77\.0\.77"),
+        ("silent inside",),
+        blind={"up": UP_PINGS},
     ),
-    Ailment("the listen port is taken", taken_port, (r"40123",), blind=NOT_DOCTOR),
+    Ailment(
+        "the listen port is taken",
+        taken_port,
+        (r"40123.*(in use|has it)",),
+        ("taken",),
+        blind={"doctor": "it uses a port of its own, so as not to disturb a tunnel that runs"},
+    ),
+    Ailment(
+        "an IPv6 target, and no IPv6 address",
+        inner_ipv6,
+        (r"no IPv6 [Aa]ddress",),
+        ("silent inside", "no address"),
+        blind={"up": UP_PINGS},
+    ),
+    Ailment(
+        "two hosts with one key",
+        two_hosts,
+        (
+            r"two hosts or programs seem to use its private key",
+            r"another (host|program)[^;]* uses? (this|its|our) (private )?key",
+        ),
+        ("flapping", "silent inside", "silent in session"),
+        blind={
+            "library": "whoever spoke last has the session, so a short connection may well work",
+            "up": UP_PINGS,
+            "doctor": "each run has its turn of the session",
+        },
+        treatments=(*USUAL, "peer"),
+    ),
+    Ailment(
+        "a NAT forgets us",
+        behind_nat,
+        (r"PersistentKeepalive",),
+        ("silent in session", "silent inside"),
+        blind={"library": "our side reaches the peer at any time", "up": "our side reaches the peer at any time"},
+        treatments=("doctor", "peer"),
+    ),
+    Ailment(
+        "the peer restarts within a session",
+        restarts,
+        (r"may have restarted",),
+        ("silent in session", "silent inside"),
+        blind={"doctor": ONE_RUN},
+        treatments=("library", "up"),
+    ),
+    Ailment(
+        "the way breaks within a session",
+        cut_off,
+        (r"be cut off", FILTERED),
+        ("silent in session", "unanswered", "silent inside"),
+        blind={"doctor": ONE_RUN},
+        treatments=("library", "up"),
+    ),
 )

@@ -2,36 +2,83 @@
 
 doctor   `wyrmhole doctor CONFIG --name HOST`
 library  a program with `wyrmhole.open` and `open_connection`
-up       `wyrmhole up CONFIG`, what it and its daemon print, with traffic for the target
+up       `wyrmhole up CONFIG`, traffic for the target, what it prints and its daemon logs at the default level
+peer     the log of the peer, where that is wyrmhole too, at the default level, while the client does as for `up`
 go       wireguard-go's log at LOG_LEVEL=verbose, with the same configuration and traffic, to compare
 """
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from tests.ailments.ward import Ward
-from tests.netns.node import Node
+from tests.ailments.ward import INSIDE, Ward
+from tests.netns.host import until
+from tests.netns.node import SOCKETS, Node, unique_name
 
 WYRMHOLE = Path(sys.executable).with_name("wyrmhole")
-SECONDS = 17
-"""A peer is called silent after 15 s."""
+RESOLVCONF = "#!/bin/sh\ncat > /dev/null\n"
+"""In the place of resolvconf(8): the machine's own name servers are not to be changed."""
 
 
 def doctor(ward: Ward) -> str:
     path = ward.write_config("doctor0")
-    names = ["--name", ward.target] if not ward.target[0].isdigit() else []
+    names = ["--name", ward.target] if ward.target != INSIDE else []
     result = ward.client.try_run(str(WYRMHOLE), "doctor", str(path), *names)
     return result.stdout + result.stderr
 
 
 def library(ward: Ward) -> str:
-    path = ward.write_config("library0")
-    words = (sys.executable, "-m", "tests.ailments.try_library", str(path), ward.target, str(ward.port), str(SECONDS))
-    result = ward.client.try_run(*words)
-    return result.stdout + result.stderr
+    path, log = ward.write_config("library0"), ward.folder / "library.log"
+    words = ("-m", "tests.ailments.try_library", str(path), ward.target, str(ward.port), str(ward.seconds))
+    with log.open("w") as output:
+        program = ward.client.spawn(sys.executable, *words, output=output)
+    ward.lab.programs.append(program)
+    if ward.meanwhile is not None:
+        until(ward.has_session, "the library has a session")
+        ward.meanwhile()
+    program.wait(120)
+    return log.read_text()
+
+
+def up(ward: Ward) -> str:
+    with _upped(ward) as (name, output):
+        if name:
+            _traffic(ward)
+            return output + (SOCKETS / f"{name}.log").read_text()
+        return output
+
+
+def peer(ward: Ward) -> str:
+    """Both sides send, as the peer may have something to say that this side never hears of."""
+    with _upped(ward) as (name, _):
+        assert name
+        _traffic(ward)
+        ward.peer.count_pings("10.77.0.1", count=2, wait=ward.seconds)
+    return "".join(line for line in ward.node.log.open() if not line.startswith("DEBUG: "))
+
+
+@contextmanager
+def _upped(ward: Ward) -> Iterator[tuple[str, str]]:
+    """The interface's name, empty if it was refused, and what was printed."""
+    path = ward.write_config(unique_name())
+    program = ward.folder / "programs" / "resolvconf"
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(RESOLVCONF)
+    program.chmod(0o755)
+    environ = {"PATH": f"{program.parent}:{os.environ['PATH']}", "WG_ENDPOINT_RESOLUTION_RETRIES": "1"}
+    result = ward.client.try_run(str(WYRMHOLE), "up", str(path), environ=environ)
+    output = result.stdout + result.stderr
+    if result.returncode:
+        yield "", output
+        return
+    try:
+        yield path.stem, output
+    finally:
+        ward.client.run(str(WYRMHOLE), "down", str(path), environ=environ)
 
 
 def go(ward: Ward) -> str:
@@ -57,8 +104,18 @@ def _stripped(ward: Ward) -> str:
 
 
 def _traffic(ward: Ward) -> None:
-    target = ward.target if ward.target[0].isdigit() else "10.77.0.2"
-    ward.client.count_pings(target, count=2, wait=SECONDS)
+    """Pings until one is answered, for so long that a silent peer is reported."""
+    target = INSIDE if ward.target.endswith(".internal") else ward.target
+    if ward.meanwhile is not None:
+        assert ward.client.count_pings(target)
+        ward.meanwhile()
+    ward.client.count_pings(target, count=2, wait=ward.seconds)
 
 
-TREATMENTS: dict[str, Callable[[Ward], str]] = {"doctor": doctor, "library": library, "go": go}
+TREATMENTS: dict[str, Callable[[Ward], str]] = {
+    "doctor": doctor,
+    "library": library,
+    "up": up,
+    "peer": peer,
+    "go": go,
+}

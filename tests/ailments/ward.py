@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -45,6 +46,12 @@ class Ward:
         self.psk_there: str | None = None
         self.clock_was_ahead = False
         """Whether the peer has seen a handshake of this key from an hour ahead."""
+        self.seconds = 17
+        """How long traffic waits for answers: a peer is called silent after 15 s."""
+        self.afterwards: Callable[[], object] | None = None
+        """Called when the peer is up."""
+        self.meanwhile: Callable[[], object] | None = None
+        """Called when a treatment has a session."""
 
     def __enter__(self) -> Self:
         self.lab = Lab(self.folder).__enter__()
@@ -68,6 +75,22 @@ class Ward:
         if self.clock_was_ahead:
             self.client.send_udp("192.0.2.1", ("192.0.2.2", OUTER_PORT), future_initiation(self.own, self.public))
             until(lambda: self.node.show_of(self.own.public, "transfer") != ["0", "0"], "the peer has taken it")
+        if self.afterwards is not None:
+            self.afterwards()
+
+    def has_session(self) -> bool:
+        return self.node.latest_handshake(self.own.public) > 0
+
+    def replace_peer(self, implementation: str) -> None:
+        """Another implementation takes the place of the peer, and its key."""
+        key = self.node.key
+        self.node.stop()
+        self.node = self.lab.node(self.peer, implementation, port=OUTER_PORT)
+        self.node.key = key
+
+    def restart_peer(self) -> None:
+        self.node.stop()
+        self.node.restart()
 
     def serve(self, *words: str) -> None:
         """The web server and the name server inside; `words` say how the latter misbehaves."""
