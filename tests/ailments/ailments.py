@@ -1,7 +1,8 @@
 """Ways in which a tunnel fails to work: what breaks it, and the words of which the text for people must have one.
 
 `cause` are regular expressions, any of which names the cause. `verdicts` are the causes (verdicts.py) to which a text
-may commit itself; every other one would be wrong. `blind` are the treatments that cannot know the cause, with the reason.
+may commit itself; every other one would be wrong. `blind` are the treatments that cannot know the cause, with
+the reason.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ def two_hosts(ward: Ward) -> None:
         ping = thief.spawn("ping", "-q", "-n", "-i", "0.5", "10.77.0.2", output=subprocess.DEVNULL)
         ward.lab.programs.append(ping)
 
-    ward.afterwards = begin
+    ward.afterwards, ward.is_steady = begin, True
 
 
 def behind_nat(ward: Ward) -> None:
@@ -173,7 +174,11 @@ def behind_nat(ward: Ward) -> None:
         router.nft("table ip f {\n chain c {\n type filter hook prerouting priority -300; iifname eth1 drop;\n }\n}")
         client.nft("table ip f {\n chain c {\n type filter hook output priority 0; udp dport 51821 drop;\n }\n}")
 
-    ward.meanwhile = forget
+    def heal() -> None:
+        for host in (router, client):
+            host.try_run("nft", "delete", "table", "ip", "f")
+
+    ward.meanwhile, ward.heal = forget, heal
 
 
 def restarts(ward: Ward) -> None:
@@ -184,9 +189,12 @@ def restarts(ward: Ward) -> None:
 
 def cut_off(ward: Ward) -> None:
     """The way to the peer breaks within a session, without a word."""
-    silent_port(ward)
+    ward.port = 81
     ward.seconds = 26
+    # In a table of its own, which stays.
+    ward.peer.nft("table inet quiet {\n chain c {\n type filter hook input priority 0; tcp dport 81 drop;\n }\n}")
     ward.meanwhile = lambda: filtered(ward)
+    ward.heal = lambda: ward.peer.run("nft", "delete", "table", "inet", "ailment")
 
 
 def inner_ipv6(ward: Ward) -> None:
@@ -391,7 +399,7 @@ AILMENTS = (
     Ailment(
         "the way breaks within a session",
         cut_off,
-        (r"be cut off", FILTERED),
+        (r"be cut off",),
         ("silent in session", "unanswered", "silent inside"),
         blind={"doctor": ONE_RUN},
         treatments=("library", "up"),

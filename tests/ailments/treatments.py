@@ -109,7 +109,10 @@ def _traffic(ward: Ward) -> None:
     if ward.meanwhile is not None:
         assert ward.client.count_pings(target)
         ward.meanwhile()
-    ward.client.count_pings(target, count=2, wait=ward.seconds)
+    if ward.is_steady:
+        ward.client.try_run("ping", "-q", "-n", "-i", "0.2", "-w", str(ward.seconds), target)
+    else:
+        ward.client.count_pings(target, count=2, wait=ward.seconds)
 
 
 TREATMENTS: dict[str, Callable[[Ward], str]] = {

@@ -48,10 +48,14 @@ class Ward:
         """Whether the peer has seen a handshake of this key from an hour ahead."""
         self.seconds = 17
         """How long traffic waits for answers: a peer is called silent after 15 s."""
+        self.is_steady = False
+        """Whether traffic goes on when pings are answered."""
         self.afterwards: Callable[[], object] | None = None
         """Called when the peer is up."""
         self.meanwhile: Callable[[], object] | None = None
         """Called when a treatment has a session."""
+        self.heal: Callable[[], object] | None = None
+        """Takes back what `meanwhile` did, before the next treatment."""
 
     def __enter__(self) -> Self:
         self.lab = Lab(self.folder).__enter__()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 
 import click
@@ -65,21 +66,21 @@ def _warn(sentence: str) -> None:
 @click.option("-v", "--verbose", is_flag=True, help="Let the daemon log each handshake; the log's path is printed.")
 @quiet_option
 def up_command(config: str, verbose: bool, quiet: bool) -> None:
-    """Bring up the interface of CONFIG, like `wg-quick up`.
+    """Bring up the interface of CONFIG: a file, or the name of one in /etc/wireguard."""
+    quick = _quick(config, verbose=verbose, quiet=quiet)
+    for sentence in _what_is_missing(quick.config):
+        _warn(sentence)
+    quick.up()
 
-    Starts the daemon and sets keys, addresses, MTU, DNS and routes, and runs the hooks. Needs root. If it fails, it
-    leaves nothing behind. CONFIG is a file, or the name of one in /etc/wireguard.
 
-    \b
-    wyrmhole up wg0
-    wyrmhole up -v wg0
-    tail -f /run/wireguard/wg0.log     why a peer does not connect
-
-    \b
-    LOG_LEVEL                        debug, error or silent; the log is /run/wireguard/NAME.log
-    WG_ENDPOINT_RESOLUTION_RETRIES   how often to look up endpoint names, or `infinity`
-    """
-    _quick(config, verbose=verbose, quiet=quiet).up()
+def _what_is_missing(config: Config) -> Iterator[str]:
+    """What may be added later, but without which nothing can be reached."""
+    if not config.peers:
+        yield "there is no [Peer]: nothing can be reached until one is added"
+    elif config.interface.listen_port is None and all(peer.endpoint is None for peer in config.peers):
+        yield "no Endpoint in any [Peer] and no ListenPort: neither side can find the other"
+    if not config.interface.addresses:
+        yield "there is no Address: add the one that the peer has in its AllowedIPs for this key"
 
 
 @click.command("down")

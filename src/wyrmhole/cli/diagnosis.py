@@ -6,7 +6,6 @@ wyrmhole is shut, `poor` that something is slower or riskier than need be.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import platform
 import resource
@@ -25,7 +24,7 @@ from wyrmhole.cli.finding import reason
 from wyrmhole.cli.namespace_probe import STEPS
 from wyrmhole.control import uapi_client
 from wyrmhole.control.uapi_socket import DEFAULT_DIRECTORY
-from wyrmhole.device.clock import SystemClock
+from wyrmhole.device.clock import SystemClock, is_synchronised
 from wyrmhole.net import udp_offload
 from wyrmhole.protocol.primitives import library_text, open_handshake, seal_handshake
 
@@ -174,17 +173,11 @@ def _clock() -> Iterator[Finding]:
     if seconds < BUILT:
         advice = "set the clock: peers refuse handshakes that are older than the last one they saw"
         yield Finding("bad", "clock", "the wall clock is years behind", advice)
-    elif not _is_synchronised():
+    elif not is_synchronised():
         advice = "run an NTP client: after a step back peers refuse handshakes until the clock has caught up"
         yield Finding("poor", "clock", "plausible, but the kernel does not know it to be synchronised", advice)
     else:
         yield Finding("good", "clock", "synchronised")
-
-
-def _is_synchronised() -> bool:
-    """By adjtimex(2), which answers TIME_ERROR (5) for a clock that nobody disciplines."""
-    buffer = ctypes.create_string_buffer(512)
-    return 0 <= int(ctypes.CDLL(None, use_errno=True).adjtimex(buffer)) < 5
 
 
 def _mtu() -> Iterator[Finding]:

@@ -44,6 +44,12 @@ class SystemClock:
         return os.urandom(size)
 
 
+def is_synchronised() -> bool:
+    """Whether the kernel knows the wall clock to be disciplined: adjtimex(2) answers TIME_ERROR (5) otherwise."""
+    buffer = ctypes.create_string_buffer(512)
+    return 0 <= int(ctypes.CDLL(None, use_errno=True).adjtimex(buffer)) < 5
+
+
 class Alarm:
     """A descriptor that becomes readable at a time of the boottime clock. Raises OSError where timerfd is missing."""
 

@@ -141,12 +141,14 @@ def _silence(event: events.PeerSilent, hint: str | None) -> str:
         return f"{where} cannot be reached: {hint}"
     if not event.initiations:
         return (
-            f"{where} has not answered for 15 s within a session: it may have restarted, moved or be cut off; "
+            f"{where} has not answered for 15 s within a session: it may have restarted, moved or be cut off, a NAT "
+            "may have forgotten it (PersistentKeepalive = 25 on its side), or another host uses our private key; "
             "starting a new handshake"
         )
     return (
         f"{where} does not answer: {event.initiations} handshake initiations in 15 s, nothing received; check that "
-        "the endpoint is right and running, that the keys match on both sides, and that UDP is not filtered"
+        "the endpoint is right and running, that the keys match on both sides, that UDP is not filtered, and that the "
+        "clock here is not behind"
     )
 
 

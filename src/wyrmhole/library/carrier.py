@@ -31,7 +31,7 @@ from wyrmhole.library.stack import PacketPort
 from wyrmhole.net.udp_bind import UdpBind
 from wyrmhole.protocol import events as protocol_events
 from wyrmhole.protocol.constants import SECOND
-from wyrmhole.protocol.drops import by_name
+from wyrmhole.protocol.drops import DropReason, by_name
 from wyrmhole.protocol.keys import PublicKey
 from wyrmhole.wire.endpoint import Endpoint
 
@@ -300,7 +300,9 @@ class Carrier:
         owner = explain.owner_of(address, peers)
         if owner is None:
             return explain.outside(address, peers)
-        return explain.state_of(owner, self._called(owner.public_key), self._clock.boottime(), self._clock.wall())
+        foreign = self.device.drops().get(DropReason.BAD_SOURCE, 0)
+        now, wall = self._clock.boottime(), self._clock.wall()
+        return explain.state_of(owner, self._called(owner.public_key), now, wall, foreign)
 
     # What happens
 

@@ -10,60 +10,45 @@ the packets come from `library/probe.py`, or from a running tunnel.
 from __future__ import annotations
 
 import asyncio
-import errno
 import ipaddress
 import os
-import socket
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from wyrmhole.control.lint import contains, lint
 from wyrmhole.control.wg_quick import Config, ConfigPeer
 from wyrmhole.control.wg_values import ConfigEndpoint
-from wyrmhole.device.clock import SystemClock
+from wyrmhole.device.clock import SystemClock, is_synchronised
 from wyrmhole.errors import ConfigError, TunnelError, how_to_install
 from wyrmhole.library.configuring import load_config
-from wyrmhole.library.endpoints import look_up_host
+from wyrmhole.library.daemon_contact import find_daemon
+from wyrmhole.library.diagnosis_outside import icmp_error, look_outside, refused
+from wyrmhole.library.finding import BAD, GOOD, NOTE, POOR
+from wyrmhole.library.finding import Finding as Finding
 from wyrmhole.library.probe import HandshakeResult, IpAddress, Probe, Refused
-from wyrmhole.net.udp_route import Route, family_of, find_route, why_unreachable
 from wyrmhole.protocol.constants import SECOND
 from wyrmhole.protocol.drops import DropReason
 from wyrmhole.protocol.keys import PublicKey
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
 
-GOOD, POOR, BAD, NOTE = "good", "poor", "bad", "note"
-RESOLVE_SECONDS = 10.0
-ICMP_SECONDS = 1.0
-"""A closed port is reported within a round trip; longer than most paths take."""
 LATE_ICMP_SECONDS = 3.5
 """A host that is off is reported after three questions for its link address, a second each."""
 HANDSHAKE_SECONDS = 7.0
 """Two initiations: the second one carries the cookie of a peer under load (5.4 s after the first at most)."""
 PING_SECONDS = 2.0
+LEAST_PING_SECONDS = 0.5
+"""For the sizes of a path MTU, once it is known how soon a host answers."""
 DNS_SECONDS = 3.0
 MAX_PEERS = 16
 """Asked in one run: a gateway's file may list thousands."""
 MAX_TARGETS = 4
 """Pinged for each peer."""
-OVERHEAD = {False: 60, True: 80}
-"""Outer header, UDP, message header and tag: by whether the outside is IPv6."""
+MAX_NAMES = 16
+"""Looked up in one run."""
 LEAST_MTU = 576
 PLAUSIBLE_CLOCK = 1_700_000_000
 """Seconds since 1970: a clock before November 2023 is certainly wrong."""
-_IP_RECVERR = {socket.AF_INET: (socket.IPPROTO_IP, 11), socket.AF_INET6: (socket.IPPROTO_IPV6, 25)}
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """`level`: good, poor (works, but), bad (does not work) or note (could not be tried)."""
-
-    step: str
-    level: str
-    found: str
-    advice: str = ""
-    peer: str = ""
 
 
 class Contact(Protocol):
@@ -88,10 +73,11 @@ class Contact(Protocol):
 
 
 async def diagnose(config: Config | str | os.PathLike[str], *, names: Sequence[str] = ()) -> AsyncIterator[Finding]:
-    """Try everything that a tunnel of this configuration needs. `names`: looked up inside as well.
+    """Try everything that a tunnel of this configuration needs. `names`: hosts inside to look up, addresses to ping.
 
-    Takes under a second for a tunnel that works, and at most some 30 s otherwise. The peer sees a handshake from a port
-    of this host that is not the tunnel's: do not run it beside a running tunnel with the same key.
+    Takes under two seconds for a tunnel that works, and at most 45 s otherwise. Where a daemon of this host serves the
+    same key, its sessions are used. Otherwise the peer sees a handshake from a port of this host that is not the
+    tunnel's: a program or another host with the same key loses its session until it speaks again.
     """
     config = load_config(config)
     findings = list(_configuration(config))
@@ -99,13 +85,45 @@ async def diagnose(config: Config | str | os.PathLike[str], *, names: Sequence[s
         yield finding
     if any(finding.level == BAD for finding in findings):
         return
+    daemon = await find_daemon(config)
+    if isinstance(daemon, Finding):
+        yield daemon
+        return
+    if daemon is not None:
+        yield Finding("daemon", GOOD, f"{daemon.name} is served with this key: its sessions are used")
+        try:
+            async for finding in _steps(config, daemon, names):
+                yield finding
+        except OSError as error:
+            yield Finding("daemon", BAD, f"{daemon.name} does not answer any more: {error}")
+        return
+    async for finding in _steps(config, None, names):
+        yield finding
+
+
+async def diagnose_running(config: Config, contact: Contact, *, names: Sequence[str] = ()) -> AsyncIterator[Finding]:
+    """The same for a tunnel that is open, over its own sessions; its endpoints are asked from this host."""
+    for finding in [*_configuration(config), _clock()]:
+        yield finding
+    async for finding in _steps(config, contact, names):
+        yield finding
+
+
+async def _steps(config: Config, contact: Contact | None, names: Sequence[str]) -> AsyncIterator[Finding]:
+    """From the endpoints to the name servers. Without a `contact`: by a probe."""
     reachable: dict[ConfigEndpoint, Endpoint] = {}
-    for peer in config.peers[:MAX_PEERS]:
-        async for finding in _outside(config, peer, reachable):
-            yield finding
+    peers = config.peers[:MAX_PEERS]
+    for finding in await _side_by_side(look_outside(config, peer, label(config, peer), reachable) for peer in peers):
+        yield finding
     if len(config.peers) > MAX_PEERS:
         yield Finding("peers", NOTE, f"only the first {MAX_PEERS} of {len(config.peers)} peers are tried")
-    asked = [peer for peer in config.peers[:MAX_PEERS] if peer.endpoint in reachable]
+    asked = [peer for peer in peers if peer.endpoint in reachable]
+    if contact is not None:
+        # A peer without an endpoint may have connected from its side.
+        asked += [peer for peer in peers if peer.endpoint is None]
+        async for finding in _inside(config, asked, reachable, contact, names):
+            yield finding
+        return
     if not asked:
         return
     try:
@@ -116,17 +134,13 @@ async def diagnose(config: Config | str | os.PathLike[str], *, names: Sequence[s
         yield Finding("handshake", BAD, f"the probe could not be started: {error}")
 
 
-async def diagnose_running(config: Config, contact: Contact, *, names: Sequence[str] = ()) -> AsyncIterator[Finding]:
-    """The same for a tunnel that is open, over its own sessions; its endpoints are asked from this host."""
-    for finding in [*_configuration(config), _clock()]:
-        yield finding
-    reachable: dict[ConfigEndpoint, Endpoint] = {}
-    for peer in config.peers[:MAX_PEERS]:
-        async for finding in _outside(config, peer, reachable):
-            yield finding
-    asked = [peer for peer in config.peers[:MAX_PEERS] if peer.endpoint in reachable]
-    async for finding in _inside(config, asked, reachable, contact, names):
-        yield finding
+async def _side_by_side(parts: Iterable[AsyncIterator[Finding]]) -> list[Finding]:
+    """The findings of all peers, in their order: the time is that of the slowest one."""
+
+    async def collect(part: AsyncIterator[Finding]) -> list[Finding]:
+        return [finding async for finding in part]
+
+    return [finding for each in await asyncio.gather(*map(collect, parts)) for finding in each]
 
 
 # Before anything is sent
@@ -134,19 +148,22 @@ async def diagnose_running(config: Config, contact: Contact, *, names: Sequence[
 
 def _configuration(config: Config) -> Iterator[Finding]:
     interface = config.interface
-    if interface.private_key is None:
-        yield Finding("configuration", BAD, "there is no PrivateKey", "make one with `wyrmhole genkey`")
+    missing = []
+    if interface.private_key is None or interface.private_key.is_zero:
+        missing.append(("there is no PrivateKey", "make one with `wyrmhole genkey`"))
     if not config.peers:
-        yield Finding("configuration", BAD, "there is no [Peer]", "add the other side: its PublicKey and AllowedIPs")
+        missing.append(("there is no [Peer]", "add the other side: its PublicKey and AllowedIPs"))
     if not interface.addresses:
         advice = "add Address = with the address that the other side has in its AllowedIPs for this key"
-        yield Finding("configuration", BAD, "there is no Address, so nothing can be sent inside", advice)
+        missing.append(("there is no Address, so nothing can be sent inside", advice))
+    for found, advice in missing:
+        yield Finding("configuration", BAD, found, advice)
     # Name servers have a step of their own, which knows that the library asks nobody outside.
     problems = [each for each in lint(config) if each.level in ("error", "warning") and "DNS" not in each.message]
     for finding in problems[:MAX_TARGETS]:
         where = f"line {finding.line}: " if finding.line else ""
         yield Finding("configuration", POOR, f"{where}{finding.message}")
-    if not problems:
+    if not problems and not missing:
         yield Finding("configuration", GOOD, f"{config.source}: nothing to object to")
 
 
@@ -154,106 +171,17 @@ def _clock() -> Finding:
     if SystemClock().wall() // SECOND < PLAUSIBLE_CLOCK:
         advice = "set the clock: a peer refuses handshakes with an older timestamp than the last one it accepted"
         return Finding("clock", BAD, "the wall clock is years behind", advice)
-    return Finding("clock", GOOD, "plausible")
+    if not is_synchronised():
+        advice = "run an NTP client: a clock that goes back makes peers refuse handshakes until it has caught up"
+        return Finding("clock", NOTE, "plausible, but the kernel does not know it to be synchronised", advice)
+    return Finding("clock", GOOD, "synchronised")
 
 
-# Outside
+# Inside
 
 
 def label(config: Config, peer: ConfigPeer) -> str:
     return peer.name or f"{peer.public_key.base64()[:8]}…"
-
-
-async def _outside(
-    config: Config, peer: ConfigPeer, reachable: dict[ConfigEndpoint, Endpoint]
-) -> AsyncIterator[Finding]:
-    """Name, route and ICMP errors of one peer's endpoint; what can be tried goes into `reachable`."""
-    name = label(config, peer)
-    if peer.endpoint is None:
-        advice = "only the peer can begin; if this side should, add Endpoint = HOST:PORT"
-        yield Finding("endpoint", NOTE, "no Endpoint is configured", advice, name)
-        return
-    text = peer.endpoint.emit()
-    try:
-        async with asyncio.timeout(RESOLVE_SECONDS):
-            found = [literal] if (literal := peer.endpoint.literal) else await _look_up(peer.endpoint)
-    except TimeoutError:
-        advice = "the host's name servers do not answer: see /etc/resolv.conf, or write the address"
-        yield Finding("endpoint", BAD, f"{text} could not be resolved within {RESOLVE_SECONDS:g} s", advice, name)
-        return
-    except OSError as error:
-        advice = "correct the name, or write the address; the host's own name servers are asked"
-        yield Finding("endpoint", BAD, f"{text} cannot be resolved: {error.strerror or error}", advice, name)
-        return
-    routes = {endpoint: _route(endpoint) for endpoint in found}
-    usable = [(endpoint, route) for endpoint, route in routes.items() if isinstance(route, Route)]
-    if not usable:
-        yield _no_route(text, routes, name)
-        return
-    endpoint, route = usable[0]
-    resolved = "" if peer.endpoint.literal else f"{text} is {endpoint.emit()}, "
-    yield Finding("endpoint", GOOD, f"{resolved}sent from {route.source}, path MTU {route.mtu}", peer=name)
-    if (refusal := await _icmp_error(endpoint, ICMP_SECONDS)) is not None:
-        yield _refused(endpoint, refusal, name)
-        return
-    wanted = (config.interface.mtu or 1420) + OVERHEAD[endpoint.is_v6]
-    if route.mtu < wanted:
-        advice = f"set MTU = {route.mtu - OVERHEAD[endpoint.is_v6]} in [Interface]"
-        found_text = f"the way to {endpoint.host} takes {route.mtu} bytes, the tunnel's packets have up to {wanted}"
-        yield Finding("MTU", POOR, f"{found_text}: they are cut up outside", advice, name)
-    reachable[peer.endpoint] = endpoint
-
-
-async def _look_up(endpoint: ConfigEndpoint) -> list[Endpoint]:
-    return await look_up_host(endpoint.host, endpoint.port)
-
-
-def _route(endpoint: Endpoint) -> Route | OSError:
-    try:
-        return find_route(endpoint)
-    except OSError as error:
-        return error
-
-
-def _no_route(text: str, routes: Mapping[Endpoint, Route | OSError], name: str) -> Finding:
-    endpoint = next(iter(routes))
-    advice = "see `ip route` and `ip address`; an endpoint of the other address family may work"
-    return Finding("route", BAD, f"no way to {text}: {why_unreachable(endpoint)}", advice, name)
-
-
-async def _icmp_error(endpoint: Endpoint, seconds: float) -> OSError | None:
-    """What the network answers to a datagram that no peer answers. None: nothing within so long."""
-    family = family_of(endpoint)
-    loop = asyncio.get_running_loop()
-    with socket.socket(family, socket.SOCK_DGRAM) as sock:
-        sock.setblocking(False)
-        # Without it a host or network that is unreachable is not reported to a UDP socket.
-        sock.setsockopt(*_IP_RECVERR[family], 1)
-        try:
-            sock.connect(endpoint.sockaddr)
-            sock.send(bytes(4))
-            async with asyncio.timeout(seconds):
-                await loop.sock_recv(sock, 2048)
-        except TimeoutError as error:
-            return error if error.errno else None
-        except OSError as error:
-            return error
-    return None
-
-
-def _refused(endpoint: Endpoint, error: OSError, name: str) -> Finding:
-    where = endpoint.emit()
-    if error.errno == errno.ECONNREFUSED:
-        advice = "start the tunnel there, or correct the port: `wg show` on the other side has its listening port"
-        return Finding("route", BAD, f"{where} answers that nothing listens on this UDP port", advice, name)
-    if error.errno in (errno.EPERM, errno.EACCES):
-        advice = "a firewall on this host forbids it: see `nft list ruleset`"
-        return Finding("route", BAD, f"this host refuses to send to {where}: {error.strerror}", advice, name)
-    advice = "the host is down, the address is wrong, or a firewall on the way rejects UDP to it"
-    return Finding("route", BAD, f"{where} cannot be reached: {error.strerror}", advice, name)
-
-
-# Inside
 
 
 async def _inside(
@@ -264,20 +192,31 @@ async def _inside(
     names: Sequence[str],
 ) -> AsyncIterator[Finding]:
     results = await probe.handshakes([peer.public_key for peer in peers], HANDSHAKE_SECONDS)
-    up = []
-    for peer in peers:
-        assert peer.endpoint is not None
-        result, endpoint, name = results[peer.public_key], endpoints[peer.endpoint], label(config, peer)
-        late = None if result.is_answered else await _icmp_error(endpoint, LATE_ICMP_SECONDS)
-        yield _handshake(result, endpoint, name) if late is None else _refused(endpoint, late, name)
+    for finding in await asyncio.gather(*(_judge(config, peer, results[peer.public_key], endpoints) for peer in peers)):
+        yield finding
+    up = [peer for peer in peers if results[peer.public_key].completed]
+    for finding in await _side_by_side(_reach(config, peer, probe) for peer in up):
+        yield finding
+    if not up:
+        return
+    targets = {name: address for name in names if (address := read_address(name)) is not None}
+    for finding in await asyncio.gather(*(_host(config, up, probe, target) for target in targets.values())):
+        yield finding
+    async for finding in _name_servers(config, up, probe, [name for name in names if name not in targets]):
+        yield finding
+
+
+async def _judge(
+    config: Config, peer: ConfigPeer, result: HandshakeResult, endpoints: Mapping[ConfigEndpoint, Endpoint]
+) -> Finding:
+    name = label(config, peer)
+    if peer.endpoint is None:
         if result.completed:
-            up.append(peer)
-    for peer in up:
-        async for finding in _reach(config, peer, probe):
-            yield finding
-    if up:
-        async for finding in _name_servers(config, up, probe, names):
-            yield finding
+            return Finding("handshake", GOOD, "it has connected, there is a session", peer=name)
+        return Finding("handshake", NOTE, "it has no session now", "only the peer can begin: look there", name)
+    endpoint = endpoints[peer.endpoint]
+    late = None if result.is_answered else await icmp_error(endpoint, LATE_ICMP_SECONDS)
+    return _handshake(result, endpoint, name) if late is None else refused(endpoint, late, name)
 
 
 def _handshake(result: HandshakeResult, endpoint: Endpoint, name: str) -> Finding:
@@ -311,22 +250,48 @@ async def _reach(config: Config, peer: ConfigPeer, probe: Contact) -> AsyncItera
         yield Finding("ping", NOTE, "no address inside to ask: its AllowedIPs name networks only", peer=name)
         return
     before = probe.drops().get(DropReason.BAD_SOURCE, 0)
-    answers = await asyncio.gather(*(_ping(probe, target, 84) for target in targets))
-    reached = [target for target, answer in zip(targets, answers, strict=True) if isinstance(answer, float)]
+    answers = await asyncio.gather(*(_ping(probe, target, 84, PING_SECONDS) for target in targets))
+    reached = {target: answer for target, answer in zip(targets, answers, strict=True) if isinstance(answer, float)}
     if not reached:
-        refused = probe.drops().get(DropReason.BAD_SOURCE, 0) - before
-        yield _silence_inside(config, targets, answers, refused, name)
+        dropped = probe.drops().get(DropReason.BAD_SOURCE, 0) - before
+        yield _silence_inside(config, targets, answers, dropped, name)
         return
-    seconds = next(answer for answer in answers if isinstance(answer, float))
-    yield Finding("ping", GOOD, f"{reached[0]} answers after {seconds * 1000:.1f} ms", peer=name)
-    yield await _path_mtu(probe, reached[0], name)
+    target, seconds = next(iter(reached.items()))
+    yield Finding("ping", GOOD, f"{target} answers after {seconds * 1000:.1f} ms", peer=name)
+    yield await _path_mtu(probe, target, min(PING_SECONDS, max(LEAST_PING_SECONDS, 4 * seconds)), name)
 
 
-async def _ping(probe: Contact, target: IpAddress, length: int) -> float | OSError:
+async def _ping(probe: Contact, target: IpAddress, length: int, seconds: float) -> float | OSError:
     try:
-        return await probe.echo(target, length, PING_SECONDS)
+        return await probe.echo(target, length, seconds)
     except OSError as error:
         return error
+
+
+async def _passes(probe: Contact, target: IpAddress, length: int, seconds: float) -> bool:
+    """Whether a packet of this length comes back. Asked twice at once: a lost packet is not a limit."""
+    answers = await asyncio.gather(*(_ping(probe, target, length, seconds) for _ in range(2)))
+    return any(isinstance(answer, float) for answer in answers)
+
+
+async def _host(config: Config, up: Sequence[ConfigPeer], probe: Contact, target: IpAddress) -> Finding:
+    """An address that the caller wants to reach."""
+    owners = [peer for peer in config.peers if routed(peer, target)]
+    if not owners:
+        advice = f"add {target}/{target.max_prefixlen} to the AllowedIPs of the peer it is behind"
+        return Finding("host", BAD, f"{target} is in no peer's AllowedIPs", advice)
+    if not any(address.version == target.version for address in config.interface.addresses):
+        found = f"the tunnel has no IPv{target.version} Address, so {target} cannot be asked"
+        return Finding("host", BAD, found, "add one to [Interface], and to the AllowedIPs of the other side")
+    if not any(peer in up for peer in owners):
+        return Finding("host", NOTE, f"{target} was not asked: its peer has no session")
+    answer = await _ping(probe, target, 84, PING_SECONDS)
+    if isinstance(answer, float):
+        return Finding("host", GOOD, f"{target} answers after {answer * 1000:.1f} ms")
+    if isinstance(answer, Refused):
+        return Finding("host", POOR, str(answer), "the host is off, or the peer has no way to it")
+    advice = "the host is off, does not answer pings, or has no way back through the peer"
+    return Finding("host", POOR, f"no answer from {target}", advice)
 
 
 def ping_targets(config: Config, peer: ConfigPeer) -> list[IpAddress]:
@@ -344,6 +309,13 @@ def ping_targets(config: Config, peer: ConfigPeer) -> list[IpAddress]:
     return [each for each in dict.fromkeys(candidates) if each not in own and each.version in versions][:MAX_TARGETS]
 
 
+def read_address(text: str) -> IpAddress | None:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
 def address_of(prefix: Prefix) -> IpAddress:
     kind = ipaddress.IPv4Address if prefix.version == 4 else ipaddress.IPv6Address
     return kind(prefix.network)
@@ -355,12 +327,13 @@ def routed(peer: ConfigPeer, address: IpAddress) -> bool:
 
 
 def _silence_inside(
-    config: Config, targets: Sequence[IpAddress], answers: Sequence[float | OSError], refused: int, name: str
+    config: Config, targets: Sequence[IpAddress], answers: Sequence[float | OSError], dropped: int, name: str
 ) -> Finding:
     asked = ", ".join(map(str, targets))
-    if refused:
+    if dropped:
         advice = "add the addresses that the peer sends from to its AllowedIPs here"
-        found = f"{refused} answers came from addresses outside the peer's AllowedIPs and were dropped"
+        count = "1 answer" if dropped == 1 else f"{dropped} answers"
+        found = f"{count} from addresses outside the peer's AllowedIPs, dropped"
         return Finding("ping", BAD, found, advice, name)
     errors = [str(answer) for answer in answers if isinstance(answer, Refused)]
     if errors:
@@ -369,22 +342,23 @@ def _silence_inside(
     own = ", ".join(str(address.ip) for address in config.interface.addresses)
     advice = (
         f"either these hosts do not answer pings, or the peer drops our packets because its AllowedIPs for this key do "
-        f"not contain {own}, or the way back from those hosts does not lead through the peer"
+        f"not contain {own}, or the way back from those hosts does not lead through the peer, or another host uses our "
+        "private key and has just taken the session"
     )
     return Finding("ping", POOR, f"there is a session, but no answer from {asked}", advice, name)
 
 
-async def _path_mtu(probe: Contact, target: IpAddress, name: str) -> Finding:
+async def _path_mtu(probe: Contact, target: IpAddress, seconds: float, name: str) -> Finding:
     """By echoes of rising size: both ways at once, as the answer is as long as the question."""
-    if isinstance(await _ping(probe, target, probe.mtu), float):
+    if await _passes(probe, target, probe.mtu, seconds):
         return Finding("path MTU", GOOD, f"packets of {probe.mtu} bytes pass both ways", peer=name)
     low, high = LEAST_MTU, probe.mtu
-    if not isinstance(await _ping(probe, target, low), float):
+    if not await _passes(probe, target, low, seconds):
         found = f"a ping of 84 bytes is answered, one of {low} is not"
         return Finding("path MTU", POOR, found, "the host may refuse large pings, or packets are lost", name)
     while high - low > 8:
         middle = (low + high) // 2
-        if isinstance(await _ping(probe, target, middle), float):
+        if await _passes(probe, target, middle, seconds):
             low = middle
         else:
             high = middle
@@ -409,8 +383,9 @@ async def _name_servers(
             advice = f"add {server}/{server.max_prefixlen} to the AllowedIPs of the peer it is behind"
             yield Finding("DNS", BAD, f"{server} is in no peer's AllowedIPs, so it cannot be asked inside", advice)
         elif any(routed(peer, server) for peer in peers):
-            for name in names or (".",):
-                yield await _name_server(probe, server, name)
+            asked = [_name_server(probe, server, name) for name in (names or (".",))[:MAX_NAMES]]
+            for finding in await asyncio.gather(*asked):
+                yield finding
 
 
 async def _name_server(probe: Contact, server: IpAddress, name: str) -> Finding:

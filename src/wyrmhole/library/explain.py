@@ -21,7 +21,10 @@ UNANSWERED = {errno.ETIMEDOUT, errno.EHOSTUNREACH, errno.ENETUNREACH, errno.EHOS
 """What the way to a host may be the cause of. Other errors come from the host itself, or from this one."""
 UNBOUND = {errno.EADDRNOTAVAIL, errno.EADDRINUSE, errno.EACCES}
 """What binding fails with."""
-_CHECK = "check that the endpoint answers, that the keys match on both sides, and that UDP is not filtered"
+_CHECK = (
+    "check that the endpoint answers, that the keys match on both sides, that UDP is not filtered, and that the clock "
+    "here is not behind"
+)
 
 
 def owner_of(address: IpAddress, peers: Iterable[Peer]) -> Peer | None:
@@ -48,11 +51,20 @@ def outside(address: IpAddress, peers: Iterable[Peer]) -> str:
     return f"{address} is in no peer's AllowedIPs ({shown})"
 
 
-def state_of(peer: Peer, name: str, now: int, wall: int) -> str:
-    """What stands between us and a host behind a peer. `now` and `wall` are nanoseconds: boottime, and since 1970."""
-    return no_session(peer, name, now, wall) or (
-        f"{with_endpoint(peer, name)} has a session (handshake {_ago(peer, wall)}), so the host inside does not "
-        "answer: it is off, a firewall drops the packets, or the peer's AllowedIPs for this key lack our address"
+def state_of(peer: Peer, name: str, now: int, wall: int, foreign: int = 0) -> str:
+    """What stands between us and a host behind a peer. `now` and `wall` are nanoseconds: boottime, and since 1970.
+    `foreign`: how many packets were dropped because their inner source was not in the sender's AllowedIPs."""
+    if (reason := no_session(peer, name, now, wall)) is not None:
+        return reason
+    session = f"{with_endpoint(peer, name)} has a session (handshake {_ago(peer, wall)})"
+    if foreign:
+        count = "1 packet" if foreign == 1 else f"{foreign} packets"
+        return (
+            f"{session}, and {count} from addresses outside its AllowedIPs came and were dropped: add those that answer"
+        )
+    return (
+        f"{session}, so the host inside does not answer: it is off, a firewall drops the packets, the peer's "
+        "AllowedIPs for this key lack our address, or another program uses our private key"
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import itertools
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import TracebackType
@@ -35,6 +36,8 @@ IpAddress = probes.IpAddress
 POLL_SECONDS = 0.002
 """Between two looks for an answer: the queue in memory wakes nobody."""
 START_SECONDS = 5.0
+MAX_ANSWERS = 256
+"""Kept for a question that still waits; the oldest are dropped."""
 _FIRST_PORT = 49_152
 T = TypeVar("T")
 
@@ -85,6 +88,7 @@ class Probe:
         self._device = Device(self._tun, UdpBind, engine, clock=self._clock, on_event=self._handle_event)
         self._attempts: dict[PublicKey, _Attempt] = {}
         self._numbers = itertools.count(1)
+        self._answers: deque[probes.Answer] = deque(maxlen=MAX_ANSWERS)
 
     async def __aenter__(self) -> Self:
         """Raises ConfigError, TunnelError."""
@@ -185,12 +189,14 @@ class Probe:
         return answer
 
     def _answer(self, fits: Callable[[probes.Answer], bool]) -> probes.Answer | None:
-        """Others' packets are taken off the queue too: nobody else waits for them."""
+        """Several questions wait at once, and each finds its own among the answers."""
         while self._tun.delivered:
-            answer = probes.read_answer(self._tun.pop())
-            if answer is not None and fits(answer):
-                return answer
-        return None
+            if (answer := probes.read_answer(self._tun.pop())) is not None:
+                self._answers.append(answer)
+        found = next((answer for answer in self._answers if fits(answer)), None)
+        if found is not None:
+            self._answers.remove(found)
+        return found
 
     async def _wait(self, look: Callable[[], T | None], seconds: float, silence: str) -> T:
         end = self._clock.boottime() + int(seconds * SECOND)

@@ -197,7 +197,8 @@ class Resolver:
         finally:
             for question in questions:
                 question.cancel()
-        outcomes = [outcome_of(question, name, patience) for question in questions]
+        servers = ", ".join(server.address for server in self._servers)
+        outcomes = [outcome_of(question, name, servers, patience) for question in questions]
         found = [[] if isinstance(outcome, OSError) else outcome for outcome in outcomes]
         failures = {
             kind: outcome for kind, outcome in zip(kinds, outcomes, strict=True) if isinstance(outcome, OSError)
@@ -381,11 +382,11 @@ async def first_usable(
 
 
 def outcome_of(
-    question: asyncio.Task[dns.resolver.Answer | None], name: dns.name.Name, patience: float
+    question: asyncio.Task[dns.resolver.Answer | None], name: dns.name.Name, servers: str, patience: float
 ) -> list[Address] | OSError:
     """Raises what is neither an answer nor the lack of one."""
     if not question.done():
-        return unanswered(name, f"none within {patience:.1f} s")
+        return unanswered(name, f"{servers} did not answer within {patience:.1f} s")
     error = question.exception()
     if error is None:
         return addresses_of(question.result())
