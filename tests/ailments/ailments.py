@@ -2,7 +2,7 @@
 
 `cause` are regular expressions, any of which names the cause. `verdicts` are the causes (verdicts.py) to which a text
 may commit itself; every other one would be wrong. `blind` are the treatments that cannot know the cause, with
-the reason.
+the reason; they need not be given.
 """
 
 from __future__ import annotations
@@ -372,7 +372,7 @@ AILMENTS = (
             r"two hosts or programs seem to use its private key",
             r"another (host|program)[^;]* uses? (this|its|our) (private )?key",
         ),
-        ("flapping", "silent inside", "silent in session"),
+        ("flapping", "silent inside", "silent in session", "works"),
         blind={
             "library": "whoever spoke last has the session, so a short connection may well work",
             "up": UP_PINGS,
