@@ -1,20 +1,27 @@
-"""Every ailment by every treatment: `python -m tests.ailments FOLDER [WORD]` writes one file of text for each."""
+"""Every ailment by every treatment: `python -m tests.ailments FOLDER [WORD]` writes one file of text for each.
+
+With `--table` it prints the table of docs/troubleshooting.md. With `--anonymous` the files are numbered in no order,
+for a reader who has to say what is wrong; what they are is in FOLDER.key.
+"""
 
 from __future__ import annotations
 
+import random
+import re
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import tests.conftest  # noqa: F401  finds the tools of `make test-deps`
-from tests.ailments.ailments import AILMENTS, Ailment
+from tests.ailments.ailments import AILMENTS, USUAL, Ailment
 from tests.ailments.treatments import TREATMENTS
 from tests.ailments.ward import Ward
 
-AT_ONCE = 40
-"""All of them: nearly all of their time is waiting."""
+AT_ONCE = 24
+"""Nearly all of their time is waiting; with more, two cores are busy and programs start late."""
 
 
 def treat(ailment: Ailment, *more: str) -> dict[str, str]:
@@ -31,21 +38,72 @@ def treat(ailment: Ailment, *more: str) -> dict[str, str]:
 
 
 def treat_all(ailments: Sequence[Ailment], *more: str) -> Iterator[tuple[Ailment, dict[str, str]]]:
+    """In their order; those that take longest begin first."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        yield from zip(ailments, pool.map(lambda ailment: treat(ailment, *more), ailments), strict=True)
+        # The last ones of the list interfere within a session, which takes longest.
+        longest = list(reversed(ailments))
+        running = {ailment.name: pool.submit(treat, ailment, *more) for ailment in longest}
+        for ailment in ailments:
+            yield ailment, running[ailment.name].result()
 
 
-def main(folder: str, word: str = "") -> None:
+def marks(ailment: Ailment, texts: dict[str, str]) -> Iterator[str]:
+    for name, text in texts.items():
+        yield f"{name}: {'yes' if ailment.is_named(text) else 'blind' if name in ailment.blind else 'NO'}"
+        if name != "go" and (wrong := ailment.wrong(text)):
+            yield f"WRONG ({', '.join(wrong)})"
+
+
+def table(results: Sequence[tuple[Ailment, dict[str, str]]]) -> Iterator[str]:
+    """In Markdown. For wireguard-go: its first line about the cause, or else its last one about the peer."""
+    yield "| what is wrong | doctor | library | `up` | wireguard-go, `LOG_LEVEL=verbose` |"
+    yield "|---|---|---|---|---|"
+    count = Counter[str]()
+    for ailment, texts in results:
+        named = {name for name, text in texts.items() if ailment.is_named(text)}
+        count.update(named)
+        cells = ["names it" if name in named else "-" for name in USUAL]
+        if "peer" in named:
+            cells[2] = "names it, on the peer"
+            count["up"] += "up" not in named
+        yield f"| {ailment.name} | {' | '.join(cells)} | {said_by_go(ailment, texts['go'])} |"
+    total = " | ".join(f"{count[name]} of {len(results)}" for name in (*USUAL, "go"))
+    yield f"| named | {total} |"
+
+
+def said_by_go(ailment: Ailment, text: str) -> str:
+    lines = [re.sub(r"^[A-Z]+: \(\S+\) \S+ \S+ (peer\(\S+\) - )?", "", line) for line in text.splitlines()]
+    lines = [line for line in lines if not re.match(r"Routine|UAPI|Interface|UDP bind|Device|Starting|Stopping", line)]
+    about = [line for line in lines if ailment.is_named(line)] or lines[-1:]
+    return f"`{about[0][:90]}`" if about and about[0] else "nothing"
+
+
+def write(folder: Path, results: Sequence[tuple[Ailment, dict[str, str]]], *, anonymous: bool) -> None:
+    files = [(f"{ailment.name}.{name}", text) for ailment, texts in results for name, text in texts.items()]
+    if not anonymous:
+        for title, text in files:
+            (folder / f"{title}.txt").write_text(text)
+        return
+    files = [(title, text) for title, text in files if not title.endswith(".go")]
+    random.shuffle(files)
+    for number, (_, text) in enumerate(files, 1):
+        (folder / f"{number:03}.txt").write_text(text or "(nothing)\n")
+    key = "".join(f"{number:03} {title}\n" for number, (title, _) in enumerate(files, 1))
+    folder.with_name(f"{folder.name}.key").write_text(key)
+
+
+def main(*words: str) -> None:
+    options = {word for word in words if word.startswith("--")}
+    folder, word = (*(word for word in words if word not in options), "")[:2]
     wanted = [ailment for ailment in AILMENTS if word in ailment.name]
+    results = []
     for ailment, texts in treat_all(wanted, "go"):
-        marks = []
-        for name, text in texts.items():
-            Path(folder, f"{ailment.name}.{name}.txt").write_text(text)
-            mark = "blind" if name in ailment.blind else "NO"
-            marks.append(f"{name}: {'yes' if ailment.is_named(text) else mark}")
-            if name != "go" and (wrong := ailment.wrong(text)):
-                marks.append(f"WRONG ({', '.join(wrong)})")
-        print(f"{ailment.name:48} {', '.join(marks)}", flush=True)
+        results.append((ailment, texts))
+        print(f"{ailment.name:48} {', '.join(marks(ailment, texts))}", flush=True, file=sys.stderr)
+    Path(folder).mkdir(exist_ok=True)
+    write(Path(folder), results, anonymous="--anonymous" in options)
+    if "--table" in options:
+        print("\n".join(table(results)))
 
 
 if __name__ == "__main__":

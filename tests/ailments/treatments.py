@@ -20,6 +20,8 @@ from tests.netns.host import until
 from tests.netns.node import SOCKETS, Node, unique_name
 
 WYRMHOLE = Path(sys.executable).with_name("wyrmhole")
+PATIENCE = 60.0
+"""Seconds until a program has a session, with all ailments at once on two cores."""
 RESOLVCONF = "#!/bin/sh\ncat > /dev/null\n"
 """In the place of resolvconf(8): the machine's own name servers are not to be changed."""
 
@@ -38,7 +40,7 @@ def library(ward: Ward) -> str:
         program = ward.client.spawn(sys.executable, *words, output=output)
     ward.lab.programs.append(program)
     if ward.meanwhile is not None:
-        until(ward.has_session, "the library has a session")
+        until(ward.has_session, "the library has a session", PATIENCE)
         ward.meanwhile()
     program.wait(120)
     return log.read_text()

@@ -35,37 +35,50 @@ MAX_DAEMONS = 64
 """Asked for their keys: a gateway may run hundreds, each may take seconds to be silent."""
 _DISCARD = 9
 _ECHO_HEADER = 8
-_threads = OwnThreads(4)
+ASK_SECONDS = 6.0
+"""For all of them, side by side; a client gives one up after 5 s."""
+_threads = OwnThreads(16)
 
 
 async def find_daemon(config: Config, directory: str = DEFAULT_DIRECTORY) -> DaemonContact | Finding | None:
     """The daemon with the configuration's key; a finding if there may be one that cannot be asked from here."""
-    return await _threads.run(lambda: _find(config, directory))
-
-
-def _find(config: Config, directory: str) -> DaemonContact | Finding | None:
-    private = config.interface.private_key
+    names = await _threads.run(lambda: uapi_client.interfaces(directory))
     stem = Path(config.source).stem
-    for name in sorted(uapi_client.interfaces(directory), key=lambda name: name != stem)[:MAX_DAEMONS]:
-        try:
-            status = uapi_client.get(name, directory)
-        except (DeviceError, UapiError) as error:
+    names.sort(key=lambda name: name != stem)
+    asked = {asyncio.ensure_future(_ask(name, directory)): name for name in names[:MAX_DAEMONS]}
+    if not asked:
+        return None
+    await asyncio.wait(asked, timeout=ASK_SECONDS)
+    for question, name in asked.items():
+        answer = question.result() if question.done() else "it does not answer"
+        question.cancel()
+        if isinstance(answer, str):
             if name == stem:
-                return _cannot_ask(name, error)
-            continue
-        if status.private_key != private:
-            continue
-        if not uapi_client.is_link(name):
-            found = f"a daemon serves {name} with this key, and its interface is in another network namespace"
-            return Finding("daemon", BAD, found, "run the doctor in that namespace: trying from here would disturb it")
-        return DaemonContact(status, directory)
+                return _cannot_ask(name, answer)
+        elif answer.private_key == config.interface.private_key:
+            return _usable(answer, directory)
     return None
 
 
-def _cannot_ask(name: str, error: Exception) -> Finding:
+async def _ask(name: str, directory: str) -> DeviceStatus | str:
+    """Its status, or why it is not known."""
+    try:
+        return await _threads.run(lambda: uapi_client.get(name, directory))
+    except (DeviceError, UapiError) as error:
+        return str(error)
+
+
+def _usable(status: DeviceStatus, directory: str) -> DaemonContact | Finding:
+    if uapi_client.is_link(status.name):
+        return DaemonContact(status, directory)
+    found = f"a daemon serves {status.name} with this key, and its interface is in another network namespace"
+    return Finding("daemon", BAD, found, "run the doctor in that namespace: trying from here would disturb it")
+
+
+def _cannot_ask(name: str, reason: str) -> Finding:
     """Without rights the name is all there is to go by, and a false alarm does less harm than a stolen session."""
     advice = "run the doctor as root, so that the daemon can be asked; stop the daemon; or give a copy of another name"
-    found = f"a daemon serves {name} already, probably with this key, and trying would take its session: {error}"
+    found = f"a daemon serves {name} already, probably with this key, and trying would take its session: {reason}"
     return Finding("daemon", BAD, found, advice)
 
 

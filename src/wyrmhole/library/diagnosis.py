@@ -156,14 +156,20 @@ def _configuration(config: Config) -> Iterator[Finding]:
     if not interface.addresses:
         advice = "add Address = with the address that the other side has in its AllowedIPs for this key"
         missing.append(("there is no Address, so nothing can be sent inside", advice))
-    for found, advice in missing:
-        yield Finding("configuration", BAD, found, advice)
+    if missing:
+        if len(missing) == 3:
+            missing = [
+                (f"{config.source} holds no tunnel: neither a key, nor an address, nor a peer", "is it that file?")
+            ]
+        for found, advice in missing:
+            yield Finding("configuration", BAD, found, advice)
+        return
     # Name servers have a step of their own, which knows that the library asks nobody outside.
     problems = [each for each in lint(config) if each.level in ("error", "warning") and "DNS" not in each.message]
     for finding in problems[:MAX_TARGETS]:
         where = f"line {finding.line}: " if finding.line else ""
         yield Finding("configuration", POOR, f"{where}{finding.message}")
-    if not problems and not missing:
+    if not problems:
         yield Finding("configuration", GOOD, f"{config.source}: nothing to object to")
 
 
@@ -234,7 +240,8 @@ def _handshake(result: HandshakeResult, endpoint: Endpoint, name: str) -> Findin
 
 def _unanswered(result: HandshakeResult, endpoint: Endpoint, name: str) -> Finding:
     """The protocol stays silent for a stranger, so these cannot be told apart from here; the peer's log can."""
-    found = f"no answer from {endpoint.emit()} to {result.initiations} initiations, and no ICMP error either"
+    count = "1 initiation" if result.initiations == 1 else f"{result.initiations} initiations"
+    found = f"no answer from {endpoint.emit()} to {count}, and no ICMP error either"
     advice = (
         "one of: (1) the peer's PublicKey here is not its key, or our public key is not a peer there (its log says "
         "which: LOG_LEVEL=debug); (2) UDP to that port is filtered on the way, or the host is off; (3) our clock is "
