@@ -47,7 +47,7 @@ def library(ward: Ward) -> str:
 
 
 def up(ward: Ward) -> str:
-    with _upped(ward) as (name, output):
+    with upped(ward) as (name, output):
         if name:
             _traffic(ward)
             return output + (SOCKETS / f"{name}.log").read_text()
@@ -56,7 +56,7 @@ def up(ward: Ward) -> str:
 
 def peer(ward: Ward) -> str:
     """Both sides send, as the peer may have something to say that this side never hears of."""
-    with _upped(ward) as (name, _):
+    with upped(ward) as (name, _):
         assert name
         _traffic(ward)
         ward.peer.count_pings("10.77.0.1", count=2, wait=ward.seconds)
@@ -64,7 +64,7 @@ def peer(ward: Ward) -> str:
 
 
 @contextmanager
-def _upped(ward: Ward) -> Iterator[tuple[str, str]]:
+def upped(ward: Ward) -> Iterator[tuple[str, str]]:
     """The interface's name, empty if it was refused, and what was printed."""
     path = ward.write_config(unique_name())
     program = ward.folder / "programs" / "resolvconf"

@@ -297,6 +297,41 @@ def test_doctor_says_what_it_found() -> None:
     assert "cipher" in invoke("doctor").stdout
 
 
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (None, "No such file or directory"),
+        ("folder", "Is a directory"),
+        (bytes(range(128, 256)), "expected `Key = value`"),
+        (b"\xff\xfeh\0i\0", "not in UTF-16"),
+        (b"[Interface]\nPrivateKey = short\n", "PrivateKey: expected 44 characters"),
+        (b"[Peer]\nEndpoint = nowhere\n", "Endpoint"),
+    ],
+    ids=["missing", "folder", "garbage", "UTF-16", "short key", "bad endpoint"],
+)
+@pytest.mark.parametrize("options", [(), ("--json",)], ids=["text", "json"])
+def test_doctor_refuses_a_file_in_one_sentence(
+    content: bytes | str | None, says: str, options: tuple[str, ...], tmp_path: Path
+) -> None:
+    path = tmp_path / "wg0.conf"
+    if content == "folder":
+        path.mkdir()
+    elif isinstance(content, bytes):
+        path.touch(0o600)
+        path.write_bytes(content)
+    said = refusal("doctor", str(path), *options)
+    assert says in said and said.count("\n") == 1 and str(path) in said
+
+
+def test_doctor_gives_its_findings_about_a_file_as_json(tmp_path: Path) -> None:
+    path = tmp_path / "wg0.conf"
+    path.touch(0o600)
+    result = invoke("doctor", str(path), "--json")
+    first, *_ = json.loads(result.stdout)
+    assert result.exit_code == 1
+    assert set(first) == {"step", "level", "found", "advice", "peer"} and "holds no tunnel" in first["found"]
+
+
 def test_an_examination_that_breaks_down_does_not_take_the_others_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> object:
         raise RuntimeError("a bug")

@@ -69,7 +69,10 @@ def as_nobody(*command: str, mount: str = WORLD_TUN) -> subprocess.CompletedProc
 
 @pytest.mark.parametrize(
     "name",
-    [f"test_{name}.py" for name in ("verbs", "ends", "helper", "kernels", "peers", "sync", "one_key", "explanations")],
+    [
+        f"test_{name}.py"
+        for name in ("verbs", "ends", "helper", "kernels", "peers", "sync", "one_key", "explanations", "diagnosis")
+    ],
 )
 def test_all_of_it_needs_no_rights(name: str, tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
