@@ -49,7 +49,8 @@ def treat_all(ailments: Sequence[Ailment], *more: str) -> Iterator[tuple[Ailment
 
 def marks(ailment: Ailment, texts: dict[str, str]) -> Iterator[str]:
     for name, text in texts.items():
-        yield f"{name}: {'yes' if ailment.is_named(text) else 'blind' if name in ailment.blind else 'NO'}"
+        is_named = ailment.is_named_by_go(text) if name == "go" else ailment.is_named(text)
+        yield f"{name}: {'yes' if is_named else 'blind' if name in ailment.blind else 'NO'}"
         if name != "go" and (wrong := ailment.wrong(text)):
             yield f"WRONG ({', '.join(wrong)})"
 
@@ -60,7 +61,8 @@ def table(results: Sequence[tuple[Ailment, dict[str, str]]]) -> Iterator[str]:
     yield "|---|---|---|---|---|"
     count = Counter[str]()
     for ailment, texts in results:
-        named = {name for name, text in texts.items() if ailment.is_named(text)}
+        named = {name for name, text in texts.items() if name != "go" and ailment.is_named(text)}
+        named |= {"go"} if ailment.is_named_by_go(texts["go"]) else set()
         count.update(named)
         cells = ["names it" if name in named else "-" for name in USUAL]
         if "peer" in named:
@@ -74,8 +76,8 @@ def table(results: Sequence[tuple[Ailment, dict[str, str]]]) -> Iterator[str]:
 def said_by_go(ailment: Ailment, text: str) -> str:
     lines = [re.sub(r"^[A-Z]+: \(\S+\) \S+ \S+ (peer\(\S+\) - )?", "", line) for line in text.splitlines()]
     lines = [line for line in lines if not re.match(r"Routine|UAPI|Interface|UDP bind|Device|Starting|Stopping", line)]
-    about = [line for line in lines if ailment.is_named(line)] or lines[-1:]
-    return f"`{about[0][:90]}`" if about and about[0] else "nothing"
+    about = [line for line in lines if ailment.is_named_by_go(line)] or lines[-1:]
+    return f"`{about[0][:120]}`" if about and about[0] else "nothing"
 
 
 def write(folder: Path, results: Sequence[tuple[Ailment, dict[str, str]]], *, anonymous: bool) -> None:

@@ -32,9 +32,16 @@ class Ailment:
     verdicts: tuple[str, ...] = ()
     blind: Mapping[str, str] = field(default_factory=dict)
     treatments: tuple[str, ...] = USUAL
+    go: tuple[str, ...] = ()
+    """Words of wireguard-go or wg(8) that name the cause as well."""
 
     def is_named(self, text: str) -> bool:
         return any(re.search(pattern, text) for pattern in self.cause)
+
+    def is_named_by_go(self, text: str) -> bool:
+        """Lines about the reading of the configuration name everything, whatever is wrong."""
+        lines = "\n".join(line for line in text.splitlines() if "UAPI" not in line)
+        return self.is_named(lines) or any(re.search(pattern, lines) for pattern in self.go)
 
     def wrong(self, text: str) -> list[str]:
         """The other causes that the text names."""
@@ -193,7 +200,11 @@ def cut_off(ward: Ward) -> None:
     ward.seconds = 26
     # In a table of its own, which stays.
     ward.peer.nft("table inet quiet {\n chain c {\n type filter hook input priority 0; tcp dport 81 drop;\n }\n}")
-    ward.meanwhile = lambda: filtered(ward)
+    both = (
+        f"table inet ailment {{\n chain i {{\n type filter hook input priority 0; udp dport {OUTER_PORT} drop;\n }}\n"
+        f"chain o {{\n type filter hook output priority 0; udp sport {OUTER_PORT} drop;\n }}\n}}"
+    )
+    ward.meanwhile = lambda: ward.peer.nft(both)
     ward.heal = lambda: ward.peer.run("nft", "delete", "table", "inet", "ailment")
 
 
@@ -243,20 +254,29 @@ AILMENTS = (
         set_attribute(endpoint=f"203.0.113.9:{OUTER_PORT}"),
         (r"no (IPv4 )?route to (it|203)", r"Network is unreachable"),
         ("no route",),
+        go=(r"network is unreachable",),
     ),
     Ailment(
         "the endpoint's name does not exist",
         set_attribute(endpoint=f"nowhere.invalid:{OUTER_PORT}"),
         (r"nowhere\.invalid.*(resol|known|name)",),
         ("unresolved",),
+        go=(r"[Nn]ame.*nowhere\.invalid",),
     ),
     Ailment(
         "IPv6 is switched off here",
         ipv6_off,
         (r"IPv6.*(switched off|route)", r"no IPv6"),
         ("family off", "no route"),
+        go=(r"cannot assign requested address",),
     ),
-    Ailment("the peer has no endpoint", set_attribute(endpoint=None), (r"no Endpoint",), ("no endpoint",)),
+    Ailment(
+        "the peer has no endpoint",
+        set_attribute(endpoint=None),
+        (r"no Endpoint",),
+        ("no endpoint",),
+        go=("no known endpoint",),
+    ),
     Ailment("there is no peer", set_attribute(has_peer=False), (r"no \[Peer\]", r"no peer"), ("no peer",)),
     Ailment("there is no address", set_attribute(address=None), (r"[Nn]o Address|needs Address",), ("no address",)),
     Ailment(
@@ -278,6 +298,7 @@ AILMENTS = (
         translated,
         (r"outside (the peer's|its) AllowedIPs",),
         ("bad source", "silent inside"),
+        go=("disallowed source address",),
         blind={"up": UP_PINGS},
     ),
     Ailment("the clock is behind", newer_timestamp, (r"clock",), ("unanswered",)),
@@ -356,6 +377,7 @@ AILMENTS = (
         taken_port,
         (r"40123.*(in use|has it)",),
         ("taken",),
+        go=("Address already in use",),
         blind={"doctor": "it uses a port of its own, so as not to disturb a tunnel that runs"},
     ),
     Ailment(
@@ -393,6 +415,7 @@ AILMENTS = (
         restarts,
         (r"may have restarted",),
         ("silent in session", "silent inside"),
+        go=("stopped hearing back after 15 seconds",),
         blind={"doctor": ONE_RUN},
         treatments=("library", "up"),
     ),
@@ -401,6 +424,7 @@ AILMENTS = (
         cut_off,
         (r"be cut off",),
         ("silent in session", "unanswered", "silent inside"),
+        go=("stopped hearing back after 15 seconds",),
         blind={"doctor": ONE_RUN},
         treatments=("library", "up"),
     ),
