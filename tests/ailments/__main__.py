@@ -77,7 +77,7 @@ def said_by_go(ailment: Ailment, text: str) -> str:
     lines = [re.sub(r"^[A-Z]+: \(\S+\) \S+ \S+ (peer\(\S+\) - )?", "", line) for line in text.splitlines()]
     lines = [line for line in lines if not re.match(r"Routine|UAPI|Interface|UDP bind|Device|Starting|Stopping", line)]
     about = [line for line in lines if ailment.is_named_by_go(line)] or lines[-1:]
-    return f"`{about[0][:120]}`" if about and about[0] else "nothing"
+    return f"`{about[0][:120].replace('`', chr(39))}`" if about and about[0] else "nothing"
 
 
 def write(folder: Path, results: Sequence[tuple[Ailment, dict[str, str]]], *, anonymous: bool) -> None:

@@ -177,13 +177,14 @@ def behind_nat(ward: Ward) -> None:
     ward.known_as = "10.77.0.1/32"
 
     def forget() -> None:
-        # What comes from outside is not for the client any more, and the client is silent.
-        router.nft("table ip f {\n chain c {\n type filter hook prerouting priority -300; iifname eth1 drop;\n }\n}")
-        client.nft("table ip f {\n chain c {\n type filter hook output priority 0; udp dport 51821 drop;\n }\n}")
+        # Nobody's packets pass: the mapping is gone, and our side is silent, as far as the peer can see.
+        router.nft(
+            f"table ip f {{\n chain c {{\n type filter hook prerouting priority -300; udp dport {OUTER_PORT} drop; "
+            f"udp sport {OUTER_PORT} drop;\n }}\n}}"
+        )
 
     def heal() -> None:
-        for host in (router, client):
-            host.try_run("nft", "delete", "table", "ip", "f")
+        router.try_run("nft", "delete", "table", "ip", "f")
 
     ward.meanwhile, ward.heal = forget, heal
 
