@@ -22,7 +22,13 @@ MARKS = {"good": ("ok", "green"), "poor": ("--", "yellow"), "bad": ("NO", "red")
 @click.command("doctor")
 @click.argument("config", required=False, shell_complete=complete_config)
 @click.option("--json", "as_json", is_flag=True, help="A JSON list of findings.")
-@click.option("--name", "names", multiple=True, metavar="HOST", help="Look up this name inside, or ping this address; may be repeated.")
+@click.option(
+    "--name",
+    "names",
+    multiple=True,
+    metavar="HOST",
+    help="Look up this name inside, or ping this address; may be repeated.",
+)
 @click.option(
     "--to", "peer", metavar="PEER", help="Try whether GSO batches reach a peer: its key, or an address inside."
 )
