@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from wyrmhole.cli import wyrmholed
-from wyrmhole.cli.wyrmholed import Settings, main, parse_settings
+from wyrmhole.cli.daemon_settings import USAGE, Settings, parse_settings
+from wyrmhole.cli.wyrmholed import main
 from wyrmhole.control.uapi_socket import SocketInUse, UapiListener
 from wyrmhole.engine.select import EngineUnavailable
 from wyrmhole.errors import DeviceError
@@ -113,7 +114,7 @@ def test_the_environment_of_wireguard_go() -> None:
 def test_too_few_and_too_many_arguments_print_the_usage_and_are_status_1(
     capsys: pytest.CaptureFixture[str], arguments: list[str], word: str
 ) -> None:
-    assert word in refusal(capsys, arguments, {}, status=1, out=f"{wyrmholed.USAGE}\n")
+    assert word in refusal(capsys, arguments, {}, status=1, out=f"{USAGE}\n")
 
 
 def test_a_bad_option_is_one_sentence_and_status_2(capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +140,7 @@ def test_status_and_streams_of_the_real_program() -> None:
     assert (version.returncode, version.stderr) == (0, "")
     assert version.stdout.startswith("wyrmholed ")
     usage = run()
-    assert (usage.returncode, usage.stdout) == (1, f"{wyrmholed.USAGE}\n")
+    assert (usage.returncode, usage.stdout) == (1, f"{USAGE}\n")
     assert usage.stderr == "wyrmholed: INTERFACE is missing; see wyrmholed --help\n"
     helped = run("--help")
     assert helped.returncode == 0 and "--engine" in helped.stdout

@@ -3,6 +3,8 @@
 //! Locks, in the order in which they may nest: `peers`, `routes`, a peer's state, `indices`, `reports`. Workers take
 //! `routes` and `indices` for reading and for one look-up; the control thread takes them for writing and for one
 //! change, so adding one peer of 100,000 costs the same as adding one of ten.
+//!
+//! Longer than 500 lines because the locks are private to this file: whoever takes one can be read here.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};

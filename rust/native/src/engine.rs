@@ -3,6 +3,8 @@
 //! Calls that change tables do so at once, under their locks; what they want sent is sent by the calling thread. Only
 //! edges are handed to the workers by orders that are waited for. A worker polls and uses descriptors of its own, duplicates
 //! of those that it is given, so that no close on the other side can make its numbers somebody else's.
+//!
+//! Longer than 500 lines because PyO3 takes the methods of a class in one block.
 
 use std::net::SocketAddr;
 use std::os::fd::RawFd;

@@ -8,6 +8,8 @@
 //!
 //! Several workers share the tables. Each has a TUN queue and sockets of its own, so a flow stays on one worker and its
 //! order holds by construction.
+//!
+//! Longer than 500 lines because the turn and its edges, the kernel's and Python's, share the thread's state.
 
 use std::net::SocketAddr;
 use std::os::fd::RawFd;

@@ -12,6 +12,8 @@ which is how tests and the simulator run an engine.
 Everything is polled, and the TUN read, by descriptors of the engine's own (`engine.polled`, `Tun.lend`): the program
 may close its side of an edge at any time.
 
+Longer than 500 lines because it is the whole contract of an engine, each method of which is short.
+
 A packet that makes the step raise must not end the tunnel: the turn is given up, counted and the next one begins.
 
 This file is long because the contract is: a third of it is one line for each of its methods.

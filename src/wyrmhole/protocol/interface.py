@@ -10,6 +10,8 @@ come here. `now` is nanoseconds on a boottime clock and does not go backwards.
 
 The rules of whitepaper section 6, in one place each: `_initiate` holds "at most one initiation in Rekey-Timeout",
 `_run` what each timer does, `_begin_session` what follows from a handshake.
+
+Longer than 500 lines because these rules act on one state, and each is short beside the others.
 """
 
 from __future__ import annotations

@@ -3,6 +3,8 @@
 A host outlives its interface. What it is told to be (`Settings`: the configuration file) survives a crash; keys,
 sessions, counters and everything else of a life do not. The device's own loop is asynchronous and reads the clock, so
 `drain` is that loop again: take reports in the same batches, feed the interface, fire what is due.
+
+Longer than 500 lines because the model's look at each event stands beside the event.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@
 
 Everything follows from the scenario: each source of randomness is a `random.Random` seeded with a text that names it,
 nothing reads a clock, and no order depends on a hash. `digest` is the hash of all that happened.
+
+Longer than 500 lines because every kind of step of a scenario has its method here.
 """
 
 from __future__ import annotations
