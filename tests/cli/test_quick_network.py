@@ -334,7 +334,9 @@ def test_an_up_that_a_signal_ends_leaves_nothing(lab: Lab, tmp_path: Path, numbe
     client, _, _ = lab.routed()
     quick = Quick(client, tmp_path, conf(EVERYTHING, "PostUp = exec sleep 1000\n"))
     before = traces(client)
-    process = client.spawn(WYRMHOLE, "up", str(quick.file), output=subprocess.PIPE)
+    # The tests may have been started in the background, where a shell has signals ignored.
+    words = ("env", "--default-signal=HUP,INT,QUIT", WYRMHOLE, "up", str(quick.file))
+    process = client.spawn(*words, output=subprocess.PIPE)
     try:
         assert process.stdout is not None
         until(lambda: line in process.stdout.readline(), line)  # type: ignore[union-attr]

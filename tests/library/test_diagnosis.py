@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -277,6 +278,13 @@ def test_a_nat_is_pointed_out_only_where_it_matters() -> None:
 # A daemon of this host with the same key
 
 
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """Of a short name: the path of a Unix socket has 107 bytes at most."""
+    with tempfile.TemporaryDirectory(prefix="wyr") as name:
+        yield Path(name)
+
+
 @contextmanager
 def daemon(folder: Path, name: str, reply: str) -> Iterator[None]:
     """A UAPI socket that answers everything so."""
@@ -311,26 +319,26 @@ def state(private: str) -> str:
     return f"private_key={PrivateKey.from_base64(private).raw.hex()}\nlisten_port=1\nerrno=0\n\n"
 
 
-def test_a_daemon_with_another_key_is_passed_over(tmp_path: Path) -> None:
-    with daemon(tmp_path, "office", state(Key.generate().private)):
-        assert look_for_daemon(tmp_path) is None
-    assert look_for_daemon(tmp_path / "missing") is None
+def test_a_daemon_with_another_key_is_passed_over(folder: Path) -> None:
+    with daemon(folder, "office", state(Key.generate().private)):
+        assert look_for_daemon(folder) is None
+    assert look_for_daemon(folder / "missing") is None
 
 
-def test_a_daemon_with_the_key_in_another_namespace_is_not_disturbed(tmp_path: Path) -> None:
-    with daemon(tmp_path, "elsewhere", state(OWN.private)):
-        finding = look_for_daemon(tmp_path)
+def test_a_daemon_with_the_key_in_another_namespace_is_not_disturbed(folder: Path) -> None:
+    with daemon(folder, "elsewhere", state(OWN.private)):
+        finding = look_for_daemon(folder)
     assert isinstance(finding, Finding) and finding.level == "bad"
     assert "elsewhere" in finding.found and "another network namespace" in finding.found
 
 
-def test_a_daemon_of_the_name_that_cannot_be_asked_is_not_disturbed(tmp_path: Path) -> None:
-    with daemon(tmp_path, "office", "errno=1\n\n"):
-        finding = look_for_daemon(tmp_path)
+def test_a_daemon_of_the_name_that_cannot_be_asked_is_not_disturbed(folder: Path) -> None:
+    with daemon(folder, "office", "errno=1\n\n"):
+        finding = look_for_daemon(folder)
     assert isinstance(finding, Finding) and "office" in finding.found and "root" in finding.advice
 
 
-def test_a_daemon_with_the_key_here_is_asked(tmp_path: Path) -> None:
+def test_a_daemon_with_the_key_here_is_asked(folder: Path) -> None:
     """The interface is loopback's, which is always there."""
-    with daemon(tmp_path, "lo", state(OWN.private)):
-        assert isinstance(look_for_daemon(tmp_path), daemon_contact.DaemonContact)
+    with daemon(folder, "lo", state(OWN.private)):
+        assert isinstance(look_for_daemon(folder), daemon_contact.DaemonContact)

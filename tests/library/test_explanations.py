@@ -32,7 +32,10 @@ from wyrmhole.library.stack import Pending
 network = pytest.mark.network
 OUTSIDE = "10.99.0.1"
 NO_HANDSHAKE = "no handshake with peer far (127.0.0.1:"
-CHECK = "check that the endpoint answers, that the keys match on both sides, and that UDP is not filtered"
+CHECK = (
+    "check that the endpoint answers, that the keys match on both sides, that UDP is not filtered, and that the clock "
+    "here is not behind"
+)
 VERBS: dict[str, Callable[[wyrmhole.Tunnel, str, float], Awaitable[object]]] = {
     "open_connection": lambda tunnel, host, limit: tunnel.open_connection(host, 80, timeout=limit),
     "connect_socket": lambda tunnel, host, limit: tunnel.connect_socket(host, 80, timeout=limit),
