@@ -104,6 +104,13 @@ def test_a_silent_peer_without_a_route_is_explained_by_that() -> None:
     assert line.text.endswith("at 192.0.2.1:51820 cannot be reached: this host has no IPv4 route to 192.0.2.1")
 
 
+def test_a_response_that_does_not_authenticate_is_called_a_response() -> None:
+    (line,) = describe(events.HandshakeRefused(DropReason.BAD_HANDSHAKE, HERE, KEY))
+    assert line.text.startswith("Received invalid response message from 192.0.2.1:51820")
+    (line,) = describe(events.HandshakeRefused(DropReason.BAD_HANDSHAKE, HERE))
+    assert line.text.startswith("Received invalid initiation message from 192.0.2.1:51820")
+
+
 def test_a_refusal_without_a_proved_sender_names_nobody() -> None:
     (line,) = describe(events.HandshakeRefused(DropReason.BAD_HANDSHAKE, HERE))
     assert "the sender does not authenticate" in line.text

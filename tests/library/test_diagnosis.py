@@ -270,6 +270,15 @@ def test_what_is_missing_ends_it_with_one_finding(text: str, says: str) -> None:
     assert says in bad.found and bad.advice
 
 
+def test_a_listen_port_that_is_taken_is_found() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("", 0))
+        port = other.getsockname()[1]
+        finding = diagnosis._listen_port(port)
+    assert finding is not None and finding.level == "bad" and str(port) in finding.found and finding.advice
+    assert diagnosis._listen_port(0) is None
+
+
 def test_a_nat_is_pointed_out_only_where_it_matters() -> None:
     assert diagnosis_outside.is_translated("192.168.1.7") and diagnosis_outside.is_translated("100.64.0.1")
     assert not diagnosis_outside.is_translated("198.51.100.1") and not diagnosis_outside.is_translated("fd77::1")

@@ -75,6 +75,8 @@ def up_command(config: str, verbose: bool, quiet: bool) -> None:
 
 def _what_is_missing(config: Config) -> Iterator[str]:
     """What may be added later, but without which nothing can be reached."""
+    if config.interface.private_key is None and not config.interface.pre_up and not config.interface.post_up:
+        yield "there is no PrivateKey: set one with `wyrmhole set NAME private-key FILE`"
     if not config.peers:
         yield "there is no [Peer]: nothing can be reached until one is added"
     elif config.interface.listen_port is None and all(peer.endpoint is None for peer in config.peers):

@@ -174,7 +174,10 @@ def _refused(event: events.HandshakeRefused) -> Line:
     reason = REFUSALS.get(event.reason, event.reason.value).format(
         key="(hidden)" if key is None else key.base64(), peer="the sender" if key is None else peer_text(key)
     )
-    message = MESSAGES.get(event.reason, "Received invalid initiation message")
+    # An initiation that does not authenticate names nobody; a response answers an initiation to a known peer.
+    is_response = event.reason is DropReason.BAD_HANDSHAKE and key is not None
+    default = f"Received invalid {'response' if is_response else 'initiation'} message"
+    message = MESSAGES.get(event.reason, default)
     source: Endpoint = event.endpoint
     text = f"{message} from {source.emit()}: {reason}"
     return Line(logging.DEBUG, text, f"refused {source.host}")

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import os
+import socket
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from typing import Protocol
 
@@ -97,6 +98,8 @@ async def diagnose(config: Config | str | os.PathLike[str], *, names: Sequence[s
         except OSError as error:
             yield Finding("daemon", BAD, f"{daemon.name} does not answer any more: {error}")
         return
+    if (taken := _listen_port(config.interface.listen_port or 0)) is not None:
+        yield taken
     async for finding in _steps(config, None, names):
         yield finding
 
@@ -144,6 +147,17 @@ async def _side_by_side(parts: Iterable[AsyncIterator[Finding]]) -> list[Finding
 
 
 # Before anything is sent
+
+
+def _listen_port(port: int) -> Finding | None:
+    """The probe takes a port of its own, so a taken one has to be looked for."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+            sock.bind(("", port))
+    except OSError as error:
+        advice = f"choose another ListenPort, leave it out, or end the program that has it: `ss -ulnp sport = :{port}`"
+        return Finding("listen port", BAD, f"UDP port {port}: {error.strerror}", advice)
+    return None
 
 
 def _configuration(config: Config) -> Iterator[Finding]:
