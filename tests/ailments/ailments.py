@@ -379,7 +379,6 @@ AILMENTS = (
         (r"40123.*(in use|has it)",),
         ("taken",),
         go=("Address already in use",),
-        blind={"doctor": "it uses a port of its own, so as not to disturb a tunnel that runs"},
     ),
     Ailment(
         "an IPv6 target, and no IPv6 address",
