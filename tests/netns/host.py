@@ -145,6 +145,8 @@ def echo_socket(address: str, *, fragment: bool) -> socket.socket:
     else:
         sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
         level, discover = socket.IPPROTO_IP, 10
+    # Answers are read when all requests have left: room for thousands (SO_RCVBUFFORCE).
+    sock.setsockopt(socket.SOL_SOCKET, 33, 1 << 24)
     if not fragment:
         sock.setsockopt(level, discover, 2)  # IP_PMTUDISC_DO
     return sock
