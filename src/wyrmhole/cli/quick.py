@@ -21,7 +21,7 @@ from wyrmhole.cli import quick_firewall
 from wyrmhole.cli.quick_daemon import Daemon
 from wyrmhole.cli.quick_dns import NameService
 from wyrmhole.cli.quick_hook import run_hook
-from wyrmhole.cli.quick_host import IPV6_LEAST_MTU, Host, best_mtu, too_narrow
+from wyrmhole.cli.quick_host import Host, best_mtu, too_narrow
 from wyrmhole.cli.quick_names import EndpointNames
 from wyrmhole.cli.quick_routing import Routing
 from wyrmhole.cli.quick_save import merge_status, write_atomically
@@ -30,6 +30,7 @@ from wyrmhole.cli.quick_state import look, other_marks
 from wyrmhole.control import uapi_client
 from wyrmhole.control.wg_change import add_change
 from wyrmhole.control.wg_quick import Config, interface_name
+from wyrmhole.control.wg_values import MIN_MTU_V6
 from wyrmhole.device.config import DeviceChange
 from wyrmhole.device.status import DeviceStatus
 from wyrmhole.errors import DeviceError, UapiError
@@ -166,7 +167,7 @@ class Quick:
         """A narrow path does not take IPv6 off the interface, which the kernel would do below 1280."""
         uses_v6 = any(address.version == 6 for address in self.config.interface.addresses)
         mtu = best_mtu(host, (peer.endpoint for peer in status.peers))
-        return max(mtu, IPV6_LEAST_MTU) if uses_v6 else mtu
+        return max(mtu, MIN_MTU_V6) if uses_v6 else mtu
 
     @property
     def _is_automatic(self) -> bool:

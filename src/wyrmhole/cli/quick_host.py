@@ -16,7 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from wyrmhole.control.wg_values import Address
+from wyrmhole.control.wg_values import MIN_MTU_V6, Address
 from wyrmhole.errors import DeviceError
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
@@ -35,8 +35,6 @@ OVERHEAD = 80
 """Bytes around a packet: IPv6 40, UDP 8, data header 16, tag 16."""
 
 USUAL_MTU = 1500
-IPV6_LEAST_MTU = 1280
-"""Below it the kernel takes IPv6 from an interface, addresses included, without an error (RFC 8200, 5)."""
 
 MADE_BY_KERNEL = 3
 """IFAPROT_KERNEL_LL: a link-local address that the kernel made by itself. Linux 5.18 and later tell."""
@@ -341,7 +339,7 @@ def best_mtu(host: Host, endpoints: Iterable[Endpoint | None]) -> int:
 
 def too_narrow(mtu: int) -> str | None:
     """Why an interface of that MTU has no IPv6; None: it may."""
-    return f"MTU {mtu} is below {IPV6_LEAST_MTU}, the least for IPv6" if mtu < IPV6_LEAST_MTU else None
+    return f"MTU {mtu} is below {MIN_MTU_V6}, the least for IPv6" if mtu < MIN_MTU_V6 else None
 
 
 def _with_main_behind(rule: MarkRule, main: list[Selectors]) -> MarkRule:

@@ -19,7 +19,8 @@ from functools import partial
 from pathlib import Path
 
 from wyrmhole.cli import quick_firewall
-from wyrmhole.cli.quick_host import IPV6_LEAST_MTU, MAIN_TABLE, Host, MarkRule, Route, Taken, too_narrow
+from wyrmhole.cli.quick_host import MAIN_TABLE, Host, MarkRule, Route, Taken, too_narrow
+from wyrmhole.control.wg_values import MIN_MTU_V6
 from wyrmhole.errors import DeviceError
 from wyrmhole.wire.prefix import Prefix
 
@@ -62,7 +63,7 @@ class Routing:
         text = ", ".join(without[:3]) + (f" and {len(without) - 3} more" if len(without) > 3 else "")
         if self.host.others_have_ipv6():
             if too_narrow(self.host.mtu()):
-                remedy = f"set MTU to {IPV6_LEAST_MTU} or more"
+                remedy = f"set MTU to {MIN_MTU_V6} or more"
             else:
                 remedy = "switch it on (sysctl net.ipv6.conf.default.disable_ipv6=0)"
             raise DeviceError(

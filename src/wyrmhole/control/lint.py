@@ -15,12 +15,9 @@ from ipaddress import ip_address
 
 from wyrmhole.control.wg_lines import KEYS
 from wyrmhole.control.wg_quick import BOM_SENTENCE, Config, ConfigPeer
-from wyrmhole.control.wg_values import ConfigEndpoint, read_prefix, remove_blanks
+from wyrmhole.control.wg_values import MIN_MTU_V6, ConfigEndpoint, read_prefix, remove_blanks
 from wyrmhole.protocol.keys import PrivateKey
 from wyrmhole.wire.prefix import Prefix
-
-MIN_MTU_V6 = 1280
-"""RFC 8200: below it the kernel takes IPv6 off the interface."""
 
 WIDEST_MTU = 1440
 """1500 less IPv4 20, UDP 8, header 16, tag 16: more than this is cut up on nearly every path."""

@@ -32,6 +32,9 @@ DnsEntry = ipaddress.IPv4Address | ipaddress.IPv6Address | str
 MIN_MTU = 68
 """What IPv4 asks of every link (RFC 791)."""
 
+MIN_MTU_V6 = 1280
+"""Below it the kernel takes IPv6 from an interface, addresses included, without an error (RFC 8200, 5)."""
+
 MAX_MTU = 65535
 
 AnyKey = TypeVar("AnyKey", PrivateKey, PublicKey, PresharedKey)

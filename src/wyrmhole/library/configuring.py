@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 from wyrmhole.control.wg_quick import Config, ConfigInterface, ConfigPeer
-from wyrmhole.control.wg_values import MAX_MTU, MIN_MTU
+from wyrmhole.control.wg_values import MAX_MTU, MIN_MTU, MIN_MTU_V6
 from wyrmhole.errors import ConfigFileError, NamespaceError, TunnelError
 from wyrmhole.library import arguments, refusals
 from wyrmhole.library.stack import Stack
@@ -17,8 +17,6 @@ from wyrmhole.net.linux_tun import DEFAULT_MTU
 from wyrmhole.protocol.keys import PublicKey
 from wyrmhole.wire.prefix import Prefix
 
-MIN_MTU_V6 = 1280
-"""RFC 8200, 5: below it the kernel takes IPv6 off the interface."""
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 log = logging.getLogger(__name__)

@@ -8,7 +8,6 @@ changed. Its port is a free one, so the peer's endpoint for this key moves to it
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import itertools
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -205,7 +204,3 @@ class Probe:
                 raise TimeoutError(f"{silence} within {seconds:g} s")
             await asyncio.sleep(POLL_SECONDS)
         return found
-
-
-def as_address(text: str) -> IpAddress:
-    return ipaddress.ip_address(text)
