@@ -67,7 +67,7 @@ sanitize:  ## the Rust tests under the address sanitizer (x86_64; uses a compile
 native: $(STAMP)  ## build the native engine again, after a change in rust/ (1 to 3 min)
 	cd rust && PYO3_BUILD_EXTENSION_MODULE=1 cargo build --quiet --release --locked
 	cp rust/target/release/lib_native.so src/wyrmhole/engine/_native.abi3.so
-	cp rust/target/release/netns_helper src/wyrmhole/library/_netns_helper
+	cp rust/target/release/netns_helper src/wyrmhole/library/stacks/_netns_helper
 
 parity: $(STAMP)  ## 10,000 scripts of commands and packets, the same on both engines (minutes)
 	SCRIPTS=10000 FIRST_SCRIPT=0 $(BIN)/python -m pytest -q tests/simulation/test_parity.py
@@ -110,4 +110,4 @@ soak: $(STAMP)  ## the simulator for 100,000 peer-hours (SOAK_ARGS="--seed 1 --j
 
 clean:  ## remove what these targets made here
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist src/*.egg-info rust/target src/wyrmhole/engine/_native*.so \
-	  src/wyrmhole/library/_netns_helper
+	  src/wyrmhole/library/stacks/_netns_helper

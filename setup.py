@@ -16,7 +16,7 @@ from pathlib import Path
 
 OLDEST_RUST = (1, 85)
 STABLE_ABI = "cp311"
-BUILT = ("wyrmhole/engine/_native*.so", "wyrmhole/library/_netns_helper")
+BUILT = ("wyrmhole/engine/_native*.so", "wyrmhole/library/stacks/_netns_helper")
 
 
 def is_free_threaded():
@@ -60,7 +60,7 @@ def rust_extensions():
             optional=True,
         ),
         RustExtension(
-            {"netns_helper": "wyrmhole.library._netns_helper"},
+            {"netns_helper": "wyrmhole.library.stacks._netns_helper"},
             path="rust/helper/Cargo.toml",
             binding=Binding.Exec,
             args=["--locked"],

@@ -22,11 +22,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import wyrmhole.sync
 from rig import machine, write_section
 
 import wyrmhole
-import wyrmhole.sync
-from wyrmhole.library.namespace_stack import NamespaceStack
+from wyrmhole.library.stacks.namespace import NamespaceStack
 from wyrmhole.protocol.keys import PrivateKey
 
 NEAR, FAR = "10.88.1.1", "10.88.1.2"

@@ -9,16 +9,16 @@ import struct
 import sys
 import time
 
-from wyrmhole.engine.inbound import Inbound
-from wyrmhole.engine.outbound import Outbound
-from wyrmhole.engine.tables import Tables
-from wyrmhole.net.bind import Received
+from wyrmhole.datapath.inbound import Inbound
+from wyrmhole.datapath.outbound import Outbound
+from wyrmhole.datapath.tables import Tables
 from wyrmhole.protocol.constants import REJECT_AFTER_MESSAGES, REKEY_AFTER_MESSAGES
 from wyrmhole.protocol.data_plane import NEVER, KeypairParams
 from wyrmhole.wire.checksum import checksum, pseudo_header_sum
+from wyrmhole.wire.coalesce import Coalescer, Frame
+from wyrmhole.wire.datagram import Received
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
-from wyrmhole.wire.tun_offload import Coalescer, Frame
 
 MTU = 1420
 MSS = MTU - 52

@@ -10,16 +10,9 @@ import timeit
 from collections.abc import Callable
 
 from wyrmhole.wire.checksum import ones_sum, pseudo_header_sum, residue
-from wyrmhole.wire.tun_offload import (
-    F_NEEDS_CSUM,
-    GSO_TCPV4,
-    GSO_TCPV6,
-    GSO_UDP_L4,
-    PLAIN_HEADER,
-    Coalescer,
-    VirtioHeader,
-    split,
-)
+from wyrmhole.wire.coalesce import Coalescer
+from wyrmhole.wire.split import split
+from wyrmhole.wire.virtio import F_NEEDS_CSUM, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, PLAIN_HEADER, VirtioHeader
 
 SEGMENTS = 45
 PACKET = 1420

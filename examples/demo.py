@@ -27,7 +27,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from wyrmhole.control.uapi_format import emit_get
+from wyrmhole.control.uapi.format import emit_get
 from wyrmhole.net.linux_tun import LinuxTun, TunError
 from wyrmhole.net.memory_tun import MemoryTun
 from wyrmhole.protocol.keys import PrivateKey, PublicKey
@@ -225,7 +225,7 @@ def daemon(side: Side, other: Side) -> Iterator[Path]:
         listener.bind(str(path))
         listener.listen()
         process = subprocess.Popen(
-            [sys.executable, "-m", "wyrmhole.cli.wyrmholed", "-f", side.name],
+            [sys.executable, "-m", "wyrmhole.cli.daemon.main", "-f", side.name],
             env={**os.environ, "WG_UAPI_FD": str(listener.fileno())},
             pass_fds=[listener.fileno()],
             stderr=subprocess.PIPE,

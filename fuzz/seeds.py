@@ -5,9 +5,9 @@ from __future__ import annotations
 import struct
 
 from tests.protocol.world import World
+from tests.support.pcap import FileHeader, Record
 from tests.wire.packets import UDP, Packet, pattern
 from wyrmhole.protocol.constants import SECOND
-from wyrmhole.wire.pcap import FileHeader, Record
 
 
 def traffic() -> list[bytes]:

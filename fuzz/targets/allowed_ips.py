@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from fuzz.reader import Reader
-from tests.protocol.test_allowed_ips import NaiveTable
-from wyrmhole.protocol.allowed_ips import AllowedIPs
+from tests.datapath.test_allowed_ips import NaiveTable
+from wyrmhole.datapath.allowed_ips import AllowedIPs
 from wyrmhole.wire.prefix import Prefix
 
 _OWNERS = "abcd"

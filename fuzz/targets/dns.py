@@ -10,9 +10,9 @@ import dns.rdatatype
 import dns.resolver
 
 from fuzz.reader import Reader
-from wyrmhole.library.address_info import info
-from wyrmhole.library.dns_cache import LONGEST, DnsCache, lifetime
-from wyrmhole.library.resolver import addresses_of
+from wyrmhole.library.names.address_info import info
+from wyrmhole.library.names.dns_cache import LONGEST, DnsCache, lifetime
+from wyrmhole.library.names.resolver import addresses_of
 
 KINDS = ("A", "AAAA")
 NAME = dns.name.from_text("www.example.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
-from wyrmhole.control.uapi_format import emit_prefix, parse_prefix
+from wyrmhole.control.uapi.format import emit_prefix, parse_prefix
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import h11
 
 from fuzz.reader import Reader
-from wyrmhole.library.http_head import clean_request, take_head
-from wyrmhole.library.http_proxy import (
+from wyrmhole.library.proxy.http_head import clean_request, take_head
+from wyrmhole.library.proxy.http_proxy import (
     FRAMING,
     HOP_BY_HOP,
     HttpError,
@@ -17,7 +17,7 @@ from wyrmhole.library.http_proxy import (
     target_of,
     upgrade_of,
 )
-from wyrmhole.library.http_relay import LONGEST_HEAD
+from wyrmhole.library.proxy.http_relay import LONGEST_HEAD
 
 USERS = {"user": "password"}
 

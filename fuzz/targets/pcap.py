@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wyrmhole.wire.pcap import FileHeader, PcapError, parse_file
+from tests.support.pcap import FileHeader, PcapError, parse_file
 
 
 def TestOneInput(data: bytes) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fuzz.reader import Reader
-from wyrmhole.protocol.replay import WINDOW_SIZE, ReplayWindow
+from wyrmhole.datapath.replay import WINDOW_SIZE, ReplayWindow
 
 _STEPS = (1, 2, 63, 64, WINDOW_SIZE - 1, WINDOW_SIZE, WINDOW_SIZE + 1, 1 << 20, 1 << 60)
 _LIMIT = (1 << 64) - 1

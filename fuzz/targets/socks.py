@@ -5,8 +5,8 @@ from __future__ import annotations
 import ipaddress
 
 from fuzz.reader import Reader
-from wyrmhole.library import socks4
-from wyrmhole.library.socks5 import LONGEST_HEADER, Negotiation, SocksError, build_packet, parse_packet
+from wyrmhole.library.proxy import socks4
+from wyrmhole.library.proxy.socks5 import LONGEST_HEADER, Negotiation, SocksError, build_packet, parse_packet
 
 USERS = {"user": "password"}
 LONGEST_WAIT = 513

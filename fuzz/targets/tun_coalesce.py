@@ -8,7 +8,8 @@ from fuzz.packets import FLAGS, read_packet
 from fuzz.reader import Reader
 from tests.wire.packets import TCP, UDP, Packet
 from wyrmhole.wire.checksum import residue
-from wyrmhole.wire.tun_offload import Coalescer, Frame, split
+from wyrmhole.wire.coalesce import Coalescer, Frame
+from wyrmhole.wire.split import split
 
 _MOST = 24
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fuzz.packets import read_packet
 from fuzz.reader import Reader
-from wyrmhole.wire.tun_offload import MAX_SEGMENTS, OffloadError, split
+from wyrmhole.wire.split import MAX_SEGMENTS, split
+from wyrmhole.wire.virtio import OffloadError
 
 _LARGEST = 65_535
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fuzz.reader import Reader
-from wyrmhole.control.uapi_format import GetOperation, Operation, Refusal, SetOperation, UapiParser, emit_set
+from wyrmhole.control.uapi.format import GetOperation, Operation, Refusal, SetOperation, UapiParser, emit_set
 from wyrmhole.device.config import DeviceChange
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from wyrmhole.control.uapi_format import emit_get
-from wyrmhole.control.uapi_status import parse_get
+from wyrmhole.control.uapi.format import emit_get
+from wyrmhole.control.uapi.status import parse_get
 from wyrmhole.errors import UapiError
 
 

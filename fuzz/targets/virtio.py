@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from wyrmhole.wire.tun_offload import MAX_SEGMENTS, OffloadError, VirtioHeader, split
-from wyrmhole.wire.virtio import F_NEEDS_CSUM, VIRTIO_HEADER_SIZE
+from wyrmhole.wire.split import MAX_SEGMENTS, split
+from wyrmhole.wire.virtio import F_NEEDS_CSUM, VIRTIO_HEADER_SIZE, OffloadError, VirtioHeader
 
 
 def TestOneInput(data: bytes) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from wyrmhole.control.wg_quick import MAX_ERRORS, Config
+from wyrmhole.control.config.file import MAX_ERRORS, Config
 from wyrmhole.errors import ConfigFileError
 
 NAME = "laptop of somebody"

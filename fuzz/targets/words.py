@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import click
 
-from wyrmhole.cli.command_change import parse_words
-from wyrmhole.control.endpoint_names import NameResolver, parse_retries
-from wyrmhole.control.wg_values import ConfigEndpoint
-from wyrmhole.library.dialer import Spot
+from wyrmhole.cli.commands.change import parse_words
+from wyrmhole.control.config.endpoint_names import NameResolver, parse_retries
+from wyrmhole.control.config.values import ConfigEndpoint
+from wyrmhole.library.services.dialer import Spot
 
 FILES = ("private-key", "preshared-key")
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from wyrmhole import sync
-    from wyrmhole.control.wg_quick import Config, ConfigInterface, ConfigPeer
-    from wyrmhole.control.wg_values import ConfigEndpoint
+    from wyrmhole.control.config.file import Config, ConfigInterface, ConfigPeer
+    from wyrmhole.control.config.values import ConfigEndpoint
     from wyrmhole.errors import ConfigError, ConfigFileError, NamespaceError, TunnelError, WyrmholeError
-    from wyrmhole.library.diagnosis import Finding, diagnose
+    from wyrmhole.library.diagnosis.steps import Finding, diagnose
     from wyrmhole.library.events import (
         EndpointChanged,
         EndpointFlapping,
@@ -34,17 +34,17 @@ if TYPE_CHECKING:
 
 # Looked up when asked for: the daemon, which wg-quick(8) waits for, uses none of them.
 _HOMES = {
-    "Config": "wyrmhole.control.wg_quick",
-    "ConfigEndpoint": "wyrmhole.control.wg_values",
+    "Config": "wyrmhole.control.config.file",
+    "ConfigEndpoint": "wyrmhole.control.config.values",
     "ConfigError": "wyrmhole.errors",
     "ConfigFileError": "wyrmhole.errors",
-    "ConfigInterface": "wyrmhole.control.wg_quick",
-    "ConfigPeer": "wyrmhole.control.wg_quick",
+    "ConfigInterface": "wyrmhole.control.config.file",
+    "ConfigPeer": "wyrmhole.control.config.file",
     "EndpointChanged": "wyrmhole.library.events",
     "EndpointFlapping": "wyrmhole.library.events",
     "EndpointUnresolved": "wyrmhole.library.events",
     "Expired": "wyrmhole.library.events",
-    "Finding": "wyrmhole.library.diagnosis",
+    "Finding": "wyrmhole.library.diagnosis.steps",
     "Handshake": "wyrmhole.library.events",
     "HandshakeFailed": "wyrmhole.library.events",
     "NamespaceError": "wyrmhole.errors",
@@ -58,7 +58,7 @@ _HOMES = {
     "Tunnel": "wyrmhole.library.tunnel",
     "TunnelError": "wyrmhole.errors",
     "WyrmholeError": "wyrmhole.errors",
-    "diagnose": "wyrmhole.library.diagnosis",
+    "diagnose": "wyrmhole.library.diagnosis.steps",
     "open": "wyrmhole.library.opening",
     "sync": "wyrmhole.sync",
 }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from wyrmhole.cli.wyrmhole import main
+from wyrmhole.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -8,7 +8,7 @@ import sys
 
 import dns.rcode
 
-from tests.library.name_server import NameServer
+from tests.library.names.name_server import NameServer
 
 RECORDS = {("web.internal", "A"): ["10.77.0.2"]}
 

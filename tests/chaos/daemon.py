@@ -16,7 +16,7 @@ import struct
 import sys
 from pathlib import Path
 
-from wyrmhole.cli.wyrmholed import main
+from wyrmhole.cli.daemon.main import main
 from wyrmhole.device import clock, device, driver
 from wyrmhole.protocol.constants import MILLISECOND, SECOND, Timings
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from wyrmhole.cli.caretaker import COMMAND as CARETAKER
+from wyrmhole.cli.daemon.caretaker import COMMAND as CARETAKER
 
 BINARY = Path(sys.executable).with_name("wyrmholed")
 PEER = "u1KEpbsIaXFFWWLEYGbYlqkNOVoRZn3ruYsKQzNSF1A="

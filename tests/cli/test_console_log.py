@@ -31,7 +31,7 @@ def test_verbosity_decides_what_is_printed(
     verbose: bool, quiet: bool, seen: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     set_up_console(verbose, quiet)
-    logger = logging.getLogger("wyrmhole.library.forward")
+    logger = logging.getLogger("wyrmhole.library.services.forward")
     for level in ("debug", "info", "warning", "error"):
         getattr(logger, level)("%s", level)
     assert capsys.readouterr().err.splitlines() == [f"wyrmhole: {level}" for level in seen]

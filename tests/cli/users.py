@@ -44,7 +44,7 @@ def skip_unless_readable(user: str) -> None:
 
 def wyrmhole_of(user: str, *words: str) -> Sequence[str]:
     """The command as that user calls it, in an environment with `ENVIRON`."""
-    module = ("-m", "wyrmhole.cli.wyrmhole", *words)
+    module = ("-m", "wyrmhole.cli.main", *words)
     if user == "root":
         return (sys.executable, *module)
     return ("unshare", "-m", "sh", "-c", NOBODY, "sh", shared_python(), *module)

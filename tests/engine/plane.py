@@ -15,11 +15,13 @@ from dataclasses import replace
 
 from tests.engine.kinds import index_count, make_engine
 from wyrmhole.engine.contract import TunChanged
-from wyrmhole.net.bind import Buffer, Received, SendOutcome, datagrams_of
+from wyrmhole.net.bind import SendOutcome, datagrams_of
 from wyrmhole.net.tun import TunEvent, TunOffloads
 from wyrmhole.protocol.data_plane import HandshakeDatagram, PeerId, Report
 from wyrmhole.protocol.drops import DropReason
+from wyrmhole.wire.buffer import Buffer
 from wyrmhole.wire.checksum import checksum
+from wyrmhole.wire.datagram import Received
 from wyrmhole.wire.endpoint import Endpoint, SockAddr
 from wyrmhole.wire.prefix import Prefix
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.engine.test_engine import A_INNER, A_OUTER, B_INNER, OUR_KEY, Side, connected, handshake_message, ipv4, outer
-from wyrmhole.engine.gate import REPLIES_PER_INITIATION
+from wyrmhole.datapath.gate import REPLIES_PER_INITIATION
 from wyrmhole.protocol.constants import COOKIE_LIFETIME, MAX_QUEUED_HANDSHAKES, SECOND, UNDER_LOAD_QUEUE_DEPTH
 from wyrmhole.protocol.cookie import CookieChecker, CookieGenerator
 from wyrmhole.protocol.data_plane import HandshakeDatagram

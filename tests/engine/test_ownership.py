@@ -17,11 +17,11 @@ from tests.engine.plane import PLAIN, ListBind, ListTun
 from tests.engine.test_engine import A_INNER, A_OUTER, B_INNER, B_OUTER, OUR_KEY, Side, ipv4, params
 from tests.net.namespaces import Namespace, namespaces
 from tests.net.scripted import Script
-from wyrmhole.net.bind import Buffer
 from wyrmhole.net.tun import KernelQueue, TunEvent, TunOffloads
 from wyrmhole.net.udp_bind import UdpBind
 from wyrmhole.protocol.constants import SECOND
 from wyrmhole.protocol.cookie import mac1_key
+from wyrmhole.wire.buffer import Buffer
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
 

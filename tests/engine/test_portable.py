@@ -9,7 +9,7 @@ import pytest
 
 from tests.engine.plane import PLAIN, ListTun
 from tests.engine.test_engine import A_INNER, A_OUTER, B_INNER, connected, ipv4, sides
-from wyrmhole.engine import tables
+from wyrmhole.datapath import tables
 from wyrmhole.engine.portable import SWITCH_INTERVAL, PortableEngine
 from wyrmhole.protocol.constants import SECOND
 from wyrmhole.protocol.data_plane import Active, KeyWanted, Roamed

@@ -16,7 +16,7 @@ from tests.engine.test_engine import (
     params,
     sides,
 )
-from wyrmhole.engine.refusals import BURST, INTERVAL
+from wyrmhole.datapath.refusals import BURST, INTERVAL
 from wyrmhole.net.bind import SendOutcome
 from wyrmhole.protocol.constants import MAX_STAGED_PACKETS, SECOND
 from wyrmhole.protocol.cookie import CookieGenerator

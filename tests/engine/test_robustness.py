@@ -28,15 +28,16 @@ from tests.engine.test_engine import (
     sides,
     uso,
 )
-from wyrmhole.engine.buffer_pool import MAX_TRAINS
+from wyrmhole.datapath.train import MAX_TRAINS
 from wyrmhole.engine.contract import Engine
-from wyrmhole.net.bind import Buffer, SendOutcome
+from wyrmhole.net.bind import SendOutcome
 from wyrmhole.net.memory_bind import MemoryBind, MemoryNetwork
 from wyrmhole.net.memory_tun import MemoryTun
 from wyrmhole.protocol.constants import SECOND
 from wyrmhole.protocol.cookie import mac1_key
 from wyrmhole.protocol.data_plane import Active, KeyWanted, Roamed
 from wyrmhole.protocol.drops import DropReason
+from wyrmhole.wire.buffer import Buffer
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, cast
 
-from wyrmhole.library.address_info import AddressInfo, family_of, info, literal
+from wyrmhole.library.names.address_info import AddressInfo, family_of, info, literal
 
 T = TypeVar("T")
 PATIENCE = 20.0

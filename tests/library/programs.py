@@ -17,12 +17,13 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-import wyrmhole
 import wyrmhole.sync
+
+import wyrmhole
 from tests.adapters import clients
 from tests.adapters.web_server import WebServer
 from tests.library.loopback import Echo
-from tests.library.name_server import NameServer, Records
+from tests.library.names.name_server import NameServer, Records
 
 INSIDE: Records = {
     (f"{name}.internal", kind): [address]

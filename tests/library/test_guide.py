@@ -69,7 +69,7 @@ def test_the_example_reaches_a_database(site: Site) -> None:
         for host in ("db.internal", "10.77.0.2", "fd77::2"):
             said = site.run_python("examples/reach_postgresql.py", str(site.config), host, *login)
             assert said.startswith("[['PostgreSQL "), said
-        forward = ("-m", "wyrmhole.cli.wyrmhole", "forward", str(site.config), "127.0.0.1:0", "db.internal:5432")
+        forward = ("-m", "wyrmhole.cli.main", "forward", str(site.config), "127.0.0.1:0", "db.internal:5432")
         with site.python(*forward) as first_line:
             host, _, port = first_line.split()[-1].rpartition(":")
             words = ("psql", "-h", host, "-p", port, "-U", login[0], "-d", "postgres", "-Atc", "SELECT 6 * 7")

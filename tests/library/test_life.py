@@ -16,15 +16,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+import wyrmhole.sync
 
 import wyrmhole
-import wyrmhole.sync
 from tests.library.tunnels import FAR_V4, NEAR_OPTIONS, far_config, generate, on_each_loop, run, tunnels
 from tests.netns.host import until
-from wyrmhole.control.wg_values import ConfigEndpoint
+from wyrmhole.control.config.values import ConfigEndpoint
 from wyrmhole.engine.select import has_native
 from wyrmhole.library.endpoints import EndpointNames
-from wyrmhole.library.namespace_stack import NamespaceStack
+from wyrmhole.library.stacks.namespace import NamespaceStack
 from wyrmhole.net import link_setup
 from wyrmhole.wire.endpoint import Endpoint
 
@@ -250,7 +250,7 @@ PROGRAM = """
 import asyncio, sys, warnings
 import wyrmhole, wyrmhole.sync
 warnings.simplefilter("always")
-from wyrmhole.library.namespace_stack import NamespaceStack
+from wyrmhole.library.stacks.namespace import NamespaceStack
 close = NamespaceStack.close
 def noting(stack):
     close(stack)

@@ -25,7 +25,7 @@ from tests.library.tunnels import (
     run,
     tunnels,
 )
-from wyrmhole.control.wg_values import ConfigEndpoint
+from wyrmhole.control.config.values import ConfigEndpoint
 from wyrmhole.device.device import Device
 from wyrmhole.engine.select import has_native
 from wyrmhole.library.endpoints import CHECKS_PER_TTL, EndpointNames, moved, next_address

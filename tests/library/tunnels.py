@@ -13,7 +13,7 @@ import pytest
 import uvloop
 
 import wyrmhole
-from wyrmhole.library.namespace_stack import NamespaceStack
+from wyrmhole.library.stacks.namespace import NamespaceStack
 from wyrmhole.protocol.keys import PrivateKey
 
 PATIENCE = 30.0

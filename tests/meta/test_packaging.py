@@ -133,8 +133,8 @@ def test_a_build_that_left_nothing_is_not_tagged_as_one(
     monkeypatch.setattr(Base, "build_lib", str(tmp_path))
     wheel = setup.wheel_command(Base)()
     assert wheel.get_tag() == ("py3", "none", "any")
-    (tmp_path / "wyrmhole/library").mkdir(parents=True)
-    (tmp_path / "wyrmhole/library/_netns_helper").touch()
+    (tmp_path / "wyrmhole/library/stacks").mkdir(parents=True)
+    (tmp_path / "wyrmhole/library/stacks/_netns_helper").touch()
     assert wheel.get_tag() == ("cp311", "abi3", "linux_x86_64")
 
 

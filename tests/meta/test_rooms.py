@@ -12,22 +12,56 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "src" / "wyrmhole"
 
+_PROTOCOL = {"wire", "protocol"}
+_DATAPATH = _PROTOCOL | {"datapath"}
+_EDGES = {"wire", "net"}
+_ENGINE = _DATAPATH | {"net", "engine"}
+_DEVICE = _ENGINE | {"device", "errors"}
+_CONTROL = _DEVICE | {"control", "control.uapi", "control.config"}
+_COMMON = _CONTROL | {"library.common"}
+_SERVICES = _COMMON | {"library.services"}
+_CLI = _CONTROL | {"sandbox", "cli"}
+_QUICK = _CLI | {"cli.quick"}
+_CONFINED = _QUICK | {"cli.confined"}
+_DOCTOR = _CONFINED | {"cli.doctor"}
+_WORLD_FLOOR = _DEVICE | {"simulation"}
+
 ROOMS: dict[str, set[str]] = {
     "wire": {"wire"},
-    "protocol": {"wire", "protocol"},
-    "net": {"wire", "net"},
-    "engine": {"wire", "protocol", "net", "engine"},
-    "device": {"wire", "protocol", "net", "engine", "device", "errors"},
-    "control": {"wire", "protocol", "net", "engine", "device", "control", "errors"},
-    "cli": {"wire", "protocol", "net", "engine", "device", "control", "sandbox", "cli", "errors"},
+    "protocol": _PROTOCOL,
+    "datapath": _DATAPATH,
+    "net": _EDGES,
+    "engine": _ENGINE,
+    "device": _DEVICE,
+    "control": {"control"},
+    "control.uapi": _DEVICE | {"control.uapi"},
+    "control.config": _CONTROL,
     "sandbox": {"sandbox", "errors"},
-    "library": {"wire", "protocol", "net", "engine", "device", "control", "library", "errors"},
-    "sync": {"wire", "protocol", "net", "device", "control", "library", "errors"},
-    "simulation": {"wire", "protocol", "net", "engine", "device", "simulation", "errors"},
-    "adapters": {"library", "adapters", "errors"},
+    "library.common": _COMMON,
+    "library.stacks": _COMMON | {"library.stacks"},
+    "library.sockets": _COMMON | {"library.stacks", "library.sockets"},
+    "library.names": _COMMON | {"library.names"},
+    "library.services": _SERVICES,
+    "library.proxy": _SERVICES | {"library.proxy"},
+    "library.diagnosis": _COMMON | {"library", "library.stacks", "library.sockets", "library.diagnosis"},
+    "library": _SERVICES
+    | {"library", "library.stacks", "library.sockets", "library.names", "library.proxy", "library.diagnosis"},
+    "sync": {"library"},
+    "adapters": {"library", "library.common", "library.services", "adapters", "errors"},
+    "cli.daemon": _CLI | {"cli.daemon"},
+    "cli.quick": _QUICK,
+    "cli.confined": _CONFINED,
+    "cli.doctor": _DOCTOR,
+    "cli.commands": _DOCTOR | {"cli.commands"},
+    "cli": _CLI,
+    "simulation.model": _WORLD_FLOOR | {"simulation.model"},
+    "simulation.world": _WORLD_FLOOR | {"simulation.model", "simulation.world"},
+    "simulation.runs": _WORLD_FLOOR | {"simulation.model", "simulation.world", "simulation.runs"},
+    "simulation": _WORLD_FLOOR | {"simulation.runs", "simulation.world"},
     "errors": set(),
     "__main__": {"cli"},
 }
+"""For each room, and each sub-room as `room.sub`, those that its files may import from."""
 NET_INTERFACES = {"wyrmhole.net.bind", "wyrmhole.net.tun"}
 IMPURE = {
     "asyncio",
@@ -51,11 +85,11 @@ CLOCKS = {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "clock
 
 
 def modules() -> Iterator[tuple[str, Path]]:
+    """Each module with its room: `wire`, `library.names`, and for a file at the top its own name."""
     for path in sorted(PACKAGE.rglob("*.py")):
-        relative = path.relative_to(PACKAGE)
-        room = relative.parts[0] if len(relative.parts) > 1 else relative.stem
-        if room != "__init__":
-            yield room, path
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts != ("__init__",):
+            yield ".".join(parts[:-1]) or parts[0], path
 
 
 def imports(path: Path) -> Iterator[str]:
@@ -69,9 +103,28 @@ def imports(path: Path) -> Iterator[str]:
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
+def room_of(name: str) -> str | None:
+    """The room that holds the module, or what the module defines, of this full name; None: not one of ours."""
+    parts = name.split(".")
+    if parts[0] != "wyrmhole" or len(parts) == 1:
+        return None
+    folders: list[str] = []
+    for part in parts[1:]:
+        if not (PACKAGE.joinpath(*folders) / part).is_dir():
+            break
+        folders.append(part)
+    return ".".join(folders) or parts[1]
+
+
 def rooms_imported(path: Path) -> set[str]:
-    parts = [name.split(".") for name in imports(path)]
-    return {name[1] for name in parts if name[0] == "wyrmhole" and len(name) > 1}
+    """`from wyrmhole.library import sync` names the package and the module; only the deepest room counts."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {room_of(alias.name) for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            found |= {room_of(f"{node.module}.{alias.name}") for alias in node.names}
+    return {room for room in found if room is not None}
 
 
 @pytest.mark.parametrize(("room", "path"), list(modules()), ids=lambda value: getattr(value, "stem", value))
@@ -92,7 +145,7 @@ def test_the_native_module_has_one_importer() -> None:
     assert importers <= {"native.py"}
 
 
-@pytest.mark.parametrize("pure", ["wire", "protocol"])
+@pytest.mark.parametrize("pure", ["wire", "protocol", "datapath"])
 def test_pure_rooms_import_no_clock_socket_randomness_or_loop(pure: str) -> None:
     for room, path in modules():
         if room == pure:
@@ -125,10 +178,11 @@ import sys, builtins
 import cryptography.hazmat.primitives.ciphers.aead, cryptography.hazmat.primitives.asymmetric.x25519
 import hmac, hashlib, base64, ipaddress, dataclasses, heapq, random, tests.protocol  # what the scenario itself uses
 impure = set(sys.argv[1].split(","))
+PURE = ("wyrmhole.wire", "wyrmhole.protocol", "wyrmhole.datapath")
 real = builtins.__import__
 def guarded(name, globals=None, locals=None, fromlist=(), level=0):
     importer = (globals or {}).get("__name__", "")
-    if name.split(".")[0] in impure and importer.startswith(("wyrmhole.wire", "wyrmhole.protocol")):
+    if name.split(".")[0] in impure and importer.startswith(PURE):
         raise ImportError(f"{importer} imports {name}")
     return real(name, globals, locals, fromlist, level)
 builtins.__import__ = guarded

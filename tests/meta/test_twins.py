@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from wyrmhole.engine import refusals
+from wyrmhole.datapath import refusals
 from wyrmhole.protocol.constants import SECOND
 from wyrmhole.protocol.drops import MEANINGS, DropReason, Oddity
 

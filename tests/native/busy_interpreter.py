@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 
-from wyrmhole.cli.wyrmholed import main
+from wyrmhole.cli.daemon.main import main
 
 
 def spin() -> None:

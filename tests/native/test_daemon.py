@@ -18,7 +18,7 @@ from tests.netns.implementations import COMMANDS
 from tests.netns.lab import Lab
 from tests.netns.node import Key, Node, peer_section
 from tests.netns.traffic import Capture, iperf, iperf_server
-from wyrmhole.cli.caretaker import COMMAND as CARETAKER
+from wyrmhole.cli.daemon.caretaker import COMMAND as CARETAKER
 
 pytestmark = pytest.mark.network
 

@@ -13,8 +13,8 @@ from tests.engine.kinds import make_engine
 from tests.engine.plane import PLAIN, ListBind, ListTun
 from tests.engine.test_engine import A_INNER, B_INNER, B_OUTER, ipv4
 from tests.netns.host import until
-from wyrmhole.net.bind import Received
 from wyrmhole.protocol.constants import SECOND
+from wyrmhole.wire.datagram import Received
 
 
 class HeldTun(ListTun):

@@ -10,8 +10,9 @@ from collections.abc import Iterator
 import pytest
 
 from wyrmhole.net import sticky
-from wyrmhole.net.bind import Bind, Received, SendOutcome
+from wyrmhole.net.bind import Bind, SendOutcome
 from wyrmhole.net.memory_bind import MemoryBind, MemoryNetwork
+from wyrmhole.wire.datagram import Received
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import pytest
 
 from tests.net.namespaces import Namespace, namespaces
-from wyrmhole.cli.wyrmholed import steering_warning
+from wyrmhole.cli.daemon.main import steering_warning
 from wyrmhole.net import tun_ioctl, tun_steering
 from wyrmhole.net.linux_tun import LinuxTun
 from wyrmhole.wire.checksum import checksum

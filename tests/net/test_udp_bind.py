@@ -14,8 +14,9 @@ import pytest
 
 from tests.net.scripted import Script
 from wyrmhole.net import sticky, udp_offload
-from wyrmhole.net.bind import Bind, Received, SendOutcome
+from wyrmhole.net.bind import Bind, SendOutcome
 from wyrmhole.net.udp_bind import UdpBind
+from wyrmhole.wire.datagram import Received
 from wyrmhole.wire.endpoint import SockAddr
 
 HOSTS = ["127.0.0.1", "::1"]

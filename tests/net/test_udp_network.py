@@ -11,8 +11,9 @@ import pytest
 
 from tests.net.namespaces import Namespace, namespaces
 from wyrmhole.net import sticky
-from wyrmhole.net.bind import Received, SendOutcome
+from wyrmhole.net.bind import SendOutcome
 from wyrmhole.net.udp_bind import UdpBind
+from wyrmhole.wire.datagram import Received
 from wyrmhole.wire.endpoint import SockAddr
 
 pytestmark = pytest.mark.network

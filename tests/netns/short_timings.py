@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 
-from wyrmhole.cli.wyrmholed import main
+from wyrmhole.cli.daemon.main import main
 from wyrmhole.device import device
 from wyrmhole.protocol.constants import MILLISECOND, SECOND, Timings
 

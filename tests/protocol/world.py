@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from wyrmhole.datapath.keypair import Keypair, Keypairs
 from wyrmhole.protocol.constants import MAX_STAGED_PACKETS, SECOND, Timings
 from wyrmhole.protocol.data_plane import (
     Active,
@@ -32,7 +33,6 @@ from wyrmhole.protocol.data_plane import (
 )
 from wyrmhole.protocol.events import Event
 from wyrmhole.protocol.interface import Interface
-from wyrmhole.protocol.keypair import Keypair, Keypairs
 from wyrmhole.protocol.keys import PresharedKey, PrivateKey
 from wyrmhole.protocol.peer import Peer
 from wyrmhole.protocol.primitives import InvalidTag, mac, same

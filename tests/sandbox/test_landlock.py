@@ -69,7 +69,7 @@ def test_the_interpreter_goes_on() -> None:
     """Modules are imported late, of the standard library and of packages, and tracebacks read their sources."""
     confined("""
 import colorsys, decimal, sqlite3, time, traceback
-import wyrmhole.simulation.run, cryptography.x509
+import wyrmhole.simulation.runs.run, cryptography.x509
 time.tzset(), time.localtime()
 assert "CapEff" in open("/proc/self/status").read()
 try: decimal.Decimal("x")

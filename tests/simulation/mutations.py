@@ -14,25 +14,26 @@ from typing import Any
 
 import pytest
 
-from wyrmhole.engine.gate import Gate, Queue
-from wyrmhole.engine.inbound import Inbound
-from wyrmhole.engine.outbound import Outbound
+from wyrmhole.datapath import replay
+from wyrmhole.datapath.gate import Gate, Queue
+from wyrmhole.datapath.inbound import Inbound
+from wyrmhole.datapath.keypair import Keypair, Keypairs
+from wyrmhole.datapath.outbound import Outbound
+from wyrmhole.datapath.tables import Tables
 from wyrmhole.engine.portable import PortableEngine
-from wyrmhole.engine.tables import Tables
-from wyrmhole.protocol import cookie, exchange, replay, tai64n
+from wyrmhole.protocol import cookie, exchange, tai64n
 from wyrmhole.protocol.constants import SECOND
 from wyrmhole.protocol.data_plane import NEVER
 from wyrmhole.protocol.events import HandshakeGaveUp
 from wyrmhole.protocol.exchange import Exchange
 from wyrmhole.protocol.index_table import IndexTable
 from wyrmhole.protocol.interface import Interface
-from wyrmhole.protocol.keypair import Keypair, Keypairs
 from wyrmhole.protocol.keys import PublicKey
 from wyrmhole.protocol.peer import LONG_AGO
 from wyrmhole.protocol.ratelimiter import RateLimiter
 from wyrmhole.protocol.timers import PeerTimers
-from wyrmhole.simulation.run import Run
-from wyrmhole.simulation.scenario import Scenario, Step
+from wyrmhole.simulation.runs.run import Run
+from wyrmhole.simulation.world.scenario import Scenario, Step
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 Planned = tuple[Run | Scenario, tuple[str, ...]]
@@ -131,7 +132,7 @@ def no_window(patch: pytest.MonkeyPatch) -> None:
 def any_source(patch: pytest.MonkeyPatch) -> None:
     def deliver_one(self: Any, peer: Any, packet: bytes, ecn: int, now: int) -> None:
         from wyrmhole.wire import ip
-        from wyrmhole.wire.tun_offload import plain
+        from wyrmhole.wire.coalesce import plain
 
         self._tables.note_data_received(peer, now)
         self._write(plain(packet[: ip.length_of(packet)]))

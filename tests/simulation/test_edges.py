@@ -8,13 +8,13 @@ from functools import cache
 
 import pytest
 
+from wyrmhole.datapath.tables import EnginePeer
 from wyrmhole.engine.portable import PortableEngine
-from wyrmhole.engine.tables import EnginePeer
 from wyrmhole.protocol.drops import DropReason
-from wyrmhole.simulation import liveness
-from wyrmhole.simulation.edges import FAILURES
-from wyrmhole.simulation.run import Outcome, Run, carry_out
-from wyrmhole.simulation.world import World
+from wyrmhole.simulation.runs import liveness
+from wyrmhole.simulation.runs.run import Outcome, Run, carry_out
+from wyrmhole.simulation.world.edges import FAILURES
+from wyrmhole.simulation.world.world import World
 
 RUNS = [Run(seed, 0.006, "storm", hosts=2, trials=("L1",)) for seed in (25, 255, 350)]
 """Short ones in which hosts talk, roam, crash, and go down and up; then data must flow both ways within 15.4 s."""

@@ -7,13 +7,13 @@ import gc
 import pytest
 
 from wyrmhole.engine.portable import PortableEngine
-from wyrmhole.simulation.checks import Violation
 from wyrmhole.simulation.clock import SECOND
-from wyrmhole.simulation.ledger import MEMORY, Genuine, Ledger, RetiredKeys
+from wyrmhole.simulation.model.checks import Violation
+from wyrmhole.simulation.model.ledger import MEMORY, Genuine, Ledger, RetiredKeys
 from wyrmhole.simulation.packets import PacketRecord
-from wyrmhole.simulation.run import Run
-from wyrmhole.simulation.scenario import Scenario, Step, draw
-from wyrmhole.simulation.world import World
+from wyrmhole.simulation.runs.run import Run
+from wyrmhole.simulation.world.scenario import Scenario, Step, draw
+from wyrmhole.simulation.world.world import World
 
 
 def objects_at_the_end_of(hours: float) -> tuple[int, int]:

@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from tests.simulation.mutations import MUTATIONS, Mutation, Planned
-from wyrmhole.simulation import liveness
-from wyrmhole.simulation.checks import CHECKS, Violation
-from wyrmhole.simulation.run import Run
-from wyrmhole.simulation.world import World
+from wyrmhole.simulation.model.checks import CHECKS, Violation
+from wyrmhole.simulation.runs import liveness
+from wyrmhole.simulation.runs.run import Run
+from wyrmhole.simulation.world.world import World
 
 
 def carry_out(planned: Planned) -> tuple[str | None, str]:

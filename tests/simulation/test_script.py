@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from wyrmhole.engine.outbound import Outbound
+from wyrmhole.datapath.outbound import Outbound
 from wyrmhole.simulation.script import draw
 from wyrmhole.simulation.script_run import EngineSubject, first_difference, run
 

@@ -9,16 +9,16 @@ from dataclasses import replace
 
 import pytest
 
+from wyrmhole.datapath.replay import ReplayWindow
 from wyrmhole.protocol.drops import DropReason
 from wyrmhole.protocol.interface import Interface
-from wyrmhole.protocol.replay import ReplayWindow
 from wyrmhole.simulation.__main__ import main
 from wyrmhole.simulation.clock import SECOND
-from wyrmhole.simulation.network import Weather
-from wyrmhole.simulation.run import Run, carry_out
-from wyrmhole.simulation.scenario import DELUGE, OVERTAKEN, Scenario, Step
-from wyrmhole.simulation.shrink import shrink
-from wyrmhole.simulation.world import World
+from wyrmhole.simulation.runs.run import Run, carry_out
+from wyrmhole.simulation.runs.shrink import shrink
+from wyrmhole.simulation.world.network import Weather
+from wyrmhole.simulation.world.scenario import DELUGE, OVERTAKEN, Scenario, Step
+from wyrmhole.simulation.world.world import World
 
 STORM = Run(seed=5, hours=0.1, profile="storm", trials=())
 
@@ -100,7 +100,7 @@ def test_a_deluge_amid_faults_holds() -> None:
 def test_the_same_seed_gives_the_same_trace_in_another_process() -> None:
     """I29: also when hashes of strings and bytes are salted otherwise."""
     program = (
-        "from wyrmhole.simulation.run import Run, carry_out;"
+        "from wyrmhole.simulation.runs.run import Run, carry_out;"
         "print(carry_out(Run(seed=5, hours=0.1, profile='storm')).digest)"
     )
     expected = carry_out(Run(seed=5, hours=0.1, profile="storm")).digest

@@ -1,5 +1,5 @@
 //! What a handshake message has proved before anything waits for it or works on it: the twin of
-//! `wyrmhole.engine.gate`, which says why.
+//! `wyrmhole.datapath.gate`, which says why.
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;

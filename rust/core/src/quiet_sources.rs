@@ -1,4 +1,4 @@
-//! Who was silent for a while: the twin of `wyrmhole.protocol.quiet_sources`, which says why.
+//! Who was silent for a while: the twin of `wyrmhole.datapath.quiet_sources`, which says why.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};

@@ -1,4 +1,4 @@
-//! Which refusals are reported: none unless asked, then a few a second. The twin of `wyrmhole.engine.refusals`.
+//! Which refusals are reported: none unless asked, then a few a second. The twin of `wyrmhole.datapath.refusals`.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};

@@ -1,5 +1,5 @@
 //! Whether GSO batches ("trains") reach a peer, judged by the inner TCP retransmissions that leave for it. The theory of
-//! operation is in `wyrmhole.protocol.train_health`, whose twin this is: same rules, same numbers, same slots.
+//! operation is in `wyrmhole.datapath.train_health`, whose twin this is: same rules, same numbers, same slots.
 
 const SECOND: u64 = 1_000_000_000;
 const MIN_LOST: u64 = 16;

@@ -1,4 +1,4 @@
-//! The helper of a namespace stack: the twin of `wyrmhole/library/netns_helper.py`, which has the protocol, for those who
+//! The helper of a namespace stack: the twin of `wyrmhole/library/stacks/netns_helper.py`, which has the protocol, for those who
 //! cannot wait for an interpreter to start.
 //!
 //! `netns_helper CHANNEL [USER_NAMESPACE NETWORK_NAMESPACE]`, all inherited descriptors.

@@ -13,9 +13,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from wyrmhole.adapters.extra import needed
-from wyrmhole.library.dialer import Dialer
-from wyrmhole.library.explain import UNANSWERED, reasons
-from wyrmhole.library.time_limit import addresses_of
+from wyrmhole.library.common.explain import UNANSWERED, reasons
+from wyrmhole.library.common.time_limit import addresses_of
+from wyrmhole.library.services.dialer import Dialer
 
 with needed("aiohttp"):
     import aiohttp

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias, overload
 
 from wyrmhole.adapters.blocking import BlockingDialer
 from wyrmhole.adapters.extra import needed
-from wyrmhole.library.dialer import Dialer
+from wyrmhole.library.services.dialer import Dialer
 
 with needed("anyio"):
     import anyio

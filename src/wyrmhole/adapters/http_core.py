@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from typing import Any
 
 from wyrmhole.adapters.blocking import BlockingDialer
-from wyrmhole.library.dialer import Dialer
-from wyrmhole.library.service import reason_of
+from wyrmhole.library.services.dialer import Dialer
+from wyrmhole.library.services.service import reason_of
 
 EXCEPTIONS = (
     "ConnectTimeout",

@@ -12,7 +12,7 @@ from typing import cast
 from wyrmhole.adapters import http_core
 from wyrmhole.adapters.blocking import BlockingDialer
 from wyrmhole.adapters.extra import needed
-from wyrmhole.library.dialer import Dialer
+from wyrmhole.library.services.dialer import Dialer
 
 with needed("httpx2"):
     import httpcore2

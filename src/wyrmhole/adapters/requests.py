@@ -13,7 +13,7 @@ from typing import Any
 
 from wyrmhole.adapters.blocking import BlockingDialer
 from wyrmhole.adapters.extra import needed
-from wyrmhole.library.service import reason_of
+from wyrmhole.library.services.service import reason_of
 
 with needed("requests"):
     import requests

@@ -16,8 +16,8 @@ from typing import IO, Any
 import click
 from click.shell_completion import CompletionItem
 
-from wyrmhole.control import uapi_client
-from wyrmhole.control.wg_quick import Config, ConfigFileWarning
+from wyrmhole.control.config.file import Config, ConfigFileWarning
+from wyrmhole.control.uapi import client
 from wyrmhole.errors import WyrmholeError
 
 CONFIG_FOLDER = Path("/etc/wireguard")
@@ -59,7 +59,7 @@ class Commands(click.Group):
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
         if name not in HOMES:
             return None
-        module = import_module(f"wyrmhole.cli.command_{HOMES[name]}")
+        module = import_module(f"wyrmhole.cli.commands.{HOMES[name]}")
         command: click.Command = getattr(module, f"{name}_command")
         return command
 
@@ -144,7 +144,7 @@ def load(path: Path | str) -> Config:
 
 
 def complete_interface(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    return [CompletionItem(name) for name in uapi_client.interfaces() if name.startswith(incomplete)]
+    return [CompletionItem(name) for name in client.interfaces() if name.startswith(incomplete)]
 
 
 def complete_config(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

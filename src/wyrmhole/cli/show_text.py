@@ -10,7 +10,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import cast
 
-from wyrmhole.control.uapi_format import emit_prefix
+from wyrmhole.control.uapi.format import emit_prefix
 from wyrmhole.device.status import DeviceStatus, DropCounts, PeerStatus
 from wyrmhole.protocol.drops import meaning_of
 from wyrmhole.protocol.keys import Key, PublicKey

@@ -29,21 +29,22 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping
 
-from wyrmhole.engine.answers import Answers
-from wyrmhole.engine.buffer_pool import count_datagrams
+from wyrmhole.datapath.answers import Answers
+from wyrmhole.datapath.inbound import Inbound
+from wyrmhole.datapath.outbound import Outbound
+from wyrmhole.datapath.tables import HANDSHAKE_TOS, NO_SOCKADDR, EnginePeer, Tables
+from wyrmhole.datapath.train import count_datagrams
 from wyrmhole.engine.contract import EngineFailed, EngineKind, EngineReport, TunChanged
-from wyrmhole.engine.inbound import Inbound
-from wyrmhole.engine.outbound import Outbound
 from wyrmhole.engine.polled import Polled, eventfds
-from wyrmhole.engine.tables import HANDSHAKE_TOS, NO_SOCKADDR, EnginePeer, Tables
 from wyrmhole.net.bind import Bind, KernelBind, SendOutcome, doubts_trains
 from wyrmhole.net.tun import LendableTun, Tun, TunEvent
 from wyrmhole.protocol.data_plane import KeypairParams, Marks, PeerCounters, PeerId, SendFailed, Source
 from wyrmhole.protocol.drops import DropReason, Oddity
+from wyrmhole.wire.coalesce import Coalescer, Frame
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.messages import MESSAGE_TRANSPORT
 from wyrmhole.wire.prefix import Prefix
-from wyrmhole.wire.tun_offload import PLAIN_HEADER, VIRTIO_HEADER_SIZE, Coalescer, Frame
+from wyrmhole.wire.virtio import PLAIN_HEADER, VIRTIO_HEADER_SIZE
 
 TRAINS_PER_TURN = 4
 """Trains (64 KiB each) from one socket before the other direction has its turn."""
@@ -51,6 +52,8 @@ DATAGRAMS_PER_TURN = 64
 _DATA = bytes((MESSAGE_TRANSPORT,))
 COMMANDS_PER_TURN = 512
 """Calls of the control thread, some 2 ms if each were an allowed ip of a large configuration."""
+MAX_EDGE_REPORTS = 256
+"""Reports of the interface that may wait; a control thread that is 256 behind learns the newest."""
 READS_PER_TURN = 64
 BYTES_PER_TURN = 65_536
 """TUN frames before what was sealed leaves: one full train of small packets, or one super-packet."""
@@ -86,6 +89,7 @@ class PortableEngine:
         self._poll = select.poll()
         self._tun_polled, self._bind_polled = Polled(self._poll), Polled(self._poll)
         self._wake, self._reports = eventfds(2)
+        self._edge_reports: deque[TunChanged | EngineFailed] = deque(maxlen=MAX_EDGE_REPORTS)
         self._poll.register(self._wake, select.POLLIN)
         self._said = False
         self._commands: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
@@ -144,7 +148,10 @@ class PortableEngine:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._reports)
         self._said = False
-        taken = self._tables.take_reports(limit)
+        taken: list[EngineReport] = []
+        while self._edge_reports and len(taken) < limit:
+            taken.append(self._edge_reports.popleft())
+        taken += self._tables.take_reports(limit - len(taken))
         self._say()
         return taken
 
@@ -282,11 +289,15 @@ class PortableEngine:
             raise raised[0]
 
     def _say(self) -> None:
-        if not self._said and self._tables.has_reports:
+        if not self._said and (self._edge_reports or self._tables.has_reports):
             self._said = True
             os.eventfd_write(self._reports, 1)
 
     # The thread
+
+    def _report_edge(self, report: TunChanged | EngineFailed) -> None:
+        """Of the edges and the engine itself; the oldest goes when nobody takes them."""
+        self._edge_reports.append(report)
 
     def _run(self) -> None:
         failed = 0
@@ -298,7 +309,7 @@ class PortableEngine:
                 failed += 1
                 self._give_up_batch()
                 if failed >= MAX_FAILED_TURNS:
-                    self._tables.report(EngineFailed(f"{failed} turns in a row failed, the last with {error!r}"))
+                    self._report_edge(EngineFailed(f"{failed} turns in a row failed, the last with {error!r}"))
                     self._say()
                     return
 
@@ -447,7 +458,7 @@ class PortableEngine:
         if self._tun is None:
             return
         for event in self._tun.poll_events():
-            self._tables.report(TunChanged(event))
+            self._report_edge(TunChanged(event))
             if event is TunEvent.UP:
                 self._tun_polled.resume(self._tun_fd)
             elif event is TunEvent.DELETED:
@@ -464,7 +475,7 @@ class PortableEngine:
             return
         self._drop_tun()
         if not reported:
-            self._tables.report(TunChanged(TunEvent.DELETED))
+            self._report_edge(TunChanged(TunEvent.DELETED))
 
     def _write(self, frame: Frame) -> None:
         tun = self._tun

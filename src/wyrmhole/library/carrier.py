@@ -13,21 +13,22 @@ import weakref
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 
-from wyrmhole.control.wg_change import add_change, set_change, sync_change
-from wyrmhole.control.wg_quick import Config, ConfigInterface, ConfigPeer
-from wyrmhole.control.wg_values import ConfigEndpoint
+from wyrmhole.control.config.change import add_change, set_change, sync_change
+from wyrmhole.control.config.file import Config, ConfigInterface, ConfigPeer
+from wyrmhole.control.config.values import ConfigEndpoint
 from wyrmhole.device.clock import SystemClock
 from wyrmhole.device.config import DeviceChange, PeerChange
 from wyrmhole.device.device import Device
 from wyrmhole.device.status import PeerStatus
 from wyrmhole.engine.select import EngineUnavailable, select_engine
 from wyrmhole.errors import TunnelError
-from wyrmhole.library import events, explain
+from wyrmhole.library import events
+from wyrmhole.library.common import explain
 from wyrmhole.library.configuring import IpAddress, check_peer, prefixes_around
 from wyrmhole.library.endpoints import EndpointNames
 from wyrmhole.library.one_key import KeyClaim, claim
 from wyrmhole.library.peers import Peer, PeerStats
-from wyrmhole.library.stack import PacketPort
+from wyrmhole.library.stacks.stack import PacketPort
 from wyrmhole.net.udp_bind import UdpBind
 from wyrmhole.protocol import events as protocol_events
 from wyrmhole.protocol.constants import SECOND

@@ -7,11 +7,12 @@ import logging
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 
-from wyrmhole.control.wg_quick import Config, ConfigInterface, ConfigPeer
-from wyrmhole.control.wg_values import MAX_MTU, MIN_MTU, MIN_MTU_V6
+from wyrmhole.control.config.file import Config, ConfigInterface, ConfigPeer
+from wyrmhole.control.config.values import MAX_MTU, MIN_MTU, MIN_MTU_V6
 from wyrmhole.errors import ConfigFileError, NamespaceError, TunnelError
-from wyrmhole.library import arguments, refusals
-from wyrmhole.library.stack import Stack
+from wyrmhole.library.common import arguments
+from wyrmhole.library.stacks import refusals
+from wyrmhole.library.stacks.stack import Stack
 from wyrmhole.net.link_setup import Interface, Network
 from wyrmhole.net.linux_tun import DEFAULT_MTU
 from wyrmhole.protocol.keys import PublicKey

@@ -13,10 +13,10 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from wyrmhole.control.wg_values import ConfigEndpoint
+from wyrmhole.control.config.values import ConfigEndpoint
 from wyrmhole.errors import ConfigError
-from wyrmhole.library.own_threads import getaddrinfo
-from wyrmhole.library.supervise import Repeated, report_error
+from wyrmhole.library.common.own_threads import getaddrinfo
+from wyrmhole.library.common.supervise import Repeated, report_error
 from wyrmhole.protocol.keys import PublicKey
 from wyrmhole.wire.endpoint import Endpoint
 

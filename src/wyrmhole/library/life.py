@@ -33,11 +33,11 @@ from typing import TYPE_CHECKING
 
 from wyrmhole.errors import TunnelError
 from wyrmhole.library.carrier import Carrier
-from wyrmhole.library.stack import Stack
+from wyrmhole.library.stacks.stack import Stack
 
 if TYPE_CHECKING:
-    from wyrmhole.library.servers import TunnelServer
-    from wyrmhole.library.service import Service
+    from wyrmhole.library.services.service import Service
+    from wyrmhole.library.sockets.servers import TunnelServer
 
 LAST_PACKETS_MS = 100
 """Longer than a busy machine keeps the engine waiting; a tunnel without a way out holds nothing up for longer."""

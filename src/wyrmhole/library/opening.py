@@ -10,16 +10,16 @@ from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from wyrmhole.control.wg_quick import Config
+from wyrmhole.control.config.file import Config
 from wyrmhole.engine.select import KINDS
 from wyrmhole.errors import TunnelError
-from wyrmhole.library import arguments
 from wyrmhole.library.carrier import Carrier
+from wyrmhole.library.common import arguments
+from wyrmhole.library.common.own_threads import HELPERS
 from wyrmhole.library.configuring import check_config, configure_stack, load_config, warn_of_servers
-from wyrmhole.library.own_threads import HELPERS
-from wyrmhole.library.refusals import DESCRIPTOR_LIMIT
 from wyrmhole.library.runtimes import check_runtime
-from wyrmhole.library.stack import Stack
+from wyrmhole.library.stacks.refusals import DESCRIPTOR_LIMIT
+from wyrmhole.library.stacks.stack import Stack
 from wyrmhole.library.tunnel import Tunnel
 
 STACKS = ("auto", "netns")
@@ -147,11 +147,11 @@ def make_stack(config: Config, device: str | None, name: str | None) -> Stack:
     """Blocks for some 20 ms. Raises TunnelError, OSError."""
     stack: Stack
     if device == "tun":
-        from wyrmhole.library.host_stack import HostStack
+        from wyrmhole.library.stacks.host import HostStack
 
         stack = HostStack.open(name)
     else:
-        from wyrmhole.library.namespace_stack import NamespaceStack
+        from wyrmhole.library.stacks.namespace import NamespaceStack
 
         stack = NamespaceStack.open()
     try:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import TYPE_CHECKING
 
-from wyrmhole.control.wg_quick import ConfigPeer
-from wyrmhole.control.wg_values import ConfigEndpoint
-from wyrmhole.library.arguments import NOT_PICKLED, check_instance, check_timeout, named_type
+from wyrmhole.control.config.file import ConfigPeer
+from wyrmhole.control.config.values import ConfigEndpoint
+from wyrmhole.library.common.arguments import NOT_PICKLED, check_instance, check_timeout, named_type
 from wyrmhole.protocol.keys import PresharedKey, PublicKey
 from wyrmhole.wire.prefix import Prefix
 

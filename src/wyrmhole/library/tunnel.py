@@ -29,27 +29,29 @@ from contextlib import AbstractAsyncContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self, TypeVar
 
-from wyrmhole.control.wg_quick import Config
+from wyrmhole.control.config.file import Config
 from wyrmhole.errors import TunnelError
-from wyrmhole.library import address_info, arguments, explain, icmp_echo
 from wyrmhole.library.carrier import Carrier
+from wyrmhole.library.common import arguments, explain
+from wyrmhole.library.common.explain import explained, named, spot
+from wyrmhole.library.common.own_threads import HELPERS
+from wyrmhole.library.common.time_limit import Attempt, addresses_of, limited
 from wyrmhole.library.configuring import check_config, is_own, load_config, reconfigure_stack, warn_of_servers
-from wyrmhole.library.connecting import complete, first_connected
 from wyrmhole.library.events import Events
-from wyrmhole.library.explain import explained, named, spot
 from wyrmhole.library.life import Life
-from wyrmhole.library.own_threads import HELPERS
+from wyrmhole.library.names import address_info
 from wyrmhole.library.peers import Peer, Peers, Stats
-from wyrmhole.library.servers import TunnelServer
-from wyrmhole.library.stack import HelperGone, HelperSlow, Pending, Socket, SocketAddress, Stack
-from wyrmhole.library.time_limit import Attempt, addresses_of, limited
+from wyrmhole.library.sockets import icmp_echo
+from wyrmhole.library.sockets.connecting import complete, first_connected
+from wyrmhole.library.sockets.servers import TunnelServer
+from wyrmhole.library.stacks.stack import HelperGone, HelperSlow, Pending, Socket, SocketAddress, Stack
 from wyrmhole.net.link_setup import Interface
 from wyrmhole.protocol.drops import by_name
 
 if TYPE_CHECKING:
-    from wyrmhole.library.diagnosis import Finding
-    from wyrmhole.library.resolver import Resolver
-    from wyrmhole.library.service import Limits, Service
+    from wyrmhole.library.diagnosis.steps import Finding
+    from wyrmhole.library.names.resolver import Resolver
+    from wyrmhole.library.services.service import Limits, Service
 
 FAST = 0.02
 """Seconds that an event loop may lose to a helper that does not run; then a thread does the waiting."""
@@ -156,8 +158,8 @@ class Tunnel:
     async def diagnose(self, *, names: Sequence[str] = ()) -> AsyncIterator[Finding]:
         """Why does it not work? One Finding after the other: configuration, clock, endpoints, sessions, ping and path
         MTU inside, name servers. `names` are looked up too. Like `wyrmhole doctor CONFIG`. Raises TunnelError."""
-        from wyrmhole.library.diagnosis import diagnose_running
-        from wyrmhole.library.tunnel_contact import TunnelContact
+        from wyrmhole.library.diagnosis.steps import diagnose_running
+        from wyrmhole.library.diagnosis.tunnel_contact import TunnelContact
 
         self._check()
         contact = TunnelContact(self, self.stats().mtu)
@@ -236,7 +238,7 @@ class Tunnel:
 
     def _resolve(self) -> Resolver:
         if self._resolver is None:
-            from wyrmhole.library.resolver import Resolver
+            from wyrmhole.library.names.resolver import Resolver
 
             # What the resolver holds must not keep the program's own tunnel from being dropped.
             self = self._inside()
@@ -562,7 +564,7 @@ class Tunnel:
     ) -> Service:
         """Listen on this host and connect inside: `forward("127.0.0.1:5432", "db.internal:5432")`. See
         `library.forward.forward`. Ends with the tunnel."""
-        from wyrmhole.library.forward import forward
+        from wyrmhole.library.services.forward import forward
 
         return await self._serve(forward(self._inside(), listen, target, proto=proto, limits=limits))
 
@@ -570,7 +572,7 @@ class Tunnel:
         self, listen: str, target: str, *, proto: str | None = None, limits: Limits | None = None
     ) -> Service:
         """Listen inside and connect on this host: `expose(":80", "127.0.0.1:8000")`. See `library.forward.expose`."""
-        from wyrmhole.library.forward import expose
+        from wyrmhole.library.services.forward import expose
 
         return await self._serve(expose(self._inside(), listen, target, proto=proto, limits=limits))
 
@@ -583,7 +585,7 @@ class Tunnel:
         limits: Limits | None = None,
     ) -> Service:
         """SOCKS5 and HTTP on one port of this host, into the tunnel. See `library.proxy.proxy`."""
-        from wyrmhole.library.proxy import proxy
+        from wyrmhole.library.proxy.proxy import proxy
 
         return await self._serve(proxy(self._inside(), listen, users=users, allow_open=allow_open, limits=limits))
 

@@ -17,10 +17,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from wyrmhole.net import tun_ioctl, tun_steering
-from wyrmhole.net.bind import Buffer
 from wyrmhole.net.tun import KernelQueue, TunEvent, TunOffloads
 from wyrmhole.net.tun_link import TunLink
 from wyrmhole.net.udp_offload import MAX_TRAIN_BYTES
+from wyrmhole.wire.buffer import Buffer
 
 DEFAULT_MTU = 1420
 

@@ -15,7 +15,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from wyrmhole.net import sticky
-from wyrmhole.net.bind import Buffer, Received, SendOutcome, datagrams_of
+from wyrmhole.net.bind import SendOutcome, datagrams_of
+from wyrmhole.wire.buffer import Buffer
+from wyrmhole.wire.datagram import Received
 from wyrmhole.wire.endpoint import Endpoint, SockAddr
 
 _FIRST_FREE_PORT = 49_152

@@ -12,8 +12,8 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 
-from wyrmhole.net.bind import Buffer
 from wyrmhole.net.tun import TunEvent, TunOffloads
+from wyrmhole.wire.buffer import Buffer
 
 _HEADER_BYTES = 10
 _GSO_ECN = 0x80

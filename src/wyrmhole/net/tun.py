@@ -1,6 +1,6 @@
 """Tun: the plaintext edge. Knows frames, MTU and link state, and nothing of WireGuard.
 
-A frame is a 10-byte virtio-net header (see wire.tun_offload) and an IP packet or TCP/UDP super-packet. A device
+A frame is a 10-byte virtio-net header (see wire.virtio) and an IP packet or TCP/UDP super-packet. A device
 without offloads still speaks frames: its headers are all zero.
 """
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Protocol, runtime_checkable
 
-from wyrmhole.net.bind import Buffer
+from wyrmhole.wire.buffer import Buffer
 
 
 class TunEvent(Enum):

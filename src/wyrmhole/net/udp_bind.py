@@ -15,8 +15,10 @@ import struct
 from collections.abc import Sequence
 
 from wyrmhole.net import sticky, udp_offload
-from wyrmhole.net.bind import Buffer, KernelSocket, Received, SendOutcome
+from wyrmhole.net.bind import KernelSocket, SendOutcome
 from wyrmhole.net.udp_socket import BindCounters, SocketFactory, SocketOptions, UdpSocket, family_is_missing
+from wyrmhole.wire.buffer import Buffer
+from wyrmhole.wire.datagram import Received
 from wyrmhole.wire.endpoint import SockAddr
 
 _RECEIVE_BYTES = 1 << 17

@@ -33,7 +33,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from wyrmhole.net import sticky, timerfd, udp_offload
-from wyrmhole.net.bind import Buffer, SendOutcome
+from wyrmhole.net.bind import SendOutcome
+from wyrmhole.wire.buffer import Buffer
 from wyrmhole.wire.endpoint import SockAddr
 
 SocketFactory = Callable[..., socket.socket]

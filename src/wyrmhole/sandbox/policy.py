@@ -7,7 +7,8 @@ run code in here would want next:
 
 - no new program, no other process, no module, mount, namespace, trace: these kill the process, since nothing of ours
   and no C library ever tries them, and a tunnel that is being taken over is better ended than continued;
-- files are opened for reading only, and none is removed: the caretaker removes the socket's (`cli/caretaker.py`);
+- files are opened for reading only, and none is removed: the caretaker removes the socket's file
+  (`cli/daemon/caretaker.py`);
 - calls that do many things are allowed by command: `fcntl` could have the kernel send any signal to any process of the
   same user (F_SETOWN, F_SETSIG, O_ASYNC), and lock or lease files of others;
 - nothing is done to another process: no signal, no limit, no affinity;

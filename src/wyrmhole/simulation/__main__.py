@@ -10,10 +10,10 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 
 from wyrmhole.device.clock import SystemClock
-from wyrmhole.simulation.liveness import TRIALS
-from wyrmhole.simulation.run import Outcome, Run, carry_out
-from wyrmhole.simulation.scenario import MAX_HOSTS, PROFILES
-from wyrmhole.simulation.shrink import shrink
+from wyrmhole.simulation.runs.liveness import TRIALS
+from wyrmhole.simulation.runs.run import Outcome, Run, carry_out
+from wyrmhole.simulation.runs.shrink import shrink
+from wyrmhole.simulation.world.scenario import MAX_HOSTS, PROFILES
 
 SOAK_CALM_HOURS = 24.0
 SOAK_STORM_HOURS = 0.1

@@ -10,12 +10,12 @@ from collections.abc import Iterator
 from types import BuiltinMethodType, FunctionType, MethodType
 from typing import Any
 
+from wyrmhole.datapath.keypair import Keypair
+from wyrmhole.datapath.replay import WINDOW_SIZE
+from wyrmhole.datapath.tables import EnginePeer, Tables
 from wyrmhole.engine.portable import PortableEngine
-from wyrmhole.engine.tables import EnginePeer, Tables
 from wyrmhole.protocol.interface import Interface
-from wyrmhole.protocol.keypair import Keypair
 from wyrmhole.protocol.peer import Peer
-from wyrmhole.protocol.replay import WINDOW_SIZE
 
 Fingerprint = tuple[object, ...]
 

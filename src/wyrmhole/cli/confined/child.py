@@ -1,0 +1,115 @@
+"""The inside of `wyrmhole run`: makes the namespaces, hands the TUN to its parent, and becomes the program.
+
+Steps: user namespace (only where the caller is not root), network and mount namespace; the TUN with addresses and
+routes (`confined_network`); name servers of its own (`confined_names`); then the descriptor goes to the parent, which
+runs the tunnel outside, and when that answers `go`, a guard is left (`confined_guard`), and exec. A failure is reported
+to the parent as `STEP: REASON`, and the program is not started: it never runs in the network of the host. A dot on the
+channel means that there is progress.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import errno
+import json
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+
+from wyrmhole.cli.confined.guard import leave_guard
+from wyrmhole.cli.confined.names import replace_resolvers
+from wyrmhole.cli.confined.namespace_probe import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUSER, unshare
+from wyrmhole.cli.confined.network import configure, open_ping
+from wyrmhole.errors import DeviceError
+from wyrmhole.net import tun_ioctl
+
+MAX_PLAN = 64 << 20
+"""Bytes: as a configuration file, whose allowed ips are in it."""
+
+PR_SET_PDEATHSIG = 1
+
+
+def main() -> int:
+    """argv: the descriptor of the channel. Ends by exec, or with status 1 after it told the parent why."""
+    channel = socket.socket(fileno=int(sys.argv[1]))
+    channel.set_inheritable(False)
+    lines = channel.makefile("rb")
+    end_with_parent(signal.SIGKILL)
+    # Ctrl-C while the namespaces are made ends this without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        plan = json.loads(lines.readline(MAX_PLAN))
+        tun = enclose(plan, lambda: channel.sendall(b"."))
+    except (OSError, ValueError, DeviceError) as error:
+        # A parent that is gone neither sent the plan nor hears the reason.
+        with suppress(OSError):
+            channel.sendall(f"{error}\n".encode())
+        return 1
+    descriptors = array.array("i", [tun]).tobytes()
+    channel.sendmsg([b"ready\n"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
+    os.close(tun)
+    if lines.readline(64) != b"go\n":
+        return 1
+    # The guard ends the program in two steps; the parent may be gone already, and then it does so at once.
+    leave_guard(channel)
+    end_with_parent(0)
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    return become(plan["command"])
+
+
+def end_with_parent(number: int) -> None:
+    """Have the kernel send this signal when the parent ends; 0: none."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+
+
+def warn(sentence: str) -> None:
+    print(f"Warning: {sentence}", file=sys.stderr, flush=True)
+
+
+def become(command: list[str]) -> int:
+    """The shell's statuses: 127 for a program that is not there, 126 for one that cannot be run."""
+    try:
+        os.execvp(command[0], command)
+    except OSError as error:
+        print(f"wyrmhole: {command[0]}: {error.strerror}", file=sys.stderr)
+        return 127 if error.errno == errno.ENOENT else 126
+
+
+def enclose(plan: dict[str, Any], report: Callable[[], None]) -> int:
+    """Be in namespaces with a tunnel; returns the TUN. Raises DeviceError whose text is `STEP: REASON`."""
+    if plan["user"]:
+        _step("user namespace", _enter_user_namespace)
+    _step("network namespace", lambda: unshare(CLONE_NEWNET))
+    tun: int = _step("open /dev/net/tun", lambda: os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
+    flags = tun_ioctl.IFF_TUN | tun_ioctl.IFF_NO_PI | tun_ioctl.IFF_VNET_HDR
+    _step("make a TUN", lambda: tun_ioctl.attach(tun, plan["name"], flags))
+    configure(plan, report, warn)
+    open_ping(plan["user"], warn)
+    _step("mount namespace", lambda: unshare(CLONE_NEWNS))
+    _step("name servers of its own", lambda: replace_resolvers(plan["resolv_conf"]))
+    return tun
+
+
+def _step(name: str, step: Callable[[], Any]) -> Any:
+    try:
+        return step()
+    except OSError as error:
+        raise DeviceError(f"{name}: {error.strerror or error}") from error
+
+
+def _enter_user_namespace() -> None:
+    """With the caller mapped to itself: files, and `id`, look as outside, and exec drops every capability."""
+    uid, gid = os.geteuid(), os.getegid()
+    unshare(CLONE_NEWUSER)
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        with open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,347 @@
+"""wyrmholed: the daemon that wg(8) and wg-quick(8) drive in the place of wireguard-go.
+
+    wyrmholed [-f|--foreground] [--engine auto|portable|native] [--workers N] [--aead auto|ring|vector]
+              [--without WHAT[,WHAT]...] [--user NAME] [--no-sandbox] INTERFACE
+
+Environment, as for wireguard-go: LOG_LEVEL (verbose, debug, error, silent), WG_PROCESS_FOREGROUND=1, WG_TUN_FD (an
+open TUN), WG_UAPI_FD (a listening Unix socket). wg-quick passes no options, so each has a variable too:
+WYRMHOLE_ENGINE, WYRMHOLE_WORKERS, WYRMHOLE_AEAD, WYRMHOLE_WITHOUT, WYRMHOLE_USER, WYRMHOLE_SANDBOX=off. It ends, with
+status 0, on SIGTERM and SIGINT, when the interface is deleted, and when its socket's file is removed.
+
+Once started it gives away what it does not need (see docs/security.md), and tells a service manager how it is.
+
+Starting is a visible wait of `wg-quick up`: what is imported here is little, the rest comes when it is needed.
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from wyrmhole.cli.daemon.settings import Settings, parse_settings
+from wyrmhole.errors import DeviceError
+
+if TYPE_CHECKING:
+    import asyncio
+    from logging import Logger
+
+    from wyrmhole.cli.daemon.caretaker import Caretaker
+    from wyrmhole.cli.daemon.service_manager import ServiceManager
+    from wyrmhole.control.uapi.socket import UapiListener
+    from wyrmhole.engine.contract import Engine
+    from wyrmhole.net.bind import Bind
+    from wyrmhole.net.tun import Tun
+    from wyrmhole.sandbox.confine import User
+
+END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+RETRIES = 50
+RETRY_SECONDS = 0.02
+"""Together a second: how long a former daemon of the same name, on its way out, is waited for."""
+
+_T = TypeVar("_T")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0 done, 1 a part is not available or the arguments are none, 2 a bad option."""
+    settings = parse_settings(sys.argv[1:] if arguments is None else arguments, os.environ)
+    try:
+        return run(settings)
+    except DeviceError as error:
+        print(f"wyrmholed: {error}", file=sys.stderr)
+        return 1
+
+
+# Parts
+
+
+def run(settings: Settings) -> int:
+    """Make the parts in the order in which they fail, go to the background, serve. Raises DeviceError."""
+    from wyrmhole.cli.daemon.daemonize import go_to_background, inherited_descriptors, open_standard_descriptors
+    from wyrmhole.sandbox.confine import find_user, forbid_dumps
+
+    # Nothing made while starting is garbage; `serve` turns the collector on.
+    gc.disable()
+    open_standard_descriptors()
+    inherited = inherited_descriptors() - {settings.tun_fd, settings.uapi_fd}
+    forbid_dumps()
+    # The user may be looked up on the network, so this comes before signals are blocked.
+    user = None if settings.user is None else find_user(settings.user)
+    # A signal in the middle of setting up would leave the socket's file behind; `serve` lets them come. Nothing may
+    # wait without a limit in between.
+    signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
+    tun = open_tun(settings)
+    try:
+        listener = open_listener(settings, tun.name)
+    except BaseException:
+        tun.close()
+        raise
+    if settings.foreground:
+        return run_loop(settings, user, tun, listener, announce=lambda: None)
+    keep_output = settings.log_level not in ("", "silent")
+    readiness = go_to_background(keep_output=keep_output, close=inherited)
+    try:
+        return run_loop(settings, user, tun, listener, announce=readiness.announce)
+    except Exception as error:
+        readiness.fail(str(error) if isinstance(error, DeviceError) else f"cannot start: {error!r}")
+        return 1
+
+
+def open_tun(settings: Settings) -> Tun:
+    from wyrmhole.net.linux_tun import DEFAULT_MTU, LinuxTun
+
+    tso, uso, steering = (name not in settings.without for name in ("tso", "uso", "steering"))
+    try:
+        if settings.tun_fd is not None:
+            return LinuxTun.from_fd(settings.tun_fd, tso=tso, uso=uso, mtu=DEFAULT_MTU)
+        return patiently(
+            lambda: LinuxTun.create(settings.name, tso=tso, uso=uso, queues=settings.queues, steering=steering),
+            _is_busy,
+        )
+    except OSError as error:
+        raise DeviceError(error.strerror or str(error)) from error
+
+
+def steering_warning(tun: Tun) -> str | None:
+    """What to know about a TUN of several queues whose flows the kernel moves between them."""
+    from wyrmhole.net.linux_tun import LinuxTun
+
+    if not isinstance(tun, LinuxTun) or tun.unsteered is None:
+        return None
+    return (
+        "Packets of one flow may overtake each other: the program that keeps a flow with one worker is not there "
+        f"({tun.unsteered.strerror}); use one worker where that matters"
+    )
+
+
+def _is_busy(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno == errno.EBUSY
+
+
+def open_listener(settings: Settings, name: str) -> UapiListener:
+    from wyrmhole.control.uapi.socket import SocketInUse, UapiListener
+
+    if settings.uapi_fd is not None:
+        return UapiListener.from_fd(settings.uapi_fd)
+    return patiently(lambda: UapiListener.create(name), lambda error: isinstance(error, SocketInUse))
+
+
+def patiently(make: Callable[[], _T], is_passing: Callable[[Exception], bool]) -> _T:
+    """Try again for a while as long as the failure is one that a daemon on its way out causes."""
+    for _ in range(RETRIES):
+        try:
+            return make()
+        except Exception as error:
+            if not is_passing(error):
+                raise
+        time.sleep(RETRY_SECONDS)
+    return make()
+
+
+def import_parts() -> None:
+    """Whatever will be used: another user may not be able to read where this is installed, nor root without privileges.
+
+    What the libraries import when they are first used is found by using them.
+    """
+    import encodings.idna  # noqa: F401
+    import importlib
+    import traceback  # noqa: F401
+    from contextlib import suppress
+
+    import wyrmhole.control.uapi.server
+    import wyrmhole.device.device
+    import wyrmhole.engine.portable
+    import wyrmhole.engine.select
+    import wyrmhole.net.udp_bind
+    import wyrmhole.sandbox.landlock  # noqa: F401
+    from wyrmhole.protocol.keys import PrivateKey
+    from wyrmhole.protocol.primitives import dh, seal_handshake, xseal
+
+    with suppress(ImportError):
+        importlib.import_module("wyrmhole.engine.native")
+    "x".encode("idna")
+    key = PrivateKey(bytes(range(32)))
+    shared = dh(key.exchange_key, key.public_key().raw)
+    seal_handshake(shared, b"", b"")
+    xseal(shared, bytes(24), b"", b"")
+
+
+def confine(settings: Settings, user: User | None, listener: UapiListener) -> Caretaker | None:
+    """Become `user`, with the privileges that later commands need. Raises DeviceError.
+
+    Returns who removes the socket's file in the end; None: the daemon does.
+    """
+    from wyrmhole.sandbox.confine import drop_privileges
+
+    if user is None and not settings.sandbox:
+        return None
+    # The caretaker first: it needs little memory as long as little is imported.
+    caretaker = None if listener.file_id is None else take_care_of(listener.path)
+    import_parts()
+    if user is not None and listener.file_id is not None:
+        # The owner may watch it, the caretaker try it; whom the server answers is not for the mode to say.
+        os.chown(listener.path, user.uid, -1)
+        os.chmod(listener.path, 0o660)
+    drop_privileges(user)
+    return caretaker
+
+
+def take_care_of(path: str) -> Caretaker | None:
+    """Leave somebody who may remove the socket's file; None where not even this process may."""
+    from wyrmhole.cli.daemon.caretaker import leave_caretaker
+    from wyrmhole.control.uapi.socket import SocketInUse, remove_if_dead
+    from wyrmhole.sandbox.confine import drop_privileges
+
+    if not os.access(os.path.dirname(path), os.W_OK, effective_ids=True):
+        return None
+
+    def remove(is_closed: bool) -> None:
+        # The pipe of a killed process may end before its listening socket does.
+        patiently(lambda: remove_if_dead(path), lambda error: isinstance(error, SocketInUse) and not is_closed)
+
+    return leave_caretaker(remove, lambda: drop_privileges(None, kept=frozenset()))
+
+
+def restrict(logger: Logger) -> None:
+    """A kernel that cannot filter is told of and is no reason not to serve."""
+    from wyrmhole.sandbox.confine import restrict_calls
+
+    try:
+        restrict_calls()
+    except DeviceError as error:
+        logger.error("%s", error)
+
+
+def restrict_files(logger: Logger) -> None:
+    """Older kernels, and containers, lack this part of the sandbox. No thread may exist."""
+    from wyrmhole.sandbox.landlock import allow_reading_only, needed_paths
+
+    try:
+        logger.debug("Files are confined by Landlock, version %d", allow_reading_only(needed_paths()))
+    except OSError as error:
+        logger.debug("Files are not confined, Landlock is not available: %s", error.strerror)
+
+
+# Life
+
+
+def run_loop(
+    settings: Settings, user: User | None, tun: Tun, listener: UapiListener, announce: Callable[[], None]
+) -> int:
+    """Serve until something ends it. Whatever happens, the socket's file is gone afterwards. Raises DeviceError."""
+    import asyncio
+
+    from wyrmhole.cli.daemon.service_manager import take_service_manager
+    from wyrmhole.cli.log_lines import LEVELS, set_up_logging
+
+    manager = take_service_manager()
+    logger = set_up_logging(tun.name, LEVELS.get(settings.log_level, LEVELS["error"]))
+    caretaker = None
+    try:
+        caretaker = confine(settings, user, listener)
+        if settings.sandbox:
+            restrict_files(logger)
+        return asyncio.run(serve(settings, tun, listener, logger, announce, manager))
+    finally:
+        manager.close()
+        listener.close()
+        tun.close()
+        if caretaker is not None:
+            caretaker.finish()
+
+
+async def serve(
+    settings: Settings,
+    tun: Tun,
+    listener: UapiListener,
+    logger: Logger,
+    announce: Callable[[], None],
+    manager: ServiceManager,
+) -> int:
+    """Be the daemon. `announce` is called once clients are answered. Raises DeviceError."""
+    import asyncio
+
+    from wyrmhole.control.uapi.server import UapiServer
+    from wyrmhole.device.clock import SystemClock
+    from wyrmhole.device.device import Device
+
+    clock = SystemClock()
+    engine, reason = make_engine(settings, clock.boottime)
+    logger.debug("%s", reason)
+    if warning := steering_warning(tun):
+        logger.error("%s", warning)
+    device = Device(tun, lambda: make_bind(settings), engine, clock=clock, logger=logger)
+    server = UapiServer(device, listener, logger=logger)
+    try:
+        await device.start()
+        server.start()
+        signalled = watch_signals()
+        # What is imported never becomes garbage. And nothing per packet makes cycles, but a look at 100,000 peers
+        # holds packets up, so garbage is looked for more rarely.
+        gc.freeze()
+        gc.set_threshold(20_000, 20, 100)
+        gc.enable()
+        if settings.sandbox:
+            restrict(logger)
+        announce()
+        manager.tell("READY=1")
+        feeding = asyncio.ensure_future(manager.feed(device.applied))
+        logger.debug("Device started")
+        await first_of(signalled.wait(), device.wait_closed(), server.wait_ended())
+        feeding.cancel()
+        manager.tell("STOPPING=1")
+        logger.debug("Ending")
+    finally:
+        # The file goes last: who waits for it to vanish finds the interface gone too.
+        server.stop()
+        await device.close()
+        await server.close()
+    return 1 if device.failure else 0
+
+
+def make_bind(settings: Settings) -> Bind:
+    from wyrmhole.net.udp_bind import UdpBind
+
+    return UdpBind(gso="gso" not in settings.without, gro="gro" not in settings.without, shares=settings.queues)
+
+
+def make_engine(settings: Settings, clock: Callable[[], int]) -> tuple[Engine, str]:
+    from wyrmhole.engine.select import EngineUnavailable, NativeOptions, select_engine
+
+    options = NativeOptions(settings.queues, settings.aead, spins="spin" not in settings.without)
+    try:
+        return select_engine(settings.engine, clock=clock, options=options)
+    except EngineUnavailable as error:
+        raise DeviceError(str(error)) from error
+
+
+def watch_signals() -> asyncio.Event:
+    """The event is set when the process is told to end, also if that was before this call."""
+    import asyncio
+
+    signalled = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in END_SIGNALS:
+        loop.add_signal_handler(number, signalled.set)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, END_SIGNALS)
+    return signalled
+
+
+async def first_of(*waits: Coroutine[Any, Any, object]) -> None:
+    import asyncio
+
+    tasks = [asyncio.ensure_future(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,249 @@
+"""What `doctor` looks at: each examination gives findings, and what to do where something does not work.
+
+Nothing is changed: a TUN is made only in namespaces that end with the look at it. `bad` means that a way of using
+wyrmhole is shut, `poor` that something is slower or riskier than need be.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from importlib.metadata import version
+from pathlib import Path
+
+from wyrmhole.cli.confined.namespace_probe import STEPS
+from wyrmhole.cli.doctor import host as diagnosis_host
+from wyrmhole.cli.doctor.finding import Finding as Finding
+from wyrmhole.cli.doctor.finding import reason
+from wyrmhole.control.uapi import client
+from wyrmhole.control.uapi.socket import DEFAULT_DIRECTORY
+from wyrmhole.device.clock import SystemClock, is_synchronised
+from wyrmhole.net import udp_offload
+from wyrmhole.protocol.primitives import library_text, open_handshake, seal_handshake
+
+CAP_NET_ADMIN = 12
+PROBE_SECONDS = 20.0
+GOOD_BUFFER = 1 << 20
+"""Bytes that a UDP socket should be able to ask for: a burst of 1 Gbit/s for 8 ms."""
+
+BUILT = 1_700_000_000
+"""Seconds since 1970: a clock before this (November 2023) is certainly wrong."""
+
+
+Examination = Callable[[], Iterator[Finding]]
+
+
+def examine() -> Iterator[Finding]:
+    """Every examination; one that breaks down says so and does not take the others with it."""
+    for examination in EXAMINATIONS:
+        try:
+            yield from examination()
+        except Exception as error:
+            yield Finding("poor", examination.__name__.strip("_"), f"cannot be looked at: {reason(error)}")
+
+
+def _versions() -> Iterator[Finding]:
+    system = os.uname()
+    found = f"wyrmhole {version('wyrmhole')}, Python {platform.python_version()}, {system.sysname} {system.release}"
+    yield Finding("good", "versions", f"{found} {system.machine}")
+
+
+def _engine() -> Iterator[Finding]:
+    from wyrmhole.engine.select import select_engine
+
+    _, reason = select_engine("auto", clock=SystemClock().boottime)
+    yield Finding("good", "engine", reason)
+
+
+def _cipher() -> Iterator[Finding]:
+    key, found = bytes(32), f"ChaCha20-Poly1305 of {library_text()}"
+    works = open_handshake(key, seal_handshake(key, b"x", b""), b"") == b"x"
+    yield (
+        Finding("good", "cipher", found) if works else Finding("bad", "cipher", f"{found} does not open what it sealed")
+    )
+
+
+def _rights() -> Iterator[Finding]:
+    if os.geteuid() == 0 and not _has_capability(CAP_NET_ADMIN):
+        yield Finding("bad", "rights", "root without CAP_NET_ADMIN", "give the container --cap-add NET_ADMIN")
+    elif _has_capability(CAP_NET_ADMIN):
+        yield Finding("good", "rights", "CAP_NET_ADMIN: may make interfaces and routes")
+    else:
+        advice = "sudo for `up` and wyrmholed; the library and `wyrmhole run` need no rights"
+        yield Finding("poor", "rights", f"user {os.geteuid()} without CAP_NET_ADMIN", advice)
+
+
+def _has_capability(number: int) -> bool:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("CapEff:"):
+            return bool(int(line.split()[1], 16) >> number & 1)
+    return False
+
+
+def _tun() -> Iterator[Finding]:
+    try:
+        os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
+        yield Finding("good", "TUN", "/dev/net/tun opens")
+    except FileNotFoundError:
+        advice = "modprobe tun; in a container: --device /dev/net/tun"
+        yield Finding("bad", "TUN", "there is no /dev/net/tun", advice)
+    except OSError as error:
+        advice = "chmod 666 /dev/net/tun (what distributions have), or --device /dev/net/tun for a container"
+        yield Finding("bad", "TUN", f"/dev/net/tun does not open: {error.strerror}", advice)
+
+
+NAMESPACE_ADVICE = {
+    "user namespace": "sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces>0 and"
+    " kernel.apparmor_restrict_unprivileged_userns=0; containers: a seccomp profile that allows unshare",
+    "network namespace": "AppArmor forbids it (kernel.apparmor_restrict_unprivileged_userns=0, or a profile with"
+    " `userns,`), or user.max_net_namespaces is 0",
+    "open /dev/net/tun": "see TUN above",
+    "make a TUN": "the kernel refuses a TUN to the owner of the namespace: use the daemon as root",
+    "a socket": "the seccomp profile forbids sockets",
+    "mount namespace": "the library works; `wyrmhole run` refuses, because names would be asked of the host's servers",
+}
+
+
+def _namespaces() -> Iterator[Finding]:
+    result = subprocess.run(
+        [sys.executable, "-m", "wyrmhole.cli.confined.namespace_probe"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=PROBE_SECONDS,
+        check=False,
+    )
+    lines = result.stdout.splitlines()
+    if lines[:-1] == list(STEPS):
+        works = "a tunnel without root works: user, network and mount namespace, TUN, sockets"
+        yield Finding("good", "namespaces", works)
+        yield _tun_offloads(lines[-1].partition(": ")[2])
+        return
+    step, _, why = (lines[-1] if lines else "").partition(": ")
+    level = "poor" if step == "mount namespace" else "bad"
+    found = f"a tunnel without root stops at `{step or 'the start'}` ({why or result.stderr.strip()[-80:]})"
+    yield Finding(level, "namespaces", found, NAMESPACE_ADVICE.get(step, ""))
+
+
+def _offloads() -> Iterator[Finding]:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
+        has = {"UDP_SEGMENT": udp_offload.can_segment(sock), "UDP_GRO": udp_offload.enable_gro(sock)}
+    release = os.uname().release
+    if udp_offload.is_suspect(release):
+        advice = (
+            "7.0 to 7.1.4 do, unless repaired by the distribution: each peer gets GSO batches once TCP shows that they"
+        )
+        advice += " arrive; `wyrmhole doctor --to PEER` tries"
+        yield Finding("poor", "offloads", f"Linux {release} may damage segmented UDP", advice)
+    missing = [name for name, is_there in has.items() if not is_there]
+    if missing:
+        advice = "Linux 5.12 and later have both: two to five times the throughput"
+        yield Finding("poor", "offloads", f"missing: {', '.join(missing)}", advice)
+    else:
+        yield Finding("good", "offloads", "UDP segmentation and GRO")
+
+
+def _tun_offloads(found: str) -> Finding:
+    advice = {"none": "packets cross one by one", "TCP": "Linux 6.2 and later have it for UDP too"}.get(found, "")
+    return Finding("poor" if advice else "good", "TUN offloads", f"segmentation: {found}", advice)
+
+
+def _buffers() -> Iterator[Finding]:
+    small = []
+    for name in ("rmem_max", "wmem_max"):
+        with suppress(OSError):
+            size = int(Path("/proc/sys/net/core", name).read_text())
+            small += [f"net.core.{name}={size}"] if size < GOOD_BUFFER else []
+    if small and not _has_capability(CAP_NET_ADMIN):
+        advice = f"as root: sysctl -w {' '.join(entry.partition('=')[0] + f'={4 * GOOD_BUFFER}' for entry in small)}"
+        yield Finding("poor", "buffers", f"{', '.join(small)} bytes: bursts are dropped", advice)
+    else:
+        yield Finding("good", "buffers", "UDP sockets get the buffers they ask for")
+
+
+def _clock() -> Iterator[Finding]:
+    seconds = SystemClock().wall() // 10**9
+    if seconds < BUILT:
+        advice = "set the clock: peers refuse handshakes that are older than the last one they saw"
+        yield Finding("bad", "clock", "the wall clock is years behind", advice)
+    elif not is_synchronised():
+        advice = "run an NTP client: after a step back peers refuse handshakes until the clock has caught up"
+        yield Finding("poor", "clock", "plausible, but the kernel does not know it to be synchronised", advice)
+    else:
+        yield Finding("good", "clock", "synchronised")
+
+
+def _mtu() -> Iterator[Finding]:
+    from wyrmhole.cli.quick.host import OVERHEAD, USUAL_MTU, Host
+
+    with Host("lo") as host:
+        mtu = host.default_mtu()
+    if not mtu:
+        yield Finding("poor", "MTU", "there is no IPv4 default route", f"tunnels get MTU {USUAL_MTU - OVERHEAD}")
+    elif mtu < 1280 + OVERHEAD:
+        advice = "IPv6 inside the tunnel needs 1280; its packets will be cut up outside"
+        yield Finding("poor", "MTU", f"{mtu} on the default route leaves {mtu - OVERHEAD} for the tunnel", advice)
+    else:
+        yield Finding("good", "MTU", f"{mtu} on the default route leaves {mtu - OVERHEAD} for the tunnel")
+
+
+def _descriptors() -> Iterator[Finding]:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft < 1024:
+        yield Finding("poor", "descriptors", f"only {soft} may be open", f"ulimit -n {min(hard, 65536)}")
+    else:
+        yield Finding("good", "descriptors", f"{soft} may be open (up to {hard})")
+
+
+def _programs() -> Iterator[Finding]:
+    wanted = {
+        "firewall": (("nft", "iptables"), "install nftables: `up` needs it for a default route"),
+        "DNS": (("resolvconf", "resolvectl"), "install resolvconf or openresolv: `up` needs it for DNS ="),
+        "hooks": (("bash",), "install bash: `up` runs PostUp and its like with it"),
+    }
+    for what, (names, advice) in wanted.items():
+        found = [name for name in names if shutil.which(name)]
+        if found:
+            yield Finding("good", what, f"{', '.join(found)}")
+        else:
+            yield Finding(
+                "poor", what, f"neither of {', '.join(names)}" if len(names) > 1 else f"no {names[0]}", advice
+            )
+
+
+def _daemons() -> Iterator[Finding]:
+    served = client.interfaces()
+    with suppress(OSError):
+        stale = sorted({path.stem for path in Path(DEFAULT_DIRECTORY).glob("*.sock")} - set(served))
+        if stale:
+            advice = f"left by daemons that were killed: rm {DEFAULT_DIRECTORY}/{stale[0]}.sock"
+            yield Finding("poor", "daemons", f"sockets nobody serves: {', '.join(stale[:5])}", advice)
+    yield Finding("good", "daemons", f"running: {', '.join(served)}" if served else "none running")
+
+
+EXAMINATIONS: tuple[Examination, ...] = (
+    _versions,
+    _engine,
+    _cipher,
+    _rights,
+    _tun,
+    _namespaces,
+    _offloads,
+    _buffers,
+    _clock,
+    _mtu,
+    _descriptors,
+    _programs,
+    _daemons,
+    diagnosis_host.families,
+    diagnosis_host.settings,
+    diagnosis_host.name_servers,
+    diagnosis_host.landlock,
+)

@@ -1,0 +1,89 @@
+"""What hosts and containers often lack: a family, a writable /proc/sys, name servers, ping, Landlock."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+from wyrmhole.cli.doctor.finding import Finding, reason
+
+PROC_SYS = Path("/proc/sys")
+RESOLV_CONF = "/etc/resolv.conf"
+_LANDLOCK_CREATE_RULESET, _LANDLOCK_VERSION = 444, 1
+
+
+def families() -> Iterator[Finding]:
+    """IPv4 and IPv6 outside. One of them is enough."""
+    missing = {name: text for name, text in map(_family, (socket.AF_INET, socket.AF_INET6)) if text}
+    if len(missing) == 2:
+        yield Finding("bad", "families", "neither IPv4 nor IPv6 sockets", "a container: allow socket(2) in its profile")
+    elif missing:
+        ((name, text),) = missing.items()
+        yield Finding(
+            "poor", "families", f"{name} is off ({text})", f"peers need an endpoint of the other family than {name}"
+        )
+    else:
+        yield Finding("good", "families", "IPv4 and IPv6")
+
+
+def _family(family: socket.AddressFamily) -> tuple[str, str]:
+    """Its name, and why it cannot be used; empty: it can."""
+    name = {socket.AF_INET: "IPv4", socket.AF_INET6: "IPv6"}[family]
+    try:
+        socket.socket(family, socket.SOCK_DGRAM).close()
+    except OSError as error:
+        return name, reason(error)
+    switch = PROC_SYS / "net/ipv6/conf/all/disable_ipv6"
+    if family == socket.AF_INET6 and _read(switch) == "1":
+        return name, f"{switch} is 1"
+    return name, ""
+
+
+def settings() -> Iterator[Finding]:
+    """Whether /proc/sys can be written, and who may ping without privileges."""
+    path = PROC_SYS / "net/ipv4/ping_group_range"
+    read_only = os.path.isdir(PROC_SYS) and bool(os.statvfs(PROC_SYS).f_flag & os.ST_RDONLY)
+    if read_only:
+        advice = "containers: --sysctl net.ipv4.conf.all.src_valid_mark=1, which `up` needs for a default route"
+        yield Finding("poor", "settings", f"{PROC_SYS} is read-only", advice)
+    else:
+        yield Finding("good", "settings", f"{PROC_SYS} can be written by root")
+    low, _, high = (_read(path) or "").partition("\t")
+    if low.isdigit() and high.isdigit() and int(low) > int(high):
+        yield Finding(
+            "poor", "ping", "without privileges only in tunnels", "sysctl -w net.ipv4.ping_group_range='0 2147483647'"
+        )
+
+
+def name_servers() -> Iterator[Finding]:
+    """The host's own. `run` does without; endpoints by name need them."""
+    try:
+        with open(RESOLV_CONF, encoding="utf-8", errors="replace") as file:
+            has_one = any(line.split()[:1] == ["nameserver"] for line in file)
+    except OSError as error:
+        advice = "endpoints by name cannot be resolved, addresses work; `run` brings its own"
+        yield Finding("poor", "name servers", reason(error), advice)
+        return
+    if has_one:
+        yield Finding("good", "name servers", f"{RESOLV_CONF} names some")
+    else:
+        yield Finding("poor", "name servers", f"{RESOLV_CONF} names none", "endpoints by name ask 127.0.0.1")
+
+
+def landlock() -> Iterator[Finding]:
+    version = int(ctypes.CDLL(None, use_errno=True).syscall(_LANDLOCK_CREATE_RULESET, None, 0, _LANDLOCK_VERSION))
+    if version > 0:
+        yield Finding("good", "Landlock", f"version {version}: a daemon reads only files that it needs")
+    else:
+        advice = "Linux 5.13 and later have it (lsm=landlock,...); without, give the daemon a user with --user"
+        yield Finding("poor", "Landlock", f"not available: {os.strerror(ctypes.get_errno())}", advice)
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return None

@@ -1,0 +1,325 @@
+"""`doctor --to`: do GSO batches reach a peer, or only single datagrams?
+
+Works through a running tunnel of any daemon and needs nothing of the peer but answers to ping. Echo requests of one
+size that are written at once are read by the daemon together and leave in batches; requests some milliseconds apart
+leave singly. Both are sent in turn and their answers compared, so ordinary loss, which hits both alike, is no finding.
+
+Whether batches were made is told by the kernel's count of UDP messages sent (`Udp OutDatagrams`), which takes a batch
+for one. Where nothing was gathered, because the daemon sends singly to this peer or `gso` is off, nothing can be found
+out, and that is said. A run takes less than 20 seconds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import ipaddress
+import os
+import select
+import socket
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from wyrmhole.cli.doctor.checks import Finding
+from wyrmhole.control.uapi import client
+from wyrmhole.device.clock import SystemClock
+from wyrmhole.device.status import DeviceStatus, PeerStatus
+from wyrmhole.errors import DeviceError, UapiError, WyrmholeError
+from wyrmhole.protocol.constants import SECOND
+from wyrmhole.protocol.keys import PublicKey
+from wyrmhole.wire.checksum import checksum
+
+BURSTS = (4, 16, 32)
+PINGS_PER_SIZE = 96
+CLEAR = 16
+"""Pings in bursts after which a clear loss is a finding."""
+SINGLES = 16
+APART = 0.02
+"""Seconds between two single requests: the daemon has long sent the first when the second comes."""
+PATIENCE = 1.0
+LEAST_PATIENCE = 0.25
+"""Seconds without an answer after which the rest counts as lost: ten round trips, within these."""
+FIRST_PATIENCE = 6.0
+"""For the first ping, which may have to wait for a handshake (two tries, 5 s apart)."""
+LARGEST = 1000
+HEADERS = 48
+_ECHO = struct.Struct("!BBHHH")
+_ICMP = {4: (socket.AF_INET, socket.IPPROTO_ICMP, 8, 0), 6: (socket.AF_INET6, socket.IPPROTO_ICMPV6, 128, 129)}
+
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    device: DeviceStatus
+    peer: PeerStatus
+    address: Address
+
+
+@dataclass(slots=True)
+class Tally:
+    sent: int = 0
+    answered: int = 0
+    sends: int = 0
+    """UDP messages that left the machine meanwhile, the batches of others among them."""
+
+    @property
+    def loss(self) -> float:
+        return 1 - self.answered / self.sent if self.sent else 0.0
+
+    def add(self, other: Tally) -> None:
+        self.sent += other.sent
+        self.answered += other.answered
+        self.sends += other.sends
+
+
+def find_target(text: str) -> Target:
+    """The peer of a running tunnel by its public key or by an address inside. Raises WyrmholeError."""
+    devices = [device for name in client.interfaces() if (device := _status(name)) is not None]
+    key = _key_of(text)
+    if key is not None:
+        return _by_key(devices, key)
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise WyrmholeError(f"{text!r} is neither a public key nor an address inside a tunnel") from None
+    owners = [
+        (prefix.length, Target(device, peer, address))
+        for device in devices
+        for peer in device.peers
+        for prefix in peer.allowed_ips
+        if prefix.version == address.version
+        and int(address) >> (address.max_prefixlen - prefix.length)
+        == prefix.network >> (address.max_prefixlen - prefix.length)
+    ]
+    if not owners:
+        raise WyrmholeError(f"no running tunnel has a peer for {text} (looked at: {_names(devices)})")
+    return max(owners, key=lambda owner: owner[0])[1]
+
+
+def _status(name: str) -> DeviceStatus | None:
+    """None: the daemon is ending, another user's, or its interface is in another network namespace."""
+    try:
+        socket.if_nametoindex(name)
+        return client.get(name)
+    except (DeviceError, UapiError, OSError):
+        return None
+
+
+def _key_of(text: str) -> PublicKey | None:
+    with suppress(ValueError):
+        return PublicKey.from_base64(text)
+    return None
+
+
+def _by_key(devices: Sequence[DeviceStatus], key: PublicKey) -> Target:
+    for device in devices:
+        for peer in device.peers:
+            if peer.public_key == key:
+                for prefix in peer.allowed_ips:
+                    if prefix.length == (32 if prefix.version == 4 else 128):
+                        return Target(device, peer, _host(prefix.version, prefix.network))
+                raise WyrmholeError(f"the peer of {device.name} has no single address: name one that it answers at")
+    raise WyrmholeError(f"no running tunnel has that peer (looked at: {_names(devices)})")
+
+
+def _host(version: int, number: int) -> Address:
+    return ipaddress.IPv4Address(number) if version == 4 else ipaddress.IPv6Address(number)
+
+
+def _names(devices: Sequence[DeviceStatus]) -> str:
+    return ", ".join(device.name for device in devices) or "none runs, or root alone may ask"
+
+
+class Pinger:
+    """Echo requests to one address, through one interface. Raises OSError where raw sockets are not allowed."""
+
+    def __init__(self, interface: str, address: Address, size: int) -> None:
+        family, protocol, self._request, self._reply = _ICMP[address.version]
+        self._is_v4 = address.version == 4
+        self._identity = os.getpid() & 0xFFFF
+        self._sequence = 0
+        self.patience = PATIENCE
+        self._payload = bytes(size)
+        self._socket = socket.socket(family, socket.SOCK_RAW | socket.SOCK_CLOEXEC, protocol)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, interface.encode())
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 20)
+            self._socket.connect((str(address), 0))
+        except BaseException:
+            self._socket.close()
+            raise
+
+    def close(self) -> None:
+        self._socket.close()
+
+    def send(self, count: int) -> set[int]:
+        """Write so many requests at once; their sequence numbers."""
+        numbers = [(self._sequence + at) & 0xFFFF for at in range(count)]
+        self._sequence += count
+        _send_together(self._socket, [self._message(number) for number in numbers])
+        return set(numbers)
+
+    def measure(self) -> bool:
+        """Whether the host answers at all; a second ping tells the round trip."""
+        if not self.wait(self.send(1), FIRST_PATIENCE):
+            return False
+        begin = _seconds()
+        if self.wait(self.send(1)):
+            self.patience = min(PATIENCE, max(LEAST_PATIENCE, 10 * (_seconds() - begin)))
+        return True
+
+    def wait(self, numbers: set[int], patience: float | None = None) -> int:
+        """How many of them are answered, each within so many seconds of the one before."""
+        patience = self.patience if patience is None else patience
+        waiting = set(numbers)
+        poller = select.poll()
+        poller.register(self._socket, select.POLLIN)
+        end = _seconds() + patience
+        while waiting and (left := end - _seconds()) > 0 and poller.poll(left * 1000):
+            with suppress(OSError):
+                number = self._answer(self._socket.recv(65_536))
+                if number in waiting:
+                    waiting.discard(number)
+                    end = _seconds() + patience
+        return len(numbers) - len(waiting)
+
+    def _message(self, number: int) -> bytes:
+        message = _ECHO.pack(self._request, 0, 0, self._identity, number) + self._payload
+        if not self._is_v4:
+            return message
+        return message[:2] + struct.pack("!H", checksum(message)) + message[4:]
+
+    def _answer(self, packet: bytes) -> int | None:
+        if self._is_v4 and packet:
+            packet = packet[(packet[0] & 0xF) * 4 :]
+        if len(packet) < _ECHO.size:
+            return None
+        kind, _, _, identity, number = _ECHO.unpack_from(packet)
+        return number if kind == self._reply and identity == self._identity else None
+
+
+class _Vector(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_char_p), ("length", ctypes.c_size_t))
+
+
+class _Header(ctypes.Structure):
+    """struct msghdr."""
+
+    _fields_ = (
+        ("name", ctypes.c_void_p),
+        ("name_length", ctypes.c_uint32),
+        ("vectors", ctypes.POINTER(_Vector)),
+        ("vector_count", ctypes.c_size_t),
+        ("control", ctypes.c_void_p),
+        ("control_length", ctypes.c_size_t),
+        ("flags", ctypes.c_int),
+    )
+
+
+class _Message(ctypes.Structure):
+    """struct mmsghdr."""
+
+    _fields_ = (("header", _Header), ("sent", ctypes.c_uint))
+
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _send_together(sock: socket.socket, messages: Sequence[bytes]) -> None:
+    """sendmmsg(2): nothing comes between two of them but the kernel."""
+    vectors = (_Vector * len(messages))(*[_Vector(message, len(message)) for message in messages])
+    entries = (_Message * len(messages))()
+    for entry, vector in zip(entries, vectors, strict=True):
+        entry.header.vectors = ctypes.pointer(vector)
+        entry.header.vector_count = 1
+    if _libc.sendmmsg(sock.fileno(), entries, len(messages), 0) < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _seconds() -> float:
+    return SystemClock().boottime() / SECOND
+
+
+def udp_messages() -> int:
+    """How many UDP messages left this network namespace, a batch counted once; 0 where the kernel does not say."""
+    total = 0
+    with suppress(OSError, ValueError, IndexError):
+        rows = [line.split() for line in Path("/proc/net/snmp").read_text().splitlines() if line.startswith("Udp:")]
+        total += int(rows[1][rows[0].index("OutDatagrams")])
+    with suppress(OSError, ValueError):
+        for line in Path("/proc/net/snmp6").read_text().splitlines():
+            if line.startswith("Udp6OutDatagrams"):
+                total += int(line.split()[1])
+    return total
+
+
+def probe(target: Target) -> Iterator[Finding]:
+    """One finding for each step, the last of which is the verdict: good, bad, or poor for one that was not reached."""
+    name, address = target.device.name, str(target.address)
+    yield Finding("good", "peer", f"{target.peer.public_key.base64()} of {name} has {address}")
+    mtu = target.device.mtu or 1420
+    pinger = Pinger(name, target.address, max(56, min(LARGEST, mtu - HEADERS)))
+    try:
+        if not pinger.measure():
+            advice = "ping it by hand; a firewall that drops echo requests has to let them pass for this test"
+            yield Finding("poor", "batches", f"not tried: {address} does not answer ping", advice)
+            return
+        singles, bursts = Tally(), Tally()
+        for size in BURSTS:
+            alone, together = _alternate(pinger, size)
+            singles.add(alone)
+            bursts.add(together)
+            yield _step(size, alone, together)
+        yield verdict(singles, bursts)
+    finally:
+        pinger.close()
+
+
+def _alternate(pinger: Pinger, size: int) -> tuple[Tally, Tally]:
+    alone, together = Tally(), Tally()
+    rounds = PINGS_PER_SIZE // size
+    singles = max(1, SINGLES // rounds)
+    for _ in range(rounds):
+        sent: set[int] = set()
+        for _ in range(singles):
+            sent |= pinger.send(1)
+            time.sleep(APART)
+        alone.add(Tally(len(sent), pinger.wait(sent)))
+        before = udp_messages()
+        answered = pinger.wait(pinger.send(size))
+        together.add(Tally(size, answered, udp_messages() - before))
+        if together.sent >= CLEAR and is_worse(alone, together):
+            break
+    return alone, together
+
+
+def _step(size: int, alone: Tally, together: Tally) -> Finding:
+    found = f"{together.answered} of {together.sent} answered, sent in {together.sends} messages;"
+    found += f" singly {alone.answered} of {alone.sent}"
+    return Finding("bad" if is_worse(alone, together) else "good", f"bursts of {size}", found)
+
+
+def is_worse(singles: Tally, bursts: Tally) -> bool:
+    """Whether bursts lose clearly more: chance alone does not make four times as much and a tenth of all."""
+    return bursts.loss > 0.1 and bursts.loss > 4 * singles.loss
+
+
+def verdict(singles: Tally, bursts: Tally) -> Finding:
+    if singles.loss > 0.5:
+        return Finding("poor", "batches", f"not found out: {singles.loss:.0%} of the single pings were lost too")
+    if is_worse(singles, bursts):
+        found = f"lost: {bursts.loss:.0%} of the pings in bursts, {singles.loss:.0%} of the single ones"
+        advice = "a kernel, hypervisor or driver on the way damages segmented UDP: update it, or start the daemon with"
+        return Finding("bad", "batches", found, f"{advice} WYRMHOLE_WITHOUT=gso")
+    if bursts.sends >= bursts.sent:
+        advice = (
+            "the daemon sends singly to this peer (see its log, and WYRMHOLE_WITHOUT), or was too fast for the bursts"
+        )
+        return Finding("poor", "batches", "not found out: every datagram left by itself", advice)
+    found = f"arrive: {bursts.answered} of {bursts.sent} pings in {bursts.sends} messages were answered"
+    return Finding("good", "batches", found)

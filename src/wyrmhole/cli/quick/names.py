@@ -1,0 +1,152 @@
+"""The endpoint names of a file, for `up` and `syncconf`: a tunnel is of use if any peer can be used.
+
+All names are asked for at the same time, so the slowest one sets the pace and not their sum. A failure that may pass
+(no name server answers yet, as at boot) is tried again like wg(8) does: 15 times in about 70 s, or as often as
+WG_ENDPOINT_RESOLUTION_RETRIES says. Without that variable, and with a peer that can be used already, twice is enough.
+
+The command ends before a name comes back, so it reports each peer whose endpoint it leaves alone, and the command that
+sets it later.
+"""
+
+from __future__ import annotations
+
+import math
+import queue
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from wyrmhole.cli.quick.deadline import Deadline
+from wyrmhole.cli.quick.signals import Interrupts
+from wyrmhole.control.config.endpoint_names import (
+    DEFAULT_RETRIES,
+    FIRST_DELAY,
+    GROWTH,
+    LONGEST_DELAY,
+    is_passing,
+    look_up_host,
+    parse_retries,
+)
+from wyrmhole.control.config.file import Config
+from wyrmhole.control.config.values import ConfigEndpoint
+from wyrmhole.errors import DeviceError
+from wyrmhole.wire.endpoint import Endpoint
+
+RETRIES_BESIDE_A_USABLE_PEER = 2
+AT_ONCE = 16
+"""Look-ups at a time, a thread each."""
+
+ANSWER_SECONDS = 30.0
+"""For each AT_ONCE names: three name servers, two questions of 5 s to each, as resolv.conf(5) has it by default."""
+
+Answer = Endpoint | OSError
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointNames:
+    """`retries`: the text of WG_ENDPOINT_RESOLUTION_RETRIES. `warn` takes a sentence for the user."""
+
+    retries: str
+    warn: Callable[[str], None]
+    interrupts: Interrupts = field(default_factory=Interrupts)
+    look_up: Callable[[str, int], str] = look_up_host
+    wait: Callable[[float], None] = time.sleep
+
+    def resolve(self, config: Config, interface: str) -> Callable[[ConfigEndpoint], Endpoint | None]:
+        """A resolver that knows the answers. Raises DeviceError when every peer waits for a name."""
+        found: dict[ConfigEndpoint, Endpoint] = {}
+        given = [peer.endpoint for peer in config.peers]
+        for endpoint in filter(None, given):
+            if (literal := endpoint.literal) is not None:
+                found[endpoint] = literal
+        failed = self._ask_again_and_again(found, [endpoint for endpoint in given if endpoint], None in given)
+        if failed and not found and None not in given:
+            reasons = [f"endpoint {name.emit()}: {error.strerror or error}" for name, error in failed.items()]
+            more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
+            raise DeviceError(f"no peer can be reached: {'; '.join(reasons[:3])}{more}")
+        for peer in config.peers:
+            if peer.endpoint in failed:
+                self._report(interface, peer.public_key.base64(), peer.endpoint, failed[peer.endpoint])
+        return found.get
+
+    def _report(self, interface: str, key: str, endpoint: ConfigEndpoint, error: OSError) -> None:
+        self.warn(
+            f"endpoint {endpoint.emit()}: {error.strerror or error}; {interface} goes on without it, and this sets it "
+            f"later: wyrmhole set {interface} peer {key} endpoint {endpoint.emit()}"
+        )
+
+    def _ask_again_and_again(
+        self, found: dict[ConfigEndpoint, Endpoint], endpoints: list[ConfigEndpoint], can_wait: bool
+    ) -> dict[ConfigEndpoint, OSError]:
+        """Add to `found`. Returns the names without an answer. `can_wait`: a peer without an endpoint is usable."""
+        failed: dict[ConfigEndpoint, OSError] = {}
+        pending = list(dict.fromkeys(endpoint for endpoint in endpoints if endpoint not in found))
+        delay, tried = FIRST_DELAY, 0
+        while pending:
+            for endpoint, answer in self._ask(pending).items():
+                failed.pop(endpoint, None)
+                if isinstance(answer, Endpoint):
+                    found[endpoint] = answer
+                else:
+                    failed[endpoint] = answer
+            pending = [endpoint for endpoint, error in failed.items() if is_passing(error)]
+            tried += 1
+            if not pending or tried > self._limit(bool(found) or can_wait):
+                break
+            self._announce(pending, failed[pending[0]], delay)
+            with self.interrupts.waiting():
+                self.wait(delay)
+            delay = min(delay * GROWTH, LONGEST_DELAY)
+        return failed
+
+    def _limit(self, has_usable_peer: bool) -> float:
+        if not self.retries:
+            return RETRIES_BESIDE_A_USABLE_PEER if has_usable_peer else DEFAULT_RETRIES
+        retries = parse_retries(self.retries)
+        return math.inf if retries is None else retries
+
+    def _announce(self, pending: list[ConfigEndpoint], error: OSError, delay: float) -> None:
+        more = f" and {len(pending) - 1} more" if len(pending) > 1 else ""
+        self.warn(
+            f"{error.strerror or error}: `{pending[0].emit()}'{more}. Trying again in {delay:.2f} seconds... "
+            "(Ctrl-C stops; WG_ENDPOINT_RESOLUTION_RETRIES sets how often)"
+        )
+
+    def _ask(self, endpoints: list[ConfigEndpoint]) -> dict[ConfigEndpoint, Answer]:
+        """In threads that nobody waits for: the system's look-up cannot be stopped."""
+        questions: queue.SimpleQueue[ConfigEndpoint] = queue.SimpleQueue()
+        answers: queue.SimpleQueue[tuple[ConfigEndpoint, Answer]] = queue.SimpleQueue()
+        for endpoint in endpoints:
+            questions.put(endpoint)
+        for _ in range(min(AT_ONCE, len(endpoints))):
+            threading.Thread(target=self._work, args=(questions, answers), daemon=True).start()
+        late = socket.gaierror(socket.EAI_AGAIN, "no name server answered")
+        result: dict[ConfigEndpoint, Answer] = dict.fromkeys(endpoints, late)
+        deadline = Deadline(ANSWER_SECONDS * math.ceil(len(endpoints) / AT_ONCE))
+        with self.interrupts.waiting():
+            for _ in endpoints:
+                try:
+                    endpoint, answer = answers.get(timeout=deadline.remaining)
+                except queue.Empty:
+                    break
+                result[endpoint] = answer
+        return result
+
+    def _work(
+        self, questions: queue.SimpleQueue[ConfigEndpoint], answers: queue.SimpleQueue[tuple[ConfigEndpoint, Answer]]
+    ) -> None:
+        for endpoint in _taken(questions):
+            try:
+                answers.put((endpoint, Endpoint.parse(self.look_up(endpoint.host, endpoint.port))))
+            except (OSError, ValueError) as error:
+                answers.put((endpoint, error if isinstance(error, OSError) else OSError(0, str(error))))
+
+
+def _taken(questions: queue.SimpleQueue[ConfigEndpoint]) -> Iterable[ConfigEndpoint]:
+    while True:
+        try:
+            yield questions.get_nowait()
+        except queue.Empty:
+            return

@@ -1,0 +1,83 @@
+"""A configuration file as a change of a device: what `setconf`, `addconf` and `syncconf` of wg(8) ask for.
+
+The name of an endpoint is the caller's to resolve; `resolve` is called once per endpoint, in the order of the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from wyrmhole.control.config.file import Config, ConfigPeer
+from wyrmhole.control.config.values import ConfigEndpoint
+from wyrmhole.device.config import AllowedIPChange, DeviceChange, PeerChange
+from wyrmhole.device.status import DeviceStatus, PeerStatus
+from wyrmhole.protocol.keys import PresharedKey, PrivateKey
+from wyrmhole.wire.endpoint import Endpoint
+
+Resolver = Callable[[ConfigEndpoint], Endpoint | None]
+"""Returns None if the name cannot be resolved and the peer goes without an endpoint. May raise."""
+
+
+def numeric_only(endpoint: ConfigEndpoint) -> Endpoint | None:
+    return endpoint.literal
+
+
+def set_change(config: Config, resolve: Resolver = numeric_only) -> DeviceChange:
+    """Make the device what the file says: peers are replaced, and what the file leaves out is reset."""
+    interface = config.interface
+    return DeviceChange(
+        private_key=interface.private_key or PrivateKey(bytes(32)),
+        listen_port=interface.listen_port or 0,
+        fwmark=interface.fwmark or 0,
+        replace_peers=True,
+        peers=_peers(config, resolve),
+    )
+
+
+def add_change(config: Config, resolve: Resolver = numeric_only) -> DeviceChange:
+    """Add what the file says to what the device has."""
+    interface = config.interface
+    return DeviceChange(interface.private_key, interface.listen_port, interface.fwmark, False, _peers(config, resolve))
+
+
+def sync_change(config: Config, status: DeviceStatus, resolve: Resolver = numeric_only) -> DeviceChange:
+    """As `set_change`, but peers that stay keep their sessions.
+
+    A preshared key and a keepalive that the file no longer has are taken back, like wg(8) since 1.0.20260223.
+    """
+    running = {peer.public_key: peer for peer in status.peers}
+    wanted = {peer.public_key for peer in config.peers}
+    removed = [PeerChange(key, remove=True) for key in running if key not in wanted]
+    kept = [_sync_peer(_peer(peer, resolve), running.get(peer.public_key)) for peer in config.peers]
+    whole = set_change(Config(config.interface))
+    return DeviceChange(whole.private_key, whole.listen_port, whole.fwmark, False, (*removed, *kept))
+
+
+def _peers(config: Config, resolve: Resolver) -> tuple[PeerChange, ...]:
+    return tuple(_peer(peer, resolve) for peer in config.peers)
+
+
+def _peer(peer: ConfigPeer, resolve: Resolver) -> PeerChange:
+    return PeerChange(
+        peer.public_key,
+        preshared_key=peer.preshared_key,
+        endpoint=None if peer.endpoint is None else resolve(peer.endpoint),
+        persistent_keepalive=peer.persistent_keepalive,
+        replace_allowed_ips=True,
+        allowed_ips=tuple(map(AllowedIPChange, peer.allowed_ips)),
+    )
+
+
+def _sync_peer(change: PeerChange, running: PeerStatus | None) -> PeerChange:
+    if running is None:
+        return change
+    lost_key = change.preshared_key is None and not running.preshared_key.is_zero
+    lost_keepalive = change.persistent_keepalive is None and running.persistent_keepalive
+    return PeerChange(
+        change.public_key,
+        preshared_key=PresharedKey(bytes(32)) if lost_key else change.preshared_key,
+        endpoint=change.endpoint,
+        persistent_keepalive=0 if lost_keepalive else change.persistent_keepalive,
+        replace_allowed_ips=True,
+        allowed_ips=change.allowed_ips,
+    )

@@ -1,0 +1,55 @@
+"""A configuration file without the keys that its reader does not know: wg(8), or the mobile apps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from wyrmhole.control.config.file import Config
+from wyrmhole.control.config.values import BLANKS, INTERFACE_KEYS
+
+_APP_KEYS = {"privatekey", "listenport", "address", "dns", "mtu"}
+"""Keys of [Interface] that the apps for Android and iOS read, besides the lists of programs. They refuse a file with
+any other, and Android's refuses a key without a value."""
+
+
+def strip(text: str) -> str:
+    """The lines that wg(8) understands, as `wg-quick strip` prints them: trimmed, comments kept."""
+    quick_keys = {key.name.lower() for key in INTERFACE_KEYS if key.is_quick}
+    kept, is_interface = [], False
+    text = text.removeprefix("\ufeff")
+    for line in text.removesuffix("\n").split("\n") if text else ():
+        key = line.partition("#")[0].partition("=")[0].strip(BLANKS).lower()
+        if key.startswith("["):
+            is_interface = key == "[interface]"
+        if not (is_interface and key in quick_keys):
+            kept.append(line.strip(" \t"))
+    return "".join(f"{line}\n" for line in [*kept, ""])
+
+
+def for_apps(config: Config) -> tuple[str, list[str]]:
+    """The text that the mobile apps read, in its usual form and without comments; and what had to be left out."""
+    interface = config.interface
+    routing_only = [entry for entry in interface.dns_domains if entry not in interface.dns_search]
+    left_out = [
+        key.name for key in INTERFACE_KEYS if key.name.lower() not in _APP_KEYS and any(config.values_of(key.name))
+    ]
+    kept = replace(
+        interface,
+        fwmark=None,
+        dns=[entry for entry in interface.dns if entry not in routing_only],
+        table=None,
+        save_config=False,
+        pre_up=[],
+        post_up=[],
+        pre_down=[],
+        post_down=[],
+    )
+    peers = [replace(peer, name=None, persistent_keepalive=peer.persistent_keepalive or None) for peer in config.peers]
+    text = Config(kept, peers).emit().removeprefix("[Interface]\n")
+    return "".join(["[Interface]\n", *_app_lines(config), text]), [*left_out, *(f"DNS {it}" for it in routing_only)]
+
+
+def _app_lines(config: Config) -> list[str]:
+    """The apps' own lists of programs, which mean nothing here."""
+    keys = ("IncludedApplications", "ExcludedApplications")
+    return [f"{key} = {value}\n" for key in keys for _, value in config.values_of(key) if value]

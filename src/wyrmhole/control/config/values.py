@@ -1,0 +1,385 @@
+"""The values of a wg(8) or wg-quick(8) configuration file: each key with how its text is read and written.
+
+Keys are case-insensitive. wg(8) removes all blanks from a line before it reads it; lists are separated by commas, and
+those of wg-quick(8) by blanks too. Only the blanks of ASCII count. Readers raise ValueError whose text is what was
+expected.
+
+What wireguard-tools accepts is accepted with the same meaning. `tests/control/config/test_differential.py` compares,
+and lists each exception with its reason.
+
+Source: wg(8), wg-quick(8) and wireguard-tools 1.0.20260223.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from wyrmhole.control.uapi.format import emit_prefix, parse_prefix
+from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
+from wyrmhole.wire.endpoint import Endpoint
+from wyrmhole.wire.prefix import Prefix
+
+Address = ipaddress.IPv4Interface | ipaddress.IPv6Interface
+DnsEntry = ipaddress.IPv4Address | ipaddress.IPv6Address | str
+"""A server's address, or a search domain."""
+
+MIN_MTU = 68
+"""What IPv4 asks of every link (RFC 791)."""
+
+MIN_MTU_V6 = 1280
+"""Below it the kernel takes IPv6 from an interface, addresses included, without an error (RFC 8200, 5)."""
+
+MAX_MTU = 65535
+
+AnyKey = TypeVar("AnyKey", PrivateKey, PublicKey, PresharedKey)
+
+BLANKS = " \t\n\v\f\r"
+"""What wg(8) and wg-quick(8) take for blanks; `str.split` and `str.strip` know many more."""
+
+_REMOVE_BLANKS = dict.fromkeys(map(ord, BLANKS))
+_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}", re.ASCII)
+_OLD_IPV4 = re.compile(r"(?:0[xX][0-9a-fA-F]+|[0-9]+)(?:\.(?:0[xX][0-9a-fA-F]+|[0-9]+)){0,3}")
+"""inet_aton(3): up to four parts, each decimal, octal or hexadecimal, the last one filling the rest."""
+_SERVICE = re.compile(r"[A-Za-z][A-Za-z0-9_.+-]{0,63}")
+_SEARCH_DOMAIN = re.compile(r"~?\.?[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}|~\.", re.ASCII)
+_TABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigEndpoint:
+    """Where a peer is, as a file says it: `host` a DNS name or an address without brackets, `port` 0 to 65535."""
+
+    host: str
+    port: int
+
+    @classmethod
+    def parse(cls, text: str) -> ConfigEndpoint:
+        """`name:port`, `ip:port` or `[ip6]:port`. Raises ValueError.
+
+        wg(8) reads more, and so does this: brackets around anything, an IPv6 address without them, an IPv4 address as
+        inet_aton(3) reads it (which becomes the usual four numbers), the name of a service for the port.
+        """
+        host, separator, port = text.rpartition(":")
+        bracketed = host.startswith("[") and host.endswith("]")
+        host = _usual_ipv4(host[1:-1] if bracketed else host)
+        if not separator or not _is_host(host):
+            raise ValueError("host:port, where host is a name, an IPv4 address or an IPv6 address in brackets")
+        return cls(host, read_port(port))
+
+    @property
+    def literal(self) -> Endpoint | None:
+        """The address, if it is one with nothing to look up: neither a name nor a scope given by name."""
+        try:
+            return Endpoint.parse(self.emit())
+        except ValueError:
+            return None
+
+    @property
+    def is_name(self) -> bool:
+        """Whether a DNS server has to be asked."""
+        return _address(self.host.partition("%")[0]) is None
+
+    def emit(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError:
+        return None
+
+
+def _usual_ipv4(text: str) -> str:
+    """An address in one of the old forms as four numbers; any other text unchanged."""
+    if _OLD_IPV4.fullmatch(text):
+        with suppress(OSError):
+            return socket.inet_ntoa(socket.inet_aton(text))
+    return text
+
+
+def _is_host(text: str) -> bool:
+    if ":" in text or _OLD_IPV4.fullmatch(text) or text.replace(".", "").isdigit():
+        return _address(text) is not None
+    return _HOST.fullmatch(text) is not None
+
+
+# Readers of one value
+
+
+def _read_key(kind: type[AnyKey]) -> Callable[[str], AnyKey]:
+    def read(text: str) -> AnyKey:
+        try:
+            return kind.from_base64(remove_blanks(text))
+        except ValueError:
+            raise ValueError(_KEY_FORMS[kind]) from None
+
+    return read
+
+
+_KEY_FORMS: dict[type[object], str] = {
+    PrivateKey: "44 characters of base64, as `wyrmhole genkey` prints them",
+    PublicKey: "44 characters of base64, as `wyrmhole pubkey` prints them",
+    PresharedKey: "44 characters of base64, as `wyrmhole genpsk` prints them",
+}
+
+read_public_key = _read_key(PublicKey)
+
+
+def read_number(text: str, low: int, high: int) -> int:
+    """Decimal digits of ASCII and nothing else; leading zeros mean nothing."""
+    digits = text.lstrip("0") or "0"
+    if not (text.isascii() and text.isdigit() and len(digits) < 12) or not low <= int(digits) <= high:
+        raise ValueError(f"a number from {low} to {high}")
+    return int(digits)
+
+
+def read_port(text: str) -> int:
+    """A number, or the name that services(5) gives a UDP port."""
+    if _SERVICE.fullmatch(text):
+        try:
+            return socket.getservbyname(text, "udp")
+        except OSError:
+            raise ValueError("a port from 0 to 65535, or the name of a UDP service") from None
+    return read_number(text.removeprefix("+"), 0, 65535)
+
+
+def read_keepalive(text: str) -> int:
+    """Seconds; 0 for `off`."""
+    if text.lower() == "off":
+        return 0
+    try:
+        return read_number(text, 0, 65535)
+    except ValueError:
+        raise ValueError("seconds from 1 to 65535, or off") from None
+
+
+def read_fwmark(text: str) -> int:
+    """0 for `off`."""
+    if text.lower() == "off":
+        return 0
+    try:
+        return _read_hexadecimal(text, "0x") if text.startswith("0x") else read_number(text, 0, 0xFFFFFFFF)
+    except ValueError:
+        raise ValueError("a number of 32 bits, also in hexadecimal (0x1234), or off") from None
+
+
+def _read_hexadecimal(text: str, *prefixes: str) -> int:
+    """32 bits behind one of the prefixes. Raises ValueError."""
+    if not re.fullmatch(r"0*[0-9a-fA-F]{1,8}", text[2:]) or not text.startswith(prefixes):
+        raise ValueError(text)
+    return int(text[2:], 16)
+
+
+def _read_ip_number(text: str, low: int, high: int) -> int:
+    """As ip(8) reads numbers: hexadecimal behind 0x. A leading zero would mean octal and is refused."""
+    if text[:2] in ("0x", "0X"):
+        number = _read_hexadecimal(text, "0x", "0X")
+    elif text.startswith("0") and text != "0":
+        raise ValueError("a number without leading zeros, which mean octal to ip(8)")
+    else:
+        number = read_number(text, low, high)
+    if not low <= number <= high:
+        raise ValueError(f"a number from {low} to {high}")
+    return number
+
+
+def read_mtu(text: str) -> int | None:
+    """None for nothing: as if the key were not there."""
+    return _read_ip_number(text, MIN_MTU, MAX_MTU) if text else None
+
+
+def read_table(text: str) -> int | str | None:
+    """A number, `auto`, `off`, or a name that /etc/iproute2/rt_tables gives a table. None for nothing."""
+    if not text:
+        return None
+    if _TABLE_NAME.fullmatch(text):
+        return text
+    try:
+        return _read_ip_number(text, 0, 0xFFFFFFFF)
+    except ValueError:
+        raise ValueError("the number or the name of a routing table, auto, or off") from None
+
+
+def read_bool(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError("true or false")
+    return text.lower() == "true"
+
+
+def read_name(text: str) -> str:
+    """Of a comment, whose bytes may be of any encoding."""
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def read_command(text: str) -> list[str]:
+    """Nothing is nothing to run."""
+    return [text] if text else []
+
+
+def read_prefix(text: str) -> Prefix:
+    """`address/length`, or an address, which stands for itself alone."""
+    address, slash, length = text.partition("/")
+    bits = 128 if ":" in address else 32
+    try:
+        return parse_prefix(f"{address}/{read_number(length, 0, bits) if slash else bits}")
+    except (ValueError, OSError):
+        raise ValueError("addresses with their lengths and commas between them: 10.0.0.0/8, fd00::/64") from None
+
+
+def read_allowed_ips(text: str) -> list[Prefix]:
+    return [read_prefix(item) for item in text.split(",")] if text else []
+
+
+def _items(text: str) -> list[str]:
+    return re.split(f"[{BLANKS},]+", text.strip(f"{BLANKS},")) if text.strip(f"{BLANKS},") else []
+
+
+def read_addresses(text: str) -> list[Address]:
+    try:
+        return [_read_address(item) for item in _items(text)]
+    except ValueError:
+        raise ValueError("addresses with their lengths and commas between them: 10.0.0.2/24, fd00::2/64") from None
+
+
+def _read_address(text: str) -> Address:
+    """As ip(8): a length, a netmask, or neither. A leading zero would make the length octal."""
+    host, slash, length = text.partition("/")
+    address = ipaddress.ip_interface(text)
+    lengths = (str(address.network.prefixlen), str(address.netmask) if address.version == 4 else "")
+    if "%" in host or (slash and length not in lengths):
+        raise ValueError(text)
+    return address
+
+
+def _read_dns_entry(text: str) -> DnsEntry:
+    """As wg-quick(8) tells them apart: digits and dots, or a colon, make it an address.
+
+    A domain behind `~` is systemd-resolved's: names in it are asked of these servers, and it is not searched.
+    """
+    if re.fullmatch(r"[0-9.]+", text) or ":" in text:
+        return ipaddress.ip_address(text)
+    if not _SEARCH_DOMAIN.fullmatch(text):
+        raise ValueError(text)
+    return text
+
+
+def read_dns(text: str) -> list[DnsEntry]:
+    try:
+        return [_read_dns_entry(item) for item in _items(text)]
+    except ValueError:
+        raise ValueError("addresses of DNS servers and search domains with commas between them") from None
+
+
+def remove_blanks(text: str) -> str:
+    return text.translate(_REMOVE_BLANKS)
+
+
+def _without_blanks(read: Callable[[str], Any]) -> Callable[[str], Any]:
+    return lambda text: read(remove_blanks(text))
+
+
+# Writers: the lines that a value takes
+
+
+def _write_one(value: object) -> list[str]:
+    return [] if value is None else [str(value)]
+
+
+def _write_key(key: PrivateKey | PublicKey | PresharedKey | None) -> list[str]:
+    return [] if key is None else [key.base64()]
+
+
+def _write_list(values: Iterable[object]) -> list[str]:
+    text = ", ".join(map(str, values))
+    return [text] if text else []
+
+
+def _write_prefixes(prefixes: Iterable[Prefix]) -> list[str]:
+    return _write_list(emit_prefix(prefix) for prefix in prefixes)
+
+
+def _write_endpoint(endpoint: ConfigEndpoint | None) -> list[str]:
+    return [] if endpoint is None else [endpoint.emit()]
+
+
+def _write_fwmark(mark: int | None) -> list[str]:
+    return [] if mark is None else [f"0x{mark:x}" if mark else "off"]
+
+
+def _write_keepalive(seconds: int | None) -> list[str]:
+    return [] if seconds is None else [str(seconds) if seconds else "off"]
+
+
+def _write_true(value: bool) -> list[str]:
+    return ["true"] if value else []
+
+
+def _write_commands(commands: Sequence[str]) -> list[str]:
+    return list(commands)
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """A key of the file. `many`: its lines add up to one list; otherwise the last line holds."""
+
+    name: str
+    attribute: str
+    read: Callable[[str], Any]
+    write: Callable[[Any], list[str]]
+    many: bool = False
+    is_secret: bool = False
+    is_quick: bool = False
+    """Known to wg-quick(8) only: what `strip` leaves out."""
+
+    @property
+    def is_hook(self) -> bool:
+        return self.read is read_command
+
+
+def _quick(
+    name: str, attribute: str, read: Callable[[str], Any], write: Callable[[Any], list[str]], many: bool = True
+) -> Key:
+    return Key(name, attribute, read, write, many, is_quick=True)
+
+
+NAME_KEY = Key("# friendly_name", "name", read_name, _write_one)
+"""The tag in a comment that metrics exporters use too; `# Name = ` is read as well."""
+
+INTERFACE_KEYS = (
+    Key("PrivateKey", "private_key", _read_key(PrivateKey), _write_key, is_secret=True),
+    Key("ListenPort", "listen_port", _without_blanks(read_port), _write_one),
+    Key("FwMark", "fwmark", _without_blanks(read_fwmark), _write_fwmark),
+    _quick("Address", "addresses", read_addresses, _write_list),
+    _quick("DNS", "dns", read_dns, _write_list),
+    _quick("MTU", "mtu", read_mtu, _write_one, many=False),
+    _quick("Table", "table", read_table, _write_one, many=False),
+    _quick("SaveConfig", "save_config", read_bool, _write_true, many=False),
+    _quick("PreUp", "pre_up", read_command, _write_commands),
+    _quick("PostUp", "post_up", read_command, _write_commands),
+    _quick("PreDown", "pre_down", read_command, _write_commands),
+    _quick("PostDown", "post_down", read_command, _write_commands),
+)
+
+PEER_KEYS = (
+    NAME_KEY,
+    Key("PublicKey", "public_key", read_public_key, _write_key),
+    Key("PresharedKey", "preshared_key", _read_key(PresharedKey), _write_key, is_secret=True),
+    Key("AllowedIPs", "allowed_ips", _without_blanks(read_allowed_ips), _write_prefixes, many=True),
+    Key("Endpoint", "endpoint", _without_blanks(ConfigEndpoint.parse), _write_endpoint),
+    Key("PersistentKeepalive", "persistent_keepalive", _without_blanks(read_keepalive), _write_keepalive),
+)
+
+IGNORED_KEYS = frozenset({"includedapplications", "excludedapplications"})
+"""Of the mobile apps: kept in the file, without a meaning here."""
+
+OBFUSCATION_KEYS = frozenset(
+    {"jc", "jmin", "jmax", "s1", "s2", "s3", "s4", "h1", "h2", "h3", "h4", "i1", "i2", "i3", "i4", "i5"}
+)
+"""Of AmneziaWG, which changes the messages of the protocol: such a peer cannot be talked to."""

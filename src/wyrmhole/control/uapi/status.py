@@ -1,0 +1,162 @@
+"""The reply to `get=1` of the UAPI, read into a `DeviceStatus`. No I/O.
+
+Keys that are not known are passed over: other implementations and later versions have more. Source:
+https://www.wireguard.com/xplatform/
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from wyrmhole.control.uapi.format import ScopeResolver, no_scope_names, parse_endpoint, parse_prefix
+from wyrmhole.device.status import DeviceStatus, DropCounts, PeerStatus
+from wyrmhole.errors import UapiError
+from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
+from wyrmhole.wire.endpoint import Endpoint
+from wyrmhole.wire.prefix import Prefix
+
+
+@dataclass(slots=True)
+class _Peer:
+    public_key: PublicKey
+    preshared_key: PresharedKey = field(default_factory=lambda: PresharedKey(bytes(32)))
+    endpoint: Endpoint | None = None
+    numbers: dict[str, int] = field(default_factory=dict)
+    allowed_ips: list[Prefix] = field(default_factory=list)
+
+    def freeze(self) -> PeerStatus:
+        number = self.numbers.get
+        return PeerStatus(
+            self.public_key,
+            self.preshared_key,
+            self.endpoint,
+            (number("last_handshake_time_sec", 0), number("last_handshake_time_nsec", 0)),
+            number("tx_bytes", 0),
+            number("rx_bytes", 0),
+            number("persistent_keepalive_interval", 0),
+            tuple(self.allowed_ips),
+        )
+
+
+class StatusReader:
+    """Takes the lines of a reply one by one; `finish` gives the picture.
+
+    A scope whose interface `resolve_scope` does not know (wireguard-go tells names) is left out.
+    """
+
+    def __init__(self, name: str, resolve_scope: ScopeResolver = no_scope_names) -> None:
+        self._name = name
+        self._resolve_scope = resolve_scope
+        self._private_key: PrivateKey | None = None
+        self._numbers: dict[str, int] = {}
+        self._peers: list[_Peer] = []
+
+    def add_line(self, line: str) -> None:
+        """Raises UapiError for a value that is none."""
+        key, _, value = line.partition("=")
+        read = _PEER_KEYS.get(key) if self._peers else _DEVICE_KEYS.get(key)
+        try:
+            if key == "public_key":
+                self._peers.append(_Peer(PublicKey.from_hex(value)))
+            elif read is not None:
+                read(self, value)
+            elif key in _NUMBERS:
+                numbers = self._peers[-1].numbers if self._peers else self._numbers
+                numbers[key] = _number(value)
+        except (ValueError, OSError):
+            raise UapiError(errno.EPROTO, f"the reply of {self._name} has a bad value of {key}") from None
+
+    def finish(self) -> DeviceStatus:
+        return DeviceStatus(
+            self._name,
+            self._private_key,
+            self._numbers.get("listen_port", 0),
+            self._numbers.get("fwmark", 0),
+            0,
+            tuple(peer.freeze() for peer in self._peers),
+        )
+
+    def _take_private_key(self, value: str) -> None:
+        key = PrivateKey.from_hex(value)
+        self._private_key = None if key.is_zero else key
+
+    def _take_preshared_key(self, value: str) -> None:
+        self._peers[-1].preshared_key = PresharedKey.from_hex(value)
+
+    def _take_endpoint(self, value: str) -> None:
+        self._peers[-1].endpoint = parse_endpoint(value, self._scope)
+
+    def _scope(self, name: str) -> int:
+        try:
+            return self._resolve_scope(name)
+        except OSError:
+            return 0
+
+    def _take_allowed_ip(self, value: str) -> None:
+        self._peers[-1].allowed_ips.append(parse_prefix(value))
+
+
+_DEVICE_KEYS: dict[str, Callable[[StatusReader, str], None]] = {"private_key": StatusReader._take_private_key}
+_PEER_KEYS: dict[str, Callable[[StatusReader, str], None]] = {
+    "preshared_key": StatusReader._take_preshared_key,
+    "endpoint": StatusReader._take_endpoint,
+    "allowed_ip": StatusReader._take_allowed_ip,
+}
+_NUMBERS = frozenset(
+    {
+        "listen_port",
+        "fwmark",
+        "last_handshake_time_sec",
+        "last_handshake_time_nsec",
+        "tx_bytes",
+        "rx_bytes",
+        "persistent_keepalive_interval",
+    }
+)
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 20):
+        raise ValueError("not a number of 64 bits")
+    return int(text)
+
+
+class DropsReader:
+    """The same for the reply to `drops=1`."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._total: dict[str, int] = {}
+        self._peers: dict[PublicKey, dict[str, int]] = {}
+        self._present = self._total
+
+    def add_line(self, line: str) -> None:
+        """Raises UapiError for a value that is none."""
+        key, _, value = line.partition("=")
+        try:
+            if key == "public_key":
+                self._present = self._peers.setdefault(PublicKey.from_hex(value), {})
+            elif key == "drop":
+                reason, _, count = value.partition(" ")
+                self._present[_reason(reason)] = _number(count)
+        except ValueError:
+            raise UapiError(errno.EPROTO, f"the reply of {self._name} has a bad value of {key}") from None
+
+    def finish(self) -> DropCounts:
+        return DropCounts(self._total, self._peers)
+
+
+def _reason(text: str) -> str:
+    if not (text.isascii() and text.isidentifier() and len(text) <= 64):
+        raise ValueError("not the name of a drop reason")
+    return text
+
+
+def parse_get(name: str, lines: Iterable[str]) -> DeviceStatus:
+    """Lines of a reply without its errno line. `mtu` of the result is 0: a reply does not say. Raises UapiError."""
+    reader = StatusReader(name)
+    for line in lines:
+        reader.add_line(line)
+    return reader.finish()

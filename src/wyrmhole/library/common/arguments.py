@@ -1,0 +1,122 @@
+"""Check what a program passes, before anything is done with it: a wrong argument gets one sentence and no traceback
+from the inside. TypeError for a wrong type, ValueError for a value out of range."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any
+
+MAX_TIMEOUT = 365 * 24 * 3600.0
+"""Seconds: far below what an event loop's clock can add."""
+
+
+def named_type(value: object) -> str:
+    """A type as people call it. Never the value, which may be a key."""
+    return "None" if value is None else type(value).__name__
+
+
+def check_text(what: str, value: object, example: str) -> None:
+    """Raises TypeError, ValueError for empty text."""
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be a str such as {example!r}, not {named_type(value)}")
+    if not value.strip():
+        raise ValueError(f"{what} is empty: give text such as {example!r}")
+
+
+def check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:
+    """Raises TypeError, ValueError."""
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be a str, one of {', '.join(choices)}, not {named_type(value)}")
+    if value not in choices:
+        raise ValueError(f"there is no {what} {value!r}: use {' or '.join(choices)}")
+
+
+def check_timeout(value: object, what: str = "timeout") -> None:
+    """Seconds from 0, or None for no limit. Raises TypeError, ValueError."""
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{what} must be a number of seconds or None, not {named_type(value)}")
+    if math.isnan(value) or value < 0:
+        raise ValueError(f"{what} is {value:g}: give seconds from 0, or None for no limit")
+    if value > MAX_TIMEOUT:
+        raise ValueError(f"{what} is {value:g} s, which is more than a year: give None for no limit")
+
+
+def check_number(what: str, value: object, low: int, high: int) -> None:
+    """Raises TypeError, ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{what} must be an int from {low} to {high}, not {named_type(value)}")
+    if not low <= value <= high:
+        raise ValueError(f"{what} is {value}: give {low} to {high}")
+
+
+def check_host(host: object) -> None:
+    """A host to reach. Raises TypeError, ValueError."""
+    check_text("the host", host, "db.internal")
+
+
+def check_port(port: object) -> None:
+    """A number, or text, which may be the name of a service, as in the standard library. Raises TypeError,
+    ValueError."""
+    if not isinstance(port, str | bytes):
+        check_number("the port", port, 0, 65535)
+    elif not port.strip():
+        raise ValueError("the port is empty: give a number from 0 to 65535")
+
+
+NOT_PICKLED = (
+    "a tunnel, its peers and its services cannot be pickled, for a tunnel belongs to the process that opened it: pass "
+    "the configuration, and open another tunnel in the other process, with a key of its own if this one stays open"
+)
+
+
+def check_lookup(host: object, port: object) -> None:
+    """As socket.getaddrinfo takes them. Raises TypeError."""
+    if not isinstance(host, str | bytes | None):
+        raise TypeError(f"the host must be a str such as 'db.internal', or None, not {named_type(host)}")
+    if isinstance(port, bool) or not isinstance(port, int | str | bytes | None):
+        raise TypeError(f"the port must be an int, a str or None, not {named_type(port)}")
+
+
+def check_address(what: str, address: object) -> None:
+    """A pair (host, port). Raises TypeError, ValueError."""
+    if not isinstance(address, tuple | list) or len(address) != 2:
+        raise TypeError(f"{what} must be a pair (host, port), not {_shape(address)}")
+    if not isinstance(address[0], str | bytes | None):
+        raise TypeError(f"the host of {what} must be a str, not {named_type(address[0])}")
+    check_port(address[1])
+
+
+def _shape(value: object) -> str:
+    return f"{len(value)} values" if isinstance(value, tuple | list) else named_type(value)
+
+
+def check_instance(what: str, value: object, kind: type[Any], how: str) -> None:
+    """None is allowed. Raises TypeError."""
+    if value is not None and not isinstance(value, kind):
+        raise TypeError(f"{what} must be {how}, not {named_type(value)}")
+
+
+def check_users(users: object) -> None:
+    """Names and passwords of a proxy. Raises TypeError, ValueError; neither repeats a password."""
+    check_instance("users", users, Mapping, "a mapping of names to passwords")
+    for name, password in (users or {}).items():  # type: ignore[attr-defined]
+        if not isinstance(name, str) or not isinstance(password, str):
+            raise TypeError("users must map str to str: a name or a password is something else")
+        if not name or not password:
+            raise ValueError("users has an empty name or password")
+
+
+def check_config(config: object) -> None:
+    """The type only, and that there is something. Raises TypeError, ValueError."""
+    from wyrmhole.control.config.file import Config
+
+    if not isinstance(config, Config | str | os.PathLike):
+        raise TypeError(
+            "a configuration is the path of a file, the text of one, or a wyrmhole.Config, not " + named_type(config)
+        )
+    if isinstance(config, str) and not config.strip():
+        raise ValueError("the configuration is empty: give the path of a file, or its text")

@@ -1,0 +1,48 @@
+"""A time limit of a verb whose TimeoutError says what did not answer, and why as far as the tunnel knows."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Sequence
+from dataclasses import dataclass, field
+
+from wyrmhole.library.common.explain import reasons
+
+
+@dataclass
+class Attempt:
+    """`tried`: the addresses so far. `is_connected`: one has answered, so that only TLS is missing."""
+
+    tried: list[str] = field(default_factory=list)
+    is_connected: bool = False
+
+
+@contextlib.asynccontextmanager
+async def limited(
+    what: str, timeout: float | None, explain: Callable[[str], str], unresolved: Callable[[], str]
+) -> AsyncIterator[Attempt]:
+    """`explain` takes an address; `unresolved` says why there may be none. Raises TimeoutError."""
+    attempt = Attempt()
+    limit = asyncio.timeout(timeout)
+    try:
+        async with limit:
+            yield attempt
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise TimeoutError(_text(what, timeout or 0.0, attempt, explain, unresolved)) from None
+
+
+def _text(
+    what: str, timeout: float, attempt: Attempt, explain: Callable[[str], str], unresolved: Callable[[], str]
+) -> str:
+    if attempt.is_connected:
+        return f"{what} accepted the connection, but the TLS handshake took longer than {timeout:g} s"
+    reason = reasons(attempt.tried, explain) if attempt.tried else unresolved()
+    return f"{what} did not answer within {timeout:g} s{f'; {reason}' if reason else ''}"
+
+
+def addresses_of(infos: Sequence[tuple[object, ...]]) -> list[str]:
+    """The hosts of what getaddrinfo gave, each once."""
+    return list(dict.fromkeys(str(info[4][0]) for info in infos))  # type: ignore[index]

@@ -1,0 +1,174 @@
+"""A daemon of this host that serves the same private key, as the steps of `diagnosis` want it.
+
+A second program with one key takes the session from the first. So the daemon is asked over its UAPI socket what it
+knows, and hosts inside are asked through its interface, by sockets of this host.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import socket
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+from wyrmhole.control.config.file import Config
+from wyrmhole.control.uapi import client
+from wyrmhole.control.uapi.socket import DEFAULT_DIRECTORY
+from wyrmhole.device.clock import SystemClock
+from wyrmhole.device.status import DeviceStatus, PeerStatus
+from wyrmhole.errors import DeviceError, UapiError
+from wyrmhole.library.common.own_threads import OwnThreads
+from wyrmhole.library.diagnosis.finding import BAD, Finding
+from wyrmhole.library.diagnosis.probe import HandshakeResult, IpAddress, Refused
+from wyrmhole.library.sockets import icmp_echo
+from wyrmhole.protocol.constants import SECOND
+from wyrmhole.protocol.drops import DropReason
+from wyrmhole.protocol.keys import PublicKey
+from wyrmhole.wire import probes
+
+POLL_SECONDS = 0.2
+SESSION_SECONDS = 180
+"""Reject-After-Time: a session that is older carries nothing."""
+MAX_DAEMONS = 64
+"""Asked for their keys: a gateway may run hundreds, each may take seconds to be silent."""
+_DISCARD = 9
+_ECHO_HEADER = 8
+ASK_SECONDS = 6.0
+"""For all of them, side by side; a client gives one up after 5 s."""
+_threads = OwnThreads(16)
+
+
+async def find_daemon(config: Config, directory: str = DEFAULT_DIRECTORY) -> DaemonContact | Finding | None:
+    """The daemon with the configuration's key; a finding if there may be one that cannot be asked from here."""
+    names = await _threads.run(lambda: client.interfaces(directory))
+    stem = Path(config.source).stem
+    names.sort(key=lambda name: name != stem)
+    asked = {asyncio.ensure_future(_ask(name, directory)): name for name in names[:MAX_DAEMONS]}
+    if not asked:
+        return None
+    await asyncio.wait(asked, timeout=ASK_SECONDS)
+    for question, name in asked.items():
+        answer = question.result() if question.done() else "it does not answer"
+        question.cancel()
+        if isinstance(answer, str):
+            if name == stem:
+                return _cannot_ask(name, answer)
+        elif answer.private_key == config.interface.private_key:
+            return _usable(answer, directory)
+    return None
+
+
+async def _ask(name: str, directory: str) -> DeviceStatus | str:
+    """Its status, or why it is not known."""
+    try:
+        return await _threads.run(lambda: client.get(name, directory))
+    except (DeviceError, UapiError) as error:
+        return str(error)
+
+
+def _usable(status: DeviceStatus, directory: str) -> DaemonContact | Finding:
+    if client.is_link(status.name):
+        return DaemonContact(status, directory)
+    found = f"a daemon serves {status.name} with this key, and its interface is in another network namespace"
+    return Finding("daemon", BAD, found, "run the doctor in that namespace: trying from here would disturb it")
+
+
+def _cannot_ask(name: str, reason: str) -> Finding:
+    """Without rights the name is all there is to go by, and a false alarm does less harm than a stolen session."""
+    advice = "run the doctor as root, so that the daemon can be asked; stop the daemon; or give a copy of another name"
+    found = f"a daemon serves {name} already, probably with this key, and trying would take its session: {reason}"
+    return Finding("daemon", BAD, found, advice)
+
+
+class DaemonContact:
+    """Nothing is sent to the peers but what goes through the daemon's interface."""
+
+    def __init__(self, status: DeviceStatus, directory: str = DEFAULT_DIRECTORY) -> None:
+        self.name = status.name
+        self._status = status
+        self._directory = directory
+        self._numbers = itertools.count(os.getpid() << 8)
+
+    @property
+    def mtu(self) -> int:
+        try:
+            return int(Path(f"/sys/class/net/{self.name}/mtu").read_text())
+        except (OSError, ValueError):
+            return 1280
+
+    def drops(self) -> Mapping[DropReason, int]:
+        """Not part of the UAPI that all daemons have."""
+        return {}
+
+    async def handshakes(self, keys: Iterable[PublicKey], seconds: float) -> dict[PublicKey, HandshakeResult]:
+        wanted = list(keys)
+        clock = SystemClock()
+        end = clock.boottime() + int(seconds * SECOND)
+        for key in wanted:
+            self._call(key)
+        while True:
+            peers = {peer.public_key: peer for peer in await self._peers()}
+            has_session = {key: key in peers and _is_fresh(peers[key], clock.wall()) for key in wanted}
+            if all(has_session.values()) or clock.boottime() >= end:
+                return {key: HandshakeResult(has, initiations=2) for key, has in has_session.items()}
+            await asyncio.sleep(POLL_SECONDS)
+
+    async def _peers(self) -> tuple[PeerStatus, ...]:
+        try:
+            return (await _threads.run(lambda: client.get(self.name, self._directory))).peers
+        except (DeviceError, UapiError) as error:
+            raise OSError(0, str(error)) from error
+
+    def _call(self, key: PublicKey) -> None:
+        """Give the daemon a packet for the peer, so that it wants a session."""
+        for peer in self._status.peers:
+            if peer.public_key == key and peer.allowed_ips:
+                prefix = peer.allowed_ips[0]
+                family = socket.AF_INET if prefix.version == 4 else socket.AF_INET6
+                size = prefix.bits // 8
+                host = prefix.network + (1 if prefix.length < prefix.bits else 0)
+                try:
+                    with self._socket(family, socket.SOCK_DGRAM, 0) as sock:
+                        sock.sendto(b"", (socket.inet_ntop(family, host.to_bytes(size, "big")), _DISCARD))
+                except OSError:
+                    return
+
+    def _socket(self, family: int, kind: int, protocol: int) -> socket.socket:
+        """Its packets take the daemon's interface, whatever the routes are."""
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self.name.encode())
+            sock.setblocking(False)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    async def echo(self, target: IpAddress, length: int, seconds: float) -> float:
+        family = socket.AF_INET if target.version == 4 else socket.AF_INET6
+        size = max(0, length - probes.header_size(target.version) - _ECHO_HEADER)
+        sock = self._socket(family, socket.SOCK_RAW, icmp_echo.protocol_of(family))
+        try:
+            async with asyncio.timeout(seconds):
+                return await icmp_echo.echo(sock, (str(target), 0), next(self._numbers) & 0xFFFFFFFF, size)
+        except TimeoutError:
+            raise TimeoutError(f"{target} did not answer a ping of {length} bytes within {seconds:g} s") from None
+
+    async def ask(self, target: IpAddress, port: int, payload: bytes, seconds: float) -> bytes:
+        loop = asyncio.get_running_loop()
+        family = socket.AF_INET if target.version == 4 else socket.AF_INET6
+        with self._socket(family, socket.SOCK_DGRAM, 0) as sock:
+            sock.connect((str(target), port))
+            await loop.sock_sendall(sock, payload)
+            try:
+                async with asyncio.timeout(seconds):
+                    return await loop.sock_recv(sock, 65_535)
+            except ConnectionRefusedError as error:
+                raise Refused(target, is_port_unreachable=True, is_too_big=False) from error
+
+
+def _is_fresh(peer: PeerStatus, wall: int) -> bool:
+    seconds, _ = peer.last_handshake
+    return seconds > 0 and wall // SECOND - seconds < SESSION_SECONDS

@@ -1,0 +1,457 @@
+"""Names to addresses, asked of the tunnel's own name servers through the tunnel, and of nobody else.
+
+How it works. Literals and `localhost` are answered here. Any other name becomes a list of candidates by the search
+domains and `ndots` of resolv.conf(5); for each candidate A and AAAA are asked at once, and the first candidate with an
+address of either family wins, so that the two families never come from two different hosts.
+
+Servers are old, slow and partial (`dns_server.py` asks one of them). The first server that can answer does: the next
+one is asked beside it after a fraction of a second, and one that was silent while another answered goes to the end of
+the list for a minute. As soon as one family has addresses the other has 50 ms left (RFC 8305, 3); a question that is
+still open then is not asked again for a minute, unless its answer comes after all.
+
+Answers are kept for their TTL, also negative ones (`dns_cache.py`). The same question asked twice at once goes out
+once. Nothing here knows the host's resolver: a tunnel without name servers refuses names.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import itertools
+import socket
+from collections import OrderedDict, defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from ipaddress import IPv4Address, IPv6Address
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from wyrmhole.errors import how_to_install
+from wyrmhole.library.common.descriptors import nofile
+from wyrmhole.library.names.address_info import Address, AddressInfo, family_of, infos, kinds_of, literal
+from wyrmhole.library.names.dns_cache import CAPACITY, DnsCache
+
+if TYPE_CHECKING:
+    import dns.message
+    import dns.name
+    import dns.resolver
+
+    from wyrmhole.library.names.dns_server import NameServer, OpenSocket
+
+RECORDS = {socket.AF_INET6: "AAAA", socket.AF_INET: "A"}
+QUESTIONS = 32
+"""Of each type asked at once; others wait. A burst of questions must not use up the program's descriptors, and those of
+a type that no server answers must not hold up the others."""
+RESOLUTION_DELAY = 0.05
+"""Seconds that one family waits for the other (RFC 8305, 8)."""
+STAGGER = 0.4
+"""Seconds before the next server is asked too."""
+UNANSWERED = 60.0
+"""Seconds that a question is not repeated after it had no answer while another about the same name had one."""
+FAILING = 60.0
+"""Seconds that a server is asked last after it was silent while another answered."""
+GRACE = 1.0
+"""Seconds that a question goes on when nobody waits for it any more: its answer is likely wanted soon."""
+LONGEST_CHAIN = 8
+"""Aliases followed for a server that does not do it."""
+LOCALHOST: dict[int, Address] = {socket.AF_INET6: IPv6Address("::1"), socket.AF_INET: IPv4Address("127.0.0.1")}
+
+
+class Resolver:
+    """`servers` are addresses inside the tunnel; `families` those that the tunnel has addresses of, in order of liking.
+
+    `attempt` and `lifetime` are seconds: until a server is asked again, and until a name must be resolved. `leads_to`
+    tells whether a server can be reached now; without it all can.
+    """
+
+    def __init__(
+        self,
+        servers: Sequence[Address | str],
+        open_socket: OpenSocket,
+        *,
+        search: Sequence[str] = (),
+        ndots: int = 1,
+        families: Sequence[int] = (socket.AF_INET6, socket.AF_INET),
+        attempt: float = 1.0,
+        lifetime: float = 4.5,
+        port: int = 53,
+        clock: Callable[[], float] | None = None,
+        leads_to: Callable[[Address], bool] | None = None,
+    ) -> None:
+        self._addresses = [ipaddress.ip_address(server) for server in servers]
+        self._servers: list[NameServer] = []
+        self._leads_to = leads_to or (lambda _: True)
+        self._open_socket = open_socket
+        self._search = tuple(search)
+        self._ndots = ndots
+        self._families = tuple(families)
+        self._attempt = attempt
+        self._lifetime = lifetime
+        self._port = port
+        self._clock = clock or (lambda: asyncio.get_running_loop().time())
+        self._cache = DnsCache(self._clock)
+        self._turns: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(most_questions()))
+        self._asked: dict[Key, Asked] = {}
+        self._unanswered: OrderedDict[Key, float] = OrderedDict()
+        """Until when these questions are not repeated."""
+
+    def __repr__(self) -> str:
+        return f"<Resolver {', '.join(map(str, self._addresses)) or 'without servers'}>"
+
+    async def getaddrinfo(
+        self, host: str, port: int, *, family: int = 0, type: int = socket.SOCK_STREAM, proto: int = 0, flags: int = 0
+    ) -> list[AddressInfo]:
+        """As socket.getaddrinfo, in the order to try: families interleaved (RFC 8305, 4).
+
+        Raises socket.gaierror: EAI_NONAME when there is no such name or nobody to ask, EAI_AGAIN when no server
+        answered.
+        """
+        kinds = kinds_of(type, proto)
+        if flags & socket.AI_NUMERICHOST and literal(host) is None:
+            raise socket.gaierror(socket.EAI_NONAME, f"{host!r} is not an address, and AI_NUMERICHOST allows no names")
+        addresses = await self.addresses(host, family=family)
+        return infos(addresses, port, kinds, host if flags & socket.AI_CANONNAME else "")
+
+    async def addresses(
+        self, host: str, *, family: int = 0, complete: bool = False, patience: float | None = None
+    ) -> list[Address]:
+        """The addresses of a name, or of a literal, in the order to try. Raises socket.gaierror.
+
+        `complete`: wait for all families, and not only until one has addresses. `patience`: in place of `lifetime`.
+        """
+        wanted = [family] if family else list(self._families)
+        known = literal(host)
+        if known is not None:
+            return of_family(host, [known], family)
+        if is_localhost(host):
+            return [LOCALHOST[each] for each in wanted]
+        failure: OSError | None = None
+        candidates = self._candidates(host)
+        end = asyncio.get_running_loop().time() + (self._lifetime if patience is None else patience)
+        for number, candidate in enumerate(candidates):
+            share = (end - asyncio.get_running_loop().time()) / (len(candidates) - number)
+            try:
+                found = interleave(await self._ask_all(candidate, wanted, share, complete))
+            except socket.gaierror as error:  # as for names of a search domain that a server does not serve
+                failure = failure or error
+                continue
+            if found:
+                return found
+        raise failure or no_name(host)
+
+    def is_incomplete(self, host: str) -> bool:
+        """Whether a question about this name is still open, so that there may soon be more addresses."""
+        if literal(host) is not None or is_localhost(host) or not self._asked:
+            return False
+        open_names = {name for name, _ in self._asked}
+        return any(str(candidate).lower() in open_names for candidate in self._candidates(host))
+
+    async def srv(self, name: str) -> list[tuple[str, int]]:
+        """Hosts and ports of a service (RFC 2782), in the order to try. Raises socket.gaierror.
+
+        `name` is as `_postgresql._tcp.db.internal`.
+        """
+        for candidate in self._candidates(name):
+            answer = await self._ask(candidate, "SRV")
+            if answer is not None and answer.rrset is not None:
+                records: list[Any] = answer.rrset.processing_order()
+                if [str(record.target) for record in records] == ["."]:
+                    break  # RFC 2782: the service is decidedly not available
+                return [(record.target.to_text(omit_final_dot=True), record.port) for record in records]
+        raise no_name(name)
+
+    def flush(self) -> None:
+        """Forget what was answered so far, and what was not."""
+        self._cache.flush()
+        self._unanswered.clear()
+
+    def _candidates(self, host: str) -> list[dns.name.Name]:
+        """The absolute names to ask for, as resolv.conf(5) says of `search` and `ndots`."""
+        if not self._addresses:
+            raise socket.gaierror(
+                socket.EAI_NONAME,
+                f"{host!r} is a name and this tunnel has no name server: add DNS = ADDRESS to its configuration, or "
+                "use an address",
+            )
+        dns_name = import_dns().name
+        if not host.strip("."):
+            raise socket.gaierror(socket.EAI_NONAME, "an empty name has no address")
+        try:
+            name = dns_name.from_text(host, None)
+            domains = [] if name.is_absolute() else [dns_name.from_text(domain) for domain in self._search]
+            whole = name if name.is_absolute() else name.concatenate(dns_name.root)
+            searched = [name.concatenate(domain) for domain in domains]
+        except (import_dns().exception.DNSException, UnicodeError) as error:
+            raise socket.gaierror(socket.EAI_NONAME, f"{host!r} is not a name: {error}") from None
+        dots = len(name) - 1
+        return [whole, *searched] if dots >= self._ndots else [*searched, whole]
+
+    async def _ask_all(
+        self, name: dns.name.Name, families: Sequence[int], patience: float, complete: bool
+    ) -> list[list[Address]]:
+        """The addresses of each family. One family that failed does not matter while the other has addresses."""
+        kinds = [RECORDS[socket.AddressFamily(family)] for family in families]
+        questions = [asyncio.ensure_future(self._ask(name, kind, complete)) for kind in kinds]
+        try:
+            await first_usable(questions, patience, patience if complete else RESOLUTION_DELAY)
+        finally:
+            for question in questions:
+                question.cancel()
+        servers = ", ".join(server.address for server in self._servers)
+        outcomes = [outcome_of(question, name, servers, patience) for question in questions]
+        found = [[] if isinstance(outcome, OSError) else outcome for outcome in outcomes]
+        failures = {
+            kind: outcome for kind, outcome in zip(kinds, outcomes, strict=True) if isinstance(outcome, OSError)
+        }
+        if failures and not any(found):
+            raise next(iter(failures.values()))
+        for kind in failures:
+            self._remember_unanswered((str(name).lower(), kind))
+        return found
+
+    def _remember_unanswered(self, key: Key) -> None:
+        if key not in self._unanswered:
+            self._unanswered[key] = self._clock() + UNANSWERED
+            while len(self._unanswered) > CAPACITY:
+                self._unanswered.popitem(last=False)
+
+    def _was_unanswered(self, key: Key) -> bool:
+        if self._unanswered.get(key, 0.0) > self._clock():
+            return True
+        self._unanswered.pop(key, None)
+        return False
+
+    async def _ask(self, name: dns.name.Name, kind: str, complete: bool = False) -> dns.resolver.Answer | None:
+        """One question; None when there is no such record. Raises socket.gaierror. `complete`: also one that had no
+        answer so far, while it goes on."""
+        key = str(name).lower(), kind
+        asked = self._asked.get(key)
+        is_under_way = asked is not None and asked.is_under_way
+        if self._was_unanswered(key) and not (complete and is_under_way):
+            raise unanswered(name, f"asked for {kind} records less than {UNANSWERED:g} s ago, none answered")
+        if asked is not None and is_under_way:
+            # Shared: one that no longer wants to know must not take the answer from the others.
+            with suppress(socket.gaierror):  # it may have been near its end
+                return await asked.wait()
+        return await self._asked_anew(key, name).wait()
+
+    def _asked_anew(self, key: Key, name: dns.name.Name) -> Asked:
+        """A question that goes out now, unless one has meanwhile."""
+        known = self._asked.get(key)
+        if known is not None and known.is_under_way:
+            return known
+        asked = self._asked[key] = Asked(asyncio.ensure_future(self._answer(name, key[1])))
+        asked.task.add_done_callback(partial(self._forget, key, asked))
+        return asked
+
+    def _forget(self, key: Key, asked: Asked, done: asyncio.Future[dns.resolver.Answer | None]) -> None:
+        if self._asked.get(key) is asked:
+            del self._asked[key]
+        if not done.cancelled() and done.exception() is None:  # looked at, lest a failure is reported as lost
+            self._unanswered.pop(key, None)
+
+    async def _answer(self, name: dns.name.Name, kind: str) -> dns.resolver.Answer | None:
+        """From the cache, or from the servers; aliases are followed for a server that does not do it."""
+        library = import_dns()
+        records, internet = library.rdatatype.from_text(kind), library.rdataclass.IN
+        for _ in range(LONGEST_CHAIN):
+            answer: dns.resolver.Answer | None = self._cache.get((name, records, internet))
+            if answer is None:
+                async with self._turns[kind]:
+                    response = await self._ask_servers(name, kind)
+                try:
+                    answer = library.resolver.Answer(name, records, internet, response)
+                except library.exception.DNSException as error:
+                    raise unanswered(name, "the answer contradicts itself") from error
+                self._cache.put((name, records, internet), answer)
+            if answer is None or answer.rrset is not None or not is_cut_off(answer):
+                break
+            name = answer.chaining_result.canonical_name
+        return answer
+
+    async def _ask_servers(self, name: dns.name.Name, kind: str) -> dns.message.QueryMessage:
+        """The first usable answer. Raises socket.gaierror."""
+        failures: list[str] = []
+        waiting: dict[asyncio.Task[dns.message.QueryMessage], NameServer] = {}
+        limit = asyncio.timeout(self._lifetime)
+        try:
+            async with limit:
+                return await self._race(name, kind, waiting, failures)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            silent = [f"{server.address} did not answer within {self._lifetime:g} s" for server in waiting.values()]
+            raise unanswered(name, ", ".join(failures + silent)) from None
+        finally:
+            for task in waiting:
+                task.cancel()
+
+    async def _race(
+        self,
+        name: dns.name.Name,
+        kind: str,
+        waiting: dict[asyncio.Task[dns.message.QueryMessage], NameServer],
+        failures: list[str],
+    ) -> dns.message.QueryMessage:
+        """Ask one server after the other, each beside those that have not answered."""
+        from wyrmhole.library.names.dns_server import ServerFailed
+
+        order = sorted(self._reachable(), key=lambda server: server.is_failing)
+        cause: ServerFailed | None = None
+        while order or waiting:
+            if order:
+                server = order.pop(0)
+                question = server.ask(name, kind, self._open_socket, self._attempt)
+                task = asyncio.ensure_future(question)
+                task.add_done_callback(look_at)
+                waiting[task] = server
+            done, _ = await asyncio.wait(
+                waiting, timeout=STAGGER if order else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            for task in done:
+                server = waiting.pop(task)
+                try:
+                    response = task.result()
+                except ServerFailed as error:
+                    failures.append(str(error))
+                    cause = error
+                    continue
+                server.failing_until = 0.0
+                for slow in waiting.values():
+                    slow.failing_until = self._clock() + FAILING
+                return response
+        raise unanswered(name, ", ".join(failures)) from cause
+
+    def _reachable(self) -> list[NameServer]:
+        """Raises socket.gaierror when there is none."""
+        from wyrmhole.library.names.dns_server import NameServer
+
+        if not self._servers:
+            self._servers = [NameServer(str(address), self._port, self._clock) for address in self._addresses]
+        found = [server for server in self._servers if self._leads_to(ipaddress.ip_address(server.address))]
+        if not found:
+            outside = ", ".join(map(str, self._addresses))
+            raise socket.gaierror(
+                socket.EAI_AGAIN,
+                f"no name can be resolved: DNS server {outside} is in no peer's AllowedIPs (add it to one, or name a "
+                "server of the inside)",
+            )
+        return found
+
+
+Key: TypeAlias = tuple[str, str]
+"""Name and type of a question."""
+
+
+class Asked:
+    """A question on its way, and how many wait for it. One that nobody waits for ends after `GRACE` seconds."""
+
+    def __init__(self, task: asyncio.Task[dns.resolver.Answer | None]) -> None:
+        self.task = task
+        self._waiting = 0
+        self._end: asyncio.TimerHandle | None = None
+
+    @property
+    def is_under_way(self) -> bool:
+        return not (self.task.done() or self.task.cancelling())
+
+    async def wait(self) -> dns.resolver.Answer | None:
+        self._waiting += 1
+        if self._end is not None:
+            self._end.cancel()
+            self._end = None
+        try:
+            return await asyncio.shield(self.task)
+        finally:
+            self._waiting -= 1
+            if not self._waiting and not self.task.done():
+                self._end = asyncio.get_running_loop().call_later(GRACE, self.task.cancel)
+
+
+async def first_usable(
+    questions: Sequence[asyncio.Task[dns.resolver.Answer | None]], patience: float, delay: float
+) -> None:
+    """Until all have an answer, `patience` is over, or `delay` after one had addresses."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + patience
+    pending = set(questions)
+    while pending and (left := end - loop.time()) > 0:
+        done, pending = await asyncio.wait(pending, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if any(question.exception() is None and addresses_of(question.result()) for question in done):
+            end = min(end, loop.time() + delay)
+
+
+def outcome_of(
+    question: asyncio.Task[dns.resolver.Answer | None], name: dns.name.Name, servers: str, patience: float
+) -> list[Address] | OSError:
+    """Raises what is neither an answer nor the lack of one."""
+    if not question.done():
+        return unanswered(name, f"{servers} did not answer within {patience:.1f} s")
+    error = question.exception()
+    if error is None:
+        return addresses_of(question.result())
+    if isinstance(error, OSError):
+        return error
+    raise error
+
+
+def look_at(task: asyncio.Future[Any]) -> None:
+    """Lest a failure that nobody waits for any more is reported as lost."""
+    if not task.cancelled():
+        task.exception()
+
+
+def is_cut_off(answer: dns.resolver.Answer) -> bool:
+    """Whether the answer ends at an alias that the server did not follow, without saying that nothing is there."""
+    has_soa = any(rrset.rdtype.name == "SOA" for rrset in answer.response.authority)
+    return bool(answer.chaining_result.cnames) and not has_soa
+
+
+def unanswered(name: dns.name.Name, reason: str) -> socket.gaierror:
+    shown = name.to_text(omit_final_dot=True)
+    return socket.gaierror(socket.EAI_AGAIN, f"no name server of the tunnel answered for {shown}: {reason}")
+
+
+def most_questions() -> int:
+    """Less than `QUESTIONS` where the process may have few descriptors: each question takes one for each server."""
+    return max(2, min(QUESTIONS, nofile() // 32))
+
+
+def import_dns() -> Any:
+    """dnspython, when the first name is asked for. Raises socket.gaierror that says how to install it."""
+    try:
+        import dns
+        import dns.rdataclass
+        import dns.rdatatype
+        import dns.resolver
+    except ImportError:
+        message = f"names inside a tunnel need dnspython: {how_to_install('dns')}"
+        raise socket.gaierror(socket.EAI_NONAME, message) from None
+    return dns
+
+
+def is_localhost(host: str) -> bool:
+    """RFC 6761, 6.3: such names are loopback and never asked for. Loopback here is the tunnel's own."""
+    name = host.lower().rstrip(".")
+    return name == "localhost" or name.endswith(".localhost")
+
+
+def of_family(host: str, addresses: list[Address], family: int) -> list[Address]:
+    found = [address for address in addresses if family in (0, family_of(address))]
+    if not found:
+        raise socket.gaierror(socket.EAI_ADDRFAMILY, f"{host} is no address of the family asked for")
+    return found
+
+
+def addresses_of(answer: dns.resolver.Answer | None) -> list[Address]:
+    return [] if answer is None or answer.rrset is None else [ipaddress.ip_address(str(each)) for each in answer.rrset]
+
+
+def interleave(families: Sequence[Sequence[Address]]) -> list[Address]:
+    """One of each family in turn, so that a family without a way costs one attempt and not all of them."""
+    turns = itertools.zip_longest(*families)
+    return [address for turn in turns for address in turn if address is not None]
+
+
+def no_name(host: str) -> socket.gaierror:
+    return socket.gaierror(socket.EAI_NONAME, f"the tunnel's name servers know no {host!r}")

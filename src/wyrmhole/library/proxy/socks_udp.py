@@ -1,0 +1,140 @@
+"""The relay behind UDP ASSOCIATE (RFC 1928, 7): packets with a header on this host, without one inside the tunnel.
+
+How it works. The client's packets come to a socket of this host, on the address that its TCP connection came to; only
+the host of that connection may write there, and only from one port. Inside the tunnel one socket for each family sends
+them on, to any number of destinations. Packets that come back are passed on only from whom the client wrote to: a
+bounded list, so that nobody inside reaches the client uninvited. A name is resolved inside while its packets wait;
+names being resolved, and packets waiting, are few. What cannot be sent at once is dropped, as routers do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import socket
+from collections import OrderedDict
+from functools import partial
+from typing import Any
+
+from wyrmhole.library.common.supervise import watched
+from wyrmhole.library.proxy.socks5 import SocksError, build_packet, parse_packet
+from wyrmhole.library.services.dialer import DATAGRAM, TunnelSide, non_blocking
+
+log = logging.getLogger(__name__)
+
+BATCH = 64
+"""Packets moved before others have their turn."""
+LARGEST = 65535
+DESTINATIONS = 1024
+"""Remembered at once, for an association; the one longest unused is forgotten."""
+COST = 3
+"""Descriptors besides that of the TCP connection: one here, and one inside for each family."""
+LOOKUPS = 8
+"""Names of an association that are resolved at once; packets to others are dropped meanwhile."""
+
+
+class UdpAssociation:
+    """`listener` is bound on this host; `client` the only host that may use it, and its port where it told one."""
+
+    def __init__(self, side: TunnelSide, listener: socket.socket, client: tuple[str, int]) -> None:
+        self._side = side
+        self._listener = non_blocking(listener)
+        self._allowed = ipaddress.ip_address(client[0].partition("%")[0])
+        self._port = client[1]
+        self._client: Any = None
+        self._loop = asyncio.get_running_loop()
+        self._inside: dict[int, socket.socket] = {}
+        self._known: OrderedDict[tuple[str, int], None] = OrderedDict()
+        self._lookups: set[asyncio.Task[None]] = set()
+        self._opening = asyncio.Lock()
+        self._loop.add_reader(listener, self._from_client)
+
+    def close(self) -> None:
+        for task in self._lookups:
+            task.cancel()
+        for sock in (self._listener, *self._inside.values()):
+            if sock.fileno() >= 0:
+                self._loop.remove_reader(sock)
+                sock.close()
+
+    def _from_client(self) -> None:
+        for _ in range(BATCH):
+            try:
+                data, address = self._listener.recvfrom(LARGEST)
+            except OSError:  # nothing more, or the ICMP answer to what the client no longer wants
+                return
+            if not self._is_client(address):
+                continue
+            try:
+                host, port, payload = parse_packet(data)
+            except SocksError as error:
+                log.debug("a UDP packet was dropped: %s", error)
+            else:
+                self._pass_on(host, port, payload)
+
+    def _is_client(self, address: Any) -> bool:
+        """The first to write from the right host, and port where that is known, is the client from then on."""
+        if self._client is None:
+            if ipaddress.ip_address(address[0].partition("%")[0]) != self._allowed or self._port not in (0, address[1]):
+                return False
+            self._client = address
+        return bool(address == self._client)
+
+    def _pass_on(self, host: str, port: int, payload: bytes) -> None:
+        sock = self._inside.get(family_of_text(host))
+        if sock is not None:
+            self._send(sock, (host, port), payload)
+        elif len(self._lookups) < LOOKUPS:
+            task = watched("a UDP association", self._look_up(host, port, payload))
+            self._lookups.add(task)
+            task.add_done_callback(self._lookups.discard)
+
+    async def _look_up(self, host: str, port: int, payload: bytes) -> None:
+        """For a name, and for the first packet of a family. The resolver keeps answers."""
+        try:
+            infos = await self._side.addresses(host, port, DATAGRAM)
+            async with self._opening:
+                sock = self._inside.get(infos[0][0]) or await self._open(infos[0][0])
+        except OSError as error:
+            log.debug("a UDP packet to %s was dropped: %s", host, error)
+            return
+        self._send(sock, infos[0][4], payload)
+
+    async def _open(self, family: int) -> socket.socket:
+        sock = await self._side.socket(family, DATAGRAM)
+        self._inside[family] = sock
+        self._loop.add_reader(sock, partial(self._from_inside, sock))
+        return sock
+
+    def _send(self, sock: socket.socket, address: Any, payload: bytes) -> None:
+        known = (str(ipaddress.ip_address(address[0])), address[1])
+        self._known[known] = None
+        self._known.move_to_end(known)
+        if len(self._known) > DESTINATIONS:
+            self._known.popitem(last=False)
+        try:
+            sock.sendto(payload, address)
+        except OSError as error:
+            log.debug("a UDP packet to %s was dropped: %s", known, error)
+
+    def _from_inside(self, sock: socket.socket) -> None:
+        for _ in range(BATCH):
+            try:
+                data, address = sock.recvfrom(LARGEST)
+            except OSError:
+                return
+            host = address[0].partition("%")[0]
+            if (host, address[1]) in self._known and self._client is not None:
+                try:
+                    self._listener.sendto(build_packet(host, address[1], data), self._client)
+                except OSError as error:
+                    log.debug("a UDP packet to the client was dropped: %s", error)
+
+
+def family_of_text(host: str) -> int:
+    """Of a literal; 0 for a name."""
+    try:
+        return socket.AF_INET if ipaddress.ip_address(host).version == 4 else socket.AF_INET6
+    except ValueError:
+        return 0

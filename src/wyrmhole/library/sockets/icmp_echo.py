@@ -1,0 +1,62 @@
+"""ICMP echo (RFC 792, RFC 4443) over a raw socket: is there somebody, and how long does it take?"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+
+from wyrmhole.device.clock import SystemClock
+from wyrmhole.library.stacks.stack import Socket, SocketAddress
+from wyrmhole.protocol.constants import SECOND
+from wyrmhole.wire.checksum import checksum
+
+MAX_SIZE = 65_000
+_HEADER = struct.Struct("!BBHHH")
+_REQUEST = {socket.AF_INET: 8, socket.AF_INET6: 128}
+_REPLY = {socket.AF_INET: 0, socket.AF_INET6: 129}
+_PROTOCOL = {socket.AF_INET: socket.IPPROTO_ICMP, socket.AF_INET6: socket.IPPROTO_ICMPV6}
+_IP_RECVERR, _IPV6_RECVERR = 11, 25
+
+
+def protocol_of(family: int) -> int:
+    return int(_PROTOCOL[socket.AddressFamily(family)])
+
+
+async def echo(sock: Socket, address: SocketAddress, identity: int, size: int) -> float:
+    """Seconds until the answer. `sock` is a raw one of that protocol; it is closed. Raises OSError as ICMP tells:
+    EHOSTUNREACH and its like. Waits for ever else; `identity` tells this question's answer from others'."""
+    loop = asyncio.get_running_loop()
+    with sock:
+        if sock.family == socket.AF_INET:
+            sock.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+        else:
+            sock.setsockopt(socket.IPPROTO_IPV6, _IPV6_RECVERR, 1)
+        sock.connect(address)
+        request = _request(sock.family, identity, size)
+        clock = SystemClock()
+        begin = clock.boottime()
+        await loop.sock_sendall(sock, request)
+        while True:
+            packet = await loop.sock_recv(sock, 65_536)
+            if _answers(packet, sock.family, identity):
+                return (clock.boottime() - begin) / SECOND
+
+
+def _request(family: int, identity: int, size: int) -> bytes:
+    """The kernel fills in the checksum of ICMPv6, which covers addresses."""
+    kind = _REQUEST[socket.AddressFamily(family)]
+    payload = bytes(size)
+    message = _HEADER.pack(kind, 0, 0, identity >> 16 & 0xFFFF, identity & 0xFFFF) + payload
+    if family == socket.AF_INET6:
+        return message
+    return message[:2] + struct.pack("!H", checksum(message)) + message[4:]
+
+
+def _answers(packet: bytes, family: int, identity: int) -> bool:
+    if family == socket.AF_INET and packet:
+        packet = packet[(packet[0] & 0xF) * 4 :]
+    if len(packet) < _HEADER.size:
+        return False
+    kind, code, _, high, low = _HEADER.unpack_from(packet)
+    return (kind, code, high << 16 | low) == (_REPLY[socket.AddressFamily(family)], 0, identity)

@@ -1,0 +1,161 @@
+"""HostStack: an interface of this host, for those with the right to make one (CAP_NET_ADMIN). The daemon's way.
+
+Its sockets are the host's, each bound to the interface (SO_BINDTODEVICE): they send by the tunnel or not at all. Other
+programs see the interface and its addresses, and keep their routes: those of the tunnel are in a table of their own,
+which only sockets bound to the interface use (`host_routes.py`). Routes for other programs are theirs to add.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import os
+import socket
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+
+from wyrmhole.errors import TunnelError
+from wyrmhole.library.stacks.host_routes import HostRoutes, remove_orphans
+from wyrmhole.library.stacks.stack import Socket, SocketVerbs, Traits
+from wyrmhole.net import link_setup, netlink
+from wyrmhole.net.link_setup import Interface, Network
+from wyrmhole.net.linux_tun import LinuxTun, TunError
+from wyrmhole.net.sock_diag import NETLINK_SOCK_DIAG, SockDiag
+
+IPV6_SETTINGS = Path("/proc/sys/net/ipv6/conf")
+NAME_TEMPLATE = "wyr%d"
+
+
+class HostStack(SocketVerbs):
+    """See `stack.Stack`."""
+
+    name = "tun"
+
+    def __init__(self, tun: LinuxTun) -> None:
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._tun = tun
+        self._device = os.fsencode(tun.name)
+        self._closed = False
+        self._addresses: list[Interface] = []
+        self._setup = netlink.Client()
+        self._diag = SockDiag(
+            socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, NETLINK_SOCK_DIAG)
+        )
+        self._index = self._setup.link(tun.name, None).interface
+        self._routes = HostRoutes(self._setup, tun.name, self._index)
+
+    @classmethod
+    def open(cls, name: str | None = None) -> HostStack:
+        """Raises TunnelError: EPERM without the right, EBUSY for a name that is taken."""
+        remove_orphans()
+        try:
+            tun = LinuxTun.create(name or NAME_TEMPLATE)
+        except TunError as error:
+            raise TunnelError(error.errno, f"No interface: {error.strerror}") from error
+        try:
+            stack = cls(tun)
+        except BaseException:
+            tun.close()
+            raise
+        with contextlib.suppress(OSError):
+            link_setup.refuse_link_local(stack._setup, stack._index)
+        return stack
+
+    def __repr__(self) -> str:
+        return f"<HostStack {self._device.decode()}, {'closed' if self._closed else 'open'}>"
+
+    @property
+    def port(self) -> LinuxTun:
+        return self._tun
+
+    @property
+    def traits(self) -> Traits:
+        return Traits(unconnected_sockets=True, backlog=True, raw=True, congestion="")
+
+    def configure(self, addresses: Sequence[Interface], routes: Sequence[Network], mtu: int) -> None:
+        """See `Stack.configure`. Raises TunnelError."""
+        with self._lock:
+            self._check()
+            try:
+                link_setup.set_up(self._setup, self._index, mtu=mtu)
+                self._set_addresses(addresses)
+                self._routes.configure(routes, addresses)
+            except OSError as error:
+                reason = self._why_no_ipv6(addresses) or error.strerror
+                raise TunnelError(error.errno, f"cannot set up {self._tun.name}: {reason}") from error
+
+    def _why_no_ipv6(self, addresses: Sequence[Interface]) -> str | None:
+        """What keeps the interface from the IPv6 addresses that it is to have."""
+        setting = f"net.ipv6.conf.{self._tun.name}.disable_ipv6"
+        if all(address.version == 4 for address in addresses):
+            return None
+        if not IPV6_SETTINGS.exists():
+            return "this kernel has no IPv6: take the IPv6 addresses out of Address"
+        with contextlib.suppress(OSError):
+            if (IPV6_SETTINGS / self._tun.name / "disable_ipv6").read_text().strip() == "1":
+                return (
+                    f"IPv6 is switched off on this host ({setting} is 1): switch it on (sysctl "
+                    "net.ipv6.conf.default.disable_ipv6=0), or take the IPv6 addresses out of Address"
+                )
+        return None
+
+    def _set_addresses(self, wanted: Sequence[Interface]) -> None:
+        for address in [old for old in self._addresses if old not in wanted]:
+            with contextlib.suppress(OSError):  # it went with the MTU
+                link_setup.remove_address(self._setup, self._index, _alone(address))
+            self._addresses.remove(address)
+        # All of them again: the kernel takes those of IPv6 away below its least MTU, and does not give them back.
+        for address in wanted:
+            # As a host address: its network is not for the host's other programs to reach by it.
+            link_setup.add_address(self._setup, self._index, _alone(address))
+        self._addresses = list(wanted)
+
+    def socket(self, family: int, kind: int, protocol: int = 0, *, patience: float | None = None) -> Socket:
+        """See `Stack.socket`."""
+        self._check()
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self._device)
+            sock.setblocking(False)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+
+    def _check(self) -> None:
+        if self._closed:
+            raise TunnelError(errno.EBADF, "the tunnel is closed: open another one")
+        if os.getpid() != self._pid:
+            raise TunnelError(errno.EPERM, f"the tunnel belongs to process {self._pid}: open another one here")
+
+    def abort_all(self) -> int:
+        """See `Stack.abort_all`."""
+        with self._lock:
+            return 0 if self._closed else self._abort_all()
+
+    def _abort_all(self) -> int:
+        with contextlib.suppress(OSError):
+            return self._diag.destroy_all(self._index)
+        return -1
+
+    def close(self) -> None:
+        """See `Stack.close`."""
+        with self._lock:
+            if self._closed:
+                return
+            self._closed = True
+            if os.getpid() == self._pid:
+                self._abort_all()
+                self._routes.close()
+                with contextlib.suppress(OSError):
+                    link_setup.delete(self._setup, self._index)
+            self._setup.close()
+            self._diag.close()
+            self._tun.close()
+
+
+def _alone(address: Interface) -> Interface:
+    return ipaddress.ip_interface(f"{address.ip}/{address.max_prefixlen}")

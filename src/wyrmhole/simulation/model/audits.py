@@ -1,0 +1,107 @@
+"""What is looked at now and then, because it costs: the whole state of one life, between two events."""
+
+from __future__ import annotations
+
+from wyrmhole.datapath.keypair import Keypair
+from wyrmhole.engine.portable import PortableEngine
+from wyrmhole.protocol.interface import Interface
+from wyrmhole.protocol.peer import Peer
+from wyrmhole.protocol.ratelimiter import CAPACITY
+from wyrmhole.simulation import probe
+from wyrmhole.simulation.clock import SECOND
+from wyrmhole.simulation.model.checks import require
+from wyrmhole.simulation.model.shadow import REJECT_AFTER, Shadow, ShadowPeer
+
+LIMITER_SOURCES = 16
+"""The limiter's cap in a simulation: a flood reaches it in a moment."""
+
+
+class Audits:
+    """Compares the engine and the interface of host `number` with their shadow. All raise Violation."""
+
+    def __init__(self, number: int, interface: Interface, engine: PortableEngine, shadow: Shadow) -> None:
+        self.number = number
+        self.interface = interface
+        self.engine = engine
+        self.shadow = shadow
+
+    def everything(self, now: int) -> None:
+        self.shadow.check_waiting()
+        self._indices()
+        self._staging()
+        self._limiter()
+        self._timers(now)
+        for peer in self.shadow.peers.values():
+            self.counters(peer)
+
+    def counters(self, peer: ShadowPeer) -> None:
+        counters = self.engine.counters(peer.id)
+        found, right = (counters.tx_bytes, counters.rx_bytes), (peer.tx, peer.rx)
+        require(found == right, "I31", f"host {self.number}: (tx, rx) is {found}, the sums are {right}")
+
+    def _indices(self) -> None:
+        tables, exchange = probe.tables_of(self.engine), self.interface.exchange
+        require(set(tables.indices) == set(self.shadow.by_local), "I14", f"host {self.number}: stale or lost indices")
+        live = [index for peer in self.interface.peers for index in peer.keypair_indices]
+        live += [peer.sent.local_index for peer in self.interface.peers if peer.sent is not None]
+        same = sorted(live) == sorted(exchange.indices._entries)
+        require(same and len(live) == len(set(live)), "I14", f"host {self.number}: an index leads nowhere")
+        most = max((len(peer.keypair_indices) for peer in self.interface.peers), default=0)
+        require(most <= 3, "I14", f"host {self.number}: {most} keypairs of one peer")
+
+    def _staging(self) -> None:
+        tables = probe.tables_of(self.engine)
+        waiting = {peer.id: len(peer.staged or ()) for peer in tables.peers.values()}
+        right = {peer.id: len(peer.staged) for peer in self.shadow.peers.values()}
+        require(waiting == right, "I17", f"host {self.number}: {waiting} wait, not {right}")
+        total = sum(len(packet) for peer in tables.peers.values() for packet in peer.staged or ())
+        require(tables.staged_bytes == total, "I17", f"host {self.number}: {tables.staged_bytes} bytes, not {total}")
+        counted = {reason.value: count for reason, count in self.engine.drops().items()}
+        require(not counted.get("internal_error"), "I30", f"host {self.number}: the engine gave up a batch")
+        for cause, count in self.shadow.drops.items():
+            fine = counted.get(cause, 0) == count
+            require(fine, "I17", f"host {self.number}: {cause} is {counted.get(cause, 0)}, not {count}")
+
+    def _limiter(self) -> None:
+        limiter = self.interface.exchange._limiter
+        require(len(limiter) <= LIMITER_SOURCES, "I18", f"host {self.number}: {len(limiter)} sources are remembered")
+        fine = all(0 <= tokens <= CAPACITY for tokens, _ in limiter._buckets.values())
+        require(fine, "I18", f"host {self.number}: a bucket is below empty or above full")
+
+    def _timers(self, now: int) -> None:
+        wheel = self.interface._wheel
+        owners = {peer.id for peer in self.interface.peers}
+        require(set(wheel._places) <= owners, "I19", f"host {self.number}: a timer without a peer")
+        for peer in self.interface.peers:
+            shadow = self.shadow.peers[peer.id]
+            quiet = now - max(shadow.last_traversal, shadow.session_at or 0, self.shadow.resumed_at)
+            if quiet > 3 * REJECT_AFTER + 120 * SECOND and not shadow.persistent and not shadow.staged:
+                self._quiet_peer(peer, shadow)
+
+    def _quiet_peer(self, peer: Peer, shadow: ShadowPeer) -> None:
+        """Nothing passed for so long that every timer has run out."""
+        where = f"host {self.number}, peer {peer.id}"
+        require(peer.id not in self.interface._wheel, "I19", f"{where}: quiet, and a timer is armed")
+        gone = shadow.slots == (None, None, None) and peer.sent is None
+        require(gone, "I16", f"{where}: secrets are kept after 540 s without a session")
+
+    def memory(self) -> None:
+        """Only sessions of the model are in memory, and no handshake of a peer without one (I16)."""
+        for each in probe.reachable(self.interface, self.engine):
+            if isinstance(each, Keypair):
+                known = each.local_index in self.shadow.by_local
+                require(known, "I16", f"host {self.number} still holds {each!r}")
+
+    def empty(self) -> None:
+        """All peers are removed: nothing of them is left (L10)."""
+        tables, interface = probe.tables_of(self.engine), self.interface
+        left = {
+            "indices": len(interface.exchange.indices),
+            "timers": len(interface._wheel),
+            "routes": len(interface._owners) + len(tables.allowed_ips),
+            "engine peers": len(tables.peers),
+            "engine keys": len(tables.indices),
+            "staged bytes": tables.staged_bytes,
+            "objects": sum(isinstance(each, (Keypair, Peer)) for each in probe.reachable(interface, self.engine)),
+        }
+        require(not any(left.values()), "L10", f"host {self.number}: left over {left}")

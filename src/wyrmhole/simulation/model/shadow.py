@@ -1,0 +1,460 @@
+"""The reference model of one life of a host: what the protocol's rules make of what happens to it.
+
+The shadow sees what goes into and comes out of an interface and its engine (their data-plane calls, datagrams, inner
+packets) and works out by the simplest means what must be so: sessions in three slots, replay windows as sets of
+numbers, routes by looking at every prefix, packets that wait as a list. It opens every datagram that leaves with keys
+of its own. Where engine and model differ, a named check fails. Its numbers are the whitepaper's, written down again
+here, so that a wrong constant in the protocol shows.
+
+`now` is always the host's own boottime.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Container
+from dataclasses import dataclass, field, replace
+
+from wyrmhole.protocol.cookie import cookie_key, mac1_key
+from wyrmhole.protocol.data_plane import KeypairParams, PeerId
+from wyrmhole.protocol.keys import PublicKey
+from wyrmhole.protocol.primitives import InvalidTag, TransportCipher, mac, xopen
+from wyrmhole.simulation import packets
+from wyrmhole.simulation.model.checks import Violation, require
+from wyrmhole.simulation.model.ledger import Genuine, Ledger, LifeId
+from wyrmhole.wire.endpoint import Endpoint, SockAddr
+from wyrmhole.wire.messages import CookieReply, before_mac1, before_mac2, mac1_of, mac2_of
+from wyrmhole.wire.prefix import Prefix
+
+SECOND = 1_000_000_000
+REJECT_AFTER = 180 * SECOND
+SEND_MARGIN = 1 * SECOND
+"""What the daemon stops sending before REJECT_AFTER (docs/architecture.md)."""
+REKEY_TIMEOUT = 5 * SECOND
+KEEPALIVE = 10 * SECOND
+COOKIE_LIFETIME = 120 * SECOND
+LOAD_HOLD = 1 * SECOND
+LOAD_DEPTH = 128
+MESSAGE_LIMIT = (1 << 64) - (1 << 13) - 1
+WINDOW = 8128
+MAX_STAGED = 128
+MAX_WAIT = 21 * (5342 * SECOND // 1000) + SECOND // 10
+"""20 initiations, each up to 5.333 s after the one before (rule M32) and the timer wheel's rounding; the last may have
+been put off by one that came."""
+NOWHERE: SockAddr = ("", 0)
+
+
+@dataclass(slots=True)
+class Session:
+    """A keypair as the model has it. `seen` holds the counters that were accepted; `identity` our public key then."""
+
+    params: KeypairParams
+    peer: PeerId
+    birth: int
+    identity: bytes
+    confirmed: bool
+    seen: set[int] = field(default_factory=set)
+    greatest: int = -1
+    expired: bool = False
+    sealing: TransportCipher = field(init=False)
+    opening: TransportCipher = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.sealing = TransportCipher(self.params.send_key)
+        self.opening = TransportCipher(self.params.receive_key)
+
+    def accepts(self, counter: int) -> bool:
+        """The window as a set of numbers."""
+        if counter in self.seen or counter <= self.greatest - WINDOW:
+            return False
+        self.seen.add(counter)
+        self.greatest = max(self.greatest, counter)
+        if len(self.seen) > 4 * WINDOW:
+            self.seen = {each for each in self.seen if each > self.greatest - WINDOW}
+        return True
+
+
+@dataclass(slots=True)
+class ShadowPeer:
+    """One peer of this life: its slots, its marks, and in `staged` (packet number, since when)."""
+
+    id: PeerId
+    public: bytes
+    endpoint: SockAddr = NOWHERE
+    previous: Session | None = None
+    current: Session | None = None
+    next: Session | None = None
+    staged: deque[tuple[int, int]] = field(default_factory=deque)
+    tx: int = 0
+    rx: int = 0
+    last_traversal: int = 0
+    data_received_since: int = 0
+    last_passive: int = -KEEPALIVE
+    persistent: int = 0
+    persistent_owed: bool = False
+    last_initiation: int = -REKEY_TIMEOUT
+    initiations: int = 0
+    stamp_sent: bytes = b""
+    stamp_accepted: bytes = b""
+    session_at: int | None = None
+    handshake_wall: int = 0
+    cookies: list[tuple[int, bytes]] = field(default_factory=list)
+
+    @property
+    def slots(self) -> tuple[int | None, ...]:
+        """The local indices of previous, current and next."""
+        sessions = (self.previous, self.current, self.next)
+        return tuple(None if session is None else session.params.local_index for session in sessions)
+
+    def usable(self, now: int) -> bool:
+        session = self.current
+        return session is not None and not session.expired and now < session.birth + REJECT_AFTER - SEND_MARGIN
+
+
+class Shadow:
+    """Calls on it come before the engine acts on the same thing, so that what the engine sends meets the new state."""
+
+    def __init__(self, ledger: Ledger, life: LifeId) -> None:
+        self.ledger = ledger
+        self.life = life
+        self.now = 0
+        self.resumed_at = 0
+        self.identity = b""
+        self.stopped = False
+        self.routes: dict[Prefix, bytes] = {}
+        self.peers: dict[PeerId, ShadowPeer] = {}
+        self.by_local: dict[int, Session] = {}
+        self.by_remote: dict[int, list[Session]] = {}
+        self.drops: Counter[str] = Counter()
+        self.outputs: list[tuple[SockAddr, bytes]] = []
+        """What left since the host last emptied it."""
+        self.expected: deque[bytes] = deque()
+        """Inner packets that must come out of the TUN in this turn."""
+        self.refusal = "I9"
+        """The check that the latest refused datagram stands for."""
+        self.injecting: int | None = None
+        self.installing = False
+        self.last_deep_queue = -LOAD_HOLD - 1
+        self.input: bytes = b""
+        """The handshake message that is being worked on."""
+        self.input_from: SockAddr = NOWHERE
+        self.proved: PeerId | None = None
+        """Whom that message was accepted from."""
+        self._owners: dict[bytes, bytes | None] = {}
+
+    # Configuration
+
+    def set_routes(self, routes: dict[Prefix, bytes]) -> None:
+        self.routes = dict(routes)
+        self._owners.clear()
+
+    def owner(self, where: bytes) -> bytes | None:
+        if where not in self._owners:
+            self._owners[where] = packets.longest_prefix(self.routes, where)
+        return self._owners[where]
+
+    def peer_of(self, public: bytes | None) -> ShadowPeer | None:
+        return next((peer for peer in self.peers.values() if peer.public == public), None)
+
+    def add_peer(self, peer: PeerId, public: bytes) -> None:
+        self.peers[peer] = ShadowPeer(peer, public)
+
+    def remove_peer(self, peer: PeerId) -> None:
+        gone = self.peers[peer]
+        self.clear_slots(gone)
+        self.drop_staged(gone, "peer_removed")
+        del self.peers[peer]
+
+    # Sessions
+
+    def install(self, peer: ShadowPeer, params: KeypairParams) -> None:
+        require(params.local_index not in self.by_local, "I14", f"index {params.local_index:#x} drawn while in use")
+        # Copies: whoever installs the keys wipes the buffers they came in.
+        params = replace(params, send_key=bytes(params.send_key), receive_key=bytes(params.receive_key))
+        self.ledger.new_key(bytes(params.send_key), self.life)
+        session = Session(params, peer.id, self.now, self.identity, confirmed=params.is_initiator)
+        self.by_local[params.local_index] = session
+        self.by_remote.setdefault(params.remote_index, []).append(session)
+        peer.session_at = self.now
+        self.ledger.counts["sessions"] += 1
+        if params.is_initiator:
+            self._install_initiator(peer, session)
+        else:
+            self._drop(peer.next)
+            self._drop(peer.previous)
+            peer.previous, peer.next = None, session
+
+    def _install_initiator(self, peer: ShadowPeer, session: Session) -> None:
+        self._drop(peer.previous)
+        if peer.next is not None:
+            self._drop(peer.current)
+            peer.previous, peer.next = peer.next, None
+        else:
+            peer.previous = peer.current
+        peer.current = session
+
+    def _confirm(self, peer: ShadowPeer, session: Session) -> None:
+        self._drop(peer.previous)
+        peer.previous, peer.current, peer.next = peer.current, session, None
+        session.confirmed = True
+
+    def clear_slots(self, peer: ShadowPeer) -> None:
+        for session in (peer.previous, peer.current, peer.next):
+            self._drop(session)
+        peer.previous = peer.current = peer.next = None
+
+    def end(self) -> None:
+        """The life is over: none of its keys is used again."""
+        self.stopped = True
+        for peer in self.peers.values():
+            self.clear_slots(peer)
+
+    def expire_sending(self, peer: ShadowPeer) -> None:
+        for session in (peer.current, peer.next):
+            if session is not None:
+                session.expired = True
+
+    def _drop(self, session: Session | None) -> None:
+        if session is not None:
+            del self.by_local[session.params.local_index]
+            self.ledger.retire_key(bytes(session.params.send_key))
+            same = self.by_remote[session.params.remote_index]
+            same.remove(session)
+            if not same:
+                del self.by_remote[session.params.remote_index]
+
+    # Packets from the TUN
+
+    def inject(self, number: int, packet: bytes, destination: bytes) -> bool:
+        """A packet is about to come from the TUN. True: it must leave in this very turn."""
+        owner = self.owner(destination)
+        self.ledger.packets[number] = packets.PacketRecord(packet, self.life[0], owner, self.ledger.now)
+        self.injecting = number
+        peer = self.peer_of(owner)
+        if peer is None:
+            self.drops["no_route"] += 1
+        elif peer.endpoint is NOWHERE:
+            self.drops["no_endpoint"] += 1
+        elif not peer.staged and peer.usable(self.now):
+            return True
+        else:
+            self._stage(peer, number)
+        return False
+
+    def _stage(self, peer: ShadowPeer, number: int) -> None:
+        if len(peer.staged) == MAX_STAGED:
+            peer.staged.popleft()
+            self.drops["staging_full"] += 1
+        peer.staged.append((number, self.now))
+
+    def drop_staged(self, peer: ShadowPeer, cause: str) -> None:
+        for _, since in peer.staged:
+            self._check_wait(since)
+        self.drops[cause] += len(peer.staged)
+        peer.staged.clear()
+
+    def _check_wait(self, since: int) -> None:
+        waited = self.now - max(since, self.resumed_at)
+        require(waited <= MAX_WAIT, "L9", f"host {self.life[0]}: a packet waited {waited / SECOND:.1f} s for a key")
+
+    def check_waiting(self) -> None:
+        for peer in self.peers.values():
+            if peer.staged:
+                self._check_wait(peer.staged[0][1])
+
+    # What leaves
+
+    def sent(self, sockaddr: SockAddr, data: bytes, arrives: bool) -> None:
+        """A datagram is given to the socket; not `arrives`: which refuses it."""
+        require(not self.stopped, "I28", f"host {self.life[0]} sends after it was stopped")
+        self.outputs.append((sockaddr, data))
+        if data[0] == 4:
+            self._sealed(sockaddr, data, arrives)
+
+    def _sealed(self, sockaddr: SockAddr, data: bytes, arrives: bool) -> None:
+        counter = int.from_bytes(data[8:16], "little")
+        session, plain = self._open_sent(int.from_bytes(data[4:8], "little"), counter, data)
+        peer = self.peers[session.peer]
+        self._check_session(peer, session, counter)
+        self.ledger.seal(bytes(session.params.send_key), counter)
+        require(sockaddr == peer.endpoint, "I11", f"host {self.life[0]} sends to {sockaddr}, not {peer.endpoint}")
+        if plain:
+            self._packet_left(peer, plain)
+        else:
+            self._keepalive_left(peer)
+        peer.tx += len(data) * arrives
+        self.mark_sent(peer)
+
+    def _open_sent(self, index: int, counter: int, data: bytes) -> tuple[Session, bytes]:
+        nonce = bytes(4) + counter.to_bytes(8, "little")
+        for session in reversed(self.by_remote.get(index, [])):
+            try:
+                return session, session.sealing.open_copy(nonce, data[16:], None)
+            except InvalidTag:
+                continue
+        raise Violation("I15", f"host {self.life[0]} sealed under a key that is in no slot")
+
+    def _check_session(self, peer: ShadowPeer, session: Session, counter: int) -> None:
+        where = f"host {self.life[0]}, session {session.params.local_index:#x}"
+        age = self.now - session.birth
+        require(session.confirmed, "I8", f"{where}: a responder sends before it is confirmed")
+        require(session is peer.current, "I15", f"{where}: sent under a key that is not current")
+        require(age < REJECT_AFTER, "I6", f"{where}: sent at age {age / SECOND:.3f} s")
+        require(counter < MESSAGE_LIMIT, "I6", f"{where}: counter {counter} is beyond the limit")
+        require(session.identity == self.identity, "I26", f"{where}: sent under the former private key")
+
+    def _packet_left(self, peer: ShadowPeer, plain: bytes) -> None:
+        number = packets.number_of(plain)
+        record = self.ledger.packets.get(-1 if number is None else number)
+        if number is None or record is None or plain[: packets.length_of(plain)] != record.data:
+            raise Violation("I4", f"host {self.life[0]} sealed a packet that its TUN did not give")
+        require(record.owner == peer.public, "I5", f"host {self.life[0]}: packet {number} left to another peer")
+        require(not record.sealed, "I17", f"host {self.life[0]}: packet {number} left twice")
+        record.sealed, record.at = True, self.ledger.now
+        self.ledger.counts["packets sent"] += 1
+        if peer.staged:
+            first, since = peer.staged.popleft()
+            require(number == first, "I17", f"host {self.life[0]}: packet {number} left before {first}")
+            self._check_wait(since)
+        else:
+            require(number == self.injecting, "I17", f"host {self.life[0]}: packet {number} left late")
+
+    def _keepalive_left(self, peer: ShadowPeer) -> None:
+        if self.installing:
+            return
+        quiet = self.now - peer.last_traversal
+        if peer.persistent and (peer.persistent_owed or quiet >= peer.persistent * SECOND):
+            peer.persistent_owed = False
+            return
+        where = f"host {self.life[0]}"
+        require(bool(peer.data_received_since), "I20", f"{where}: a keepalive, and no data was waiting for an answer")
+        since = self.now - peer.data_received_since
+        require(since >= KEEPALIVE, "I21", f"{where}: a keepalive {since / SECOND:.3f} s after data")
+        require(self.now - peer.last_passive >= KEEPALIVE, "I21", f"{where}: a second keepalive within 10 s")
+        peer.last_passive = self.now
+
+    def mark_sent(self, peer: ShadowPeer) -> None:
+        peer.last_traversal = self.now
+        peer.data_received_since = 0
+
+    # What arrives
+
+    def arrive(self, sockaddr: SockAddr, data: bytes) -> ShadowPeer | None:
+        """A datagram is about to be given to the engine; whom it is accepted from, if it is data that proves itself."""
+        if len(data) < 32 or data[:4] != b"\4\0\0\0":
+            return None
+        session = self.by_local.get(int.from_bytes(data[4:8], "little"))
+        counter = int.from_bytes(data[8:16], "little")
+        self.refusal = "I9"
+        if session is None:
+            return None
+        try:
+            plain = session.opening.open_copy(bytes(4) + data[8:16], data[16:], None)
+        except InvalidTag:
+            return None
+        if self.now >= session.birth + REJECT_AFTER or counter >= MESSAGE_LIMIT:
+            self.refusal = "I6"
+            return None
+        return self._accept(session, counter, plain, sockaddr, len(data)) if session.accepts(counter) else None
+
+    def _accept(self, session: Session, counter: int, plain: bytes, sockaddr: SockAddr, size: int) -> ShadowPeer:
+        peer = self.peers[session.peer]
+        peer.endpoint = sockaddr
+        peer.rx += size
+        peer.last_traversal = self.now
+        if peer.next is session:
+            self._confirm(peer, session)
+        if plain:
+            peer.data_received_since = peer.data_received_since or self.now
+            inner = plain[: packets.length_of(plain)]
+            if self.owner(packets.source_of(inner)) == peer.public:
+                self.expected.append(inner)
+        return peer
+
+    def delivered(self, packet: bytes, identities: Container[bytes]) -> None:
+        """A packet came out of the TUN of a host that had these public keys."""
+        number = packets.number_of(packet)
+        if number is None:
+            return
+        where = f"host {self.life[0]}: packet {number}"
+        record = self.ledger.packets.get(number)
+        if record is None or record.data != packet:
+            raise Violation("I4", f"{where} is not what was sent")
+        owner = self.ledger.owners.get(self.owner(packets.source_of(packet)) or b"")
+        require(owner == record.sender, "I4", f"{where} has another peer's source")
+        require(record.owner in identities, "I5", f"{where} was not for this host")
+        require(not record.delivered, "I3", f"{where} is delivered twice")
+        if not self.expected or self.expected.popleft() != packet:
+            raise Violation(self.refusal, f"{where} is delivered and should have been refused")
+        record.delivered = True
+        self.ledger.counts["packets delivered"] += 1
+
+    def turn_is_over(self) -> None:
+        self.injecting = None
+        if self.expected:
+            number = packets.number_of(self.expected[0])
+            self.expected.clear()
+            raise Violation("I9", f"host {self.life[0]}: packet {number} was refused and should have been delivered")
+
+    # Handshakes
+
+    def initiation_left(self, peer: ShadowPeer, data: bytes, stamp: bytes) -> None:
+        gap = self.now - peer.last_initiation
+        require(gap >= REKEY_TIMEOUT, "I7", f"host {self.life[0]}: an initiation {gap / SECOND:.3f} s after another")
+        require(stamp > peer.stamp_sent, "I10", f"host {self.life[0]} repeats or lowers its timestamp")
+        peer.last_initiation, peer.stamp_sent = self.now, stamp
+        peer.initiations += 1
+        self.ledger.counts["initiations"] += 1
+        self._handshake_left(peer, data, Genuine(1, self.identity, peer.public, stamp=stamp))
+
+    def response_left(self, peer: ShadowPeer, data: bytes, secret: bytes) -> None:
+        self._handshake_left(peer, data, Genuine(2, self.identity, peer.public, secret=secret))
+
+    def _handshake_left(self, peer: ShadowPeer, data: bytes, genuine: Genuine) -> None:
+        self.ledger.made(data, genuine)
+        if any(mac2_of(data)):
+            fresh = [cookie for at, cookie in peer.cookies if self.now - at <= COOKIE_LIFETIME]
+            valid = any(mac(cookie, before_mac2(data)) == mac2_of(data) for cookie in fresh)
+            require(valid, "I22", f"host {self.life[0]}: a mac2 without a fresh cookie of that peer")
+        self.mark_sent(peer)
+
+    def cookie_left(self, data: bytes) -> None:
+        quiet = self.now - self.last_deep_queue
+        require(quiet < LOAD_HOLD, "I23", f"host {self.life[0]}: a cookie reply {quiet / SECOND:.3f} s after the load")
+        reply = CookieReply.parse(data)
+        cookie = xopen(cookie_key(PublicKey(self.identity)), reply.nonce, reply.encrypted_cookie, mac1_of(self.input))
+        self.ledger.made(data, Genuine(3, self.identity, None, cookie=cookie))
+        self.ledger.counts["cookie replies"] += 1
+
+    def cookie_came(self, data: bytes) -> None:
+        genuine = self.ledger.genuine(data)
+        peer = None if genuine is None else self.peer_of(genuine.sender)
+        if peer is not None and genuine is not None:
+            peer.cookies = [each for each in peer.cookies if self.now - each[0] <= COOKIE_LIFETIME]
+            peer.cookies.append((self.now, genuine.cookie))
+
+    def handshake_proved(self, peer: ShadowPeer, size: int, secret: bytes) -> None:
+        """The protocol accepted the message it works on (`input`); `secret` is our preshared key for the peer."""
+        where = f"host {self.life[0]}"
+        genuine = self.ledger.genuine(self.input)
+        if genuine is None or genuine.to != self.identity or genuine.sender != peer.public:
+            raise Violation("I12", f"{where} accepted a handshake message that no peer sent to it")
+        if genuine.kind == 1:
+            require(genuine.stamp > peer.stamp_accepted, "I10", f"{where} accepted a timestamp that is not new")
+            peer.stamp_accepted = genuine.stamp
+        else:
+            require(genuine.secret == secret, "I26", f"{where} completed a handshake with another preshared key")
+        require(size == len(self.input), "I31", f"{where} counts a handshake message wrongly")
+        self.proved = peer.id
+        peer.rx += size
+        peer.last_traversal = self.now
+
+    def mac1_is_valid(self, data: bytes) -> bool:
+        return mac(mac1_key(PublicKey(self.identity)), before_mac1(data)) == mac1_of(data)
+
+    def check_silence(self, source: Endpoint) -> None:
+        """What left because of input that did not prove itself: nothing, or one cookie to its source (I13)."""
+        for sockaddr, data in self.outputs:
+            fine = data[0] == 3 and len(data) == 64 and sockaddr == source.sockaddr and self.mac1_is_valid(self.input)
+            require(fine, "I13", f"host {self.life[0]} answers what did not prove itself: type {data[0]}")
+        require(len(self.outputs) <= 1, "I13", f"host {self.life[0]} answers one message twice")

@@ -1,0 +1,325 @@
+"""After the faults: the world heals, and what must then work within a deadline is tried.
+
+Each trial is a small scenario on a healed world for one of L1 to L8 or L11; L9 is looked at whenever a packet waits,
+L10 at the end. Deadlines count from the first packet after healing, on a network without loss.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from random import Random
+
+from wyrmhole.protocol.tai64n import emit
+from wyrmhole.simulation.clock import MILLISECOND, SECOND, YEAR
+from wyrmhole.simulation.model.checks import require
+from wyrmhole.simulation.world.host import Host
+from wyrmhole.simulation.world.network import Weather
+from wyrmhole.simulation.world.scenario import draw_idle
+from wyrmhole.simulation.world.world import World
+
+ONE_WAY = 20 * MILLISECOND
+RTT = 2 * ONE_WAY
+SLACK = RTT + 200 * MILLISECOND
+"""A round trip, the timer wheel's ticks, and up to 1 % of a clock that drifts."""
+SESSION = 5400 * MILLISECOND + SLACK
+BOTH_WAYS = 15_400 * MILLISECOND + SLACK
+GIVE_UP = 110 * SECOND
+QUIET = 800 * SECOND
+TRIALS_PER_RUN = 3
+SAME_CLOCK = 1000
+"""Parts per million that two clocks may differ: 1 % of 180 s is more than the margin of a session's end."""
+
+Trial = Callable[[World, Random, Host, Host], None]
+
+
+def heal(world: World) -> None:
+    """Faults end: the network carries everything, all hosts run, and their settings agree."""
+    world.cancel_steps()
+    world.network.weather = Weather(delay=ONE_WAY)
+    world.network.cuts.clear()
+    world.network.holes.clear()
+    world.network.forget_held()
+    world.calls.heal()
+    for number in world.hosts:
+        _revive(world, number)
+    for host in world.hosts.values():
+        _settle_host(world, host)
+    for host in world.hosts.values():
+        for other in world.hosts.values():
+            if host is not other:
+                _agree(world, host, other)
+    world.run_for(30 * SECOND)
+
+
+def _revive(world: World, number: int) -> None:
+    host = world.hosts[number]
+    if host.running and not host.awake:
+        host.resume()
+        world.catch_up(number)
+    if not host.running:
+        host.start()
+        world.catch_up(number)
+    if not host.interface.is_up:
+        host.up()
+
+
+def _settle_host(world: World, host: Host) -> None:
+    host.busy_until = 0
+    host.bind.failing = host.tun.failing = 0
+    host.fire()
+    if not host.running:
+        host.start()
+
+
+def _agree(world: World, host: Host, other: Host) -> None:
+    """What an administrator would set right: keys, prefixes and addresses. A peer that starts again with its wall
+    clock set back is added anew, because what it sent before the crash is nowhere written down."""
+    settings = world.settings_for(host, other)
+    known = host.settings.peers.get(other.number)
+    shadow = host.shadow.peer_of(other.public.raw)
+    behind = shadow is not None and emit(other.clock.wall()) <= shadow.stamp_accepted
+    if known is None or known.public != other.public or behind:
+        world.forget(host.number, other.number)
+        world.add(host.number, settings)
+    world.reconfigure(
+        host.number,
+        other.number,
+        prefixes=settings.prefixes,
+        psk=None,
+        endpoint=settings.endpoint,
+        keepalive=settings.keepalive,
+    )
+
+
+def run_trials(world: World, names: Sequence[str] | None = None) -> None:
+    """These trials, or some that the seed draws; then everything is removed (L10) and stopped (I28)."""
+    heal(world)
+    drawn = Random(f"{world.scenario.seed}/trials").sample(list(TRIALS), TRIALS_PER_RUN)
+    for name in drawn if names is None else names:
+        run_trial(world, Random(f"{world.scenario.seed}/{name}"), name)
+    remove_all(world)
+
+
+def run_trial(world: World, random: Random, name: str) -> None:
+    """One trial on two hosts that have addresses of their own; L6 takes one behind a NAT if there is any."""
+    reachable = [host for host in world.hosts.values() if host.number not in world.network.nats]
+    first, second = random.sample(reachable, 2)
+    TRIALS[name](world, random, first, second)
+    world.ledger.counts[f"trials of {name}"] += 1
+    world.audit()
+
+
+def remove_all(world: World) -> None:
+    for host in world.hosts.values():
+        for number in list(host.settings.peers):
+            world.forget(host.number, number)
+        host.audit()
+        host.audits.empty()
+    for host in world.hosts.values():
+        host.stop()
+
+
+# Means
+
+
+def _fresh(world: World, *hosts: Host) -> None:
+    """Forget all sessions of these hosts."""
+    for host in hosts:
+        host.down()
+    for host in hosts:
+        host.up()
+
+
+def _connected(world: World, a: Host, b: Host) -> None:
+    """A session, and nothing that waits for anything."""
+    _fresh(world, a, b)
+    _must_arrive(world, "L1", [world.send(a.number, b.number)], 2 * SESSION)
+    _both_ways(world, "L1", a, b)
+
+
+def _must_arrive(world: World, check: str, numbers: list[int | None], within: int) -> None:
+    world.run_for(within)
+    for number in numbers:
+        require(world.was_delivered(number), check, f"packet {number} did not arrive within {within / SECOND:.3f} s")
+
+
+def _both_ways(world: World, check: str, a: Host, b: Host, within: int = RTT) -> None:
+    _must_arrive(world, check, [world.send(a.number, b.number), world.send(b.number, a.number)], within)
+
+
+def _talk(world: World, host: Host, other: Host, every: int, duration: int) -> None:
+    """Packets on a schedule, while the world goes on."""
+    for when in range(world.now, world.now + duration, every):
+        world.at(when, world.send, host.number, other.number)
+
+
+def _initiations(a: Host, b: Host) -> int:
+    """Of both sides together."""
+    return a.shadow_of(b).initiations + b.shadow_of(a).initiations
+
+
+# Trials
+
+
+def _l1(world: World, random: Random, a: Host, b: Host) -> None:
+    """Whatever state the faults left, or none."""
+    if random.random() < 0.5:
+        _fresh(world, a, b)
+    start = world.now
+    had_session = any(host.shadow_of(other).usable(host.now) for host, other in ((a, b), (b, a)))
+    for host, other in random.choice((((a, b),), ((b, a),), ((a, b), (b, a)))):
+        _talk(world, host, other, SECOND, BOTH_WAYS)
+    world.run_until(start + SESSION)
+    if not had_session:
+        made = any(host.shadow_of(other).usable(host.now) for host, other in ((a, b), (b, a)))
+        require(made, "L1", f"hosts {a.number} and {b.number} have no session after {SESSION / SECOND:.1f} s")
+    world.run_until(start + BOTH_WAYS)
+    _both_ways(world, "L1", a, b)
+
+
+def _l2(world: World, random: Random, a: Host, b: Host) -> None:
+    """One side crashes and knows no address of the other, which goes on talking."""
+    _connected(world, a, b)
+    if emit(b.clock.wall()) <= a.shadow_of(b).stamp_accepted:
+        return  # its stamps were forced up, which a crash forgets: see `_agree`
+    b.crash()
+    b.settings.peers[a.number].endpoint = None
+    world.run_for(random.randrange(1, 5) * SECOND)
+    b.start()
+    _talk(world, a, b, random.choice((100, 1000, 3000)) * MILLISECOND, BOTH_WAYS)
+    world.run_for(BOTH_WAYS)
+    _both_ways(world, "L2", a, b)
+    world.reconfigure(b.number, a.number, endpoint=a.address)
+
+
+def _l3(world: World, random: Random, a: Host, b: Host) -> None:
+    """Both begin within one way of each other, and go on talking over several renewals."""
+    world.run_for(6 * SECOND)
+    _fresh(world, a, b)
+    before = _initiations(a, b)
+    lead = random.randrange(ONE_WAY)
+    _talk(world, a, b, 5 * SECOND, 500 * SECOND)
+    world.run_for(lead)
+    _talk(world, b, a, 5 * SECOND, 500 * SECOND)
+    world.run_for(2 * SESSION)
+    _both_ways(world, "L3", a, b)
+    converged = _initiations(a, b)
+    require(converged - before <= 4, "L3", f"{converged - before} initiations before two sides converged")
+    world.run_for(480 * SECOND)
+    renewals = _initiations(a, b) - converged
+    require(renewals <= 5, "L3", f"{renewals} initiations of hosts {a.number} and {b.number} in 480 s")
+
+
+def _l4(world: World, random: Random, a: Host, b: Host) -> None:
+    """One spacing on each side, up to beyond the end of a session; for some 600 s."""
+    if abs(a.clock.drift - b.clock.drift) > SAME_CLOCK:
+        return
+    _connected(world, a, b)
+    numbers: list[int | None] = []
+    for host, other in random.choice((((a, b),), ((b, a),), ((a, b), (b, a)))):
+        spacing = random.choice((int(SECOND * 200 ** random.random()), random.randrange(160, 185) * SECOND))
+        for when in range(world.now, world.now + 600 * SECOND, spacing):
+            world.at(when, _send_into, world, host, other, numbers)
+    world.run_for(600 * SECOND)
+    _must_arrive(world, "L4", numbers, SESSION)
+
+
+def _send_into(world: World, host: Host, other: Host, numbers: list[int | None]) -> None:
+    numbers.append(world.send(host.number, other.number))
+
+
+def _l5(world: World, random: Random, a: Host, b: Host) -> None:
+    """The other side is away until the attempts end, then comes back; the next packet finds it."""
+    _fresh(world, a)
+    b.down()
+    a.gave_up.clear()
+    world.send(a.number, b.number)
+    world.run_for(GIVE_UP)
+    require(b.public.raw in a.gave_up, "L9", f"host {a.number} does not give up within {GIVE_UP / SECOND:.0f} s")
+    b.up()
+    before = _initiations(a, b)
+    number = world.send(a.number, b.number)
+    require(_initiations(a, b) == before + 1, "L5", f"host {a.number} does not start again with a new packet")
+    _must_arrive(world, "L5", [number], 2 * RTT)
+
+
+def _l6(world: World, random: Random, a: Host, b: Host) -> None:
+    """The side behind the NAT says nothing by itself. Both begin anew: who lost a session that the other still has
+    is reached again when that one ends it, for a keepalive expects no answer."""
+    if not world.network.nats:
+        return
+    inside = world.hosts[random.choice(list(world.network.nats))]
+    if abs(inside.clock.drift - b.clock.drift) > SAME_CLOCK:
+        return
+    timeout = world.network.nats[inside.number].timeout // SECOND
+    interval = random.randrange(1, timeout - 4)
+    for number in inside.settings.peers:
+        world.reconfigure(inside.number, number, keepalive=interval if number == b.number else 0)
+    world.reconfigure(b.number, inside.number, endpoint=None)
+    _fresh(world, b, inside)
+    world.run_for(SESSION)
+    for _ in range(6):
+        if random.random() < 0.3:
+            world.network.rebind(inside.number)
+            world.run_for(interval * SECOND + SESSION)
+        world.run_for(random.randrange(1, 100 * SECOND))
+        usable = b.shadow_of(inside).usable(b.now)
+        _must_arrive(world, "L6", [world.send(b.number, inside.number)], RTT if usable else SESSION)
+    world.reconfigure(inside.number, b.number, keepalive=0)
+
+
+def _l7(world: World, random: Random, a: Host, b: Host) -> None:
+    """The wall clock goes back, by seconds or years, while the machine runs."""
+    _connected(world, a, b)
+    before = a.clock.wall_offset
+    a.clock.wall_offset -= random.choice((SECOND, 3600 * SECOND, YEAR, 10 * YEAR))
+    world.run_for(6 * SECOND)
+    _fresh(world, a, b)
+    _must_arrive(world, "L7", [world.send(a.number, b.number)], 2 * RTT)
+    a.clock.wall_offset = before
+
+
+def _l8(world: World, random: Random, a: Host, b: Host) -> None:
+    """A flood ends; two seconds later nobody needs a cookie."""
+    _fresh(world, a, b)
+    world.flood_once(b.number, 300, random.choice((1, 24)))
+    world.run_for(2 * SECOND)
+    cookies = world.ledger.counts["cookie replies"]
+    number = world.send(a.number, b.number)
+    _must_arrive(world, "L8", [number], 2 * RTT)
+    require(world.ledger.counts["cookie replies"] == cookies, "L8", f"host {b.number} still asks for cookies")
+
+
+def _l11(world: World, random: Random, a: Host, b: Host) -> None:
+    """An hour in which nothing passes but persistent keepalives."""
+    _connected(world, a, b)
+    _fresh(world, a, b)
+    duration = 3600 * SECOND
+    world.do_idle(a.number, b.number, *draw_idle(random, has_nat=False), duration)
+    world.run_for(duration + SECOND)
+    for host, other in ((a, b), (b, a)):
+        world.reconfigure(host.number, other.number, keepalive=0)
+
+
+def _quiet(world: World, random: Random, a: Host, b: Host) -> None:
+    """Nobody says anything for so long that all secrets and timers are gone (I16, I19)."""
+    for host in world.hosts.values():
+        for number in host.settings.peers:
+            world.reconfigure(host.number, number, keepalive=0)
+    _connected(world, a, b)
+    world.run_for(QUIET)
+    world.audit()
+
+
+TRIALS: dict[str, Trial] = {
+    "L1": _l1,
+    "L2": _l2,
+    "L3": _l3,
+    "L4": _l4,
+    "L5": _l5,
+    "L6": _l6,
+    "L7": _l7,
+    "L8": _l8,
+    "L11": _l11,
+    "quiet": _quiet,
+}

@@ -1,0 +1,63 @@
+"""Cut a failing run down: fewer steps, and only the trial that fails, while the same named check still fails.
+
+The way is delta debugging (Zeller and Hildebrandt, 2002): leave out chunks, halve the chunks when none can be left
+out. Every candidate is a whole run, so the number of runs is bounded and not their outcome perfect.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from wyrmhole.simulation.runs.run import Outcome, Run, carry_out
+
+MAX_RUNS = 300
+
+
+def shrink(outcome: Outcome, max_runs: int = MAX_RUNS) -> Outcome:
+    """The smallest failing outcome found. Raises ValueError for one that did not fail."""
+    if outcome.violation is None:
+        raise ValueError("only a run that failed can be shrunk")
+    return _Shrinker(outcome, max_runs).best
+
+
+class _Shrinker:
+    def __init__(self, outcome: Outcome, max_runs: int) -> None:
+        assert outcome.violation is not None
+        self.best = outcome
+        self._check = outcome.violation.check
+        self._left = max_runs
+        for trials in ((), *((name,) for name in outcome.run.trials or ())):
+            if self._fails(replace(outcome.run, trials=trials)):
+                break
+        self._steps()
+
+    def _fails(self, run: Run) -> bool:
+        """Whether this run fails as the first one did; then it is the best so far."""
+        if not self._left:
+            return False
+        self._left -= 1
+        outcome = carry_out(run)
+        fails = outcome.violation is not None and outcome.violation.check == self._check
+        if fails:
+            self.best = outcome
+        return fails
+
+    def _steps(self) -> None:
+        run = self.best.run
+        kept = list(range(len(run.scenario().steps))) if run.keep is None else list(run.keep)
+        chunk = max(1, len(kept) // 2)
+        while kept and self._left:
+            kept, cut = self._pass(kept, chunk)
+            if not cut:
+                if chunk == 1:
+                    return
+                chunk //= 2
+
+    def _pass(self, kept: list[int], chunk: int) -> tuple[list[int], bool]:
+        """Try to leave out each chunk once, the last first: what happens late is rarely the cause."""
+        cut = False
+        for start in range((len(kept) - 1) // chunk * chunk, -1, -chunk):
+            fewer = kept[:start] + kept[start + chunk :]
+            if self._fails(replace(self.best.run, keep=tuple(fewer))):
+                kept, cut = fewer, True
+        return kept, cut

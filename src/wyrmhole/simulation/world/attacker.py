@@ -1,0 +1,107 @@
+"""Who hears everything and knows all public keys: replays, reflects, splices, forges and floods.
+
+It has no private key, so nothing that it makes may be accepted. What it replays may be genuine and unspent, and then
+is accepted, from wherever it comes: that is the protocol (rule M44).
+"""
+
+from __future__ import annotations
+
+from random import Random
+
+from wyrmhole.protocol.cookie import CookieGenerator, mac1_key
+from wyrmhole.protocol.keys import PublicKey
+from wyrmhole.protocol.primitives import mac
+from wyrmhole.simulation.world.network import Captured, Network
+from wyrmhole.wire.endpoint import SockAddr
+from wyrmhole.wire.messages import CookieReply, before_mac1
+
+_LENGTHS = (0, 1, 3, 4, 31, 32, 33, 63, 64, 65, 91, 92, 93, 147, 148, 149, 200, 1500, 65_507)
+_MACS = 32
+_MAILBOXES = 256
+Attack = tuple[SockAddr, bytes]
+"""(from where it claims to come, datagram)."""
+
+
+class Attacker:
+    def __init__(self, network: Network, random: Random) -> None:
+        self.mail: dict[SockAddr, bytes] = {}
+        """The last datagram that came to each of its addresses."""
+        self._network = network
+        self._random = random
+
+    def hears(self, address: SockAddr, data: bytes) -> None:
+        """A datagram went to an address where no host is."""
+        if len(self.mail) >= _MAILBOXES:
+            self.mail.clear()
+        self.mail[address] = data
+
+    def address(self) -> SockAddr:
+        random = self._random
+        if random.random() < 0.2:
+            return (f"2001:db8::{random.randrange(1, 0xFFFF):x}", random.randrange(1, 65_536), 0, 0)
+        return (f"198.51.100.{random.randrange(1, 255)}", random.randrange(1, 65_536))
+
+    def garbage(self, count: int) -> list[Attack]:
+        """Datagrams of all types and lengths that know nothing."""
+        random = self._random
+        made: list[Attack] = []
+        for _ in range(count):
+            kind = bytes((random.choice((0, 1, 2, 3, 4, 5, 255)), 0, random.choice((0, 0, 1)), 0))
+            made.append((self.address(), (kind + random.randbytes(random.choice(_LENGTHS)))[: random.choice(_LENGTHS)]))
+        return made
+
+    def forged(self, public: PublicKey, count: int) -> list[Attack]:
+        """Made of what was heard: a live index with another counter or tag, and messages with a valid mac1."""
+        random, heard = self._random, list(self._network.captured)
+        made: list[Attack] = []
+        for _ in range(count):
+            if heard and random.random() < 0.7:
+                made.append((self._source(heard[random.randrange(len(heard))].source), self._twist(public, heard)))
+            else:
+                made.append((self.address(), self.initiation(public)))
+        return made
+
+    def _source(self, genuine: SockAddr) -> SockAddr:
+        return genuine if self._random.random() < 0.5 else self.address()
+
+    def _twist(self, public: PublicKey, heard: list[Captured]) -> bytes:
+        """One heard datagram, changed; handshake messages get a valid mac1 again."""
+        random = self._random
+        data = bytearray(random.choice(heard).data)
+        if data[0] == 4 and len(data) >= 32:
+            what = random.randrange(3)
+            if what == 0:
+                data[8:16] = random.choice((2**64 - 1, 2**40, 8192, 0)).to_bytes(8, "little")
+            elif what == 1:
+                data[-1 - random.randrange(16)] ^= 1 << random.randrange(8)
+            else:
+                other = random.choice(heard).data
+                data[4:8] = other[4:8].ljust(4, b"\1")
+        elif len(data) > 12:
+            data[4 + random.randrange(len(data) - 4)] ^= 1 << random.randrange(8)
+        if data[0] in (1, 2) and len(data) in (148, 92):
+            data[-_MACS:-16] = mac(mac1_key(public), bytes(data[:-_MACS]))
+        return bytes(data)
+
+    def initiation(self, public: PublicKey) -> bytes:
+        """An initiation of random bytes, with a mac1 that is right: it costs the receiver a Diffie-Hellman."""
+        body = b"\1\0\0\0" + self._random.randbytes(112)
+        return body + mac(mac1_key(public), body) + bytes(16)
+
+    def flood(self, public: PublicKey, count: int, sources: int) -> list[Attack]:
+        addresses = [self.address() for _ in range(sources)]
+        return [(addresses[number % sources], self.initiation(public)) for number in range(count)]
+
+    def with_cookies(self, public: PublicKey, sent: list[Attack], each: int) -> list[Attack]:
+        """From each address that got a cookie reply to the message it sent: more messages, with a valid mac2."""
+        made: list[Attack] = []
+        for address, message in sent:
+            reply = self.mail.get(address)
+            if reply is None or reply[0] != 3:
+                continue
+            generator = CookieGenerator(public)
+            generator._last_mac1 = message[-_MACS:-16]
+            if generator.consume_reply(CookieReply.parse(reply), 0):
+                fresh = [self.initiation(public) for _ in range(each)]
+                made += [(address, generator.add_macs(before_mac1(each_message), 0)) for each_message in fresh]
+        return made

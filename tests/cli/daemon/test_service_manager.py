@@ -1,0 +1,107 @@
+"""What a service manager hears: on a real socket of the test's, with a loop that the test drives."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from wyrmhole.cli.daemon.service_manager import ALIVE, READY, ServiceManager
+
+PID = 4711
+
+
+class Manager:
+    def __init__(self, address: str) -> None:
+        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.socket.bind(address)
+        self.socket.settimeout(20)
+
+    def hear(self) -> str:
+        return self.socket.recv(4096).decode()
+
+
+@pytest.fixture
+def manager(tmp_path: Path) -> Iterator[Manager]:
+    manager = Manager(str(tmp_path / "notify"))
+    with manager.socket:
+        yield manager
+
+
+def environ_for(manager: Manager, **more: str) -> dict[str, str]:
+    return {"NOTIFY_SOCKET": manager.socket.getsockname(), **more}
+
+
+def test_a_state_is_told_and_the_environment_no_longer_names_the_socket(manager: Manager) -> None:
+    environ = environ_for(manager, WATCHDOG_USEC="3000000", WATCHDOG_PID=str(PID), HOME="/")
+    service = ServiceManager.take(environ, PID)
+    service.tell(READY)
+    assert manager.hear() == "READY=1"
+    assert service.watchdog_seconds == 3.0
+    assert environ == {"HOME": "/"}
+    service.close()
+
+
+def test_an_abstract_address(manager: Manager) -> None:
+    with Manager(f"\0wyrmhole-test-{id(manager)}").socket as abstract:
+        name = abstract.getsockname().decode().replace("\0", "@")
+        service = ServiceManager.take({"NOTIFY_SOCKET": name}, PID)
+        service.tell(READY)
+        assert abstract.recv(100) == b"READY=1"
+        service.close()
+
+
+@pytest.mark.parametrize("address", ["", "vsock:2:1", "/nobody/listens/here"])
+def test_without_a_manager_that_listens_nothing_happens(address: str) -> None:
+    service = ServiceManager.take({"NOTIFY_SOCKET": address}, PID)
+    service.tell(READY)
+    service.close()
+    service.close()
+
+
+@pytest.mark.parametrize(
+    "variables",
+    [
+        {},
+        {"WATCHDOG_USEC": "3000000", "WATCHDOG_PID": str(PID + 1)},
+        {"WATCHDOG_USEC": "0"},
+        {"WATCHDOG_USEC": "-1"},
+        {"WATCHDOG_USEC": "٣"},
+        {"WATCHDOG_USEC": "soon"},
+    ],
+)
+def test_a_watchdog_that_is_not_ours_is_not_fed(manager: Manager, variables: dict[str, str]) -> None:
+    service = ServiceManager.take(environ_for(manager, **variables), PID)
+
+    async def prove() -> None:
+        raise AssertionError("nobody asked for a proof")
+
+    asyncio.run(service.feed(prove))
+    service.close()
+
+
+def test_the_watchdog_is_fed_by_proofs_and_starves_without(manager: Manager) -> None:
+    """Two rounds through the engine, then one that never ends."""
+    rounds = 0
+    stuck = asyncio.Event()
+
+    async def prove() -> None:
+        nonlocal rounds
+        rounds += 1
+        if rounds > 2:
+            stuck.set()
+            await asyncio.Event().wait()
+
+    async def scenario() -> None:
+        service = ServiceManager.take(environ_for(manager, WATCHDOG_USEC="3000"), PID)
+        feeding = asyncio.ensure_future(service.feed(prove))
+        await stuck.wait()
+        feeding.cancel()
+        service.tell("the end")
+        service.close()
+
+    asyncio.run(scenario())
+    assert [manager.hear() for _ in range(3)] == [ALIVE, ALIVE, "the end"]

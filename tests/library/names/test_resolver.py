@@ -1,0 +1,566 @@
+"""Names, asked of a real server on loopback by sockets that a stand-in for the tunnel opened."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from ipaddress import ip_address
+from typing import Any, TypeVar
+
+import dns.rcode
+import pytest
+import uvloop
+
+from tests.library.loopback import Loopback, eventually, run
+from tests.library.names.name_server import NameServer, Records, name_server
+from wyrmhole.library.names import address_info
+from wyrmhole.library.names.resolver import QUESTIONS, UNANSWERED, Resolver
+
+T = TypeVar("T")
+RECORDS: Records = {
+    ("db.internal", "A"): ["10.0.0.1", "10.0.0.2"],
+    ("db.internal", "AAAA"): ["fd00::1", "fd00::2", "fd00::3"],
+    ("four.internal", "A"): ["10.0.0.4"],
+    ("alias.internal", "CNAME"): ["four.internal."],
+    ("printer.office.internal", "A"): ["10.1.0.1"],
+    ("_sip._tcp.internal", "SRV"): ["20 0 5061 second.internal.", "10 0 5060 first.internal."],
+    ("_none._tcp.internal", "SRV"): ["0 0 0 ."],
+}
+
+
+class Clock:
+    now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@asynccontextmanager
+async def resolving(
+    *, ttl: int = 60, search: Sequence[str] = (), ndots: int = 1, host: str = "127.0.0.1", lifetime: float = 5.0
+) -> AsyncIterator[tuple[Resolver, NameServer, Loopback, Clock]]:
+    tunnel, clock = Loopback(), Clock()
+    async with name_server(RECORDS, ttl, host) as (server, port):
+        resolver = Resolver(
+            [host],
+            tunnel.open_socket,
+            search=search,
+            ndots=ndots,
+            port=port,
+            clock=clock,
+            attempt=1.0,
+            lifetime=lifetime,
+        )
+        yield resolver, server, tunnel, clock
+    assert tunnel.still_open == 0, "sockets of questions are closed"
+
+
+async def texts(resolver: Resolver, name: str, family: int = 0) -> list[str]:
+    return [str(address) for address in await resolver.addresses(name, family=family)]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_both_families_are_asked_and_interleaved(host: str) -> None:
+    """RFC 8305, 4."""
+
+    async def scenario() -> None:
+        async with resolving(host=host) as (resolver, server, _, _):
+            found = await texts(resolver, "db.internal")
+            assert sorted(found[::2][:2] + found[4:]) == ["fd00::1", "fd00::2", "fd00::3"]
+            assert sorted(found[1:4:2]) == ["10.0.0.1", "10.0.0.2"]
+            assert sorted(server.asked) == [("udp", "db.internal", "A"), ("udp", "db.internal", "AAAA")]
+
+    run(scenario())
+
+
+def test_the_shape_is_that_of_the_standard_library() -> None:
+    async def scenario() -> None:
+        async with resolving() as (resolver, _, _, _):
+            for name, port, kind in (("four.internal", 80, socket.SOCK_STREAM), ("10.0.0.4", 53, socket.SOCK_DGRAM)):
+                (mine,) = await resolver.getaddrinfo(name, port, type=kind)
+                assert mine == socket.getaddrinfo("10.0.0.4", port, type=kind)[0]
+            (six,) = await resolver.getaddrinfo("::1", 80)
+            assert six == socket.getaddrinfo("::1", 80, type=socket.SOCK_STREAM)[0]
+
+    run(scenario())
+
+
+def test_one_family_only_is_one_question() -> None:
+    async def scenario() -> None:
+        async with resolving() as (resolver, server, _, _):
+            assert len(await texts(resolver, "db.internal", socket.AF_INET)) == 2
+            assert server.asked == [("udp", "db.internal", "A")]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    "name", ["10.9.8.7", "fd00::7", "[fd00::7]", "fe80::1%2", "localhost", "LOCALHOST.", "db.localhost"]
+)
+def test_literals_and_localhost_are_never_asked(name: str) -> None:
+    """RFC 6761, 6.3."""
+
+    async def scenario() -> None:
+        async with resolving() as (resolver, server, tunnel, _):
+            assert await texts(resolver, name)
+            assert server.asked == []
+            assert tunnel.opened == []
+
+    run(scenario())
+
+
+def test_a_literal_of_the_other_family_is_refused() -> None:
+    with pytest.raises(socket.gaierror, match="no address of the family"):
+        run(Resolver([], Loopback().open_socket).addresses("10.0.0.1", family=socket.AF_INET6))
+
+
+def test_without_a_name_server_a_name_is_refused_with_what_to_do() -> None:
+    with pytest.raises(socket.gaierror, match=r"'db\.internal' is a name .* add DNS = ADDRESS") as caught:
+        run(Resolver([], Loopback().open_socket).addresses("db.internal"))
+    assert caught.value.errno == socket.EAI_NONAME
+
+
+def test_the_host_s_own_resolver_is_never_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("the host's resolver was asked")
+
+    async def scenario() -> None:
+        async with resolving() as (resolver, _, _, _):
+            for name in ("getaddrinfo", "gethostbyname", "gethostbyname_ex"):
+                monkeypatch.setattr(socket, name, refuse)
+            monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", refuse)
+            assert await texts(resolver, "four.internal") == ["10.0.0.4"]
+            with pytest.raises(socket.gaierror):
+                await resolver.addresses("nowhere.internal")
+
+    run(scenario())
+
+
+def test_a_truncated_answer_is_asked_for_again_by_tcp() -> None:
+    async def scenario() -> None:
+        async with resolving() as (resolver, server, _, _):
+            server.truncates = True
+            assert await texts(resolver, "four.internal", socket.AF_INET) == ["10.0.0.4"]
+            assert [how for how, _, _ in server.asked] == ["udp", "tcp"]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_lost_answer_is_asked_for_again(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+    async def scenario() -> None:
+        async with resolving() as (resolver, server, _, _):
+            server.silent = 1
+            assert await texts(resolver, "four.internal", socket.AF_INET) == ["10.0.0.4"]
+            assert len(server.asked) == 2
+            server.edns = "swallowed"
+            assert await texts(resolver, "db.internal", socket.AF_INET)
+
+    with asyncio.Runner(loop_factory=new_loop) as runner:
+        runner.run(asyncio.wait_for(scenario(), 20))
+
+
+def test_aliases_are_followed() -> None:
+    async def scenario() -> None:
+        async with resolving() as (resolver, _, _, _):
+            assert await texts(resolver, "alias.internal") == ["10.0.0.4"]
+
+    run(scenario())
+
+
+@pytest.mark.parametrize(
+    ("name", "ndots", "asked"),
+    [
+        ("printer", 1, ["printer.lab.internal", "printer.office.internal"]),
+        ("printer.office", 1, ["printer.office", "printer.office.lab.internal", "printer.office.internal"]),
+        ("printer.office", 2, ["printer.office.lab.internal", "printer.office.office.internal", "printer.office"]),
+        ("printer.office.internal", 1, ["printer.office.internal"]),
+        ("four.internal.", 1, ["four.internal"]),
+        ("nothing.", 1, ["nothing"]),
+    ],
+)
+def test_search_domains_and_ndots_are_those_of_resolv_conf(name: str, ndots: int, asked: list[str]) -> None:
+    """resolv.conf(5): fewer dots than ndots, and the domains come first."""
+
+    async def scenario() -> None:
+        search = ["lab.internal", "office.internal" if name != "printer.office" or ndots == 2 else "internal"]
+        async with resolving(search=search, ndots=ndots) as (resolver, server, _, _):
+            with suppress(socket.gaierror):
+                await resolver.addresses(name, family=socket.AF_INET)
+            assert [each for _, each, _ in server.asked] == asked
+
+    run(scenario())
+
+
+def test_answers_live_as_long_as_they_say() -> None:
+    async def scenario() -> None:
+        async with resolving(ttl=60) as (resolver, server, _, clock):
+            for passed, questions in ((0, 1), (59.9, 1), (60, 2)):
+                clock.now = 1000.0 + passed
+                await texts(resolver, "four.internal", socket.AF_INET)
+                assert len(server.asked) == questions
+            resolver.flush()
+            await texts(resolver, "four.internal", socket.AF_INET)
+            assert len(server.asked) == 3
+
+    run(scenario())
+
+
+def test_no_answer_is_believed_for_longer_than_an_hour_and_none_for_zero_seconds() -> None:
+    async def scenario(ttl: int, passed: float, questions: int) -> None:
+        async with resolving(ttl=ttl) as (resolver, server, _, clock):
+            await texts(resolver, "four.internal", socket.AF_INET)
+            clock.now += passed
+            await texts(resolver, "four.internal", socket.AF_INET)
+            assert len(server.asked) == questions
+
+    run(scenario(10**6, 3599, 1))
+    run(scenario(10**6, 3600, 2))
+    run(scenario(0, 0, 2))
+
+
+@pytest.mark.parametrize("name", ["nowhere.internal", "four.internal"])
+def test_a_no_is_kept_too_but_only_with_a_soa_and_for_five_minutes(name: str) -> None:
+    """RFC 2308, 5: no such name, and no such record."""
+
+    async def scenario(ttl: int, soa: bool, passed: float, questions: int) -> None:
+        async with resolving(ttl=ttl) as (resolver, server, _, clock):
+            server.soa = soa
+            for _ in range(2):
+                with pytest.raises(socket.gaierror, match="know no") as caught:
+                    await resolver.addresses(name, family=socket.AF_INET6)
+                assert caught.value.errno == socket.EAI_NONAME
+                clock.now += passed
+            assert len(server.asked) == questions
+
+    run(scenario(60, True, 59, 1))
+    run(scenario(60, True, 60, 2))
+    run(scenario(3600, True, 299, 1))
+    run(scenario(3600, True, 300, 2))
+    run(scenario(60, False, 0, 2))
+
+
+def test_a_broken_server_is_a_failure_of_the_moment_and_is_not_kept() -> None:
+    async def scenario() -> None:
+        async with resolving(lifetime=0.5) as (resolver, server, _, _):
+            server.rcode = dns.rcode.SERVFAIL
+            with pytest.raises(socket.gaierror, match="no name server of the tunnel answered") as caught:
+                await resolver.addresses("four.internal")
+            assert caught.value.errno == socket.EAI_AGAIN
+            server.rcode = None
+            assert await texts(resolver, "four.internal") == ["10.0.0.4"]
+
+    run(scenario())
+
+
+def test_a_server_that_is_not_there_leaves_the_turn_to_the_next() -> None:
+    async def scenario() -> None:
+        async with name_server(RECORDS) as (_, port):
+            resolver = Resolver(["127.0.0.9", "127.0.0.1"], Loopback().open_socket, port=port)
+            assert await texts(resolver, "four.internal") == ["10.0.0.4"]
+
+    run(scenario())
+
+
+# Servers that are slow, partial or broken
+
+
+async def took(work: Awaitable[T]) -> tuple[T, float]:
+    """What it gave, and the seconds it needed."""
+    start = asyncio.get_running_loop().time()
+    return await work, asyncio.get_running_loop().time() - start
+
+
+def test_a_type_that_is_never_answered_costs_50_ms_once() -> None:
+    async def scenario() -> None:
+        async with resolving(lifetime=15) as (resolver, server, _, clock):
+            server.mute = {"AAAA"}
+            found, seconds = await took(texts(resolver, "four.internal"))
+            assert found == ["10.0.0.4"] and seconds < 5
+            assert await texts(resolver, "four.internal") == ["10.0.0.4"]
+            await eventually(lambda: not resolver._asked)
+            before = len(server.asked)
+            assert await texts(resolver, "four.internal") == ["10.0.0.4"]
+            assert len(server.asked) == before, "neither is asked again"
+            clock.now += UNANSWERED
+            server.mute = set()
+            assert await texts(resolver, "four.internal") == ["10.0.0.4"]
+            assert len(server.asked) == before + 2
+
+    run(scenario())
+
+
+def test_an_answer_that_comes_late_is_used_after_all() -> None:
+    async def scenario() -> None:
+        async with resolving(lifetime=15) as (resolver, server, _, _):
+            server.mute = {"AAAA"}
+            assert sorted(await texts(resolver, "db.internal")) == ["10.0.0.1", "10.0.0.2"]
+            assert resolver.is_incomplete("db.internal") and not resolver.is_incomplete("four.internal")
+            server.mute = set()
+            everything = await resolver.addresses("db.internal", complete=True)
+            assert len(everything) == 5
+            assert len(await texts(resolver, "db.internal")) == 5
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("rcode", ["SERVFAIL", "REFUSED", "NXDOMAIN", "NOTIMP", "FORMERR"])
+def test_a_server_that_refuses_one_type_still_resolves_the_name(rcode: str) -> None:
+    async def scenario() -> None:
+        async with resolving() as (resolver, server, _, _):
+            server.rcodes = {"AAAA": dns.rcode.from_text(rcode)}
+            for _ in range(2):
+                assert await texts(resolver, "four.internal") == ["10.0.0.4"]
+            if rcode != "NXDOMAIN":
+                assert [kind for _, _, kind in server.asked].count("A") == 1
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("edns", ["refused", "swallowed"])
+def test_a_server_without_edns_is_asked_without_it_and_remembered(edns: str) -> None:
+    async def scenario() -> None:
+        async with resolving() as (resolver, server, _, _):
+            server.edns = edns
+            assert await texts(resolver, "four.internal", socket.AF_INET) == ["10.0.0.4"]
+            assert len(server.asked) == 2
+            assert await texts(resolver, "db.internal", socket.AF_INET)
+            assert len(server.asked) == 3
+
+    run(scenario())
+
+
+def test_a_truncated_answer_without_tcp_is_used_as_far_as_it_came() -> None:
+    async def scenario() -> None:
+        async with resolving() as (resolver, server, _, _):
+            server.truncates, server.has_tcp, server.partial = True, False, True
+            assert await texts(resolver, "four.internal", socket.AF_INET) == ["10.0.0.4"]
+
+    run(scenario())
+
+
+def test_a_truncated_answer_without_tcp_is_asked_for_with_a_larger_size() -> None:
+    async def scenario() -> None:
+        async with resolving() as (resolver, server, _, _):
+            server.truncates, server.has_tcp, server.largest = True, False, 1232
+            assert await texts(resolver, "four.internal", socket.AF_INET) == ["10.0.0.4"]
+            server.largest = 65535
+            with pytest.raises(socket.gaierror, match="truncated, and it has no TCP"):
+                await texts(resolver, "db.internal", socket.AF_INET)
+
+    run(scenario())
+
+
+def test_a_server_that_refers_elsewhere_gives_way_to_the_next() -> None:
+    async def scenario() -> None:
+        async with resolving() as (resolver, server, _, _):
+            server.refers = True
+            with pytest.raises(socket.gaierror, match="refers to other servers"):
+                await resolver.addresses("four.internal")
+
+    run(scenario())
+
+
+def test_an_alias_that_the_server_does_not_follow_is_followed_here() -> None:
+    async def scenario() -> None:
+        async with resolving() as (resolver, server, _, _):
+            server.follows_aliases = server.soa = False
+            assert await texts(resolver, "alias.internal", socket.AF_INET) == ["10.0.0.4"]
+
+    run(scenario())
+
+
+@asynccontextmanager
+async def two_servers() -> AsyncIterator[tuple[NameServer, NameServer, Resolver]]:
+    """The first and the second of a list."""
+    async with (
+        name_server(RECORDS) as (second, port),
+        name_server(RECORDS, host="127.0.0.2", port=port) as (first, _),
+    ):
+        yield first, second, Resolver(["127.0.0.2", "127.0.0.1"], Loopback().open_socket, port=port)
+
+
+def test_a_first_server_that_is_silent_is_asked_last_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scenario() -> None:
+        async with two_servers() as (dead, _, resolver):
+            dead.mute = {"A", "AAAA"}
+            _, seconds = await took(texts(resolver, "four.internal"))
+            assert seconds < 4 and dead.asked
+            before = len(dead.asked)
+            monkeypatch.setattr("wyrmhole.library.names.resolver.STAGGER", 15)
+            await texts(resolver, "db.internal")
+            assert len(dead.asked) == before
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("rcode", ["SERVFAIL", "REFUSED"])
+def test_a_server_that_fails_gives_way_at_once(rcode: str) -> None:
+    async def scenario() -> None:
+        async with two_servers() as (bad, server, resolver):
+            bad.rcode = dns.rcode.from_text(rcode)
+            assert await texts(resolver, "four.internal") == ["10.0.0.4"]
+            assert ("udp", "four.internal", "A") in server.asked
+
+    run(scenario())
+
+
+def test_a_search_domain_that_a_server_does_not_serve_is_passed_over() -> None:
+    async def scenario() -> None:
+        async with resolving(search=["elsewhere.example"]) as (resolver, server, _, _):
+            answer = server.answer
+
+            def refuse(how: str, data: bytes) -> bytes:
+                server.rcode = dns.rcode.REFUSED if b"elsewhere" in data else None
+                return answer(how, data)
+
+            server.answer = refuse  # type: ignore[method-assign]
+            server.records[("short", "A")] = ["10.0.0.8"]
+            assert await texts(resolver, "short") == ["10.0.0.8"]
+            server.records.pop(("short", "A"))
+
+    run(scenario())
+
+
+def test_a_name_that_nobody_answers_fails_with_one_sentence_and_within_its_time() -> None:
+    async def scenario() -> None:
+        async with resolving(lifetime=0.2) as (resolver, server, _, _):
+            server.mute = {"A", "AAAA"}
+            with pytest.raises(socket.gaierror) as caught:
+                await resolver.addresses("four.internal")
+            assert caught.value.errno == socket.EAI_AGAIN
+            assert str(caught.value.strerror).startswith("no name server of the tunnel answered for four.internal: ")
+            assert "Do53" not in str(caught.value)
+            server.mute, resolver._lifetime = set(), 15.0
+            assert await texts(resolver, "four.internal") == ["10.0.0.4"], "that nothing was answered is not kept"
+
+    run(scenario())
+
+
+def test_silent_questions_of_one_type_do_not_hold_up_the_other() -> None:
+    async def scenario() -> None:
+        async with resolving(lifetime=15) as (resolver, server, _, _):
+            server.mute = {"AAAA"}
+            for number in range(3 * QUESTIONS):
+                server.records[(f"h{number}.internal", "A")] = ["10.0.0.4"]
+            names = [f"h{number}.internal" for number in range(3 * QUESTIONS)]
+            found, seconds = await took(asyncio.gather(*(texts(resolver, name) for name in names)))
+            assert found == [["10.0.0.4"]] * len(names) and seconds < 10
+            for name in names:
+                server.records.pop((name, "A"))
+            await eventually(lambda: not resolver._asked)
+
+    run(scenario())
+
+
+def test_a_server_that_nothing_leads_to_is_not_asked() -> None:
+    async def scenario() -> None:
+        async with name_server(RECORDS) as (_, port):
+            inside = {ip_address("127.0.0.1")}
+            tunnel = Loopback()
+            servers = ["192.0.2.53", "127.0.0.1"]
+            resolver = Resolver(servers, tunnel.open_socket, port=port, leads_to=inside.__contains__)
+            assert await texts(resolver, "four.internal") == ["10.0.0.4"]
+            inside.clear()
+            with pytest.raises(socket.gaierror, match=r"192\.0\.2\.53, 127\.0\.0\.1 is in no peer's AllowedIPs"):
+                await resolver.addresses("db.internal")
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("type", [0, socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW])
+@pytest.mark.parametrize("family", [0, socket.AF_INET, socket.AF_INET6])
+@pytest.mark.parametrize("port", [80, "80", b"80", None, "domain"])
+@pytest.mark.parametrize("flags", [0, socket.AI_NUMERICHOST, socket.AI_CANONNAME, socket.AI_PASSIVE])
+def test_every_form_of_arguments_is_that_of_the_standard_library(type: int, family: int, port: Any, flags: int) -> None:
+    if type == socket.SOCK_RAW or (port == "domain" and not type):
+        return  # the C library lists no raw sockets for a port
+    address = "fd00::7" if family == socket.AF_INET6 else "10.0.0.7"
+    expected = socket.getaddrinfo(address, port, family, type, 0, flags)
+    number = address_info.as_port(port, type, flags)
+    resolver = Resolver([], Loopback().open_socket)
+    assert run(resolver.getaddrinfo(address, number, family=family, type=type, flags=flags)) == expected
+
+
+@pytest.mark.parametrize(
+    ("arguments", "number"),
+    [
+        ((socket.AF_UNIX, 0, 0), socket.EAI_FAMILY),
+        ((0, 77, 0), socket.EAI_SOCKTYPE),
+        ((0, 0, 1 << 20), socket.EAI_BADFLAGS),
+    ],
+)
+def test_arguments_that_do_not_exist_are_refused(arguments: tuple[int, int, int], number: int) -> None:
+    with pytest.raises(socket.gaierror) as caught:
+        address_info.check(*arguments)
+    assert caught.value.errno == number
+
+
+def test_the_same_question_at_once_goes_out_once_and_survives_who_gave_up() -> None:
+    async def scenario() -> None:
+        async with resolving() as (resolver, server, _, _):
+            server.answering.clear()
+            many = [asyncio.create_task(texts(resolver, "four.internal", socket.AF_INET)) for _ in range(10)]
+            await eventually(lambda: len(server.asked) == 1)
+            many[0].cancel()
+            server.answering.set()
+            assert await asyncio.gather(*many[1:]) == [["10.0.0.4"]] * 9
+            assert len(server.asked) == 1
+            with pytest.raises(asyncio.CancelledError):
+                await many[0]
+
+    run(scenario())
+
+
+def test_services_come_in_the_order_of_their_priorities() -> None:
+    """RFC 2782."""
+
+    async def scenario() -> None:
+        async with resolving() as (resolver, _, _, _):
+            assert await resolver.srv("_sip._tcp.internal") == [("first.internal", 5060), ("second.internal", 5061)]
+            for name in ("_none._tcp.internal", "_gone._tcp.internal"):
+                with pytest.raises(socket.gaierror, match="know no"):
+                    await resolver.srv(name)
+
+    run(scenario())
+
+
+LONG = ".".join(["abcdefghi"] * 30)
+
+
+@pytest.mark.parametrize(
+    "name", ["a" * 64 + ".internal", "a..b", "a\\", "a\\999", "\udcff.internal", "ü" * 60, LONG, "", "."]
+)
+def test_what_is_no_name_is_refused_without_asking(name: str) -> None:
+    async def scenario() -> None:
+        async with resolving() as (resolver, server, _, _):
+            with pytest.raises(socket.gaierror):
+                await resolver.addresses(name)
+            assert server.asked == []
+
+    run(scenario())
+
+
+def test_the_cache_is_bounded() -> None:
+    async def scenario() -> None:
+        async with resolving() as (resolver, server, _, _):
+            resolver._cache._capacity = 1
+            for name in ("four.internal", "db.internal", "four.internal"):
+                await resolver.addresses(name, family=socket.AF_INET)
+            assert len(server.asked) == 3
+
+    run(scenario())
+
+
+def test_without_dnspython_names_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "dns", None)
+    with pytest.raises(socket.gaierror, match=r"extra `dns`, for example pip install '\.\[dns\]' in a checkout"):
+        run(Resolver(["127.0.0.1"], Loopback().open_socket).addresses("db.internal"))
+
+
+def test_servers_are_addresses() -> None:
+    with pytest.raises(ValueError, match="does not appear to be an IPv4 or IPv6 address"):
+        Resolver(["dns.internal"], Loopback().open_socket)
+    assert repr(Resolver([ip_address("10.0.0.53")], Loopback().open_socket)) == "<Resolver 10.0.0.53>"
