@@ -70,7 +70,7 @@ native: $(STAMP)  ## build the native engine again, after a change in rust/ (1 t
 	cp rust/target/release/netns_helper src/wyrmhole/library/stacks/_netns_helper
 
 parity: $(STAMP)  ## 10,000 scripts of commands and packets, the same on both engines (minutes)
-	SCRIPTS=10000 FIRST_SCRIPT=0 $(BIN)/python -m pytest -q tests/simulation/test_parity.py
+	SCRIPTS=10000 FIRST_SCRIPT=0 $(BIN)/python -m pytest -q tests/engine_parity/test_parity.py
 
 format: $(STAMP)  ## let ruff format and sort
 	$(BIN)/ruff format .

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from tests.engine_parity.script import draw
+from tests.engine_parity.script_run import EngineSubject, first_difference, run
 from wyrmhole.datapath.outbound import Outbound
-from wyrmhole.simulation.script import draw
-from wyrmhole.simulation.script_run import EngineSubject, first_difference, run
 
 SCRIPTS = 60
 

@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from tests.engine_parity.script import LOCAL_PORT, MTU, START, Command, Script
 from wyrmhole.engine.contract import Engine, EngineFailed, TunChanged
 from wyrmhole.engine.portable import PortableEngine
 from wyrmhole.net.bind import SendOutcome, datagrams_of
 from wyrmhole.net.tun import TunOffloads
 from wyrmhole.protocol.data_plane import DataPlane, PeerId, Report
-from wyrmhole.simulation.script import LOCAL_PORT, MTU, START, Command, Script
 from wyrmhole.simulation.world.edges import ListBind, ListTun
 from wyrmhole.wire.buffer import Buffer
 from wyrmhole.wire.datagram import Received
