@@ -22,10 +22,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import wyrmhole.sync
 from rig import machine, write_section
 
 import wyrmhole
+import wyrmhole.sync
 from wyrmhole.library.stacks.namespace import NamespaceStack
 from wyrmhole.protocol.keys import PrivateKey
 

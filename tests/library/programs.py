@@ -17,9 +17,8 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-import wyrmhole.sync
-
 import wyrmhole
+import wyrmhole.sync
 from tests.adapters import clients
 from tests.adapters.web_server import WebServer
 from tests.library.loopback import Echo

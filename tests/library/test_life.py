@@ -16,9 +16,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-import wyrmhole.sync
 
 import wyrmhole
+import wyrmhole.sync
 from tests.library.tunnels import FAR_V4, NEAR_OPTIONS, far_config, generate, on_each_loop, run, tunnels
 from tests.netns.host import until
 from wyrmhole.control.config.values import ConfigEndpoint

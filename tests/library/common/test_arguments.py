@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import wyrmhole.sync
 
 import wyrmhole
+import wyrmhole.sync
 from tests.library.tunnels import FAR_V4, NEAR_V4, generate, near_config, run, tunnels
 
 network = pytest.mark.network

@@ -15,9 +15,9 @@ import aiohttp
 import httpx
 import pytest
 import requests
-import wyrmhole.sync
 
 import wyrmhole
+import wyrmhole.sync
 from tests.library.loopback import SILENCE, Silent
 from tests.library.tunnels import FAR_V4, NEAR_V4, NOBODY_V4, generate, near_config, run, tunnels
 from wyrmhole.adapters.aiohttp import TunnelConnector
