@@ -212,14 +212,14 @@ async def take_a_port_twice(tunnel: wyrmhole.Tunnel) -> None:
 
 
 CAUSES: dict[str, tuple[type[BaseException], Cause]] = {
-    "no such file": (FileNotFoundError, lambda _: open_with("/nowhere/wg0.conf")),
-    "a line of the configuration is wrong": (
+    "the file does not exist": (FileNotFoundError, lambda _: open_with("/nowhere/wg0.conf")),
+    "a line of the configuration is invalid": (
         wyrmhole.ConfigFileError,
         lambda _: open_with("[Interface]\nPrivateKey = short\n"),
     ),
-    "an argument is wrong": (ValueError, lambda _: open_with("[Interface]\n", stack="none")),
-    "the `ListenPort` is taken": (wyrmhole.ConfigError, take_a_port_twice),
-    "the endpoint names of all peers": (
+    "an argument is invalid": (ValueError, lambda _: open_with("[Interface]\n", stack="none")),
+    "the `ListenPort` is in use": (wyrmhole.ConfigError, take_a_port_twice),
+    "no peer's endpoint name resolves": (
         socket.gaierror,
         lambda _: open_with(near_config(generate(), generate(), 9, host="nobody.invalid")),
     ),
@@ -227,8 +227,8 @@ CAUSES: dict[str, tuple[type[BaseException], Cause]] = {
     "no answer": (TimeoutError, lambda tunnel: tunnel.open_connection("10.66.0.99", 80, timeout=0.2)),
     "in no peer's `AllowedIPs`": (OSError, lambda tunnel: tunnel.open_connection("192.0.2.1", 80, timeout=10)),
     "or `DNS =` is missing": (socket.gaierror, lambda tunnel: tunnel.open_connection("web.internal", 80, timeout=10)),
-    "a socket that was in use": (ConnectionAbortedError, close_in_use),
-    "a new call": (wyrmhole.TunnelError, use_after_close),
+    "a socket was in use": (ConnectionAbortedError, close_in_use),
+    "a method was called": (wyrmhole.TunnelError, use_after_close),
 }
 
 
