@@ -1,7 +1,7 @@
 """Streams through a tunnel in the shape of httpcore and of httpcore2, which is the same one.
 
-Both let a connection pool have a network backend of one's own, httpx and httpx2 do not: so `httpx.py` and `httpx2.py`
-bring a transport with a pool on these backends. `core` is the module whose exceptions are raised.
+Both let a connection pool have a network backend of one's own, httpx and httpx2 do not: so `http_transport.py`
+has a transport with a pool on these backends. `core` is the module whose exceptions are raised.
 """
 
 from __future__ import annotations

@@ -1,0 +1,101 @@
+"""The transports of httpx and of httpx2, which are one library under two names, around the names themselves.
+
+`httpx.py` and `httpx2.py` derive them, with the base classes of their library and with its module and its core's as
+attributes. Everything here is `Any` where a type would be of one library or the other.
+"""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any
+
+from wyrmhole.adapters import http_core
+from wyrmhole.adapters.blocking import BlockingDialer
+from wyrmhole.library.services.dialer import Dialer
+
+
+class _Transport:
+    client: Any
+    """The module httpx or httpx2."""
+    core: Any
+    """The module httpcore or httpcore2."""
+    body: Any
+    """The class of response bodies: one of http_core's that is also a byte stream of `client`."""
+
+    def _make_pool(
+        self, kind: Any, backend: Any, verify: ssl.SSLContext | bool, limits: Any, options: dict[str, Any]
+    ) -> Any:
+        # httpx has the same numbers for its own transports, under a private name.
+        limits = limits or self.client.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=5.0)
+        return kind(
+            ssl_context=self.client.create_ssl_context(verify=verify),
+            max_connections=limits.max_connections,
+            max_keepalive_connections=limits.max_keepalive_connections,
+            keepalive_expiry=limits.keepalive_expiry,
+            network_backend=backend,
+            **options,
+        )
+
+    def _response(self, answer: Any) -> Any:
+        return self.client.Response(
+            answer.status,
+            headers=answer.headers,
+            stream=self.body(answer.stream, self.client, self.core),
+            extensions=answer.extensions,
+        )
+
+
+class AsyncTransport(_Transport):
+    """Names are resolved inside the tunnel.
+
+    `verify` is True for the usual certificates, or an SSLContext, as for an inner authority; `limits` is the library's
+    `Limits`, None for its defaults. Raises what the library raises.
+    """
+
+    def __init__(
+        self,
+        tunnel: Dialer,
+        *,
+        verify: ssl.SSLContext | bool = True,
+        http1: bool = True,
+        http2: bool = False,
+        limits: Any = None,
+        retries: int = 0,
+    ) -> None:
+        options = {"http1": http1, "http2": http2, "retries": retries}
+        backend = http_core.AsyncBackend(tunnel, self.core)
+        self._pool = self._make_pool(self.core.AsyncConnectionPool, backend, verify, limits, options)
+
+    async def handle_async_request(self, request: Any) -> Any:
+        with http_core.in_terms_of(self.client, self.core):
+            answer = await self._pool.handle_async_request(http_core.core_request(self.core, request))
+        return self._response(answer)
+
+    async def aclose(self) -> None:
+        await self._pool.aclose()
+
+
+class BlockingTransport(_Transport):
+    """Like `AsyncTransport`, with a tunnel of `wyrmhole.sync.open`."""
+
+    def __init__(
+        self,
+        tunnel: BlockingDialer,
+        *,
+        verify: ssl.SSLContext | bool = True,
+        http1: bool = True,
+        http2: bool = False,
+        limits: Any = None,
+        retries: int = 0,
+    ) -> None:
+        options = {"http1": http1, "http2": http2, "retries": retries}
+        backend = http_core.BlockingBackend(tunnel, self.core)
+        self._pool = self._make_pool(self.core.ConnectionPool, backend, verify, limits, options)
+
+    def handle_request(self, request: Any) -> Any:
+        with http_core.in_terms_of(self.client, self.core):
+            answer = self._pool.handle_request(http_core.core_request(self.core, request))
+        return self._response(answer)
+
+    def close(self) -> None:
+        self._pool.close()
