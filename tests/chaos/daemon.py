@@ -53,9 +53,14 @@ class Skew:
 
 
 def skew_clocks(skew: Skew) -> None:
+    class SkewedBoottime(clock.Boottime):
+        is_boottime = False
+
+        def __call__(self) -> int:
+            return super().__call__() + skew.boottime()
+
     class SkewedClock(clock.SystemClock):
-        def boottime(self) -> int:
-            return super().boottime() + skew.boottime()
+        boottime = SkewedBoottime()
 
         def wall(self) -> int:
             return super().wall() + skew.wall()

@@ -62,7 +62,7 @@ _SAME_ARGUMENTS: dict[str, Callable[..., EngineReport]] = {
 
 
 def is_boottime(clock: Callable[[], int]) -> bool:
-    """Whether it reads CLOCK_BOOTTIME, as its function says by an attribute: the workers then read it themselves."""
+    """Whether the clock's attribute declares that it reads CLOCK_BOOTTIME: the workers then read it themselves."""
     return bool(getattr(clock, "is_boottime", False))
 
 
