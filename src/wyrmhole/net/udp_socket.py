@@ -31,6 +31,7 @@ import socket
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from wyrmhole.net import sticky, timerfd, udp_offload
 from wyrmhole.net.bind import SendOutcome
@@ -106,6 +107,20 @@ class SocketOptions:
 def family_is_missing(error: OSError) -> bool:
     """Whether opening failed because the host lacks the family, rather than because of the port."""
     return error.errno in _FAMILY_MISSING
+
+
+class Message(NamedTuple):
+    """One `sendmsg`: a datagram, or a train of datagrams of `segment_size` bytes (0: no train)."""
+
+    view: memoryview
+    segment_size: int
+    sockaddr: SockAddr
+    source: bytes | None
+    tos: int
+
+    @property
+    def datagrams(self) -> int:
+        return -(-len(self.view) // self.segment_size) if self.segment_size else 1
 
 
 class UdpSocket:
@@ -204,7 +219,7 @@ class UdpSocket:
     ) -> SendOutcome:
         """Send a train that the fast path may not send whole: too long, or trains are off (for that destination)."""
         self._waits = _WAITS
-        return self._send_train(_joined(data), segment_size, sockaddr, source, tos)
+        return self._send_train(Message(_joined(data), segment_size, sockaddr, source, tos))
 
     def recover(
         self,
@@ -217,41 +232,33 @@ class UdpSocket:
     ) -> SendOutcome:
         """Do what can be done after `sendmsg` failed with errno `number`. The outcome covers the whole message."""
         self._waits = _WAITS
-        return self._settle(number, _joined(data), segment_size, sockaddr, source, tos)
+        return self._settle(number, Message(_joined(data), segment_size, sockaddr, source, tos))
 
-    def _send_train(
-        self, view: memoryview, segment_size: int, sockaddr: SockAddr, source: bytes | None, tos: int
-    ) -> SendOutcome:
-        if not self.gso or self._is_oversized(sockaddr, segment_size):
-            return self._send_singles(view, segment_size, sockaddr, source, tos)
+    def _send_train(self, train: Message) -> SendOutcome:
+        if not self.gso or self._is_oversized(train.sockaddr, train.segment_size):
+            return self._send_singles(train)
+        return self._send_pieces(train, self.max_segments, self.max_bytes)
+
+    def _send_singles(self, train: Message) -> SendOutcome:
+        return self._send_pieces(train, 1, train.segment_size)
+
+    def _send_pieces(self, train: Message, max_segments: int, max_bytes: int) -> SendOutcome:
+        view, segment_size, sockaddr, source, tos = train
         outcome = SendOutcome.SENT
-        for piece in udp_offload.split_train(view, segment_size, self.max_segments, self.max_bytes):
-            outcome |= self._send_piece(piece, segment_size, sockaddr, source, tos)
+        for piece in udp_offload.split_train(view, segment_size, max_segments, max_bytes):
+            size = segment_size if len(piece) > segment_size else 0
+            outcome |= self._send_piece(Message(piece, size, sockaddr, source, tos))
             if outcome & SendOutcome.SOURCE_REJECTED:
                 source = None
         return outcome
 
-    def _send_singles(
-        self, view: memoryview, segment_size: int, sockaddr: SockAddr, source: bytes | None, tos: int
-    ) -> SendOutcome:
-        outcome = SendOutcome.SENT
-        for datagram in udp_offload.split_train(view, segment_size, 1, segment_size):
-            outcome |= self._send_piece(datagram, 0, sockaddr, source, tos)
-            if outcome & SendOutcome.SOURCE_REJECTED:
-                source = None
-        return outcome
+    def _send_piece(self, message: Message) -> SendOutcome:
+        number = self._attempt(message)
+        return self._settle(number, message) if number else SendOutcome.SENT
 
-    def _send_piece(
-        self, view: memoryview, segment_size: int, sockaddr: SockAddr, source: bytes | None, tos: int
-    ) -> SendOutcome:
-        segment_size = segment_size if len(view) > segment_size else 0
-        number = self._attempt(view, segment_size, sockaddr, source, tos)
-        if not number:
-            return SendOutcome.SENT
-        return self._settle(number, view, segment_size, sockaddr, source, tos)
-
-    def _attempt(self, view: memoryview, segment_size: int, sockaddr: SockAddr, source: bytes | None, tos: int) -> int:
+    def _attempt(self, message: Message) -> int:
         """One `sendmsg`; 0 or its errno."""
+        view, segment_size, sockaddr, source, tos = message
         control = self.controls.get((segment_size, source, tos))
         if control is None:
             control = self.control(segment_size, source, tos)
@@ -259,48 +266,41 @@ class UdpSocket:
             self.sendmsg((view,), control, 0, sockaddr)
         except OSError as error:
             return error.errno or errno.EIO
-        self.counters.sent += _datagrams(view, segment_size)
+        self.counters.sent += message.datagrams
         return 0
 
-    def _settle(
-        self, number: int, view: memoryview, segment_size: int, sockaddr: SockAddr, source: bytes | None, tos: int
-    ) -> SendOutcome:
+    def _settle(self, number: int, message: Message) -> SendOutcome:
         """The remedies of the module's docstring, in order, for a message whose last attempt failed with `number`."""
         for _ in range(_SEND_ATTEMPTS):
             if number != errno.ECONNREFUSED and not (number == errno.EAGAIN and self._wait_writable()):
                 break
-            number = self._attempt(view, segment_size, sockaddr, source, tos)
+            number = self._attempt(message)
             if not number:
                 return SendOutcome.SENT
-        if (
-            source is not None
-            and number in _SOURCE_ERRORS
-            and not self._attempt(view, segment_size, sockaddr, None, tos)
-        ):
+        if message.source is not None and number in _SOURCE_ERRORS and not self._attempt(message._replace(source=None)):
             self.counters.sources_rejected += 1
             return SendOutcome.SOURCE_REJECTED
-        if segment_size and number in (errno.EIO, errno.EMSGSIZE, errno.EINVAL):
-            return self._give_up_train(number, view, segment_size, sockaddr, source, tos)
-        self.counters.count_dropped(number, _datagrams(view, segment_size))
+        if message.segment_size and number in (errno.EIO, errno.EMSGSIZE, errno.EINVAL):
+            return self._give_up_train(number, message)
+        self.counters.count_dropped(number, message.datagrams)
         return SendOutcome.DROPPED
 
-    def _give_up_train(
-        self, number: int, view: memoryview, segment_size: int, sockaddr: SockAddr, source: bytes | None, tos: int
-    ) -> SendOutcome:
-        segments = _datagrams(view, segment_size)
-        if number == errno.EINVAL and self.max_segments > udp_offload.OLD_MAX_SEGMENTS < segments:
+    def _give_up_train(self, number: int, train: Message) -> SendOutcome:
+        if number == errno.EINVAL and self.max_segments > udp_offload.OLD_MAX_SEGMENTS < train.datagrams:
             self.max_segments = udp_offload.OLD_MAX_SEGMENTS
-            return self._send_train(view, segment_size, sockaddr, source, tos)
+            return self._send_train(train)
         if number == errno.EIO:
             self._turn_gso_off()
-        elif number == errno.EMSGSIZE or udp_offload.exceeds_path(self.family, sockaddr, self.mark, segment_size):
-            self._remember_oversized(sockaddr, segment_size)
+        elif number == errno.EMSGSIZE or udp_offload.exceeds_path(
+            self.family, train.sockaddr, self.mark, train.segment_size
+        ):
+            self._remember_oversized(train.sockaddr, train.segment_size)
         else:
-            outcome = self._send_singles(view, segment_size, sockaddr, source, tos)
+            outcome = self._send_singles(train)
             if not outcome & SendOutcome.DROPPED:
                 self._turn_gso_off()
             return outcome
-        return self._send_singles(view, segment_size, sockaddr, source, tos)
+        return self._send_singles(train)
 
     def _turn_gso_off(self) -> None:
         self.gso = False
@@ -429,10 +429,6 @@ def _configure(sock: socket.socket, family: socket.AddressFamily) -> None:
 
 def _joined(data: Sequence[Buffer]) -> memoryview:
     return memoryview(data[0] if len(data) == 1 else b"".join(data))
-
-
-def _datagrams(view: memoryview, segment_size: int) -> int:
-    return -(-len(view) // segment_size) if segment_size else 1
 
 
 def _native(value: int, size: int) -> bytes:
