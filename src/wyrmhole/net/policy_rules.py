@@ -108,13 +108,13 @@ def _parse(message: netlink.Message) -> Rule:
     attributes = netlink.parse_attributes(message.payload, _RULE.size)
     source = attributes.get(_FRA_SRC, b"")
     return Rule(
-        family,
-        _uint(attributes.get(_FRA_TABLE), table),
-        attributes.get(_FRA_OIFNAME, b"").rstrip(b"\0").decode("utf-8", "surrogateescape"),
-        source if source_bits == len(source) * 8 else b"",
-        _uint(attributes.get(_FRA_PRIORITY), 0),
-        (attributes.get(_FRA_PROTOCOL) or b"\0")[0],
-        bool(flags & _OIF_DETACHED),
+        family=family,
+        table=_uint(attributes.get(_FRA_TABLE), table),
+        oif=attributes.get(_FRA_OIFNAME, b"").rstrip(b"\0").decode("utf-8", "surrogateescape"),
+        source=source if source_bits == len(source) * 8 else b"",
+        priority=_uint(attributes.get(_FRA_PRIORITY), 0),
+        protocol=(attributes.get(_FRA_PROTOCOL) or b"\0")[0],
+        detached=bool(flags & _OIF_DETACHED),
     )
 
 

@@ -6,6 +6,7 @@ The name of an endpoint is the caller's to resolve; `resolve` is called once per
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from wyrmhole.control.config.file import Config, ConfigPeer
 from wyrmhole.control.config.values import ConfigEndpoint
@@ -37,7 +38,12 @@ def set_change(config: Config, resolve: Resolver = numeric_only) -> DeviceChange
 def add_change(config: Config, resolve: Resolver = numeric_only) -> DeviceChange:
     """Add what the file says to what the device has."""
     interface = config.interface
-    return DeviceChange(interface.private_key, interface.listen_port, interface.fwmark, False, _peers(config, resolve))
+    return DeviceChange(
+        private_key=interface.private_key,
+        listen_port=interface.listen_port,
+        fwmark=interface.fwmark,
+        peers=_peers(config, resolve),
+    )
 
 
 def sync_change(config: Config, status: DeviceStatus, resolve: Resolver = numeric_only) -> DeviceChange:
@@ -50,7 +56,7 @@ def sync_change(config: Config, status: DeviceStatus, resolve: Resolver = numeri
     removed = [PeerChange(key, remove=True) for key in running if key not in wanted]
     kept = [_sync_peer(_peer(peer, resolve), running.get(peer.public_key)) for peer in config.peers]
     whole = set_change(Config(config.interface))
-    return DeviceChange(whole.private_key, whole.listen_port, whole.fwmark, False, (*removed, *kept))
+    return replace(whole, replace_peers=False, peers=(*removed, *kept))
 
 
 def _peers(config: Config, resolve: Resolver) -> tuple[PeerChange, ...]:

@@ -25,7 +25,7 @@ from __future__ import annotations
 import errno
 import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 from wyrmhole.device.config import AllowedIPChange, DeviceChange, PeerChange
@@ -109,24 +109,24 @@ def parse_endpoint(text: str, resolve_scope: ScopeResolver) -> Endpoint:
 @dataclass(slots=True)
 class _PeerSection:
     public_key: PublicKey
-    remove: bool
-    update_only: bool
-    preshared_key: PresharedKey | None
-    endpoint: Endpoint | None
-    persistent_keepalive: int | None
-    replace_allowed_ips: bool
-    allowed_ips: list[AllowedIPChange]
+    remove: bool = False
+    update_only: bool = False
+    preshared_key: PresharedKey | None = None
+    endpoint: Endpoint | None = None
+    persistent_keepalive: int | None = None
+    replace_allowed_ips: bool = False
+    allowed_ips: list[AllowedIPChange] = field(default_factory=list)
 
     def freeze(self) -> PeerChange:
         return PeerChange(
-            self.public_key,
-            self.remove,
-            self.update_only,
-            self.preshared_key,
-            self.endpoint,
-            self.persistent_keepalive,
-            self.replace_allowed_ips,
-            tuple(self.allowed_ips),
+            public_key=self.public_key,
+            remove=self.remove,
+            update_only=self.update_only,
+            preshared_key=self.preshared_key,
+            endpoint=self.endpoint,
+            persistent_keepalive=self.persistent_keepalive,
+            replace_allowed_ips=self.replace_allowed_ips,
+            allowed_ips=tuple(self.allowed_ips),
         )
 
 
@@ -157,7 +157,13 @@ class SetBuilder:
 
     def finish(self) -> DeviceChange:
         self._finish_section()
-        return DeviceChange(self._private_key, self._listen_port, self._fwmark, self._replace_peers, tuple(self._peers))
+        return DeviceChange(
+            private_key=self._private_key,
+            listen_port=self._listen_port,
+            fwmark=self._fwmark,
+            replace_peers=self._replace_peers,
+            peers=tuple(self._peers),
+        )
 
     def _explain_unknown(self, key: str) -> str:
         if self._section is not None and key in _DEVICE_KEYS:
@@ -173,7 +179,7 @@ class SetBuilder:
     def _begin_section(self, value: str) -> None:
         public_key = PublicKey.from_hex(value)
         self._finish_section()
-        self._section = _PeerSection(public_key, False, False, None, None, None, False, [])
+        self._section = _PeerSection(public_key)
 
     def _set_private_key(self, value: str) -> None:
         self._private_key = PrivateKey.from_hex(value)

@@ -29,14 +29,14 @@ class _Peer:
     def freeze(self) -> PeerStatus:
         number = self.numbers.get
         return PeerStatus(
-            self.public_key,
-            self.preshared_key,
-            self.endpoint,
-            (number("last_handshake_time_sec", 0), number("last_handshake_time_nsec", 0)),
-            number("tx_bytes", 0),
-            number("rx_bytes", 0),
-            number("persistent_keepalive_interval", 0),
-            tuple(self.allowed_ips),
+            public_key=self.public_key,
+            preshared_key=self.preshared_key,
+            endpoint=self.endpoint,
+            last_handshake=(number("last_handshake_time_sec", 0), number("last_handshake_time_nsec", 0)),
+            tx_bytes=number("tx_bytes", 0),
+            rx_bytes=number("rx_bytes", 0),
+            persistent_keepalive=number("persistent_keepalive_interval", 0),
+            allowed_ips=tuple(self.allowed_ips),
         )
 
 
@@ -70,12 +70,12 @@ class StatusReader:
 
     def finish(self) -> DeviceStatus:
         return DeviceStatus(
-            self._name,
-            self._private_key,
-            self._numbers.get("listen_port", 0),
-            self._numbers.get("fwmark", 0),
-            0,
-            tuple(peer.freeze() for peer in self._peers),
+            name=self._name,
+            private_key=self._private_key,
+            listen_port=self._numbers.get("listen_port", 0),
+            fwmark=self._numbers.get("fwmark", 0),
+            mtu=0,
+            peers=tuple(peer.freeze() for peer in self._peers),
         )
 
     def _take_private_key(self, value: str) -> None:
