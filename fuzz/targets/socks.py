@@ -6,9 +6,11 @@ import ipaddress
 
 from fuzz.reader import Reader
 from wyrmhole.library.proxy import socks4
-from wyrmhole.library.proxy.socks5 import LONGEST_HEADER, Negotiation, SocksError, build_packet, parse_packet
+from wyrmhole.library.proxy.socks5 import Negotiation, SocksError, build_packet, parse_packet
 
 USERS = {"user": "password"}
+LONGEST_HEADER = 4 + 1 + 255 + 2
+"""Bytes of the header of a UDP packet with the longest name."""
 LONGEST_WAIT = 513
 """Bytes that may wait for more: a user and a password of 255 each, with their lengths and the version."""
 

@@ -1,4 +1,4 @@
-"""The portable engine in the place of the protocol tests' model data plane, so that one suite runs on both.
+"""An engine in the place of the protocol tests' model data plane, so that one suite runs on the model and both engines.
 
 Payloads travel as IPv4 packets from 10.0.<sender>.1 to 10.0.<receiver>.1, through the engine's real steps, between a
 TUN and a bind that are lists.

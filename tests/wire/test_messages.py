@@ -62,7 +62,7 @@ def test_transport_header_layout() -> None:
     header = messages.TRANSPORT_HEADER.pack(messages.MESSAGE_TRANSPORT, 0x04030201, 0x0807060504030201)
     assert header == bytes.fromhex("04000000 01020304 0102030405060708")
     assert len(header) == messages.TRANSPORT_HEADER_SIZE
-    assert int.from_bytes(header[messages.COUNTER_OFFSET :], "little") == 0x0807060504030201
+    assert int.from_bytes(header[8:], "little") == 0x0807060504030201
 
 
 def test_offsets_point_at_the_indices() -> None:

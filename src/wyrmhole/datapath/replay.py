@@ -4,7 +4,6 @@ RFC 6479 keeps a ring of blocks so that moving the window clears whole words. A 
 than a ring of words: bit i stands for counter `greatest - i`, moving the window is one shift, and the block that the
 RFC leaves spare is kept so that the usable window is the same as the kernel's and wireguard-go's: 8192 - 64 = 8128.
 
-Counters that come in order are the rule, so a whole run of them is taken at once (`accept_run`).
 Call only after the tag has verified: an unauthenticated counter must not move the window (rule M23).
 """
 
@@ -51,14 +50,6 @@ class ReplayWindow:
         if not self.would_accept(counter):
             return False
         self._seen |= 1 << -ahead
-        return True
-
-    def accept_run(self, first: int, count: int) -> bool:
-        """Accept `count` counters from `first` on if that is exactly what comes next; else False, nothing changed."""
-        if first != self.greatest + 1:
-            return False
-        self.greatest += count
-        self._pending += count
         return True
 
     def _fold(self) -> None:

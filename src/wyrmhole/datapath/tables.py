@@ -1,7 +1,7 @@
 """What both directions share: peers, keys by receiver index, routes, counters and the reports that go up.
 
-`Tables` implements the protocol's `DataPlane` by plain mutation, for the thread that moves packets (or a test that has
-no thread). It knows no socket: what a call wants sent goes through `transmit`, which the engine sets.
+`Tables` implements the half of the protocol's `DataPlane` that sends nothing, by plain mutation, for the thread that
+moves packets (or a test that has no thread). The engine adds the half that sends.
 """
 
 from __future__ import annotations
@@ -99,17 +99,11 @@ class EnginePeer:
         self.key_wanted_said = False
         self.roamed_said = False
 
-    @property
-    def has_endpoint(self) -> bool:
-        return self.sockaddr is not NO_SOCKADDR
-
     def marks(self) -> Marks:
         return Marks(self.data_sent_since, self.data_received_since, self.last_data_received, self.last_traversal)
 
 
 class Tables:
-    """`notify` is called when the first report is queued; `transmit` sends one datagram to a peer or an address."""
-
     def __init__(self) -> None:
         self.peers: dict[PeerId, EnginePeer] = {}
         self.indices: dict[int, tuple[EnginePeer, Keypair]] = {}

@@ -59,7 +59,6 @@ STREAM_LIMIT = 1 << 16
 """Bytes that a StreamReader buffers, as in asyncio."""
 LATE_PATIENCE = 1.0
 """Seconds that addresses of the second family are waited for when those of the first do not answer."""
-MAX_PING_TIMEOUT = 3600.0
 STREAM, IPV4 = socket.SOCK_STREAM, socket.AF_INET
 """By names of their own: the class below has a method `socket`."""
 

@@ -35,10 +35,6 @@ class FileWatch:
         except (OSError, AttributeError):
             self._arm_timer()
 
-    @property
-    def is_polling(self) -> bool:
-        return self._fd < 0
-
     def close(self) -> None:
         """Idempotent; no callback comes afterwards."""
         if self._timer is not None:

@@ -104,7 +104,3 @@ class CookieGenerator:
             return False
         self._cookie, self._birth, self._last_mac1 = cookie, now, None
         return True
-
-    @property
-    def has_cookie(self) -> bool:
-        return self._cookie is not None

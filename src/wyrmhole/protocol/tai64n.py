@@ -11,7 +11,6 @@ import struct
 
 from wyrmhole.protocol.constants import SECOND
 
-TIMESTAMP_SIZE = 12
 STEP = 1 << 24
 _BASE = 0x400000000000000A
 _LAYOUT = struct.Struct(">QI")

@@ -31,8 +31,6 @@ SENDER_OFFSET = 4
 RECEIVER_OFFSET = 4
 """The receiver's index in messages of type 3 and 4."""
 RESPONSE_RECEIVER_OFFSET = 8
-COUNTER_OFFSET = 8
-"""The 64-bit counter of a transport message."""
 
 TRANSPORT_HEADER = struct.Struct("<IIQ")
 """Type, receiver index, counter."""

@@ -18,8 +18,6 @@ from dataclasses import dataclass, field
 VERSION, AUTH_VERSION = 5, 1
 NO_AUTHENTICATION, USER_PASSWORD, NONE_ACCEPTABLE = 0, 2, 0xFF
 IPV4, DOMAIN, IPV6 = 1, 3, 4
-LONGEST_HEADER = 4 + 1 + 255 + 2
-"""Bytes of a request, or of the header of a UDP packet."""
 
 
 class Command(enum.IntEnum):
