@@ -7,7 +7,7 @@ import os
 import re
 import select
 
-from wyrmhole.cli.log_lines import KIND_LINES, MAX_CLASSES, LineFormatter, PatientHandler, RateLimit
+from wyrmhole.cli.log_lines import KIND_LINES, MAX_CLASSES, BoundedHandler, LineFormatter, RateLimit
 from wyrmhole.protocol.keys import PrivateKey
 
 
@@ -60,7 +60,7 @@ def test_one_line_a_second_of_each_class_comes_through() -> None:
     now = 101.0
     again = record("a %d", 7, rate_class="a")
     assert limit.filter(again)
-    assert again.getMessage() == "a 7 (5 more before)"
+    assert again.getMessage() == "a 7 (similar lines omitted: 5)"
     now = 102.0
     last = record("a", rate_class="a")
     assert limit.filter(last) and last.getMessage() == "a"
@@ -80,7 +80,7 @@ def test_many_sources_together_get_ten_lines_a_second() -> None:
     assert limit.filter(record("x", rate_class="silent peer(abc)")), "another kind"
     now = 101.0
     again = record("x", rate_class="refused 198.51.100.1")
-    assert limit.filter(again) and again.getMessage() == "x (190 more before)"
+    assert limit.filter(again) and again.getMessage() == "x (similar lines omitted: 190)"
 
 
 def test_quiet_sources_are_forgotten_and_their_count_is_not() -> None:
@@ -92,7 +92,7 @@ def test_quiet_sources_are_forgotten_and_their_count_is_not() -> None:
         limit.filter(record("x", rate_class=str(number)))
     now = 105.0
     fresh = record("x", rate_class="refused 192.0.2.2")
-    assert limit.filter(fresh) and fresh.getMessage() == "x (2 more before)"
+    assert limit.filter(fresh) and fresh.getMessage() == "x (similar lines omitted: 2)"
 
 
 def test_a_reader_that_stops_costs_lines_and_not_the_daemon() -> None:
@@ -105,7 +105,7 @@ def test_a_reader_that_stops_costs_lines_and_not_the_daemon() -> None:
                 os.write(write_fd, bytes(4096))
         except BlockingIOError:
             os.set_blocking(write_fd, True)
-        handler = PatientHandler(writer)
+        handler = BoundedHandler(writer)
         for _ in range(30):
             handler.handle(record("lost"))
         os.set_blocking(read_fd, False)
@@ -113,7 +113,7 @@ def test_a_reader_that_stops_costs_lines_and_not_the_daemon() -> None:
             continue
         os.set_blocking(read_fd, True)
         handler.handle(record("taken"))
-        assert reader.readline() == b"taken (30 lines lost before)\n"
+        assert reader.readline() == b"taken (lines lost: 30)\n"
 
 
 def test_no_line_is_longer_than_a_pipe_takes_at_once() -> None:

@@ -1,6 +1,6 @@
-"""The command's frame: its sub-commands, loaded when used, and what they share: errors, files, names.
+"""The frame of the command: the list of sub-commands, and the helpers that they share.
 
-Every failure that is not a bug ends as one line on stderr and status 1.
+A failure that is not a bug ends as one line on stderr with status 1.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wyrmhole.errors import WyrmholeError
 
 CONFIG_FOLDER = Path("/etc/wireguard")
 
-HOMES = {
+COMMAND_MODULES = {
     "addconf": "change",
     "check": "check",
     "completion": "completion",
@@ -44,22 +44,26 @@ HOMES = {
     "syncconf": "change",
     "up": "quick",
 }
-"""The module wyrmhole.cli.command_X of each sub-command: one that is not used costs nothing at the start."""
+"""The module below wyrmhole.cli.commands that defines each sub-command. It is imported only when it is used."""
 
 
 class Failure(click.ClickException):
+    """An expected failure: one line on stderr, status 1."""
+
     def show(self, file: IO[Any] | None = None) -> None:
         click.echo(f"wyrmhole: {self.message}", file=file, err=file is None)
 
 
 class Commands(click.Group):
+    """The group that imports a sub-command on first use."""
+
     def list_commands(self, context: click.Context) -> list[str]:
-        return sorted(HOMES)
+        return sorted(COMMAND_MODULES)
 
     def get_command(self, context: click.Context, name: str) -> click.Command | None:
-        if name not in HOMES:
+        if name not in COMMAND_MODULES:
             return None
-        module = import_module(f"wyrmhole.cli.commands.{HOMES[name]}")
+        module = import_module(f"wyrmhole.cli.commands.{COMMAND_MODULES[name]}")
         command: click.Command = getattr(module, f"{name}_command")
         return command
 
@@ -71,12 +75,12 @@ class Commands(click.Group):
         except BrokenPipeError:
             raise
         except OSError as error:
-            about = f"{os.fspath(error.filename)}: " if isinstance(error.filename, (str, Path)) else ""
-            raise Failure(f"{about}{error.strerror or error}{_remedy(error)}") from error
+            prefix = f"{os.fspath(error.filename)}: " if isinstance(error.filename, (str, Path)) else ""
+            raise Failure(f"{prefix}{error.strerror or error}{_remedy(error)}") from error
 
 
 def _remedy(error: OSError) -> str:
-    """What to do about a name that stands for a file which only root may see."""
+    """Return the remedy for a bare interface name, whose file only root may read."""
     name = error.filename
     if isinstance(error, PermissionError) and isinstance(name, (str, Path)) and Path(name).parent == CONFIG_FOLDER:
         return f" (run as root, or give a path such as ./{Path(name).name})"
@@ -90,15 +94,16 @@ def _remedy(error: OSError) -> str:
 )
 @click.version_option(version("wyrmhole"), prog_name="wyrmhole")
 def command() -> None:
-    """Tunnels that speak the WireGuard protocol: keys, files, and interfaces of user-space daemons.
+    """Manage WireGuard tunnels: keys, configuration files, and interfaces of user-space daemons.
 
     \b
-    wyrmhole check wg0.conf         is this file right?
+    wyrmhole check wg0.conf         is this file correct?
     wyrmhole doctor wg0.conf        why does this tunnel not work?
     wyrmhole up wg0                 bring it up, like wg-quick
     wyrmhole run wg0.conf -- curl http://intranet.example/
 
-    CONFIG is a file, or the name of one in /etc/wireguard. INTERFACE is the name of a running interface.
+    CONFIG is a path, or the name of a file in /etc/wireguard without .conf. INTERFACE is the name of a running
+    interface.
     """
 
 
@@ -110,25 +115,25 @@ def warn(sentence: str) -> None:
 
 
 def write(text: str) -> None:
-    """To stdout as it is: click takes colours out, which here is decided elsewhere."""
+    """Write to stdout unchanged. `click.echo` would strip colours, and the caller has decided about those."""
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
 def write_bytes(data: bytes) -> None:
-    """To stdout, in whatever encoding they are."""
+    """Write to stdout without decoding."""
     sys.stdout.flush()
     sys.stdout.buffer.write(data)
     sys.stdout.buffer.flush()
 
 
 def printable(text: str) -> str:
-    """Bytes that are not UTF-8, in names and values of files, as escapes: stdout may refuse them."""
+    """Escape bytes that are not UTF-8: names and values in files may hold them, and stdout may refuse them."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def config_path(text: str) -> Path:
-    """A file, or the name of an interface, whose file is in /etc/wireguard."""
+    """Return the path of CONFIG. A bare interface name stands for its file in /etc/wireguard."""
     is_name = "/" not in text and not text.endswith(".conf")
     return CONFIG_FOLDER / f"{text}.conf" if is_name else Path(text)
 
@@ -148,7 +153,7 @@ def complete_interface(context: click.Context, parameter: click.Parameter, incom
 
 
 def complete_config(context: click.Context, parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
-    """Names in /etc/wireguard, and files."""
+    """Complete names in /etc/wireguard, then files."""
     names = sorted(path.stem for path in CONFIG_FOLDER.glob("*.conf") if path.stem.startswith(incomplete))
     return [*map(CompletionItem, names), CompletionItem(incomplete, type="file")]
 

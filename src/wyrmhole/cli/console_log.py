@@ -1,4 +1,4 @@
-"""What the library logs, as lines on stderr: for commands that carry a tunnel themselves."""
+"""Log records of the library as lines on stderr, for the commands that open a tunnel in their own process."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ OPENING = "wyrmhole.library.opening"
 
 
 class OneLine(logging.Formatter):
-    """A record is one line; bytes of others that a terminal would act on are escaped."""
+    """Formats a record as one line.
+
+    Control characters are escaped, because part of the text comes from remote parties.
+    """
 
     def format(self, record: logging.LogRecord) -> str:
         text = record.getMessage()
@@ -25,18 +28,21 @@ class OneLine(logging.Formatter):
         return f"wyrmhole: {text}"
 
 
-def is_news(record: logging.LogRecord) -> bool:
-    """Not which engine was chosen: the first line of a command is where it listens."""
+def is_shown_by_default(record: logging.LogRecord) -> bool:
+    """Report whether a record is shown by default.
+
+    The choice of the engine is not: the first line must be the address.
+    """
     return record.levelno > logging.INFO or record.name != OPENING
 
 
 def set_up_console(verbose: bool, quiet: bool, default: int = logging.INFO) -> None:
-    """Failures and what became of peers by default; each step with `verbose`; errors only with `quiet`."""
+    """Log failures and the state of peers; with `verbose` each step, with `quiet` only errors."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(OneLine())
     handler.addFilter(RateLimit())
     if not verbose:
-        handler.addFilter(is_news)
+        handler.addFilter(is_shown_by_default)
     logger = logging.getLogger("wyrmhole")
     logger.handlers[:] = [handler]
     logger.propagate = False
@@ -44,6 +50,6 @@ def set_up_console(verbose: bool, quiet: bool, default: int = logging.INFO) -> N
 
 
 def log_options(command: AnyCommand) -> AnyCommand:
-    """`-v` and `-q`, as arguments `verbose` and `quiet`."""
-    command = click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")(command)
+    """Add the options `-v` and `-q`, which are passed as `verbose` and `quiet`."""
+    command = click.option("-q", "--quiet", is_flag=True, help="Print only errors.")(command)
     return click.option("-v", "--verbose", is_flag=True, help="Print each handshake and connection.")(command)

@@ -1,8 +1,8 @@
 """Log lines in wireguard-go's form: `DEBUG: (wg0) 2026/01/02 15:04:05 message`. One record is one line.
 
-A record whose cause others can repeat at will carries `extra={"rate_class": "kind subject"}`: of each class one line a
-second is written, and the next one tells how many were not. Whoever has many subjects (source addresses, peers) still
-gets no more than `KIND_LINES` lines a second of one kind.
+A record that a remote party can provoke at will carries `extra={"rate_class": "kind subject"}`. One line per second is
+written for each class, and the next line gives the number that were left out. An attacker with many subjects (source
+addresses, peers) still causes at most `KIND_LINES` lines per second of one kind.
 """
 
 from __future__ import annotations
@@ -18,24 +18,26 @@ from typing import TextIO
 
 MAX_MESSAGE = 1000
 MAX_ESCAPED = 3000
-"""Characters of a line. With its prefix it fits in the 4,096 bytes that a writable pipe takes without waiting."""
+"""Limits in characters. An escaped message with its prefix fits in the 4,096 bytes that a writable pipe accepts
+without blocking."""
 MAX_CLASSES = 256
 RATE_SECONDS = 1.0
 KIND_LINES = 10
 FRAMES = 6
-PATIENCE_SECONDS = 0.1
-"""How long one line may wait for its reader."""
+"""Innermost stack frames that a line with an exception lists."""
+WRITE_SECONDS = 0.1
+"""How long to wait until the reader can accept a line."""
 
 SILENT = logging.CRITICAL + 1
 LEVELS = {"verbose": logging.DEBUG, "debug": logging.DEBUG, "error": logging.WARNING, "silent": SILENT}
-"""What LOG_LEVEL may say; anything else is as `error`."""
+"""Values of LOG_LEVEL; any other value means `error`."""
 
 
 def set_up_logging(name: str, level: int) -> logging.Logger:
-    """Make stdout the place of all log lines of this process. Returns the logger of the daemon."""
-    # A reader that went away must not make every log call print a traceback somewhere else.
+    """Write every log record of this process to stdout. Returns the daemon's logger."""
+    # By default, logging prints a traceback to stderr for each line that it cannot write.
     logging.raiseExceptions = False
-    handler = PatientHandler(sys.stdout)
+    handler = BoundedHandler(sys.stdout)
     handler.setFormatter(LineFormatter(name))
     handler.addFilter(RateLimit())
     root = logging.getLogger()
@@ -46,10 +48,10 @@ def set_up_logging(name: str, level: int) -> logging.Logger:
     return logger
 
 
-class PatientHandler(logging.StreamHandler[TextIO]):
-    """Drops lines that nobody takes: a reader that stopped, of a pipe or a terminal, must not stop the daemon.
+class BoundedHandler(logging.StreamHandler[TextIO]):
+    """Drops a line if the pipe or terminal does not accept it, because a stalled reader must not stall the daemon.
 
-    A pipe that is writable takes a line of MAX_MESSAGE at once.
+    A writable pipe accepts a whole line of MAX_MESSAGE characters without blocking.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -57,29 +59,30 @@ class PatientHandler(logging.StreamHandler[TextIO]):
         self._dropped = 0
 
     def emit(self, record: logging.LogRecord) -> None:
-        if not self._is_taken():
+        if not self._is_writable():
             self._dropped += 1
             return
         if self._dropped:
-            record.msg, record.args = f"{record.getMessage()} ({self._dropped} lines lost before)", None
+            record.msg, record.args = f"{record.getMessage()} (lines lost: {self._dropped})", None
             self._dropped = 0
         super().emit(record)
 
-    def _is_taken(self) -> bool:
+    def _is_writable(self) -> bool:
         try:
             poll = select.poll()
             poll.register(self.stream, select.POLLOUT)
-            # A reader that lost a line already is not waited for again.
-            return bool(poll.poll(0 if self._dropped else PATIENCE_SECONDS * 1000))
+            # After a lost line, do not wait for the reader again until it catches up.
+            return bool(poll.poll(0 if self._dropped else WRITE_SECONDS * 1000))
         except (OSError, ValueError):
-            # Not a descriptor, as in tests, or a closed one: writing tells.
+            # The stream has no descriptor (in tests) or a closed one: the write itself reports the error.
             return True
 
 
 class LineFormatter(logging.Formatter):
-    """Write wireguard-go's two levels, and WARNING for what an operator should know without asking.
+    """Formats records with wireguard-go's two levels, and WARNING for what an operator must see by default.
 
-    Bytes that a terminal would act on are escaped, length is capped."""
+    Control characters are escaped, and the length is limited.
+    """
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -97,10 +100,10 @@ class LineFormatter(logging.Formatter):
 
 
 def _describe(error: BaseException) -> str:
-    """The exception and where it came from, on one line and without values of variables."""
+    """Return the exception and its innermost frames on one line, without values of variables."""
     frames = traceback.extract_tb(error.__traceback__)[-FRAMES:]
-    places = " > ".join(f"{frame.name} {frame.filename.rpartition('/')[2]}:{frame.lineno}" for frame in frames)
-    return f"{type(error).__name__}: {error} [{places}]"
+    frames_text = " > ".join(f"{frame.name} {frame.filename.rpartition('/')[2]}:{frame.lineno}" for frame in frames)
+    return f"{type(error).__name__}: {error} [{frames_text}]"
 
 
 def _clean(text: str) -> str:
@@ -113,13 +116,13 @@ def _clean(text: str) -> str:
 
 @dataclass(slots=True)
 class _Second:
-    """Lines of one kind in the present second."""
+    """The lines of one kind in the current second."""
 
     begin: float = -RATE_SECONDS
     lines: int = 0
     withheld: int = 0
 
-    def takes(self, now: float) -> bool:
+    def admits(self, now: float) -> bool:
         if now - self.begin >= RATE_SECONDS:
             self.begin, self.lines = now, 0
         self.lines += 1
@@ -131,7 +134,10 @@ class _Second:
 
 
 class RateLimit(logging.Filter):
-    """One line a second of each class, `KIND_LINES` of each kind. Classes are few, or named "kind subject"."""
+    """Passes one line per second of each class, and `KIND_LINES` of each kind.
+
+    A class is named "kind" or "kind subject".
+    """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
@@ -152,23 +158,26 @@ class RateLimit(logging.Filter):
             self._withheld[rate_class] = self._withheld.get(rate_class, 0) + 1
             return False
         kind = self._kind_of(rate_class)
-        if not kind.takes(now):
+        if not kind.admits(now):
             kind.withheld += 1
             return False
         self._last[rate_class] = now
         withheld = self._withheld.pop(rate_class, 0) + kind.take_withheld()
         if withheld:
-            record.msg, record.args = f"{record.getMessage()} ({withheld} more before)", None
+            record.msg, record.args = f"{record.getMessage()} (similar lines omitted: {withheld})", None
         return True
 
     def _kind_of(self, rate_class: str) -> _Second:
         return self._kinds.setdefault(rate_class.partition(" ")[0], _Second())
 
     def _has_room(self, now: float) -> bool:
-        """Whether another class fits. Those that were quiet for a second are forgotten, at most once a second."""
+        """Report whether another class fits.
+
+        Classes that were quiet for a second are forgotten, at most once per second.
+        """
         if len(self._last) >= MAX_CLASSES and now - self._swept >= RATE_SECONDS:
             self._swept = now
-            for quiet in [each for each, last in self._last.items() if now - last >= RATE_SECONDS]:
+            for quiet in [name for name, last in self._last.items() if now - last >= RATE_SECONDS]:
                 del self._last[quiet]
                 self._kind_of(quiet).withheld += self._withheld.pop(quiet, 0)
         return len(self._last) < MAX_CLASSES

@@ -1,6 +1,6 @@
-"""wyrmhole: the command for people. It needs the extra `cli`; this file only says so when that is missing.
+"""Entry point of the command `wyrmhole`, which needs the extra `cli`.
 
-The command itself begins in `wyrmhole.cli.app`.
+This file only reports a missing extra; the command itself is in `wyrmhole.cli.app`.
 """
 
 from __future__ import annotations
@@ -9,14 +9,14 @@ import sys
 
 from wyrmhole.errors import how_to_install
 
-MISSING = """wyrmhole: this command needs {name}, which is not installed: {remedy}
-The daemon wyrmholed and the library work without it."""
+MISSING = """wyrmhole: {name} is not installed: {remedy}
+The daemon wyrmholed and the library do not need it."""
 
 EXTRA = {"click", "pyroute2", "segno"}
 
 
 def main() -> None:
-    """Ends the process: 0 done, 1 it failed, 2 wrong usage."""
+    """Run the command and exit with its status: 0 for success, 1 for a failure, 2 for wrong usage."""
     try:
         from wyrmhole.cli.app import command
 

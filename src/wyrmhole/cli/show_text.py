@@ -1,7 +1,7 @@
-"""What `show` and `showconf` print, in the forms of wg(8), from a picture of a device. Pure: the time is an argument.
+"""Format a `DeviceStatus` like wg(8), for `show` and `showconf`. Pure: the time is an argument.
 
-The tests compare each form with the output of `wg` byte for byte, except `show all FIELD`: it has the interface's name
-in every line, like wireguard-tools since 1.0.20250521, where older versions forget it for some fields.
+The tests compare each format with the output of `wg` byte for byte, except `show all FIELD`: it has the interface's
+name in every line, like wireguard-tools since 1.0.20250521; older versions omit it for some fields.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _SIZES = ((1 << 40, "TiB"), (1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")
 
 
 def emit_endpoint(endpoint: Endpoint | None, missing: str = "(none)") -> str:
-    """A scope is shown by its interface's name where it has one here."""
+    """Format an endpoint. A scope is written as the name of its interface, if this host has that interface."""
     if endpoint is None:
         return missing
     if not endpoint.scope_id:
@@ -40,7 +40,7 @@ def emit_fwmark(mark: int) -> str:
     return f"0x{mark:x}" if mark else "off"
 
 
-# For the eye
+# Output for people
 
 
 def pretty_duration(seconds: int) -> str:
@@ -53,7 +53,7 @@ def pretty_duration(seconds: int) -> str:
 
 
 def pretty_ago(then: int, now: int) -> str:
-    """Both in seconds of the wall clock."""
+    """Format the time since `then`. Both arguments are wall-clock seconds."""
     if then == now:
         return "Now"
     if then > now:
@@ -69,7 +69,7 @@ def pretty_bytes(count: int) -> str:
 
 
 def pretty(status: DeviceStatus, now: int, hide_keys: bool = True) -> str:
-    """As `wg show NAME` in colour; `plain` takes the colours out. Peers with the latest handshake come first."""
+    """Return the output of `wg show NAME` in colour. The peer with the latest handshake comes first."""
     lines = [f"{RESET}{GREEN}{BOLD}interface{RESET}: {GREEN}{status.name}{RESET}"]
     lines += [f"  {BOLD}{name}{RESET}: {value}" for name, value in _interface_lines(status, hide_keys)]
     for peer in sorted(status.peers, key=lambda peer: peer.last_handshake, reverse=True):
@@ -79,6 +79,7 @@ def pretty(status: DeviceStatus, now: int, hide_keys: bool = True) -> str:
 
 
 def plain(text: str) -> str:
+    """Remove the colours."""
     for code in (RESET, BOLD, RED, GREEN, YELLOW, CYAN):
         text = text.replace(code, "")
     return text
@@ -113,7 +114,7 @@ def _peer_lines(peer: PeerStatus, now: int, hide_keys: bool) -> Iterator[tuple[s
         yield "persistent keepalive", f"every {pretty_duration(peer.persistent_keepalive)}"
 
 
-# For scripts
+# Output for scripts
 
 
 def _key_or_none(key: Key | None) -> str:
@@ -153,7 +154,7 @@ FIELDS = (*INTERFACE_FIELDS, *PEER_FIELDS, "dump")
 
 
 def field_text(status: DeviceStatus, field: str, with_name: bool) -> str:
-    """One of FIELDS, as `wg show NAME FIELD`. `with_name`: the form of `show all`. Raises KeyError."""
+    """Return the output of `wg show NAME FIELD`, or of `wg show all FIELD` if `with_name`. Raises KeyError."""
     start = (status.name,) if with_name else ()
     return "".join("\t".join((*start, *row)) + "\n" for row in _rows(status, field))
 
@@ -187,7 +188,7 @@ def _dump_rows(status: DeviceStatus) -> Iterator[tuple[str, ...]]:
 
 
 def drops_text(name: str, counts: DropCounts | None, peers: Iterable[PublicKey]) -> str:
-    """What `show --drops` prints of one interface: a line for each reason, with its meaning."""
+    """Return the output of `show --drops` for one interface: a line for each reason, with its meaning."""
     lines = [f"{RESET}{GREEN}{BOLD}interface{RESET}: {GREEN}{name}{RESET}"]
     if counts is None:
         lines += [f"  the daemon of {name} does not report what it drops"]
@@ -200,22 +201,22 @@ def drops_text(name: str, counts: DropCounts | None, peers: Iterable[PublicKey])
 
 
 def _drop_lines(drops: Mapping[str, int]) -> Iterator[str]:
-    """The most frequent first."""
+    """Yield a line for each reason, the most frequent first."""
     width = max(map(len, drops), default=0)
     for name, count in sorted(drops.items(), key=lambda item: (-item[1], item[0])):
         yield f"  {BOLD}{name}{RESET}{' ' * (width - len(name))} {count:>8}  {meaning_of(name)}".rstrip()
 
 
 def drops_json(document: dict[str, object], counts: DropCounts | None, peers: Iterable[PublicKey]) -> dict[str, object]:
-    """The document of `as_json` with `drops`; null: the daemon does not report them."""
-    ours = cast("list[dict[str, object]]", document["peers"])
-    for peer, key in zip(ours, peers, strict=True):
+    """Add `drops` to the document of `as_json`: null if the daemon does not report them."""
+    entries = cast("list[dict[str, object]]", document["peers"])
+    for peer, key in zip(entries, peers, strict=True):
         peer["drops"] = None if counts is None else dict(counts.peers.get(key, {}))
     return document | {"drops": None if counts is None else dict(counts.total)}
 
 
 def as_json(status: DeviceStatus) -> dict[str, object]:
-    """For `--json`: what `dump` says, and no keys that are secret. Times in seconds since 1970, null for never."""
+    """Return the fields of `dump` without secret keys, for `--json`. Times are seconds since 1970, null for never."""
     return {
         "name": status.name,
         "public_key": None if status.private_key is None else _public_key(status),
@@ -238,11 +239,11 @@ def _peer_json(peer: PeerStatus) -> dict[str, object]:
     }
 
 
-# For files
+# Configuration files
 
 
 def configuration(status: DeviceStatus) -> str:
-    """As `wg showconf NAME`."""
+    """Return the output of `wg showconf NAME`."""
     sections = ["\n".join(["[Interface]", *_interface_keys(status), ""])]
     sections += ["\n".join(["[Peer]", *_peer_keys(peer), ""]) for peer in status.peers]
     return "\n".join(sections) + ("" if status.peers else "\n")

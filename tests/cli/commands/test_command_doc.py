@@ -55,7 +55,7 @@ def test_an_example_does_what_is_shown(block: list[tuple[str, str]], tmp_path: P
 
 
 def test_every_sub_command_is_told_of() -> None:
-    for name in app.HOMES:
+    for name in app.COMMAND_MODULES:
         assert re.search(rf"wyrmhole {name}\b", TEXT), name
 
 

@@ -18,20 +18,20 @@ def help_of(*words: str) -> str:
 
 def test_each_line_of_the_list_is_a_whole_sentence() -> None:
     listed = help_of().partition("Commands:\n")[2].splitlines()
-    assert [line.split()[0] for line in listed] == sorted(app.HOMES)
+    assert [line.split()[0] for line in listed] == sorted(app.COMMAND_MODULES)
     for line in listed:
         assert line.endswith("."), line
         assert not line.endswith("..."), line
 
 
-@pytest.mark.parametrize("name", app.HOMES)
+@pytest.mark.parametrize("name", app.COMMAND_MODULES)
 def test_each_command_shows_an_example(name: str) -> None:
     usage, _, rest = help_of(name).partition("\n")
     assert usage.startswith((f"Usage: wyrmhole {name} ", f"Usage: command {name} "))
     assert re.search(rf"^ +(LOG_LEVEL=\w+ |umask 077; )?wyrmhole {name}\b", rest, re.M)
 
 
-@pytest.mark.parametrize("name", app.HOMES)
+@pytest.mark.parametrize("name", app.COMMAND_MODULES)
 def test_no_line_of_help_is_wider_than_a_terminal(name: str) -> None:
     wide = [line for line in help_of(name).splitlines() if len(line) > 100]
     assert not wide

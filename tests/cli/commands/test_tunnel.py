@@ -93,8 +93,8 @@ def test_a_proxy_for_everybody_is_refused_in_the_words_of_the_command(
 
     monkeypatch.setattr(tunnel, "proxy", refuse, raising=False)
     said = refusal("proxy", conf, "--listen", "0.0.0.0:1080")
-    assert "a proxy on 0.0.0.0:1080 would let everybody into the tunnel" in said
-    assert "name users with --users FILE, listen on 127.0.0.1, or pass --allow-open if" in said
+    assert "refusing to open a proxy on 0.0.0.0:1080: without passwords" in said
+    assert "(list users with --users FILE, listen on 127.0.0.1, or pass --allow-open to override)" in said
 
 
 @pytest.mark.parametrize("text", ["ann\n", ":secret\n", "ann:\n", ""])

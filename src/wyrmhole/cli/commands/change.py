@@ -1,4 +1,4 @@
-"""set, setconf, addconf, syncconf: changes of a running interface, as wg(8) makes them."""
+"""set, setconf, addconf, syncconf: change a running interface, like wg(8)."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _T = TypeVar("_T")
 _K = TypeVar("_K", PrivateKey, PresharedKey)
 
 LONGEST_KEY_FILE = 1024
-"""Bytes: a key has 44."""
+"""In bytes; a key has 44 characters."""
 
 file_argument = click.argument("config", metavar="FILE", type=click.Path(path_type=Path))
 
@@ -46,7 +46,7 @@ def resolver() -> NameResolver:
 
 
 def resolve_all(config: Config, interface: str) -> Resolver:
-    """One peer's name that cannot be resolved does not keep the file's other peers from being changed."""
+    """Resolve all endpoint names of a file. A name that fails does not prevent changes of the other peers."""
     return EndpointNames(os.environ.get(RETRIES, ""), warn).resolve(config, interface)
 
 
@@ -57,9 +57,9 @@ def resolve_all(config: Config, interface: str) -> Resolver:
 @interface_argument
 @file_argument
 def setconf_command(interface: str, config: Path) -> None:
-    """Replace the configuration of INTERFACE by FILE.
+    """Replace the configuration of INTERFACE with FILE.
 
-    All sessions end; syncconf keeps them. FILE holds keys and peers only: strip makes one from a file of wg-quick.
+    All sessions end; syncconf keeps them. FILE has no wg-quick keys: use strip to remove them.
 
     \b
     wyrmhole strip wg0.conf > stripped.conf
@@ -86,9 +86,9 @@ def addconf_command(interface: str, config: Path) -> None:
 @interface_argument
 @file_argument
 def syncconf_command(interface: str, config: Path) -> None:
-    """Replace the configuration of INTERFACE, and keep sessions.
+    """Replace the configuration of INTERFACE, keeping sessions.
 
-    Peers that are in FILE keep their sessions; the others are removed.
+    Peers in FILE keep their sessions; all other peers are removed.
 
     \b
     wyrmhole strip wg0.conf > stripped.conf
@@ -97,13 +97,13 @@ def syncconf_command(interface: str, config: Path) -> None:
     wanted = load(config)
     change = sync_change(wanted, client.get(interface), resolve_all(wanted, interface))
     if wanted.interface.fwmark is None:
-        # `up` gave a tunnel with a default route a mark that its file does not have. Without the mark the tunnel's own
-        # packets would go into the tunnel.
+        # `up` gives a tunnel with a default route a mark that is not in its file. Without the mark, the tunnel's own
+        # packets would be routed into the tunnel.
         change = replace(change, fwmark=None)
     client.apply(interface, change)
 
 
-# Words
+# The words of `set`
 
 
 @click.command(
@@ -114,7 +114,7 @@ def syncconf_command(interface: str, config: Path) -> None:
 @interface_argument
 @click.argument("words", nargs=-1, required=True, type=click.UNPROCESSED)
 def set_command(interface: str, words: tuple[str, ...]) -> None:
-    """Change INTERFACE and its peers. WORDS are those of `wg set`:
+    """Change INTERFACE and its peers. WORDS are the arguments of `wg set`:
 
     \b
     [listen-port PORT] [fwmark MARK] [private-key FILE]
@@ -126,14 +126,15 @@ def set_command(interface: str, words: tuple[str, ...]) -> None:
     wyrmhole set wg0 peer PUBLIC-KEY allowed-ips +10.1.0.0/16
     wyrmhole set wg0 peer PUBLIC-KEY remove
 
-    Keys come from files, never from the command line; an empty file removes a key. The list after allowed-ips replaces
-    the peer's list. With a + or - before an address, the list is changed instead: - removes, the others are added.
+    Keys are read from files, never from the command line; an empty file removes the key. The list after allowed-ips
+    replaces the peer's list. If any address has the prefix + or -, the list is edited instead: - removes an address,
+    all others are added.
     """
     client.apply(interface, parse_words(words, resolver()))
 
 
 def parse_words(words: tuple[str, ...], resolve: NameResolver) -> DeviceChange:
-    """Raises click.UsageError, and OSError for a key file."""
+    """Parse the arguments of `set`. Raises click.UsageError, or OSError if a key file cannot be read."""
     remaining = iter(words)
     device, peers = DeviceChange(), []
     for word in remaining:
@@ -153,7 +154,7 @@ def _change_device(device: DeviceChange, word: str, rest: Iterator[str]) -> Devi
         return replace(device, fwmark=_read(read_fwmark, word, _next(rest, word)))
     if word == "private-key":
         return replace(device, private_key=_read_key_file(PrivateKey, word, _next(rest, word)))
-    raise click.UsageError(f"`{word}' is not one of listen-port, fwmark, private-key, peer")
+    raise click.UsageError(f"unknown word `{word}'; expected listen-port, fwmark, private-key or peer")
 
 
 def _change_peer(peer: PeerChange, word: str, rest: Iterator[str], resolve: NameResolver) -> PeerChange:
@@ -168,7 +169,7 @@ def _change_peer(peer: PeerChange, word: str, rest: Iterator[str], resolve: Name
     if word == "allowed-ips":
         return _change_allowed_ips(peer, _next(rest, word))
     raise click.UsageError(
-        f"`{word}' is not one of remove, preshared-key, endpoint, persistent-keepalive, allowed-ips, peer"
+        f"unknown word `{word}'; expected remove, preshared-key, endpoint, persistent-keepalive, allowed-ips or peer"
     )
 
 
@@ -186,7 +187,7 @@ def _change_allowed_ips(peer: PeerChange, text: str) -> PeerChange:
 def _next(words: Iterator[str], word: str) -> str:
     value = next(words, None)
     if value is None:
-        raise click.UsageError(f"`{word}' needs a value behind it")
+        raise click.UsageError(f"`{word}' needs a value after it")
     return value
 
 
@@ -198,7 +199,7 @@ def _read(read: Callable[[str], _T], word: str, value: str) -> _T:
 
 
 def _read_key_file(kind: type[_K], word: str, path: str) -> _K:
-    """An empty file means no key. The value is never repeated."""
+    """Read a key. An empty file means no key. Error messages never contain the value."""
     with open(path, "rb") as file:
         data = file.read(LONGEST_KEY_FILE)
     try:

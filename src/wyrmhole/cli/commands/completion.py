@@ -1,4 +1,4 @@
-"""completion: the script with which a shell completes this command."""
+"""completion: print the script that makes a shell complete this command."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from click.shell_completion import get_completion_class
 
 from wyrmhole.cli.app import command, write
 
-PLACES = {
+INSTALL_PATHS = {
     "bash": "~/.local/share/bash-completion/completions/wyrmhole",
     "zsh": "a file _wyrmhole in a folder of $fpath",
     "fish": "~/.config/fish/completions/wyrmhole.fish",
@@ -16,13 +16,13 @@ PLACES = {
 
 @click.command(
     "completion",
-    help="Print the completion script of a shell.\n\n\b\nwyrmhole completion bash > "
-    + PLACES["bash"]
-    + "\n\nWhere it belongs:\n\n\b\n"
-    + "\n".join(f"{shell}: {place}" for shell, place in PLACES.items()),
+    help="Print the completion script for a shell.\n\n\b\nwyrmhole completion bash > "
+    + INSTALL_PATHS["bash"]
+    + "\n\nWhere to install it:\n\n\b\n"
+    + "\n".join(f"{shell}: {path}" for shell, path in INSTALL_PATHS.items()),
 )
-@click.argument("shell", type=click.Choice(sorted(PLACES)))
+@click.argument("shell", type=click.Choice(sorted(INSTALL_PATHS)))
 def completion_command(shell: str) -> None:
-    kind = get_completion_class(shell)
-    assert kind is not None
-    write(kind(command, {}, "wyrmhole", "_WYRMHOLE_COMPLETE").source() + "\n")
+    completion = get_completion_class(shell)
+    assert completion is not None
+    write(completion(command, {}, "wyrmhole", "_WYRMHOLE_COMPLETE").source() + "\n")

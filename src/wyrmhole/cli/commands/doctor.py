@@ -1,4 +1,4 @@
-"""doctor: what works on this machine, or on the way of one tunnel, what does not, and what to do about it."""
+"""doctor: report what works and what fails on this machine or in one tunnel, with the remedy."""
 
 from __future__ import annotations
 
@@ -16,21 +16,24 @@ from wyrmhole.cli.doctor.checks import Finding, examine
 from wyrmhole.errors import WyrmholeError
 
 MARKS = {"good": ("ok", "green"), "poor": ("--", "yellow"), "bad": ("NO", "red"), "note": ("..", "blue")}
-"""In front of a line: it works; it works, but; it does not work; it could not be tried."""
+"""The mark in front of a line: works, works with a restriction, does not work, could not be tried."""
 
 
 @click.command("doctor")
 @click.argument("config", required=False, shell_complete=complete_config)
-@click.option("--json", "as_json", is_flag=True, help="A JSON list of findings.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON list of findings.")
 @click.option(
     "--name",
     "names",
     multiple=True,
     metavar="HOST",
-    help="Look up this name inside, or ping this address; may be repeated.",
+    help="Look up this name inside the tunnel, or ping this address; may be repeated.",
 )
 @click.option(
-    "--to", "peer", metavar="PEER", help="Try whether GSO batches reach a peer: its key, or an address inside."
+    "--to",
+    "peer",
+    metavar="PEER",
+    help="Test whether GSO batches reach a peer, given by its key or an address inside the tunnel.",
 )
 def doctor_command(config: str | None, as_json: bool, names: tuple[str, ...], peer: str | None) -> None:
     """Find out why a tunnel, or this machine, does not work.
@@ -40,14 +43,14 @@ def doctor_command(config: str | None, as_json: bool, names: tuple[str, ...], pe
     wyrmhole doctor wg0.conf          try to reach the peers of a file; no root
     wyrmhole doctor --to 10.0.0.2     test GSO batches through a running tunnel
 
-    Without CONFIG it examines what tunnels need of this machine. The status is 1 if neither the daemon nor the library
+    Without CONFIG, it checks what tunnels need from this machine. The status is 1 if neither the daemon nor the library
     can work.
 
-    With CONFIG (a file, or the name of one in /etc/wireguard) it goes step by step: the endpoint's name and route, a
-    handshake, ping and path MTU inside, name servers. The status is 1 if a step fails.
+    With CONFIG (a path, or the name of a file in /etc/wireguard without .conf), it checks step by step: the endpoint's
+    name and route, a handshake, then ping, path MTU and name servers inside. The status is 1 if a step fails.
 
-    With --to it pings a peer in bursts and one by one. The status is 1 if batches are lost while single datagrams
-    arrive, and 2 if it could not find out.
+    With --to, it pings a peer in bursts and one by one. The status is 1 if batches are lost while single datagrams
+    arrive, and 2 if the test gives no answer.
 
     \b
     ok  works
@@ -72,15 +75,15 @@ def doctor_command(config: str | None, as_json: bool, names: tuple[str, ...], pe
 
 
 def _probe(peer: str) -> Iterator[Finding]:
-    """A step that fails ends it without a verdict, and says why."""
+    """Yield the findings of `--to`. A step that fails ends the test, and its finding gives the reason."""
     from wyrmhole.cli.doctor.train_probe import find_target, probe
 
     try:
         yield from probe(find_target(peer))
     except PermissionError as error:
-        yield Finding("poor", "batches", f"not tried: {error.strerror}", "run it as root, which may send pings itself")
+        yield Finding("poor", "batches", f"not tried: {error.strerror}", "run as root, which may send pings")
     except OSError as error:
-        yield Finding("poor", "batches", f"not found out: {error.strerror or error}")
+        yield Finding("poor", "batches", f"no result: {error.strerror or error}")
     except WyrmholeError as error:
         yield Finding("poor", "batches", f"not tried: {error}")
 
@@ -101,15 +104,15 @@ async def _try_tunnel(config: str, names: tuple[str, ...], as_json: bool) -> int
     async for finding in wyrmhole.diagnose(load(config_path(config)), names=names):
         findings.append(finding)
         if not as_json:
-            who = f"{finding.peer}: " if finding.peer else ""
-            _write_line(finding.level, finding.step, f"{who}{finding.found}", finding.advice)
+            subject = f"{finding.peer}: " if finding.peer else ""
+            _write_line(finding.level, finding.step, f"{subject}{finding.found}", finding.advice)
     if as_json:
         write(json.dumps([asdict(finding) for finding in findings], indent=2) + "\n")
     return int(any(finding.level == "bad" for finding in findings))
 
 
 def can_work(findings: list[Finding]) -> bool:
-    """Either with rights and a TUN, or without rights in namespaces."""
+    """Report whether tunnels can work: with rights and a TUN device, or without rights in namespaces."""
     bad = {finding.what for finding in findings if finding.level == "bad"}
     has_rights = any(finding.what == "rights" and finding.level == "good" for finding in findings)
     if bad & {"cipher", "clock", "TUN", "families"}:

@@ -1,4 +1,4 @@
-"""genkey, genpsk, pubkey. Keys go through stdin and stdout and never through arguments, which others may read."""
+"""genkey, genpsk, pubkey. Keys pass through stdin and stdout, never through arguments, which other users can read."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from wyrmhole.device.clock import SystemClock
 from wyrmhole.protocol.keys import KEY_SIZE, PresharedKey, PrivateKey
 
 LONGEST_INPUT = 1024
-"""A key has 44 characters; more than this is not read."""
+"""In bytes; a key has 44 characters. The rest of the input is not read."""
 
 
-def _warn_of_readers() -> None:
+def _warn_if_world_readable() -> None:
     try:
         status = os.fstat(sys.stdout.fileno())
     except OSError:
         return
     if stat.S_ISREG(status.st_mode) and status.st_mode & 0o007:
-        warn("writing a key to a file that everyone may read; `umask 077` before would prevent it")
+        warn("writing a key to a world-readable file; run `umask 077` first")
 
 
 @click.command("genkey")
@@ -32,18 +32,18 @@ def genkey_command() -> None:
     \b
     umask 077; wyrmhole genkey > private.key
     """
-    _warn_of_readers()
+    _warn_if_world_readable()
     click.echo(PrivateKey(SystemClock().random(KEY_SIZE)).base64())
 
 
 @click.command("genpsk")
 def genpsk_command() -> None:
-    """Print a new preshared key, for both peers of a pair.
+    """Print a new preshared key. Both peers need the same one.
 
     \b
     umask 077; wyrmhole genpsk > preshared.key
     """
-    _warn_of_readers()
+    _warn_if_world_readable()
     click.echo(PresharedKey(SystemClock().random(KEY_SIZE)).base64())
 
 
@@ -60,5 +60,5 @@ def pubkey_command() -> None:
     except ValueError as error:
         raise Failure(f"stdin: {error}") from None
     if key.is_zero:
-        raise Failure("stdin: a key of zeros is none")
+        raise Failure("stdin: an all-zero key is invalid")
     click.echo(key.public_key().base64())

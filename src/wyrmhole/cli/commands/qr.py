@@ -1,4 +1,4 @@
-"""qr: a configuration as a picture that the mobile apps read."""
+"""qr: draw a configuration as a QR code for the mobile apps."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import click
 from wyrmhole.cli.app import Failure, config_argument, config_path, load, warn, write
 from wyrmhole.control.config.strip import for_apps
 
-MOST_BYTES = 2953
-"""Of the largest QR code, version 40 with error level L (ISO/IEC 18004)."""
+MAX_BYTES = 2953
+"""Capacity of the largest QR code: version 40, error correction level L (ISO/IEC 18004)."""
 
 
 @click.command("qr")
 @config_argument
 @click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Write a .png or .svg file, readable by its owner only."
+    "-o", "--output", type=click.Path(path_type=Path), help="Write a .png or .svg file that only its owner can read."
 )
-@click.option("--allow-secrets", is_flag=True, help="Print private keys to a non-terminal, too.")
+@click.option("--allow-secrets", is_flag=True, help="Allow printing private keys when stdout is not a terminal.")
 def qr_command(config: str, output: Path | None, allow_secrets: bool) -> None:
     """Draw CONFIG as a QR code for the mobile apps.
 
-    The code contains the private key: anyone who sees it can use the tunnel. Comments, and keys that the apps refuse
-    (FwMark, Table, hooks, SaveConfig), are left out.
+    The code contains the private key: anyone who can see it can use the tunnel. Comments are left out, and so are the
+    settings that the apps refuse (FwMark, Table, hooks, SaveConfig).
 
     \b
     wyrmhole qr phone.conf                 on the terminal
     wyrmhole qr phone.conf -o phone.png
     """
-    # Imported here: completion and help load this module, and need no drawing.
+    # Imported here, because completion and help also load this module.
     import segno
 
     path = config_path(config)
@@ -39,8 +39,8 @@ def qr_command(config: str, output: Path | None, allow_secrets: bool) -> None:
     has_secrets = parsed.interface.private_key is not None or any(peer.preshared_key for peer in parsed.peers)
     if output is None and has_secrets and not sys.stdout.isatty() and not allow_secrets:
         raise Failure("refusing to print private keys to a non-terminal; pass --allow-secrets to override")
-    if len(text.encode()) > MOST_BYTES:
-        raise Failure(f"{path} needs more than the {MOST_BYTES} bytes of a QR code: leave out peers or allowed ips")
+    if len(text.encode()) > MAX_BYTES:
+        raise Failure(f"{path} is larger than the {MAX_BYTES} bytes of a QR code: leave out peers or allowed ips")
     if left_out:
         warn(f"left out, because the mobile apps refuse it: {', '.join(left_out)}")
     code = segno.make_qr(text.encode(), error="l", mode="byte", boost_error=False)

@@ -1,4 +1,4 @@
-"""up, down, save, strip: interfaces by their files, as wg-quick(8)."""
+"""up, down, save, strip: bring interfaces up and down by their files, like wg-quick(8)."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from wyrmhole.cli.quick.signals import Interrupts
 from wyrmhole.control.config.file import Config, read_file
 from wyrmhole.control.config.strip import strip
 
-quiet_option = click.option("-q", "--quiet", is_flag=True, help="Do not print the steps; warnings and errors remain.")
+quiet_option = click.option("-q", "--quiet", is_flag=True, help="Print only warnings and errors, not the steps.")
 
 
 def _quick(config: str, *, verbose: bool = False, quiet: bool = False) -> Quick:
     if os.geteuid() != 0:
-        raise Failure("interfaces and routes are root's: try again with sudo, or `wyrmhole run` without it")
+        raise Failure("cannot change interfaces and routes: only root may (use sudo, or `wyrmhole run` without it)")
     path = config_path(config)
     interrupts = Interrupts()
     interrupts.watch()
     names = EndpointNames(os.environ.get(RETRIES, ""), _warn, interrupts)
-    quick = Quick(path.absolute(), load(path), names, _ignore if quiet else _say, _warn, interrupts, verbose)
+    quick = Quick(path.absolute(), load(path), names, _ignore if quiet else _print_step, _warn, interrupts, verbose)
     try:
         _ = quick.name
     except ValueError as error:
@@ -34,8 +34,8 @@ def _quick(config: str, *, verbose: bool = False, quiet: bool = False) -> Quick:
     return quick
 
 
-def _say(line: str) -> None:
-    # The terminal may be gone, which is no reason to leave half of an interface. A hook may hold any bytes.
+def _print_step(line: str) -> None:
+    # A closed terminal must not stop `up` halfway. A hook may contain any bytes.
     with suppress(OSError):
         click.echo(f"[#] {line}".encode("utf-8", "backslashreplace").decode(), err=True)
 
@@ -51,30 +51,30 @@ def _warn(sentence: str) -> None:
 @click.command(
     "up",
     short_help="Bring up the interface of CONFIG, like `wg-quick up`.",
-    epilog="""Starts the daemon, sets keys, addresses, MTU, DNS and routes, and runs the hooks. Needs root. An `up` that
-    fails leaves nothing behind.
+    epilog="""Starts the daemon, sets keys, addresses, MTU, DNS and routes, and runs the hooks. Needs root. If a step
+    fails, all steps before it are undone.
 
     \b
     wyrmhole up wg0
 
     \b
     LOG_LEVEL                        debug, error or silent; the log is /run/wireguard/NAME.log
-    WG_ENDPOINT_RESOLUTION_RETRIES   how often to look up endpoint names, or `infinity`
+    WG_ENDPOINT_RESOLUTION_RETRIES   number of attempts to resolve endpoint names, or `infinity`
     """,
 )
 @config_argument
-@click.option("-v", "--verbose", is_flag=True, help="Let the daemon log each handshake; the log's path is printed.")
+@click.option("-v", "--verbose", is_flag=True, help="Log each handshake, and print the path of the daemon's log.")
 @quiet_option
 def up_command(config: str, verbose: bool, quiet: bool) -> None:
-    """Bring up the interface of CONFIG: a file, or the name of one in /etc/wireguard."""
+    """Bring up the interface of CONFIG: a path, or the name of a file in /etc/wireguard without .conf."""
     quick = _quick(config, verbose=verbose, quiet=quiet)
-    for sentence in _what_is_missing(quick.config):
+    for sentence in _missing_settings(quick.config):
         _warn(sentence)
     quick.up()
 
 
-def _what_is_missing(config: Config) -> Iterator[str]:
-    """What may be added later, but without which nothing can be reached."""
+def _missing_settings(config: Config) -> Iterator[str]:
+    """Yield a warning for each missing setting that can be added later, but without which the tunnel cannot work."""
     if config.interface.private_key is None and not config.interface.pre_up and not config.interface.post_up:
         yield "there is no PrivateKey: set one with `wyrmhole set NAME private-key FILE`"
     if not config.peers:
@@ -89,9 +89,9 @@ def _what_is_missing(config: Config) -> Iterator[str]:
 @config_argument
 @quiet_option
 def down_command(config: str, quiet: bool) -> None:
-    """Take down the interface of CONFIG, and all that `up` set.
+    """Take down the interface of CONFIG.
 
-    Works without the daemon, too, after a crash.
+    Everything that `up` added is removed. It also works if the daemon has crashed.
 
     \b
     wyrmhole down wg0
@@ -102,9 +102,9 @@ def down_command(config: str, quiet: bool) -> None:
 @click.command("save")
 @config_argument
 def save_command(config: str) -> None:
-    """Write the running state of the interface into CONFIG.
+    """Write the running state of the interface to CONFIG.
 
-    Comments, and endpoints that are names, stay as they are.
+    Comments, and endpoints given by name, are kept.
 
     \b
     wyrmhole save wg0
@@ -115,9 +115,9 @@ def save_command(config: str) -> None:
 @click.command("strip")
 @config_argument
 def strip_command(config: str) -> None:
-    """Print CONFIG without the keys that only wg-quick knows.
+    """Print CONFIG without the wg-quick settings.
 
-    The result is what setconf and syncconf read.
+    The result is a file for setconf and syncconf.
 
     \b
     wyrmhole strip wg0.conf > stripped.conf

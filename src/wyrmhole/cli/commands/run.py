@@ -1,4 +1,4 @@
-"""run: a program whose whole network is a tunnel."""
+"""run: run a program with a tunnel as its only network."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ def run_command(config: str, command: tuple[str, ...], verbose: bool, quiet: boo
     wyrmhole run wg0.conf -- curl https://intranet.example/
     wyrmhole run -v wg0.conf -- curl https://intranet.example/     why does it not connect?
 
-    If the tunnel fails, COMMAND has no network. Names are resolved inside, by the servers that DNS = in CONFIG lists.
-    Hooks are not run. The status is that of COMMAND.
+    If the tunnel fails, COMMAND has no network. Names are resolved inside, by the servers in DNS = of CONFIG.
+    Hooks are not run. The exit status is that of COMMAND.
     """
-    # Imported here: completion and help load this module, and need no tunnel.
+    # Imported here, because completion and help also load this module.
     from wyrmhole.cli.confined.parent import Confinement, run
 
-    # By default only what is wrong: the terminal is the program's.
+    # Only warnings by default: the terminal belongs to the program.
     set_up_console(verbose, quiet, logging.WARNING)
     path = config_path(config)
     parsed = load(path)
     interface = parsed.interface
     if interface.pre_up or interface.post_up or interface.pre_down or interface.post_down:
-        warn("PreUp, PostUp, PreDown and PostDown are for the host's network and are not run")
+        warn("PreUp, PostUp, PreDown and PostDown are not run: they are meant for the host's network")
     confinement = Confinement.of(parsed, _interface_name(path.stem), resolver())
     sys.exit(run(confinement, command[1:] if command[0] == "--" else command))
 
 
 def _interface_name(stem: str) -> str:
-    """Inside it is only a label."""
+    """Derive the interface's name in the namespace, where it is only a label, from the file name."""
     name = "".join(
         character for character in stem if character.isascii() and (character.isalnum() or character in "_=+-")
     )

@@ -1,4 +1,4 @@
-"""show and showconf: what user-space daemons answer on their sockets, ours or others'."""
+"""show and showconf: print the status that user-space daemons report on their UAPI sockets."""
 
 from __future__ import annotations
 
@@ -20,18 +20,13 @@ from wyrmhole.device.status import DeviceStatus
 from wyrmhole.errors import WyrmholeError
 
 EPILOG = """\b
-wyrmhole show
-wyrmhole show wg0 latest-handshakes
-wyrmhole show all --json
-
-\b
-WG_COLOR_MODE=always|never   colours, whatever stdout is
+WG_COLOR_MODE=always|never   colours, also if stdout is not a terminal
 WG_HIDE_KEYS=never           show secret keys
 """
 
 
 def use_colours() -> bool:
-    """WG_COLOR_MODE as wg(8) reads it: always, never, or by whether somebody looks."""
+    """Report whether to print colours. WG_COLOR_MODE has the same meaning as in wg(8)."""
     mode = os.environ.get("WG_COLOR_MODE", "auto")
     return mode == "always" or (mode != "never" and sys.stdout.isatty())
 
@@ -45,45 +40,47 @@ def _complete_what(context: click.Context, parameter: click.Parameter, incomplet
 @click.argument("interface", default="all", shell_complete=_complete_what)
 @click.argument("field", required=False, type=click.Choice(show_text.FIELDS))
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON document, without secret keys.")
-@click.option("--drops", "with_drops", is_flag=True, help="Dropped packets by reason and peer, and what each means.")
+@click.option(
+    "--drops",
+    "with_drops",
+    is_flag=True,
+    help="Count dropped packets by reason and peer, and explain each reason.",
+)
 def show_command(interface: str, field: str | None, as_json: bool, with_drops: bool) -> None:
     """Show interfaces and their peers, like `wg show`.
 
-    INTERFACE is a name, `all` (the default), or `interfaces` for the names alone. With a field, only that is printed.
+    INTERFACE is a name, `all` (the default), or `interfaces` for the names alone. With a field name, only that field is
+    printed.
 
     \b
     wyrmhole show
     wyrmhole show wg0 latest-handshakes
     wyrmhole show wg0 --drops     why packets did not arrive
     wyrmhole show all --json
-
-    \b
-    WG_COLOR_MODE=always|never   colours, whatever stdout is
-    WG_HIDE_KEYS=never           show secret keys
     """
     if field is not None and (as_json or with_drops):
-        raise click.UsageError(f"{'--json' if as_json else '--drops'} shows everything: leave the field out")
+        raise click.UsageError(f"{'--json' if as_json else '--drops'} cannot be combined with a field")
     if interface == "interfaces":
         _show_names(as_json)
         return
     is_all = interface == "all"
     names = client.interfaces() if is_all else [interface]
     _warn_of_renamed(names)
-    pictures = _ask_all(names) if is_all else iter([client.get(interface)])
+    statuses = _get_all(names) if is_all else iter([client.get(interface)])
     if as_json:
-        document = [_document(status, with_drops) for status in pictures]
+        document = [_document(status, with_drops) for status in statuses]
         write(json.dumps(document if is_all else document[0], indent=2) + "\n")
     elif with_drops:
-        write("\n".join(map(_drops, pictures)))
+        write("\n".join(map(_drops, statuses)))
     elif field is not None:
-        for status in pictures:
+        for status in statuses:
             write(show_text.field_text(status, field, with_name=is_all))
     else:
-        write("\n".join(map(_pretty, pictures)))
+        write("\n".join(map(_pretty, statuses)))
 
 
-def _ask_all(names: list[str]) -> Iterator[DeviceStatus]:
-    """One daemon that does not answer hides no other. Raises Failure if none answers."""
+def _get_all(names: list[str]) -> Iterator[DeviceStatus]:
+    """Yield the status of each daemon, with a warning for one that does not answer. Raises Failure if none answers."""
     answered = 0
     for name in names:
         try:
@@ -98,7 +95,7 @@ def _ask_all(names: list[str]) -> Iterator[DeviceStatus]:
 
 
 def _warn_of_renamed(names: list[str]) -> None:
-    """A daemon keeps the name that its interface had when it started."""
+    """Warn about renamed interfaces: a daemon keeps the name that its interface had when it started."""
     if missing := [name for name in names if not client.is_link(name)]:
         present = present_names(DEFAULT_DIRECTORY)
         for name in missing:
@@ -142,7 +139,7 @@ def _coloured(text: str) -> str:
 def showconf_command(interface: str) -> None:
     """Print the running configuration, private key included.
 
-    The result is a file for setconf.
+    The output is a file for setconf.
 
     \b
     umask 077; wyrmhole showconf wg0 > running.conf

@@ -1,4 +1,7 @@
-"""proxy and forward: doors into a tunnel for programs of this host, without root, as long as the command runs."""
+"""proxy and forward: listen on this host and connect clients through a tunnel, without root.
+
+Both serve until the command ends.
+"""
 
 from __future__ import annotations
 
@@ -16,10 +19,10 @@ from wyrmhole.control.config.file import Config
 from wyrmhole.errors import OpenProxyError
 
 MAX_USERS_FILE = 1 << 20
-"""Bytes: some 20,000 users, far more than one proxy serves."""
+"""In bytes. It holds about 20,000 users, far more than one proxy serves."""
 
-OpenDoor = Callable[[Any], Awaitable[Any]]
-"""Takes a Tunnel, gives a Service."""
+StartService = Callable[[Any], Awaitable[Any]]
+"""Takes a `Tunnel` and returns a `Service`."""
 
 
 @click.command(
@@ -30,19 +33,21 @@ OpenDoor = Callable[[Any], Awaitable[Any]]
     \b
     wyrmhole proxy wg0.conf --listen 0.0.0.0:1080 --users users.txt
 
-    Clients should leave names to the proxy, as socks5h does in curl. A connection that fails is reported on stderr,
-    with the reason. Ctrl-C ends the proxy.
+    A connection that fails is reported on stderr with the reason. Ctrl-C ends the proxy.
     """,
 )
 @config_argument
-@click.option("--listen", metavar="HOST:PORT", default="127.0.0.1:1080", show_default=True, help="Where to listen.")
-@click.option("--users", type=click.Path(path_type=Path), help="A file with a line USER:PASSWORD for each user.")
+@click.option(
+    "--listen", metavar="HOST:PORT", default="127.0.0.1:1080", show_default=True, help="Address to listen on."
+)
+@click.option("--users", type=click.Path(path_type=Path), help="File with one line USER:PASSWORD for each user.")
 @click.option("--allow-open", is_flag=True, help="Serve other hosts without a password.")
 @log_options
 def proxy_command(config: str, listen: str, users: Path | None, allow_open: bool, verbose: bool, quiet: bool) -> None:
     """Serve SOCKS5 and HTTP on one port, and connect clients through the tunnel of CONFIG.
 
-    Names are resolved inside, by the servers of DNS = in CONFIG: use socks5h in curl.
+    Clients should let the proxy resolve names (socks5h in curl). It asks the servers in DNS = of CONFIG, inside the
+    tunnel.
     """
     set_up_console(verbose, quiet)
     passwords = None if users is None else read_users(users)
@@ -57,7 +62,7 @@ def proxy_command(config: str, listen: str, users: Path | None, allow_open: bool
     \b
     wyrmhole forward --udp wg0.conf 127.0.0.1:5353 10.0.0.1:53
 
-    TARGET may be a name: it is resolved inside, again for each connection. Ctrl-C ends the forward.
+    TARGET may be a name. It is resolved inside the tunnel, again for each connection. Ctrl-C ends the forward.
     """,
 )
 @config_argument
@@ -68,7 +73,7 @@ def proxy_command(config: str, listen: str, users: Path | None, allow_open: bool
 def forward_command(config: str, listen: str, target: str, udp: bool, verbose: bool, quiet: bool) -> None:
     """Listen on HOST:PORT here, and connect clients to TARGET:PORT in the tunnel of CONFIG, like `ssh -L`.
 
-    A connection that fails is a line on stderr, with the reason.
+    A connection that fails is reported on stderr with the reason.
     """
     set_up_console(verbose, quiet)
     proto = "udp" if udp else "tcp"
@@ -76,11 +81,11 @@ def forward_command(config: str, listen: str, target: str, udp: bool, verbose: b
 
 
 def read_users(path: Path) -> dict[str, str]:
-    """Raises Failure with file and line, and without what stands there; OSError."""
+    """Read a file of users. Raises Failure with file and line but without their contents, or OSError."""
     with path.open("rb") as file:
         data = file.read(MAX_USERS_FILE + 1)
     if len(data) > MAX_USERS_FILE:
-        raise Failure(f"{path}: larger than {MAX_USERS_FILE >> 20} MiB")
+        raise Failure(f"{path}: the file is larger than {MAX_USERS_FILE >> 20} MiB")
     users = {}
     for number, line in enumerate(data.decode("utf-8", "replace").splitlines(), 1):
         if not line.strip() or line.startswith("#"):
@@ -90,21 +95,21 @@ def read_users(path: Path) -> dict[str, str]:
             raise Failure(f"{path}:{number}: expected USER:PASSWORD")
         users[user] = password
     if not users:
-        raise Failure(f"{path}: there is nobody in it, so nobody could be served")
+        raise Failure(f"{path}: the file lists no users, so the proxy could serve nobody")
     return users
 
 
-def serve(config: Config, open_door: OpenDoor) -> None:
-    """Until Ctrl-C or SIGTERM. Raises WyrmholeError and OSError of opening."""
+def serve(config: Config, start: StartService) -> None:
+    """Serve until Ctrl-C or SIGTERM. Raises WyrmholeError or OSError if the tunnel or the service cannot be opened."""
     try:
-        asyncio.run(_serve(config, open_door))
+        asyncio.run(_serve(config, start))
     except OpenProxyError as error:
-        raise OpenProxyError(error.listen, "name users with --users FILE", "pass --allow-open") from error
+        raise OpenProxyError(error.listen, "list users with --users FILE", "pass --allow-open") from error
     except ValueError as error:
         raise Failure(str(error)) from error
 
 
-async def _serve(config: Config, open_door: OpenDoor) -> None:
+async def _serve(config: Config, start: StartService) -> None:
     import wyrmhole
 
     open_tunnel: Any = wyrmhole.open
@@ -112,7 +117,7 @@ async def _serve(config: Config, open_door: OpenDoor) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     async with open_tunnel(config) as tunnel:
-        service = await open_door(tunnel)
+        service = await start(tunnel)
         for host, port in service.addresses:
             click.echo(f"listening on {f'[{host}]' if ':' in host else host}:{port}", err=True)
         waits = [asyncio.ensure_future(wait) for wait in (stopped.wait(), service.wait_closed())]
