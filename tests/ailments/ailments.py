@@ -420,7 +420,7 @@ AILMENTS = (
         treatments=("library", "up"),
     ),
     Ailment(
-        "the way breaks within a session",
+        "the path breaks within a session",
         cut_off,
         (r"be cut off",),
         ("silent in session", "unanswered", "silent inside"),
