@@ -48,6 +48,7 @@ lint: $(STAMP)  ## lint, format and types, of Python and of Rust where there is 
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	@$(BIN)/python scripts/check-words
 ifeq ($(CARGO),)
 	@echo "no Rust toolchain: the native engine is not checked"
 else

@@ -1,7 +1,7 @@
 """What is built by Rust, and how the wheel is tagged. Everything else is in pyproject.toml.
 
 The native engine and the native helper of the library are built where a Rust toolchain is. Without one, or with
-WYRMHOLE_NO_RUST=1, the package installs all the same, as a wheel for every platform (`py3-none-any`).
+WYRMHOLE_NO_RUST=1, the package installs anyway, as a wheel for every platform (`py3-none-any`).
 
 One wheel serves every CPython from 3.11 on (abi3), except the free-threaded ones, which lack the stable ABI until 3.15:
 they get a wheel for their own version.
