@@ -1,19 +1,21 @@
+//! Twin: wyrmhole/datapath/aead.py.
+//!
 //! ChaCha20-Poly1305 (RFC 8439) behind one small trait, so that a machine's faster library can take ring's place.
 
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 
-use crate::messages::TAG;
+use crate::messages::TAG_SIZE;
 
 /// A library that seals and opens.
 pub trait Aead: Send + Sync {
     /// For logs.
     fn name(&self) -> &'static str;
     /// A session key of one direction. The library's copy is wiped when the value is dropped.
-    fn key(&self, key: &[u8; 32]) -> Box<dyn AeadKey>;
+    fn key(&self, key: &[u8; 32]) -> Box<dyn TransportCipher>;
 }
 
 /// One direction's key. The nonce is 4 zero bytes and the counter, the associated data empty (whitepaper 5.4.6).
-pub trait AeadKey: Send + Sync {
+pub trait TransportCipher: Send + Sync {
     /// Encrypt in place; the last 16 bytes of `text`, whatever they are, become the tag.
     fn seal(&self, counter: u64, text: &mut [u8]);
     /// Verify and decrypt in place. False: the tag is wrong, and what `text` holds then is not to be used.
@@ -38,7 +40,7 @@ impl Aead for Ring {
         "ring"
     }
 
-    fn key(&self, key: &[u8; 32]) -> Box<dyn AeadKey> {
+    fn key(&self, key: &[u8; 32]) -> Box<dyn TransportCipher> {
         Box::new(RingKey(ring_key(key)))
     }
 }
@@ -49,9 +51,9 @@ fn ring_key(key: &[u8; 32]) -> LessSafeKey {
     LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, key).unwrap())
 }
 
-impl AeadKey for RingKey {
+impl TransportCipher for RingKey {
     fn seal(&self, counter: u64, text: &mut [u8]) {
-        let at = text.len() - TAG;
+        let at = text.len() - TAG_SIZE;
         let (plain, place) = text.split_at_mut(at);
         let nonce = Nonce::assume_unique_for_key(nonce(counter));
         // It fails only beyond 256 GiB.
@@ -81,7 +83,7 @@ mod tests {
     fn what_is_sealed_opens_and_what_was_touched_does_not() {
         let key = Ring.key(&[7; 32]);
         for length in [0, 1, 16, 1420] {
-            let mut text = vec![5; length + TAG];
+            let mut text = vec![5; length + TAG_SIZE];
             key.seal(9, &mut text);
             let mut touched = text.clone();
             touched[length] ^= 1;

@@ -1,3 +1,5 @@
+//! Twin: wyrmhole/datapath/allowed_ips.py.
+//!
 //! AllowedIPs: which peer owns an address. A path-compressed binary trie for each family.
 //!
 //! A node stands for a prefix; its children hold longer ones that agree with it, split by the first bit after it.

@@ -1,3 +1,5 @@
+//! Twin: wyrmhole/datapath/answers.py.
+//!
 //! The ICMP errors that go back to the TUN, and how many (RFC 1812 4.3.2.8, RFC 4443 2.4 f).
 
 use crate::ip;

@@ -1,3 +1,5 @@
+//! Twin: wyrmhole/wire/checksum.py.
+//!
 //! The Internet checksum (RFC 1071) over packets of up to 64 KiB.
 //!
 //! Words are added as the machine reads them and the sum is put into network order at the end: byte order does not

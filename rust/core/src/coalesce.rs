@@ -1,3 +1,5 @@
+//! Twin: wyrmhole/wire/coalesce.py.
+//!
 //! Coalescing: received IP packets become TUN frames, neighbours of one flow merged into super-packets.
 //!
 //! Only what the kernel's own GRO would merge is merged: packets of one TCP flow with the same acknowledgment number,
@@ -15,6 +17,7 @@
 
 use crate::checksum::{checksum, fold, pseudo_header, sum};
 use crate::edges::{Gather, Part};
+use crate::ip::{IPV4_HEADER_SIZE, IPV6_HEADER_SIZE, PROTOCOL_TCP, PROTOCOL_UDP, is_extension};
 use crate::virtio::{self, F_NEEDS_CSUM, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, VirtioHeader};
 
 /// Length of a super-packet at most, its IP header included: what one TUN frame takes.
@@ -25,10 +28,8 @@ const MAX_UDP_SEGMENTS: usize = 64;
 const MAX_TCP_SEGMENTS: usize = 1023;
 /// Packets of one receive slot: 64 KiB of the smallest datagrams that carry one.
 const BATCH: usize = 2048;
-const MAX_HEADERS: usize = virtio::SIZE + 40 + 60;
+const MAX_HEADERS: usize = virtio::VIRTIO_HEADER_SIZE + IPV6_HEADER_SIZE + 60;
 
-const TCP: u8 = 6;
-const UDP: u8 = 17;
 const ACK: u8 = 0x10;
 const PSH: u8 = 0x08;
 const NONE: u32 = u32::MAX;
@@ -152,7 +153,7 @@ impl Coalescer {
         self.parts.clear();
         if group.count == 1 {
             self.parts.push(self.packets[group.first as usize].part);
-            return (Gather { header: &virtio::PLAIN, slot, parts: &self.parts }, 1);
+            return (Gather { header: &virtio::PLAIN_HEADER, slot, parts: &self.parts }, 1);
         }
         let (first, last) = (self.packets[group.first as usize].part, self.packets[group.last as usize].part);
         let length = (group.count - 1) * group.payload + last.length as usize;
@@ -164,7 +165,7 @@ impl Coalescer {
             self.parts.push(Part { at: part.at + skip, length: part.length - skip });
             at = next;
         }
-        let header = &self.head[..virtio::SIZE + group.header];
+        let header = &self.head[..virtio::VIRTIO_HEADER_SIZE + group.header];
         (Gather { header, slot, parts: &self.parts }, group.count)
     }
 
@@ -188,21 +189,20 @@ impl Coalescer {
     /// The packet's flow, if it has one that could have a group.
     fn flow(&mut self, raw: &[u8]) -> Option<Flow> {
         let version = raw.first().map_or(0, |first| first >> 4);
-        let (flow, is_plain, length) = if version == 4 && raw.len() >= 20 {
+        let (flow, is_plain, length) = if version == 4 && raw.len() >= IPV4_HEADER_SIZE {
             let is_plain = raw[0] == 0x45 && raw[6] & 0xBF == 0 && raw[7] == 0;
-            (Flow { is_v4: true, protocol: raw[9], start: 20 }, is_plain, word(raw, 2))
-        } else if version == 6 && raw.len() >= 40 {
-            (Flow { is_v4: false, protocol: raw[6], start: 40 }, true, word(raw, 4) + 40)
+            (Flow { is_v4: true, protocol: raw[9], start: IPV4_HEADER_SIZE }, is_plain, word(raw, 2))
+        } else if version == 6 && raw.len() >= IPV6_HEADER_SIZE {
+            (Flow { is_v4: false, protocol: raw[6], start: IPV6_HEADER_SIZE }, true, word(raw, 4) + IPV6_HEADER_SIZE)
         } else {
             return None;
         };
-        let merges = flow.protocol == TCP && self.tso || flow.protocol == UDP && self.uso;
+        let merges = flow.protocol == PROTOCOL_TCP && self.tso || flow.protocol == PROTOCOL_UDP && self.uso;
         // The ports must be there; a packet without them has no group either way.
         if merges && is_plain && length == raw.len() {
             return (raw.len() >= flow.start + 4).then_some(flow);
         }
-        let is_extension = matches!(flow.protocol, 0 | 43 | 44 | 51 | 60 | 135 | 139 | 140);
-        if merges || !flow.is_v4 && is_extension {
+        if merges || !flow.is_v4 && is_extension(flow.protocol) {
             self.open.clear();
         }
         None
@@ -219,7 +219,7 @@ impl Coalescer {
 
     fn begin(&mut self, at: u32, flow: Option<Flow>, header: usize, raw: &[u8]) -> u32 {
         let (is_v4, protocol, start) = flow.map_or((true, 0, 0), |flow| (flow.is_v4, flow.protocol, flow.start));
-        let flags = if protocol == TCP { raw[start + 13] } else { 0 };
+        let flags = if protocol == PROTOCOL_TCP { raw[start + 13] } else { 0 };
         let phase = if flow.is_none() || flags & PSH != 0 { Phase::Closed } else { Phase::Fresh };
         let payload = raw.len() - header;
         self.groups.push(Group {
@@ -257,7 +257,7 @@ impl Coalescer {
         if raw.len() > first.len() || !continues(group, first, raw) || !is_intact(raw, group) {
             return false;
         }
-        let flags = if group.protocol == TCP { raw[start(group) + 13] } else { 0 };
+        let flags = if group.protocol == PROTOCOL_TCP { raw[start(group) + 13] } else { 0 };
         group.flags |= flags;
         group.count += 1;
         if raw.len() < first.len() || flags & PSH != 0 || group.count == group.capacity {
@@ -270,13 +270,13 @@ impl Coalescer {
 }
 
 fn start(group: &Group) -> usize {
-    if group.is_v4 { 20 } else { 40 }
+    if group.is_v4 { IPV4_HEADER_SIZE } else { IPV6_HEADER_SIZE }
 }
 
 /// Length of IP and transport header together, or 0 if the packet may not be merged.
 fn header_length(raw: &[u8], flow: Flow) -> usize {
     let start = flow.start;
-    if flow.protocol == UDP {
+    if flow.protocol == PROTOCOL_UDP {
         let fits = raw.len() > start + 8 && word(raw, start + 4) == raw.len() - start && word(raw, start + 6) != 0;
         return if fits { start + 8 } else { 0 };
     }
@@ -290,7 +290,7 @@ fn header_length(raw: &[u8], flow: Flow) -> usize {
 /// How many packets of the first one's size a group may hold: it ends before sequence number or identification wrap.
 fn capacity(group: &Group, first: &[u8]) -> usize {
     let mut capacity = (MAX_PACKET - group.header) / group.payload;
-    if group.protocol == TCP {
+    if group.protocol == PROTOCOL_TCP {
         let left = (u32::MAX - double(first, start(group) + 4)) as usize;
         capacity = capacity.min(MAX_TCP_SEGMENTS).min(left / group.payload + 1);
     } else {
@@ -312,7 +312,7 @@ fn continues(group: &Group, first: &[u8], raw: &[u8]) -> bool {
     } else {
         same(0, 4) && same(6, 8)
     };
-    if !ip_fits || group.protocol == UDP {
+    if !ip_fits || group.protocol == PROTOCOL_UDP {
         return ip_fits;
     }
     let expected = double(first, start + 4).wrapping_add((group.count * group.payload) as u32);
@@ -327,7 +327,7 @@ fn continues(group: &Group, first: &[u8], raw: &[u8]) -> bool {
 fn is_intact(raw: &[u8], group: &Group) -> bool {
     let start = start(group);
     let addresses = if group.is_v4 { &raw[12..20] } else { &raw[8..40] };
-    if group.is_v4 && sum(&raw[..20]) != 0xFFFF {
+    if group.is_v4 && sum(&raw[..IPV4_HEADER_SIZE]) != 0xFFFF {
         return false;
     }
     let pseudo = pseudo_header(addresses, group.protocol, raw.len() - start);
@@ -336,17 +336,17 @@ fn is_intact(raw: &[u8], group: &Group) -> bool {
 
 fn emit_headers(group: &Group, first: &[u8], length: usize, out: &mut [u8; MAX_HEADERS]) {
     let start = start(group);
-    let is_tcp = group.protocol == TCP;
-    let (frame, head) = out.split_at_mut(virtio::SIZE);
+    let is_tcp = group.protocol == PROTOCOL_TCP;
+    let (frame, head) = out.split_at_mut(virtio::VIRTIO_HEADER_SIZE);
     let head = &mut head[..group.header];
     head.copy_from_slice(&first[..group.header]);
     if group.is_v4 {
         head[2..4].copy_from_slice(&(length as u16).to_be_bytes());
         head[10..12].fill(0);
-        let field = checksum(&head[..20], 0);
+        let field = checksum(&head[..IPV4_HEADER_SIZE], 0);
         head[10..12].copy_from_slice(&field.to_be_bytes());
     } else {
-        head[4..6].copy_from_slice(&((length - 40) as u16).to_be_bytes());
+        head[4..6].copy_from_slice(&((length - IPV6_HEADER_SIZE) as u16).to_be_bytes());
     }
     let (gso_type, offset) = match (is_tcp, group.is_v4) {
         (true, true) => (GSO_TCPV4, 16),

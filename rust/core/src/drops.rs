@@ -1,4 +1,6 @@
-//! Why a packet died, or what was odd about one that lived; the names are those of `wyrmhole.protocol.drops.DropReason` and `Oddity`.
+//! Twin: wyrmhole/protocol/drops.py.
+//!
+//! Why a packet was dropped, or what was odd about one that was delivered. The names are the twin's.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

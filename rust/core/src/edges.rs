@@ -1,8 +1,11 @@
-//! What the steps want of the world around them. Called without any lock held.
+//! Twin: wyrmhole/net/bind.py.
+//!
+//! What the two steps need from outside: a bind and a TUN. Called without any lock held.
 
 use std::net::SocketAddr;
 
 use crate::peer::Source;
+use crate::tables::Tables;
 
 /// What became of a send; see `wyrmhole.net.bind.SendOutcome`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,14 +42,29 @@ pub struct Gather<'a> {
     pub parts: &'a [Part],
 }
 
+/// What the two steps work with: the tables, the edges of one thread, and the time (boottime nanoseconds).
+#[allow(missing_docs)]
+pub struct Turn<'a, E> {
+    pub tables: &'a Tables,
+    pub edges: &'a mut E,
+    pub now: u64,
+}
+
 /// A bind and a TUN.
 pub trait Edges {
     /// Whether there is a bind.
     fn is_bound(&self) -> bool;
 
-    /// Send one datagram (`segment` 0) or a train of equal ones, the last maybe shorter. Never loses a train for an
+    /// Send one datagram (`segment_size` 0) or a train of equal ones, the last maybe shorter. Never loses a train for an
     /// offload that is refused.
-    fn send(&mut self, to: &SocketAddr, source: Option<&Source>, data: &[u8], segment: usize, tos: u8) -> SendOutcome;
+    fn send(
+        &mut self,
+        to: &SocketAddr,
+        source: Option<&Source>,
+        data: &[u8],
+        segment_size: usize,
+        tos: u8,
+    ) -> SendOutcome;
 
     /// Write one frame. False: it was lost, or refused as a super-packet.
     fn write(&mut self, frame: Gather<'_>) -> bool;

@@ -1,5 +1,6 @@
-//! What a handshake message has proved before anything waits for it or works on it: the twin of
-//! `wyrmhole.datapath.gate`, which says why.
+//! Twin: wyrmhole/datapath/gate.py.
+//!
+//! What a handshake message has proved before it waits or is worked on. The twin gives the reasons.
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
@@ -12,9 +13,11 @@ use blake2::digest::{KeyInit, Mac};
 use zeroize::Zeroizing;
 
 use crate::drops::DropReason;
-use crate::messages::{COOKIE_REPLY, INITIATION, MAC, RESPONSE, mac1_parts, mac2_parts, reply_index};
+use crate::messages::{
+    MAC_SIZE, MESSAGE_COOKIE_REPLY, MESSAGE_INITIATION, MESSAGE_RESPONSE, mac1_parts, mac2_parts, reply_index,
+};
 use crate::ratelimiter::RateLimiter;
-use crate::shared::IndexHasher;
+use crate::tables::IndexHasher;
 
 /// Where a message waits, the first to be worked on first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,7 +55,7 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// See `Shared::set_mac1_key`.
+    /// See `Tables::set_mac1_key`.
     pub fn set_mac1_key(&self, key: Option<[u8; 32]>) {
         *write(&self.mac1_key) = key.map(Zeroizing::new);
     }
@@ -79,13 +82,13 @@ impl Gate {
     pub fn admit(&self, kind: u32, message: &[u8], from: SocketAddr, now: u64) -> Result<Queue, DropReason> {
         let key = read(&self.mac1_key);
         let key = key.as_ref().ok_or(DropReason::NoPrivateKey)?;
-        if kind != COOKIE_REPLY {
+        if kind != MESSAGE_COOKIE_REPLY {
             let (covered, mac1) = mac1_parts(message);
             if !is_mac(&**key, &[covered], mac1) {
                 return Err(DropReason::BadMac1);
             }
         }
-        if kind != INITIATION && self.is_first_reply(kind, message)? {
+        if kind != MESSAGE_INITIATION && self.is_first_reply(kind, message)? {
             return Ok(Queue::Replies);
         }
         Ok(if self.has_proven_itself(message, from, now) { Queue::Proven } else { Queue::Others })
@@ -95,7 +98,7 @@ impl Gate {
     fn is_first_reply(&self, kind: u32, message: &[u8]) -> Result<bool, DropReason> {
         let mut awaited = lock(&self.awaited);
         let awaited = awaited.get_mut(&reply_index(kind, message));
-        if kind == RESPONSE {
+        if kind == MESSAGE_RESPONSE {
             let awaited = awaited.ok_or(DropReason::UnexpectedResponse)?;
             return Ok(std::mem::take(&mut awaited.response));
         }
@@ -106,7 +109,7 @@ impl Gate {
 
     fn has_proven_itself(&self, message: &[u8], from: SocketAddr, now: u64) -> bool {
         let (covered, mac2) = mac2_parts(message);
-        if mac2 == [0; MAC] {
+        if mac2 == [0; MAC_SIZE] {
             return false;
         }
         let secret = read(&self.cookie_secret);
@@ -134,8 +137,8 @@ fn keyed(key: &[u8], parts: &[&[u8]]) -> Option<Blake2sMac<U16>> {
 }
 
 /// A key of a wrong length, which does not occur, gives zeros.
-fn mac_of(key: &[u8], parts: &[&[u8]]) -> Zeroizing<[u8; MAC]> {
-    Zeroizing::new(keyed(key, parts).map_or([0; MAC], |mac| mac.finalize().into_bytes().into()))
+fn mac_of(key: &[u8], parts: &[&[u8]]) -> Zeroizing<[u8; MAC_SIZE]> {
+    Zeroizing::new(keyed(key, parts).map_or([0; MAC_SIZE], |mac| mac.finalize().into_bytes().into()))
 }
 
 fn is_mac(key: &[u8], parts: &[&[u8]], expected: &[u8]) -> bool {

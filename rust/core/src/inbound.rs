@@ -1,3 +1,5 @@
+//! Twin: wyrmhole/datapath/inbound.py.
+//!
 //! In: datagrams from the network become frames for the TUN.
 //!
 //! The caller feeds what one receive gave: a datagram, or a train of them from one sender. Handshake messages are
@@ -12,19 +14,18 @@ use std::sync::{Arc, PoisonError};
 
 use crate::coalesce::Coalescer;
 use crate::drops::{DropReason, Oddity};
-use crate::edges::{Edges, Gather, Part};
+use crate::edges::{Edges, Gather, Part, Turn};
 use crate::ip::{self, Address};
 use crate::keypair::Keypair;
-use crate::messages::{self, HEADER, OVERHEAD, TAG, TRANSPORT, TransportHeader};
+use crate::messages::{self, MESSAGE_TRANSPORT, TAG_SIZE, TRANSPORT_HEADER_SIZE, TRANSPORT_OVERHEAD, TransportHeader};
 use crate::outbound::Outbound;
-use crate::peer::{Peer, Source};
+use crate::peer::{EnginePeer, Source};
 use crate::reports::Report;
-use crate::shared::Shared;
+use crate::tables::Tables;
 use crate::virtio;
 
 /// Datagrams in one slot: 64 KiB of keepalives.
 const BATCH: usize = 2048;
-const ECN_MASK: u8 = 3;
 
 /// Where and how a slot's datagrams came.
 #[derive(Clone, Copy, Debug)]
@@ -36,7 +37,7 @@ pub struct Arrival {
     /// The outer type of service, the same for a whole train.
     pub tos: u8,
     /// Above 0: the slot holds datagrams of that size, the last one maybe shorter.
-    pub segment: usize,
+    pub segment_size: usize,
 }
 
 #[derive(Clone, Copy)]
@@ -49,7 +50,7 @@ struct Opened {
 pub struct Inbound {
     coalescer: Coalescer,
     opened: Vec<Opened>,
-    route: Option<(Address, Arc<Peer>)>,
+    route: Option<(Address, Arc<EnginePeer>)>,
     route_version: u64,
     authenticated: usize,
 }
@@ -75,22 +76,20 @@ impl Inbound {
     /// Everything that came from one sender at once. `slot` is scratch afterwards.
     pub fn receive(
         &mut self,
-        shared: &Shared,
-        edges: &mut impl Edges,
+        turn: &mut Turn<'_, impl Edges>,
         outbound: &mut Outbound,
         slot: &mut [u8],
         arrival: &Arrival,
-        now: u64,
     ) {
-        let size = if arrival.segment == 0 { slot.len() } else { arrival.segment };
+        let size = if arrival.segment_size == 0 { slot.len() } else { arrival.segment_size };
         if slot.is_empty() {
-            shared.refuse(DropReason::TooShort, arrival.from, now);
+            turn.tables.refuse(DropReason::TooShort, arrival.from, turn.now);
             return;
         }
         let mut offset = 0;
         while offset < slot.len() {
             // A train from one sender may change its key in the middle; each run has one.
-            offset = self.run(shared, edges, outbound, slot, offset, size, arrival, now);
+            offset = self.run(turn, outbound, slot, offset, size, arrival);
         }
     }
 
@@ -106,43 +105,41 @@ impl Inbound {
     }
 
     /// Data under one receiver index from `offset` on; returns where the next run begins.
-    #[allow(clippy::too_many_arguments)]
     fn run(
         &mut self,
-        shared: &Shared,
-        edges: &mut impl Edges,
+        turn: &mut Turn<'_, impl Edges>,
         outbound: &mut Outbound,
         slot: &mut [u8],
         offset: usize,
         size: usize,
         arrival: &Arrival,
-        now: u64,
     ) -> usize {
         let stop = slot.len().min(offset + size);
         let datagram = &slot[offset..stop];
-        let header = TransportHeader::parse(datagram).filter(|it| it.kind == TRANSPORT && datagram.len() >= OVERHEAD);
+        let header = TransportHeader::parse(datagram)
+            .filter(|it| it.kind == MESSAGE_TRANSPORT && datagram.len() >= TRANSPORT_OVERHEAD);
         let Some(header) = header else {
-            handle_other(shared, datagram, arrival, now);
+            handle_other(turn.tables, datagram, arrival, turn.now);
             return stop;
         };
-        let Some(keypair) = shared.keypair(header.receiver) else {
-            shared.drops.one(DropReason::UnknownIndex);
+        let Some(keypair) = turn.tables.keypair(header.receiver) else {
+            turn.tables.drops.one(DropReason::UnknownIndex);
             return stop;
         };
-        if now >= keypair.limits.reject_at {
-            shared.drop_of(&keypair.peer, DropReason::KeyExpired, 1);
+        if turn.now >= keypair.params.reject_at {
+            turn.tables.drop_of(&keypair.peer, DropReason::KeyExpired, 1);
             return stop;
         }
-        let stop = self.open(shared, slot, offset, size, &keypair);
-        let bytes = self.accept(shared, &keypair);
+        let stop = self.open(turn.tables, slot, offset, size, &keypair);
+        let bytes = self.accept(turn.tables, &keypair);
         self.authenticated += bytes;
         if bytes > 0 {
-            let is_confirmed = self.authenticated(shared, &keypair, arrival, bytes, now);
+            let is_confirmed = self.authenticated(turn.tables, &keypair, arrival, bytes, turn.now);
             if !self.opened.is_empty() {
-                self.deliver(shared, edges, slot, &keypair.peer, arrival, now);
+                self.deliver(turn, slot, &keypair.peer, arrival);
             }
             if is_confirmed {
-                outbound.send_staged(shared, edges, &keypair.peer, now);
+                outbound.send_staged(turn, &keypair.peer);
             }
         }
         self.opened.clear();
@@ -150,21 +147,24 @@ impl Inbound {
     }
 
     /// Open datagrams while they carry the keypair's index; returns where it stopped.
-    fn open(&mut self, shared: &Shared, slot: &mut [u8], offset: usize, size: usize, keypair: &Keypair) -> usize {
+    fn open(&mut self, tables: &Tables, slot: &mut [u8], offset: usize, size: usize, keypair: &Keypair) -> usize {
         let mut at = offset;
         while at < slot.len() {
             let stop = slot.len().min(at + size);
             let datagram = &mut slot[at..stop];
             let Some(header) = TransportHeader::parse(datagram) else { break };
-            let is_ours = header.kind == TRANSPORT && header.receiver == keypair.limits.local_index;
-            if datagram.len() < OVERHEAD || !is_ours {
+            let is_ours = header.kind == MESSAGE_TRANSPORT && header.receiver == keypair.params.local_index;
+            if datagram.len() < TRANSPORT_OVERHEAD || !is_ours {
                 break;
             }
-            if keypair.receive.open(header.counter, &mut datagram[HEADER..]) {
-                let part = Part { at: (at + HEADER) as u32, length: (stop - at - HEADER - TAG) as u32 };
+            if keypair.receive.open(header.counter, &mut datagram[TRANSPORT_HEADER_SIZE..]) {
+                let part = Part {
+                    at: (at + TRANSPORT_HEADER_SIZE) as u32,
+                    length: (stop - at - TRANSPORT_HEADER_SIZE - TAG_SIZE) as u32,
+                };
                 self.opened.push(Opened { part, counter: header.counter });
             } else {
-                shared.drop_of(&keypair.peer, DropReason::BadTag, 1);
+                tables.drop_of(&keypair.peer, DropReason::BadTag, 1);
             }
             at = stop;
         }
@@ -172,19 +172,19 @@ impl Inbound {
     }
 
     /// Limit and window for what was opened; what is left in `opened` is data. Returns the bytes authenticated.
-    fn accept(&mut self, shared: &Shared, keypair: &Keypair) -> usize {
+    fn accept(&mut self, tables: &Tables, keypair: &Keypair) -> usize {
         let mut bytes = 0;
         let mut window = keypair.window.lock().unwrap_or_else(PoisonError::into_inner);
         self.opened.retain(|opened| {
-            if opened.counter >= keypair.limits.reject_after_messages {
-                shared.drop_of(&keypair.peer, DropReason::MessageLimit, 1);
+            if opened.counter >= keypair.params.reject_after_messages {
+                tables.drop_of(&keypair.peer, DropReason::MessageLimit, 1);
                 return false;
             }
             if !window.accept(opened.counter) {
-                shared.drop_of(&keypair.peer, DropReason::Replayed, 1);
+                tables.drop_of(&keypair.peer, DropReason::Replayed, 1);
                 return false;
             }
-            bytes += opened.part.length as usize + OVERHEAD;
+            bytes += opened.part.length as usize + TRANSPORT_OVERHEAD;
             opened.part.length > 0
         });
         bytes
@@ -194,7 +194,7 @@ impl Inbound {
     /// marks of what came were made: else they would take the mark of what is sent away.
     fn authenticated(
         &mut self,
-        shared: &Shared,
+        tables: &Tables,
         keypair: &Arc<Keypair>,
         arrival: &Arrival,
         bytes: usize,
@@ -204,74 +204,66 @@ impl Inbound {
         let mut state = peer.lock();
         if state.removed {
             // Since its key was found: nothing that its going wiped may come back.
-            shared.drops.add(DropReason::PeerRemoved, self.opened.len());
+            tables.drops.add(DropReason::PeerRemoved, self.opened.len());
             self.opened.clear();
             return false;
         }
-        shared.note_received(peer, &mut state, bytes, now);
+        tables.note_received(peer, &mut state, bytes, now);
         if state.endpoint != Some(arrival.from) || state.source != arrival.source {
-            shared.roam(peer, &mut state, arrival.from, arrival.source);
+            tables.roam(peer, &mut state, arrival.from, arrival.source);
         }
         let is_next = state.keypairs.next.as_ref().is_some_and(|next| Arc::ptr_eq(next, keypair));
         if is_next {
             let dropped = state.keypairs.confirm();
-            shared.drop_keypairs(peer, &dropped);
-            shared.report(Report::KeyConfirmed(peer.id, keypair.limits.local_index));
+            tables.drop_keypairs(peer, &dropped);
+            tables.report(Report::KeyConfirmed(peer.id, keypair.params.local_index));
             state.key_wanted_said = false;
         }
         // The current session is renewed, whatever session the message came under: a late one must not renew a new one.
-        if let Some(current) = state.keypairs.current.as_ref().filter(|it| now >= it.limits.rekey_receive_at) {
-            shared.ask_rekey(peer, current);
+        if let Some(current) = state.keypairs.current.as_ref().filter(|it| now >= it.params.rekey_receive_at) {
+            tables.ask_rekey(peer, current);
         }
         if !self.opened.is_empty() {
-            shared.note_data_received(peer, &mut state, now);
+            tables.note_data_received(peer, &mut state, now);
         }
         is_next
     }
 
-    fn deliver(
-        &mut self,
-        shared: &Shared,
-        edges: &mut impl Edges,
-        slot: &mut [u8],
-        peer: &Arc<Peer>,
-        arrival: &Arrival,
-        now: u64,
-    ) {
-        let outer_ecn = arrival.tos & ECN_MASK;
+    fn deliver(&mut self, turn: &mut Turn<'_, impl Edges>, slot: &mut [u8], peer: &Arc<EnginePeer>, arrival: &Arrival) {
+        let outer_ecn = arrival.tos & ip::ECN_MASK;
         let mut allowed = None;
         for at in 0..self.opened.len() {
             let part = self.opened[at].part;
             let packet = &mut slot[part.at as usize..(part.at + part.length) as usize];
-            let total = ip::length(packet);
-            let Some(source) = ip::source(packet).filter(|_| total > 0) else {
-                shared.drop_of(peer, DropReason::NotIp, 1);
+            let total = ip::length_of(packet);
+            let Some(source) = ip::source_of(packet).filter(|_| total > 0) else {
+                turn.tables.drop_of(peer, DropReason::NotIp, 1);
                 continue;
             };
             if allowed != Some(source) {
-                if !self.is_owner(shared, peer, source) {
-                    shared.refuse_of(peer, DropReason::BadSource, arrival.from, source, now);
+                if !self.is_owner(turn.tables, peer, source) {
+                    turn.tables.refuse_of(peer, DropReason::BadSource, arrival.from, source, turn.now);
                     continue;
                 }
                 allowed = Some(source);
             }
             if outer_ecn != 0 {
-                mark(shared, &mut packet[..total], outer_ecn);
+                mark(turn.tables, &mut packet[..total], outer_ecn);
             }
             self.coalescer.add(slot, Part { at: part.at, length: total as u32 });
         }
-        self.write(shared, edges, slot);
+        self.write(turn, slot);
         self.coalescer.clear();
     }
 
-    fn is_owner(&mut self, shared: &Shared, peer: &Arc<Peer>, source: Address) -> bool {
-        let version = shared.routes_version();
+    fn is_owner(&mut self, tables: &Tables, peer: &Arc<EnginePeer>, source: Address) -> bool {
+        let version = tables.routes_version();
         if let Some((address, owner)) = &self.route {
             if *address == source && self.route_version == version {
                 return Arc::ptr_eq(owner, peer);
             }
         }
-        let Some(owner) = shared.route(source) else { return false };
+        let Some(owner) = tables.route(source) else { return false };
         let is_owner = Arc::ptr_eq(&owner, peer);
         (self.route, self.route_version) = (Some((source, owner)), version);
         is_owner
@@ -279,20 +271,20 @@ impl Inbound {
 
     /// A super-packet that is refused is written packet by packet: the offload may be off from here on, and the packets
     /// are still good.
-    fn write(&mut self, shared: &Shared, edges: &mut impl Edges, slot: &[u8]) {
+    fn write(&mut self, turn: &mut Turn<'_, impl Edges>, slot: &[u8]) {
         for index in 0..self.coalescer.frames() {
             let (frame, count) = self.coalescer.frame(index, slot);
-            if edges.write(frame) {
+            if turn.edges.write(frame) {
                 continue;
             }
             if count == 1 {
-                shared.drops.one(DropReason::TunWriteFailed);
+                turn.tables.drops.one(DropReason::TunWriteFailed);
                 continue;
             }
-            (self.coalescer.tso, self.coalescer.uso) = edges.offloads();
+            (self.coalescer.tso, self.coalescer.uso) = turn.edges.offloads();
             for part in self.coalescer.packets(index) {
-                if !edges.write(Gather { header: &virtio::PLAIN, slot, parts: &[part] }) {
-                    shared.drops.one(DropReason::TunWriteFailed);
+                if !turn.edges.write(Gather { header: &virtio::PLAIN_HEADER, slot, parts: &[part] }) {
+                    turn.tables.drops.one(DropReason::TunWriteFailed);
                 }
             }
         }
@@ -300,10 +292,10 @@ impl Inbound {
 }
 
 /// Give the packet the ECN bits that follow from the outer ones (RFC 6040, rule M48).
-fn mark(shared: &Shared, packet: &mut [u8], outer: u8) {
-    let inner = ip::ecn(packet);
+fn mark(tables: &Tables, packet: &mut [u8], outer: u8) {
+    let inner = ip::ecn_of(packet);
     if ip::is_unheeded(outer, inner) {
-        shared.oddities.one(Oddity::EcnUnheeded);
+        tables.oddities.one(Oddity::EcnUnheeded);
     }
     let ecn = ip::decapsulate_ecn(outer, inner);
     if ecn != inner {
@@ -312,10 +304,10 @@ fn mark(shared: &Shared, packet: &mut [u8], outer: u8) {
 }
 
 /// Not data: a handshake message, or nothing that we know.
-fn handle_other(shared: &Shared, datagram: &[u8], arrival: &Arrival, now: u64) {
+fn handle_other(tables: &Tables, datagram: &[u8], arrival: &Arrival, now: u64) {
     let reported = messages::classify(datagram)
-        .and_then(|kind| shared.handshake(kind, datagram, arrival.from, arrival.source, now));
+        .and_then(|kind| tables.handshake(kind, datagram, arrival.from, arrival.source, now));
     if let Err(reason) = reported {
-        shared.refuse(reason, arrival.from, now);
+        tables.refuse(reason, arrival.from, now);
     }
 }

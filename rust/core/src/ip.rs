@@ -1,3 +1,5 @@
+//! Twin: wyrmhole/wire/ip.py.
+//!
 //! The few fields of IPv4 (RFC 791) and IPv6 (RFC 8200) packets that a tunnel looks at, and the errors it sends back.
 //! Functions take any bytes: every packet passes here.
 
@@ -5,18 +7,37 @@ use std::net::IpAddr;
 
 use crate::checksum::{checksum, pseudo_header, update};
 
-const V4_HEADER: usize = 20;
-const V6_HEADER: usize = 40;
-const ICMP: u8 = 1;
-/// The protocol number of UDP.
-pub const UDP: u8 = 17;
-const ICMPV6: u8 = 58;
+/// Bytes of an IPv4 header without options.
+pub const IPV4_HEADER_SIZE: usize = 20;
+/// Bytes of an IPv6 header without extension headers.
+pub const IPV6_HEADER_SIZE: usize = 40;
+/// ICMP for IPv4.
+pub const PROTOCOL_ICMP: u8 = 1;
+/// TCP.
+pub const PROTOCOL_TCP: u8 = 6;
+/// UDP.
+pub const PROTOCOL_UDP: u8 = 17;
+/// ICMP for IPv6.
+pub const PROTOCOL_ICMPV6: u8 = 58;
+
 const HOP_BY_HOP: u8 = 0;
+const ROUTING: u8 = 43;
 const FRAGMENT: u8 = 44;
+const AUTHENTICATION: u8 = 51;
+const DESTINATION_OPTIONS: u8 = 60;
+const MOBILITY: u8 = 135;
+const HOST_IDENTITY: u8 = 139;
+const SHIM6: u8 = 140;
+
+/// The two low bits of a type of service or traffic class (RFC 3168).
+pub const ECN_MASK: u8 = 3;
+const ECN_NOT_ECT: u8 = 0;
+const ECN_ECT1: u8 = 1;
+const ECN_ECT0: u8 = 2;
 const ECN_CE: u8 = 3;
 /// RFC 1812 4.3.2.3: as much of the packet as fits into 576 bytes.
 const ICMP_QUOTE: usize = 548;
-const V6_MINIMUM_MTU: usize = 1280;
+const IPV6_MINIMUM_MTU: usize = 1280;
 
 /// A destination or source: 4 or 16 bytes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,16 +69,33 @@ impl Address {
     }
 }
 
+/// An IPv6 extension header that says how long it is, and after which an unfragmented packet goes on.
+#[must_use]
+pub fn is_walkable_extension(protocol: u8) -> bool {
+    matches!(protocol, HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | MOBILITY)
+}
+
+/// Any IPv6 extension header: what follows it is not read here, so the flow is unknown.
+#[must_use]
+pub fn is_extension(protocol: u8) -> bool {
+    is_walkable_extension(protocol) || matches!(protocol, FRAGMENT | AUTHENTICATION | HOST_IDENTITY | SHIM6)
+}
+
+/// An IPv6 extension header that is walked to find out whether a packet is an ICMP error.
+fn is_quotable_extension(protocol: u8) -> bool {
+    is_walkable_extension(protocol) || protocol == FRAGMENT
+}
+
 fn is_version(packet: &[u8], version: u8, header: usize) -> bool {
     packet.len() >= header && packet[0] >> 4 == version
 }
 
 /// The destination; None if this is no IP packet with a whole header.
 #[must_use]
-pub fn destination(packet: &[u8]) -> Option<Address> {
-    if is_version(packet, 4, V4_HEADER) {
+pub fn destination_of(packet: &[u8]) -> Option<Address> {
+    if is_version(packet, 4, IPV4_HEADER_SIZE) {
         Address::from_bytes(&packet[16..20])
-    } else if is_version(packet, 6, V6_HEADER) {
+    } else if is_version(packet, 6, IPV6_HEADER_SIZE) {
         Address::from_bytes(&packet[24..40])
     } else {
         None
@@ -66,10 +104,10 @@ pub fn destination(packet: &[u8]) -> Option<Address> {
 
 /// The source; None if this is no IP packet with a whole header.
 #[must_use]
-pub fn source(packet: &[u8]) -> Option<Address> {
-    if is_version(packet, 4, V4_HEADER) {
+pub fn source_of(packet: &[u8]) -> Option<Address> {
+    if is_version(packet, 4, IPV4_HEADER_SIZE) {
         Address::from_bytes(&packet[12..16])
-    } else if is_version(packet, 6, V6_HEADER) {
+    } else if is_version(packet, 6, IPV6_HEADER_SIZE) {
         Address::from_bytes(&packet[8..24])
     } else {
         None
@@ -79,14 +117,14 @@ pub fn source(packet: &[u8]) -> Option<Address> {
 /// How long the packet says it is, at most what is there: padding may follow (rule M47). 0: it is no IP packet, or
 /// claims more than is there, or less than its header, or is a jumbogram (RFC 2675). Full width: no claim wraps.
 #[must_use]
-pub fn length(packet: &[u8]) -> usize {
-    if is_version(packet, 4, V4_HEADER) {
+pub fn length_of(packet: &[u8]) -> usize {
+    if is_version(packet, 4, IPV4_HEADER_SIZE) {
         let total = word(packet, 2);
         let header = usize::from(packet[0] & 15) * 4;
-        if header >= V4_HEADER && header <= total && total <= packet.len() { total } else { 0 }
-    } else if is_version(packet, 6, V6_HEADER) {
-        let total = word(packet, 4) + V6_HEADER;
-        let is_jumbo = total == V6_HEADER && packet[6] == HOP_BY_HOP;
+        if header >= IPV4_HEADER_SIZE && header <= total && total <= packet.len() { total } else { 0 }
+    } else if is_version(packet, 6, IPV6_HEADER_SIZE) {
+        let total = word(packet, 4) + IPV6_HEADER_SIZE;
+        let is_jumbo = total == IPV6_HEADER_SIZE && packet[6] == HOP_BY_HOP;
         if total <= packet.len() && !is_jumbo { total } else { 0 }
     } else {
         0
@@ -96,13 +134,13 @@ pub fn length(packet: &[u8]) -> usize {
 /// (source, destination) of an unfragmented UDP packet without IPv6 extension headers.
 #[must_use]
 pub fn udp_ports(packet: &[u8]) -> Option<(u16, u16)> {
-    let offset = if is_version(packet, 4, V4_HEADER) {
-        if packet[9] != UDP || packet[6] & 0x1F != 0 || packet[7] != 0 {
+    let offset = if is_version(packet, 4, IPV4_HEADER_SIZE) {
+        if packet[9] != PROTOCOL_UDP || packet[6] & 0x1F != 0 || packet[7] != 0 {
             return None;
         }
         usize::from(packet[0] & 15) * 4
-    } else if is_version(packet, 6, V6_HEADER) && packet[6] == UDP {
-        V6_HEADER
+    } else if is_version(packet, 6, IPV6_HEADER_SIZE) && packet[6] == PROTOCOL_UDP {
+        IPV6_HEADER_SIZE
     } else {
         return None;
     };
@@ -114,10 +152,10 @@ pub fn udp_ports(packet: &[u8]) -> Option<(u16, u16)> {
 
 /// The two ECN bits (RFC 3168); 0 for what is no IP packet.
 #[must_use]
-pub fn ecn(packet: &[u8]) -> u8 {
+pub fn ecn_of(packet: &[u8]) -> u8 {
     match packet.first() {
-        Some(first) if packet.len() >= V4_HEADER && first >> 4 == 4 => packet[1] & 3,
-        Some(first) if packet.len() >= V4_HEADER && first >> 4 == 6 => packet[1] >> 4 & 3,
+        Some(first) if packet.len() >= IPV4_HEADER_SIZE && first >> 4 == 4 => packet[1] & ECN_MASK,
+        Some(first) if packet.len() >= IPV4_HEADER_SIZE && first >> 4 == 6 => packet[1] >> 4 & ECN_MASK,
         _ => 0,
     }
 }
@@ -125,7 +163,7 @@ pub fn ecn(packet: &[u8]) -> u8 {
 /// Whether congestion met outside cannot be told inside: the inner packet's sender does not understand marks.
 #[must_use]
 pub fn is_unheeded(outer: u8, inner: u8) -> bool {
-    outer == ECN_CE && inner == 0
+    outer == ECN_CE && inner == ECN_NOT_ECT
 }
 
 /// The ECN bits to deliver (RFC 6040 4.2, figure 4). Like the kernel, and unlike the figure, an inner packet that cannot
@@ -133,9 +171,9 @@ pub fn is_unheeded(outer: u8, inner: u8) -> bool {
 #[must_use]
 pub fn decapsulate_ecn(outer: u8, inner: u8) -> u8 {
     match (outer, inner) {
-        (ECN_CE, 0) => 0,
+        (ECN_CE, ECN_NOT_ECT) => ECN_NOT_ECT,
         (ECN_CE, _) => ECN_CE,
-        (1, 2) => 1,
+        (ECN_ECT1, ECN_ECT0) => ECN_ECT1,
         _ => inner,
     }
 }
@@ -144,7 +182,7 @@ pub fn decapsulate_ecn(outer: u8, inner: u8) -> u8 {
 pub fn set_ecn(packet: &mut [u8], ecn: u8) {
     if packet[0] >> 4 == 4 {
         let before = word(packet, 0) as u16;
-        packet[1] = packet[1] & !3 | ecn;
+        packet[1] = packet[1] & !ECN_MASK | ecn;
         let field = update(word(packet, 10) as u16, before, word(packet, 0) as u16);
         packet[10..12].copy_from_slice(&field.to_be_bytes());
     } else {
@@ -156,7 +194,7 @@ pub fn set_ecn(packet: &mut [u8], ecn: u8) {
 /// None: such a packet gets no answer (RFC 1122 3.2.2, RFC 4443 2.4 e).
 #[must_use]
 pub fn unreachable(packet: &[u8]) -> Option<Vec<u8>> {
-    let whole = &packet[..length(packet)];
+    let whole = &packet[..length_of(packet)];
     match whole.first()? >> 4 {
         4 if may_answer_v4(whole) => Some(icmp(whole)),
         6 if may_answer_v6(whole) => Some(icmpv6(whole)),
@@ -175,7 +213,7 @@ fn may_answer_v4(packet: &[u8]) -> bool {
     }
     let at = usize::from(packet[0] & 15) * 4;
     // Types that are no errors (RFC 1122 3.2.2); unknown ones are taken for errors.
-    packet[9] != ICMP || matches!(packet.get(at), Some(0 | 8 | 13..=18))
+    packet[9] != PROTOCOL_ICMP || matches!(packet.get(at), Some(0 | 8 | 13..=18))
 }
 
 /// Not for errors, redirects, later fragments, multicast destinations, or sources that are no single host.
@@ -184,26 +222,25 @@ fn may_answer_v6(packet: &[u8]) -> bool {
     if source <= 1 || packet[8] == 0xFF || packet[24] == 0xFF {
         return false;
     }
-    let is_extension = |protocol| matches!(protocol, HOP_BY_HOP | 43 | FRAGMENT | 60 | 135);
-    let (mut protocol, mut at) = (packet[6], V6_HEADER);
-    while is_extension(protocol) && at + 8 <= packet.len() {
+    let (mut protocol, mut at) = (packet[6], IPV6_HEADER_SIZE);
+    while is_quotable_extension(protocol) && at + 8 <= packet.len() {
         if protocol == FRAGMENT && (packet[at + 2] != 0 || packet[at + 3] & 0xF8 != 0) {
             return false;
         }
         let size = if protocol == FRAGMENT { 8 } else { 8 * (usize::from(packet[at + 1]) + 1) };
         (protocol, at) = (packet[at], at + size);
     }
-    if is_extension(protocol) {
+    if is_quotable_extension(protocol) {
         return false;
     }
-    protocol != ICMPV6 || matches!(packet.get(at), Some(kind) if *kind >= 128 && *kind != 137)
+    protocol != PROTOCOL_ICMPV6 || matches!(packet.get(at), Some(kind) if *kind >= 128 && *kind != 137)
 }
 
 fn icmp(packet: &[u8]) -> Vec<u8> {
     let quote = &packet[..packet.len().min(ICMP_QUOTE)];
-    let length = V4_HEADER + 8 + quote.len();
+    let length = IPV4_HEADER_SIZE + 8 + quote.len();
     // Precedence "internetwork control" (RFC 1812 4.3.2.5), and DF, so that the identification need not be unique.
-    let mut answer = vec![0x45, 0xC0, 0, 0, 0, 0, 0x40, 0, 64, ICMP, 0, 0];
+    let mut answer = vec![0x45, 0xC0, 0, 0, 0, 0, 0x40, 0, 64, PROTOCOL_ICMP, 0, 0];
     answer[2..4].copy_from_slice(&(length as u16).to_be_bytes());
     answer.extend_from_slice(&packet[16..20]);
     answer.extend_from_slice(&packet[12..16]);
@@ -211,23 +248,24 @@ fn icmp(packet: &[u8]) -> Vec<u8> {
     answer[10..12].copy_from_slice(&field.to_be_bytes());
     answer.extend_from_slice(&[3, 1, 0, 0, 0, 0, 0, 0]);
     answer.extend_from_slice(quote);
-    let field = checksum(&answer[V4_HEADER..], 0);
-    answer[V4_HEADER + 2..V4_HEADER + 4].copy_from_slice(&field.to_be_bytes());
+    let field = checksum(&answer[IPV4_HEADER_SIZE..], 0);
+    answer[IPV4_HEADER_SIZE + 2..IPV4_HEADER_SIZE + 4].copy_from_slice(&field.to_be_bytes());
     answer
 }
 
 fn icmpv6(packet: &[u8]) -> Vec<u8> {
-    let quote = &packet[..packet.len().min(V6_MINIMUM_MTU - V6_HEADER - 8)];
+    let quote = &packet[..packet.len().min(IPV6_MINIMUM_MTU - IPV6_HEADER_SIZE - 8)];
     let length = 8 + quote.len();
-    let mut answer = vec![0x60, 0, 0, 0, 0, 0, ICMPV6, 64];
+    let mut answer = vec![0x60, 0, 0, 0, 0, 0, PROTOCOL_ICMPV6, 64];
     answer[4..6].copy_from_slice(&(length as u16).to_be_bytes());
     answer.extend_from_slice(&packet[24..40]);
     answer.extend_from_slice(&packet[8..24]);
     // Destination unreachable, address unreachable.
     answer.extend_from_slice(&[1, 3, 0, 0, 0, 0, 0, 0]);
     answer.extend_from_slice(quote);
-    let field = checksum(&answer[V6_HEADER..], pseudo_header(&answer[8..V6_HEADER], ICMPV6, length));
-    answer[V6_HEADER + 2..V6_HEADER + 4].copy_from_slice(&field.to_be_bytes());
+    let field =
+        checksum(&answer[IPV6_HEADER_SIZE..], pseudo_header(&answer[8..IPV6_HEADER_SIZE], PROTOCOL_ICMPV6, length));
+    answer[IPV6_HEADER_SIZE + 2..IPV6_HEADER_SIZE + 4].copy_from_slice(&field.to_be_bytes());
     answer
 }
 

@@ -1,3 +1,5 @@
+//! Twin: wyrmhole/datapath/keypair.py.
+//!
 //! A session's keys, and the three places a peer has for them (whitepaper 6.3).
 //!
 //! previous still opens what was under way when the key changed; current seals and opens; next is a responder's key
@@ -6,14 +8,14 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use crate::aead::{Aead, AeadKey};
-use crate::peer::Peer;
+use crate::aead::{Aead, TransportCipher};
+use crate::peer::EnginePeer;
 use crate::replay::ReplayWindow;
 
 /// What the control thread installs; see `wyrmhole.protocol.data_plane.KeypairParams`. Times are boottime nanoseconds.
 #[derive(Clone, Copy)]
 #[allow(missing_docs)]
-pub struct Limits {
+pub struct KeypairParams {
     pub local_index: u32,
     pub remote_index: u32,
     pub is_initiator: bool,
@@ -28,13 +30,13 @@ pub struct Limits {
 /// One session. Counters are taken while the peer's state is locked; sealing and opening need no lock.
 pub struct Keypair {
     /// Whose it is.
-    pub peer: Arc<Peer>,
+    pub peer: Arc<EnginePeer>,
     /// Indices, times and numbers of messages.
-    pub limits: Limits,
+    pub params: KeypairParams,
     /// Seals.
-    pub send: Box<dyn AeadKey>,
+    pub send: Box<dyn TransportCipher>,
     /// Opens.
-    pub receive: Box<dyn AeadKey>,
+    pub receive: Box<dyn TransportCipher>,
     /// What was received.
     pub window: Mutex<ReplayWindow>,
     /// The next nonce.
@@ -48,10 +50,16 @@ pub struct Keypair {
 
 impl Keypair {
     /// A fresh session.
-    pub fn new(peer: Arc<Peer>, limits: Limits, aead: &dyn Aead, send: &[u8; 32], receive: &[u8; 32]) -> Self {
+    pub fn new(
+        peer: Arc<EnginePeer>,
+        params: KeypairParams,
+        aead: &dyn Aead,
+        send: &[u8; 32],
+        receive: &[u8; 32],
+    ) -> Self {
         Self {
             peer,
-            limits,
+            params,
             send: aead.key(send),
             receive: aead.key(receive),
             window: Mutex::default(),
@@ -64,8 +72,8 @@ impl Keypair {
 
     /// Whether a packet may leave under it at this time.
     pub fn can_send(&self, now: u64) -> bool {
-        now < self.limits.send_until.min(self.limits.reject_at)
-            && self.sent() < self.limits.reject_after_messages
+        now < self.params.send_until.min(self.params.reject_at)
+            && self.sent() < self.params.reject_after_messages
             && !self.sending_expired.load(Ordering::Relaxed)
     }
 
@@ -77,7 +85,7 @@ impl Keypair {
     /// Take up to `count` nonces; returns the first and how many. The peer's state is locked, so nobody else takes any.
     pub fn take_nonces(&self, count: usize) -> (u64, usize) {
         let first = self.sent();
-        let left = self.limits.reject_after_messages.saturating_sub(first);
+        let left = self.params.reject_after_messages.saturating_sub(first);
         let taken = left.min(count as u64);
         self.send_counter.fetch_add(taken, Ordering::Relaxed);
         (first, taken as usize)
@@ -85,7 +93,7 @@ impl Keypair {
 
     /// Whether a message that was just sent under it, a keepalive included, asks for another key.
     pub fn wants_rekey(&self, now: u64) -> bool {
-        now >= self.limits.rekey_send_at || self.sent() > self.limits.rekey_after_messages
+        now >= self.params.rekey_send_at || self.sent() > self.params.rekey_after_messages
     }
 
     /// True for the first caller since `expect_rekey`.

@@ -1,11 +1,11 @@
 //! The packet path of wyrmhole without I/O.
 //!
-//! Formats ([`messages`], [`ip`], [`virtio`], [`split`], [`coalesce`]) know no state. State is in [`shared`]: peers,
+//! Formats ([`messages`], [`ip`], [`virtio`], [`split`], [`coalesce`]) know no state. State is in [`tables`]: peers,
 //! keys by receiver index, routes, counters, reports; all workers and the control thread see the same. The two steps,
 //! [`outbound`] and [`inbound`], turn frames into datagrams and back; what they want sent or written goes through
 //! [`edges::Edges`], so that a kernel, a test and a fuzzer can stand behind it.
 //!
-//! Every rule here has a twin in the Python package (`wyrmhole.engine`), which reads as the specification; one suite
+//! The first line of each file names its twin in the Python package, which reads as the specification; one suite
 //! runs on both. Locks are held for table look-ups and marks, never while sealing, opening, or at an edge.
 
 #![forbid(unsafe_code)]
@@ -15,6 +15,7 @@ pub mod allowed_ips;
 pub mod answers;
 pub mod checksum;
 pub mod coalesce;
+pub mod constants;
 pub mod drops;
 pub mod edges;
 pub mod gate;
@@ -32,8 +33,8 @@ pub mod refusals;
 pub mod replay;
 pub mod reports;
 pub mod sending;
-pub mod shared;
 pub mod split;
+pub mod tables;
 pub mod train;
 pub mod train_health;
 pub mod virtio;

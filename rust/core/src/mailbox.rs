@@ -1,3 +1,5 @@
+//! Twin: wyrmhole/engine/mailbox.py.
+//!
 //! Orders for a thread, in their order, and how many of them were carried out.
 
 use std::collections::VecDeque;

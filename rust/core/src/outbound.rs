@@ -1,3 +1,5 @@
+//! Twin: wyrmhole/datapath/outbound.py.
+//!
 //! Out: frames from the TUN become sealed datagrams, gathered into one train per peer.
 //!
 //! The caller feeds frames ([`Outbound::frame`]), then has the trains sent ([`Outbound::flush`]); between the two
@@ -13,13 +15,13 @@ use std::sync::Arc;
 
 use crate::answers::Answers;
 use crate::drops::DropReason;
-use crate::edges::{Edges, Gather, Part, SendOutcome};
+use crate::edges::{Edges, Gather, Part, SendOutcome, Turn};
 use crate::ip::{self, Address};
 use crate::keypair::Keypair;
-use crate::messages::{HEADER, OVERHEAD, TRANSPORT, TransportHeader};
-use crate::peer::{Peer, PeerState, Source};
-use crate::shared::Shared;
+use crate::messages::{MESSAGE_TRANSPORT, TRANSPORT_HEADER_SIZE, TRANSPORT_OVERHEAD, TransportHeader};
+use crate::peer::{EnginePeer, PeerState, Source};
 use crate::split::{self, Segments};
+use crate::tables::Tables;
 use crate::train::{Train, TrainLimits};
 use crate::virtio::{self, F_NEEDS_CSUM, GSO_NONE, VirtioHeader};
 
@@ -37,7 +39,7 @@ pub struct Outbound {
     limits: TrainLimits,
     answers: Answers,
     /// The last look-up, and the routes' version it holds for.
-    route: Option<(Address, Arc<Peer>)>,
+    route: Option<(Address, Arc<EnginePeer>)>,
     route_version: u64,
 }
 
@@ -103,13 +105,13 @@ impl Outbound {
     }
 
     /// One frame from the TUN: a virtio header and a packet or super-packet. The frame is scratch afterwards.
-    pub fn frame(&mut self, shared: &Shared, edges: &mut impl Edges, frame: &mut [u8], now: u64) {
+    pub fn frame(&mut self, turn: &mut Turn<'_, impl Edges>, frame: &mut [u8]) {
         let header = VirtioHeader::parse(frame);
-        let Some(header) = header.filter(|_| frame.len() > virtio::SIZE) else {
-            shared.drops.one(DropReason::MalformedFrame);
+        let Some(header) = header.filter(|_| frame.len() > virtio::VIRTIO_HEADER_SIZE) else {
+            turn.tables.drops.one(DropReason::MalformedFrame);
             return;
         };
-        let packet = &mut frame[virtio::SIZE..];
+        let packet = &mut frame[virtio::VIRTIO_HEADER_SIZE..];
         let packets = if header.gso_type == GSO_NONE {
             let good = header.flags & F_NEEDS_CSUM == 0
                 || split::complete(packet, header.csum_start, header.csum_offset).is_ok();
@@ -118,96 +120,92 @@ impl Outbound {
             Segments::parse(&header, packet).ok().map(|segments| Packets::Many(packet, segments))
         };
         match packets {
-            Some(packets) => self.packets(shared, edges, &packets, now),
-            None => shared.drops.one(DropReason::MalformedFrame),
+            Some(packets) => self.packets(turn, &packets),
+            None => turn.tables.drops.one(DropReason::MalformedFrame),
         }
     }
 
-    fn packets(&mut self, shared: &Shared, edges: &mut impl Edges, packets: &Packets<'_>, now: u64) {
+    fn packets(&mut self, turn: &mut Turn<'_, impl Edges>, packets: &Packets<'_>) {
         let count = packets.count();
-        let Some(destination) = ip::destination(packets.head()) else {
-            shared.drops.add(DropReason::MalformedFrame, count);
+        let Some(destination) = ip::destination_of(packets.head()) else {
+            turn.tables.drops.add(DropReason::MalformedFrame, count);
             return;
         };
-        let Some(peer) = self.route(shared, destination) else {
-            self.refuse(shared, edges, packets, None, DropReason::NoRoute, now);
+        let Some(peer) = self.route(turn.tables, destination) else {
+            self.refuse(turn, packets, None, DropReason::NoRoute);
             return;
         };
         let mut state = peer.lock();
-        if !state.flushing && !state.staged.is_empty() && state.keypairs.can_send(now) {
+        if !state.flushing && !state.staged.is_empty() && state.keypairs.can_send(turn.now) {
             // The turn that sent them was given up, and nobody else will: they have a key.
             drop(state);
-            self.send_staged(shared, edges, &peer, now);
+            self.send_staged(turn, &peer);
             state = peer.lock();
         }
         let Some(endpoint) = state.endpoint else {
             drop(state);
-            self.refuse(shared, edges, packets, Some(&peer), DropReason::NoEndpoint, now);
+            self.refuse(turn, packets, Some(&peer), DropReason::NoEndpoint);
             return;
         };
-        if !shared.has_private_key() {
+        if !turn.tables.has_private_key() {
             drop(state);
-            self.refuse(shared, edges, packets, Some(&peer), DropReason::NoPrivateKey, now);
+            self.refuse(turn, packets, Some(&peer), DropReason::NoPrivateKey);
             return;
         }
         // Our own datagram to this peer's endpoint, routed back into the tunnel: it would grow without end.
-        if ip::udp_ports(packets.head()) == Some((shared.listen_port(), endpoint.port()))
+        if ip::udp_ports(packets.head()) == Some((turn.tables.listen_port(), endpoint.port()))
             && destination.is(endpoint.ip())
         {
-            shared.drop_of(&peer, DropReason::RouteLoop, count);
+            turn.tables.drop_of(&peer, DropReason::RouteLoop, count);
             return;
         }
         let is_queued = state.flushing || !state.staged.is_empty();
-        self.send(shared, edges, &peer, state, packets, is_queued, now);
+        self.send(turn, &peer, state, packets, is_queued);
     }
 
     /// Seal what there are nonces for, stage the rest. The state is unlocked before anything is sealed.
-    #[allow(clippy::too_many_arguments)]
     fn send(
         &mut self,
-        shared: &Shared,
-        edges: &mut impl Edges,
-        peer: &Arc<Peer>,
+        turn: &mut Turn<'_, impl Edges>,
+        peer: &Arc<EnginePeer>,
         mut state: std::sync::MutexGuard<'_, PeerState>,
         packets: &Packets<'_>,
         is_queued: bool,
-        now: u64,
     ) {
         let current = state.keypairs.current.as_ref();
-        let keypair = current.filter(|keypair| !is_queued && keypair.can_send(now)).cloned();
+        let keypair = current.filter(|keypair| !is_queued && keypair.can_send(turn.now)).cloned();
         let Some(keypair) = keypair else {
-            stage_from(shared, peer, &mut state, packets, 0, now);
+            stage_from(turn.tables, peer, &mut state, packets, 0, turn.now);
             return;
         };
         let (first, taken) = keypair.take_nonces(packets.count());
-        shared.note_sent(&mut state, now);
-        shared.note_data_sent(peer, &mut state, now);
-        shared.note_departure(peer, &mut state, packets.head(), packets.count(), now);
-        stage_from(shared, peer, &mut state, packets, taken, now);
-        if keypair.wants_rekey(now) {
-            shared.ask_rekey(peer, &keypair);
+        turn.tables.note_sent(&mut state, turn.now);
+        turn.tables.note_data_sent(peer, &mut state, turn.now);
+        turn.tables.note_departure(peer, &mut state, packets.head(), packets.count(), turn.now);
+        stage_from(turn.tables, peer, &mut state, packets, taken, turn.now);
+        if keypair.wants_rekey(turn.now) {
+            turn.tables.ask_rekey(peer, &keypair);
         }
         drop(state);
-        self.seal_all(shared, edges, &keypair, packets, first, taken);
+        self.seal_all(turn, &keypair, packets, first, taken);
     }
 
     /// Seal the first `count` of the packets, under nonces from `first` on.
     fn seal_all(
         &mut self,
-        shared: &Shared,
-        edges: &mut impl Edges,
+        turn: &mut Turn<'_, impl Edges>,
         keypair: &Keypair,
         packets: &Packets<'_>,
         first: u64,
         count: usize,
     ) {
-        let tos = ip::ecn(packets.head());
-        let mtu = shared.mtu();
+        let tos = ip::ecn_of(packets.head());
+        let mtu = turn.tables.mtu();
         for index in 0..count {
             let size = packets.size(index);
             let padded = size + padding(size, mtu);
-            let room = self.room(shared, edges, &keypair.peer, padded + OVERHEAD, tos);
-            let text = &mut room[HEADER..];
+            let room = self.room(turn, &keypair.peer, padded + TRANSPORT_OVERHEAD, tos);
+            let text = &mut room[TRANSPORT_HEADER_SIZE..];
             packets.emit(index, &mut text[..size]);
             text[size..padded].fill(0);
             seal(keypair, first + index as u64, room);
@@ -216,58 +214,58 @@ impl Outbound {
 
     /// A key is there: what waited leaves, in order, before anything that comes meanwhile. Workers may stage as fast as
     /// this sends, so after some rounds the last batch gets its nonces at once and later packets no longer wait for it.
-    pub fn send_staged(&mut self, shared: &Shared, edges: &mut impl Edges, peer: &Arc<Peer>, now: u64) {
+    pub fn send_staged(&mut self, turn: &mut Turn<'_, impl Edges>, peer: &Arc<EnginePeer>) {
         for _ in 0..FLUSH_ROUNDS {
-            let Some(mut staged) = shared.begin_flush(peer, now) else { return };
+            let Some(mut staged) = turn.tables.begin_flush(peer, turn.now) else { return };
             while let Some(packet) = staged.packets.pop_front() {
                 let state = peer.lock();
-                if !state.keypairs.can_send(now) {
+                if !state.keypairs.can_send(turn.now) {
                     staged.packets.push_front(packet);
                     break;
                 }
-                self.send(shared, edges, peer, state, &Packets::One(&packet), false, now);
+                self.send(turn, peer, state, &Packets::One(&packet), false);
             }
-            self.flush(shared, edges);
+            self.flush(turn);
         }
-        if let Some(last) = shared.end_flush(peer, now) {
+        if let Some(last) = turn.tables.end_flush(peer, turn.now) {
             for (packet, counter) in last.packets.iter().zip(last.first..) {
-                self.seal_all(shared, edges, &last.keypair, &Packets::One(packet), counter, 1);
+                self.seal_all(turn, &last.keypair, &Packets::One(packet), counter, 1);
             }
-            self.flush(shared, edges);
+            self.flush(turn);
         }
     }
 
     /// Whether something waits for a key.
     #[must_use]
-    pub fn has_staged(peer: &Peer) -> bool {
+    pub fn has_staged(peer: &EnginePeer) -> bool {
         !peer.lock().staged.is_empty()
     }
 
     /// An empty packet, which renews a session as data does; without a usable key one is asked for. Nothing if packets wait: they are as good.
-    pub fn send_keepalive(&mut self, shared: &Shared, edges: &mut impl Edges, peer: &Arc<Peer>, now: u64) {
+    pub fn send_keepalive(&mut self, turn: &mut Turn<'_, impl Edges>, peer: &Arc<EnginePeer>) {
         let mut state = peer.lock();
         if state.endpoint.is_none() || !state.staged.is_empty() || state.flushing {
             return;
         }
-        let keypair = state.keypairs.current.as_ref().filter(|keypair| keypair.can_send(now)).cloned();
+        let keypair = state.keypairs.current.as_ref().filter(|keypair| keypair.can_send(turn.now)).cloned();
         let Some(keypair) = keypair else {
-            shared.want_key(peer, &mut state);
+            turn.tables.want_key(peer, &mut state);
             return;
         };
         let (counter, _) = keypair.take_nonces(1);
-        shared.note_sent(&mut state, now);
-        if keypair.wants_rekey(now) {
-            shared.ask_rekey(peer, &keypair);
+        turn.tables.note_sent(&mut state, turn.now);
+        if keypair.wants_rekey(turn.now) {
+            turn.tables.ask_rekey(peer, &keypair);
         }
         drop(state);
-        let room = self.room(shared, edges, peer, OVERHEAD, 0);
+        let room = self.room(turn, peer, TRANSPORT_OVERHEAD, 0);
         seal(&keypair, counter, room);
     }
 
     /// Send what was gathered.
-    pub fn flush(&mut self, shared: &Shared, edges: &mut impl Edges) {
+    pub fn flush(&mut self, turn: &mut Turn<'_, impl Edges>) {
         for at in 0..self.trains.len() {
-            self.send_train(shared, edges, at);
+            self.send_train(turn, at);
         }
         self.latest = 0;
     }
@@ -280,11 +278,11 @@ impl Outbound {
     }
 
     /// Room in the peer's train for one more datagram of this size, or in a fresh one.
-    fn room(&mut self, shared: &Shared, edges: &mut impl Edges, peer: &Arc<Peer>, size: usize, tos: u8) -> &mut [u8] {
-        let at = self.train_for(shared, edges, peer);
+    fn room(&mut self, turn: &mut Turn<'_, impl Edges>, peer: &Arc<EnginePeer>, size: usize, tos: u8) -> &mut [u8] {
+        let at = self.train_for(turn, peer);
         self.latest = at;
         if self.trains[at].peer.is_some() && !self.trains[at].takes(size, tos, self.limits) {
-            self.send_train(shared, edges, at);
+            self.send_train(turn, at);
         }
         let train = &mut self.trains[at];
         if train.peer.is_none() {
@@ -293,7 +291,7 @@ impl Outbound {
         train.room(size)
     }
 
-    fn train_for(&mut self, shared: &Shared, edges: &mut impl Edges, peer: &Arc<Peer>) -> usize {
+    fn train_for(&mut self, turn: &mut Turn<'_, impl Edges>, peer: &Arc<EnginePeer>) -> usize {
         if self.trains.get(self.latest).is_some_and(|train| train.is_for(peer)) {
             return self.latest;
         }
@@ -302,29 +300,29 @@ impl Outbound {
             return at;
         }
         if self.trains.len() == MAX_TRAINS {
-            self.flush(shared, edges);
+            self.flush(turn);
             return 0;
         }
         self.trains.push(Train::new());
         self.trains.len() - 1
     }
 
-    fn send_train(&mut self, shared: &Shared, edges: &mut impl Edges, at: usize) {
+    fn send_train(&mut self, turn: &mut Turn<'_, impl Edges>, at: usize) {
         let train = &mut self.trains[at];
         // Empty from here on, also if sending panics.
         if let Some(peer) = train.peer.take() {
-            transmit(shared, edges, &peer, train.data(), train.segment(), train.tos);
+            transmit(turn, &peer, train.data(), train.segment_size(), train.tos);
         }
     }
 
-    fn route(&mut self, shared: &Shared, destination: Address) -> Option<Arc<Peer>> {
-        let version = shared.routes_version();
+    fn route(&mut self, tables: &Tables, destination: Address) -> Option<Arc<EnginePeer>> {
+        let version = tables.routes_version();
         if let Some((address, peer)) = &self.route {
             if *address == destination && version == self.route_version {
                 return Some(Arc::clone(peer));
             }
         }
-        let peer = shared.route(destination)?;
+        let peer = tables.route(destination)?;
         self.route = Some((destination, Arc::clone(&peer)));
         self.route_version = version;
         Some(peer)
@@ -333,62 +331,60 @@ impl Outbound {
     /// The packet has nowhere to go, and its sender is told (rule M46).
     fn refuse(
         &mut self,
-        shared: &Shared,
-        edges: &mut impl Edges,
+        turn: &mut Turn<'_, impl Edges>,
         packets: &Packets<'_>,
-        peer: Option<&Peer>,
+        peer: Option<&EnginePeer>,
         reason: DropReason,
-        now: u64,
     ) {
         match peer {
-            Some(peer) => shared.drop_of(peer, reason, packets.count()),
-            None => shared.drops.add(reason, packets.count()),
+            Some(peer) => turn.tables.drop_of(peer, reason, packets.count()),
+            None => turn.tables.drops.add(reason, packets.count()),
         }
-        if let Some(error) = self.answers.make(&packets.to_box(0), now) {
+        if let Some(error) = self.answers.make(&packets.to_box(0), turn.now) {
             let whole = [Part { at: 0, length: error.len() as u32 }];
-            edges.write(Gather { header: &virtio::PLAIN, slot: &error, parts: &whole });
+            turn.edges.write(Gather { header: &virtio::PLAIN_HEADER, slot: &error, parts: &whole });
         }
     }
 }
 
 /// Header and tag around what lies between them.
 fn seal(keypair: &Keypair, counter: u64, room: &mut [u8]) {
-    let (head, text) = room.split_at_mut(HEADER);
-    TransportHeader { kind: TRANSPORT, receiver: keypair.limits.remote_index, counter }.emit(head);
+    let (head, text) = room.split_at_mut(TRANSPORT_HEADER_SIZE);
+    TransportHeader { kind: MESSAGE_TRANSPORT, receiver: keypair.params.remote_index, counter }.emit(head);
     keypair.send.seal(counter, text);
 }
 
-fn stage_from(shared: &Shared, peer: &Peer, state: &mut PeerState, packets: &Packets<'_>, from: usize, now: u64) {
+fn stage_from(tables: &Tables, peer: &EnginePeer, state: &mut PeerState, packets: &Packets<'_>, from: usize, now: u64) {
     for index in from..packets.count() {
-        shared.stage(peer, state, packets.to_box(index), now);
+        tables.stage(peer, state, packets.to_box(index), now);
     }
 }
 
 /// Send a train to where the peer is; its bytes count when they were sent.
-pub fn transmit(shared: &Shared, edges: &mut impl Edges, peer: &Peer, data: &[u8], segment: usize, tos: u8) -> bool {
-    let count = if segment == 0 { 1 } else { data.len().div_ceil(segment) };
-    if !edges.is_bound() {
-        shared.drop_of(peer, DropReason::SendFailed, count);
+pub fn transmit(turn: &mut Turn<'_, impl Edges>, peer: &EnginePeer, data: &[u8], segment_size: usize, tos: u8) -> bool {
+    let count = if segment_size == 0 { 1 } else { data.len().div_ceil(segment_size) };
+    if !turn.edges.is_bound() {
+        turn.tables.drop_of(peer, DropReason::SendFailed, count);
         return false;
     }
     let (endpoint, source, is_single) = {
         let state = peer.lock();
-        (state.endpoint, state.source, segment > 0 && shared.sends_singly(&state))
+        (state.endpoint, state.source, segment_size > 0 && turn.tables.sends_singly(&state))
     };
     let Some(endpoint) = endpoint else {
-        shared.drop_of(peer, DropReason::NoEndpoint, count);
+        turn.tables.drop_of(peer, DropReason::NoEndpoint, count);
         return false;
     };
     let outcome = if is_single {
-        send_singly(edges, &endpoint, source, data, segment, tos)
+        send_singly(turn.edges, &endpoint, source, data, segment_size, tos)
     } else {
-        edges.send(&endpoint, source.as_ref(), data, segment, tos)
+        turn.edges.send(&endpoint, source.as_ref(), data, segment_size, tos)
     };
     if outcome.source_rejected {
         peer.lock().forget_source();
     }
     if outcome.dropped {
-        shared.drop_of(peer, DropReason::SendFailed, count);
+        turn.tables.drop_of(peer, DropReason::SendFailed, count);
         return false;
     }
     peer.add_sent(data.len());
@@ -401,11 +397,11 @@ fn send_singly(
     to: &SocketAddr,
     mut source: Option<Source>,
     data: &[u8],
-    segment: usize,
+    segment_size: usize,
     tos: u8,
 ) -> SendOutcome {
     let mut outcome = SendOutcome::default();
-    for datagram in data.chunks(segment) {
+    for datagram in data.chunks(segment_size) {
         let sent = edges.send(to, source.as_ref(), datagram, 0, tos);
         outcome.dropped |= sent.dropped;
         outcome.source_rejected |= sent.source_rejected;

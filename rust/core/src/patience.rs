@@ -1,3 +1,5 @@
+//! No twin: a Python thread does not spin, because it would keep the interpreter from the others.
+//!
 //! How long a worker goes on looking for work before it sleeps.
 //!
 //! To wake a processor that sleeps takes tens of microseconds, on a virtual machine more: longer than the answer to a

@@ -1,3 +1,5 @@
+//! Twin: wyrmhole/datapath/peer.py.
+//!
 //! One peer on the packet path: where it is, its keys, what waits for a key, and the marks the timers work by.
 
 use std::collections::VecDeque;
@@ -64,7 +66,7 @@ pub struct PeerState {
     pub marks: Marks,
     /// Whether trains reach it.
     pub health: TrainHealth,
-    /// `Shared::paths` when something authenticated last came from the present endpoint; 0: not yet.
+    /// `Tables::paths` when something authenticated last came from the present endpoint; 0: not yet.
     pub proven_path: u64,
     /// `Active` was said and nobody released it.
     pub active_said: bool,
@@ -92,7 +94,7 @@ impl PeerState {
 }
 
 /// See the module. Shared by the tables, by keypairs and by batches under way.
-pub struct Peer {
+pub struct EnginePeer {
     /// Its number in the device, never reused.
     pub id: u64,
     state: Mutex<PeerState>,
@@ -102,7 +104,7 @@ pub struct Peer {
     drops: OnceLock<Box<Drops>>,
 }
 
-impl Peer {
+impl EnginePeer {
     /// A peer without endpoint or keys.
     #[must_use]
     pub fn new(id: u64) -> Self {

@@ -1,9 +1,12 @@
-//! Who was silent for a while: the twin of `wyrmhole.datapath.quiet_sources`, which says why.
+//! Twin: wyrmhole/datapath/quiet_sources.py.
+//!
+//! Which sources were silent before their message came. The twin gives the reasons.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
 
-const SECOND: u64 = 1_000_000_000;
+use crate::constants::SECOND;
+
 /// A source is remembered for this long at least and twice as long at most, which is less than Rekey-Timeout.
 pub const WINDOW: u64 = 2 * SECOND;
 const SLOT_BITS: u32 = 21;

@@ -1,18 +1,18 @@
-//! Token buckets for handshake messages, one per source: the twin of `wyrmhole.protocol.ratelimiter`.
+//! Twin: wyrmhole/protocol/ratelimiter.py.
+//!
+//! Token buckets for handshake messages, one per source.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use crate::constants::{LIMITER_BURST, LIMITER_MAX_SOURCES, LIMITER_RATE, SECOND};
 use crate::quiet_sources::source_of;
 
-const SECOND: u64 = 1_000_000_000;
-/// Nanoseconds of credit that one message costs: 20 a second.
-const COST: u64 = SECOND / 20;
-/// Five at once.
-const CAPACITY: u64 = 5 * COST;
+/// Nanoseconds of credit that one message costs.
+const COST: u64 = SECOND / LIMITER_RATE;
+const CAPACITY: u64 = LIMITER_BURST * COST;
 /// A source this long quiet has a full bucket again, so forgetting it changes nothing.
 const IDLE: u64 = SECOND;
-const MAX_SOURCES: usize = 1 << 16;
 
 #[derive(Clone, Copy)]
 struct Bucket {
@@ -33,7 +33,7 @@ impl RateLimiter {
         let source = source_of(address);
         if !self.buckets.contains_key(&source) {
             self.make_room(now);
-            if self.buckets.len() >= MAX_SOURCES {
+            if self.buckets.len() >= LIMITER_MAX_SOURCES {
                 return false;
             }
         }
@@ -78,12 +78,12 @@ mod tests {
     #[test]
     fn a_full_table_serves_known_sources_and_empties_when_they_fall_silent() {
         let mut limiter = RateLimiter::default();
-        for number in 0..MAX_SOURCES {
+        for number in 0..LIMITER_MAX_SOURCES {
             assert!(limiter.allow(outer(number), 10 * SECOND));
         }
-        assert!(!limiter.allow(outer(MAX_SOURCES), 10 * SECOND));
+        assert!(!limiter.allow(outer(LIMITER_MAX_SOURCES), 10 * SECOND));
         assert!(limiter.allow(outer(7), 10 * SECOND));
-        assert!(limiter.allow(outer(MAX_SOURCES), 12 * SECOND));
+        assert!(limiter.allow(outer(LIMITER_MAX_SOURCES), 12 * SECOND));
         assert_eq!(limiter.buckets.len(), 1);
     }
 }

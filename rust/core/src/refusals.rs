@@ -1,9 +1,13 @@
-//! Which refusals are reported: none unless asked, then a few a second. The twin of `wyrmhole.datapath.refusals`.
+//! Twin: wyrmhole/datapath/refusals.py.
+//!
+//! Which refusals are reported: none unless asked, then a few a second.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 
-const INTERVAL: u64 = 1_000_000_000 / 5;
+use crate::constants::SECOND;
+
+const INTERVAL: u64 = SECOND / 5;
 const BURST: u64 = 5;
 
 /// See the module. Switched off, it costs a refusal one load.

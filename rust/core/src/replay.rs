@@ -1,12 +1,14 @@
+//! Twin: wyrmhole/datapath/replay.py.
+//!
 //! The sliding window of received counters (RFC 6479, whitepaper 5.4.6), one per keypair.
 //!
 //! A ring of words; moving the window clears whole words, so one of them is spare and the usable window is
 //! 8192 - 64 = 8128, as the kernel's and wireguard-go's. Only for counters whose tag has verified (rule M23).
 
 const WORDS: usize = 128;
-const BITS: u64 = WORDS as u64 * 64;
+const WINDOW_BITS: u64 = WORDS as u64 * 64;
 /// How far behind the greatest counter one is still told apart.
-pub const SIZE: u64 = BITS - 64;
+pub const WINDOW_SIZE: u64 = WINDOW_BITS - 64;
 
 /// A fresh window has seen nothing.
 pub struct ReplayWindow {
@@ -39,7 +41,7 @@ impl ReplayWindow {
             self.next = counter.saturating_add(1);
             return true;
         }
-        if self.next - 1 - counter >= SIZE || self.words[word] & bit != 0 {
+        if self.next - 1 - counter >= WINDOW_SIZE || self.words[word] & bit != 0 {
             return false;
         }
         self.words[word] |= bit;
@@ -71,7 +73,7 @@ mod tests {
                 (greatest - i128::from(step % 9000)).max(0) as u64
             };
             let fresh = i128::from(counter) > greatest
-                || (greatest - i128::from(counter) < i128::from(SIZE) && !seen.contains(&counter));
+                || (greatest - i128::from(counter) < i128::from(WINDOW_SIZE) && !seen.contains(&counter));
             assert_eq!(window.accept(counter), fresh, "counter {counter} after {greatest}");
             if fresh {
                 seen.insert(counter);
@@ -83,7 +85,7 @@ mod tests {
     #[test]
     fn the_window_is_8128_wide() {
         let mut window = ReplayWindow::default();
-        assert!(window.accept(SIZE));
+        assert!(window.accept(WINDOW_SIZE));
         assert!(!window.accept(0), "just too old");
         assert!(window.accept(1), "just not too old");
         assert!(!window.accept(1));

@@ -1,3 +1,5 @@
+//! Twin: wyrmhole/datapath/reports.py.
+//!
 //! What goes up to the control thread: said once until answered, drained in batches, bounded.
 
 use std::collections::VecDeque;
@@ -5,19 +7,15 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use crate::constants::{MAX_QUEUED_HANDSHAKES, UNDER_LOAD_HOLD, UNDER_LOAD_QUEUE_DEPTH};
 use crate::drops::DropReason;
 use crate::gate::Queue;
 use crate::ip::Address;
-use crate::peer::{Peer, Source};
+use crate::peer::{EnginePeer, Source};
 use crate::quiet_sources::QuietSources;
 
 /// A few for each of 65,536 peers is all there can be; this bound is against a control thread that stopped.
 pub const MAX_REPORTS: usize = 1 << 16;
-/// As wireguard-go: after more than that an answer would meet a retransmission.
-pub const MAX_HANDSHAKES: usize = 1024;
-/// From so many waiting on, and for a second after, only who was silent before is heard.
-pub const LOADED_HANDSHAKES: usize = MAX_HANDSHAKES / 8;
-const LOADED_HOLD: u64 = 1_000_000_000;
 
 /// See `wyrmhole.protocol.data_plane` for each one's meaning.
 #[allow(missing_docs)]
@@ -26,7 +24,7 @@ pub enum Report {
     KeyConfirmed(u64, u32),
     KeypairsDropped(u64, [Option<u32>; 3]),
     /// Reads the endpoint when it is taken: many changes are one report.
-    Roamed(Arc<Peer>),
+    Roamed(Arc<EnginePeer>),
     Active(u64),
     TrainsLost(u64),
     /// The TUN's descriptor says that the interface is gone or broken; the control thread asks what it is.
@@ -44,7 +42,7 @@ pub enum Report {
 }
 
 /// A message of type 1, 2 or 3 that passed the gate.
-pub struct Handshake {
+pub struct HandshakeDatagram {
     /// The message.
     pub data: Box<[u8]>,
     /// Whence it came.
@@ -52,15 +50,15 @@ pub struct Handshake {
     /// Where it arrived.
     pub source: Option<Source>,
     /// How many messages of types 1 and 2 waited behind it when it was taken; replies to us do not count as load.
-    pub behind: usize,
+    pub queue_depth: usize,
 }
 
 #[derive(Default)]
 struct Queues {
     reports: VecDeque<Report>,
-    replies: VecDeque<Handshake>,
-    proven: VecDeque<Handshake>,
-    others: VecDeque<Handshake>,
+    replies: VecDeque<HandshakeDatagram>,
+    proven: VecDeque<HandshakeDatagram>,
+    others: VecDeque<HandshakeDatagram>,
     applied: Option<u64>,
     quiet_sources: QuietSources,
     selects_until: u64,
@@ -72,7 +70,7 @@ impl Queues {
             || !(self.reports.is_empty() && self.replies.is_empty() && self.proven.is_empty() && self.others.is_empty())
     }
 
-    fn waiting(&mut self, queue: Queue) -> &mut VecDeque<Handshake> {
+    fn waiting(&mut self, queue: Queue) -> &mut VecDeque<HandshakeDatagram> {
         match queue {
             Queue::Replies => &mut self.replies,
             Queue::Proven => &mut self.proven,
@@ -81,19 +79,19 @@ impl Queues {
     }
 
     fn is_refused_under_load(&mut self, from: SocketAddr, now: u64) -> bool {
-        if self.others.len() >= LOADED_HANDSHAKES {
-            self.selects_until = now + LOADED_HOLD;
+        if self.others.len() >= UNDER_LOAD_QUEUE_DEPTH {
+            self.selects_until = now + UNDER_LOAD_HOLD;
         }
         now < self.selects_until && !self.quiet_sources.was_quiet(from, now)
     }
 
     /// Up to so many, those that proved more first.
-    fn take_handshakes(&mut self, limit: usize) -> Vec<Handshake> {
+    fn take_handshakes(&mut self, limit: usize) -> Vec<HandshakeDatagram> {
         let mut taken = Vec::new();
         for queue in [Queue::Replies, Queue::Proven, Queue::Others] {
             while taken.len() < limit {
                 let Some(mut handshake) = self.waiting(queue).pop_front() else { break };
-                handshake.behind = self.proven.len() + self.others.len();
+                handshake.queue_depth = self.proven.len() + self.others.len();
                 taken.push(handshake);
             }
         }
@@ -133,13 +131,13 @@ impl Reports {
     ///
     /// # Errors
     /// Why it is dropped.
-    pub fn push_handshake(&self, queue: Queue, handshake: Handshake, now: u64) -> Result<(), DropReason> {
+    pub fn push_handshake(&self, queue: Queue, handshake: HandshakeDatagram, now: u64) -> Result<(), DropReason> {
         let mut queues = self.lock();
         if queue == Queue::Others && queues.is_refused_under_load(handshake.from, now) {
             return Err(DropReason::RateLimited);
         }
         let waiting = queues.waiting(queue);
-        if queue != Queue::Replies && waiting.len() >= MAX_HANDSHAKES {
+        if queue != Queue::Replies && waiting.len() >= MAX_QUEUED_HANDSHAKES {
             return Err(DropReason::HandshakeQueueFull);
         }
         waiting.push_back(handshake);
@@ -148,7 +146,7 @@ impl Reports {
     }
 
     /// Oldest first, handshakes last: they are the work that a flood can make much of.
-    pub fn take(&self, limit: usize) -> (Vec<Report>, Vec<Handshake>) {
+    pub fn take(&self, limit: usize) -> (Vec<Report>, Vec<HandshakeDatagram>) {
         // The flag falls first: what is queued after that is announced again, what before is taken here.
         self.announced.store(false, Ordering::SeqCst);
         let mut queues = self.lock();

@@ -1,5 +1,7 @@
+//! Twin: wyrmhole/net/udp_socket.py.
+//!
 //! What is done when a send fails. `sendmsg` is all or nothing, so after an error the whole message is still unsent, and
-//! each remedy may send it again without making duplicates. The same, in the same order, as `wyrmhole.net.udp_socket`:
+//! each remedy may send it again without making duplicates. The same, in the same order, as in the twin:
 //!
 //! - No room: wait, 10 ms at most for all of one send, then drop.
 //! - Refused: the answer to an earlier datagram, told late; once more.
@@ -64,11 +66,11 @@ pub struct Message<'a> {
 
 /// A socket as the kernel has it.
 pub trait RawSocket {
-    /// Send one datagram (`segment` 0) or a train.
+    /// Send one datagram (`segment_size` 0) or a train.
     ///
     /// # Errors
     /// Nothing was sent.
-    fn attempt(&self, message: Message<'_>, data: &[u8], segment: usize) -> Result<(), SendError>;
+    fn attempt(&self, message: Message<'_>, data: &[u8], segment_size: usize) -> Result<(), SendError>;
 
     /// Wait a little for room.
     fn wait_for_room(&self);
@@ -78,7 +80,7 @@ pub trait RawSocket {
 }
 
 /// A socket with remedies; workers and the control thread share it.
-pub struct Remedied<S> {
+pub struct RetryingSender<S> {
     raw: S,
     gso: AtomicBool,
     max_segments: AtomicUsize,
@@ -86,7 +88,7 @@ pub struct Remedied<S> {
     has_oversized: AtomicBool,
 }
 
-impl<S: RawSocket> Remedied<S> {
+impl<S: RawSocket> RetryingSender<S> {
     /// `gso`: whether trains may be sent.
     #[must_use]
     pub fn new(raw: S, gso: bool) -> Self {
@@ -117,42 +119,42 @@ impl<S: RawSocket> Remedied<S> {
     }
 
     /// Send, whatever it takes.
-    pub fn send(&self, message: Message<'_>, data: &[u8], segment: usize) -> SendOutcome {
-        let segment = if data.len() > segment { segment } else { 0 };
-        if segment > 0 {
-            if !self.sends_trains() || self.is_oversized(message.to, segment) {
-                return self.pieces(message, data, segment, 1, &mut { WAITS });
+    pub fn send(&self, message: Message<'_>, data: &[u8], segment_size: usize) -> SendOutcome {
+        let segment_size = if data.len() > segment_size { segment_size } else { 0 };
+        if segment_size > 0 {
+            if !self.sends_trains() || self.is_oversized(message.to, segment_size) {
+                return self.pieces(message, data, segment_size, 1, &mut { WAITS });
             }
-            let segments = data.len().div_ceil(segment);
+            let segments = data.len().div_ceil(segment_size);
             if data.len() > MAX_TRAIN_BYTES || segments > self.max_segments.load(Ordering::Relaxed) {
-                return self.trains(message, data, segment, &mut { WAITS });
+                return self.trains(message, data, segment_size, &mut { WAITS });
             }
         }
-        match self.raw.attempt(message, data, segment) {
+        match self.raw.attempt(message, data, segment_size) {
             Ok(()) => SendOutcome::default(),
-            Err(error) => self.settle(error, message, data, segment, &mut { WAITS }),
+            Err(error) => self.settle(error, message, data, segment_size, &mut { WAITS }),
         }
     }
 
     /// In trains within the limits.
-    fn trains(&self, message: Message<'_>, data: &[u8], segment: usize, waits: &mut u32) -> SendOutcome {
-        let most = self.max_segments.load(Ordering::Relaxed).min(MAX_TRAIN_BYTES / segment).max(1);
-        self.pieces(message, data, segment, most, waits)
+    fn trains(&self, message: Message<'_>, data: &[u8], segment_size: usize, waits: &mut u32) -> SendOutcome {
+        let most = self.max_segments.load(Ordering::Relaxed).min(MAX_TRAIN_BYTES / segment_size).max(1);
+        self.pieces(message, data, segment_size, most, waits)
     }
 
     fn pieces(
         &self,
         mut message: Message<'_>,
         data: &[u8],
-        segment: usize,
+        segment_size: usize,
         count: usize,
         waits: &mut u32,
     ) -> SendOutcome {
         let mut outcome = SendOutcome::default();
-        for piece in data.chunks(segment * count) {
-            let segment = if piece.len() > segment { segment } else { 0 };
-            if let Err(error) = self.raw.attempt(message, piece, segment) {
-                let settled = self.settle(error, message, piece, segment, waits);
+        for piece in data.chunks(segment_size * count) {
+            let segment_size = if piece.len() > segment_size { segment_size } else { 0 };
+            if let Err(error) = self.raw.attempt(message, piece, segment_size) {
+                let settled = self.settle(error, message, piece, segment_size, waits);
                 outcome.dropped |= settled.dropped;
                 outcome.source_rejected |= settled.source_rejected;
                 if outcome.source_rejected {
@@ -169,7 +171,7 @@ impl<S: RawSocket> Remedied<S> {
         mut error: SendError,
         message: Message<'_>,
         data: &[u8],
-        segment: usize,
+        segment_size: usize,
         waits: &mut u32,
     ) -> SendOutcome {
         for _ in 0..SEND_ATTEMPTS {
@@ -177,19 +179,19 @@ impl<S: RawSocket> Remedied<S> {
             if !is_passing {
                 break;
             }
-            match self.raw.attempt(message, data, segment) {
+            match self.raw.attempt(message, data, segment_size) {
                 Ok(()) => return SendOutcome::default(),
                 Err(other) => error = other,
             }
         }
         if message.source.is_some() && matches!(error, SendError::Source | SendError::Invalid) {
             let unpinned = Message { source: None, ..message };
-            if self.raw.attempt(unpinned, data, segment).is_ok() {
+            if self.raw.attempt(unpinned, data, segment_size).is_ok() {
                 return SendOutcome { source_rejected: true, dropped: false };
             }
         }
-        if segment > 0 && matches!(error, SendError::Device | SendError::TooLong | SendError::Invalid) {
-            return self.give_up_train(error, message, data, segment, waits);
+        if segment_size > 0 && matches!(error, SendError::Device | SendError::TooLong | SendError::Invalid) {
+            return self.give_up_train(error, message, data, segment_size, waits);
         }
         SendOutcome { source_rejected: false, dropped: true }
     }
@@ -199,25 +201,25 @@ impl<S: RawSocket> Remedied<S> {
         error: SendError,
         message: Message<'_>,
         data: &[u8],
-        segment: usize,
+        segment_size: usize,
         waits: &mut u32,
     ) -> SendOutcome {
-        if error == SendError::Invalid && data.len().div_ceil(segment) > OLD_MAX_SEGMENTS {
+        if error == SendError::Invalid && data.len().div_ceil(segment_size) > OLD_MAX_SEGMENTS {
             self.max_segments.store(OLD_MAX_SEGMENTS, Ordering::Relaxed);
-            return self.trains(message, data, segment, waits);
+            return self.trains(message, data, segment_size, waits);
         }
         if error == SendError::Device {
             self.turn_gso_off();
-        } else if error == SendError::TooLong || self.exceeds_path(message.to, segment) {
-            self.remember_oversized(*message.to, segment);
+        } else if error == SendError::TooLong || self.exceeds_path(message.to, segment_size) {
+            self.remember_oversized(*message.to, segment_size);
         } else {
-            let outcome = self.pieces(message, data, segment, 1, waits);
+            let outcome = self.pieces(message, data, segment_size, 1, waits);
             if !outcome.dropped {
                 self.turn_gso_off();
             }
             return outcome;
         }
-        self.pieces(message, data, segment, 1, waits)
+        self.pieces(message, data, segment_size, 1, waits)
     }
 
     fn turn_gso_off(&self) {
@@ -231,18 +233,18 @@ impl<S: RawSocket> Remedied<S> {
         true
     }
 
-    fn exceeds_path(&self, to: &SocketAddr, segment: usize) -> bool {
+    fn exceeds_path(&self, to: &SocketAddr, segment_size: usize) -> bool {
         let headers = if to.is_ipv6() { 48 } else { 28 };
-        self.raw.path_mtu(to).is_some_and(|mtu| segment + headers > mtu)
+        self.raw.path_mtu(to).is_some_and(|mtu| segment_size + headers > mtu)
     }
 
-    fn is_oversized(&self, to: &SocketAddr, segment: usize) -> bool {
+    fn is_oversized(&self, to: &SocketAddr, segment_size: usize) -> bool {
         if !self.has_oversized.load(Ordering::Relaxed) {
             return false;
         }
         let mut oversized = self.lock_oversized();
         match oversized.get_mut(to) {
-            Some((size, left)) if segment >= *size => {
+            Some((size, left)) if segment_size >= *size => {
                 if let Some(less) = left.checked_sub(1) {
                     *left = less;
                     return true;
@@ -254,12 +256,12 @@ impl<S: RawSocket> Remedied<S> {
         }
     }
 
-    fn remember_oversized(&self, to: SocketAddr, segment: usize) {
+    fn remember_oversized(&self, to: SocketAddr, segment_size: usize) {
         let mut oversized = self.lock_oversized();
         if oversized.len() >= OVERSIZED_LIMIT {
             oversized.clear();
         }
-        oversized.insert(to, (segment, OVERSIZED_TRAINS));
+        oversized.insert(to, (segment_size, OVERSIZED_TRAINS));
         self.has_oversized.store(true, Ordering::Relaxed);
     }
 
@@ -286,13 +288,13 @@ mod tests {
     struct Fake<F>(F, Seen);
 
     impl<F: Fn(&Seen, Message<'_>, usize, usize) -> Option<SendError>> RawSocket for Fake<F> {
-        fn attempt(&self, message: Message<'_>, data: &[u8], segment: usize) -> Result<(), SendError> {
+        fn attempt(&self, message: Message<'_>, data: &[u8], segment_size: usize) -> Result<(), SendError> {
             let Self(fails, seen) = self;
             seen.attempts.set(seen.attempts.get() + 1);
-            if let Some(error) = fails(seen, message, data.len(), segment) {
+            if let Some(error) = fails(seen, message, data.len(), segment_size) {
                 return Err(error);
             }
-            let size = if segment == 0 { data.len() } else { segment };
+            let size = if segment_size == 0 { data.len() } else { segment_size };
             seen.sent.borrow_mut().extend(data.chunks(size).map(<[u8]>::to_vec));
             Ok(())
         }
@@ -304,10 +306,10 @@ mod tests {
         }
     }
 
-    fn socket<F: Fn(&Seen, Message<'_>, usize, usize) -> Option<SendError>>(fails: F) -> Remedied<Fake<F>> {
+    fn socket<F: Fn(&Seen, Message<'_>, usize, usize) -> Option<SendError>>(fails: F) -> RetryingSender<Fake<F>> {
         let seen = Seen::default();
         seen.mtu.set(Some(1500));
-        Remedied::new(Fake(fails, seen), true)
+        RetryingSender::new(Fake(fails, seen), true)
     }
 
     const TO: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 9);
@@ -318,13 +320,13 @@ mod tests {
         (data, datagrams)
     }
 
-    fn send<S: RawSocket>(socket: &Remedied<S>, source: Option<&Source>, data: &[u8]) -> SendOutcome {
+    fn send<S: RawSocket>(socket: &RetryingSender<S>, source: Option<&Source>, data: &[u8]) -> SendOutcome {
         socket.send(Message { to: &TO, source, tos: 0 }, data, 10)
     }
 
     #[test]
     fn a_device_that_cannot_segment_ends_trains_and_loses_none() {
-        let socket = socket(|_, _, _, segment| (segment > 0).then_some(SendError::Device));
+        let socket = socket(|_, _, _, segment_size| (segment_size > 0).then_some(SendError::Device));
         let (data, datagrams) = train();
         assert_eq!(send(&socket, None, &data), SendOutcome::default());
         assert_eq!(*socket.raw().1.sent.borrow(), datagrams);
@@ -333,8 +335,8 @@ mod tests {
 
     #[test]
     fn an_older_kernel_gets_trains_of_64() {
-        let socket = socket(|_, _, length, segment| {
-            (segment > 0 && length.div_ceil(segment) > 64).then_some(SendError::Invalid)
+        let socket = socket(|_, _, length, segment_size| {
+            (segment_size > 0 && length.div_ceil(segment_size) > 64).then_some(SendError::Invalid)
         });
         let (data, datagrams) = train();
         assert_eq!(send(&socket, None, &data), SendOutcome::default());
@@ -348,8 +350,8 @@ mod tests {
     #[test]
     fn one_datagram_is_never_sent_as_a_train() {
         let segments = RefCell::new(Vec::new());
-        let socket = socket(|_, _, length, segment| {
-            segments.borrow_mut().push((length, segment));
+        let socket = socket(|_, _, length, segment_size| {
+            segments.borrow_mut().push((length, segment_size));
             None
         });
         send(&socket, None, &[0; 10]);
@@ -361,8 +363,8 @@ mod tests {
     #[test]
     fn a_kernel_without_the_option_never_gets_it() {
         let seen = Seen::default();
-        let socket = Remedied::new(
-            Fake(|_: &Seen, _: Message<'_>, _, segment| (segment > 0).then_some(SendError::Other), seen),
+        let socket = RetryingSender::new(
+            Fake(|_: &Seen, _: Message<'_>, _, segment_size| (segment_size > 0).then_some(SendError::Other), seen),
             false,
         );
         let (data, datagrams) = train();
@@ -372,7 +374,7 @@ mod tests {
 
     #[test]
     fn a_narrow_path_gets_fragments_and_is_remembered_for_a_while() {
-        let socket = socket(|_, _, _, segment| (segment > 0).then_some(SendError::TooLong));
+        let socket = socket(|_, _, _, segment_size| (segment_size > 0).then_some(SendError::TooLong));
         let (data, datagrams) = train();
         assert_eq!(send(&socket, None, &data), SendOutcome::default());
         assert_eq!(*socket.raw().1.sent.borrow(), datagrams);
@@ -388,9 +390,9 @@ mod tests {
     #[test]
     fn a_narrow_path_is_tried_again_after_a_thousand_trains() {
         let tried = Cell::new(0);
-        let socket = socket(|_, _, _, segment| {
-            tried.set(tried.get() + usize::from(segment > 0));
-            (segment > 0).then_some(SendError::TooLong)
+        let socket = socket(|_, _, _, segment_size| {
+            tried.set(tried.get() + usize::from(segment_size > 0));
+            (segment_size > 0).then_some(SendError::TooLong)
         });
         let data = train().0;
         for _ in 0..=OVERSIZED_TRAINS {
@@ -403,8 +405,8 @@ mod tests {
 
     #[test]
     fn who_is_late_to_learn_of_the_older_limit_keeps_to_it() {
-        let socket = socket(|_, _, length, segment| {
-            (segment > 0 && length.div_ceil(segment) > 64).then_some(SendError::Invalid)
+        let socket = socket(|_, _, length, segment_size| {
+            (segment_size > 0 && length.div_ceil(segment_size) > 64).then_some(SendError::Invalid)
         });
         let (data, datagrams) = train();
         socket.max_segments.store(OLD_MAX_SEGMENTS, Ordering::Relaxed);
@@ -416,7 +418,7 @@ mod tests {
 
     #[test]
     fn a_kernel_that_refuses_trains_as_invalid_is_told_from_a_narrow_path() {
-        let socket = socket(|_, _, _, segment| (segment > 0).then_some(SendError::Invalid));
+        let socket = socket(|_, _, _, segment_size| (segment_size > 0).then_some(SendError::Invalid));
         let (data, datagrams) = train();
         socket.raw().1.mtu.set(Some(20));
         send(&socket, None, &data);

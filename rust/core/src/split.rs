@@ -1,3 +1,5 @@
+//! Twin: wyrmhole/wire/split.py.
+//!
 //! Splitting: one super-packet of a TUN, up to 64 KiB of one TCP or UDP flow under one set of headers, becomes complete
 //! IP packets of `gso_size` bytes of payload each.
 //!
@@ -7,21 +9,16 @@
 //! that the final destination of a source route needs no special case.
 
 use crate::checksum::{checksum, fold, sum};
-use crate::virtio::{F_NEEDS_CSUM, GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, VirtioHeader};
+use crate::ip::{IPV4_HEADER_SIZE, IPV6_HEADER_SIZE, PROTOCOL_TCP, PROTOCOL_UDP, is_walkable_extension};
+use crate::virtio::{F_NEEDS_CSUM, GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, OffloadError, VirtioHeader};
 
 /// A TCP peer can push the segments of Linux down to 8 bytes of payload (`TCP_MIN_GSO_SIZE`): 8190 segments in the
 /// largest super-packet. More comes from no sane kernel.
 pub const MAX_SEGMENTS: usize = 8192;
 
-const TCP: u8 = 6;
-const UDP: u8 = 17;
 const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
 const CWR: u8 = 0x80;
-
-/// The virtio header does not fit the packet behind it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Malformed;
 
 /// A super-packet whose headers were found good.
 #[derive(Clone, Copy, Debug)]
@@ -46,19 +43,19 @@ impl Segments {
     /// Check a super-packet (`frame` without its virtio header, which is `virtio`).
     ///
     /// # Errors
-    /// [`Malformed`] for the whole frame when header and packet do not fit each other.
-    pub fn parse(virtio: &VirtioHeader, packet: &[u8]) -> Result<Self, Malformed> {
-        let is_v4 = packet.first().ok_or(Malformed)? >> 4 == 4;
+    /// [`OffloadError`] for the whole frame when header and packet do not fit each other.
+    pub fn parse(virtio: &VirtioHeader, packet: &[u8]) -> Result<Self, OffloadError> {
+        let is_v4 = packet.first().ok_or(OffloadError)? >> 4 == 4;
         let is_v6 = packet[0] >> 4 == 6;
         let kind = if virtio.gso_type == GSO_UDP_L4 { GSO_UDP_L4 } else { virtio.gso_type & !GSO_ECN };
         let (protocol, version_fits) = match kind {
-            GSO_TCPV4 => (TCP, is_v4),
-            GSO_TCPV6 => (TCP, is_v6),
-            GSO_UDP_L4 => (UDP, is_v4 || is_v6),
-            _ => return Err(Malformed),
+            GSO_TCPV4 => (PROTOCOL_TCP, is_v4),
+            GSO_TCPV6 => (PROTOCOL_TCP, is_v6),
+            GSO_UDP_L4 => (PROTOCOL_UDP, is_v4 || is_v6),
+            _ => return Err(OffloadError),
         };
         let (found, start) = if is_v4 { walk_v4(packet)? } else { walk_v6(packet)? };
-        let is_tcp = protocol == TCP;
+        let is_tcp = protocol == PROTOCOL_TCP;
         let (least, offset) = if is_tcp { (20, 16) } else { (8, 6) };
         let place = (usize::from(virtio.csum_start), usize::from(virtio.csum_offset));
         if !version_fits
@@ -67,17 +64,17 @@ impl Segments {
             || virtio.flags & F_NEEDS_CSUM == 0
             || place != (start, offset)
         {
-            return Err(Malformed);
+            return Err(OffloadError);
         }
         let header = if is_tcp { start + usize::from(packet[start + 12] >> 4) * 4 } else { start + 8 };
         let gso_size = usize::from(virtio.gso_size);
         if header < start + least || header > packet.len() || gso_size == 0 {
-            return Err(Malformed);
+            return Err(OffloadError);
         }
         // A super-packet without payload is one segment.
         let count = (packet.len() - header).div_ceil(gso_size).max(1);
         if count > MAX_SEGMENTS {
-            return Err(Malformed);
+            return Err(OffloadError);
         }
         // Ones' complement subtraction of the length that the sum has in it: adding 0xFFFF first keeps it positive.
         let partial = u64::from(word(packet, start + offset));
@@ -123,7 +120,7 @@ impl Segments {
             let field = checksum(&out[..start], 0);
             out[10..12].copy_from_slice(&field.to_be_bytes());
         } else {
-            out[4..6].copy_from_slice(&((size - 40) as u16).to_be_bytes());
+            out[4..6].copy_from_slice(&((size - IPV6_HEADER_SIZE) as u16).to_be_bytes());
         }
         let pseudo = self.pseudo + (size - start) as u64;
         if self.is_tcp {
@@ -163,12 +160,12 @@ fn put_checksum(transport: &mut [u8], offset: usize, pseudo: u64, is_udp: bool) 
 /// Finish the partial checksum of one packet, in place.
 ///
 /// # Errors
-/// [`Malformed`] when the field lies beyond the packet; then nothing changed.
-pub fn complete(packet: &mut [u8], csum_start: u16, csum_offset: u16) -> Result<(), Malformed> {
+/// [`OffloadError`] when the field lies beyond the packet; then nothing changed.
+pub fn complete(packet: &mut [u8], csum_start: u16, csum_offset: u16) -> Result<(), OffloadError> {
     let start = usize::from(csum_start);
     let field = start + usize::from(csum_offset);
     if field + 2 > packet.len() {
-        return Err(Malformed);
+        return Err(OffloadError);
     }
     let value = match !sum(&packet[start..]) {
         0 => 0xFFFF,
@@ -178,22 +175,21 @@ pub fn complete(packet: &mut [u8], csum_start: u16, csum_offset: u16) -> Result<
     Ok(())
 }
 
-fn walk_v4(packet: &[u8]) -> Result<(u8, usize), Malformed> {
+fn walk_v4(packet: &[u8]) -> Result<(u8, usize), OffloadError> {
     let start = usize::from(packet[0] & 15) * 4;
     // More-fragments bit and offset.
-    if start < 20 || start > packet.len() || word(packet, 6) & 0x3FFF != 0 {
-        return Err(Malformed);
+    if start < IPV4_HEADER_SIZE || start > packet.len() || word(packet, 6) & 0x3FFF != 0 {
+        return Err(OffloadError);
     }
     Ok((packet[9], start))
 }
 
-fn walk_v6(packet: &[u8]) -> Result<(u8, usize), Malformed> {
-    if packet.len() < 40 {
-        return Err(Malformed);
+fn walk_v6(packet: &[u8]) -> Result<(u8, usize), OffloadError> {
+    if packet.len() < IPV6_HEADER_SIZE {
+        return Err(OffloadError);
     }
-    let (mut found, mut start) = (packet[6], 40);
-    // Hop-by-hop, routing, destination options, mobility.
-    while matches!(found, 0 | 43 | 60 | 135) && start + 2 <= packet.len() {
+    let (mut found, mut start) = (packet[6], IPV6_HEADER_SIZE);
+    while is_walkable_extension(found) && start + 2 <= packet.len() {
         (found, start) = (packet[start], start + 8 * (usize::from(packet[start + 1]) + 1));
     }
     Ok((found, start))

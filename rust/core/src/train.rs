@@ -1,3 +1,5 @@
+//! Twin: wyrmhole/datapath/train.py.
+//!
 //! The memory that datagrams are sealed into: a few trains, each for one peer at a time.
 //!
 //! A train is equal datagrams back to back in one buffer, the last one maybe shorter: the shape that UDP segmentation
@@ -5,11 +7,11 @@
 
 use std::sync::Arc;
 
-use crate::messages::OVERHEAD;
-use crate::peer::Peer;
+use crate::messages::TRANSPORT_OVERHEAD;
+use crate::peer::EnginePeer;
 
 /// A single datagram may be longer than a train: whether it can be sent is the socket's to say.
-const WIRE_BYTES: usize = 65_535 + 15 + OVERHEAD;
+const WIRE_BYTES: usize = 65_535 + 15 + TRANSPORT_OVERHEAD;
 
 /// How long a train may get.
 #[derive(Clone, Copy, Debug)]
@@ -30,7 +32,7 @@ impl Default for TrainLimits {
 /// Datagrams for one peer that leave together.
 pub struct Train {
     /// None: empty.
-    pub peer: Option<Arc<Peer>>,
+    pub peer: Option<Arc<EnginePeer>>,
     /// Of all but the last.
     pub size: usize,
     /// Datagrams.
@@ -52,7 +54,7 @@ impl Train {
     }
 
     /// Start over for a peer.
-    pub fn begin(&mut self, peer: &Arc<Peer>, size: usize, tos: u8) {
+    pub fn begin(&mut self, peer: &Arc<EnginePeer>, size: usize, tos: u8) {
         self.peer = Some(Arc::clone(peer));
         (self.size, self.tos) = (size, tos);
         (self.count, self.length, self.closed) = (0, 0, false);
@@ -60,7 +62,7 @@ impl Train {
 
     /// Whether it holds datagrams for this peer.
     #[must_use]
-    pub fn is_for(&self, peer: &Arc<Peer>) -> bool {
+    pub fn is_for(&self, peer: &Arc<EnginePeer>) -> bool {
         self.peer.as_ref().is_some_and(|it| Arc::ptr_eq(it, peer))
     }
 
@@ -91,7 +93,7 @@ impl Train {
 
     /// The size for segmentation; 0 for a single datagram.
     #[must_use]
-    pub fn segment(&self) -> usize {
+    pub fn segment_size(&self) -> usize {
         if self.count > 1 { self.size } else { 0 }
     }
 }

@@ -1,7 +1,11 @@
+//! Twin: wyrmhole/datapath/train_health.py.
+//!
 //! Whether GSO batches ("trains") reach a peer, judged by the inner TCP retransmissions that leave for it. The theory of
-//! operation is in `wyrmhole.datapath.train_health`, whose twin this is: same rules, same numbers, same slots.
+//! operation is in the twin: same rules, same numbers, same slots.
 
-const SECOND: u64 = 1_000_000_000;
+use crate::constants::SECOND;
+use crate::ip::PROTOCOL_TCP;
+
 const MIN_LOST: u64 = 16;
 /// An eighth lost is a reason for a trial; and singly, less than an eighth of the trains' loss must remain.
 const LOSS_DIVISOR: u64 = 8;
@@ -20,7 +24,6 @@ pub const PATH_QUIET: u64 = 29 * SECOND;
 
 const FLOWS: usize = 8;
 const FACTOR: u32 = 0x9E37_79B1;
-const TCP: u8 = 6;
 const SYN: u8 = 2;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -249,12 +252,12 @@ impl Segment {
     fn parse(packet: &[u8]) -> Option<Self> {
         let headers = match packet.first()? {
             0x45 if packet.len() >= 40 => {
-                if packet[9] != TCP || packet[6] & 0x3F != 0 || packet[7] != 0 {
+                if packet[9] != PROTOCOL_TCP || packet[6] & 0x3F != 0 || packet[7] != 0 {
                     return None;
                 }
                 20
             }
-            0x60..=0x6F if packet.len() >= 60 && packet[6] == TCP => 40,
+            0x60..=0x6F if packet.len() >= 60 && packet[6] == PROTOCOL_TCP => 40,
             _ => return None,
         };
         let (source, destination) = if headers == 20 { (12, 16) } else { (20, 36) };

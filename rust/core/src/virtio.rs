@@ -1,23 +1,29 @@
+//! Twin: wyrmhole/wire/virtio.py.
+//!
 //! The virtio-net header before every packet of a TUN (virtio 1.2, 5.1.6; the 10 bytes without `num_buffers`).
 //! Integers are in the machine's order; offsets count from the start of the IP packet behind it.
 
 /// Bytes of the header.
-pub const SIZE: usize = 10;
+pub const VIRTIO_HEADER_SIZE: usize = 10;
 /// The header of one complete packet.
-pub const PLAIN: [u8; SIZE] = [0; SIZE];
+pub const PLAIN_HEADER: [u8; VIRTIO_HEADER_SIZE] = [0; VIRTIO_HEADER_SIZE];
 /// The checksum field holds a partial sum, which the receiver of the frame completes.
 pub const F_NEEDS_CSUM: u8 = 1;
 
-#[allow(missing_docs)]
-mod gso {
-    pub const GSO_NONE: u8 = 0;
-    pub const GSO_TCPV4: u8 = 1;
-    pub const GSO_TCPV6: u8 = 4;
-    pub const GSO_UDP_L4: u8 = 5;
-    /// On top of a TCP type: the first segment carries CWR.
-    pub const GSO_ECN: u8 = 0x80;
-}
-pub use gso::*;
+/// One packet, not a super-packet.
+pub const GSO_NONE: u8 = 0;
+/// A TCP super-packet over IPv4.
+pub const GSO_TCPV4: u8 = 1;
+/// A TCP super-packet over IPv6.
+pub const GSO_TCPV6: u8 = 4;
+/// A UDP super-packet.
+pub const GSO_UDP_L4: u8 = 5;
+/// In addition to a TCP type: the first segment carries CWR.
+pub const GSO_ECN: u8 = 0x80;
+
+/// The virtio header does not fit the packet behind it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OffloadError;
 
 /// See the module. `header_length` is a hint that is never read; `gso_size` is the payload of one segment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,7 +41,7 @@ impl VirtioHeader {
     /// The header at the start of a frame; None when the frame is shorter.
     #[must_use]
     pub fn parse(frame: &[u8]) -> Option<Self> {
-        let head: &[u8; SIZE] = frame.get(..SIZE)?.try_into().ok()?;
+        let head: &[u8; VIRTIO_HEADER_SIZE] = frame.get(..VIRTIO_HEADER_SIZE)?.try_into().ok()?;
         let word = |at: usize| u16::from_ne_bytes([head[at], head[at + 1]]);
         Some(Self {
             flags: head[0],
@@ -49,7 +55,7 @@ impl VirtioHeader {
 
     /// The ten bytes.
     #[must_use]
-    pub fn emit(&self) -> [u8; SIZE] {
+    pub fn emit(&self) -> [u8; VIRTIO_HEADER_SIZE] {
         let mut out = [self.flags, self.gso_type, 0, 0, 0, 0, 0, 0, 0, 0];
         out[2..4].copy_from_slice(&self.header_length.to_ne_bytes());
         out[4..6].copy_from_slice(&self.gso_size.to_ne_bytes());

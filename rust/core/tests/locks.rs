@@ -15,9 +15,9 @@ use wyrmhole_core::inbound::{Arrival, Inbound};
 use wyrmhole_core::ip::Address;
 use wyrmhole_core::outbound::Outbound;
 use wyrmhole_core::peer::Source;
-use wyrmhole_core::shared::Shared;
+use wyrmhole_core::tables::Tables;
 
-use common::{frame, limits, without_key};
+use common::{frame, params, turn, without_key};
 
 const OTHER: u64 = 2;
 const INDEX: u32 = 77;
@@ -25,37 +25,37 @@ const INDEX: u32 = 77;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Configuration, as the control thread changes it: every lock is taken, those for all workers for writing.
-fn reconfigure(shared: &Shared) {
-    shared.add_peer(OTHER);
-    shared.insert_allowed_ip(OTHER, Prefix { address: Address::V4(0xC0A8_0000), length: 16 });
-    shared.install_keypair(OTHER, limits(INDEX, 1, true), &[8; 32], &[9; 32]);
-    shared.remove_peer(OTHER);
-    shared.set_mac1_key(Some([1; 32]));
-    let peer = shared.peer(1).unwrap();
+fn reconfigure(tables: &Tables) {
+    tables.add_peer(OTHER);
+    tables.insert_allowed_ip(OTHER, Prefix { address: Address::V4(0xC0A8_0000), length: 16 });
+    tables.install_keypair(OTHER, params(INDEX, 1, true), &[8; 32], &[9; 32]);
+    tables.remove_peer(OTHER);
+    tables.set_mac1_key(Some([1; 32]));
+    let peer = tables.peer(1).unwrap();
     let state = peer.lock();
     for keypair in [&state.keypairs.current, &state.keypairs.next].into_iter().flatten() {
         drop(keypair.window.lock().unwrap());
     }
     drop(state);
-    shared.reports.take(usize::MAX);
+    tables.reports.take(usize::MAX);
 }
 
 struct World {
-    shared: Arc<Shared>,
+    tables: Arc<Tables>,
     wire: Vec<u8>,
     calls: usize,
 }
 
 impl World {
-    fn new(shared: &Arc<Shared>) -> Self {
-        Self { shared: Arc::clone(shared), wire: Vec::new(), calls: 0 }
+    fn new(tables: &Arc<Tables>) -> Self {
+        Self { tables: Arc::clone(tables), wire: Vec::new(), calls: 0 }
     }
 
     fn check(&mut self) {
-        let shared = Arc::clone(&self.shared);
+        let tables = Arc::clone(&self.tables);
         let (tell, told) = mpsc::channel();
         thread::spawn(move || {
-            reconfigure(&shared);
+            reconfigure(&tables);
             tell.send(()).unwrap();
         });
         assert!(told.recv_timeout(PATIENCE).is_ok(), "a lock is held at an edge");
@@ -88,58 +88,58 @@ impl Edges for World {
 }
 
 /// A handshake message came from the peer, which has a source again.
-fn prove(shared: &Shared) {
-    shared.with_peer(1, |peer, state| {
+fn prove(tables: &Tables) {
+    tables.with_peer(1, |peer, state| {
         state.source = Source::new(&[1; 12]);
-        shared.note_received(peer, state, 92, 5);
+        tables.note_received(peer, state, 92, 5);
     });
 }
 
 #[test]
 fn sending_holds_none() {
-    let shared = Arc::new(without_key(Box::new(Ring)));
-    let (mut world, mut outbound) = (World::new(&shared), Outbound::default());
-    outbound.frame(&shared, &mut world, &mut frame(100, 0), 5);
+    let tables = Arc::new(without_key(Box::new(Ring)));
+    let (mut world, mut outbound) = (World::new(&tables), Outbound::default());
+    outbound.frame(&mut turn(&tables, &mut world), &mut frame(100, 0));
     assert_eq!(world.take_calls(), 0, "it waits for a key");
-    let peer = shared.install_keypair(1, limits(1, 2, true), &[2; 32], &[3; 32]).unwrap();
-    outbound.send_staged(&shared, &mut world, &peer, 5);
+    let peer = tables.install_keypair(1, params(1, 2, true), &[2; 32], &[3; 32]).unwrap();
+    outbound.send_staged(&mut turn(&tables, &mut world), &peer);
     assert_eq!(world.take_calls(), 1, "what was staged");
-    prove(&shared);
-    outbound.frame(&shared, &mut world, &mut frame(6_400, 100), 5);
-    outbound.frame(&shared, &mut world, &mut frame(6_400, 100), 5);
+    prove(&tables);
+    outbound.frame(&mut turn(&tables, &mut world), &mut frame(6_400, 100));
+    outbound.frame(&mut turn(&tables, &mut world), &mut frame(6_400, 100));
     assert_eq!(world.take_calls(), 1, "a full train");
-    outbound.flush(&shared, &mut world);
+    outbound.flush(&mut turn(&tables, &mut world));
     assert_eq!(world.take_calls(), 64, "singly what follows: another source is another path");
-    outbound.send_keepalive(&shared, &mut world, &peer, 5);
-    outbound.flush(&shared, &mut world);
+    outbound.send_keepalive(&mut turn(&tables, &mut world), &peer);
+    outbound.flush(&mut turn(&tables, &mut world));
     assert_eq!(world.take_calls(), 1, "a keepalive");
     let mut stray = frame(100, 0);
     stray[26..30].copy_from_slice(&[198, 51, 100, 1]);
-    outbound.frame(&shared, &mut world, &mut stray, 5);
+    outbound.frame(&mut turn(&tables, &mut world), &mut stray);
     assert_eq!(world.take_calls(), 1, "an ICMP error");
 }
 
 #[test]
 fn receiving_holds_none() {
     let (a, b) = (Arc::new(without_key(Box::new(Ring))), Arc::new(without_key(Box::new(Ring))));
-    a.install_keypair(1, limits(1, 2, true), &[2; 32], &[3; 32]);
+    a.install_keypair(1, params(1, 2, true), &[2; 32], &[3; 32]);
     let (mut world, mut outbound) = (World::new(&a), Outbound::default());
     let mut super_packet = frame(3000, 1000);
     // The kernel leaves the pseudo-header's sum in the checksum field; right checksums are what is merged again.
     let partial = fold(pseudo_header(&super_packet[22..30], 17, 3008));
     super_packet[36..38].copy_from_slice(&partial.to_be_bytes());
     prove(&a);
-    outbound.frame(&a, &mut world, &mut super_packet, 5);
-    outbound.flush(&a, &mut world);
+    outbound.frame(&mut turn(&a, &mut world), &mut super_packet);
+    outbound.flush(&mut turn(&a, &mut world));
     let mut slot = std::mem::take(&mut world.wire);
 
     let (mut world, mut inbound, mut outbound) = (World::new(&b), Inbound::default(), Outbound::default());
     inbound.set_offloads((true, true));
-    outbound.frame(&b, &mut world, &mut frame(100, 0), 5);
-    b.install_keypair(1, limits(2, 1, false), &[3; 32], &[2; 32]);
+    outbound.frame(&mut turn(&b, &mut world), &mut frame(100, 0));
+    b.install_keypair(1, params(2, 1, false), &[3; 32], &[2; 32]);
     let from = SocketAddr::from(([192, 0, 2, 7], 7));
-    let arrival = Arrival { from, source: Source::new(&[1; 12]), tos: 0, segment: slot.len() / 3 };
-    inbound.receive(&b, &mut world, &mut outbound, &mut slot, &arrival, 5);
+    let arrival = Arrival { from, source: Source::new(&[1; 12]), tos: 0, segment_size: slot.len() / 3 };
+    inbound.receive(&mut turn(&b, &mut world), &mut outbound, &mut slot, &arrival);
     assert_eq!(world.take_calls(), 1 + 3 + 1, "a super-packet, its packets, and what waited for this key");
     assert_eq!(b.drops.list().count(), 0);
 }

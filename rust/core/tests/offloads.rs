@@ -59,7 +59,7 @@ fn there_and_back(packets: &[Vec<u8>]) -> (usize, Vec<Vec<u8>>) {
         let mut whole = frame.header.to_vec();
         frame.parts.iter().for_each(|part| whole.extend_from_slice(part.of(&slot)));
         let header = VirtioHeader::parse(&whole).unwrap();
-        let packet = &whole[virtio::SIZE..];
+        let packet = &whole[virtio::VIRTIO_HEADER_SIZE..];
         if header.gso_type == 0 {
             back.push(packet.to_vec());
             continue;

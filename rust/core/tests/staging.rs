@@ -6,16 +6,16 @@ use std::net::SocketAddr;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, Mutex};
 
-use wyrmhole_core::aead::{Aead, AeadKey};
+use wyrmhole_core::aead::{Aead, TransportCipher};
 use wyrmhole_core::edges::{Edges, Gather, SendOutcome};
 use wyrmhole_core::inbound::{Arrival, Inbound};
-use wyrmhole_core::keypair::Limits;
+use wyrmhole_core::keypair::KeypairParams;
 use wyrmhole_core::outbound::Outbound;
 use wyrmhole_core::peer::Source;
 use wyrmhole_core::reports::Report;
-use wyrmhole_core::shared::Shared;
+use wyrmhole_core::tables::Tables;
 
-use common::{frame, limits, without_key};
+use common::{frame, params, turn, without_key};
 
 /// Enough for several full trains.
 const PAYLOAD: usize = 1380;
@@ -31,12 +31,12 @@ impl Aead for Open {
     fn name(&self) -> &'static str {
         "none"
     }
-    fn key(&self, _: &[u8; 32]) -> Box<dyn AeadKey> {
+    fn key(&self, _: &[u8; 32]) -> Box<dyn TransportCipher> {
         Box::new(Self(Arc::clone(&self.0)))
     }
 }
 
-impl AeadKey for Open {
+impl TransportCipher for Open {
     fn seal(&self, _: u64, _: &mut [u8]) {}
     fn open(&self, _: u64, _: &mut [u8]) -> bool {
         let meanwhile = self.0.lock().unwrap().take();
@@ -57,11 +57,11 @@ impl Edges for World<'_> {
     fn is_bound(&self) -> bool {
         true
     }
-    fn send(&mut self, _: &SocketAddr, _: Option<&Source>, data: &[u8], segment: usize, _: u8) -> SendOutcome {
+    fn send(&mut self, _: &SocketAddr, _: Option<&Source>, data: &[u8], segment_size: usize, _: u8) -> SendOutcome {
         if let Some(meanwhile) = self.meanwhile.take() {
             meanwhile();
         }
-        for datagram in data.chunks(if segment == 0 { data.len() } else { segment }) {
+        for datagram in data.chunks(if segment_size == 0 { data.len() } else { segment_size }) {
             self.nonces.push(u64::from_le_bytes(datagram[8..16].try_into().unwrap()));
             let packet = &datagram[16..];
             self.sent.push(u32::from_be_bytes(packet[NUMBER - 10..NUMBER - 6].try_into().unwrap()));
@@ -76,87 +76,87 @@ impl Edges for World<'_> {
     }
 }
 
-fn feed(shared: &Shared, outbound: &mut Outbound, world: &mut World<'_>, numbers: std::ops::Range<u32>) {
+fn feed(tables: &Tables, outbound: &mut Outbound, world: &mut World<'_>, numbers: std::ops::Range<u32>) {
     for number in numbers {
         let mut frame = frame(PAYLOAD, 0);
         frame[NUMBER..NUMBER + 4].copy_from_slice(&number.to_be_bytes());
-        outbound.frame(shared, world, &mut frame, 5);
+        outbound.frame(&mut turn(tables, world), &mut frame);
     }
-    outbound.flush(shared, world);
+    outbound.flush(&mut turn(tables, world));
 }
 
-fn waiting() -> Shared {
-    let shared = without_key(Box::new(Open(Arc::default())));
-    feed(&shared, &mut Outbound::default(), &mut World::default(), 0..WAITING);
-    shared
+fn waiting() -> Tables {
+    let tables = without_key(Box::new(Open(Arc::default())));
+    feed(&tables, &mut Outbound::default(), &mut World::default(), 0..WAITING);
+    tables
 }
 
 /// As the control thread does.
-fn install(shared: &Shared, world: &mut World<'_>, limits: Limits) {
-    let peer = shared.install_keypair(1, limits, &[2; 32], &[3; 32]).unwrap();
-    Outbound::default().send_staged(shared, world, &peer, 5);
+fn install(tables: &Tables, world: &mut World<'_>, params: KeypairParams) {
+    let peer = tables.install_keypair(1, params, &[2; 32], &[3; 32]).unwrap();
+    Outbound::default().send_staged(&mut turn(tables, world), &peer);
 }
 
-fn drops(shared: &Shared) -> Vec<(&'static str, u64)> {
-    shared.drops.list().collect()
+fn drops(tables: &Tables) -> Vec<(&'static str, u64)> {
+    tables.drops.list().collect()
 }
 
 #[test]
 fn a_packet_that_another_thread_reads_meanwhile_goes_behind_those_that_waited() {
-    let shared = waiting();
-    let later = || feed(&shared, &mut Outbound::default(), &mut World::default(), WAITING..WAITING + 3);
+    let tables = waiting();
+    let later = || feed(&tables, &mut Outbound::default(), &mut World::default(), WAITING..WAITING + 3);
     let mut world = World { meanwhile: Some(Box::new(later)), ..World::default() };
-    install(&shared, &mut world, limits(1, 2, true));
+    install(&tables, &mut world, params(1, 2, true));
     assert_eq!(world.sent, Vec::from_iter(0..WAITING + 3));
     assert_eq!(world.nonces, Vec::from_iter(0..u64::from(WAITING) + 3));
-    assert_eq!(drops(&shared), []);
+    assert_eq!(drops(&tables), []);
 }
 
 #[test]
 fn those_that_no_nonce_is_left_for_wait_for_the_next_key_before_later_ones() {
-    let shared = waiting();
-    let later = || feed(&shared, &mut Outbound::default(), &mut World::default(), WAITING..WAITING + 3);
+    let tables = waiting();
+    let later = || feed(&tables, &mut Outbound::default(), &mut World::default(), WAITING..WAITING + 3);
     let mut world = World { meanwhile: Some(Box::new(later)), ..World::default() };
-    install(&shared, &mut world, Limits { reject_after_messages: 60, ..limits(1, 2, true) });
+    install(&tables, &mut world, KeypairParams { reject_after_messages: 60, ..params(1, 2, true) });
     assert_eq!(world.sent, Vec::from_iter(0..60));
-    install(&shared, &mut world, limits(3, 4, true));
+    install(&tables, &mut world, params(3, 4, true));
     assert_eq!(world.sent, Vec::from_iter(0..WAITING + 3));
-    assert_eq!(drops(&shared), []);
+    assert_eq!(drops(&tables), []);
 }
 
 #[test]
 fn a_turn_that_is_given_up_keeps_nobody_waiting() {
-    let shared = waiting();
+    let tables = waiting();
     let mut world = World { meanwhile: Some(Box::new(|| panic!("a bug"))), ..World::default() };
     let quiet = panic::take_hook();
     panic::set_hook(Box::new(|_| ()));
-    let given_up = panic::catch_unwind(AssertUnwindSafe(|| install(&shared, &mut world, limits(1, 2, true))));
+    let given_up = panic::catch_unwind(AssertUnwindSafe(|| install(&tables, &mut world, params(1, 2, true))));
     panic::set_hook(quiet);
     assert!(given_up.is_err());
-    feed(&shared, &mut Outbound::default(), &mut world, WAITING..WAITING + 3);
+    feed(&tables, &mut Outbound::default(), &mut world, WAITING..WAITING + 3);
     assert_eq!(world.sent.last(), Some(&(WAITING + 2)));
     assert!(world.sent.is_sorted());
 }
 
-fn key_wanted(shared: &Shared) -> usize {
-    let reports = shared.reports.take(1000).0;
+fn key_wanted(tables: &Tables) -> usize {
+    let reports = tables.reports.take(1000).0;
     reports.iter().filter(|report| matches!(report, Report::KeyWanted(..))).count()
 }
 
 #[test]
 fn packets_that_wait_behind_others_although_there_is_a_key_ask_for_none() {
-    let shared = waiting();
-    assert_eq!(key_wanted(&shared), 1);
-    let later = || feed(&shared, &mut Outbound::default(), &mut World::default(), WAITING..WAITING + 3);
+    let tables = waiting();
+    assert_eq!(key_wanted(&tables), 1);
+    let later = || feed(&tables, &mut Outbound::default(), &mut World::default(), WAITING..WAITING + 3);
     let mut world = World { meanwhile: Some(Box::new(later)), ..World::default() };
-    install(&shared, &mut world, limits(1, 2, true));
+    install(&tables, &mut world, params(1, 2, true));
     assert_eq!(world.sent, Vec::from_iter(0..WAITING + 3));
-    assert_eq!(key_wanted(&shared), 0);
+    assert_eq!(key_wanted(&tables), 0);
 }
 
 /// A socket during each send of which another worker reads as many packets as may wait.
 struct Endless<'a> {
-    shared: &'a Shared,
+    tables: &'a Tables,
     nonces: Vec<u64>,
     next: u32,
 }
@@ -165,11 +165,11 @@ impl Edges for Endless<'_> {
     fn is_bound(&self) -> bool {
         true
     }
-    fn send(&mut self, _: &SocketAddr, _: Option<&Source>, data: &[u8], segment: usize, _: u8) -> SendOutcome {
-        let chunks = data.chunks(if segment == 0 { data.len() } else { segment });
+    fn send(&mut self, _: &SocketAddr, _: Option<&Source>, data: &[u8], segment_size: usize, _: u8) -> SendOutcome {
+        let chunks = data.chunks(if segment_size == 0 { data.len() } else { segment_size });
         self.nonces.extend(chunks.map(|datagram| u64::from_le_bytes(datagram[8..16].try_into().unwrap())));
         let mut world = World::default();
-        feed(self.shared, &mut Outbound::default(), &mut world, self.next..self.next + 128);
+        feed(self.tables, &mut Outbound::default(), &mut world, self.next..self.next + 128);
         self.nonces.extend(world.nonces);
         self.next += 128;
         SendOutcome::default()
@@ -184,12 +184,12 @@ impl Edges for Endless<'_> {
 
 #[test]
 fn a_sender_that_never_stops_holds_up_the_control_thread_for_a_few_rounds_only() {
-    let shared = waiting();
-    let peer = shared.install_keypair(1, limits(1, 2, true), &[2; 32], &[3; 32]).unwrap();
+    let tables = waiting();
+    let peer = tables.install_keypair(1, params(1, 2, true), &[2; 32], &[3; 32]).unwrap();
     // GSO batches, so that a round is few calls: each of them finds as many packets again.
-    shared.with_peer(1, |peer, state| shared.note_received(peer, state, 92, 5));
-    let mut world = Endless { shared: &shared, nonces: Vec::new(), next: WAITING };
-    Outbound::default().send_staged(&shared, &mut world, &peer, 5);
+    tables.with_peer(1, |peer, state| tables.note_received(peer, state, 92, 5));
+    let mut world = Endless { tables: &tables, nonces: Vec::new(), next: WAITING };
+    Outbound::default().send_staged(&mut turn(&tables, &mut world), &peer);
     assert!(!Outbound::has_staged(&peer));
     assert!(world.nonces.len() < 20 * 128, "{}", world.nonces.len());
     let mut nonces = world.nonces.clone();
@@ -199,30 +199,30 @@ fn a_sender_that_never_stops_holds_up_the_control_thread_for_a_few_rounds_only()
 
 #[test]
 fn what_waits_for_a_peer_that_is_removed_meanwhile_is_dropped_by_name() {
-    let shared = waiting();
-    let mut world = World { meanwhile: Some(Box::new(|| shared.remove_peer(1))), ..World::default() };
-    install(&shared, &mut world, limits(1, 2, true));
-    let gone: u64 = drops(&shared).iter().filter(|(name, _)| *name == "peer_removed").map(|(_, count)| count).sum();
-    assert!(gone > 0, "{:?}", drops(&shared));
+    let tables = waiting();
+    let mut world = World { meanwhile: Some(Box::new(|| tables.remove_peer(1))), ..World::default() };
+    install(&tables, &mut world, params(1, 2, true));
+    let gone: u64 = drops(&tables).iter().filter(|(name, _)| *name == "peer_removed").map(|(_, count)| count).sum();
+    assert!(gone > 0, "{:?}", drops(&tables));
     assert_eq!(
-        world.sent.len() as u64 + drops(&shared).iter().map(|(_, count)| count).sum::<u64>(),
+        world.sent.len() as u64 + drops(&tables).iter().map(|(_, count)| count).sum::<u64>(),
         u64::from(WAITING)
     );
-    assert_eq!(shared.sizes(), (0, 0, 0));
+    assert_eq!(tables.sizes(), (0, 0, 0));
 }
 
 #[test]
 fn what_comes_from_a_peer_that_is_removed_meanwhile_brings_nothing_of_it_back() {
     let meanwhile = Arc::new(Mutex::new(None::<Meanwhile>));
-    let shared = Arc::new(without_key(Box::new(Open(Arc::clone(&meanwhile)))));
-    let peer = shared.install_keypair(1, limits(1, 2, true), &[2; 32], &[3; 32]).unwrap();
-    let removing = Arc::clone(&shared);
+    let tables = Arc::new(without_key(Box::new(Open(Arc::clone(&meanwhile)))));
+    let peer = tables.install_keypair(1, params(1, 2, true), &[2; 32], &[3; 32]).unwrap();
+    let removing = Arc::clone(&tables);
     *meanwhile.lock().unwrap() = Some(Box::new(move || removing.remove_peer(1)));
     let mut datagram = [&[4, 0, 0, 0, 1, 0, 0, 0], &[0; 8][..], &frame(0, 0)[10..], &[0; 16]].concat();
-    let arrival = Arrival { from: SocketAddr::from(([192, 0, 2, 9], 9)), source: None, tos: 0, segment: 0 };
+    let arrival = Arrival { from: SocketAddr::from(([192, 0, 2, 9], 9)), source: None, tos: 0, segment_size: 0 };
     let (mut inbound, mut outbound) = (Inbound::default(), Outbound::default());
-    inbound.receive(&shared, &mut World::default(), &mut outbound, &mut datagram, &arrival, 5);
-    assert_eq!(drops(&shared), [("peer_removed", 1)]);
+    inbound.receive(&mut turn(&tables, &mut World::default()), &mut outbound, &mut datagram, &arrival);
+    assert_eq!(drops(&tables), [("peer_removed", 1)]);
     assert_eq!(peer.lock().endpoint, None);
-    assert_eq!(shared.reports.take(9).0.len(), 0);
+    assert_eq!(tables.reports.take(9).0.len(), 0);
 }

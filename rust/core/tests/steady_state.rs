@@ -12,9 +12,9 @@ use wyrmhole_core::edges::{Edges, Gather, SendOutcome};
 use wyrmhole_core::inbound::{Arrival, Inbound};
 use wyrmhole_core::outbound::Outbound;
 use wyrmhole_core::peer::Source;
-use wyrmhole_core::shared::Shared;
+use wyrmhole_core::tables::Tables;
 
-use common::{frame, limits, without_key};
+use common::{frame, params, turn, without_key};
 
 struct Counting;
 
@@ -42,7 +42,7 @@ static ALLOCATOR: Counting = Counting;
 /// What left, in buffers made before: the latest train, and how many packets were written to the TUN.
 struct World {
     wire: Vec<u8>,
-    segment: usize,
+    segment_size: usize,
     sent: usize,
     delivered: usize,
 }
@@ -51,10 +51,10 @@ impl Edges for World {
     fn is_bound(&self) -> bool {
         true
     }
-    fn send(&mut self, _: &SocketAddr, _: Option<&Source>, data: &[u8], segment: usize, _: u8) -> SendOutcome {
+    fn send(&mut self, _: &SocketAddr, _: Option<&Source>, data: &[u8], segment_size: usize, _: u8) -> SendOutcome {
         self.wire.extend_from_slice(data);
-        self.segment = segment;
-        self.sent += if segment == 0 { 1 } else { data.len().div_ceil(segment) };
+        self.segment_size = segment_size;
+        self.sent += if segment_size == 0 { 1 } else { data.len().div_ceil(segment_size) };
         SendOutcome::default()
     }
     fn write(&mut self, frame: Gather<'_>) -> bool {
@@ -67,13 +67,13 @@ impl Edges for World {
 }
 
 /// With a key; two sides with each other's indices understand each other.
-fn side(index: u32, other: u32, is_initiator: bool) -> Shared {
-    let shared = without_key(Box::new(Ring));
+fn side(index: u32, other: u32, is_initiator: bool) -> Tables {
+    let tables = without_key(Box::new(Ring));
     let (send, receive) = if is_initiator { ([2; 32], [3; 32]) } else { ([3; 32], [2; 32]) };
-    shared.install_keypair(1, limits(index, other, is_initiator), &send, &receive);
+    tables.install_keypair(1, params(index, other, is_initiator), &send, &receive);
     // Something came back on this path, so trains may leave.
-    shared.with_peer(1, |peer, state| shared.note_received(peer, state, 92, 5));
-    shared
+    tables.with_peer(1, |peer, state| tables.note_received(peer, state, 92, 5));
+    tables
 }
 
 #[test]
@@ -84,8 +84,9 @@ fn ten_thousand_packets_each_way_allocate_nothing() {
     let (mut outbound, mut inbound) = (Outbound::default(), Inbound::default());
     let mut spare = Outbound::default();
     inbound.set_offloads((true, true));
-    let mut world = World { wire: Vec::with_capacity(1 << 20), segment: 0, sent: 0, delivered: 0 };
-    let arrival = |segment| Arrival { from: SocketAddr::from(([192, 0, 2, 1], 51820)), source: None, tos: 0, segment };
+    let mut world = World { wire: Vec::with_capacity(1 << 20), segment_size: 0, sent: 0, delivered: 0 };
+    let arrival =
+        |segment_size| Arrival { from: SocketAddr::from(([192, 0, 2, 1], 51820)), source: None, tos: 0, segment_size };
     let frames = [frame(100, 0), frame(20_000, 1000), frame(1380, 0), frame(3000, 1000)];
     let mut scratch = vec![0; 1 << 16];
     let mut slot = vec![0; 1 << 16];
@@ -93,13 +94,13 @@ fn ten_thousand_packets_each_way_allocate_nothing() {
         for frame in &frames {
             let scratch = &mut scratch[..frame.len()];
             scratch.copy_from_slice(frame);
-            outbound.frame(&a, world, scratch, 5);
-            outbound.flush(&a, world);
+            outbound.frame(&mut turn(&a, world), scratch);
+            outbound.flush(&mut turn(&a, world));
             let slot = &mut slot[..world.wire.len()];
             slot.copy_from_slice(&world.wire);
             world.wire.clear();
-            let arrival = arrival(world.segment);
-            inbound.receive(&b, world, &mut spare, slot, &arrival, 5);
+            let arrival = arrival(world.segment_size);
+            inbound.receive(&mut turn(&b, world), &mut spare, slot, &arrival);
         }
     };
     round(&mut world, &mut outbound);
@@ -113,7 +114,7 @@ fn ten_thousand_packets_each_way_allocate_nothing() {
     let during = ALLOCATIONS.get() - before;
     assert_eq!(during, 0, "allocations over {} packets sent and received", world.sent);
     assert_eq!(world.delivered, world.sent);
-    for shared in [&a, &b] {
-        assert_eq!(shared.drops.list().count(), 0, "of {NAMES:?}");
+    for tables in [&a, &b] {
+        assert_eq!(tables.drops.list().count(), 0, "of {NAMES:?}");
     }
 }

@@ -3,7 +3,7 @@
 use wyrmhole_core::coalesce::Coalescer;
 use wyrmhole_core::edges::Part;
 use wyrmhole_core::split::Segments;
-use wyrmhole_core::virtio::{SIZE, VirtioHeader};
+use wyrmhole_core::virtio::{VIRTIO_HEADER_SIZE, VirtioHeader};
 
 /// Panics when it does not hold.
 pub fn run(data: &[u8]) {
@@ -13,7 +13,7 @@ pub fn run(data: &[u8]) {
     let (mut at, mut packets) = (0usize, Vec::new());
     // Packets as long as their headers say, so that mutation moves whole packets; what is no packet is one byte.
     while at < slot.len() {
-        let length = wyrmhole_core::ip::length(&slot[at..]).max(1);
+        let length = wyrmhole_core::ip::length_of(&slot[at..]).max(1);
         let part = Part { at: at as u32, length: length as u32 };
         coalescer.add(slot, part);
         packets.push(part);
@@ -28,11 +28,11 @@ pub fn run(data: &[u8]) {
         frame.parts.iter().for_each(|part| whole.extend_from_slice(part.of(slot)));
         if count > 1 {
             let header = VirtioHeader::parse(&whole).unwrap();
-            let segments = Segments::parse(&header, &whole[SIZE..]).expect("what is merged can be split");
+            let segments = Segments::parse(&header, &whole[VIRTIO_HEADER_SIZE..]).expect("what is merged can be split");
             assert_eq!(segments.count(), count);
             for (number, part) in mine.iter().enumerate() {
                 let mut out = vec![0; segments.size(number)];
-                segments.emit(&whole[SIZE..], number, &mut out);
+                segments.emit(&whole[VIRTIO_HEADER_SIZE..], number, &mut out);
                 // All of it but what the kernel may renumber with DF set: identification and header checksum.
                 let original = part.of(slot);
                 assert_eq!(out.len(), original.len());

@@ -3,13 +3,13 @@
 use std::net::SocketAddr;
 
 use wyrmhole_core::aead::Ring;
-use wyrmhole_core::edges::{Edges, Gather, SendOutcome};
+use wyrmhole_core::edges::{Edges, Gather, SendOutcome, Turn};
 use wyrmhole_core::inbound::{Arrival, Inbound};
-use wyrmhole_core::keypair::Limits;
+use wyrmhole_core::keypair::KeypairParams;
 use wyrmhole_core::messages;
 use wyrmhole_core::outbound::Outbound;
 use wyrmhole_core::peer::Source;
-use wyrmhole_core::shared::Shared;
+use wyrmhole_core::tables::Tables;
 
 struct Nowhere;
 
@@ -30,12 +30,12 @@ impl Edges for Nowhere {
 
 /// Panics when it does not hold.
 pub fn run(data: &[u8]) {
-    let [tos, segment, rest @ ..] = data else { return };
+    let [tos, segment_size, rest @ ..] = data else { return };
     let _ = messages::classify(rest);
-    let shared = Shared::new(Box::new(Ring));
-    shared.set_mac1_key(Some([1; 32]));
-    shared.add_peer(1);
-    let limits = Limits {
+    let tables = Tables::new(Box::new(Ring));
+    tables.set_mac1_key(Some([1; 32]));
+    tables.add_peer(1);
+    let params = KeypairParams {
         local_index: 0x0101_0101,
         remote_index: 2,
         is_initiator: false,
@@ -46,18 +46,19 @@ pub fn run(data: &[u8]) {
         rekey_after_messages: 1 << 60,
         reject_after_messages: u64::MAX - 8192,
     };
-    shared.install_keypair(1, limits, &[2; 32], &[3; 32]);
+    tables.install_keypair(1, params, &[2; 32], &[3; 32]);
     let from = SocketAddr::from(([192, 0, 2, 1], 51820));
-    let arrival = Arrival { from, source: None, tos: *tos, segment: usize::from(*segment) };
+    let arrival = Arrival { from, source: None, tos: *tos, segment_size: usize::from(*segment_size) };
     let mut slot = rest.to_vec();
     let (mut inbound, mut outbound) = (Inbound::default(), Outbound::default());
-    inbound.receive(&shared, &mut Nowhere, &mut outbound, &mut slot, &arrival, 5);
-    let count = match arrival.segment {
+    let mut turn = Turn { tables: &tables, edges: &mut Nowhere, now: 5 };
+    inbound.receive(&mut turn, &mut outbound, &mut slot, &arrival);
+    let count = match arrival.segment_size {
         0 => 1,
         _ if rest.is_empty() => 1,
-        segment => rest.len().div_ceil(segment),
+        segment_size => rest.len().div_ceil(segment_size),
     };
-    let dropped: u64 = shared.drops.list().map(|(_, count)| count).sum();
-    let reported = shared.reports.take(usize::MAX).1.len();
+    let dropped: u64 = tables.drops.list().map(|(_, count)| count).sum();
+    let reported = tables.reports.take(usize::MAX).1.len();
     assert_eq!(dropped as usize + reported, count);
 }

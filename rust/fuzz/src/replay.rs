@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 
-use wyrmhole_core::replay::{ReplayWindow, SIZE};
+use wyrmhole_core::replay::{ReplayWindow, WINDOW_SIZE};
 
 /// Panics when it does not hold.
 pub fn run(data: &[u8]) {
@@ -20,8 +20,8 @@ pub fn run(data: &[u8]) {
         };
         // Nothing at or beyond Reject-After-Messages comes here.
         let counter = counter.min(u64::MAX - 8193);
-        let is_fresh =
-            greatest.is_none_or(|greatest| counter > greatest) || (base - counter < SIZE && !seen.contains(&counter));
+        let is_fresh = greatest.is_none_or(|greatest| counter > greatest)
+            || (base - counter < WINDOW_SIZE && !seen.contains(&counter));
         assert_eq!(window.accept(counter), is_fresh);
         if is_fresh {
             seen.insert(counter);

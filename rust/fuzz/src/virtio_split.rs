@@ -1,13 +1,13 @@
 //! Any TUN frame: refused, or split into packets that carry all its payload once, each with the length it says.
 
 use wyrmhole_core::split::{MAX_SEGMENTS, Segments, complete};
-use wyrmhole_core::virtio::{SIZE, VirtioHeader};
+use wyrmhole_core::virtio::{VIRTIO_HEADER_SIZE, VirtioHeader};
 
 /// Panics when it does not hold.
 pub fn run(data: &[u8]) {
     let Some(header) = VirtioHeader::parse(data) else { return };
-    assert_eq!(header.emit(), data[..SIZE]);
-    let packet = &data[SIZE..];
+    assert_eq!(header.emit(), data[..VIRTIO_HEADER_SIZE]);
+    let packet = &data[VIRTIO_HEADER_SIZE..];
     if packet.len() > 65_535 {
         return;
     }

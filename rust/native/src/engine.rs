@@ -18,13 +18,13 @@ use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList};
 use wyrmhole_core::aead::{Aead, Ring};
 use wyrmhole_core::allowed_ips::Prefix;
 use wyrmhole_core::drops::DropReason;
-use wyrmhole_core::edges::Edges;
+use wyrmhole_core::edges::{Edges, Turn};
 use wyrmhole_core::ip::Address;
-use wyrmhole_core::keypair::Limits;
+use wyrmhole_core::keypair::KeypairParams;
 use wyrmhole_core::outbound::{HANDSHAKE_TOS, Outbound, transmit};
-use wyrmhole_core::peer::{Peer, Source};
-use wyrmhole_core::reports::{Handshake, Report};
-use wyrmhole_core::shared::Shared;
+use wyrmhole_core::peer::{EnginePeer, Source};
+use wyrmhole_core::reports::{HandshakeDatagram, Report};
+use wyrmhole_core::tables::Tables;
 use zeroize::Zeroizing;
 
 use crate::foreign::{ForeignBind, ForeignTun, parse_host};
@@ -33,20 +33,20 @@ use crate::io::sys::EventFd;
 use crate::io::tun::KernelTun;
 use crate::io::udp::KernelBind;
 use crate::io::vector;
-use crate::worker::{BindEdge, Clock, Mailbox, Order, Question, Surroundings, TunEdge, Worker};
+use crate::worker::{BindEdge, Clock, Mailbox, Order, Question, TunEdge, Worker, WorkerIo};
 
 /// What the control thread sends by itself: handshakes, keepalives, what was staged. Its lock is held while it sends, so
 /// no worker takes it.
 #[derive(Default)]
 struct Sender {
     outbound: Outbound,
-    surroundings: Surroundings,
+    io: WorkerIo,
     /// Those of all workers, the first of which it sends through.
     kernel_binds: Vec<KernelBind>,
 }
 
 /// One worker, running or waiting for `turn`.
-struct Seat {
+struct WorkerHandle {
     mailbox: Arc<Mailbox>,
     wake: Arc<EventFd>,
     /// Here while no thread has it.
@@ -57,12 +57,12 @@ struct Seat {
 /// See `wyrmhole.engine.native.NativeEngine`.
 #[pyclass(module = "wyrmhole.engine._native")]
 pub struct Engine {
-    shared: Arc<Shared>,
+    tables: Arc<Tables>,
     clock: Clock,
     /// Wakes the control thread; gone when the engine is closed.
     notify: Mutex<Option<Arc<EventFd>>>,
     sender: Mutex<Sender>,
-    seats: Mutex<Vec<Seat>>,
+    handles: Mutex<Vec<WorkerHandle>>,
     threaded: bool,
     is_closed: AtomicBool,
     /// How many keypairs had retired when the workers were last told.
@@ -130,23 +130,23 @@ impl Engine {
     #[pyo3(signature = (clock, workers, threaded, aead, spins))]
     fn new(clock: Option<Py<PyAny>>, workers: usize, threaded: bool, aead: &str, spins: bool) -> PyResult<Self> {
         let clock = clock.map_or(Clock::System, Clock::Python);
-        let shared = Arc::new(Shared::new(aead_of(aead)?));
+        let tables = Arc::new(Tables::new(aead_of(aead)?));
         let notify = Arc::new(EventFd::new().map_err(refused)?);
-        let seat = || -> std::io::Result<Seat> {
+        let handle = || -> std::io::Result<WorkerHandle> {
             let (mailbox, wake) = (Arc::new(Mailbox::default()), Arc::new(EventFd::new()?));
             let (box_, bell) = (Arc::clone(&mailbox), Arc::clone(&wake));
-            let worker = Worker::new(Arc::clone(&shared), clock.share(), box_, bell, Arc::clone(&notify), spins)?;
-            Ok(Seat { mailbox, wake, idle: Some(worker), thread: None })
+            let worker = Worker::new(Arc::clone(&tables), clock.share(), box_, bell, Arc::clone(&notify), spins)?;
+            Ok(WorkerHandle { mailbox, wake, idle: Some(worker), thread: None })
         };
-        let seats = (0..workers.max(1)).map(|_| seat()).collect::<std::io::Result<_>>().map_err(refused)?;
+        let handles = (0..workers.max(1)).map(|_| handle()).collect::<std::io::Result<_>>().map_err(refused)?;
         let sender = Mutex::default();
         Ok(Self {
             clock,
             notify: Mutex::new(Some(notify)),
             sender,
-            seats: Mutex::new(seats),
+            handles: Mutex::new(handles),
             threaded,
-            shared,
+            tables,
             is_closed: AtomicBool::new(false),
             wiped: AtomicU64::new(0),
         })
@@ -154,7 +154,7 @@ impl Engine {
 
     /// The name of the library that seals and opens.
     fn aead(&self) -> &'static str {
-        self.shared.aead_name()
+        self.tables.aead_name()
     }
 
     /// Readable when reports wait; -1 when closed.
@@ -211,14 +211,14 @@ impl Engine {
 
     /// When this returns no worker touches the sockets any more.
     fn detach_bind(&self, py: Python<'_>) {
-        self.shared.set_listen_port(0);
+        self.tables.set_listen_port(0);
         self.drop_sender_bind();
         self.order_all(py, || Order::Bind(None));
     }
 
     /// The kernel may damage trains: each peer has to show that they arrive.
     fn doubt_trains(&self) {
-        self.shared.doubt_trains();
+        self.tables.doubt_trains();
     }
 
     /// Routes changed: narrow paths are found out again.
@@ -227,18 +227,18 @@ impl Engine {
     }
 
     fn set_mtu(&self, mtu: usize) {
-        self.shared.set_mtu(mtu);
+        self.tables.set_mtu(mtu);
     }
 
     /// Ask every worker for a turn; the last to take it reports `applied` with the number. Returns at once. False: no
     /// worker has a thread, so there is nobody to wait for.
     fn ask_workers(&self, number: u64) -> bool {
-        let seats = lock(&self.seats);
-        let running: Vec<_> = seats.iter().filter(|seat| seat.thread.is_some()).collect();
+        let handles = lock(&self.handles);
+        let running: Vec<_> = handles.iter().filter(|handle| handle.thread.is_some()).collect();
         let question = Question::new(number, running.len());
-        for seat in &running {
-            seat.mailbox.post(Order::Answer(Arc::clone(&question)));
-            seat.wake.ring();
+        for handle in &running {
+            handle.mailbox.post(Order::Answer(Arc::clone(&question)));
+            handle.wake.ring();
         }
         !running.is_empty()
     }
@@ -246,8 +246,8 @@ impl Engine {
     /// One turn on this thread, of an engine without threads.
     fn turn(&self, py: Python<'_>, timeout: i32) {
         py.detach(|| {
-            for seat in lock(&self.seats).iter_mut() {
-                if let Some(worker) = &mut seat.idle {
+            for handle in lock(&self.handles).iter_mut() {
+                if let Some(worker) = &mut handle.idle {
                     worker.turn(timeout);
                 }
             }
@@ -258,91 +258,91 @@ impl Engine {
     fn close(&self, py: Python<'_>) {
         self.is_closed.store(true, Ordering::Relaxed);
         self.order_all(py, || Order::Stop);
-        let seats = std::mem::take(&mut *lock(&self.seats));
+        let handles = std::mem::take(&mut *lock(&self.handles));
         py.detach(|| {
-            for seat in seats {
-                seat.thread.map(JoinHandle::join);
+            for handle in handles {
+                handle.thread.map(JoinHandle::join);
             }
         });
         self.drop_sender_bind();
-        for peer in self.shared.all_peers() {
-            self.shared.remove_peer(peer.id);
+        for peer in self.tables.all_peers() {
+            self.tables.remove_peer(peer.id);
         }
         *lock(&self.notify) = None;
-        self.shared.gate.close();
+        self.tables.gate.close();
     }
 
     // Tables
 
     fn set_mac1_key(&self, key: Option<&[u8]>) -> PyResult<()> {
         let key = key.map(key_of).transpose()?;
-        self.shared.set_mac1_key(key.map(|key| *key));
+        self.tables.set_mac1_key(key.map(|key| *key));
         Ok(())
     }
 
     fn set_cookie_secret(&self, secret: Option<&Bound<'_, PyAny>>, until: u64) -> PyResult<()> {
         let secret = secret.map(session_key_of).transpose()?;
-        self.shared.gate.set_cookie_secret(secret.map(|secret| *secret), until);
+        self.tables.gate.set_cookie_secret(secret.map(|secret| *secret), until);
         Ok(())
     }
 
     fn begin_initiation(&self, index: u32) {
         if !self.is_closed.load(Ordering::Relaxed) {
-            self.shared.gate.begin_initiation(index);
+            self.tables.gate.begin_initiation(index);
         }
     }
 
     fn end_initiation(&self, index: u32) {
-        self.shared.gate.end_initiation(index);
+        self.tables.gate.end_initiation(index);
     }
 
     fn add_peer(&self, peer: u64) {
         if !self.is_closed.load(Ordering::Relaxed) {
-            self.shared.add_peer(peer);
+            self.tables.add_peer(peer);
         }
     }
 
     fn remove_peer(&self, peer: u64) {
-        self.shared.remove_peer(peer);
+        self.tables.remove_peer(peer);
         self.wipe_stacks();
     }
 
     fn insert_allowed_ip(&self, peer: u64, address: &[u8], length: u8) -> PyResult<()> {
-        self.shared.insert_allowed_ip(peer, prefix_of(address, length)?);
+        self.tables.insert_allowed_ip(peer, prefix_of(address, length)?);
         Ok(())
     }
 
     fn remove_allowed_ip(&self, peer: u64, address: &[u8], length: u8) -> PyResult<()> {
-        self.shared.remove_allowed_ip(peer, prefix_of(address, length)?);
+        self.tables.remove_allowed_ip(peer, prefix_of(address, length)?);
         Ok(())
     }
 
     fn set_endpoint(&self, peer: u64, endpoint: Option<Endpoint>, source: Option<&[u8]>) -> PyResult<()> {
         let endpoint = endpoint.as_ref().map(address_of).transpose()?;
-        self.shared.with_peer(peer, |_, state| {
+        self.tables.with_peer(peer, |_, state| {
             state.set_endpoint(endpoint, source.and_then(Source::new));
         });
         Ok(())
     }
 
     fn clear_source(&self, peer: u64) {
-        self.shared.with_peer(peer, |_, state| state.forget_source());
+        self.tables.with_peer(peer, |_, state| state.forget_source());
     }
 
     /// The peers that have a sticky source, with their endpoint: what is asked about after a route changed.
     fn sources(&self, py: Python<'_>) -> Vec<(u64, Endpoint, Py<PyBytes>)> {
-        let look = |peer: Arc<Peer>| {
+        let look = |peer: Arc<EnginePeer>| {
             let state = peer.lock();
             let source = PyBytes::new(py, state.source?.as_bytes()).unbind();
             Some((peer.id, endpoint_of(&state.endpoint?), source))
         };
-        self.shared.all_peers().into_iter().filter_map(look).collect()
+        self.tables.all_peers().into_iter().filter_map(look).collect()
     }
 
     /// Forget the peer's source if it still is this one.
     fn forget_source(&self, peer: u64, source: &[u8]) {
         let source = Source::new(source);
-        self.shared.with_peer(peer, |_, state| {
+        self.tables.with_peer(peer, |_, state| {
             if state.source == source {
                 state.forget_source();
             }
@@ -350,7 +350,6 @@ impl Engine {
     }
 
     /// `times`: rekey for sending, rekey for receiving, reject, end of sending. `messages`: rekey, reject after.
-    #[allow(clippy::too_many_arguments)]
     fn install_keypair(
         &self,
         peer: u64,
@@ -360,7 +359,7 @@ impl Engine {
         times: (u64, u64, u64, u64),
         messages: (u64, u64),
     ) -> PyResult<()> {
-        let limits = Limits {
+        let params = KeypairParams {
             local_index: indices.0,
             remote_index: indices.1,
             is_initiator,
@@ -373,7 +372,7 @@ impl Engine {
         };
         stack::with_wiped_stack(|| -> PyResult<()> {
             let (send, receive) = (session_key_of(&keys.0)?, session_key_of(&keys.1)?);
-            if let Some(peer) = self.shared.install_keypair(peer, limits, &send, &receive) {
+            if let Some(peer) = self.tables.install_keypair(peer, params, &send, &receive) {
                 if is_initiator {
                     self.confirm(&peer);
                 }
@@ -384,28 +383,28 @@ impl Engine {
     }
 
     fn forget_keypairs(&self, peer: u64) {
-        self.shared.forget_keypairs(peer);
+        self.tables.forget_keypairs(peer);
         self.say();
     }
 
     fn expire_sending_keys(&self, peer: u64) {
-        self.shared.with_peer(peer, |_, state| state.keypairs.expire_sending());
+        self.tables.with_peer(peer, |_, state| state.keypairs.expire_sending());
     }
 
     fn expect_key(&self, peer: u64) {
-        self.shared.expect_key(peer);
+        self.tables.expect_key(peer);
     }
 
     fn flush_staged(&self, peer: u64) {
-        self.shared.flush_staged(peer);
+        self.tables.flush_staged(peer);
     }
 
     fn note_handshake(&self, peer: u64, rx_bytes: usize, now: u64) {
-        self.shared.with_peer(peer, |peer, state| self.shared.note_received(peer, state, rx_bytes, now));
+        self.tables.with_peer(peer, |peer, state| self.tables.note_received(peer, state, rx_bytes, now));
     }
 
     fn forget_unanswered(&self, peer: u64, since: u64) {
-        self.shared.with_peer(peer, |_, state| {
+        self.tables.with_peer(peer, |_, state| {
             if state.marks.data_sent_since == since {
                 state.marks.data_sent_since = 0;
             }
@@ -413,7 +412,7 @@ impl Engine {
     }
 
     fn forget_received(&self, peer: u64, since: u64) {
-        self.shared.with_peer(peer, |_, state| {
+        self.tables.with_peer(peer, |_, state| {
             if state.marks.data_received_since == since {
                 state.marks.data_received_since = 0;
             }
@@ -423,17 +422,17 @@ impl Engine {
     // Sending
 
     fn send_to_peer(&self, peer: u64, datagram: &[u8]) {
-        let Some(peer) = self.shared.peer(peer) else { return };
+        let Some(peer) = self.tables.peer(peer) else { return };
         let Some(endpoint) = peer.lock().endpoint else {
-            self.shared.drop_of(&peer, DropReason::NoEndpoint, 1);
+            self.tables.drop_of(&peer, DropReason::NoEndpoint, 1);
             return;
         };
-        self.with_sender(|sender, shared, now| {
-            if !transmit(shared, &mut sender.surroundings, &peer, datagram, 0, HANDSHAKE_TOS) {
-                let error = sender.surroundings.bind.as_ref().and_then(|bind| bind.last_error(&endpoint));
-                error.map(|error| shared.report(Report::SendFailed(peer.id, error)));
+        self.with_sender(|_, turn| {
+            if !transmit(turn, &peer, datagram, 0, HANDSHAKE_TOS) {
+                let error = turn.edges.bind.as_ref().and_then(|bind| bind.last_error(&endpoint));
+                error.map(|error| turn.tables.report(Report::SendFailed(peer.id, error)));
             }
-            shared.note_sent(&mut peer.lock(), now);
+            turn.tables.note_sent(&mut peer.lock(), turn.now);
         });
         self.say();
     }
@@ -441,16 +440,14 @@ impl Engine {
     fn send_to(&self, endpoint: Endpoint, source: Option<&[u8]>, datagram: &[u8]) -> PyResult<()> {
         let to = address_of(&endpoint)?;
         let source = source.and_then(Source::new);
-        lock(&self.sender).surroundings.send(&to, source.as_ref(), datagram, 0, 0);
+        lock(&self.sender).io.send(&to, source.as_ref(), datagram, 0, 0);
         Ok(())
     }
 
     fn send_keepalive(&self, peer: u64) {
-        if let Some(peer) = self.shared.peer(peer) {
+        if let Some(peer) = self.tables.peer(peer) {
             stack::with_wiped_stack(|| {
-                self.with_sender(|sender, shared, now| {
-                    sender.outbound.send_keepalive(shared, &mut sender.surroundings, &peer, now);
-                });
+                self.with_sender(|outbound, turn| outbound.send_keepalive(turn, &peer));
             });
             self.say();
         }
@@ -460,38 +457,38 @@ impl Engine {
 
     /// The four marks; `release`: say `Active` again from here on.
     fn marks(&self, peer: u64, release: bool) -> (u64, u64, u64, u64) {
-        let marks = self.shared.marks(peer, release);
+        let marks = self.tables.marks(peer, release);
         (marks.data_sent_since, marks.data_received_since, marks.last_data_received, marks.last_traversal)
     }
 
     /// (sent, received) bytes.
     fn counters(&self, peer: u64) -> (u64, u64) {
-        self.shared.peer(peer).map_or((0, 0), |peer| peer.counters())
+        self.tables.peer(peer).map_or((0, 0), |peer| peer.counters())
     }
 
     /// Counts by the names of the causes.
     fn drops<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        counts_of(py, self.shared.drops.list())
+        counts_of(py, self.tables.drops.list())
     }
 
     /// The same for one peer; empty for one that is not there.
     fn peer_drops<'py>(&self, py: Python<'py>, peer: u64) -> PyResult<Bound<'py, PyDict>> {
-        self.shared.peer(peer).map_or_else(|| Ok(PyDict::new(py)), |peer| counts_of(py, peer.drops()))
+        self.tables.peer(peer).map_or_else(|| Ok(PyDict::new(py)), |peer| counts_of(py, peer.drops()))
     }
 
     /// Whether refusals are reported.
     fn report_refusals(&self, on: bool) {
-        self.shared.refusals.switch(on);
+        self.tables.refusals.switch(on);
     }
 
     /// Counts by the names of the oddities.
     fn oddities<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
-        counts_of(py, self.shared.oddities.list())
+        counts_of(py, self.tables.oddities.list())
     }
 
     /// How many peers, nodes of routes, and receiver indices there are.
     fn sizes(&self) -> (usize, usize, usize) {
-        self.shared.sizes()
+        self.tables.sizes()
     }
 
     /// Tuples that begin with the report's name, oldest first, handshakes last.
@@ -499,7 +496,7 @@ impl Engine {
         if let Some(notify) = &*lock(&self.notify) {
             notify.clear();
         }
-        let (reports, handshakes) = self.shared.reports.take(limit);
+        let (reports, handshakes) = self.tables.reports.take(limit);
         let taken = PyList::empty(py);
         for report in reports {
             append_report(&taken, report)?;
@@ -516,9 +513,9 @@ impl Engine {
 impl Drop for Engine {
     /// For an engine that nobody closed. Its threads are not waited for: they may need the interpreter to end.
     fn drop(&mut self) {
-        for seat in lock(&self.seats).iter() {
-            seat.mailbox.post(Order::Stop);
-            seat.wake.ring();
+        for handle in lock(&self.handles).iter() {
+            handle.mailbox.post(Order::Stop);
+            handle.wake.ring();
         }
     }
 }
@@ -569,16 +566,16 @@ fn bytes_of(py: Python<'_>, address: Address) -> Py<PyBytes> {
     .unbind()
 }
 
-fn append_handshake(taken: &Bound<'_, PyList>, handshake: &Handshake) -> PyResult<()> {
+fn append_handshake(taken: &Bound<'_, PyList>, handshake: &HandshakeDatagram) -> PyResult<()> {
     let py = taken.py();
     let source = handshake.source.map(|source| PyBytes::new(py, source.as_bytes()).unbind());
     let data = PyBytes::new(py, &handshake.data);
-    taken.append(("handshake", data, endpoint_of(&handshake.from), source, handshake.behind))
+    taken.append(("handshake", data, endpoint_of(&handshake.from), source, handshake.queue_depth))
 }
 
 impl Engine {
     fn say(&self) {
-        if self.shared.reports.must_announce() {
+        if self.tables.reports.must_announce() {
             if let Some(notify) = &*lock(&self.notify) {
                 notify.ring();
             }
@@ -586,49 +583,49 @@ impl Engine {
     }
 
     /// The first packet under a new key, which tells the responder that we have it too.
-    fn confirm(&self, peer: &Arc<Peer>) {
-        self.with_sender(|sender, shared, now| {
-            let Sender { outbound, surroundings, .. } = sender;
+    fn confirm(&self, peer: &Arc<EnginePeer>) {
+        self.with_sender(|outbound, turn| {
             if Outbound::has_staged(peer) {
-                outbound.send_staged(shared, surroundings, peer, now);
+                outbound.send_staged(turn, peer);
             } else {
-                outbound.send_keepalive(shared, surroundings, peer, now);
+                outbound.send_keepalive(turn, peer);
             }
         });
     }
 
     /// Wake the workers if keypairs retired since they were last woken for it: each then wipes its stack.
     fn wipe_stacks(&self) {
-        let retired = self.shared.retired();
+        let retired = self.tables.retired();
         if self.threaded && self.wiped.swap(retired, Ordering::Relaxed) != retired {
-            for seat in lock(&self.seats).iter() {
-                seat.wake.ring();
+            for handle in lock(&self.handles).iter() {
+                handle.wake.ring();
             }
         }
     }
 
     /// Let the control thread's own sender do something; what it gathered leaves.
-    fn with_sender(&self, act: impl FnOnce(&mut Sender, &Shared, u64)) {
+    fn with_sender(&self, act: impl FnOnce(&mut Outbound, &mut Turn<'_, WorkerIo>)) {
         let now = self.clock.now();
         let mut sender = lock(&self.sender);
-        act(&mut sender, &self.shared, now);
-        let Sender { outbound, surroundings, .. } = &mut *sender;
-        outbound.flush(&self.shared, surroundings);
+        let Sender { outbound, io, .. } = &mut *sender;
+        let mut turn = Turn { tables: &self.tables, edges: io, now };
+        act(outbound, &mut turn);
+        outbound.flush(&mut turn);
     }
 
     fn drop_sender_bind(&self) {
         let mut sender = lock(&self.sender);
-        sender.surroundings.bind = None;
+        sender.io.bind = None;
         sender.kernel_binds.clear();
     }
 
     fn use_binds(&self, py: Python<'_>, binds: Vec<BindEdge>, port: u16) {
-        self.shared.set_listen_port(port);
-        self.shared.change_paths();
+        self.tables.set_listen_port(port);
+        self.tables.change_paths();
         if let Some(first) = binds.first() {
             let mut sender = lock(&self.sender);
             sender.outbound.set_limits(first.limits());
-            sender.surroundings.bind = Some(first.share());
+            sender.io.bind = Some(first.share());
         }
         self.order(py, binds.into_iter().map(|bind| Order::Bind(Some(bind))).collect());
     }
@@ -636,12 +633,12 @@ impl Engine {
     /// One order for each of the first workers, carried out when this returns.
     fn order(&self, py: Python<'_>, orders: Vec<Order>) {
         let mut waits = Vec::new();
-        for (seat, order) in lock(&self.seats).iter_mut().zip(orders) {
-            if let Some(worker) = &mut seat.idle {
+        for (handle, order) in lock(&self.handles).iter_mut().zip(orders) {
+            if let Some(worker) = &mut handle.idle {
                 worker.carry_out(order);
             } else {
-                waits.push((Arc::clone(&seat.mailbox), seat.mailbox.post(order)));
-                seat.wake.ring();
+                waits.push((Arc::clone(&handle.mailbox), handle.mailbox.post(order)));
+                handle.wake.ring();
             }
         }
         // A worker may need the interpreter for a Python edge before it sees the order.
@@ -649,16 +646,16 @@ impl Engine {
     }
 
     fn order_all(&self, py: Python<'_>, order: impl Fn() -> Order) {
-        let count = lock(&self.seats).len();
+        let count = lock(&self.handles).len();
         self.order(py, (0..count).map(|_| order()).collect());
     }
 
     fn start(&self) -> PyResult<()> {
-        for (number, seat) in lock(&self.seats).iter_mut().enumerate().filter(|_| self.threaded) {
-            if let Some(mut worker) = seat.idle.take() {
+        for (number, handle) in lock(&self.handles).iter_mut().enumerate().filter(|_| self.threaded) {
+            if let Some(mut worker) = handle.idle.take() {
                 let builder = std::thread::Builder::new().name(format!("wyrmhole-{number}"));
                 let spawned = builder.spawn(move || worker.run());
-                seat.thread = Some(spawned.map_err(refused)?);
+                handle.thread = Some(spawned.map_err(refused)?);
             }
         }
         Ok(())

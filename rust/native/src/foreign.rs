@@ -149,7 +149,7 @@ impl ForeignBind {
                 from,
                 source: source.as_deref().and_then(Source::new),
                 tos: received.getattr("tos")?.extract()?,
-                segment: received.getattr("segment_size")?.extract()?,
+                segment_size: received.getattr("segment_size")?.extract()?,
             };
             Ok(Some((data, arrival)))
         };
@@ -159,10 +159,17 @@ impl ForeignBind {
     }
 
     /// See `wyrmhole.net.bind.Bind.send`.
-    pub fn send(&self, to: &SocketAddr, source: Option<&Source>, data: &[u8], segment: usize, tos: u8) -> SendOutcome {
+    pub fn send(
+        &self,
+        to: &SocketAddr,
+        source: Option<&Source>,
+        data: &[u8],
+        segment_size: usize,
+        tos: u8,
+    ) -> SendOutcome {
         let send = |py: Python<'_>| -> PyResult<u8> {
             let source = source.map(|source| PyBytes::new(py, source.as_bytes()));
-            let arguments = (PyBytes::new(py, data), segment, emit_sockaddr(py, to)?, source, tos);
+            let arguments = (PyBytes::new(py, data), segment_size, emit_sockaddr(py, to)?, source, tos);
             self.bind.bind(py).call_method1("send", arguments)?.extract()
         };
         // The values of SendOutcome; an exception is a datagram that was not sent.

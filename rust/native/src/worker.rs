@@ -19,13 +19,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use pyo3::prelude::*;
 use wyrmhole_core::drops::DropReason;
-use wyrmhole_core::edges::{Edges, Gather, SendOutcome};
+use wyrmhole_core::edges::{Edges, Gather, SendOutcome, Turn};
 use wyrmhole_core::inbound::{Arrival, Inbound};
+use wyrmhole_core::messages::MESSAGE_TRANSPORT;
 use wyrmhole_core::outbound::Outbound;
 use wyrmhole_core::patience::{After, Patience};
 use wyrmhole_core::peer::Source;
 use wyrmhole_core::reports::Report;
-use wyrmhole_core::shared::Shared;
+use wyrmhole_core::tables::Tables;
 use wyrmhole_core::train::TrainLimits;
 use wyrmhole_core::virtio;
 
@@ -41,7 +42,7 @@ const DATAGRAMS_PER_TURN: usize = 64;
 /// TUN frames before what was sealed leaves: one full train of small packets, or one super-packet.
 const READS_PER_TURN: usize = 128;
 const BYTES_PER_TURN: usize = 65_536;
-const FRAME_BYTES: usize = virtio::SIZE + 65_535;
+const FRAME_BYTES: usize = virtio::VIRTIO_HEADER_SIZE + 65_535;
 /// A train has at most 65,535 bytes.
 const SLOT_BYTES: usize = 1 << 16;
 /// Turns in a row that panicked before the engine says that it does not work.
@@ -51,7 +52,8 @@ const ERRORS_IN_A_ROW: usize = 4;
 /// Datagrams of a train after which others get the processor, if it is theirs that they wait for: the sockets of local
 /// programs hold a few hundred small packets, and who reads them may be waiting for this core.
 const LONG_TRAIN: usize = 48;
-const TRANSPORT: u8 = 4;
+/// The first byte of a transport message.
+const DATA: u8 = MESSAGE_TRANSPORT as u8;
 
 /// What time it is.
 pub enum Clock {
@@ -160,7 +162,7 @@ impl BindEdge {
 
 /// What the steps see of the world.
 #[derive(Default)]
-pub struct Surroundings {
+pub struct WorkerIo {
     /// The TUN, while there is one.
     pub tun: Option<TunEdge>,
     /// The bind, while the interface is up.
@@ -169,15 +171,22 @@ pub struct Surroundings {
     wrote: bool,
 }
 
-impl Edges for Surroundings {
+impl Edges for WorkerIo {
     fn is_bound(&self) -> bool {
         self.bind.is_some()
     }
 
-    fn send(&mut self, to: &SocketAddr, source: Option<&Source>, data: &[u8], segment: usize, tos: u8) -> SendOutcome {
+    fn send(
+        &mut self,
+        to: &SocketAddr,
+        source: Option<&Source>,
+        data: &[u8],
+        segment_size: usize,
+        tos: u8,
+    ) -> SendOutcome {
         match &self.bind {
-            Some(BindEdge::Kernel(bind)) => bind.send(to, source, data, segment, tos),
-            Some(BindEdge::Foreign(bind)) => bind.send(to, source, data, segment, tos),
+            Some(BindEdge::Kernel(bind)) => bind.send(to, source, data, segment_size, tos),
+            Some(BindEdge::Foreign(bind)) => bind.send(to, source, data, segment_size, tos),
             None => SendOutcome { source_rejected: false, dropped: true },
         }
     }
@@ -227,13 +236,13 @@ pub type Mailbox = wyrmhole_core::mailbox::Mailbox<Order>;
 
 /// See the module.
 pub struct Worker {
-    shared: Arc<Shared>,
+    tables: Arc<Tables>,
     clock: Clock,
     mailbox: Arc<Mailbox>,
     wake: Arc<EventFd>,
     notify: Arc<EventFd>,
     epoll: Epoll,
-    surroundings: Surroundings,
+    io: WorkerIo,
     inbound: Inbound,
     outbound: Outbound,
     frame: Box<[u8]>,
@@ -253,7 +262,7 @@ impl Worker {
     /// # Errors
     /// No descriptors left.
     pub fn new(
-        shared: Arc<Shared>,
+        tables: Arc<Tables>,
         clock: Clock,
         mailbox: Arc<Mailbox>,
         wake: Arc<EventFd>,
@@ -263,13 +272,13 @@ impl Worker {
         let epoll = Epoll::new()?;
         epoll.add(wake.fd());
         Ok(Self {
-            shared,
+            tables,
             clock,
             mailbox,
             wake,
             notify,
             epoll,
-            surroundings: Surroundings::default(),
+            io: WorkerIo::default(),
             inbound: Inbound::default(),
             outbound: Outbound::default(),
             frame: vec![0; FRAME_BYTES].into_boxed_slice(),
@@ -293,7 +302,7 @@ impl Worker {
     fn run_turns(&mut self) {
         let (mut failed, mut wiped) = (0, 0);
         while !self.is_stopped {
-            let retired = self.shared.retired();
+            let retired = self.tables.retired();
             if retired != wiped {
                 // What is left of keys that are gone must not stay on the stack while this thread sleeps.
                 stack::wipe();
@@ -307,7 +316,7 @@ impl Worker {
             self.give_up_batch();
             if failed == MAX_FAILED_TURNS {
                 let reason = format!("{failed} turns of the native engine failed in a row: please report it");
-                self.shared.report(Report::Failed(reason));
+                self.tables.report(Report::Failed(reason));
                 self.say();
                 return;
             }
@@ -315,7 +324,7 @@ impl Worker {
     }
 
     fn give_up_batch(&mut self) {
-        self.shared.drops.one(DropReason::InternalError);
+        self.tables.drops.one(DropReason::InternalError);
         self.inbound.reset();
         self.outbound.reset();
         self.say();
@@ -331,7 +340,7 @@ impl Worker {
             self.epoll.wait(&mut self.ready, timeout);
         }
         let now = self.clock.now();
-        self.surroundings.wrote = false;
+        self.io.wrote = false;
         (self.after, self.moved) = (After::Sending, 0);
         let mut is_readable = false;
         for at in 0..self.ready.len() {
@@ -341,12 +350,12 @@ impl Worker {
                 self.carry_out_orders();
                 // What follows may be about descriptors that were just given back; what is still watched is told again.
                 break;
-            } else if self.surroundings.tun.as_ref().is_some_and(|tun| tun.fd() == fd) {
+            } else if self.io.tun.as_ref().is_some_and(|tun| tun.fd() == fd) {
                 is_readable = true;
                 if is_broken {
                     // Not to be polled again before the interface comes up.
                     self.epoll.remove(fd);
-                    self.shared.report(Report::TunBroken);
+                    self.tables.report(Report::TunBroken);
                 }
             } else {
                 self.receive(fd, now);
@@ -357,10 +366,10 @@ impl Worker {
                 }
             }
         }
-        if is_readable || self.surroundings.wrote {
+        if is_readable || self.io.wrote {
             self.read_tun(now);
         }
-        self.outbound.flush(&self.shared, &mut self.surroundings);
+        self.outbound.flush(&mut Turn { tables: &self.tables, edges: &mut self.io, now });
         if let Some(patience) = &mut self.patience {
             patience.end_turn(self.after, self.moved);
         }
@@ -391,7 +400,7 @@ impl Worker {
 
     /// Wake the control thread if it has something to hear.
     pub fn say(&self) {
-        if self.shared.reports.must_announce() {
+        if self.tables.reports.must_announce() {
             self.notify.ring();
         }
     }
@@ -409,18 +418,18 @@ impl Worker {
             Order::AttachTun(tun) => {
                 self.epoll.add(tun.fd());
                 self.inbound.set_offloads(tun.offloads());
-                self.surroundings.tun = Some(tun);
+                self.io.tun = Some(tun);
             }
             Order::DetachTun => self.detach_tun(),
             Order::ResumeTun => {
-                if let Some(tun) = &self.surroundings.tun {
+                if let Some(tun) = &self.io.tun {
                     self.epoll.add(tun.fd());
                 }
             }
             Order::Bind(bind) => self.bind(bind),
             Order::Answer(question) => {
                 if question.unanswered.fetch_sub(1, Ordering::AcqRel) == 1 {
-                    self.shared.reports.push_applied(question.number);
+                    self.tables.reports.push_applied(question.number);
                 }
             }
             Order::Stop => self.is_stopped = true,
@@ -428,13 +437,13 @@ impl Worker {
     }
 
     fn detach_tun(&mut self) {
-        if let Some(tun) = self.surroundings.tun.take() {
+        if let Some(tun) = self.io.tun.take() {
             self.epoll.remove(tun.fd());
         }
     }
 
     fn bind(&mut self, bind: Option<BindEdge>) {
-        for fd in self.surroundings.bind.iter().flat_map(BindEdge::fds) {
+        for fd in self.io.bind.iter().flat_map(BindEdge::fds) {
             self.epoll.remove(fd);
         }
         for fd in bind.iter().flat_map(BindEdge::fds) {
@@ -443,14 +452,14 @@ impl Worker {
         if let Some(bind) = &bind {
             self.outbound.set_limits(bind.limits());
         }
-        self.surroundings.bind = bind;
+        self.io.bind = bind;
     }
 
     fn receive(&mut self, fd: RawFd, now: u64) {
         let mut trains = 0;
         let mut errors = 0;
         for _ in 0..DATAGRAMS_PER_TURN {
-            let (length, arrival) = match &self.surroundings.bind {
+            let (length, arrival) = match &self.io.bind {
                 Some(BindEdge::Foreign(bind)) => match bind.receive(fd, &mut self.slot) {
                     Some(received) => received,
                     None => return,
@@ -473,13 +482,13 @@ impl Worker {
             };
             errors = 0;
             let slot = &mut self.slot[..length];
-            let is_data = slot.first() == Some(&TRANSPORT);
-            let edges = &mut self.surroundings;
-            self.inbound.receive(&self.shared, edges, &mut self.outbound, slot, &arrival, now);
-            if length.checked_div(arrival.segment).is_some_and(|datagrams| datagrams >= LONG_TRAIN) {
+            let is_data = slot.first() == Some(&DATA);
+            let mut turn = Turn { tables: &self.tables, edges: &mut self.io, now };
+            self.inbound.receive(&mut turn, &mut self.outbound, slot, &arrival);
+            if length.checked_div(arrival.segment_size).is_some_and(|datagrams| datagrams >= LONG_TRAIN) {
                 sys::give_way();
             }
-            if arrival.segment > 0 {
+            if arrival.segment_size > 0 {
                 trains += 1;
                 if trains == TRAINS_PER_TURN {
                     return;
@@ -495,9 +504,9 @@ impl Worker {
     /// Not to be polled again before its owner has put another socket in its place.
     fn socket_broke(&self, fd: RawFd) {
         self.epoll.remove(fd);
-        if let Some(BindEdge::Kernel(bind)) = &self.surroundings.bind {
+        if let Some(BindEdge::Kernel(bind)) = &self.io.bind {
             if let Some(lent) = bind.lent(fd) {
-                self.shared.report(Report::SocketBroken(lent));
+                self.tables.report(Report::SocketBroken(lent));
             }
         }
     }
@@ -505,7 +514,7 @@ impl Worker {
     fn read_tun(&mut self, now: u64) {
         let mut total = 0;
         for count in 0..READS_PER_TURN {
-            let Some(tun) = &self.surroundings.tun else { return };
+            let Some(tun) = &self.io.tun else { return };
             let length = match tun.read(&mut self.frame) {
                 Read::Frame(length) => length,
                 Read::Nothing => {
@@ -514,15 +523,15 @@ impl Worker {
                 }
                 Read::Gone => {
                     self.detach_tun();
-                    self.shared.report(Report::TunBroken);
+                    self.tables.report(Report::TunBroken);
                     return;
                 }
             };
-            let edges = &mut self.surroundings;
-            self.outbound.frame(&self.shared, edges, &mut self.frame[..length], now);
+            let mut turn = Turn { tables: &self.tables, edges: &mut self.io, now };
+            self.outbound.frame(&mut turn, &mut self.frame[..length]);
             if count == 0 && !self.is_burst {
                 // Alone, as far as the last turn tells: it need not wait for the next read.
-                self.outbound.flush(&self.shared, edges);
+                self.outbound.flush(&mut turn);
             }
             total += length;
             self.moved += length;
@@ -544,7 +553,11 @@ impl Drop for Worker {
 /// None: a datagram that did not fit and is not to be used.
 fn receive_from_kernel(fd: RawFd, slot: &mut [u8]) -> std::io::Result<Option<(usize, Arrival)>> {
     let received = sys::receive(fd, slot)?;
-    let arrival =
-        Arrival { from: received.from, source: received.source, tos: received.tos, segment: received.segment };
+    let arrival = Arrival {
+        from: received.from,
+        source: received.source,
+        tos: received.tos,
+        segment_size: received.segment_size,
+    };
     Ok((!received.is_truncated).then_some((received.length, arrival)))
 }

@@ -4,23 +4,24 @@ use std::net::SocketAddr;
 
 use wyrmhole_core::aead::Aead;
 use wyrmhole_core::allowed_ips::Prefix;
+use wyrmhole_core::edges::Turn;
 use wyrmhole_core::ip::Address;
-use wyrmhole_core::keypair::Limits;
-use wyrmhole_core::shared::Shared;
+use wyrmhole_core::keypair::KeypairParams;
+use wyrmhole_core::tables::Tables;
 
 /// With an endpoint and no key yet.
-pub fn without_key(aead: Box<dyn Aead>) -> Shared {
-    let shared = Shared::new(aead);
-    shared.set_mac1_key(Some([1; 32]));
-    shared.add_peer(1);
-    shared.insert_allowed_ip(1, Prefix { address: Address::V4(0x0A00_0000), length: 8 });
-    shared.with_peer(1, |_, state| state.endpoint = Some(SocketAddr::from(([192, 0, 2, 1], 51820))));
-    shared
+pub fn without_key(aead: Box<dyn Aead>) -> Tables {
+    let tables = Tables::new(aead);
+    tables.set_mac1_key(Some([1; 32]));
+    tables.add_peer(1);
+    tables.insert_allowed_ip(1, Prefix { address: Address::V4(0x0A00_0000), length: 8 });
+    tables.with_peer(1, |_, state| state.endpoint = Some(SocketAddr::from(([192, 0, 2, 1], 51820))));
+    tables
 }
 
 /// Keys that never end.
-pub fn limits(index: u32, other: u32, is_initiator: bool) -> Limits {
-    Limits {
+pub fn params(index: u32, other: u32, is_initiator: bool) -> KeypairParams {
+    KeypairParams {
         local_index: index,
         remote_index: other,
         is_initiator,
@@ -31,6 +32,11 @@ pub fn limits(index: u32, other: u32, is_initiator: bool) -> Limits {
         rekey_after_messages: 1 << 60,
         reject_after_messages: u64::MAX - 8192,
     }
+}
+
+/// At time 5.
+pub fn turn<'a, E>(tables: &'a Tables, edges: &'a mut E) -> Turn<'a, E> {
+    Turn { tables, edges, now: 5 }
 }
 
 /// A virtio header and a UDP packet or super-packet with that much payload.

@@ -192,7 +192,7 @@ pub struct Received {
     /// The outer type of service.
     pub tos: u8,
     /// The size of the train's datagrams; 0: one datagram.
-    pub segment: usize,
+    pub segment_size: usize,
     /// The datagram did not fit and is cut.
     pub is_truncated: bool,
 }
@@ -219,7 +219,7 @@ pub fn receive(fd: RawFd, buffer: &mut [u8]) -> io::Result<Received> {
     let from = parse_address(unsafe { name.assume_init_ref() });
     let from = from.ok_or_else(|| io::Error::from_raw_os_error(libc::EAFNOSUPPORT))?;
     let is_truncated = message.msg_flags & libc::MSG_TRUNC != 0;
-    let mut received = Received { length, from, source: None, tos: 0, segment: 0, is_truncated };
+    let mut received = Received { length, from, source: None, tos: 0, segment_size: 0, is_truncated };
     // What was cut off is taken for absent; the walk below stays within what the kernel says it wrote.
     // SAFETY: the message and its control buffer are unchanged since recvmsg filled them in.
     let mut header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
@@ -234,8 +234,8 @@ pub fn receive(fd: RawFd, buffer: &mut [u8]) -> io::Result<Received> {
         // SAFETY: as above.
         header = unsafe { libc::CMSG_NXTHDR(&raw const message, header) };
     }
-    if received.segment >= length {
-        received.segment = 0;
+    if received.segment_size >= length {
+        received.segment_size = 0;
     }
     Ok(received)
 }
@@ -244,7 +244,7 @@ pub fn receive(fd: RawFd, buffer: &mut [u8]) -> io::Result<Received> {
 fn take_control(received: &mut Received, level: c_int, kind: c_int, data: &[u8]) {
     let int = || data.try_into().map_or(0, i32::from_ne_bytes);
     match (level, kind) {
-        (libc::SOL_UDP, UDP_GRO) => received.segment = usize::try_from(int()).unwrap_or(0),
+        (libc::SOL_UDP, UDP_GRO) => received.segment_size = usize::try_from(int()).unwrap_or(0),
         (libc::IPPROTO_IP, libc::IP_PKTINFO) if data.len() == SOURCE_V4 => received.source = Source::new(data),
         (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO) if data.len() == SOURCE_V6 => received.source = Source::new(data),
         (libc::IPPROTO_IP, libc::IP_TOS) => received.tos = data.first().copied().unwrap_or(0),
@@ -336,7 +336,7 @@ impl Control {
     }
 }
 
-/// sendmsg(2) of one datagram (`segment` 0) or a train. A source of the other family is left out.
+/// sendmsg(2) of one datagram (`segment_size` 0) or a train. A source of the other family is left out.
 ///
 /// # Errors
 /// Its errno; nothing was sent then.
@@ -345,14 +345,14 @@ pub fn send(
     to: &SocketAddr,
     source: Option<&Source>,
     data: &[u8],
-    segment: usize,
+    segment_size: usize,
     tos: u8,
 ) -> io::Result<()> {
     let mut name = emit_address(to);
     let is_v6 = to.is_ipv6();
     let mut control = Control { words: [0; CONTROL_WORDS], length: 0 };
-    if segment > 0 {
-        control.push(libc::SOL_UDP, UDP_SEGMENT, &(segment as u16).to_ne_bytes());
+    if segment_size > 0 {
+        control.push(libc::SOL_UDP, UDP_SEGMENT, &(segment_size as u16).to_ne_bytes());
     }
     if let Some(source) = source {
         control.push_source(source, is_v6);

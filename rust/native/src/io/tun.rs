@@ -50,7 +50,7 @@ impl KernelTun {
 
     /// One frame.
     pub fn read(&self, buffer: &mut [u8]) -> Read {
-        let skip = if self.has_header { 0 } else { virtio::SIZE };
+        let skip = if self.has_header { 0 } else { virtio::VIRTIO_HEADER_SIZE };
         match sys::read(self.fd(), &mut buffer[skip..]) {
             Ok(0) => Read::Nothing,
             Ok(length) => {
@@ -68,7 +68,7 @@ impl KernelTun {
         if !self.has_header && gso_type != GSO_NONE {
             return false;
         }
-        let skip = if self.has_header { 0 } else { virtio::SIZE };
+        let skip = if self.has_header { 0 } else { virtio::VIRTIO_HEADER_SIZE };
         match sys::write_frame(self.fd(), frame, skip) {
             Ok(()) => true,
             Err(error) => {

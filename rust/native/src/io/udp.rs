@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 
 use wyrmhole_core::edges::SendOutcome;
 use wyrmhole_core::peer::Source;
-use wyrmhole_core::sending::{MAX_SEGMENTS, MAX_TRAIN_BYTES, Message, RawSocket, Remedied, SendError};
+use wyrmhole_core::sending::{MAX_SEGMENTS, MAX_TRAIN_BYTES, Message, RawSocket, RetryingSender, SendError};
 use wyrmhole_core::train::TrainLimits;
 
 use super::sys;
@@ -26,8 +26,8 @@ pub struct RawUdp {
 }
 
 impl RawSocket for RawUdp {
-    fn attempt(&self, message: Message<'_>, data: &[u8], segment: usize) -> Result<(), SendError> {
-        let sent = sys::send(self.own.as_raw_fd(), message.to, message.source, data, segment, message.tos);
+    fn attempt(&self, message: Message<'_>, data: &[u8], segment_size: usize) -> Result<(), SendError> {
+        let sent = sys::send(self.own.as_raw_fd(), message.to, message.source, data, segment_size, message.tos);
         sent.inspect_err(|error| {
             self.failure.store(error.raw_os_error().unwrap_or(libc::EIO), Ordering::Relaxed);
         })
@@ -59,7 +59,7 @@ impl RawSocket for RawUdp {
     }
 }
 
-type KernelSocket = Remedied<RawUdp>;
+type KernelSocket = RetryingSender<RawUdp>;
 
 /// Both families, either may be missing.
 #[derive(Clone, Default)]
@@ -77,7 +77,7 @@ impl KernelBind {
         let mut bind = Self::default();
         for (lent, is_v6, gso) in sockets {
             let raw = RawUdp { own: sys::duplicate(*lent)?, lent: *lent, failure: AtomicI32::new(0) };
-            let socket = Some(Arc::new(Remedied::new(raw, *gso)));
+            let socket = Some(Arc::new(RetryingSender::new(raw, *gso)));
             if *is_v6 { bind.v6 = socket } else { bind.v4 = socket }
         }
         Ok(bind)
@@ -101,10 +101,17 @@ impl KernelBind {
     }
 
     /// See `wyrmhole_core::edges::Edges::send`.
-    pub fn send(&self, to: &SocketAddr, source: Option<&Source>, data: &[u8], segment: usize, tos: u8) -> SendOutcome {
+    pub fn send(
+        &self,
+        to: &SocketAddr,
+        source: Option<&Source>,
+        data: &[u8],
+        segment_size: usize,
+        tos: u8,
+    ) -> SendOutcome {
         let socket = if to.is_ipv6() { &self.v6 } else { &self.v4 };
         match socket {
-            Some(socket) => socket.send(Message { to, source, tos }, data, segment),
+            Some(socket) => socket.send(Message { to, source, tos }, data, segment_size),
             None => SendOutcome { source_rejected: false, dropped: true },
         }
     }

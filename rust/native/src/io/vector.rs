@@ -12,8 +12,8 @@ use std::ptr;
 use std::sync::OnceLock;
 
 use subtle::ConstantTimeEq;
-use wyrmhole_core::aead::{Aead, AeadKey, Ring, nonce};
-use wyrmhole_core::messages::TAG;
+use wyrmhole_core::aead::{Aead, Ring, TransportCipher, nonce};
+use wyrmhole_core::messages::TAG_SIZE;
 use zeroize::Zeroizing;
 
 const NAME: &CStr = c"libIPSec_MB.so.1";
@@ -142,7 +142,7 @@ impl Manager {
     }
 
     /// Seal or open `text` in place. False: the library did not do it at once, which it always does for this cipher.
-    fn run(&self, key: &[u8; 32], counter: u64, text: &mut [u8], direction: c_int, tag: &mut [u8; TAG]) -> bool {
+    fn run(&self, key: &[u8; 32], counter: u64, text: &mut [u8], direction: c_int, tag: &mut [u8; TAG_SIZE]) -> bool {
         let nonce = nonce(counter);
         // SAFETY: the job is the manager's, of this thread; key, nonce, text and tag are borrowed until the job is
         // completed, which is checked, and their lengths are given.
@@ -161,7 +161,7 @@ impl Manager {
                 iv: nonce.as_ptr(),
                 iv_length: 12,
                 tag: tag.as_mut_ptr(),
-                tag_length: TAG as u64,
+                tag_length: TAG_SIZE as u64,
                 aad: ptr::null(),
                 aad_length: 0,
                 context: ptr::null_mut(),
@@ -209,7 +209,7 @@ pub fn load() -> Result<Vector, String> {
 
 struct VectorKey {
     raw: Zeroizing<[u8; 32]>,
-    ring: Box<dyn AeadKey>,
+    ring: Box<dyn TransportCipher>,
 }
 
 impl Aead for Vector {
@@ -217,7 +217,7 @@ impl Aead for Vector {
         "libIPSec_MB"
     }
 
-    fn key(&self, key: &[u8; 32]) -> Box<dyn AeadKey> {
+    fn key(&self, key: &[u8; 32]) -> Box<dyn TransportCipher> {
         Box::new(VectorKey { raw: Zeroizing::new(*key), ring: Ring.key(key) })
     }
 }
@@ -232,10 +232,10 @@ fn with_manager<T>(length: usize, act: impl FnOnce(&Manager) -> Option<T>) -> Op
     done
 }
 
-impl AeadKey for VectorKey {
+impl TransportCipher for VectorKey {
     fn seal(&self, counter: u64, text: &mut [u8]) {
-        let (plain, place) = text.split_at_mut(text.len() - TAG);
-        let (mut tag, length) = ([0; TAG], plain.len());
+        let (plain, place) = text.split_at_mut(text.len() - TAG_SIZE);
+        let (mut tag, length) = ([0; TAG_SIZE], plain.len());
         let seal = |manager: &Manager| manager.run(&self.raw, counter, plain, ENCRYPT, &mut tag).then_some(());
         if with_manager(length, seal).is_some() {
             place.copy_from_slice(&tag);
@@ -245,8 +245,8 @@ impl AeadKey for VectorKey {
     }
 
     fn open(&self, counter: u64, text: &mut [u8]) -> bool {
-        let (sealed, given) = text.split_at_mut(text.len() - TAG);
-        let (mut tag, length) = ([0; TAG], sealed.len());
+        let (sealed, given) = text.split_at_mut(text.len() - TAG_SIZE);
+        let (mut tag, length) = ([0; TAG_SIZE], sealed.len());
         let open = |manager: &Manager| manager.run(&self.raw, counter, sealed, DECRYPT, &mut tag).then_some(());
         match with_manager(length, open) {
             Some(()) => tag.ct_eq(given).into(),
@@ -261,7 +261,7 @@ fn self_test() -> Result<(), String> {
     let (vector, ring) = (Vector(()).key(&key), Ring.key(&key));
     let lengths = (LEAST..2100).step_by(7).chain([1280, 1420, 1440, 8920, 65_535]);
     for length in lengths {
-        let plain: Vec<u8> = (0..length + TAG).map(|at| (at * 31) as u8).collect();
+        let plain: Vec<u8> = (0..length + TAG_SIZE).map(|at| (at * 31) as u8).collect();
         let (mut ours, mut theirs) = (plain.clone(), plain.clone());
         let counter = length as u64 * 0x1_0000_0001;
         vector.seal(counter, &mut ours);

@@ -1,3 +1,5 @@
+//! Twin: wyrmhole/datapath/tables.py.
+//!
 //! What all workers and the control thread share: peers, keys by receiver index, routes, counters, reports.
 //!
 //! Locks, in the order in which they may nest: `peers`, `routes`, a peer's state, `indices`, `reports`. Workers take
@@ -14,21 +16,15 @@ use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use crate::aead::Aead;
 use crate::allowed_ips::{AllowedIps, Prefix};
+use crate::constants::{MAX_STAGED_BYTES, MAX_STAGED_PACKETS, STAGED_SHARE};
 use crate::drops::{DropReason, Drops, Oddities};
 use crate::gate::Gate;
 use crate::ip::Address;
-use crate::keypair::{Dropped, Keypair, Limits};
-use crate::peer::{Marks, Peer, PeerState, Source};
+use crate::keypair::{Dropped, Keypair, KeypairParams};
+use crate::peer::{EnginePeer, Marks, PeerState, Source};
 use crate::refusals::Refusals;
-use crate::reports::{Handshake, Report, Reports};
+use crate::reports::{HandshakeDatagram, Report, Reports};
 use crate::train_health::{PATH_QUIET, TrainHealth};
-
-/// Per peer, as the kernel (rule M49): a handshake takes one round trip, and more would only be stale.
-pub const MAX_STAGED_PACKETS: usize = 128;
-/// For a device: some 90 peers with full queues.
-pub const MAX_STAGED_BYTES: usize = 16 << 20;
-/// A peer may hold an eighth of what the device has left; see `wyrmhole.protocol.constants`.
-const STAGED_SHARE: usize = 8;
 
 /// Receiver indices are random numbers of our own choice: they are their own hash.
 #[derive(Default)]
@@ -82,7 +78,7 @@ impl PackedPrefix {
 }
 
 struct Entry {
-    peer: Arc<Peer>,
+    peer: Arc<EnginePeer>,
     /// All prefixes it has, and maybe some that went to another peer meanwhile.
     prefixes: Vec<PackedPrefix>,
     owned: usize,
@@ -90,7 +86,7 @@ struct Entry {
 
 impl Entry {
     /// Forget the prefixes that went away once they are the greater part.
-    fn remember(&mut self, prefix: Prefix, routes: &AllowedIps<Arc<Peer>>) {
+    fn remember(&mut self, prefix: Prefix, routes: &AllowedIps<Arc<EnginePeer>>) {
         self.owned += 1;
         if self.prefixes.len() > 2 * self.owned + 8 {
             let is_own = |it: &PackedPrefix| is_owner(routes, it.unpack(), &self.peer);
@@ -106,12 +102,12 @@ impl Entry {
     }
 }
 
-fn is_owner(routes: &AllowedIps<Arc<Peer>>, prefix: Prefix, peer: &Arc<Peer>) -> bool {
+fn is_owner(routes: &AllowedIps<Arc<EnginePeer>>, prefix: Prefix, peer: &Arc<EnginePeer>) -> bool {
     routes.exact(prefix).is_some_and(|owner| Arc::ptr_eq(owner, peer))
 }
 
 /// See the module.
-pub struct Shared {
+pub struct Tables {
     /// How many packets died, by cause.
     pub drops: Drops,
     /// How many were odd and went their way.
@@ -124,7 +120,7 @@ pub struct Shared {
     pub refusals: Refusals,
     aead: Box<dyn Aead>,
     peers: RwLock<HashMap<u64, Entry>>,
-    routes: RwLock<AllowedIps<Arc<Peer>>>,
+    routes: RwLock<AllowedIps<Arc<EnginePeer>>>,
     /// Grows with each change of the routes, so that a worker may remember the last look-up.
     routes_version: AtomicU64,
     indices: RwLock<Indices>,
@@ -138,7 +134,7 @@ pub struct Shared {
     paths: AtomicU64,
 }
 
-impl Shared {
+impl Tables {
     /// Empty tables.
     #[must_use]
     pub fn new(aead: Box<dyn Aead>) -> Self {
@@ -191,7 +187,7 @@ impl Shared {
     // Drops
 
     /// Packets to or from the peer died.
-    pub fn drop_of(&self, peer: &Peer, reason: DropReason, count: usize) {
+    pub fn drop_of(&self, peer: &EnginePeer, reason: DropReason, count: usize) {
         if count > 0 {
             self.drops.add(reason, count);
             peer.add_drops(reason, count);
@@ -207,7 +203,7 @@ impl Shared {
     }
 
     /// The same for a packet of a peer, with its address inside.
-    pub fn refuse_of(&self, peer: &Peer, reason: DropReason, from: SocketAddr, inner: Address, now: u64) {
+    pub fn refuse_of(&self, peer: &EnginePeer, reason: DropReason, from: SocketAddr, inner: Address, now: u64) {
         self.drop_of(peer, reason, 1);
         if self.refusals.allow(true, now) {
             self.report(Report::Refused(reason, from, Some(peer.id), Some(inner)));
@@ -217,12 +213,12 @@ impl Shared {
     // Peers
 
     /// A peer by its number.
-    pub fn peer(&self, id: u64) -> Option<Arc<Peer>> {
+    pub fn peer(&self, id: u64) -> Option<Arc<EnginePeer>> {
         read(&self.peers).get(&id).map(|entry| Arc::clone(&entry.peer))
     }
 
     /// All of them.
-    pub fn all_peers(&self) -> Vec<Arc<Peer>> {
+    pub fn all_peers(&self) -> Vec<Arc<EnginePeer>> {
         read(&self.peers).values().map(|entry| Arc::clone(&entry.peer)).collect()
     }
 
@@ -233,7 +229,7 @@ impl Shared {
 
     /// One without endpoint or keys; one of that number that is there already stays.
     pub fn add_peer(&self, id: u64) {
-        let entry = || Entry { peer: Arc::new(Peer::new(id)), prefixes: Vec::new(), owned: 0 };
+        let entry = || Entry { peer: Arc::new(EnginePeer::new(id)), prefixes: Vec::new(), owned: 0 };
         let peer = Arc::clone(&write(&self.peers).entry(id).or_insert_with(entry).peer);
         if self.doubts_trains.load(Ordering::Relaxed) {
             peer.lock().health = TrainHealth::new(true);
@@ -299,7 +295,7 @@ impl Shared {
     }
 
     /// The owner of the longest prefix that holds the address.
-    pub fn route(&self, address: Address) -> Option<Arc<Peer>> {
+    pub fn route(&self, address: Address) -> Option<Arc<EnginePeer>> {
         read(&self.routes).lookup(address).cloned()
     }
 
@@ -320,13 +316,19 @@ impl Shared {
     }
 
     /// Initiator: it becomes current. Responder: next. What falls out is reported. Returns the peer.
-    pub fn install_keypair(&self, id: u64, limits: Limits, send: &[u8; 32], receive: &[u8; 32]) -> Option<Arc<Peer>> {
+    pub fn install_keypair(
+        &self,
+        id: u64,
+        params: KeypairParams,
+        send: &[u8; 32],
+        receive: &[u8; 32],
+    ) -> Option<Arc<EnginePeer>> {
         let peer = self.peer(id)?;
-        let keypair = Arc::new(Keypair::new(Arc::clone(&peer), limits, &*self.aead, send, receive));
+        let keypair = Arc::new(Keypair::new(Arc::clone(&peer), params, &*self.aead, send, receive));
         let mut state = peer.lock();
-        write(&self.indices).insert(limits.local_index, Arc::clone(&keypair));
+        write(&self.indices).insert(params.local_index, Arc::clone(&keypair));
         state.key_wanted_said = false;
-        let dropped = if limits.is_initiator {
+        let dropped = if params.is_initiator {
             state.keypairs.install_initiator(keypair)
         } else {
             state.keypairs.install_responder(keypair)
@@ -346,10 +348,10 @@ impl Shared {
     }
 
     /// Take retired keypairs from the index table and say so.
-    pub fn drop_keypairs(&self, peer: &Peer, dropped: &Dropped) {
+    pub fn drop_keypairs(&self, peer: &EnginePeer, dropped: &Dropped) {
         if dropped.iter().any(Option::is_some) {
             self.forget_indices(dropped);
-            let index = |it: &Option<Arc<Keypair>>| it.as_ref().map(|keypair| keypair.limits.local_index);
+            let index = |it: &Option<Arc<Keypair>>| it.as_ref().map(|keypair| keypair.params.local_index);
             self.report(Report::KeypairsDropped(peer.id, [index(&dropped[0]), index(&dropped[1]), index(&dropped[2])]));
         }
     }
@@ -364,8 +366,8 @@ impl Shared {
         for keypair in dropped.iter().flatten() {
             self.retired.fetch_add(1, Ordering::Release);
             // The index may have been given to another keypair already.
-            if indices.get(&keypair.limits.local_index).is_some_and(|it| Arc::ptr_eq(it, keypair)) {
-                indices.remove(&keypair.limits.local_index);
+            if indices.get(&keypair.params.local_index).is_some_and(|it| Arc::ptr_eq(it, keypair)) {
+                indices.remove(&keypair.params.local_index);
             }
         }
     }
@@ -396,7 +398,7 @@ impl Shared {
         now: u64,
     ) -> Result<(), DropReason> {
         let queue = self.gate.admit(kind, data, from, now)?;
-        self.reports.push_handshake(queue, Handshake { data: data.into(), from, source, behind: 0 }, now)
+        self.reports.push_handshake(queue, HandshakeDatagram { data: data.into(), from, source, queue_depth: 0 }, now)
     }
 
     // Reports about a peer, whose state is locked
@@ -411,20 +413,20 @@ impl Shared {
     }
 
     /// Packets wait, or a keepalive is due, without a key.
-    pub fn want_key(&self, peer: &Peer, state: &mut PeerState) {
+    pub fn want_key(&self, peer: &EnginePeer, state: &mut PeerState) {
         if !state.key_wanted_said {
             state.key_wanted_said = self.report(Report::KeyWanted(peer.id, None));
         }
     }
 
     /// Once for each keypair.
-    pub fn ask_rekey(&self, peer: &Peer, keypair: &Keypair) {
-        if keypair.ask_rekey() && !self.report(Report::KeyWanted(peer.id, Some(keypair.limits.local_index))) {
+    pub fn ask_rekey(&self, peer: &EnginePeer, keypair: &Keypair) {
+        if keypair.ask_rekey() && !self.report(Report::KeyWanted(peer.id, Some(keypair.params.local_index))) {
             keypair.expect_rekey();
         }
     }
 
-    fn say_active(&self, peer: &Peer, state: &mut PeerState) {
+    fn say_active(&self, peer: &EnginePeer, state: &mut PeerState) {
         if !state.active_said {
             state.active_said = self.report(Report::Active(peer.id));
         }
@@ -445,7 +447,7 @@ impl Shared {
     }
 
     /// TCP packets are about to leave for the peer (see `train_health`).
-    pub fn note_departure(&self, peer: &Peer, state: &mut PeerState, packet: &[u8], segments: usize, now: u64) {
+    pub fn note_departure(&self, peer: &EnginePeer, state: &mut PeerState, packet: &[u8], segments: usize, now: u64) {
         if state.health.note(packet, segments, now) {
             self.report(Report::TrainsLost(peer.id));
         }
@@ -467,7 +469,7 @@ impl Shared {
     }
 
     /// It carries data.
-    pub fn note_data_sent(&self, peer: &Peer, state: &mut PeerState, now: u64) {
+    pub fn note_data_sent(&self, peer: &EnginePeer, state: &mut PeerState, now: u64) {
         if state.marks.data_sent_since == 0 {
             state.marks.data_sent_since = now;
             self.say_active(peer, state);
@@ -475,7 +477,7 @@ impl Shared {
     }
 
     /// Authenticated bytes came from the peer.
-    pub fn note_received(&self, peer: &Peer, state: &mut PeerState, bytes: usize, now: u64) {
+    pub fn note_received(&self, peer: &EnginePeer, state: &mut PeerState, bytes: usize, now: u64) {
         peer.add_received(bytes);
         state.proven_path = self.paths.load(Ordering::Relaxed);
         state.marks.last_traversal = now;
@@ -483,7 +485,7 @@ impl Shared {
     }
 
     /// They carry data.
-    pub fn note_data_received(&self, peer: &Peer, state: &mut PeerState, now: u64) {
+    pub fn note_data_received(&self, peer: &EnginePeer, state: &mut PeerState, now: u64) {
         state.marks.last_data_received = now;
         if state.marks.data_received_since == 0 {
             state.marks.data_received_since = now;
@@ -492,7 +494,7 @@ impl Shared {
     }
 
     /// An authenticated packet came from there (rule M44).
-    pub fn roam(&self, peer: &Arc<Peer>, state: &mut PeerState, from: SocketAddr, source: Option<Source>) {
+    pub fn roam(&self, peer: &Arc<EnginePeer>, state: &mut PeerState, from: SocketAddr, source: Option<Source>) {
         if state.endpoint != Some(from) {
             state.endpoint = Some(from);
             if !state.roamed_said {
@@ -506,7 +508,7 @@ impl Shared {
 
     /// Keep a packet until there is a key (rule M49): 128 per peer, and no more bytes than its share of what is left for
     /// the device; the oldest goes first.
-    pub fn stage(&self, peer: &Peer, state: &mut PeerState, packet: Box<[u8]>, now: u64) {
+    pub fn stage(&self, peer: &EnginePeer, state: &mut PeerState, packet: Box<[u8]>, now: u64) {
         if state.removed {
             self.drops.one(DropReason::PeerRemoved);
             return;
@@ -535,7 +537,7 @@ impl Shared {
     }
 
     /// Put packets that `unstage` gave back, before those that came since. They were within the cap a moment ago.
-    fn restage(&self, peer: &Peer, state: &mut PeerState, mut packets: VecDeque<Box<[u8]>>) {
+    fn restage(&self, peer: &EnginePeer, state: &mut PeerState, mut packets: VecDeque<Box<[u8]>>) {
         if state.removed {
             self.drops.add(DropReason::PeerRemoved, packets.len());
             return;
@@ -549,7 +551,7 @@ impl Shared {
     }
 
     /// Returns its bytes.
-    fn drop_oldest(&self, peer: &Peer, state: &mut PeerState, reason: DropReason) -> usize {
+    fn drop_oldest(&self, peer: &EnginePeer, state: &mut PeerState, reason: DropReason) -> usize {
         let Some(oldest) = state.staged.pop_front() else { return 0 };
         self.staged_bytes.fetch_sub(oldest.len(), Ordering::Relaxed);
         self.drop_of(peer, reason, 1);
@@ -565,7 +567,7 @@ impl Shared {
 
     /// Take all staged packets together with nonces for them, if the peer has a key and nobody else is at it. Later
     /// packets need not wait for these: they get later nonces.
-    pub fn end_flush(&self, peer: &Peer, now: u64) -> Option<LastBatch> {
+    pub fn end_flush(&self, peer: &EnginePeer, now: u64) -> Option<LastBatch> {
         let mut state = peer.lock();
         if state.flushing || state.staged.is_empty() {
             return None;
@@ -591,7 +593,7 @@ impl Shared {
     }
 
     /// Take all staged packets, to send them, if the peer has a key for that and nobody else is at it.
-    pub fn begin_flush<'a>(&'a self, peer: &'a Peer, now: u64) -> Option<Flush<'a>> {
+    pub fn begin_flush<'a>(&'a self, peer: &'a EnginePeer, now: u64) -> Option<Flush<'a>> {
         let mut state = peer.lock();
         if state.flushing || state.staged.is_empty() {
             return None;
@@ -601,13 +603,13 @@ impl Shared {
             return None;
         }
         state.flushing = true;
-        Some(Flush { shared: self, peer, packets: self.unstage(&mut state) })
+        Some(Flush { tables: self, peer, packets: self.unstage(&mut state) })
     }
 
     // The rest of the contract that sends nothing
 
     /// Do something with a peer's state, if it is there.
-    pub fn with_peer<T>(&self, id: u64, act: impl FnOnce(&Arc<Peer>, &mut PeerState) -> T) -> Option<T> {
+    pub fn with_peer<T>(&self, id: u64, act: impl FnOnce(&Arc<EnginePeer>, &mut PeerState) -> T) -> Option<T> {
         let peer = self.peer(id)?;
         let mut state = peer.lock();
         Some(act(&peer, &mut state))
@@ -634,7 +636,7 @@ impl Shared {
 
     /// A copy; zeros for an unknown peer. `release`: from here on say `Active` again.
     pub fn marks(&self, id: u64, release: bool) -> Marks {
-        let look = |_: &Arc<Peer>, state: &mut PeerState| {
+        let look = |_: &Arc<EnginePeer>, state: &mut PeerState| {
             state.active_said &= !release;
             state.marks
         };
@@ -642,7 +644,7 @@ impl Shared {
     }
 }
 
-impl Drop for Shared {
+impl Drop for Tables {
     /// A peer has its keys and each key its peer: taken apart, they and their secrets are freed.
     fn drop(&mut self) {
         for peer in self.all_peers() {
@@ -654,8 +656,8 @@ impl Drop for Shared {
 /// Staged packets on their way, while those that come queue up behind them. What is left when this is dropped goes back
 /// to the front, also if sending panics.
 pub struct Flush<'a> {
-    shared: &'a Shared,
-    peer: &'a Peer,
+    tables: &'a Tables,
+    peer: &'a EnginePeer,
     /// Oldest first.
     pub packets: VecDeque<Box<[u8]>>,
 }
@@ -664,11 +666,11 @@ impl Drop for Flush<'_> {
     fn drop(&mut self) {
         let mut state = self.peer.lock();
         state.flushing = false;
-        self.shared.restage(self.peer, &mut state, std::mem::take(&mut self.packets));
+        self.tables.restage(self.peer, &mut state, std::mem::take(&mut self.packets));
     }
 }
 
-/// Staged packets that have nonces, from `first` on: see `Shared::end_flush`.
+/// Staged packets that have nonces, from `first` on: see `Tables::end_flush`.
 #[allow(missing_docs)]
 pub struct LastBatch {
     pub keypair: Arc<Keypair>,
