@@ -12,6 +12,7 @@ import pytest
 
 from tests.engine.kinds import index_count, kind, make_engine
 from tests.engine.plane import PLAIN, ListBind, ListTun
+from wyrmhole.datapath.aead import TransportCipher
 from wyrmhole.engine.contract import TunChanged
 from wyrmhole.net.bind import SendOutcome
 from wyrmhole.net.tun import TunEvent, TunOffloads
@@ -37,7 +38,6 @@ from wyrmhole.protocol.data_plane import (
 )
 from wyrmhole.protocol.drops import DropReason, Oddity
 from wyrmhole.protocol.keys import PublicKey
-from wyrmhole.protocol.primitives import TransportCipher
 from wyrmhole.wire import ip
 from wyrmhole.wire.checksum import checksum
 from wyrmhole.wire.endpoint import Endpoint, SockAddr

@@ -9,7 +9,8 @@ import pytest
 
 from tests.engine.plane import PLAIN, ListTun
 from tests.engine.test_engine import A_INNER, A_OUTER, B_INNER, connected, ipv4, sides
-from wyrmhole.datapath import tables
+from wyrmhole.datapath import reports
+from wyrmhole.datapath.peer import EnginePeer
 from wyrmhole.engine.portable import SWITCH_INTERVAL, PortableEngine
 from wyrmhole.protocol.constants import SECOND
 from wyrmhole.protocol.data_plane import Active, KeyWanted, Roamed
@@ -34,7 +35,7 @@ def test_activity_during_a_release_is_seen_or_said(moment: str) -> None:
     a.engine.forget_unanswered(1, a.engine.marks(1).data_sent_since)
     a.reports()
 
-    class Interrupted(tables.EnginePeer):
+    class Interrupted(EnginePeer):
         __slots__ = ()
 
         def __setattr__(self, name: str, value: object) -> None:
@@ -75,7 +76,7 @@ def test_a_batch_that_was_given_up_leaves_nothing_behind(monkeypatch: pytest.Mon
     found = b.engine._tables.route
     calls: list[bytes] = []
 
-    def route(source: bytes) -> tables.EnginePeer | None:
+    def route(source: bytes) -> EnginePeer | None:
         calls.append(source)
         if len(calls) == 2:
             raise RuntimeError("a bug")
@@ -126,7 +127,7 @@ def test_a_busy_program_hands_the_interpreter_back_soon() -> None:
 def test_what_a_full_report_queue_refused_is_said_later(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = connected()
     c, _ = sides()
-    monkeypatch.setattr(tables, "MAX_REPORTS", 0)
+    monkeypatch.setattr(reports, "MAX_REPORTS", 0)
     c.tunnel(ipv4(A_INNER, B_INNER))
     b.tunnel(ipv4(B_INNER, A_INNER))
     a.network(b.take()[0], Endpoint("203.0.113.9", 9))

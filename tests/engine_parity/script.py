@@ -12,8 +12,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
+from wyrmhole.datapath.aead import TransportCipher
 from wyrmhole.protocol.data_plane import NEVER, KeypairParams, PeerId
-from wyrmhole.protocol.primitives import TransportCipher, mac
+from wyrmhole.protocol.primitives import mac
 from wyrmhole.wire.checksum import checksum
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix

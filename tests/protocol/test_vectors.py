@@ -11,6 +11,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
+from wyrmhole.datapath.aead import TransportCipher
 from wyrmhole.protocol import noise, primitives
 from wyrmhole.protocol.constants import CONSTRUCTION, IDENTIFIER, LABEL_COOKIE, LABEL_MAC1
 from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey, clamp
@@ -65,7 +66,7 @@ def test_chacha20_poly1305_of_rfc_8439_section_2_8_2() -> None:
 
 def test_transport_cipher_is_the_aead_without_associated_data() -> None:
     key, nonce = bytes(range(32)), bytes(4) + (7).to_bytes(8, "little")
-    cipher, out = primitives.TransportCipher(key), bytearray(5 + 16)
+    cipher, out = TransportCipher(key), bytearray(5 + 16)
     cipher.seal(nonce, b"hello", None, out)
     assert bytes(out) == ChaCha20Poly1305(key).encrypt(nonce, b"hello", None)
     opened = bytearray(5)

@@ -8,7 +8,7 @@ from functools import cache
 
 import pytest
 
-from wyrmhole.datapath.tables import EnginePeer
+from wyrmhole.datapath.peer import EnginePeer
 from wyrmhole.engine.portable import PortableEngine
 from wyrmhole.protocol.drops import DropReason
 from wyrmhole.simulation.runs import liveness

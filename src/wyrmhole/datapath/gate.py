@@ -9,11 +9,9 @@ a forged source cannot do; such senders have a queue of their own, at the rate o
 from __future__ import annotations
 
 from enum import Enum
-from hashlib import blake2s
-from hmac import compare_digest
 
 from wyrmhole.protocol.drops import DropReason
-from wyrmhole.protocol.primitives import wipe
+from wyrmhole.protocol.primitives import mac, same, wipe
 from wyrmhole.protocol.ratelimiter import RateLimiter
 from wyrmhole.wire import messages
 from wyrmhole.wire.endpoint import Endpoint, SockAddr
@@ -70,9 +68,7 @@ class Gate:
         """Where a message of type 1, 2 or 3 and of the right length waits, or why it is dropped."""
         if self.mac1_key is None:
             return DropReason.NO_PRIVATE_KEY
-        if kind != messages.MESSAGE_COOKIE_REPLY and not _is_mac(
-            self.mac1_key, messages.before_mac1(message), messages.mac1_of(message)
-        ):
+        if kind != messages.MESSAGE_COOKIE_REPLY and not _has_mac1(self.mac1_key, message):
             return DropReason.BAD_MAC1
         if kind in _INDEX_OFFSETS:
             awaited = self._awaited.get(_index_of(kind, message))
@@ -89,8 +85,8 @@ class Gate:
             return False
         endpoint = Endpoint.from_sockaddr(sockaddr)
         address = endpoint.address_bytes
-        cookie = blake2s(address + endpoint.port.to_bytes(2, "big"), digest_size=16, key=self._secret).digest()
-        return _is_mac(cookie, messages.before_mac2(message), mac2) and self._limiter.allow(address, now)
+        cookie = mac(self._secret, address + endpoint.port.to_bytes(2, "big"))
+        return same(mac(cookie, messages.before_mac2(message)), mac2) and self._limiter.allow(address, now)
 
     def close(self) -> None:
         self.mac1_key = None
@@ -103,5 +99,5 @@ def _index_of(kind: int, message: bytes) -> int:
     return int.from_bytes(message[offset : offset + 4], "little")
 
 
-def _is_mac(key: bytes, covered: bytes, expected: bytes) -> bool:
-    return compare_digest(blake2s(covered, digest_size=16, key=key).digest(), expected)
+def _has_mac1(key: bytes, message: bytes) -> bool:
+    return same(mac(key, messages.before_mac1(message)), messages.mac1_of(message))

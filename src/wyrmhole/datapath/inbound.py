@@ -15,8 +15,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from wyrmhole.datapath.aead import nonce
 from wyrmhole.datapath.keypair import Keypair
-from wyrmhole.datapath.tables import EnginePeer, Tables
+from wyrmhole.datapath.peer import EnginePeer
+from wyrmhole.datapath.tables import Tables
 from wyrmhole.protocol.data_plane import KeyConfirmed
 from wyrmhole.protocol.drops import DropReason, Oddity
 from wyrmhole.protocol.primitives import InvalidTag
@@ -25,7 +27,6 @@ from wyrmhole.wire.coalesce import Coalescer, Frame, plain
 from wyrmhole.wire.datagram import Received
 from wyrmhole.wire.messages import MESSAGE_TRANSPORT, TRANSPORT_HEADER
 
-_COUNTER_PREFIX = bytes(4)
 _OVERHEAD = 32
 
 
@@ -81,7 +82,7 @@ class Inbound:
             tables.drop(DropReason.KEY_EXPIRED, peer=peer)
             return
         try:
-            packet = keypair.receive.open_copy(_COUNTER_PREFIX + counter.to_bytes(8, "little"), view[16:], None)
+            packet = keypair.receive.open_copy(nonce(counter), view[16:], None)
         except InvalidTag:
             tables.drop(DropReason.BAD_TAG, peer=peer)
             return
@@ -163,7 +164,7 @@ class Inbound:
             if kind != MESSAGE_TRANSPORT or receiver != index:
                 break
             try:
-                packet = open_(_COUNTER_PREFIX + counter.to_bytes(8, "little"), view[offset + 16 : stop], None)
+                packet = open_(nonce(counter), view[offset + 16 : stop], None)
             except InvalidTag:
                 drop(DropReason.BAD_TAG, peer=peer)
                 offset = stop
@@ -231,11 +232,4 @@ class Inbound:
         except messages.MessageError:
             refuse(DropReason.UNKNOWN_TYPE, received.sockaddr, now)
         else:
-            self._handle_handshake(kind, bytes(data), received, now)
-
-    def _handle_handshake(self, kind: int, message: bytes, received: Received, now: int) -> None:
-        queue = self._tables.gate.admit(kind, message, received.sockaddr, now)
-        if isinstance(queue, DropReason):
-            self._tables.refuse(queue, received.sockaddr, now)
-        else:
-            self._tables.report_handshake(queue, message, received.sockaddr, received.source, now)
+            self._tables.handshake(kind, bytes(data), received.sockaddr, received.source, now)

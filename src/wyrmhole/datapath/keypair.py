@@ -11,9 +11,10 @@ that waits for its first packet, which proves that the other side has it too (5.
 
 from __future__ import annotations
 
+from wyrmhole.datapath.aead import TransportCipher
 from wyrmhole.datapath.replay import ReplayWindow
 from wyrmhole.protocol.data_plane import KeypairParams
-from wyrmhole.protocol.primitives import TransportCipher, wipe
+from wyrmhole.protocol.primitives import wipe
 
 EXPIRED = -1
 """A `send_until` before any time."""

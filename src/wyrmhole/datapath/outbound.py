@@ -16,8 +16,10 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable
 
+from wyrmhole.datapath.aead import nonce
 from wyrmhole.datapath.keypair import Keypair
-from wyrmhole.datapath.tables import NO_SOCKADDR, EnginePeer, Tables
+from wyrmhole.datapath.peer import NO_SOCKADDR, EnginePeer
+from wyrmhole.datapath.tables import Tables
 from wyrmhole.datapath.train import OVERHEAD, Layout, Train, TrainPool
 from wyrmhole.protocol.drops import DropReason
 from wyrmhole.wire import ip
@@ -26,7 +28,6 @@ from wyrmhole.wire.split import complete, split
 from wyrmhole.wire.virtio import F_NEEDS_CSUM, GSO_NONE, VIRTIO_HEADER_SIZE, OffloadError
 
 _ZEROS = bytes(16)
-_COUNTER_PREFIX = bytes(4)
 _CHECKSUM_PLACE = struct.Struct("=HH")
 """csum_start and csum_offset at offset 6 of a virtio header."""
 
@@ -197,8 +198,7 @@ class Outbound:
         counter = keypair.send_counter
         keypair.send_counter = counter + 1
         TRANSPORT_HEADER.pack_into(wire, start, MESSAGE_TRANSPORT, keypair.remote_index, counter)
-        nonce = _COUNTER_PREFIX + counter.to_bytes(8, "little")
-        keypair.send.seal(nonce, packet, None, wire[start + 16 : start + size])
+        keypair.send.seal(nonce(counter), packet, None, wire[start + 16 : start + size])
         train.count += 1
         train.length = start + size
         if size < train.size:
@@ -230,7 +230,7 @@ class Outbound:
         keypair.send_counter = counter + len(part)
         for packet, (offset, place) in zip(part, places, strict=True):
             pack_header(wire, offset, MESSAGE_TRANSPORT, index, counter)
-            seal(_COUNTER_PREFIX + counter.to_bytes(8, "little"), packet, None, place)
+            seal(nonce(counter), packet, None, place)
             counter += 1
 
     def _train_for(self, peer: EnginePeer, size: int, tos: int) -> Train:

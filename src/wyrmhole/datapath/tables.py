@@ -9,22 +9,15 @@ from __future__ import annotations
 from collections import Counter, deque
 
 from wyrmhole.datapath.allowed_ips import AllowedIPs
-from wyrmhole.datapath.gate import Gate, Queue
-from wyrmhole.datapath.keypair import Keypair, Keypairs
-from wyrmhole.datapath.quiet_sources import QuietSources
+from wyrmhole.datapath.gate import Gate
+from wyrmhole.datapath.keypair import Keypair
+from wyrmhole.datapath.peer import NO_SOCKADDR, EnginePeer
 from wyrmhole.datapath.refusals import Refusals
+from wyrmhole.datapath.reports import Reports
 from wyrmhole.datapath.train_health import PATH_QUIET, TrainHealth
-from wyrmhole.protocol.constants import (
-    MAX_QUEUED_HANDSHAKES,
-    MAX_STAGED_BYTES,
-    MAX_STAGED_PACKETS,
-    STAGED_SHARE,
-    UNDER_LOAD_HOLD,
-    UNDER_LOAD_QUEUE_DEPTH,
-)
+from wyrmhole.protocol.constants import MAX_STAGED_BYTES, MAX_STAGED_PACKETS, STAGED_SHARE
 from wyrmhole.protocol.data_plane import (
     Active,
-    HandshakeDatagram,
     KeypairParams,
     KeypairsDropped,
     KeyWanted,
@@ -33,17 +26,12 @@ from wyrmhole.protocol.data_plane import (
     PeerId,
     Refused,
     Report,
-    Roamed,
     Source,
     TrainsLost,
 )
 from wyrmhole.protocol.drops import DropReason, Oddity
 from wyrmhole.wire.endpoint import Endpoint, SockAddr
 from wyrmhole.wire.prefix import Prefix
-
-MAX_REPORTS = 1 << 16
-"""Reports about peers are said once until answered, so a few for each of the 65,536 peers is all there can be; this
-bound is against a control thread that stopped."""
 
 MAX_CACHED_ROUTES = 4096
 """Destinations looked up lately: enough for a busy gateway's flows, at half a megabyte."""
@@ -52,58 +40,10 @@ HANDSHAKE_TOS = 0x88
 """Initiations and responses are marked AF41, like the kernel's: they are few and a late one costs a session. Cookie
 replies are not marked: a flood asks for them."""
 
-NO_SOCKADDR: SockAddr = ("", 0)
-
-
-class EnginePeer:
-    """One peer on the packet path. The marks (see data_plane) are attributes, because batches write them."""
-
-    __slots__ = (
-        "active_said",
-        "data_received_since",
-        "data_sent_since",
-        "drops",
-        "health",
-        "id",
-        "key_wanted_said",
-        "keypairs",
-        "last_data_received",
-        "last_traversal",
-        "proven_path",
-        "roamed_said",
-        "rx_bytes",
-        "sockaddr",
-        "source",
-        "staged",
-        "tx_bytes",
-    )
-
-    def __init__(self, peer: PeerId, *, doubted: bool = False) -> None:
-        self.id = peer
-        self.health = TrainHealth(doubted=doubted)
-        self.proven_path = 0
-        """`Tables.paths` when something authenticated last came from the present endpoint; 0: not yet."""
-        self.sockaddr: SockAddr = NO_SOCKADDR
-        self.source: Source | None = None
-        self.keypairs = Keypairs()
-        self.staged: deque[bytes] | None = None
-        self.tx_bytes = 0
-        self.rx_bytes = 0
-        self.drops: dict[DropReason, int] | None = None
-        """Made with the first drop: most peers have none."""
-        self.data_sent_since = 0
-        self.data_received_since = 0
-        self.last_data_received = 0
-        self.last_traversal = 0
-        self.active_said = False
-        self.key_wanted_said = False
-        self.roamed_said = False
-
-    def marks(self) -> Marks:
-        return Marks(self.data_sent_since, self.data_received_since, self.last_data_received, self.last_traversal)
-
 
 class Tables:
+    """See the module."""
+
     def __init__(self) -> None:
         self.peers: dict[PeerId, EnginePeer] = {}
         self.indices: dict[int, tuple[EnginePeer, Keypair]] = {}
@@ -113,17 +53,13 @@ class Tables:
         self.oddities: Counter[Oddity] = Counter()
         self.gate = Gate()
         self.refusals = Refusals()
+        self.reports = Reports()
         self.mtu = 1420
         self.listen_port = 0
         self.staged_bytes = 0
         self.doubts_trains = False
         # Grows when the sockets are replaced: every peer is then reached by a new flow.
         self.paths = 1
-        # A peer stands for its own `Roamed`, which is made when it is taken: many changes are one report.
-        self._reports: deque[Report | EnginePeer] = deque()
-        self._handshakes: dict[Queue, deque[tuple[bytes, SockAddr, Source | None]]] = {it: deque() for it in Queue}
-        self._quiet_sources = QuietSources()
-        self._selects_until = 0
 
     # Drops
 
@@ -155,54 +91,21 @@ class Tables:
     # Reports
 
     def report(self, report: Report | EnginePeer) -> bool:
-        """False: the queue is full, so it was not said and may be tried again."""
-        if len(self._reports) >= MAX_REPORTS:
-            self.drops[DropReason.REPORT_QUEUE_FULL] += 1
-            return False
-        self._reports.append(report)
-        return True
+        """False: the queue is full, so nothing was reported; it may be tried again."""
+        if self.reports.push(report):
+            return True
+        self.drops[DropReason.REPORT_QUEUE_FULL] += 1
+        return False
 
-    def report_handshake(self, queue: Queue, data: bytes, sockaddr: SockAddr, source: Source | None, now: int) -> None:
-        """Under load, a message that has proved nothing about its source is taken only if the source was quiet: a
-        flood would leave an honest peer no place. Replies need no bound: there are nine for each initiation."""
-        waiting = self._handshakes[queue]
-        if queue is Queue.OTHERS and self._is_refused_under_load(sockaddr, now):
-            self.refuse(DropReason.RATE_LIMITED, sockaddr, now)
-        elif queue is not Queue.REPLIES and len(waiting) >= MAX_QUEUED_HANDSHAKES:
-            self.refuse(DropReason.HANDSHAKE_QUEUE_FULL, sockaddr, now)
+    def handshake(self, kind: int, message: bytes, sockaddr: SockAddr, source: Source | None, now: int) -> None:
+        """Report a message of type 1, 2 or 3 of the right length if it passes the gate."""
+        queue = self.gate.admit(kind, message, sockaddr, now)
+        if isinstance(queue, DropReason):
+            refusal: DropReason | None = queue
         else:
-            waiting.append((data, sockaddr, source))
-
-    def _is_refused_under_load(self, sockaddr: SockAddr, now: int) -> bool:
-        if len(self._handshakes[Queue.OTHERS]) >= UNDER_LOAD_QUEUE_DEPTH:
-            self._selects_until = now + UNDER_LOAD_HOLD
-        return now < self._selects_until and not self._quiet_sources.was_quiet(_source_key(sockaddr), now)
-
-    @property
-    def has_reports(self) -> bool:
-        return bool(self._reports or any(self._handshakes.values()))
-
-    def take_reports(self, limit: int) -> list[Report]:
-        """Oldest first, handshakes last: they are the work that a flood can make much of. Those that proved more come
-        before the others."""
-        taken: list[Report] = []
-        while self._reports and len(taken) < limit:
-            report = self._reports.popleft()
-            if isinstance(report, EnginePeer):
-                # The flag falls first: a change after the endpoint was read is then said again.
-                report.roamed_said = False
-                taken.append(Roamed(report.id, Endpoint.from_sockaddr(report.sockaddr)))
-            else:
-                taken.append(report)
-        for queue in self._handshakes.values():
-            while queue and len(taken) < limit:
-                data, sockaddr, source = queue.popleft()
-                endpoint = Endpoint.from_sockaddr(sockaddr)
-                taken.append(HandshakeDatagram(data, endpoint, source, queue_depth=self._depth()))
-        return taken
-
-    def _depth(self) -> int:
-        return len(self._handshakes[Queue.PROVEN]) + len(self._handshakes[Queue.OTHERS])
+            refusal = self.reports.push_handshake(queue, message, sockaddr, source, now)
+        if refusal is not None:
+            self.refuse(refusal, sockaddr, now)
 
     def want_key(self, peer: EnginePeer) -> None:
         if not peer.key_wanted_said:
@@ -336,42 +239,42 @@ class Tables:
         self.peers[peer] = EnginePeer(peer, doubted=self.doubts_trains)
 
     def remove_peer(self, peer: PeerId) -> None:
-        it = self.peers.pop(peer, None)
-        if it is None:
+        known = self.peers.pop(peer, None)
+        if known is None:
             return
-        self.drops[DropReason.PEER_REMOVED] += len(self.unstage(it))
-        for keypair in it.keypairs.clear():
+        self.drops[DropReason.PEER_REMOVED] += len(self.unstage(known))
+        for keypair in known.keypairs.clear():
             self.indices.pop(keypair.local_index, None)
-        self.allowed_ips.remove_owner(it)
+        self.allowed_ips.remove_owner(known)
         self.routes.clear()
 
     def insert_allowed_ip(self, peer: PeerId, prefix: Prefix) -> None:
-        it = self.peers.get(peer)
-        if it is not None:
-            self.allowed_ips.insert(prefix, it)
+        known = self.peers.get(peer)
+        if known is not None:
+            self.allowed_ips.insert(prefix, known)
             self.routes.clear()
 
     def remove_allowed_ip(self, peer: PeerId, prefix: Prefix) -> None:
-        it = self.peers.get(peer)
-        if it is not None and self.allowed_ips.remove(prefix, it):
+        known = self.peers.get(peer)
+        if known is not None and self.allowed_ips.remove(prefix, known):
             self.routes.clear()
 
     def set_mac1_key(self, key: bytes | None) -> None:
         self.gate.mac1_key = key
 
     def set_endpoint(self, peer: PeerId, endpoint: Endpoint | None, source: Source | None = None) -> None:
-        it = self.peers.get(peer)
-        if it is not None:
+        known = self.peers.get(peer)
+        if known is not None:
             sockaddr = NO_SOCKADDR if endpoint is None else endpoint.sockaddr
-            if sockaddr != it.sockaddr or source != it.source:
-                it.proven_path = 0
-            it.sockaddr = sockaddr
-            it.source = source
+            if sockaddr != known.sockaddr or source != known.source:
+                known.proven_path = 0
+            known.sockaddr = sockaddr
+            known.source = source
 
     def clear_source(self, peer: PeerId) -> None:
-        it = self.peers.get(peer)
-        if it is not None:
-            self.forget_source(it)
+        known = self.peers.get(peer)
+        if known is not None:
+            self.forget_source(known)
 
     def forget_source(self, peer: EnginePeer) -> None:
         """Another source address is another flow."""
@@ -380,61 +283,61 @@ class Tables:
             peer.proven_path = 0
 
     def forget_keypairs(self, peer: PeerId) -> None:
-        it = self.peers.get(peer)
-        if it is not None:
-            self.drop_keypairs(it, it.keypairs.clear())
+        known = self.peers.get(peer)
+        if known is not None:
+            self.drop_keypairs(known, known.keypairs.clear())
 
     def expire_sending_keys(self, peer: PeerId) -> None:
-        it = self.peers.get(peer)
-        if it is not None:
-            it.keypairs.expire_sending()
+        known = self.peers.get(peer)
+        if known is not None:
+            known.keypairs.expire_sending()
 
     def expect_key(self, peer: PeerId) -> None:
-        it = self.peers.get(peer)
-        if it is not None:
-            it.key_wanted_said = False
-            if it.keypairs.current is not None:
-                it.keypairs.current.rekey_asked = False
+        known = self.peers.get(peer)
+        if known is not None:
+            known.key_wanted_said = False
+            if known.keypairs.current is not None:
+                known.keypairs.current.rekey_asked = False
 
     def flush_staged(self, peer: PeerId) -> None:
-        it = self.peers.get(peer)
-        if it is not None:
-            self.drop(DropReason.HANDSHAKE_GAVE_UP, len(self.unstage(it)), peer=it)
-            it.key_wanted_said = False
+        known = self.peers.get(peer)
+        if known is not None:
+            self.drop(DropReason.HANDSHAKE_GAVE_UP, len(self.unstage(known)), peer=known)
+            known.key_wanted_said = False
 
     def note_handshake(self, peer: PeerId, rx_bytes: int, now: int) -> None:
-        it = self.peers.get(peer)
-        if it is not None:
-            self.note_received(it, rx_bytes, now)
+        known = self.peers.get(peer)
+        if known is not None:
+            self.note_received(known, rx_bytes, now)
 
     def forget_unanswered(self, peer: PeerId, since: int) -> None:
-        it = self.peers.get(peer)
-        if it is not None and it.data_sent_since == since:
-            it.data_sent_since = 0
+        known = self.peers.get(peer)
+        if known is not None and known.data_sent_since == since:
+            known.data_sent_since = 0
 
     def forget_received(self, peer: PeerId, since: int) -> None:
-        it = self.peers.get(peer)
-        if it is not None and it.data_received_since == since:
-            it.data_received_since = 0
+        known = self.peers.get(peer)
+        if known is not None and known.data_received_since == since:
+            known.data_received_since = 0
 
     def marks(self, peer: PeerId) -> Marks:
-        it = self.peers.get(peer)
-        return Marks() if it is None else it.marks()
+        known = self.peers.get(peer)
+        return Marks() if known is None else known.marks()
 
     def release_activity(self, peer: PeerId) -> Marks:
-        it = self.peers.get(peer)
-        if it is None:
+        known = self.peers.get(peer)
+        if known is None:
             return Marks()
-        it.active_said = False
-        return it.marks()
+        known.active_said = False
+        return known.marks()
 
     def counters(self, peer: PeerId) -> PeerCounters:
-        it = self.peers.get(peer)
-        return PeerCounters(0, 0) if it is None else PeerCounters(it.tx_bytes, it.rx_bytes)
+        known = self.peers.get(peer)
+        return PeerCounters(0, 0) if known is None else PeerCounters(known.tx_bytes, known.rx_bytes)
 
     def peer_drops(self, peer: PeerId) -> dict[DropReason, int]:
-        it = self.peers.get(peer)
-        return {} if it is None or it.drops is None else dict(it.drops)
+        known = self.peers.get(peer)
+        return {} if known is None or known.drops is None else dict(known.drops)
 
     def roam(self, peer: EnginePeer, sockaddr: SockAddr, source: Source | None) -> None:
         """An authenticated packet came from elsewhere (rule M44)."""
@@ -445,9 +348,3 @@ class Tables:
                 if not self.report(peer):
                     peer.roamed_said = False
         peer.source = source
-
-
-def _source_key(sockaddr: SockAddr) -> bytes:
-    """An IPv4 address as it is written, the bytes of an IPv6 /64."""
-    host = sockaddr[0]
-    return host.encode() if len(sockaddr) == 2 else Endpoint.from_sockaddr(sockaddr).address_bytes[:8]

@@ -7,7 +7,7 @@ the first ones early.
 
 from __future__ import annotations
 
-from wyrmhole.datapath.tables import EnginePeer
+from wyrmhole.datapath.peer import EnginePeer
 
 OVERHEAD = 32
 """Header and tag of a transport message."""

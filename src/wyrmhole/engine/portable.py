@@ -32,7 +32,8 @@ from collections.abc import Callable, Mapping
 from wyrmhole.datapath.answers import Answers
 from wyrmhole.datapath.inbound import Inbound
 from wyrmhole.datapath.outbound import Outbound
-from wyrmhole.datapath.tables import HANDSHAKE_TOS, NO_SOCKADDR, EnginePeer, Tables
+from wyrmhole.datapath.peer import NO_SOCKADDR, EnginePeer
+from wyrmhole.datapath.tables import HANDSHAKE_TOS, Tables
 from wyrmhole.datapath.train import count_datagrams
 from wyrmhole.engine.contract import EngineFailed, EngineKind, EngineReport, TunChanged
 from wyrmhole.engine.polled import Polled, eventfds
@@ -151,7 +152,7 @@ class PortableEngine:
         taken: list[EngineReport] = []
         while self._edge_reports and len(taken) < limit:
             taken.append(self._edge_reports.popleft())
-        taken += self._tables.take_reports(limit - len(taken))
+        taken += self._tables.reports.take(limit - len(taken))
         self._say()
         return taken
 
@@ -289,7 +290,7 @@ class PortableEngine:
             raise raised[0]
 
     def _say(self) -> None:
-        if not self._said and (self._edge_reports or self._tables.has_reports):
+        if not self._said and (self._edge_reports or self._tables.reports.has_some):
             self._said = True
             os.eventfd_write(self._reports, 1)
 

@@ -20,7 +20,6 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 __all__ = [
     "InvalidTag",
-    "TransportCipher",
     "ZeroSharedSecret",
     "derive_keys",
     "dh",
@@ -64,7 +63,7 @@ def hash2s(*parts: bytes) -> bytes:
     return blake2s(b"".join(parts)).digest()
 
 
-def mac(key: bytes, data: bytes) -> bytes:
+def mac(key: bytes | bytearray, data: bytes) -> bytes:
     """Keyed BLAKE2s with 16 bytes of output; the key is at most 32 bytes."""
     return blake2s(data, digest_size=16, key=key).digest()
 
@@ -135,24 +134,6 @@ def seal_handshake(key: bytes, plaintext: bytes, ad: bytes) -> bytes:
 def open_handshake(key: bytes, ciphertext: bytes, ad: bytes) -> bytes:
     """Raises InvalidTag."""
     return ChaCha20Poly1305(key).decrypt(_ZERO_NONCE, ciphertext, ad)
-
-
-class TransportCipher:
-    """One direction of a session. Nonces are 12 bytes: four zeros and the counter, little endian (5.4.6).
-
-    `seal(nonce, plaintext, None, out)` writes ciphertext and tag; `open(nonce, ciphertext, None, out)` writes the
-    plaintext or raises InvalidTag. `out` has just the length of what is written. `open_copy(nonce, ciphertext, None)`
-    returns the plaintext as bytes. They are the library's own methods, bound once, because they run per packet.
-    """
-
-    __slots__ = ("open", "open_copy", "seal")
-
-    def __init__(self, key: bytes | bytearray) -> None:
-        """The library keeps a copy of its own, and overwrites that when the cipher goes."""
-        aead = ChaCha20Poly1305(key)
-        self.seal = aead.encrypt_into
-        self.open = aead.decrypt_into
-        self.open_copy = aead.decrypt
 
 
 def hchacha20(key: bytes, nonce: bytes) -> bytes:

@@ -11,8 +11,9 @@ from types import BuiltinMethodType, FunctionType, MethodType
 from typing import Any
 
 from wyrmhole.datapath.keypair import Keypair
+from wyrmhole.datapath.peer import EnginePeer
 from wyrmhole.datapath.replay import WINDOW_SIZE
-from wyrmhole.datapath.tables import EnginePeer, Tables
+from wyrmhole.datapath.tables import Tables
 from wyrmhole.engine.portable import PortableEngine
 from wyrmhole.protocol.interface import Interface
 from wyrmhole.protocol.peer import Peer

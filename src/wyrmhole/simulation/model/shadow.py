@@ -15,10 +15,11 @@ from collections import Counter, deque
 from collections.abc import Container
 from dataclasses import dataclass, field, replace
 
+from wyrmhole.datapath.aead import TransportCipher
 from wyrmhole.protocol.cookie import cookie_key, mac1_key
 from wyrmhole.protocol.data_plane import KeypairParams, PeerId
 from wyrmhole.protocol.keys import PublicKey
-from wyrmhole.protocol.primitives import InvalidTag, TransportCipher, mac, xopen
+from wyrmhole.protocol.primitives import InvalidTag, mac, xopen
 from wyrmhole.simulation import packets
 from wyrmhole.simulation.model.checks import Violation, require
 from wyrmhole.simulation.model.ledger import Genuine, Ledger, LifeId

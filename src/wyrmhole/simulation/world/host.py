@@ -390,7 +390,7 @@ class Host:
         self._ended(self)
 
     def drain(self) -> None:
-        while probe.tables_of(self.engine).has_reports:
+        while probe.tables_of(self.engine).reports.has_some:
             for report in self.engine.poll_reports(BATCH):
                 self._handle(report)
             self._unmoved = None
@@ -509,7 +509,7 @@ class Host:
 
     def queued_handshakes(self) -> list[bytes]:
         """What arrived and was not looked at yet, because the control thread is busy or the machine sleeps."""
-        queues = probe.tables_of(self.engine)._handshakes.values()
+        queues = probe.tables_of(self.engine).reports.handshakes.values()
         return [data for queue in queues for data, _, _ in queue]
 
     def shadow_of(self, other: Host) -> ShadowPeer:

@@ -1,0 +1,62 @@
+"""One peer on the packet path: where it is, its keys, the packets that wait for a key, and the marks of its timers."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from wyrmhole.datapath.keypair import Keypairs
+from wyrmhole.datapath.train_health import TrainHealth
+from wyrmhole.protocol.data_plane import Marks, PeerId, Source
+from wyrmhole.protocol.drops import DropReason
+from wyrmhole.wire.endpoint import SockAddr
+
+NO_SOCKADDR: SockAddr = ("", 0)
+"""Of a peer whose endpoint is not known. Compared by identity, because every packet asks."""
+
+
+class EnginePeer:
+    """One peer on the packet path. The marks (see data_plane) are attributes, because batches write them."""
+
+    __slots__ = (
+        "active_said",
+        "data_received_since",
+        "data_sent_since",
+        "drops",
+        "health",
+        "id",
+        "key_wanted_said",
+        "keypairs",
+        "last_data_received",
+        "last_traversal",
+        "proven_path",
+        "roamed_said",
+        "rx_bytes",
+        "sockaddr",
+        "source",
+        "staged",
+        "tx_bytes",
+    )
+
+    def __init__(self, peer: PeerId, *, doubted: bool = False) -> None:
+        self.id = peer
+        self.health = TrainHealth(doubted=doubted)
+        self.proven_path = 0
+        """`Tables.paths` when something authenticated last came from the present endpoint; 0: not yet."""
+        self.sockaddr: SockAddr = NO_SOCKADDR
+        self.source: Source | None = None
+        self.keypairs = Keypairs()
+        self.staged: deque[bytes] | None = None
+        self.tx_bytes = 0
+        self.rx_bytes = 0
+        self.drops: dict[DropReason, int] | None = None
+        """Made with the first drop: most peers have none."""
+        self.data_sent_since = 0
+        self.data_received_since = 0
+        self.last_data_received = 0
+        self.last_traversal = 0
+        self.active_said = False
+        self.key_wanted_said = False
+        self.roamed_said = False
+
+    def marks(self) -> Marks:
+        return Marks(self.data_sent_since, self.data_received_since, self.last_data_received, self.last_traversal)
