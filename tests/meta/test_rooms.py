@@ -14,9 +14,9 @@ PACKAGE = Path(__file__).parents[2] / "src" / "wyrmhole"
 
 _PROTOCOL = {"wire", "protocol"}
 _DATAPATH = _PROTOCOL | {"datapath"}
-_EDGES = {"wire", "net"}
+_EDGES = {"wire", "net", "system"}
 _ENGINE = _DATAPATH | {"net", "engine"}
-_DEVICE = _ENGINE | {"device", "errors"}
+_DEVICE = _ENGINE | {"device", "errors", "system"}
 _CONTROL = _DEVICE | {"control", "control.uapi", "control.config"}
 _COMMON = _CONTROL | {"library.common"}
 _SERVICES = _COMMON | {"library.services"}
@@ -36,7 +36,7 @@ ROOMS: dict[str, set[str]] = {
     "control": {"control"},
     "control.uapi": _DEVICE | {"control.uapi"},
     "control.config": _CONTROL,
-    "sandbox": {"sandbox", "errors"},
+    "sandbox": {"sandbox", "errors", "system"},
     "library.common": _COMMON,
     "library.stacks": _COMMON | {"library.stacks"},
     "library.sockets": _COMMON | {"library.stacks", "library.sockets"},
@@ -59,6 +59,7 @@ ROOMS: dict[str, set[str]] = {
     "simulation.runs": _WORLD_FLOOR | {"simulation.model", "simulation.world", "simulation.runs"},
     "simulation": _WORLD_FLOOR | {"simulation.runs", "simulation.world"},
     "errors": set(),
+    "system": {"system"},
     "__main__": {"cli"},
 }
 """For each room, and each sub-room as `room.sub`, those that its files may import from."""
@@ -150,6 +151,13 @@ def test_pure_rooms_import_no_clock_socket_randomness_or_loop(pure: str) -> None
     for room, path in modules():
         if room == pure:
             assert not {name.split(".")[0] for name in imports(path)} & IMPURE, path
+
+
+def test_one_file_loads_the_c_library() -> None:
+    """In the product and the examples."""
+    paths = [path for folder in (PACKAGE, PACKAGE.parents[1] / "examples") for path in folder.rglob("*.py")]
+    users = {path.name for path in paths if {"ctypes", "cffi"} & {name.split(".")[0] for name in imports(path)}}
+    assert users == {"libc.py"} or users == {"libc.py", "demo.py"}
 
 
 def test_the_crypto_library_is_known_to_few() -> None:

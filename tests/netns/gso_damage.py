@@ -5,7 +5,6 @@ The program reads `gso_segs` of the packet (struct __sk_buff in linux/bpf.h, Lin
 
 from __future__ import annotations
 
-import ctypes
 import os
 import struct
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from contextlib import contextmanager
 from pyroute2 import IPRoute
 
 from tests.netns.host import Host
-from wyrmhole.net import tun_steering
+from wyrmhole.system import libc
 
 _SCHED_CLS = 3
 _GSO_SEGS = 164
@@ -34,23 +33,10 @@ def _program() -> bytes:
     )
 
 
-def _load() -> int:
-    code, licence = ctypes.create_string_buffer(_program()), ctypes.create_string_buffer(b"GPL")
-    places = ctypes.addressof(code), ctypes.addressof(licence)
-    attributes = ctypes.create_string_buffer(
-        tun_steering._ATTRIBUTES.pack(_SCHED_CLS, len(_program()) // 8, *places, 0, 0, 0, 0, 0, b"gso_damage")
-    )
-    number = tun_steering._SYSCALL_BPF[os.uname().machine]
-    loaded: int = ctypes.CDLL(None, use_errno=True).syscall(number, 5, attributes, tun_steering._ATTRIBUTES.size)
-    if loaded < 0:
-        raise OSError(ctypes.get_errno(), "the program was refused")
-    return loaded
-
-
 @contextmanager
 def loses_batches(host: Host, link: str) -> Iterator[None]:
     """Within, the host's link does so."""
-    program = _load()
+    program = libc.load_bpf(_SCHED_CLS, _program(), b"GPL", b"gso_damage")
     try:
         with host.entered(), IPRoute() as route:
             index = route.link_lookup(ifname=link)[0]

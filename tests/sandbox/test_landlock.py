@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from wyrmhole.sandbox import landlock
+from wyrmhole.system import libc
 
 CONFINED = """
 import errno, os, sys, threading
@@ -101,11 +102,11 @@ def test_an_older_kernel_is_asked_for_what_it_knows(
             return version
         if number == 444:
             attributes, length = arguments[0], arguments[1]
-            assert isinstance(attributes, bytes)
-            asked.append((int(getattr(length, "value", 0)), int.from_bytes(attributes[:8], sys.byteorder)))
+            assert isinstance(attributes, bytes) and isinstance(length, int)
+            asked.append((length, int.from_bytes(attributes[:8], sys.byteorder)))
             return os.open("/dev/null", os.O_RDONLY)
         return 0
 
-    monkeypatch.setattr(landlock, "_call", call)
+    monkeypatch.setattr(libc, "syscall", call)
     assert landlock.allow_reading_only([]) == version
     assert asked == [(size, (1 << bits) - 1)]

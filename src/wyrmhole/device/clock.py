@@ -7,16 +7,14 @@ timers stand still during suspend.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
-import struct
 import time
 from typing import Protocol
 
-_TFD_FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
-_TFD_TIMER_ABSTIME = 1
-_ITIMERSPEC = struct.Struct("@qqqq")
+from wyrmhole.net import timerfd
+from wyrmhole.system import libc
+
+_TIME_ERROR = 5
 
 
 class Clock(Protocol):
@@ -50,34 +48,29 @@ class SystemClock:
 
 
 def is_synchronised() -> bool:
-    """Whether the kernel knows the wall clock to be disciplined: adjtimex(2) answers TIME_ERROR (5) otherwise."""
-    buffer = ctypes.create_string_buffer(512)
-    return 0 <= int(ctypes.CDLL(None, use_errno=True).adjtimex(buffer)) < 5
+    """Whether the kernel knows the wall clock to be disciplined (adjtimex(2))."""
+    try:
+        return libc.clock_state() < _TIME_ERROR
+    except OSError:
+        return False
 
 
 class Alarm:
     """A descriptor that becomes readable at a time of the boottime clock. Raises OSError where timerfd is missing."""
 
     def __init__(self) -> None:
-        self._libc = ctypes.CDLL(None, use_errno=True)
-        self._fd: int = self._libc.timerfd_create(time.CLOCK_BOOTTIME, _TFD_FLAGS)
-        if self._fd < 0:
-            raise OSError(ctypes.get_errno(), "timerfd_create failed")
+        self._fd = timerfd.open_timer(time.CLOCK_BOOTTIME)
 
     def fileno(self) -> int:
         return self._fd
 
     def set(self, deadline: int | None) -> None:
         """Ring at the deadline (nanoseconds; one in the past rings at once), or not at all."""
-        seconds, nanoseconds = (0, 0) if deadline is None else divmod(max(deadline, 1), 1_000_000_000)
-        value = _ITIMERSPEC.pack(0, 0, seconds, nanoseconds)
-        if self._libc.timerfd_settime(self._fd, _TFD_TIMER_ABSTIME, value, None) < 0:
-            raise OSError(ctypes.get_errno(), "timerfd_settime failed")
+        timerfd.arm_at(self._fd, deadline)
 
     def clear(self) -> None:
         """Consume a ring."""
-        with contextlib.suppress(BlockingIOError):
-            os.read(self._fd, 8)
+        timerfd.take_expiry(self._fd)
 
     def close(self) -> None:
         if self._fd >= 0:

@@ -7,15 +7,13 @@ chmod: what an event means is for the caller to find out by a look at the path.
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import os
 from collections.abc import Callable
 from contextlib import suppress
 
-IN_ATTRIB = 0x004
-IN_DELETE_SELF = 0x400
-IN_MOVE_SELF = 0x800
-IN_DONT_FOLLOW = 0x0200_0000
+from wyrmhole.system import libc
+
+_EVENTS = libc.IN_ATTRIB | libc.IN_DELETE_SELF | libc.IN_MOVE_SELF | libc.IN_DONT_FOLLOW
 
 FALLBACK_SECONDS = 5.0
 """How often the caller looks where inotify cannot be had (its limits per user are small)."""
@@ -30,9 +28,9 @@ class FileWatch:
         self._timer: asyncio.TimerHandle | None = None
         self._fd = -1
         try:
-            self._fd = _open_inotify(path, IN_ATTRIB | IN_DELETE_SELF | IN_MOVE_SELF | IN_DONT_FOLLOW)
+            self._fd = _open_inotify(path)
             self._loop.add_reader(self._fd, self._handle_events)
-        except (OSError, AttributeError):
+        except OSError:
             self._arm_timer()
 
     def close(self) -> None:
@@ -57,19 +55,12 @@ class FileWatch:
         self._on_change()
 
 
-def _open_inotify(path: str, mask: int) -> int:
-    """Raises OSError, and AttributeError where the C library has no inotify."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    fd = _checked(libc.inotify_init1(os.O_NONBLOCK | os.O_CLOEXEC))
+def _open_inotify(path: str) -> int:
+    """Raises OSError."""
+    fd = libc.inotify_init()
     try:
-        _checked(libc.inotify_add_watch(fd, os.fsencode(path), mask))
+        libc.inotify_add_watch(fd, path, _EVENTS)
     except OSError:
         os.close(fd)
         raise
     return fd
-
-
-def _checked(result: int) -> int:
-    if result < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return result

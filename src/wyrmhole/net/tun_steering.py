@@ -19,14 +19,12 @@ load instructions, Linux Documentation/bpf/standardization/instruction-set.rst.
 
 from __future__ import annotations
 
-import ctypes
-import errno
 import os
-import platform
 import struct
 from collections.abc import Sequence
 
 from wyrmhole.net import tun_ioctl
+from wyrmhole.system import libc
 
 _INSTRUCTION = struct.Struct("=BBhi")
 _LOAD = {1: 0x30, 2: 0x28, 4: 0x20}
@@ -41,15 +39,10 @@ _FACTOR = 0x9E37_79B1 - (1 << 32)
 _LOADED, _CONTEXT, _SUM, _PROTOCOL, _LENGTH = 0, 6, 7, 8, 9
 _TCP, _UDP = 6, 17
 
-_SYSCALL_BPF = {"x86_64": 321, "aarch64": 280}
-_BPF_PROG_LOAD = 5
 _SOCKET_FILTER = 1
-_ATTRIBUTES = struct.Struct("=IIQQIIQII16s")
 
 _Step = tuple[int, int, int, int, str | None]
 """Operation, destination, source, number; the label of a jump's target."""
-
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def program() -> bytes:
@@ -95,7 +88,7 @@ def program() -> bytes:
 def steer(tun: int) -> None:
     """Attach the program to the interface behind a descriptor. Raises OSError: EPERM without rights to load programs,
     EINVAL or ENOSYS where the kernel or the architecture has none."""
-    loaded = _load_program(program())
+    loaded = libc.load_bpf(_SOCKET_FILTER, program(), b"MIT", b"wyrmhole_steer")
     try:
         tun_ioctl.set_steering(tun, loaded)
     finally:
@@ -130,19 +123,3 @@ def _assemble(steps: Sequence[tuple[str, _Step]]) -> bytes:
         _INSTRUCTION.pack(operation, source << 4 | destination, labels[to] - at - 1 if to else 0, number)
         for at, (_, (operation, destination, source, number, to)) in enumerate(steps)
     )
-
-
-def _load_program(instructions: bytes) -> int:
-    number = _SYSCALL_BPF.get(platform.machine())
-    if number is None:
-        raise OSError(errno.ENOSYS, f"bpf(2) has no number here for {platform.machine()}")
-    code, licence = ctypes.create_string_buffer(instructions), ctypes.create_string_buffer(b"MIT")
-    count = len(instructions) // _INSTRUCTION.size
-    places = ctypes.addressof(code), ctypes.addressof(licence)
-    attributes = ctypes.create_string_buffer(
-        _ATTRIBUTES.pack(_SOCKET_FILTER, count, *places, 0, 0, 0, 0, 0, b"wyrmhole_steer")
-    )
-    loaded: int = _libc.syscall(number, _BPF_PROG_LOAD, attributes, _ATTRIBUTES.size)
-    if loaded < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return loaded

@@ -11,34 +11,20 @@ lets a process read, write or run what its user could not.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import platform
 import pwd
-import struct
 from dataclasses import dataclass
 from pathlib import Path
 
 from wyrmhole.errors import DeviceError
 from wyrmhole.sandbox.policy import daemon_filter
 from wyrmhole.sandbox.syscalls import ARCHITECTURES
+from wyrmhole.system import libc
 
 CAP_SETPCAP, CAP_NET_BIND_SERVICE, CAP_NET_BROADCAST, CAP_NET_ADMIN = 8, 10, 11, 12
 KEPT = frozenset({CAP_NET_BIND_SERVICE, CAP_NET_BROADCAST, CAP_NET_ADMIN})
-
-_PR_SET_DUMPABLE, _PR_SET_KEEPCAPS, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS = 4, 8, 24, 38
-_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL = 47, 4
-_CAPABILITY_VERSION_3 = 0x2008_0522
-_CAPABILITIES = struct.Struct("=6I")
-"""effective, permitted, inheritable of capabilities 0 to 31, and the same of 32 to 63."""
-_SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_TSYNC = 1, 1
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-class _Program(ctypes.Structure):
-    _fields_ = (("length", ctypes.c_ushort), ("instructions", ctypes.c_char_p))
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +51,7 @@ def forbid_dumps() -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _prctl(_PR_SET_DUMPABLE, 0)
+    libc.prctl(libc.PR_SET_DUMPABLE, 0)
 
 
 def drop_privileges(user: User | None, kept: frozenset[int] = KEPT) -> None:
@@ -78,7 +64,7 @@ def drop_privileges(user: User | None, kept: frozenset[int] = KEPT) -> None:
         if user is not None:
             _become(user)
         _keep_capabilities(kept)
-        _prctl(_PR_SET_NO_NEW_PRIVS, 1)
+        libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)
         # Changing the user makes a process dumpable again.
         forbid_dumps()
     except OSError as error:
@@ -95,63 +81,37 @@ def restrict_calls() -> None:
     if architecture is None:
         raise DeviceError(f"no system call filter for {platform.machine()}: the daemon runs without")
     code = daemon_filter(architecture, os.getpid())
-    program = _Program(len(code) // 8, code)
-    flags = _SECCOMP_FILTER_FLAG_TSYNC
-    result = _libc.syscall(architecture.seccomp, _SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(program))
-    if result:
-        # Positive: the thread that has a filter of its own and cannot be brought in line.
-        reason = os.strerror(ctypes.get_errno()) if result < 0 else f"thread {result} has another filter"
+    try:
+        thread = libc.filter_calls(architecture.seccomp, code)
+        reason = f"thread {thread} has another filter" if thread else ""
+    except OSError as error:
+        reason = error.strerror or str(error)
+    if reason:
         raise DeviceError(f"the system call filter was refused ({reason}): the daemon runs without")
 
 
 def _become(user: User) -> None:
-    _prctl(_PR_SET_KEEPCAPS, 1)
+    libc.prctl(libc.PR_SET_KEEPCAPS, 1)
     os.setgroups([])
     os.setresgid(user.gid, user.gid, user.gid)
     os.setresuid(user.uid, user.uid, user.uid)
-    _prctl(_PR_SET_KEEPCAPS, 0)
+    libc.prctl(libc.PR_SET_KEEPCAPS, 0)
 
 
 def _keep_capabilities(kept: frozenset[int]) -> None:
-    _prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL)
-    _set_capabilities(sum(1 << number for number in kept) & _permitted())
+    try:
+        libc.prctl(libc.PR_CAP_AMBIENT, libc.PR_CAP_AMBIENT_CLEAR_ALL)
+    except OSError as error:
+        # Ambient capabilities came with Linux 4.3; before, there were none to clear.
+        if error.errno != errno.EINVAL:
+            raise
+    libc.set_capabilities(sum(1 << number for number in kept) & libc.permitted_capabilities())
 
 
 def _drop_bounding_set(kept: frozenset[int]) -> None:
     """What not even a new program could gain. Without CAP_SETPCAP it stays, and no_new_privs says the same."""
-    if not _permitted() >> CAP_SETPCAP & 1:
+    if not libc.permitted_capabilities() >> CAP_SETPCAP & 1:
         return
     for number in range(int(Path("/proc/sys/kernel/cap_last_cap").read_text()) + 1):
         if number not in kept:
-            _prctl(_PR_CAPBSET_DROP, number)
-
-
-def _permitted() -> int:
-    header, data = _header(), ctypes.create_string_buffer(_CAPABILITIES.size)
-    _check(_libc.capget(header, data))
-    values = _CAPABILITIES.unpack(data.raw)
-    return int(values[1] | values[4] << 32)
-
-
-def _set_capabilities(kept: int) -> None:
-    low, high = kept & 0xFFFF_FFFF, kept >> 32
-    _check(_libc.capset(_header(), _CAPABILITIES.pack(low, low, 0, high, high, 0)))
-
-
-def _header() -> bytes:
-    return struct.pack("=Ii", _CAPABILITY_VERSION_3, 0)
-
-
-def _prctl(option: int, value: int) -> None:
-    unsigned = ctypes.c_ulong
-    try:
-        _check(_libc.prctl(option, unsigned(value), unsigned(0), unsigned(0), unsigned(0)))
-    except OSError as error:
-        # Ambient capabilities came with Linux 4.3; before, there were none to clear.
-        if option != _PR_CAP_AMBIENT or error.errno != errno.EINVAL:
-            raise
-
-
-def _check(result: int) -> None:
-    if result < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+            libc.prctl(libc.PR_CAPBSET_DROP, number)

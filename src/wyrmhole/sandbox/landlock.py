@@ -10,12 +10,13 @@ Call before threads exist: the restriction belongs to a thread, and a thread tha
 
 from __future__ import annotations
 
-import ctypes
 import os
 import stat
 import struct
 import sys
 from collections.abc import Iterable
+
+from wyrmhole.system import libc
 
 _CREATE_RULESET, _ADD_RULE, _RESTRICT_SELF = 444, 445, 446
 """The same numbers on every architecture."""
@@ -30,8 +31,6 @@ _RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
 SYSTEM = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share", "/lib", "/lib64", "/nix/store")
 FILES = ("/etc/ld.so.cache", "/etc/localtime", "/dev/null", "/dev/urandom", "/proc/self", "/sys/fs/cgroup")
 
-_libc = ctypes.CDLL(None, use_errno=True)
-
 
 def needed_paths() -> list[str]:
     """What the interpreter and its libraries may read after the start, where modules are imported late."""
@@ -42,23 +41,28 @@ def needed_paths() -> list[str]:
     return list(dict.fromkeys([*packages, *modules, *SYSTEM, *FILES]))
 
 
+def version() -> int:
+    """The version of Landlock that the kernel has. Raises OSError where it has none."""
+    return libc.syscall(_CREATE_RULESET, None, 0, _ASK_VERSION)
+
+
 def allow_reading_only(paths: Iterable[str]) -> int:
     """Refuse this thread every file but these, and what lies below them; these can only be read.
 
     Returns the version of Landlock. Raises OSError where the kernel has none; nothing changed then. Needs no_new_privs.
     """
-    version = _call(_CREATE_RULESET, None, ctypes.c_size_t(0), _ASK_VERSION)
-    handled = (1 << _RIGHTS.get(version, 16)) - 1
-    attributes = struct.pack("=QQQ", handled, 0, _SCOPE_SIGNAL if version >= 6 else 0)
-    size = 24 if version >= 6 else 16 if version >= 4 else 8
-    rules = _call(_CREATE_RULESET, attributes, ctypes.c_size_t(size), 0)
+    abi = version()
+    handled = (1 << _RIGHTS.get(abi, 16)) - 1
+    attributes = struct.pack("=QQQ", handled, 0, _SCOPE_SIGNAL if abi >= 6 else 0)
+    size = 24 if abi >= 6 else 16 if abi >= 4 else 8
+    rules = libc.syscall(_CREATE_RULESET, attributes, size, 0)
     try:
         for path in paths:
             _allow(rules, path)
-        _call(_RESTRICT_SELF, rules, 0)
+        libc.syscall(_RESTRICT_SELF, rules, 0)
     finally:
         os.close(rules)
-    return version
+    return abi
 
 
 def _allow(rules: int, path: str) -> None:
@@ -70,13 +74,6 @@ def _allow(rules: int, path: str) -> None:
     try:
         is_directory = stat.S_ISDIR(os.fstat(fd).st_mode)
         access = _READ_FILE | _READ_DIR if is_directory else _READ_FILE
-        _call(_ADD_RULE, rules, _PATH_BENEATH, _RULE.pack(access, fd), 0)
+        libc.syscall(_ADD_RULE, rules, _PATH_BENEATH, _RULE.pack(access, fd), 0)
     finally:
         os.close(fd)
-
-
-def _call(number: int, *arguments: object) -> int:
-    result = int(_libc.syscall(number, *arguments))
-    if result < 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    return result

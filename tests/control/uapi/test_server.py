@@ -393,7 +393,7 @@ def test_a_file_taken_away_ends_the_server(
     run()
 
 
-def refuse(path: str, mask: int) -> int:
+def refuse(path: str) -> int:
     raise OSError("no inotify here")
 
 

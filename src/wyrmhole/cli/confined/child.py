@@ -10,7 +10,6 @@ channel means that there is progress.
 from __future__ import annotations
 
 import array
-import ctypes
 import errno
 import json
 import os
@@ -23,15 +22,13 @@ from typing import Any
 
 from wyrmhole.cli.confined.guard import leave_guard
 from wyrmhole.cli.confined.names import replace_resolvers
-from wyrmhole.cli.confined.namespace_probe import CLONE_NEWNET, CLONE_NEWNS, CLONE_NEWUSER, unshare
 from wyrmhole.cli.confined.network import configure, open_ping
 from wyrmhole.errors import DeviceError
 from wyrmhole.net import tun_ioctl
+from wyrmhole.system import libc
 
 MAX_PLAN = 64 << 20
 """Bytes: as a configuration file, whose allowed ips are in it."""
-
-PR_SET_PDEATHSIG = 1
 
 
 def main() -> int:
@@ -64,7 +61,7 @@ def main() -> int:
 
 def end_with_parent(number: int) -> None:
     """Have the kernel send this signal when the parent ends; 0: none."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, number, 0, 0, 0)
+    libc.prctl(libc.PR_SET_PDEATHSIG, number)
 
 
 def warn(sentence: str) -> None:
@@ -84,13 +81,13 @@ def enclose(plan: dict[str, Any], report: Callable[[], None]) -> int:
     """Be in namespaces with a tunnel; returns the TUN. Raises DeviceError whose text is `STEP: REASON`."""
     if plan["user"]:
         _step("user namespace", _enter_user_namespace)
-    _step("network namespace", lambda: unshare(CLONE_NEWNET))
+    _step("network namespace", lambda: libc.unshare(libc.CLONE_NEWNET))
     tun: int = _step("open /dev/net/tun", lambda: os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
     flags = tun_ioctl.IFF_TUN | tun_ioctl.IFF_NO_PI | tun_ioctl.IFF_VNET_HDR
     _step("make a TUN", lambda: tun_ioctl.attach(tun, plan["name"], flags))
     configure(plan, report, warn)
     open_ping(plan["user"], warn)
-    _step("mount namespace", lambda: unshare(CLONE_NEWNS))
+    _step("mount namespace", lambda: libc.unshare(libc.CLONE_NEWNS))
     _step("name servers of its own", lambda: replace_resolvers(plan["resolv_conf"]))
     return tun
 
@@ -105,7 +102,7 @@ def _step(name: str, step: Callable[[], Any]) -> Any:
 def _enter_user_namespace() -> None:
     """With the caller mapped to itself: files, and `id`, look as outside, and exec drops every capability."""
     uid, gid = os.geteuid(), os.getegid()
-    unshare(CLONE_NEWUSER)
+    libc.unshare(libc.CLONE_NEWUSER)
     for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)

@@ -8,12 +8,13 @@ nscd, avahi.
 
 from __future__ import annotations
 
-import ctypes
 import errno
 import os
 import re
 import stat
 from contextlib import suppress
+
+from wyrmhole.system import libc
 
 RESOLV_CONF = "/etc/resolv.conf"
 NSSWITCH_CONF = "/etc/nsswitch.conf"
@@ -24,17 +25,16 @@ RESOLVERS = (
 SCRATCH = ("/mnt", "/tmp", "/proc/self/task")
 """Folders of which every system has one, to mount a tmpfs on for that moment."""
 
-MS_BIND, MS_REC, MS_PRIVATE = 4096, 16384, 1 << 18
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES)
 """Why a resolv.conf cannot be covered by another: it is missing, leads nowhere, or is out of reach."""
 
 
 def replace_resolvers(resolv_conf: str) -> None:
     """Raises OSError."""
-    mount("none", "/", None, MS_REC | MS_PRIVATE)
+    libc.mount("none", "/", None, libc.MS_REC | libc.MS_PRIVATE)
     covered = dict.fromkeys(folder for folder in map(os.path.realpath, RESOLVERS) if os.path.isdir(folder))
     for folder in covered:
-        mount("tmpfs", folder, "tmpfs", 0)
+        libc.mount("tmpfs", folder, "tmpfs", 0)
     _replace_nsswitch()
     target = os.path.realpath(RESOLV_CONF)
     if os.path.dirname(target) in covered:
@@ -67,9 +67,9 @@ def _bind_text(text: str, target: str) -> None:
     try:
         path = f"{scratch}/text"
         _write(path, text)
-        mount(path, target, None, MS_BIND)
+        libc.mount(path, target, None, libc.MS_BIND)
     finally:
-        umount(scratch)
+        libc.umount(scratch, libc.MNT_DETACH)
 
 
 def _rebuild_etc(resolv_conf: str) -> None:
@@ -85,9 +85,9 @@ def _rebuild_etc(resolv_conf: str) -> None:
         for entry in entries:
             _repeat(entry, f"{scratch}/{entry.name}")
         _write(f"{scratch}/{os.path.basename(RESOLV_CONF)}", resolv_conf)
-        mount(scratch, folder, None, MS_BIND | MS_REC)
+        libc.mount(scratch, folder, None, libc.MS_BIND | libc.MS_REC)
     finally:
-        umount(scratch)
+        libc.umount(scratch, libc.MNT_DETACH)
 
 
 def _repeat(entry: os.DirEntry[str], path: str) -> None:
@@ -98,12 +98,12 @@ def _repeat(entry: os.DirEntry[str], path: str) -> None:
         os.mkdir(path)
     else:
         os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
-    mount(entry.path, path, None, MS_BIND | MS_REC)
+    libc.mount(entry.path, path, None, libc.MS_BIND | libc.MS_REC)
 
 
 def _mount_scratch(mode: int = 0o755) -> str:
     scratch = next(folder for folder in SCRATCH if os.path.isdir(folder))
-    mount("tmpfs", scratch, "tmpfs", 0)
+    libc.mount("tmpfs", scratch, "tmpfs", 0)
     os.chmod(scratch, stat.S_IMODE(mode))
     return scratch
 
@@ -112,19 +112,3 @@ def _write(path: str, text: str) -> None:
     with open(path, "w", encoding="utf-8", errors="surrogateescape") as file:
         file.write(text)
     os.chmod(path, 0o644)
-
-
-def mount(source: str, target: str, kind: str | None, flags: int) -> None:
-    """mount(2). Raises OSError."""
-    words = (os.fsencode(source), os.fsencode(target), None if kind is None else kind.encode())
-    if ctypes.CDLL(None, use_errno=True).mount(*words, ctypes.c_ulong(flags), None) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), target)
-
-
-def umount(target: str) -> None:
-    """Lazily: what is mounted from below stays."""
-    detach = 2
-    if ctypes.CDLL(None, use_errno=True).umount2(os.fsencode(target), detach) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number), target)

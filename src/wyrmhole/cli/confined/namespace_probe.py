@@ -6,15 +6,14 @@ One line per step that worked, and `STEP: REASON` for the one that did not; if a
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
 import sys
 from collections.abc import Callable
 
 from wyrmhole.net import tun_ioctl
+from wyrmhole.system import libc
 
-CLONE_NEWUSER, CLONE_NEWNET, CLONE_NEWNS = 0x10000000, 0x40000000, 0x00020000
 OFFLOADS = "offloads"
 
 STEPS = ("user namespace", "network namespace", "open /dev/net/tun", "make a TUN", "a socket", "mount namespace")
@@ -23,12 +22,12 @@ STEPS = ("user namespace", "network namespace", "open /dev/net/tun", "make a TUN
 def main() -> int:
     held: list[int] = []
     steps: tuple[Callable[[], object], ...] = (
-        lambda: unshare(CLONE_NEWUSER),
-        lambda: unshare(CLONE_NEWNET),
+        lambda: libc.unshare(libc.CLONE_NEWUSER),
+        lambda: libc.unshare(libc.CLONE_NEWNET),
         lambda: held.append(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC)),
         lambda: tun_ioctl.attach(held[0], "probe", tun_ioctl.IFF_TUN | tun_ioctl.IFF_NO_PI | tun_ioctl.IFF_VNET_HDR),
         lambda: socket.socket(socket.AF_INET, socket.SOCK_STREAM).close(),
-        lambda: unshare(CLONE_NEWNS),
+        lambda: libc.unshare(libc.CLONE_NEWNS),
     )
     for name, step in zip(STEPS, steps, strict=True):
         try:
@@ -46,14 +45,6 @@ def offloads(tun: int) -> str:
     if tun_ioctl.accepts_offloads(tun, tso | tun_ioctl.TUN_F_USO4 | tun_ioctl.TUN_F_USO6):
         return "TCP and UDP"
     return "TCP" if tun_ioctl.accepts_offloads(tun, tso) else "none"
-
-
-def unshare(flags: int) -> None:
-    """unshare(2); Python has it from 3.12 on. Raises OSError."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.unshare(flags) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
 
 
 if __name__ == "__main__":

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 from wyrmhole.cli.doctor.finding import Finding, reason
+from wyrmhole.sandbox import landlock as sandbox_landlock
 
 PROC_SYS = Path("/proc/sys")
 RESOLV_CONF = "/etc/resolv.conf"
-_LANDLOCK_CREATE_RULESET, _LANDLOCK_VERSION = 444, 1
 
 
 def families() -> Iterator[Finding]:
@@ -74,12 +73,13 @@ def name_servers() -> Iterator[Finding]:
 
 
 def landlock() -> Iterator[Finding]:
-    version = int(ctypes.CDLL(None, use_errno=True).syscall(_LANDLOCK_CREATE_RULESET, None, 0, _LANDLOCK_VERSION))
-    if version > 0:
-        yield Finding("good", "Landlock", f"version {version}: a daemon reads only files that it needs")
-    else:
+    try:
+        version = sandbox_landlock.version()
+    except OSError as error:
         advice = "Linux 5.13 and later have it (lsm=landlock,...); without, give the daemon a user with --user"
-        yield Finding("poor", "Landlock", f"not available: {os.strerror(ctypes.get_errno())}", advice)
+        yield Finding("poor", "Landlock", f"not available: {error.strerror}", advice)
+        return
+    yield Finding("good", "Landlock", f"version {version}: a daemon reads only files that it needs")
 
 
 def _read(path: Path) -> str | None:

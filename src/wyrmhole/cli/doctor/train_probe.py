@@ -11,7 +11,6 @@ out, and that is said. A run takes less than 20 seconds.
 
 from __future__ import annotations
 
-import ctypes
 import ipaddress
 import os
 import select
@@ -30,6 +29,7 @@ from wyrmhole.device.status import DeviceStatus, PeerStatus
 from wyrmhole.errors import DeviceError, UapiError, WyrmholeError
 from wyrmhole.protocol.constants import SECOND
 from wyrmhole.protocol.keys import PublicKey
+from wyrmhole.system import libc
 from wyrmhole.wire.checksum import checksum
 
 BURSTS = (4, 16, 32)
@@ -160,7 +160,7 @@ class Pinger:
         """Write so many requests at once; their sequence numbers."""
         numbers = [(self._sequence + at) & 0xFFFF for at in range(count)]
         self._sequence += count
-        _send_together(self._socket, [self._message(number) for number in numbers])
+        libc.sendmmsg(self._socket.fileno(), [self._message(number) for number in numbers])
         return set(numbers)
 
     def measure(self) -> bool:
@@ -200,45 +200,6 @@ class Pinger:
             return None
         kind, _, _, identity, number = _ECHO.unpack_from(packet)
         return number if kind == self._reply and identity == self._identity else None
-
-
-class _Vector(ctypes.Structure):
-    _fields_ = (("base", ctypes.c_char_p), ("length", ctypes.c_size_t))
-
-
-class _Header(ctypes.Structure):
-    """struct msghdr."""
-
-    _fields_ = (
-        ("name", ctypes.c_void_p),
-        ("name_length", ctypes.c_uint32),
-        ("vectors", ctypes.POINTER(_Vector)),
-        ("vector_count", ctypes.c_size_t),
-        ("control", ctypes.c_void_p),
-        ("control_length", ctypes.c_size_t),
-        ("flags", ctypes.c_int),
-    )
-
-
-class _Message(ctypes.Structure):
-    """struct mmsghdr."""
-
-    _fields_ = (("header", _Header), ("sent", ctypes.c_uint))
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-
-
-def _send_together(sock: socket.socket, messages: Sequence[bytes]) -> None:
-    """sendmmsg(2): nothing comes between two of them but the kernel."""
-    vectors = (_Vector * len(messages))(*[_Vector(message, len(message)) for message in messages])
-    entries = (_Message * len(messages))()
-    for entry, vector in zip(entries, vectors, strict=True):
-        entry.header.vectors = ctypes.pointer(vector)
-        entry.header.vector_count = 1
-    if _libc.sendmmsg(sock.fileno(), entries, len(messages), 0) < 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
 
 
 def _seconds() -> float:

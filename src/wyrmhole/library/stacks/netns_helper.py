@@ -69,11 +69,11 @@ def call(name: str, *arguments: int) -> None:
     if function is not None:
         function(*arguments)
         return
-    import ctypes
+    # Only now and last: nothing else comes from where wyrmhole is installed.
+    sys.path.append(os.path.abspath(f"{__file__}/../../../.."))
+    from wyrmhole.system import libc
 
-    if getattr(ctypes.CDLL(None, use_errno=True), name)(*arguments) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))
+    getattr(libc, name)(*arguments)
 
 
 def serve(channel: _socket.socket) -> None:
