@@ -50,6 +50,6 @@ def make_engine(clock: Callable[[], int], *, threaded: bool = False, workers: in
 def index_count(engine: Any) -> int:
     """How many receiver indices lead to a key: what each engine's tables say, which the contract has no word for."""
     if engine.kind is EngineKind.PORTABLE:
-        return len(engine._tables.indices)
+        return len(engine.inspect().indices)
     indices: int = engine._native.sizes()[2]
     return indices

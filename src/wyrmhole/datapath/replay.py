@@ -52,6 +52,11 @@ class ReplayWindow:
         self._seen |= 1 << -ahead
         return True
 
+    def inspect(self) -> tuple[int, int]:
+        """`greatest` and the bits behind it, the same before and after a fold; for tests and the simulator."""
+        pending = min(self._pending, WINDOW_SIZE)
+        return self.greatest, (self._seen << pending | (1 << pending) - 1) & _MASK
+
     def _fold(self) -> None:
         pending = self._pending
         if pending:

@@ -36,6 +36,7 @@ from wyrmhole.datapath.peer import NO_SOCKADDR, EnginePeer
 from wyrmhole.datapath.tables import HANDSHAKE_TOS, Tables
 from wyrmhole.datapath.train import count_datagrams
 from wyrmhole.engine.contract import EngineFailed, EngineKind, EngineReport, TunChanged
+from wyrmhole.engine.inspection import EnginePeerState, EngineState, engine_state, peer_state
 from wyrmhole.engine.polled import Polled, eventfds
 from wyrmhole.net.bind import Bind, KernelBind, SendOutcome, doubts_trains
 from wyrmhole.net.tun import LendableTun, Tun, TunEvent
@@ -156,6 +157,11 @@ class PortableEngine:
         self._say()
         return taken
 
+    @property
+    def has_reports(self) -> bool:
+        """Whether `fileno` is readable."""
+        return self._said
+
     def drops(self) -> Mapping[DropReason, int]:
         # Copied in one step, because the thread adds to it.
         return {reason: count for reason, count in dict(self._tables.drops).items() if count}
@@ -241,6 +247,22 @@ class PortableEngine:
 
     def counters(self, peer: PeerId) -> PeerCounters:
         return self._tables.counters(peer)
+
+    def inspect(self) -> EngineState:
+        """A snapshot, for tests and the simulator; so are the three below. Only without a thread."""
+        return engine_state(self._tables)
+
+    def inspect_peer(self, peer: PeerId) -> EnginePeerState:
+        return peer_state(self._tables.peers[peer])
+
+    def owner_of(self, destination: bytes) -> PeerId | None:
+        """The peer that this inner address is routed to."""
+        found = self._tables.allowed_ips.lookup(destination)
+        return None if found is None else found.id
+
+    def queued_handshakes(self) -> list[bytes]:
+        """The handshake messages that wait to be taken as reports."""
+        return [data for queue in self._tables.reports.handshakes.values() for data, _, _ in queue]
 
     def peer_drops(self, peer: PeerId) -> Mapping[DropReason, int]:
         return self._tables.peer_drops(peer)

@@ -76,6 +76,7 @@ class Exchange:
         wall_clock: Callable[[], int],
         data_plane: DataPlane | None = None,
         report: Callable[[Event], None] = lambda event: None,
+        limiter: RateLimiter | None = None,
     ) -> None:
         self.peers = peers
         self.indices: IndexTable[Peer] = IndexTable(random)
@@ -86,7 +87,7 @@ class Exchange:
         self._wall_clock = wall_clock
         self._data_plane = data_plane
         self._report = report
-        self._limiter = RateLimiter()
+        self._limiter = RateLimiter() if limiter is None else limiter
         self._under_load_until = LONG_AGO
 
     def set_private_key(self, private_key: PrivateKey | None) -> None:

@@ -6,7 +6,7 @@ there are or which sessions belong together (whitepaper 5.4.2). 0 is never drawn
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
@@ -39,6 +39,9 @@ class IndexTable(Generic[T]):
     def remove(self, index: int) -> None:
         """Free the index; an unknown one is ignored."""
         self._entries.pop(index, None)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._entries)
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -61,10 +61,12 @@ from wyrmhole.protocol.events import (
     SessionExpired,
 )
 from wyrmhole.protocol.exchange import Accepted, Completed, Exchange, Reply
+from wyrmhole.protocol.inspection import InterfaceState, peer_state
 from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
 from wyrmhole.protocol.noise import TransportKeys
 from wyrmhole.protocol.peer import LONG_AGO, Peer, Session
 from wyrmhole.protocol.peer_store import PeerStore
+from wyrmhole.protocol.ratelimiter import RateLimiter
 from wyrmhole.protocol.roaming import Roaming
 from wyrmhole.protocol.timer_wheel import TimerWheel
 from wyrmhole.protocol.timers import Timer
@@ -88,11 +90,12 @@ class Interface:
         now: int,
         timings: Timings | None = None,
         peers: PeerStore | None = None,
+        limiter: RateLimiter | None = None,
     ) -> None:
         self.timings = timings or Timings()
-        self.peers = peers or PeerStore()
+        self.peers = PeerStore() if peers is None else peers
         self._events: deque[Event] = deque(maxlen=MAX_EVENTS)
-        self.exchange = Exchange(self.peers, random, wall_clock, data_plane, self._events.append)
+        self.exchange = Exchange(self.peers, random, wall_clock, data_plane, self._events.append, limiter)
         self.is_up = False
         self._data_plane = data_plane
         self._random = random
@@ -122,6 +125,11 @@ class Interface:
         """The peer's next deadline and its reason, for logs and tests."""
         armed = peer.timers.deadlines(self._data_plane.marks(peer.id), self.timings)
         return armed[0] if armed else None
+
+    def inspect(self) -> InterfaceState:
+        """A snapshot, for tests and the simulator."""
+        peers = tuple([peer_state(peer) for peer in self.peers])
+        return InterfaceState(peers, frozenset(self.exchange.indices), frozenset(self._wheel), len(self._owners))
 
     # Commands
 

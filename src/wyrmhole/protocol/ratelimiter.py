@@ -44,5 +44,9 @@ class RateLimiter:
                 return
             del self._buckets[oldest]
 
+    def inspect(self) -> tuple[int, ...]:
+        """The credit of each remembered source, for tests and the simulator."""
+        return tuple(tokens for tokens, _ in self._buckets.values())
+
     def __len__(self) -> int:
         return len(self._buckets)

@@ -10,7 +10,7 @@ never early.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar
 
 K = TypeVar("K", bound=Hashable)
@@ -64,6 +64,9 @@ class TimerWheel(Generic[K]):
         asked for, when it falls to a lower level."""
         due = self._next_tick()
         return None if due is None else due << TICK_SHIFT
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._places)
 
     def __contains__(self, key: K) -> bool:
         return key in self._places

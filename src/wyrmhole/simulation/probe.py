@@ -1,103 +1,47 @@
-"""Looks into an interface and its engine that no product code needs: state as a value, and what memory holds.
+"""What the checks need to know of an interface and its engine: their state as one value, and what memory holds.
 
-`fingerprint` is everything that input may not change without proving itself. `reachable` walks the objects of the
-package, for secrets that should be gone.
+`reachable` walks the objects of the package, for secrets that should be gone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from types import BuiltinMethodType, FunctionType, MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
-from wyrmhole.datapath.keypair import Keypair
-from wyrmhole.datapath.peer import EnginePeer
-from wyrmhole.datapath.replay import WINDOW_SIZE
-from wyrmhole.datapath.tables import Tables
+from wyrmhole.engine.inspection import EngineState
 from wyrmhole.engine.portable import PortableEngine
+from wyrmhole.protocol.inspection import InterfaceState
 from wyrmhole.protocol.interface import Interface
-from wyrmhole.protocol.peer import Peer
-
-Fingerprint = tuple[object, ...]
 
 
-def tables_of(engine: PortableEngine) -> Tables:
-    return engine._tables
+class Fingerprint(NamedTuple):
+    """Everything that input may not change without proving itself."""
+
+    interface: InterfaceState
+    engine: EngineState
+
+    @property
+    def endpoints(self) -> tuple[object, ...]:
+        """Of each peer, as the protocol and as the engine has them."""
+        return (
+            tuple([peer.endpoint for peer in self.interface.peers]),
+            tuple([peer.sockaddr for peer in self.engine.peers]),
+        )
 
 
 def fingerprint(interface: Interface, engine: PortableEngine) -> Fingerprint:
-    """Without drop counters, the limiter, the load clock and cookies held, which unproven input may move."""
-    tables = tables_of(engine)
-    peers = tuple(_peer(peer) for peer in interface.peers)
-    packets = tuple(_engine_peer(peer) for peer in tables.peers.values())
-    return (peers, packets, tuple(sorted(tables.indices)), len(interface.exchange.indices), len(interface._wheel))
+    return Fingerprint(interface.inspect(), engine.inspect())
 
 
 def difference(before: object, after: object) -> str:
-    """Where two fingerprints differ first."""
+    """The path to the first value that differs, and both values."""
     if isinstance(before, tuple) and isinstance(after, tuple) and len(before) == len(after):
-        for place, (old, new) in enumerate(zip(before, after, strict=True)):
+        names = getattr(before, "_fields", range(len(before)))
+        for name, old, new in zip(names, before, after, strict=True):
             if old != new:
-                return f"[{place}]{difference(old, new)}"
+                return f".{name}{difference(old, new)}"
     return f": {str(before)[:60]} to {str(after)[:60]}"
-
-
-def endpoints(interface: Interface, engine: PortableEngine) -> Fingerprint:
-    tables = tables_of(engine)
-    return (
-        tuple(peer.endpoint for peer in interface.peers),
-        tuple(peer.sockaddr for peer in tables.peers.values()),
-    )
-
-
-def _peer(peer: Peer) -> Fingerprint:
-    timers = peer.timers
-    return (
-        peer.id,
-        peer.endpoint,
-        id(peer.sent),
-        peer.keypair_indices,
-        peer.last_stamp_received,
-        peer.last_stamp_sent,
-        peer.last_initiation_consumed,
-        peer.last_handshake_sent,
-        peer.last_handshake_wall,
-        tuple(getattr(timers, name) for name in timers.__slots__),
-    )
-
-
-def _engine_peer(peer: EnginePeer) -> Fingerprint:
-    keypairs = peer.keypairs
-    return (
-        peer.id,
-        peer.sockaddr,
-        peer.source,
-        peer.tx_bytes,
-        peer.rx_bytes,
-        peer.data_sent_since,
-        peer.data_received_since,
-        peer.last_data_received,
-        peer.last_traversal,
-        peer.active_said,
-        peer.key_wanted_said,
-        len(peer.staged or ()),
-        tuple(_keypair(keypair) for keypair in (keypairs.previous, keypairs.current, keypairs.next)),
-    )
-
-
-def _keypair(keypair: Keypair | None) -> Fingerprint:
-    if keypair is None:
-        return ()
-    window = keypair.window
-    return (
-        keypair.local_index,
-        keypair.send_counter,
-        keypair.send_until,
-        keypair.rekey_asked,
-        window.greatest,
-        # As it is once folded, which asking about a counter may do at any time.
-        (window._seen << window._pending | (1 << window._pending) - 1) & ((1 << WINDOW_SIZE) - 1),
-    )
 
 
 def reachable(*roots: object) -> Iterator[object]:

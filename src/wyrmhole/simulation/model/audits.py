@@ -6,7 +6,7 @@ from wyrmhole.datapath.keypair import Keypair
 from wyrmhole.engine.portable import PortableEngine
 from wyrmhole.protocol.interface import Interface
 from wyrmhole.protocol.peer import Peer
-from wyrmhole.protocol.ratelimiter import CAPACITY
+from wyrmhole.protocol.ratelimiter import CAPACITY, RateLimiter
 from wyrmhole.simulation import probe
 from wyrmhole.simulation.clock import SECOND
 from wyrmhole.simulation.model.checks import require
@@ -19,10 +19,13 @@ LIMITER_SOURCES = 16
 class Audits:
     """Compares the engine and the interface of host `number` with their shadow. All raise Violation."""
 
-    def __init__(self, number: int, interface: Interface, engine: PortableEngine, shadow: Shadow) -> None:
+    def __init__(
+        self, number: int, interface: Interface, engine: PortableEngine, limiter: RateLimiter, shadow: Shadow
+    ) -> None:
         self.number = number
         self.interface = interface
         self.engine = engine
+        self.limiter = limiter
         self.shadow = shadow
 
     def everything(self, now: int) -> None:
@@ -40,22 +43,22 @@ class Audits:
         require(found == right, "I31", f"host {self.number}: (tx, rx) is {found}, the sums are {right}")
 
     def _indices(self) -> None:
-        tables, exchange = probe.tables_of(self.engine), self.interface.exchange
-        require(set(tables.indices) == set(self.shadow.by_local), "I14", f"host {self.number}: stale or lost indices")
-        live = [index for peer in self.interface.peers for index in peer.keypair_indices]
-        live += [peer.sent.local_index for peer in self.interface.peers if peer.sent is not None]
-        same = sorted(live) == sorted(exchange.indices._entries)
+        engine, interface = self.engine.inspect(), self.interface.inspect()
+        require(engine.indices == set(self.shadow.by_local), "I14", f"host {self.number}: stale or lost indices")
+        live = [index for peer in interface.peers for index in peer.keypair_indices]
+        live += [peer.sent for peer in interface.peers if peer.sent is not None]
+        same = sorted(live) == sorted(interface.indices)
         require(same and len(live) == len(set(live)), "I14", f"host {self.number}: an index leads nowhere")
-        most = max((len(peer.keypair_indices) for peer in self.interface.peers), default=0)
+        most = max((len(peer.keypair_indices) for peer in interface.peers), default=0)
         require(most <= 3, "I14", f"host {self.number}: {most} keypairs of one peer")
 
     def _staging(self) -> None:
-        tables = probe.tables_of(self.engine)
-        waiting = {peer.id: len(peer.staged or ()) for peer in tables.peers.values()}
+        state = self.engine.inspect()
+        waiting = {peer.id: peer.staged for peer in state.peers}
         right = {peer.id: len(peer.staged) for peer in self.shadow.peers.values()}
         require(waiting == right, "I17", f"host {self.number}: {waiting} wait, not {right}")
-        total = sum(len(packet) for peer in tables.peers.values() for packet in peer.staged or ())
-        require(tables.staged_bytes == total, "I17", f"host {self.number}: {tables.staged_bytes} bytes, not {total}")
+        total = sum(peer.staged_bytes for peer in state.peers)
+        require(state.staged_bytes == total, "I17", f"host {self.number}: {state.staged_bytes} bytes, not {total}")
         counted = {reason.value: count for reason, count in self.engine.drops().items()}
         require(not counted.get("internal_error"), "I30", f"host {self.number}: the engine gave up a batch")
         for cause, count in self.shadow.drops.items():
@@ -63,25 +66,25 @@ class Audits:
             require(fine, "I17", f"host {self.number}: {cause} is {counted.get(cause, 0)}, not {count}")
 
     def _limiter(self) -> None:
-        limiter = self.interface.exchange._limiter
-        require(len(limiter) <= LIMITER_SOURCES, "I18", f"host {self.number}: {len(limiter)} sources are remembered")
-        fine = all(0 <= tokens <= CAPACITY for tokens, _ in limiter._buckets.values())
+        buckets = self.limiter.inspect()
+        require(len(buckets) <= LIMITER_SOURCES, "I18", f"host {self.number}: {len(buckets)} sources are remembered")
+        fine = all(0 <= tokens <= CAPACITY for tokens in buckets)
         require(fine, "I18", f"host {self.number}: a bucket is below empty or above full")
 
     def _timers(self, now: int) -> None:
-        wheel = self.interface._wheel
+        armed = self.interface.inspect().armed
         owners = {peer.id for peer in self.interface.peers}
-        require(set(wheel._places) <= owners, "I19", f"host {self.number}: a timer without a peer")
+        require(armed <= owners, "I19", f"host {self.number}: a timer without a peer")
         for peer in self.interface.peers:
             shadow = self.shadow.peers[peer.id]
             quiet = now - max(shadow.last_traversal, shadow.session_at or 0, self.shadow.resumed_at)
             if quiet > 3 * REJECT_AFTER + 120 * SECOND and not shadow.persistent and not shadow.staged:
-                self._quiet_peer(peer, shadow)
+                self._quiet_peer(peer, shadow, peer.id in armed)
 
-    def _quiet_peer(self, peer: Peer, shadow: ShadowPeer) -> None:
+    def _quiet_peer(self, peer: Peer, shadow: ShadowPeer, is_armed: bool) -> None:
         """Nothing passed for so long that every timer has run out."""
         where = f"host {self.number}, peer {peer.id}"
-        require(peer.id not in self.interface._wheel, "I19", f"{where}: quiet, and a timer is armed")
+        require(not is_armed, "I19", f"{where}: quiet, and a timer is armed")
         gone = shadow.slots == (None, None, None) and peer.sent is None
         require(gone, "I16", f"{where}: secrets are kept after 540 s without a session")
 
@@ -94,14 +97,15 @@ class Audits:
 
     def empty(self) -> None:
         """All peers are removed: nothing of them is left (L10)."""
-        tables, interface = probe.tables_of(self.engine), self.interface
+        engine, interface = self.engine.inspect(), self.interface.inspect()
+        objects = probe.reachable(self.interface, self.engine)
         left = {
-            "indices": len(interface.exchange.indices),
-            "timers": len(interface._wheel),
-            "routes": len(interface._owners) + len(tables.allowed_ips),
-            "engine peers": len(tables.peers),
-            "engine keys": len(tables.indices),
-            "staged bytes": tables.staged_bytes,
-            "objects": sum(isinstance(each, (Keypair, Peer)) for each in probe.reachable(interface, self.engine)),
+            "indices": len(interface.indices),
+            "timers": len(interface.armed),
+            "routes": interface.prefixes + engine.routes,
+            "engine peers": len(engine.peers),
+            "engine keys": len(engine.indices),
+            "staged bytes": engine.staged_bytes,
+            "objects": sum(isinstance(each, (Keypair, Peer)) for each in objects),
         }
         require(not any(left.values()), "L10", f"host {self.number}: left over {left}")

@@ -8,7 +8,6 @@ from wyrmhole.engine.portable import PortableEngine
 from wyrmhole.protocol.data_plane import KeypairParams, Marks, PeerCounters, PeerId, Source
 from wyrmhole.protocol.interface import Interface
 from wyrmhole.protocol.peer import Peer
-from wyrmhole.simulation import probe
 from wyrmhole.simulation.model.checks import require
 from wyrmhole.simulation.model.shadow import NOWHERE, Shadow, ShadowPeer
 from wyrmhole.wire.endpoint import Endpoint
@@ -97,9 +96,9 @@ class Recorder:
         else:
             secret = b"" if config.preshared_key is None else config.preshared_key.raw
             self._shadow.response_left(it, datagram, secret)
-        before = probe.tables_of(self._engine).peers[peer].tx_bytes
+        before = self._engine.counters(peer).tx_bytes
         self._engine.send_to_peer(peer, datagram)
-        arrived = probe.tables_of(self._engine).peers[peer].tx_bytes - before
+        arrived = self._engine.counters(peer).tx_bytes - before
         require(arrived in (0, len(datagram)), "I31", f"a handshake message of {len(datagram)} counts as {arrived}")
         it.tx += arrived
 
@@ -133,8 +132,7 @@ class Recorder:
         return self._engine.counters(peer)
 
     def check_slots(self, it: ShadowPeer) -> None:
-        keypairs = probe.tables_of(self._engine).peers[it.id].keypairs
-        found = tuple(each and each.local_index for each in (keypairs.previous, keypairs.current, keypairs.next))
+        found = self._engine.inspect_peer(it.id).slots
         require(found == it.slots, "I15", f"host {self._shadow.life[0]}: slots {found}, not {it.slots}")
 
     def _peer(self, peer: PeerId) -> Peer:

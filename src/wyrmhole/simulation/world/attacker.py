@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from random import Random
 
-from wyrmhole.protocol.cookie import CookieGenerator, mac1_key
+from wyrmhole.protocol.cookie import cookie_key, mac1_key
 from wyrmhole.protocol.keys import PublicKey
-from wyrmhole.protocol.primitives import mac
+from wyrmhole.protocol.primitives import InvalidTag, mac, xopen
 from wyrmhole.simulation.world.network import Captured, Network
 from wyrmhole.wire.endpoint import SockAddr
-from wyrmhole.wire.messages import CookieReply, before_mac1
+from wyrmhole.wire.messages import CookieReply, before_mac2, mac1_of
 
 _LENGTHS = (0, 1, 3, 4, 31, 32, 33, 63, 64, 65, 91, 92, 93, 147, 148, 149, 200, 1500, 65_507)
 _MACS = 32
@@ -99,9 +99,16 @@ class Attacker:
             reply = self.mail.get(address)
             if reply is None or reply[0] != 3:
                 continue
-            generator = CookieGenerator(public)
-            generator._last_mac1 = message[-_MACS:-16]
-            if generator.consume_reply(CookieReply.parse(reply), 0):
-                fresh = [self.initiation(public) for _ in range(each)]
-                made += [(address, generator.add_macs(before_mac1(each_message), 0)) for each_message in fresh]
+            cookie = _cookie_of(public, message, CookieReply.parse(reply))
+            if cookie is not None:
+                fresh = [before_mac2(self.initiation(public)) for _ in range(each)]
+                made += [(address, each_message + mac(cookie, each_message)) for each_message in fresh]
         return made
+
+
+def _cookie_of(public: PublicKey, message: bytes, reply: CookieReply) -> bytes | None:
+    """The cookie in the owner's reply to the message; None if the reply answers another message."""
+    try:
+        return xopen(cookie_key(public), reply.nonce, reply.encrypted_cookie, mac1_of(message))
+    except InvalidTag:
+        return None

@@ -102,7 +102,7 @@ class Host:
         self._wake = wake
         self._ended = ended
         self._events: dict[tuple[str, bytes], list[int]] = {}
-        self._unmoved: tuple[probe.Fingerprint, probe.Fingerprint] | None = None
+        self._unmoved: probe.Fingerprint | None = None
         self._change: tuple[dict[Prefix, bytes], dict[Prefix, bytes]] | None = None
         self.settings = Settings(PrivateKey(random_module.Random(f"{seed}/key/{number}").randbytes(32)))
         self.identities = deque([self.public.raw], maxlen=IDENTITIES)
@@ -135,10 +135,12 @@ class Host:
         self.bind = self._make_bind()
         self._tun_is_gone = False
         self.plane = Recorder(self.engine, self.shadow, self._check_routes)
-        self.interface = Interface(self.plane, random=self._random.randbytes, wall_clock=self.clock.wall, now=self.now)
+        limiter = RateLimiter(LIMITER_SOURCES)
+        self.interface = Interface(
+            self.plane, random=self._random.randbytes, wall_clock=self.clock.wall, now=self.now, limiter=limiter
+        )
         self.plane.interface = self.interface
-        self.interface.exchange._limiter = RateLimiter(LIMITER_SOURCES)
-        self.audits = Audits(self.number, self.interface, self.engine, self.shadow)
+        self.audits = Audits(self.number, self.interface, self.engine, limiter, self.shadow)
         self.engine.attach_tun(self.tun)
         self.interface.set_private_key(self.settings.key, self.now)
         for peer in self.settings.peers.values():
@@ -223,9 +225,10 @@ class Host:
         with self._routing():
             self.interface.remove_peer(peer)
         self.settle()
-        left = indices & {*probe.tables_of(self.engine).indices, *self.interface.exchange.indices._entries}
+        state = self.interface.inspect()
+        left = indices & (self.engine.inspect().indices | state.indices)
         require(not left, "I16", f"host {self.number}: {len(left)} keys of a removed peer are still there")
-        require(peer.id not in self.interface._wheel, "I19", f"host {self.number}: a removed peer has a timer")
+        require(peer.id not in state.armed, "I19", f"host {self.number}: a removed peer has a timer")
 
     def change_key(self, key: PrivateKey) -> None:
         """Another identity; peers learn of it in their own time."""
@@ -266,12 +269,11 @@ class Host:
         if self._change is None:
             return
         old, new = self._change
-        table = probe.tables_of(self.engine).allowed_ips
         for prefix in old:
             if prefix in new:
                 where = prefix.network.to_bytes(prefix.bits // 8, "big")
-                found = table.lookup(where)
-                public = None if found is None else self.shadow.peers[found.id].public
+                found = self.engine.owner_of(where)
+                public = None if found is None else self.shadow.peers[found].public
                 fine = {packets.longest_prefix(old, where), packets.longest_prefix(new, where)}
                 require(public in fine, "I25", f"host {self.number}: {prefix.emit()} has no owner for a while")
 
@@ -341,22 +343,21 @@ class Host:
         self.settle()
 
     def _check_accepted(self, peer: ShadowPeer) -> None:
-        tables = probe.tables_of(self.engine)
-        found = tables.peers[peer.id].sockaddr
+        state = self.engine.inspect_peer(peer.id)
+        found = state.sockaddr
         require(found == peer.endpoint, "I11", f"host {self.number}: endpoint {found}, not {peer.endpoint}")
-        self.plane.check_slots(peer)
+        require(state.slots == peer.slots, "I15", f"host {self.number}: slots {state.slots}, not {peer.slots}")
         self.audits.counters(peer)
 
-    def _state(self) -> tuple[probe.Fingerprint, probe.Fingerprint]:
-        return probe.fingerprint(self.interface, self.engine), probe.endpoints(self.interface, self.engine)
+    def _state(self) -> probe.Fingerprint:
+        return probe.fingerprint(self.interface, self.engine)
 
-    def _check_unmoved(self, before: tuple[probe.Fingerprint, probe.Fingerprint]) -> None:
-        state, endpoints = before
-        same = probe.endpoints(self.interface, self.engine) == endpoints
-        require(same, "I11", f"host {self.number}: an endpoint moved by input that does not prove itself")
-        present = probe.fingerprint(self.interface, self.engine)
-        if present != state:
-            what = probe.difference(state, present)
+    def _check_unmoved(self, before: probe.Fingerprint) -> None:
+        present = self._state()
+        if present != before:
+            same = present.endpoints == before.endpoints
+            require(same, "I11", f"host {self.number}: an endpoint moved by input that does not prove itself")
+            what = probe.difference(before, present)
             raise Violation("I12", f"host {self.number}: input that does not prove itself moved {what}")
 
     def _sent(self, sockaddr: SockAddr, data: bytes, arrives: bool) -> None:
@@ -390,7 +391,7 @@ class Host:
         self._ended(self)
 
     def drain(self) -> None:
-        while probe.tables_of(self.engine).reports.has_some:
+        while self.engine.has_reports:
             for report in self.engine.poll_reports(BATCH):
                 self._handle(report)
             self._unmoved = None
@@ -509,8 +510,7 @@ class Host:
 
     def queued_handshakes(self) -> list[bytes]:
         """What arrived and was not looked at yet, because the control thread is busy or the machine sleeps."""
-        queues = probe.tables_of(self.engine).reports.handshakes.values()
-        return [data for queue in queues for data, _, _ in queue]
+        return self.engine.queued_handshakes()
 
     def shadow_of(self, other: Host) -> ShadowPeer:
         found = self.shadow.peer_of(other.public.raw)
