@@ -364,23 +364,16 @@ def transfer(address: str) -> tuple[int, float]:
 
 async def memory_demo(left: Side, right: Side) -> None:
     """The same protocol and engine between two memory TUNs and two UDP sockets on loopback."""
-    from wyrmhole.device.clock import SystemClock
+    from wyrmhole.device.assemble import make_device
     from wyrmhole.device.config import AllowedIPChange, DeviceChange, PeerChange
-    from wyrmhole.device.device import Device
-    from wyrmhole.engine.select import select_engine
-    from wyrmhole.net.udp_bind import UdpBind
     from wyrmhole.wire.endpoint import Endpoint
     from wyrmhole.wire.prefix import Prefix
 
-    clock = SystemClock()
     tuns = [MemoryTun("demo0"), MemoryTun("demo1")]
-    devices = [Device(tun, UdpBind, select_engine(clock=clock.boottime)[0], clock=clock) for tun in tuns]
+    devices = [make_device(tun) for tun in tuns]
     try:
         for device, side in zip(devices, (left, right), strict=True):
-            await device.start()
-            device.configure(DeviceChange(private_key=side.private))
-        while not all(device.status().listen_port for device in devices):
-            await asyncio.sleep(0.01)
+            await device.start(DeviceChange(private_key=side.private))
         for number, other in enumerate((right, left)):
             endpoint = Endpoint("127.0.0.1", devices[1 - number].status().listen_port)
             allowed = (AllowedIPChange(Prefix.parse(f"{other.inner}/32")),)

@@ -46,7 +46,7 @@ class World:
             on_event=self.events.append,
         )
         self.devices.append(device)
-        await device.start()
+        device.begin()
         if up:
             await until(lambda: device.is_up)
         return device, tun
@@ -302,7 +302,7 @@ async def test_a_set_that_cannot_have_its_port_applies_nothing(world: World) -> 
 async def test_too_many_peers_apply_nothing(world: World) -> None:
     """B59."""
     device, _ = await world.device(1)
-    device.interface.peers.max_peers = 2
+    device._interface.peers.max_peers = 2
     device.configure(DeviceChange(peers=(peer_change(),)))
     before = device.status()
     many = tuple(PeerChange(PublicKey(bytes((number,)) * 32)) for number in (1, 2))
@@ -489,7 +489,7 @@ async def test_a_port_that_the_engine_has_no_descriptors_for_is_refused_and_the_
     engine = Full(clock.boottime)
     device = Device(tun, lambda: world.network.bind("192.0.2.1"), engine, clock=clock)
     world.devices.append(device)
-    await device.start()
+    device.begin()
     await until(lambda: device.is_up)
     device.configure(DeviceChange(listen_port=7))
     engine.is_full = True

@@ -83,7 +83,7 @@ def test_a_lasting_failure_is_told_once(
         with space.entered():
             engine = make_engine(clock.boottime, threaded=True)
             device = Device(MemoryTun("mem0", up=True), opened, engine, clock=clock, on_event=note)
-            await device.start()
+            device.begin()
             await until(lambda: device.is_up)
         for _ in range(3):
             # A private key that changes starts the handshake anew, without the wait of 5 s.

@@ -26,7 +26,7 @@ from tests.library.tunnels import (
     tunnels,
 )
 from wyrmhole.control.config.values import ConfigEndpoint
-from wyrmhole.device.device import Device
+from wyrmhole.device.assemble import make_device
 from wyrmhole.engine.select import has_native
 from wyrmhole.library.endpoints import CHECKS_PER_TTL, EndpointNames, moved, next_address
 from wyrmhole.library.events import CAPACITY, Event, Events, Expired
@@ -84,7 +84,7 @@ def test_a_session_is_known_whatever_the_wall_clock_says(hours: int, monkeypatch
         async with tunnels() as ends:
             await ends.near.wait_handshake(timeout=20)
             former = time.time_ns()
-            monkeypatch.setattr(ends.near._carrier._clock, "wall", lambda: former + hours * 3600 * 10**9)
+            monkeypatch.setattr(ends.near._carrier.device._clock, "wall", lambda: former + hours * 3600 * 10**9)
             assert (await ends.near.wait_handshake(timeout=0)).name == "far"
 
     run(scenario())
@@ -99,7 +99,8 @@ def test_an_interface_that_was_down_has_no_session() -> None:
             device._go_down()
             await device.applied()
             await asyncio.sleep(0)
-            assert not ends.near._carrier._has_session(peer.public_key)
+            status = device.peer(peer.public_key)
+            assert status is not None and status.session_age is None
             device._go_up()
             await ends.near.wait_handshake(timeout=20)
 
@@ -259,7 +260,7 @@ SHORT = Timings(
 
 @network
 def test_keys_that_are_gone_and_a_peer_that_does_not_answer_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wyrmhole.library.carrier.Device", functools.partial(Device, timings=SHORT))
+    monkeypatch.setattr("wyrmhole.library.carrier.make_device", functools.partial(make_device, timings=SHORT))
 
     async def scenario() -> None:
         async with tunnels() as ends:

@@ -3,10 +3,12 @@
 States follow the TUN: while it is up the bind is open and the interface runs; when it goes down the socket is closed
 and all sessions are forgotten, configuration stays. When it is deleted the device closes.
 
-    created --start()--> down <--TUN up / TUN down--> up
+    created --begin()--> down <--TUN up / TUN down--> up
                            \\-------- close(), TUN deleted, engine failed --------> closed (final)
 
-Everything is called on one asyncio loop. `configure` is checked whole before any of it is applied.
+It is the only way to what is below it: nobody else calls the engine or the protocol, and `device/assemble.py` puts the
+parts together. Everything is called on one asyncio loop, except `close_now` and `drain`. `configure` is checked whole
+before any of it is applied.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ import asyncio
 import contextlib
 import errno
 import logging
+import os
+import select
+import time
 from collections import Counter
 from collections.abc import Callable
 
@@ -25,7 +30,7 @@ from wyrmhole.device.event_log import WARNINGS, describe, peer_text
 from wyrmhole.device.send_errors import explain
 from wyrmhole.device.status import DeviceStatus, DropCounts, PeerStatus
 from wyrmhole.engine.contract import Engine, TunChanged
-from wyrmhole.errors import ConfigError
+from wyrmhole.errors import ConfigError, DeviceError
 from wyrmhole.net.bind import Bind
 from wyrmhole.net.tun import Tun, TunEvent
 from wyrmhole.net.udp_route import why_unreachable
@@ -39,6 +44,10 @@ from wyrmhole.wire.prefix import Prefix
 
 _NO_PSK = PresharedKey(bytes(32))
 
+START_PATIENCE = 5.0
+"""Seconds for a device to follow an interface that is up."""
+_DRAIN_STEP = 0.001
+"""Seconds between two looks at the TUN, which cannot report that it is empty."""
 MORE_FILES = "raise the limit of open files (ulimit -n)"
 OTHER_PORT = "choose another listen port, or 0 for any"
 
@@ -53,6 +62,7 @@ class Device:
         bind_factory: Callable[[], Bind],
         engine: Engine,
         *,
+        engine_reason: str = "",
         clock: Clock | None = None,
         logger: logging.Logger | None = None,
         timings: Timings | None = None,
@@ -64,19 +74,24 @@ class Device:
         self._clock = clock or SystemClock()
         self._log = logger or logging.getLogger("wyrmhole")
         self._on_event = on_event
+        self.engine_name = str(engine.kind.value)
+        self.engine_reason = engine_reason
+        """Why it is this engine, for the log."""
         self._bind: Bind | None = None
         self._tun_is_up = False
         self._port = 0
         self._mark = 0
         self._reports_refusals = False
         self._closed = asyncio.Event()
+        self._decided = asyncio.Event()
+        """Set once the interface is up, cannot come up, or is closed: what `start` waits for."""
         self.on_closed: Callable[[], None] = lambda: None
         """Called once, on whatever thread closes it."""
         self.obstacle: ConfigError | None = None
         """Why it stays down although its interface is up."""
         self.failure: str | None = None
         """Why it closed itself, if that was not in order."""
-        self.interface = Interface(
+        self._interface = Interface(
             engine,
             random=self._clock.random,
             wall_clock=self._clock.wall,
@@ -84,7 +99,7 @@ class Device:
             timings=timings,
         )
         self._driver = Driver(
-            self.interface,
+            self._interface,
             engine,
             self._clock,
             on_tun=self._handle_tun,
@@ -94,11 +109,30 @@ class Device:
 
     # Life
 
-    async def start(self) -> None:
-        """Begin to follow the TUN; returns before it is up."""
+    def begin(self) -> None:
+        """Follow the TUN. Returns before the interface is up, for programs that do not decide when that happens."""
         self._driver.start()
         self._engine.set_mtu(self._tun.mtu)
         self._engine.attach_tun(self._tun)
+
+    async def start(self, change: DeviceChange, limit: float = START_PATIENCE) -> None:
+        """Configure, begin, and return when the interface is up and the engine works by the whole change.
+
+        For a TUN that is up already. Raises ConfigError for the change or its port, DeviceError with the reason why the
+        interface does not come up. The caller closes the device either way.
+        """
+        self.configure(change)
+        self.begin()
+        try:
+            async with asyncio.timeout(limit):
+                await self._decided.wait()
+                await self.applied()
+        except TimeoutError:
+            raise DeviceError("the tunnel did not come up: the engine does not see its interface up") from None
+        if self.obstacle is not None:
+            raise self.obstacle
+        if self.is_closed:
+            raise DeviceError(f"the tunnel did not come up: {self.failure or 'its interface is gone'}")
 
     async def close(self) -> None:
         """Forget all sessions and release everything. Idempotent."""
@@ -109,7 +143,7 @@ class Device:
 
     @property
     def is_up(self) -> bool:
-        return self.interface.is_up
+        return self._interface.is_up
 
     @property
     def is_closed(self) -> bool:
@@ -125,6 +159,7 @@ class Device:
         self._engine.close()
         self._tun.close()
         try:
+            self._decided.set()
             self._closed.set()
         finally:
             self.on_closed()
@@ -138,9 +173,9 @@ class Device:
         self._follow_log_level()
         now = self._clock.boottime()
         if change.private_key is not None:
-            self.interface.set_private_key(change.private_key, now)
+            self._interface.set_private_key(change.private_key, now)
         if change.replace_peers:
-            for peer in self.interface.peers:
+            for peer in self._interface.peers:
                 self._remove_peer(peer)
         for section in change.peers:
             self._apply_peer(section, now)
@@ -158,24 +193,37 @@ class Device:
 
     def request_handshake(self, key: PublicKey) -> bool:
         """Ask for a new session with the peer, whether or not there is one. False: there is no such peer."""
-        peer = self.interface.peer(key)
+        peer = self._interface.peer(key)
         if peer is None:
             return False
-        self.interface.request_handshake(peer, self._clock.boottime())
+        self._interface.request_handshake(peer, self._clock.boottime())
         self._driver.settle()
         return True
+
+    def ensure_session(self, key: PublicKey) -> bool:
+        """Send the peer an empty packet, for which a session is needed first. False: there is no such peer."""
+        peer = self._interface.peer(key)
+        if peer is None:
+            return False
+        self._engine.send_keepalive(peer.id)
+        self._driver.settle()
+        return True
+
+    def when_applied(self, call: Callable[[], None]) -> None:
+        """Call once, on any thread, when the engine works by everything that was configured."""
+        self._engine.when_applied(call)
 
     async def applied(self) -> None:
         """Wait until the engine works by everything that was configured: a large change takes it several batches."""
         loop = asyncio.get_running_loop()
         done = asyncio.Event()
 
-        def tell() -> None:
+        def set_done() -> None:
             # The loop may have ended by then, and nobody waits.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(done.set)
 
-        self._engine.when_applied(tell)
+        self.when_applied(set_done)
         waits = [asyncio.ensure_future(event.wait()) for event in (done, self._closed)]
         try:
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
@@ -183,9 +231,30 @@ class Device:
             for wait in waits:
                 wait.cancel()
 
+    def drain(self, limit: float) -> None:
+        """Block until the engine has read every packet that waits in the TUN, at most `limit` seconds.
+
+        It blocks and may be called from any thread, because programs need it at their end: their loop may not run any
+        more, and would cancel a task of theirs.
+        """
+        try:
+            own = os.dup(self._tun.fileno())
+        except OSError:
+            # The TUN is closed already.
+            return
+        try:
+            waiting = select.poll()
+            waiting.register(own, select.POLLIN)
+            for _ in range(round(limit / _DRAIN_STEP)):
+                if waiting.poll(0) != [(own, select.POLLIN)]:
+                    return
+                time.sleep(_DRAIN_STEP)
+        finally:
+            os.close(own)
+
     def _check_peer_count(self, change: DeviceChange) -> None:
         """Sections apply in their order, so the most there ever are on the way counts."""
-        peers = self.interface.peers
+        peers = self._interface.peers
         # One peer more must not cost a look at all of them.
         if (0 if change.replace_peers else len(peers)) + len(change.peers) <= peers.max_peers:
             return
@@ -216,7 +285,7 @@ class Device:
         except OSError as error:
             raise ConfigError(errno.EADDRINUSE, f"fwmark {mark}: {error.strerror}; it needs CAP_NET_ADMIN") from None
         if mark != self._mark:
-            self.interface.forget_sources()
+            self._interface.forget_sources()
         self._mark = mark
 
     def _set_port(self, port: int) -> None:
@@ -264,27 +333,27 @@ class Device:
         self._log.debug("UDP bind has been updated, listening on port %d", self._port)
 
     def _apply_peer(self, section: PeerChange, now: int) -> None:
-        peer = self.interface.peer(section.public_key)
+        peer = self._interface.peer(section.public_key)
         if section.remove or (section.update_only and peer is None):
             if section.remove and peer is not None:
                 self._remove_peer(peer)
             return
         if peer is None:
-            peer = self.interface.add_peer(section.public_key)
+            peer = self._interface.add_peer(section.public_key)
             if peer is None:
                 return
             self._log_of(peer, "Starting")
         if section.preshared_key is not None:
-            self.interface.set_preshared_key(peer, section.preshared_key)
+            self._interface.set_preshared_key(peer, section.preshared_key)
         if section.endpoint is not None:
-            self.interface.set_endpoint(peer, section.endpoint, now)
+            self._interface.set_endpoint(peer, section.endpoint, now)
         self._apply_allowed_ips(peer, section)
         if section.persistent_keepalive is not None:
-            self.interface.set_persistent_keepalive(peer, section.persistent_keepalive, now)
+            self._interface.set_persistent_keepalive(peer, section.persistent_keepalive, now)
 
     def _remove_peer(self, peer: Peer) -> None:
         self._log_of(peer, "Stopping")
-        self.interface.remove_peer(peer)
+        self._interface.remove_peer(peer)
 
     def _log_of(self, peer: Peer, text: str) -> None:
         if self._log.isEnabledFor(logging.DEBUG):
@@ -298,28 +367,42 @@ class Device:
                     wanted.pop(change.prefix, None)
                 else:
                     wanted[change.prefix] = None
-            self.interface.replace_allowed_ips(peer, wanted)
+            self._interface.replace_allowed_ips(peer, wanted)
             return
         for change in section.allowed_ips:
             if change.remove:
-                self.interface.remove_allowed_ip(peer, change.prefix)
+                self._interface.remove_allowed_ip(peer, change.prefix)
             else:
-                self.interface.insert_allowed_ip(peer, change.prefix)
+                self._interface.insert_allowed_ip(peer, change.prefix)
 
     # Status
 
     def status(self) -> DeviceStatus:
         return DeviceStatus(
             name=self._tun.name,
-            private_key=self.interface.private_key,
+            private_key=self._interface.private_key,
             listen_port=self._port,
             fwmark=self._mark,
             mtu=self._tun.mtu,
-            peers=tuple(self._peer_status(peer) for peer in self.interface.peers),
+            peers=tuple(self._peer_status(peer) for peer in self._interface.peers),
         )
+
+    def peer(self, key: PublicKey) -> PeerStatus | None:
+        """The state of one peer. None: there is no such peer."""
+        peer = self._interface.peer(key)
+        return None if peer is None else self._peer_status(peer)
+
+    def has_peer(self, key: PublicKey) -> bool:
+        return self._interface.peer(key) is not None
+
+    def owner(self, prefix: Prefix) -> PublicKey | None:
+        """The peer among whose allowed ips is exactly this prefix."""
+        peer = self._interface.owner(prefix)
+        return None if peer is None else peer.public_key
 
     def _peer_status(self, peer: Peer) -> PeerStatus:
         counters = self._engine.counters(peer.id)
+        now = self._clock.boottime()
         return PeerStatus(
             public_key=peer.public_key,
             preshared_key=peer.preshared_key or _NO_PSK,
@@ -329,15 +412,34 @@ class Device:
             rx_bytes=counters.rx_bytes,
             persistent_keepalive=peer.timers.persistent_interval,
             allowed_ips=tuple(peer.allowed_ips),
+            attempts=peer.timers.attempts,
+            session_age=self._session_age(peer, now),
+            unanswered=peer.unanswered,
+            unanswered_for=now - peer.unanswered_since if peer.unanswered else 0,
+            silent_for=None if peer.is_silent_since is None else now - peer.is_silent_since,
+            handshake_age=self._handshake_age(peer),
+            problem=peer.problem,
         )
+
+    def _session_age(self, peer: Peer, now: int) -> int | None:
+        """By the clock that sessions live by: the wall clock may be set."""
+        if peer.session is None:
+            return None
+        age = now - peer.session.birth
+        return age if age < self._interface.timings.reject_after else None
+
+    def _handshake_age(self, peer: Peer) -> int | None:
+        if not peer.last_handshake_wall:
+            return None
+        return max(0, self._clock.wall() - peer.last_handshake_wall)
 
     def drops(self) -> dict[DropReason, int]:
         """Packets that died since the start, by cause."""
-        return dict(Counter(self._engine.drops()) + self.interface.exchange.drops)
+        return dict(Counter(self._engine.drops()) + self._interface.exchange.drops)
 
     def peer_drops(self, key: PublicKey) -> dict[DropReason, int]:
         """The same for one peer: those that are known to be its packets. Empty if there is no such peer."""
-        peer = self.interface.peer(key)
+        peer = self._interface.peer(key)
         if peer is None:
             return {}
         return dict(Counter(self._engine.peer_drops(peer.id)) + Counter(peer.drops))
@@ -353,10 +455,10 @@ class Device:
 
     @property
     def private_key(self) -> PrivateKey | None:
-        return self.interface.private_key
+        return self._interface.private_key
 
     def peer_keys(self) -> list[PublicKey]:
-        return [peer.public_key for peer in self.interface.peers]
+        return [peer.public_key for peer in self._interface.peers]
 
     # What happens to it
 
@@ -383,15 +485,17 @@ class Device:
         except ConfigError as error:
             self._log.error("Interface stays down: %s", error)
             self.obstacle = error
+            self._decided.set()
             return
         self.obstacle = None
-        self.interface.up(self._clock.boottime())
+        self._interface.up(self._clock.boottime())
+        self._decided.set()
         self._log.debug("Interface up, listening on port %d", self._port)
 
     def _go_down(self) -> None:
         if self._bind is not None:
             self._log.debug("Interface down requested")
-        self.interface.down()
+        self._interface.down()
         if self._bind is not None:
             self._engine.detach_bind()
             self._bind.close()
@@ -408,7 +512,7 @@ class Device:
         if isinstance(event, PeerSilent) and event.endpoint is not None:
             return why_unreachable(event.endpoint)
         if isinstance(event, SendRefused):
-            peer = self.interface.peer(event.peer)
+            peer = self._interface.peer(event.peer)
             return explain(event.errno, None if peer is None else peer.endpoint)
         return None
 

@@ -16,12 +16,10 @@ from dataclasses import replace
 from wyrmhole.control.config.change import add_change, set_change, sync_change
 from wyrmhole.control.config.file import Config, ConfigInterface, ConfigPeer
 from wyrmhole.control.config.values import ConfigEndpoint
-from wyrmhole.device.clock import SystemClock
+from wyrmhole.device.assemble import make_device
 from wyrmhole.device.config import DeviceChange, PeerChange
-from wyrmhole.device.device import Device
 from wyrmhole.device.status import PeerStatus
-from wyrmhole.engine.select import EngineUnavailable, select_engine
-from wyrmhole.errors import TunnelError
+from wyrmhole.errors import DeviceError, TunnelError
 from wyrmhole.library import events
 from wyrmhole.library.common import explain
 from wyrmhole.library.configuring import IpAddress, check_peer, prefixes_around
@@ -29,15 +27,12 @@ from wyrmhole.library.endpoints import EndpointNames
 from wyrmhole.library.one_key import KeyClaim, claim
 from wyrmhole.library.peers import Peer, PeerStats
 from wyrmhole.library.stacks.stack import PacketPort
-from wyrmhole.net.udp_bind import UdpBind
 from wyrmhole.protocol import events as protocol_events
 from wyrmhole.protocol.constants import SECOND
 from wyrmhole.protocol.drops import DropReason, by_name
 from wyrmhole.protocol.keys import PublicKey
 from wyrmhole.wire.endpoint import Endpoint
 
-START_PATIENCE = 5.0
-"""Seconds for a device to follow an interface that is up."""
 Answers = dict[ConfigEndpoint, list[Endpoint]]
 
 log = logging.getLogger(__name__)
@@ -46,45 +41,25 @@ log = logging.getLogger(__name__)
 class Carrier:
     def __init__(self, port: PacketPort, engine_kind: str) -> None:
         """Raises TunnelError for an engine that is not there."""
-        self._clock = SystemClock()
         try:
-            self.engine, self.engine_reason = select_engine(engine_kind, clock=self._clock.boottime)
-        except EngineUnavailable as error:
+            self.device = make_device(port, engine=engine_kind, on_event=self._handle_event)
+        except DeviceError as error:
             raise TunnelError(0, str(error)) from error
-        try:
-            self.device = Device(port, UdpBind, self.engine, clock=self._clock, on_event=self._handle_event)
-        except BaseException:
-            self.engine.close()
-            raise
         self.endpoints = EndpointNames(self._unanswered, self._endpoint_of, self._move, on_failure=self._unresolved)
         self._claim: KeyClaim | None = None
         self._names: dict[PublicKey, str | None] = {}
-        self._sessions: dict[PublicKey, int] = {}
-        """When the latest session of a peer began, on the boottime clock."""
         self._followers: weakref.WeakSet[events.Events] = weakref.WeakSet()
-
-    @property
-    def engine_name(self) -> str:
-        return str(self.engine.kind.value)
 
     # Life
 
     async def start(self, config: Config) -> None:
         """Returns when packets can go. Raises ConfigError, socket.gaierror, TunnelError."""
         answers = await self.resolve(config)
-        self.device.configure(set_change(config, first_of(answers)))
-        self._note_peers(config, answers)
-        await self.device.start()
         try:
-            async with asyncio.timeout(START_PATIENCE):
-                while not self.device.is_up:
-                    if (obstacle := self.device.obstacle) is not None:
-                        raise obstacle
-                    # The engine's thread tells the loop; there is nothing to wait on but the loop itself.
-                    await asyncio.sleep(0.0005)
-        except TimeoutError:
-            reason = self.device.failure or "the engine does not see its interface up"
-            raise TunnelError(0, f"the tunnel did not come up: {reason}") from None
+            await self.device.start(set_change(config, first_of(answers)))
+        except DeviceError as error:
+            raise TunnelError(0, str(error)) from None
+        self._note_peers(config, answers)
         self._claim_key()
 
     def _claim_key(self) -> None:
@@ -130,8 +105,6 @@ class Carrier:
             change = replace(change, listen_port=None)
         gone = [peer.public_key for peer in change.peers if peer.remove]
         is_new_key = change.private_key is not None and change.private_key != self.device.private_key
-        if change.private_key != self.device.private_key:
-            self._sessions.clear()
         self._configure(change)
         if is_new_key:
             self._claim_key()
@@ -156,16 +129,16 @@ class Carrier:
 
     def handle(self, key: PublicKey) -> Peer:
         """Raises KeyError."""
-        if self.device.interface.peer(key) is None:
+        if not self.device.has_peer(key):
             raise KeyError(f"the tunnel has no peer {key}")
         return Peer(self, key, self._names.get(key))
 
     def stats_of(self, key: PublicKey) -> PeerStats:
         """Raises KeyError."""
-        for status in self.device.status().peers:
-            if status.public_key == key:
-                return self.peer_stats(status)
-        raise KeyError(f"the tunnel has no peer {key}")
+        status = self.device.peer(key)
+        if status is None:
+            raise KeyError(f"the tunnel has no peer {key}")
+        return self.peer_stats(status)
 
     def peer_stats(self, status: PeerStatus) -> PeerStats:
         seconds, nanoseconds = status.last_handshake
@@ -183,7 +156,11 @@ class Carrier:
 
     def leads_to(self, address: IpAddress) -> bool:
         """Whether some peer's allowed ips contain the address."""
-        return any(self.device.interface.owner(prefix) is not None for prefix in prefixes_around(address))
+        return self._owner_of(address) is not None
+
+    def _owner_of(self, address: IpAddress) -> PublicKey | None:
+        """By longest prefix."""
+        return next(filter(None, map(self.device.owner, prefixes_around(address))), None)
 
     def _configure(self, change: DeviceChange) -> None:
         """Also while the interface is down."""
@@ -200,7 +177,6 @@ class Carrier:
 
     def _forget(self, key: PublicKey) -> None:
         self.endpoints.forget(key)
-        self._sessions.pop(key, None)
         self._tell(events.PeerRemoved(Peer(self, key, self._names.pop(key, None))))
 
     # Sessions
@@ -214,7 +190,7 @@ class Carrier:
         for each in self.device.peer_keys() if key is None else [key]:
             if self._has_session(each):
                 return self.handle(each)
-            self._poke(each)
+            self.device.ensure_session(each)
         limit = asyncio.timeout(timeout)
         try:
             async with limit:
@@ -225,7 +201,7 @@ class Carrier:
                     if isinstance(event, events.Handshake):
                         return event.peer
                     if isinstance(event, events.HandshakeFailed | events.EndpointChanged):
-                        self._poke(event.peer.public_key)
+                        self.device.ensure_session(event.peer.public_key)
         except TimeoutError:
             if not limit.expired():
                 raise
@@ -237,7 +213,7 @@ class Carrier:
         """Raises KeyError, TunnelError for nobody to wait for."""
         if key is not None:
             self.handle(key)
-        elif not len(self.device.interface.peers):
+        elif not self.device.peer_keys():
             raise TunnelError(errno.ENOTCONN, "the tunnel has no peer to wait for: add one first")
 
     async def handshake(self, key: PublicKey, timeout: float | None) -> None:
@@ -260,50 +236,41 @@ class Carrier:
         raise TunnelError(errno.EBADF, "the tunnel was closed before a handshake")
 
     def _has_session(self, key: PublicKey) -> bool:
-        """By the clock that sessions live by: the wall clock may be set."""
-        peer, begun = self.device.interface.peer(key), self._sessions.get(key)
-        if peer is None or begun is None or not peer.keypair_indices:
-            return False
-        return self._clock.boottime() - begun < self.device.interface.timings.reject_after
-
-    def _poke(self, key: PublicKey) -> None:
-        """An empty packet, for which a session is needed first."""
-        peer = self.device.interface.peer(key)
-        if peer is not None:
-            self.engine.send_keepalive(peer.id)
-            self.engine.commit()
+        peer = self.device.peer(key)
+        return peer is not None and peer.session_age is not None
 
     # Explanations
 
     def _why_none(self, keys: Iterable[PublicKey]) -> str:
         """Why there is no new session with these peers."""
-        peers = [peer for key in keys if (peer := self.device.interface.peer(key)) is not None]
-        now, wall = self._clock.boottime(), self._clock.wall()
-        found = [explain.no_new_session(peer, self._called(peer.public_key), now, wall) for peer in peers]
+        peers = [peer for key in keys if (peer := self.device.peer(key)) is not None]
+        found = [explain.no_new_session(peer, self._called(peer.public_key)) for peer in peers]
         more = [f"and {len(found) - explain.MAX_REASONS} more peers"] if len(found) > explain.MAX_REASONS else []
         return "; ".join(found[: explain.MAX_REASONS] + more) or "the peer was removed"
 
     def _called(self, key: PublicKey) -> str:
         return self._names.get(key) or key.base64()
 
+    def _status_of_owner(self, address: explain.IpAddress) -> PeerStatus | None:
+        owner = self._owner_of(address)
+        return None if owner is None else self.device.peer(owner)
+
     def no_session(self, address: explain.IpAddress) -> str | None:
         """Why packets do not reach the peer that owns an address; None when they do, or nobody does."""
-        owner = explain.owner_of(address, self.device.interface.peers)
-        if owner is None:
-            return None
-        return explain.no_session(owner, self._called(owner.public_key), self._clock.boottime(), self._clock.wall())
+        owner = self._status_of_owner(address)
+        return None if owner is None else explain.no_session(owner, self._called(owner.public_key))
 
     def explain(self, address: explain.IpAddress) -> str:
         """Why an address inside may not answer: what is known about the peer that owns it."""
-        peers = list(self.device.interface.peers)
-        if not peers:
+        owner = self._status_of_owner(address)
+        if owner is not None:
+            foreign = self.device.drops().get(DropReason.BAD_SOURCE, 0)
+            return explain.state_of(owner, self._called(owner.public_key), foreign)
+        keys = self.device.peer_keys()
+        if not keys:
             return "the tunnel has no peer: add a [Peer] to its configuration"
-        owner = explain.owner_of(address, peers)
-        if owner is None:
-            return explain.outside(address, peers)
-        foreign = self.device.drops().get(DropReason.BAD_SOURCE, 0)
-        now, wall = self._clock.boottime(), self._clock.wall()
-        return explain.state_of(owner, self._called(owner.public_key), now, wall, foreign)
+        peers = filter(None, map(self.device.peer, keys))
+        return explain.outside(address, (prefix for peer in peers for prefix in peer.allowed_ips))
 
     # What happens
 
@@ -320,7 +287,6 @@ class Carrier:
         peer = Peer(self, event.peer, self._names.get(event.peer))
         match event:
             case protocol_events.HandshakeCompleted():
-                self._sessions[event.peer] = self._clock.boottime()
                 self._tell(events.Handshake(peer, event.as_initiator))
             case protocol_events.HandshakeGaveUp():
                 self._tell(events.HandshakeFailed(peer))
@@ -342,11 +308,11 @@ class Carrier:
     # Endpoints
 
     def _unanswered(self, key: PublicKey) -> int:
-        peer = self.device.interface.peer(key)
-        return 0 if peer is None else peer.timers.attempts
+        peer = self.device.peer(key)
+        return 0 if peer is None else peer.attempts
 
     def _endpoint_of(self, key: PublicKey) -> Endpoint | None:
-        peer = self.device.interface.peer(key)
+        peer = self.device.peer(key)
         return None if peer is None else peer.endpoint
 
     def _move(self, key: PublicKey, endpoint: Endpoint) -> None:

@@ -23,9 +23,7 @@ import contextlib
 import errno
 import logging
 import os
-import select
 import threading
-import time
 import warnings
 import weakref
 from collections.abc import Callable
@@ -39,8 +37,8 @@ if TYPE_CHECKING:
     from wyrmhole.library.services.service import Service
     from wyrmhole.library.sockets.servers import TunnelServer
 
-LAST_PACKETS_MS = 100
-"""Longer than a busy machine keeps the engine waiting; a tunnel without a way out holds nothing up for longer."""
+LAST_PACKETS = 0.1
+"""Seconds, longer than a busy machine keeps the engine waiting; it limits `close` when packets cannot leave."""
 APPLIED_PATIENCE = 1.0
 """Seconds for the engine to finish what it is at."""
 LOOP_PATIENCE = 1.0
@@ -185,28 +183,12 @@ class Life:
 
     def _end_sockets(self) -> None:
         self.stack.abort_all()
-        self._let_out()
+        # Sockets that were aborted tell the other side: those packets must leave the TUN.
+        self.carrier.device.drain(LAST_PACKETS)
         if not self.carrier.device.is_closed and self._can_ask():
             applied = threading.Event()
-            if self._on_loop(self.carrier.engine.when_applied, applied.set):
+            if self._on_loop(self.carrier.device.when_applied, applied.set):
                 applied.wait(APPLIED_PATIENCE)
-
-    def _let_out(self) -> None:
-        """Sockets that were aborted tell the other side: give those packets time to leave the TUN."""
-        try:
-            own = os.dup(self.stack.port.fileno())
-        except OSError:
-            # The stack is closed already.
-            return
-        try:
-            waiting = select.poll()
-            waiting.register(own, select.POLLIN)
-            for _ in range(LAST_PACKETS_MS):
-                if waiting.poll(0) != [(own, select.POLLIN)]:
-                    return
-                time.sleep(0.001)
-        finally:
-            os.close(own)
 
     def _end_outside(self) -> None:
         """On the loop, whose readers and timers these are, as long as there is one that runs."""

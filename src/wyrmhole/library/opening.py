@@ -110,7 +110,7 @@ class Opening:
             stack.close()
             raise
         warn_of_servers(config)
-        log.info("%s: opened, %s stack. %s", config.source, stack.name, carrier.engine_reason)
+        log.info("%s: opened, %s stack. %s", config.source, stack.name, carrier.device.engine_reason)
         return Tunnel(stack, carrier, config, None if isinstance(self._config, Config) else self._config)
 
     async def _open_stack(self, config: Config) -> Stack:

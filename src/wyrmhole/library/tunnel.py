@@ -90,7 +90,7 @@ class Tunnel:
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else ", ".join(map(str, self.addresses))
-        return f"<Tunnel {state}, {self.stack.name} stack, {self._carrier.engine_name} engine>"
+        return f"<Tunnel {state}, {self.stack.name} stack, {self._carrier.device.engine_name} engine>"
 
     def __reduce__(self) -> str | tuple[Any, ...]:
         raise TypeError(arguments.NOT_PICKLED)
@@ -150,7 +150,7 @@ class Tunnel:
             peers=peers,
             drops=by_name(device.drops()),
             oddities={oddity.value: count for oddity, count in device.oddities().items()},
-            engine=self._carrier.engine_name,
+            engine=self._carrier.device.engine_name,
             stack=self.stack.name,
         )
 

@@ -16,7 +16,6 @@ from wyrmhole.cli.daemon import main as wyrmholed
 from wyrmhole.cli.daemon.main import main
 from wyrmhole.cli.daemon.settings import USAGE, Settings, parse_settings
 from wyrmhole.control.uapi.socket import SocketInUse, UapiListener
-from wyrmhole.engine.select import EngineUnavailable
 from wyrmhole.errors import DeviceError
 from wyrmhole.net.linux_tun import LinuxTun, TunError
 
@@ -169,15 +168,6 @@ def test_a_tun_that_cannot_be_had_is_one_sentence(monkeypatch: pytest.MonkeyPatc
     with pytest.raises(DeviceError) as caught:
         wyrmholed.open_tun(parse_settings(["wg0"], {}))
     assert str(caught.value) == "making wg0 needs CAP_NET_ADMIN: run as root"
-
-
-def test_an_engine_that_is_not_there_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    def select(kind: str, *, clock: object, options: object) -> object:
-        raise EngineUnavailable(f"no {kind} engine: build one")
-
-    monkeypatch.setattr("wyrmhole.engine.select.select_engine", select)
-    with pytest.raises(DeviceError, match="no native engine: build one"):
-        wyrmholed.make_engine(parse_settings(["--engine", "native", "wg0"], {}), lambda: 0)
 
 
 def test_a_part_that_cannot_be_had_is_one_sentence_and_status_1(

@@ -16,14 +16,12 @@ import pytest
 import wyrmhole
 from tests.library.loopback import run
 from tests.netns.node import Key
+from wyrmhole.device.assemble import make_device
 from wyrmhole.device.clock import SystemClock
 from wyrmhole.device.config import AllowedIPChange, DeviceChange, PeerChange
-from wyrmhole.device.device import Device
-from wyrmhole.engine.portable import PortableEngine
 from wyrmhole.library.diagnosis import daemon_contact, outside, steps
 from wyrmhole.library.diagnosis.steps import Finding
 from wyrmhole.net.memory_tun import MemoryTun
-from wyrmhole.net.udp_bind import UdpBind
 from wyrmhole.protocol.constants import UNDER_LOAD_HOLD
 from wyrmhole.protocol.keys import PrivateKey, PublicKey
 from wyrmhole.wire import ip
@@ -40,7 +38,7 @@ class FarPeer:
     def __init__(self) -> None:
         self.key = Key.generate()
         self._tun = MemoryTun("far", 1420)
-        self.device = Device(self._tun, UdpBind, PortableEngine(clock=SystemClock().boottime), clock=SystemClock())
+        self.device = make_device(self._tun, engine="portable")
 
     @property
     def port(self) -> int:
@@ -50,10 +48,7 @@ class FarPeer:
         inside = tuple(AllowedIPChange(Prefix.parse(each)) for each in ("10.77.0.1/32", "fd77::1/128"))
         peer = PeerChange(PublicKey.from_base64(OWN.public), allowed_ips=inside)
         change = DeviceChange(private_key=PrivateKey.from_base64(self.key.private), listen_port=0, peers=(peer,))
-        self.device.configure(change)
-        await self.device.start()
-        while not self.device.is_up:
-            await asyncio.sleep(0.001)
+        await self.device.start(change)
 
     async def answer(self) -> None:
         while True:
@@ -217,7 +212,7 @@ def test_a_wrong_key_is_one_of_the_likely_causes(monkeypatch: pytest.MonkeyPatch
 def test_a_peer_under_load_is_reached_with_its_cookie() -> None:
     async def scenario() -> None:
         async with far_peers() as (peer,):
-            peer.device.interface.exchange._under_load_until = SystemClock().boottime() + UNDER_LOAD_HOLD * 100
+            peer.device._interface.exchange._under_load_until = SystemClock().boottime() + UNDER_LOAD_HOLD * 100
             got = await findings(config(section(peer.key.public, f"127.0.0.1:{peer.port}")))
         assert "after a cookie: the peer is under load" in found(got, "handshake", "good")
 
@@ -229,7 +224,7 @@ def test_a_peer_that_only_sends_cookies_is_named(monkeypatch: pytest.MonkeyPatch
 
     async def scenario() -> None:
         async with far_peers() as (peer,):
-            peer.device.interface.exchange._under_load_until = SystemClock().boottime() + UNDER_LOAD_HOLD * 100
+            peer.device._interface.exchange._under_load_until = SystemClock().boottime() + UNDER_LOAD_HOLD * 100
             got = await findings(config(section(peer.key.public, f"127.0.0.1:{peer.port}")))
         assert "answered with a cookie and then not at all" in found(got, "handshake", "bad")
 

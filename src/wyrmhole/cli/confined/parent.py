@@ -25,19 +25,14 @@ from wyrmhole.cli.quick.host import Host, best_mtu
 from wyrmhole.control.config.change import Resolver, set_change
 from wyrmhole.control.config.file import Config
 from wyrmhole.control.uapi.format import emit_prefix
-from wyrmhole.device.clock import SystemClock
+from wyrmhole.device.assemble import make_device
 from wyrmhole.device.config import DeviceChange
-from wyrmhole.device.device import Device
-from wyrmhole.engine.select import select_engine
 from wyrmhole.errors import DeviceError
 from wyrmhole.net.linux_tun import LinuxTun
-from wyrmhole.net.udp_bind import UdpBind
 
 READY_SECONDS = 20.0
 """How long the child may take without a sign of progress. It needs about 200 ms, most of it Python's start."""
 
-UP_SECONDS = 5.0
-POLL_SECONDS = 0.005
 FORWARDED = (signal.SIGTERM, signal.SIGHUP)
 
 ADVICE = {
@@ -159,13 +154,9 @@ def _receive_tun(channel: socket.socket) -> int:
 async def _serve(
     confinement: Confinement, tun: LinuxTun, channel: socket.socket, child: subprocess.Popen[bytes]
 ) -> int:
-    engine, _ = select_engine("auto", clock=SystemClock().boottime)
-    device = Device(tun, UdpBind, engine)
+    device = make_device(tun)
     try:
-        await device.start()
-        device.configure(confinement.change)
-        await device.applied()
-        await _wait_up(device)
+        await device.start(confinement.change)
         channel.sendall(b"go\n")
         ended = asyncio.ensure_future(asyncio.to_thread(child.wait))
         closed = asyncio.ensure_future(device.wait_closed())
@@ -176,11 +167,3 @@ async def _serve(
         return await ended
     finally:
         await device.close()
-
-
-async def _wait_up(device: Device) -> None:
-    for _ in range(int(UP_SECONDS / POLL_SECONDS)):
-        if device.is_up:
-            return
-        await asyncio.sleep(POLL_SECONDS)
-    raise DeviceError("the tunnel did not come up: is its ListenPort taken? leave it out, or choose another")

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from wyrmhole.cli.daemon.caretaker import Caretaker
     from wyrmhole.cli.daemon.service_manager import ServiceManager
     from wyrmhole.control.uapi.socket import UapiListener
-    from wyrmhole.engine.contract import Engine
     from wyrmhole.net.bind import Bind
     from wyrmhole.net.tun import Tun
     from wyrmhole.sandbox.confine import User
@@ -154,7 +153,7 @@ def import_parts() -> None:
     from contextlib import suppress
 
     import wyrmhole.control.uapi.server
-    import wyrmhole.device.device
+    import wyrmhole.device.assemble
     import wyrmhole.engine.portable
     import wyrmhole.engine.select
     import wyrmhole.net.udp_bind
@@ -267,18 +266,22 @@ async def serve(
     import asyncio
 
     from wyrmhole.control.uapi.server import UapiServer
-    from wyrmhole.device.clock import SystemClock
-    from wyrmhole.device.device import Device
+    from wyrmhole.device.assemble import make_device
+    from wyrmhole.engine.select import NativeOptions
 
-    clock = SystemClock()
-    engine, reason = make_engine(settings, clock.boottime)
-    logger.debug("%s", reason)
+    device = make_device(
+        tun,
+        bind_factory=lambda: make_bind(settings),
+        engine=settings.engine,
+        options=NativeOptions(settings.queues, settings.aead, spins="spin" not in settings.without),
+        logger=logger,
+    )
+    logger.debug("%s", device.engine_reason)
     if warning := steering_warning(tun):
         logger.error("%s", warning)
-    device = Device(tun, lambda: make_bind(settings), engine, clock=clock, logger=logger)
     server = UapiServer(device, listener, logger=logger)
     try:
-        await device.start()
+        device.begin()
         server.start()
         signalled = watch_signals()
         # What is imported never becomes garbage. And nothing per packet makes cycles, but a look at 100,000 peers
@@ -308,16 +311,6 @@ def make_bind(settings: Settings) -> Bind:
     from wyrmhole.net.udp_bind import UdpBind
 
     return UdpBind(gso="gso" not in settings.without, gro="gro" not in settings.without, shares=settings.queues)
-
-
-def make_engine(settings: Settings, clock: Callable[[], int]) -> tuple[Engine, str]:
-    from wyrmhole.engine.select import EngineUnavailable, NativeOptions, select_engine
-
-    options = NativeOptions(settings.queues, settings.aead, spins="spin" not in settings.without)
-    try:
-        return select_engine(settings.engine, clock=clock, options=options)
-    except EngineUnavailable as error:
-        raise DeviceError(str(error)) from error
 
 
 def watch_signals() -> asyncio.Event:

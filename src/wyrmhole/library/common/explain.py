@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import itertools
 import os
 from collections.abc import Callable, Iterable, Sequence
 
+from wyrmhole.device.status import PeerStatus
 from wyrmhole.net.udp_route import why_unreachable
 from wyrmhole.protocol.constants import SECOND
 from wyrmhole.protocol.drops import DropReason
-from wyrmhole.protocol.peer import Peer
 from wyrmhole.wire.prefix import Prefix
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -27,36 +28,21 @@ _CHECK = (
 )
 
 
-def owner_of(address: IpAddress, peers: Iterable[Peer]) -> Peer | None:
-    """By longest prefix; slow and simple, since it is asked after something failed."""
-    best: tuple[int, Peer] | None = None
-    for peer in peers:
-        for prefix in peer.allowed_ips:
-            if holds(prefix, address) and (best is None or prefix.length > best[0]):
-                best = prefix.length, peer
-    return None if best is None else best[1]
-
-
-def holds(prefix: Prefix, address: IpAddress) -> bool:
-    shift = prefix.bits - prefix.length
-    return prefix.version == address.version and prefix.network >> shift == int(address) >> shift
-
-
-def outside(address: IpAddress, peers: Iterable[Peer]) -> str:
-    """For an address that no peer owns."""
-    prefixes = [prefix.emit() for peer in peers for prefix in peer.allowed_ips]
-    if not prefixes:
+def outside(address: IpAddress, prefixes: Iterable[Prefix]) -> str:
+    """For an address that no peer owns; `prefixes` are those of all peers."""
+    first = [prefix.emit() for prefix in itertools.islice(prefixes, MAX_PREFIXES + 1)]
+    if not first:
         return f"{address} is in no peer's AllowedIPs: there are none"
-    shown = ", ".join(prefixes[:MAX_PREFIXES]) + (", ..." if len(prefixes) > MAX_PREFIXES else "")
+    shown = ", ".join(first[:MAX_PREFIXES]) + (", ..." if len(first) > MAX_PREFIXES else "")
     return f"{address} is in no peer's AllowedIPs ({shown})"
 
 
-def state_of(peer: Peer, name: str, now: int, wall: int, foreign: int = 0) -> str:
-    """What stands between us and a host behind a peer. `now` and `wall` are nanoseconds: boottime, and since 1970.
+def state_of(peer: PeerStatus, name: str, foreign: int = 0) -> str:
+    """What stands between us and a host behind a peer.
     `foreign`: how many packets were dropped because their inner source was not in the sender's AllowedIPs."""
-    if (reason := no_session(peer, name, now, wall)) is not None:
+    if (reason := no_session(peer, name)) is not None:
         return reason
-    session = f"{with_endpoint(peer, name)} has a session (handshake {_ago(peer, wall)})"
+    session = f"{with_endpoint(peer, name)} has a session (handshake {_ago(peer)})"
     if foreign:
         count = "1 packet" if foreign == 1 else f"{foreign} packets"
         return (
@@ -68,39 +54,38 @@ def state_of(peer: Peer, name: str, now: int, wall: int, foreign: int = 0) -> st
     )
 
 
-def no_session(peer: Peer, name: str, now: int, wall: int) -> str | None:
-    """Why packets do not reach a peer; None: it has a session, and answers. Times as for `state_of`."""
+def no_session(peer: PeerStatus, name: str) -> str | None:
+    """Why packets do not reach a peer; None: it has a session, and answers."""
     if peer.endpoint is None:
         return f"peer {name} has no Endpoint here and has not connected yet"
     where = with_endpoint(peer, name)
     if peer.problem is DropReason.BAD_HANDSHAKE:
         return f"no handshake with {where}: it answers, but the preshared keys differ"
     if peer.unanswered:
-        seconds = max(0, now - peer.unanswered_since) // SECOND
+        seconds = max(0, peer.unanswered_for) // SECOND
         count = f"{peer.unanswered} initiation{'s' if peer.unanswered > 1 else ''} unanswered in {seconds} s"
         if (missing := why_unreachable(peer.endpoint)) is not None:
             return f"no handshake with {where}: {missing}"
-        former = "" if peer.last_handshake_wall == 0 else f", the last handshake was {_ago(peer, wall)}"
+        former = "" if peer.handshake_age is None else f", the last handshake was {_ago(peer)}"
         return f"no handshake with {where}: {count}{former}; {_CHECK}"
-    if peer.last_handshake_wall == 0:
+    if peer.handshake_age is None:
         return f"no handshake with {where} yet"
-    if peer.is_silent_since is not None:
-        return f"{where} has answered nothing for {(now - peer.is_silent_since) // SECOND + 15} s; {_CHECK}"
+    if peer.silent_for is not None:
+        return f"{where} has answered nothing for {peer.silent_for // SECOND + 15} s; {_CHECK}"
     return None
 
 
-def no_new_session(peer: Peer, name: str, now: int, wall: int) -> str:
-    """Why a handshake that was asked for did not complete. Times as for `state_of`."""
-    reason = no_session(peer, name, now, wall)
-    return reason or f"{with_endpoint(peer, name)} has a session of {_ago(peer, wall)}, and no newer one came"
+def no_new_session(peer: PeerStatus, name: str) -> str:
+    """Why a handshake that was asked for did not complete."""
+    return no_session(peer, name) or f"{with_endpoint(peer, name)} has a session of {_ago(peer)}, and no newer one came"
 
 
-def with_endpoint(peer: Peer, name: str) -> str:
+def with_endpoint(peer: PeerStatus, name: str) -> str:
     return f"peer {name}" if peer.endpoint is None else f"peer {name} ({peer.endpoint.emit()})"
 
 
-def _ago(peer: Peer, wall: int) -> str:
-    return f"{max(0, wall - peer.last_handshake_wall) // SECOND} s ago"
+def _ago(peer: PeerStatus) -> str:
+    return f"{(peer.handshake_age or 0) // SECOND} s ago"
 
 
 def named(error: OSError, host: str, port: int, reason: str) -> OSError:

@@ -18,12 +18,10 @@ from typing import Self, TypeVar
 from wyrmhole.control.config.change import set_change
 from wyrmhole.control.config.file import Config
 from wyrmhole.control.config.values import ConfigEndpoint
+from wyrmhole.device.assemble import make_device
 from wyrmhole.device.clock import SystemClock
-from wyrmhole.device.device import Device
-from wyrmhole.engine.portable import PortableEngine
 from wyrmhole.errors import TunnelError
 from wyrmhole.net.memory_tun import MemoryTun
-from wyrmhole.net.udp_bind import UdpBind
 from wyrmhole.protocol import events
 from wyrmhole.protocol.constants import SECOND
 from wyrmhole.protocol.drops import DropReason
@@ -34,7 +32,6 @@ from wyrmhole.wire.endpoint import Endpoint
 IpAddress = probes.IpAddress
 POLL_SECONDS = 0.002
 """Between two looks for an answer: the queue in memory wakes nobody."""
-START_SECONDS = 5.0
 MAX_ANSWERS = 256
 """Kept for a question that still waits; the oldest are dropped."""
 _FIRST_PORT = 49_152
@@ -83,19 +80,20 @@ class Probe:
         self._endpoints = endpoints
         self._clock = SystemClock()
         self._tun = MemoryTun("probe", config.interface.mtu or 1420)
-        engine = PortableEngine(clock=self._clock.boottime)
-        self._device = Device(self._tun, UdpBind, engine, clock=self._clock, on_event=self._handle_event)
+        self._device = make_device(self._tun, engine="portable", on_event=self._handle_event)
         self._attempts: dict[PublicKey, _Attempt] = {}
         self._numbers = itertools.count(1)
         self._answers: deque[probes.Answer] = deque(maxlen=MAX_ANSWERS)
 
     async def __aenter__(self) -> Self:
-        """Raises ConfigError, TunnelError."""
+        """Raises ConfigError, DeviceError."""
         change = set_change(self._config, self._endpoints.get)
-        # A daemon of this configuration may hold the port.
-        self._device.configure(replace(change, listen_port=0))
-        await self._device.start()
-        await self._wait(lambda: self._device.is_up or None, START_SECONDS, "the probe's socket did not open")
+        try:
+            # A daemon of this configuration may hold the port.
+            await self._device.start(replace(change, listen_port=0))
+        except BaseException:
+            await self._device.close()
+            raise
         return self
 
     async def __aexit__(

@@ -20,7 +20,7 @@ from wyrmhole.control.config.file import Config, ConfigPeer
 from wyrmhole.control.config.lint import contains, lint
 from wyrmhole.control.config.values import ConfigEndpoint
 from wyrmhole.device.clock import SystemClock, is_synchronised
-from wyrmhole.errors import ConfigError, TunnelError, how_to_install
+from wyrmhole.errors import ConfigError, DeviceError, how_to_install
 from wyrmhole.library.configuring import load_config
 from wyrmhole.library.diagnosis.daemon_contact import find_daemon
 from wyrmhole.library.diagnosis.finding import BAD, GOOD, NOTE, POOR
@@ -133,7 +133,7 @@ async def _steps(config: Config, contact: Contact | None, names: Sequence[str]) 
         async with Probe(config, reachable) as probe:
             async for finding in _inside(config, asked, reachable, probe, names):
                 yield finding
-    except (ConfigError, TunnelError, OSError) as error:
+    except (ConfigError, DeviceError, OSError) as error:
         yield Finding("handshake", BAD, f"the probe could not be started: {error}")
 
 
