@@ -83,11 +83,11 @@ def words(*words: str) -> object:
         (["foo"], "unknown word `foo'; expected listen-port, fwmark, private-key or peer"),
         (["listen-port"], "needs a value after it"),
         (["listen-port", "70000"], "expected a number from 0 to 65535"),
-        (["peer", "abc"], "peer: expected 44 characters of base64, as `wyrmhole pubkey` prints them"),
+        (["peer", "abc"], "peer: expected 44 characters of base64, like the output of `wyrmhole pubkey`"),
         (["peer", PUBLIC, "colour", "blue"], "expected remove"),
-        (["peer", PUBLIC, "allowed-ips", "+-10.1.0.0/16"], "expected addresses"),
-        (["peer", PUBLIC, "allowed-ips", "10.0.0.0/8,"], "expected addresses"),
-        (["peer", PUBLIC, "allowed-ips", "10.0.0.0/33"], "expected addresses"),
+        (["peer", PUBLIC, "allowed-ips", "+-10.1.0.0/16"], "expected prefixes"),
+        (["peer", PUBLIC, "allowed-ips", "10.0.0.0/8,"], "expected prefixes"),
+        (["peer", PUBLIC, "allowed-ips", "10.0.0.0/33"], "expected prefixes"),
         (["peer", PUBLIC, "persistent-keepalive", "x"], "expected seconds"),
         (["peer", PUBLIC, "endpoint", "x"], "expected host:port"),
         (["remove"], "unknown word"),
@@ -167,7 +167,7 @@ def test_check_and_strip_take_bytes_of_any_encoding(conf: Path, text: str) -> No
 def test_check_looks_at_the_file_itself(conf: Path) -> None:
     conf.chmod(0o644)
     conf.parent.chmod(0o755)
-    assert "accessible to everyone" in output("check", str(conf))
+    assert "accessible to every user" in output("check", str(conf))
     other = conf.with_name("sixteen-letters0.conf")
     conf.rename(other)
     assert "`wyrmhole up` will refuse it" in output("check", str(other))
@@ -306,7 +306,7 @@ def test_doctor_says_what_it_found() -> None:
         (None, "No such file or directory"),
         ("folder", "Is a directory"),
         (bytes(range(128, 256)), "expected `Key = value`"),
-        (b"\xff\xfeh\0i\0", "not in UTF-16"),
+        (b"\xff\xfeh\0i\0", "in UTF-16"),
         (b"[Interface]\nPrivateKey = short\n", "PrivateKey: expected 44 characters"),
         (b"[Peer]\nEndpoint = nowhere\n", "Endpoint"),
     ],

@@ -48,7 +48,7 @@ def peer(**keys: str) -> str:
     ("text", "line", "level", "part"),
     [
         (GOOD.replace(f"PrivateKey = {OWN}", ""), 1, "error", "no PrivateKey"),
-        (GOOD.replace(OWN, "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk="), 2, "error", "printed in manuals"),
+        (GOOD.replace(OWN, "yAnz5TF+lXXJte14tji3zlMNq+hd2rYUIgJBgB3fBmk="), 2, "error", "published in a manual"),
         (GOOD.replace(TWO, ONE), 12, "error", "the same PublicKey as in line 7"),
         (GOOD.replace(TWO, "A" * 43 + "="), 12, "error", "all-zero PublicKey is invalid"),
         (peer(PresharedKey="A" * 43 + "="), 14, "warning", "all-zero PresharedKey means no key"),
@@ -64,25 +64,25 @@ def peer(**keys: str) -> str:
             "warning",
             "ListenPort is repeated below",
         ),
-        (peer(AllowedIPs="10.5.0.0/16"), 14, "error", "belongs to the peer of line 6 too"),
+        (peer(AllowedIPs="10.5.0.0/16"), 14, "error", "also an allowed ip of the peer in line 6"),
         (peer(AllowedIPs="10.5.7.0/24"), 14, "note", "10.5.7.0/24 lies within 10.5.0.0/16"),
         (peer(AllowedIPs="10.0.0.3/32"), 14, "note", "is repeated for the same peer"),
         (peer(AllowedIPs="10.9.1.7/16"), 14, "warning", "10.9.1.7/16 means 10.9.0.0/16"),
         (GOOD.replace("AllowedIPs = 10.0.0.3/32\n", ""), 11, "warning", "no AllowedIPs"),
         (GOOD.replace("ListenPort = 51820\n", ""), 10, "warning", "neither side can find"),
         (peer(Endpoint="10.5.1.1:9"), 14, "error", "would go into the tunnel"),
-        (peer(AllowedIPs="0.0.0.0/0"), 14, "note", "IPv6 goes on outside"),
+        (peer(AllowedIPs="0.0.0.0/0"), 14, "note", "IPv6 stays outside"),
         (peer(AllowedIPs="::/0").replace(", fd00::2/64", ""), 3, "warning", "no IPv6 Address"),
         (GOOD.replace("Address = 10.0.0.2/24, fd00::2/64\n", ""), 1, "note", "no Address"),
-        (peer(AllowedIPs="10.0.0.2/32"), 3, "error", "our own address"),
-        (GOOD.replace("10.0.0.2/24", "10.0.0.0/24"), 3, "warning", "the address of the network"),
+        (peer(AllowedIPs="10.0.0.2/32"), 3, "error", "our own Address"),
+        (GOOD.replace("10.0.0.2/24", "10.0.0.0/24"), 3, "warning", "the address of a network"),
         (GOOD.replace("fd00::2/64", "10.0.0.2/24"), 3, "error", "is repeated, which the kernel refuses"),
         (GOOD.replace("ListenPort = 51820", "MTU = 1200\nListenPort = 1"), 4, "error", "IPv6 needs at least 1280"),
         (
             GOOD.replace("ListenPort = 51820", "MTU = 9000\nListenPort = 1"),
             4,
             "warning",
-            "loses packets above 1440",
+            "drops packets above 1440 bytes",
         ),
         (GOOD.replace("ListenPort = 51820", "DNS = lan\nListenPort = 1"), 4, "warning", "ignores search domains"),
         (GOOD.replace("ListenPort = 51820", "DNS = 9.9.9.9\nListenPort = 1"), 4, "warning", "asked outside the tunnel"),
@@ -91,9 +91,9 @@ def peer(**keys: str) -> str:
         (peer(Endpoint="[fe80::1]:5"), 14, "error", "needs its interface"),
         (peer(Endpoint="0.0.0.0:5"), 14, "error", "not the address of a host"),
         (peer(PersistentKeepalive="3600"), 14, "note", "25 is usual"),
-        (GOOD.replace("ListenPort = 51820", "PostUp = a # b\nListenPort = 1"), 4, "note", "PostUp holds a #"),
+        (GOOD.replace("ListenPort = 51820", "PostUp = a # b\nListenPort = 1"), 4, "note", "PostUp contains a #"),
         ("\ufeff" + GOOD, 1, "warning", "save it as UTF-8 without one"),
-        (GOOD + "[Interface]\nMTU = 1400\n", 14, "warning", "adds to that of line 1"),
+        (GOOD + "[Interface]\nMTU = 1400\n", 14, "warning", "extends the one in line 1"),
         (GOOD.replace("51820", "domain", 1), 4, "warning", "ListenPort = domain is read as 53: write ListenPort = 53"),
         (GOOD.replace("ListenPort = 51820", "ListenPort=05"), 4, "warning", "write ListenPort = 5"),
         (GOOD.replace("ListenPort = 51820", "ListenPort=5\nFwMark = 010"), 5, "warning", "write FwMark = 10"),
@@ -102,7 +102,7 @@ def peer(**keys: str) -> str:
         (peer(Endpoint="[a.example]:5"), 14, "warning", "write Endpoint = a.example:5"),
         (peer(Endpoint="010.1:5"), 14, "warning", "write Endpoint = 8.0.0.1:5"),
         (peer(Endpoint="a.example:domain"), 14, "warning", "write Endpoint = a.example:53"),
-        (peer(Endpoint="192.0.2.1:0"), 14, "error", "port 0 reaches nobody"),
+        (peer(Endpoint="192.0.2.1:0"), 14, "error", "port 0 is not usable"),
         (peer(AllowedIPs="10.8.0.0/016"), 14, "warning", "write 10.8.0.0/16"),
         (peer(AllowedIPs=""), 14, "warning", "AllowedIPs is empty, which wg refuses"),
         (GOOD.replace("ListenPort = 51820", "PreUp = \nListenPort = 1"), 4, "note", "PreUp is empty"),
@@ -111,7 +111,7 @@ def peer(**keys: str) -> str:
             GOOD.replace("ListenPort = 51820", "SaveConfig = true\nListenPort = 1"),
             4,
             "note",
-            "writes the running state",
+            "overwrites this file",
         ),
     ],
 )
@@ -123,7 +123,9 @@ def test_a_finding_has_line_level_and_reason(text: str, line: int, level: str, p
 def test_our_own_key_is_no_peer() -> None:
     key = Config.parse(GOOD).interface.private_key
     assert key is not None
-    assert any("our own key" in finding.message for finding in findings(GOOD.replace(TWO, key.public_key().base64())))
+    assert any(
+        "our own public key" in finding.message for finding in findings(GOOD.replace(TWO, key.public_key().base64()))
+    )
 
 
 def test_a_private_key_may_be_set_by_a_hook() -> None:

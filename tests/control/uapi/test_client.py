@@ -171,7 +171,7 @@ def daemon(folder: Path, answer: Callable[[socket.socket], None]) -> Iterator[st
         (b"errno=22\n\n", "refused: Invalid argument"),
         ("errno=²\n\n".encode(), "does not speak the UAPI"),
         (b"errno=--22\n\n", "does not speak the UAPI"),
-        (b"listen_port=99999999999999999999999\nerrno=0\n\n", "bad value of listen_port"),
+        (b"listen_port=99999999999999999999999\nerrno=0\n\n", "invalid value for listen_port"),
     ],
 )
 def test_a_daemon_that_talks_nonsense(tmp_path: Path, reply: bytes, part: str) -> None:
@@ -246,14 +246,14 @@ def test_a_daemon_that_drips_is_given_up(tmp_path: Path, monkeypatch: pytest.Mon
         except OSError:
             return
 
-    with daemon(tmp_path, drip) as folder, pytest.raises(DeviceError, match="drops of a few bytes"):
+    with daemon(tmp_path, drip) as folder, pytest.raises(DeviceError, match="pieces of a few bytes"):
         client.get("wg0", folder)
 
 
 def test_who_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(NoSuchInterface, match="no daemon listens"):
         client.get("nobody0", str(tmp_path))
-    with pytest.raises(NoSuchInterface, match="not the name of an interface"):
+    with pytest.raises(NoSuchInterface, match="not a valid interface name"):
         client.get("../../etc/x", str(tmp_path))
     (tmp_path / "file0.sock").touch()
     stale = socket.socket(socket.AF_UNIX)

@@ -108,7 +108,7 @@ def test_another_file_in_its_place_is_refused_and_kept(tmp_path: Path, path: Pat
 def test_a_directory_that_others_may_write_in_is_refused(tmp_path: Path) -> None:
     """B55"""
     tmp_path.chmod(0o777)
-    with pytest.raises(DeviceError, match="make it root's, with mode 0755"):
+    with pytest.raises(DeviceError, match="change its owner to root and its mode to 0755"):
         UapiListener.create("wg0", str(tmp_path))
 
 
@@ -193,7 +193,7 @@ def test_a_lock_that_stays_taken_is_one_sentence(
     with open(tmp_path / LOCK_NAME, "w") as holder:
         os.fchmod(holder.fileno(), 0o600)
         fcntl.flock(holder, fcntl.LOCK_EX)
-        with pytest.raises(DeviceError, match=r"another process holds the lock .*\.lock: end it"):
+        with pytest.raises(DeviceError, match=r"another process holds the lock .*\.lock: end that process"):
             remove_if_dead(str(path)) if removes else UapiListener.create("wg0", str(tmp_path))
     assert path.exists()
 
@@ -250,7 +250,7 @@ def test_what_is_not_a_directory_is_named(tmp_path: Path, kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "remedy"), [(errno.EROFS, "WG_UAPI_FD"), (errno.EACCES, "run as root"), (errno.ENOSPC, "free some")]
+    ("number", "remedy"), [(errno.EROFS, "WG_UAPI_FD"), (errno.EACCES, "run as root"), (errno.ENOSPC, "free space")]
 )
 def test_a_directory_that_takes_no_file_is_told_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str

@@ -25,7 +25,7 @@ from wyrmhole.control.config.endpoint_names import (
     FIRST_DELAY,
     GROWTH,
     LONGEST_DELAY,
-    is_passing,
+    is_temporary,
     look_up_host,
     parse_retries,
 )
@@ -91,7 +91,7 @@ class EndpointNames:
                     found[endpoint] = answer
                 else:
                     failed[endpoint] = answer
-            pending = [endpoint for endpoint, error in failed.items() if is_passing(error)]
+            pending = [endpoint for endpoint, error in failed.items() if is_temporary(error)]
             tried += 1
             if not pending or tried > self._limit(bool(found) or can_wait):
                 break

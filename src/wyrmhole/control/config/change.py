@@ -1,6 +1,6 @@
-"""A configuration file as a change of a device: what `setconf`, `addconf` and `syncconf` of wg(8) ask for.
+"""Turn a configuration file into a change of a device, for `setconf`, `addconf` and `syncconf` of wg(8).
 
-The name of an endpoint is the caller's to resolve; `resolve` is called once per endpoint, in the order of the file.
+The caller resolves endpoint names: `resolve` is called once per endpoint, in the order of the file.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def numeric_only(endpoint: ConfigEndpoint) -> Endpoint | None:
 
 
 def set_change(config: Config, resolve: Resolver = numeric_only) -> DeviceChange:
-    """Make the device what the file says: peers are replaced, and what the file leaves out is reset."""
+    """Return the change that replaces the configuration: all peers are replaced, and missing settings are reset."""
     interface = config.interface
     return DeviceChange(
         private_key=interface.private_key or PrivateKey(bytes(32)),
@@ -36,7 +36,7 @@ def set_change(config: Config, resolve: Resolver = numeric_only) -> DeviceChange
 
 
 def add_change(config: Config, resolve: Resolver = numeric_only) -> DeviceChange:
-    """Add what the file says to what the device has."""
+    """Return the change that adds the file's peers and settings to those of the device."""
     interface = config.interface
     return DeviceChange(
         private_key=interface.private_key,
@@ -47,9 +47,9 @@ def add_change(config: Config, resolve: Resolver = numeric_only) -> DeviceChange
 
 
 def sync_change(config: Config, status: DeviceStatus, resolve: Resolver = numeric_only) -> DeviceChange:
-    """As `set_change`, but peers that stay keep their sessions.
+    """Return a change like `set_change` that keeps the sessions of peers which stay.
 
-    A preshared key and a keepalive that the file no longer has are taken back, like wg(8) since 1.0.20260223.
+    A preshared key or keepalive that the file no longer has is removed, like in wg(8) since 1.0.20260223.
     """
     running = {peer.public_key: peer for peer in status.peers}
     wanted = {peer.public_key for peer in config.peers}

@@ -1,21 +1,21 @@
-"""The configuration file of wg(8) and wg-quick(8): read into values and written back without losing anything.
+"""The configuration file of wg(8) and wg-quick(8), which is read into values and written back without loss.
 
     config = Config.load("/etc/wireguard/wg0.conf")
     config.interface.listen_port = 51820
     config.peers.append(ConfigPeer(public_key, allowed_ips=[Prefix.parse("10.0.0.9/32")], name="laptop"))
     text = config.emit()
 
-Theory of operation. A file is kept as its lines, grouped in sections; `interface` and `peers` are values read from
-them. `emit` reads each key's lines once more and compares with the value of now: a line whose value did not change is
-written as it came, comment, blanks and order included, and only a changed key gets its lines anew. So nobody keeps
-account of edits, and text that was not edited comes back byte for byte.
+Theory of operation: a file is kept as its lines, grouped in sections; `interface` and `peers` are values read from
+them. `emit` reads each key's lines again and compares the result with the present value. Lines whose value did not
+change are written unchanged, with comment, blanks and order; only a changed key is written again. So edits need no
+bookkeeping, and text that was not edited comes back byte for byte.
 
-A comment block belongs to the section below it when a blank line or the file's start is above it.
+A comment block belongs to the section below it if a blank line or the start of the file is above it.
 
-Only values are judged. Bytes that are not UTF-8 are carried as lone surrogates (`surrogateescape`), so that a comment
-in any encoding is written back as it was. Several [Interface] sections add up, as for wg(8).
+Only values are checked. Bytes that are not UTF-8 become lone surrogates (`surrogateescape`), so that a comment in any
+encoding is written back unchanged. Several [Interface] sections are merged, like in wg(8).
 
-Sizes: a file of at most MAX_SIZE bytes and MAX_PEERS peers; within these no list is limited further.
+Limits: MAX_SIZE bytes and MAX_PEERS peers per file. Lists are not limited further.
 """
 
 from __future__ import annotations
@@ -62,18 +62,18 @@ from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
 from wyrmhole.wire.prefix import Prefix
 
 MAX_SIZE = 64 << 20
-"""Bytes of a file: as much as one operation of the UAPI, into which a file goes."""
+"""Limit in bytes for a file: the limit of a UAPI operation, which must hold its configuration."""
 
 MAX_PEERS = 1 << 16
-"""More than any published use of one interface; 65,536 sections with every key fit in MAX_SIZE."""
+"""More than in any published use of one interface. 65,536 sections with every key fit in MAX_SIZE."""
 
 BOM_SENTENCE = "begins with a byte order mark, which wg refuses: save it as UTF-8 without one"
 
 MAX_ERRORS = 100
-"""More are not collected: nobody reads them."""
+"""Upper limit of collected errors."""
 
 _NAME_COMMENT = re.compile(r"\s*#\s*(?:friendly_name|name)\s*=\s*([^\r\0]*?)\s*", re.IGNORECASE)
-"""A comment with what no line can hold is no name, or the name could not be written again."""
+"""A comment that contains CR or NUL is not a name, because such a name could not be written back."""
 _INVISIBLE = "\u200b\u200c\u200d\u2060\ufeff\u00ad"
 _BOM = "\ufeff"
 _UTF16_BOMS = (b"\xff\xfe", b"\xfe\xff")
@@ -82,22 +82,22 @@ _INTERFACE_NAME = re.compile(r"(?:.*/)?([a-zA-Z0-9_=+.-]{1,15})\.conf", re.DOTAL
 
 
 class ConfigFileWarning(UserWarning):
-    """Something about a file that does not keep it from being used."""
+    """A problem of a file that does not prevent its use."""
 
 
 class ExposedFileWarning(ConfigFileWarning):
-    """Others on this machine may read a file with keys."""
+    """Other users of this machine may read a file with keys."""
 
 
 @dataclass(slots=True)
 class ConfigInterface:
-    """The [Interface] section. None: the file does not say."""
+    """The [Interface] section. None stands for a missing key."""
 
     private_key: PrivateKey | None = None
     listen_port: int | None = None
-    """0 to 65535; 0: any."""
+    """0 to 65535; 0 means any free port."""
     fwmark: int | None = None
-    """32 bits; 0: off."""
+    """A 32-bit number; 0 means no mark."""
     addresses: list[Address] = field(default_factory=list)
     dns: list[DnsEntry] = field(default_factory=list)
     mtu: int | None = None
@@ -115,34 +115,34 @@ class ConfigInterface:
 
     @property
     def dns_domains(self) -> list[str]:
-        """What is not a server: search domains, and routing-only domains with their `~`."""
+        """Search domains, and routing-only domains with their `~`."""
         return [entry for entry in self.dns if isinstance(entry, str)]
 
     @property
     def dns_search(self) -> list[str]:
-        """The domains that short names are completed with."""
+        """The domains that are appended to short names."""
         return [entry for entry in self.dns_domains if not entry.startswith("~")]
 
 
 @dataclass(slots=True)
 class ConfigPeer:
-    """A [Peer] section. None: the file does not say."""
+    """A [Peer] section. None stands for a missing key."""
 
     public_key: PublicKey
     preshared_key: PresharedKey | None = None
     endpoint: ConfigEndpoint | None = None
     allowed_ips: list[Prefix] = field(default_factory=list)
     persistent_keepalive: int | None = None
-    """Seconds; 0: off."""
+    """Seconds; 0 means off."""
     name: str | None = None
-    """Of `# friendly_name = `."""
+    """The value of `# friendly_name = `."""
 
 
 Section = ConfigInterface | ConfigPeer
 
 
 class Config:
-    """One file. `interface` and the list `peers` may be changed; `emit` gives the text."""
+    """One configuration file. `interface` and the list `peers` may be changed; `emit` returns the text."""
 
     def __init__(
         self, interface: ConfigInterface | None = None, peers: Iterable[ConfigPeer] = (), *, source: str = "<config>"
@@ -150,17 +150,17 @@ class Config:
         self.interface = ConfigInterface() if interface is None else interface
         self.peers = list(peers)
         self.source = source
-        """The file's name, for messages."""
+        """The name of the file, for messages."""
         self._sections: list[SectionLines] = []
         self._index: dict[int, list[SectionLines]] = {}
-        """For `line_of`; made when it is first asked."""
+        """An index for `line_of`, built on its first call."""
         self._ends_with_newline = True
         self.has_byte_order_mark = False
-        """Whether the file begins with one. It is kept, and means nothing."""
+        """Whether the file begins with a byte order mark, which is kept and otherwise ignored."""
 
     @classmethod
     def parse(cls, text: str, *, source: str = "<config>") -> Config:
-        """Raises ConfigFileError, which says file, line and what was expected, for the first thing wrong."""
+        """Parse a file. Raises ConfigFileError for the first error, with file, line and the expected text."""
         config, errors = cls.parse_all(text, source=source)
         if errors:
             raise errors[0]
@@ -168,13 +168,13 @@ class Config:
 
     @classmethod
     def parse_all(cls, text: str, *, source: str = "<config>") -> tuple[Config, list[ConfigFileError]]:
-        """What could be read, and everything that was wrong, in the order of lines: for a linter."""
+        """Parse a file and return the readable part with all errors in the order of lines, for a linter."""
         reader = _Reader(source)
         return reader.read(text), sorted(reader.errors, key=lambda error: error.line)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Config:
-        """Read a file; a pipe does too. Raises OSError and ConfigFileError; warns with ConfigFileWarning."""
+        """Read a file or a pipe. Raises OSError and ConfigFileError; warns with ConfigFileWarning."""
         text, exposure = read_file(path)
         if exposure:
             warnings.warn(exposure, ExposedFileWarning, stacklevel=2)
@@ -184,7 +184,10 @@ class Config:
         return config
 
     def emit(self) -> str:
-        """The text, to be encoded with `surrogateescape`. Raises ValueError for a value that no line can hold."""
+        """Return the text, to be encoded with `surrogateescape`.
+
+        Raises ValueError for a value that a line cannot hold.
+        """
         lines = self._emit_lines()
         count = sum(len(section.lines) for section in self._sections)
         is_open = not self._ends_with_newline and len(lines) <= count
@@ -192,17 +195,17 @@ class Config:
         return start + "\n".join(lines) + ("" if is_open or not lines else "\n")
 
     def line_of(self, section: Section, key: str = "") -> int:
-        """The number of the line that last said `key` of a section, else of its header; 0: it came from no file."""
+        """Return the number of the last line with `key`, otherwise of the header, or 0 if the section has no lines."""
         own = self._index.get(id(section), [])
         if not own or own[0].owner is not section:
-            # Not asked before, or the value came from no file.
+            # The index is missing or outdated, or the section was not read from a file.
             self._index = self._owned()
             own = self._index.get(id(section), [])
         lines = by_key(own).get(key.lower(), []) if key else []
         return lines[-1].number if lines else own[0].number if own else 0
 
     def repeated_keys(self) -> Iterator[tuple[int, str]]:
-        """Line and name of each key that a later line of its section makes void."""
+        """Yield line and name of each key that a later line of its section overrides."""
         for sections in self._owned().values():
             for name, lines in by_key(sections).items():
                 key = KEYS[sections[0].kind].get(name, NAME_KEY)
@@ -210,11 +213,11 @@ class Config:
                     yield from ((line.number, key.name) for line in lines[:-1])
 
     def repeated_interfaces(self) -> list[int]:
-        """Lines of the headers of [Interface] sections behind the first."""
+        """Return the header lines of all [Interface] sections after the first."""
         return [section.number for section in self._sections if section.kind == "interface"][1:]
 
     def _owned(self) -> dict[int, list[SectionLines]]:
-        """The sections of each value, by its id."""
+        """Return the sections of each value, by its id."""
         found: dict[int, list[SectionLines]] = {}
         for section in self._sections:
             if section.owner is not None:
@@ -222,12 +225,12 @@ class Config:
         return found
 
     def values_of(self, key: str) -> Iterator[tuple[int, str]]:
-        """Line and text of every readable value of a key, in the order of the file."""
+        """Yield line and text of every readable value of a key, in the order of the file."""
         for section in self._sections:
             yield from ((line.number, line.value) for line in section.lines if line.key == key.lower())
 
     def commented_hooks(self) -> Iterator[tuple[int, str]]:
-        """Line and key of each command with a `#`, where a wg-quick(8) before 1.0.20260223 ends it."""
+        """Yield line and key of each hook with a `#`, where wg-quick(8) before 1.0.20260223 ends the command."""
         hooks = {key.name.lower(): key.name for key in INTERFACE_KEYS if key.is_hook}
         for section in self._sections:
             for line in section.lines:
@@ -235,7 +238,7 @@ class Config:
                     yield line.number, hooks[line.key]
 
     def __eq__(self, other: object) -> bool:
-        """By what the files say, not by how they are written."""
+        """Compare values, not the text of the files."""
         if not isinstance(other, Config):
             return NotImplemented
         return (self.interface, self.peers) == (other.interface, other.peers)
@@ -278,7 +281,7 @@ class Config:
 
 
 class _Reader:
-    """Reads one file. What is wrong is collected in `errors`, at most MAX_ERRORS of them."""
+    """Reads one file, and collects at most MAX_ERRORS errors."""
 
     def __init__(self, source: str) -> None:
         self.errors: list[ConfigFileError] = []
@@ -290,17 +293,17 @@ class _Reader:
         config.has_byte_order_mark = text.startswith(_BOM)
         text = text.removeprefix(_BOM)
         for number, raw in enumerate(text.removesuffix("\n").split("\n") if text else (), 1):
-            self._take(number, raw)
+            self._read_line(number, raw)
         config._sections = self._sections
         config._ends_with_newline = not text or text.endswith("\n")
         self._make_values(config)
         return config
 
-    def _complain(self, line: int, message: str) -> None:
+    def _add_error(self, line: int, message: str) -> None:
         if len(self.errors) < MAX_ERRORS:
             self.errors.append(ConfigFileError(self._source, line, message))
 
-    def _take(self, number: int, raw: str) -> None:
+    def _read_line(self, number: int, raw: str) -> None:
         content = raw.partition("#")[0].strip(BLANKS)
         line = Line(number, raw)
         if content.startswith("["):
@@ -308,34 +311,34 @@ class _Reader:
             return
         self._sections[-1].lines.append(line)
         if content:
-            self._take_key(line, content)
+            self._read_key_line(line, content)
         elif (comment := _NAME_COMMENT.fullmatch(raw)) is not None:
             line.key, line.value = NAME_KEY.name.lower(), comment[1]
 
     def _begin_section(self, line: Line, content: str) -> None:
         kind = HEADERS.get(remove_blanks(content).lower(), "")
         if not kind:
-            self._complain(line.number, "expected [Interface] or [Peer] as the header of a section")
+            self._add_error(line.number, "expected the section header [Interface] or [Peer]")
         above = self._sections[-1].lines
         self._sections.append(SectionLines(kind, line.number, [*cut_comment_block(above), line]))
 
-    def _take_key(self, line: Line, content: str) -> None:
+    def _read_key_line(self, line: Line, content: str) -> None:
         name, separator, value = content.partition("=")
         name, line.value = name.strip(BLANKS).lower(), value.strip(BLANKS)
         kind = self._sections[-1].kind
         key = find_key(kind, name)
         if not separator:
-            self._complain(line.number, "expected `Key = value`")
+            self._add_error(line.number, "expected `Key = value`")
         elif key is not None:
             line.key = key.name.lower()
             if key.is_hook:
-                # A `#` in a command is the shell's (wireguard-tools 1.0.20260223).
+                # In a hook, `#` does not begin a comment (wireguard-tools 1.0.20260223).
                 line.value = line.raw.partition("=")[2].strip(BLANKS)
             self._check(key, line)
         elif name in IGNORED_KEYS:
             line.key = name
         elif kind or len(self._sections) == 1:
-            self._complain(line.number, _explain_unknown(name, kind))
+            self._add_error(line.number, _explain_unknown(name, kind))
 
     def _check(self, key: Key, line: Line) -> None:
         try:
@@ -343,8 +346,8 @@ class _Reader:
                 raise ValueError("text without NUL bytes")
             key.read(line.value)
         except ValueError as error:
-            said = "" if key.is_secret or key.attribute == "public_key" else f", not {_quote(line.value)}"
-            self._complain(line.number, f"{key.name}: expected {error}{said}{_explain_blank(line.value)}")
+            found = "" if key.is_secret or key.attribute == "public_key" else f", not {_quote(line.value)}"
+            self._add_error(line.number, f"{key.name}: expected {error}{found}{_explain_blank(line.value)}")
             line.key = ""
 
     # Values
@@ -362,9 +365,9 @@ class _Reader:
         values = read_values("peer", [section])
         if "public_key" not in values:
             if not any(error.line in {line.number for line in section.lines} for error in self.errors):
-                self._complain(section.number, "a [Peer] section needs a PublicKey")
+                self._add_error(section.number, "a [Peer] section needs a PublicKey")
         elif len(config.peers) == MAX_PEERS:
-            self._complain(section.number, f"more than {MAX_PEERS} peers")
+            self._add_error(section.number, f"too many peers: the limit is {MAX_PEERS}")
         else:
             section.owner = ConfigPeer(values["public_key"])
             _fill(section.owner, values)
@@ -378,7 +381,7 @@ def _fill(owner: Section, values: dict[str, Any]) -> None:
 
 def _explain_unknown(name: str, kind: str) -> str:
     if name in OBFUSCATION_KEYS and kind == "interface":
-        return f"{name} is of AmneziaWG, whose messages differ: use a peer and a file without its keys"
+        return f"{name} is a key of AmneziaWG, which is incompatible with WireGuard: use a peer and a file without it"
     if not kind:
         return "expected [Interface] or [Peer] before the first key"
     other = "peer" if kind == "interface" else "interface"
@@ -386,20 +389,20 @@ def _explain_unknown(name: str, kind: str) -> str:
         return f"{KEYS[other][name].name} belongs in {TITLES[other]}, not in {TITLES[kind]}"
     known = [key.name for key in KEYS[kind].values() if key is not NAME_KEY]
     close = difflib.get_close_matches(name, [key.lower() for key in known], 1)
-    meant = f", did you mean {KEYS[kind][close[0]].name}?" if close else f": {', '.join(known)} are"
+    meant = f", did you mean {KEYS[kind][close[0]].name}?" if close else f"; expected one of {', '.join(known)}"
     return f"{_quote(name)} is not a key of {TITLES[kind]}{_explain_blank(name) or meant}"
 
 
 def _explain_blank(text: str) -> str:
-    """The reason of an error that cannot be seen: a character that looks like a blank, or like nothing."""
+    """Explain an error that is not visible: a character that looks like a blank, or is invisible."""
     odd = next((char for char in text if char not in BLANKS and (char.isspace() or char in _INVISIBLE)), None)
-    return "" if odd is None else f" (U+{ord(odd):04X} is not a blank here: write a space in its place)"
+    return "" if odd is None else f" (U+{ord(odd):04X} does not count as a blank: replace it with a space)"
 
 
 def _quote(text: str) -> str:
-    """For a message. What may be a key in a wrong place is not repeated."""
+    """Quote text for a message, except text that may be a key in the wrong place."""
     if _KEY_MATERIAL.search(text):
-        return "what is there (it looks like a key)"
+        return "the present text (it looks like a key)"
     return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
@@ -407,35 +410,35 @@ def _quote(text: str) -> str:
 
 
 def read_file(path: str | os.PathLike[str]) -> tuple[str, str | None]:
-    """The text of a file or pipe and, if others may read it, a sentence that says so.
+    """Return the text of a file or pipe and, if other users may read it, a warning.
 
-    Bytes that are not UTF-8 become lone surrogates. Raises OSError, and ConfigFileError for a file that is too large or
-    in UTF-16.
+    Bytes that are not UTF-8 become lone surrogates. Raises OSError, or ConfigFileError if the file is too large or in
+    UTF-16.
     """
     name = os.fspath(path)
     with open(path, "rb") as file:
         exposure = _exposure(name, os.fstat(file.fileno()))
         data = file.read(MAX_SIZE + 1)
     if len(data) > MAX_SIZE:
-        raise ConfigFileError(name, 0, f"larger than {MAX_SIZE >> 20} MiB, which no configuration is")
+        raise ConfigFileError(name, 0, f"the file is larger than {MAX_SIZE >> 20} MiB")
     if data.startswith(_UTF16_BOMS):
-        raise ConfigFileError(name, 1, "expected text in UTF-8, not in UTF-16: save it as UTF-8")
+        raise ConfigFileError(name, 1, "the file is in UTF-16: save it as UTF-8")
     return data.decode("utf-8", "surrogateescape"), exposure
 
 
 def _exposure(path: str, status: os.stat_result) -> str | None:
-    """As wg-quick(8) looks at it: the rights of others on the file, unless its folder keeps them out."""
+    """Return a warning if other users may read the file. Like wg-quick(8), consider the folder's mode too."""
     if not stat.S_ISREG(status.st_mode):
         return None
     folder = os.stat(os.path.dirname(os.path.realpath(path)))
     if not status.st_mode & folder.st_mode & 0o007:
         return None
-    return f"{path} is accessible to everyone on this machine and may hold keys: chmod 600 {path}"
+    return f"{path} is accessible to every user of this machine and may hold keys: chmod 600 {path}"
 
 
 def interface_name(path: str | os.PathLike[str]) -> str:
-    """The interface that wg-quick(8) names after a file. Raises ValueError."""
+    """Return the interface name that wg-quick(8) derives from the name of a file. Raises ValueError."""
     match = _INTERFACE_NAME.fullmatch(os.fspath(path))
     if match is None:
-        raise ValueError(f"{os.fspath(path)}: expected the name of an interface, up to 15 characters, and .conf")
+        raise ValueError(f"{os.fspath(path)}: expected a file name of up to 15 letters, digits or _=+.-, then .conf")
     return match[1]

@@ -1,7 +1,7 @@
-"""The lines of a configuration file's sections: what they say of a value, and how they change with it.
+"""The lines of a configuration file's sections: read values from them, and edit them when values change.
 
-`edits` compares a value with its lines key by key. A line whose value did not change is left as it came, and only a
-changed key gets its lines anew.
+`find_edits` compares a value with its lines, key by key. Lines whose value did not change are kept byte for byte; only
+a changed key is written again.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Line:
 
 @dataclass(slots=True)
 class SectionLines:
-    """The lines of one section, its header among them."""
+    """The lines of one section, including its header."""
 
     kind: str
     number: int
@@ -43,16 +43,16 @@ class SectionLines:
 @dataclass(slots=True)
 class Edits:
     replaced: dict[int, list[str]] = field(default_factory=dict)
-    """By line number."""
+    """New lines by the number of the line that they replace."""
     added: list[str] = field(default_factory=list)
 
 
 def find_edits(kind: str, owner: object, lines_of: Mapping[str, list[Line]], ending: str) -> Edits:
-    """What has to change in the lines of a value, given by key. The first line of a changed key gets its lines."""
+    """Compare a value with its lines, given by key. The new lines of a changed key replace its first line."""
     edits = Edits()
     for name, key in KEYS[kind].items():
         lines, value = lines_of.get(name, []), getattr(owner, key.attribute)
-        if _says(key, lines, value):
+        if _is_unchanged(key, lines, value):
             continue
         texts = [_emit_line(key, text) + ending for text in key.write(value)]
         edits.replaced |= {line.number: [] for line in lines}
@@ -64,7 +64,7 @@ def find_edits(kind: str, owner: object, lines_of: Mapping[str, list[Line]], end
 
 
 def by_key(sections: Iterable[SectionLines]) -> dict[str, list[Line]]:
-    """By key, in lower case, the lines of all sections that say something of one value."""
+    """Map each key, in lower case, to its lines in all sections of one value."""
     found: dict[str, list[Line]] = {}
     for section in sections:
         for line in section.lines:
@@ -74,37 +74,37 @@ def by_key(sections: Iterable[SectionLines]) -> dict[str, list[Line]]:
 
 
 def emit_new(kind: str, owner: object, ending: str) -> list[str]:
-    """A section that came from no file."""
+    """Emit a section that was not read from a file."""
     texts = [_emit_line(key, text) for key in KEYS[kind].values() for text in key.write(getattr(owner, key.attribute))]
     return [text + ending for text in (TITLES[kind], *texts)]
 
 
 def emit_section(section: SectionLines, edits: Edits) -> list[str]:
-    """Uses up the lines to add: of several sections of one value the first gets them."""
+    """Emit a section with its edits. The first of several sections of one value gets the added lines."""
     replaced, added, edits.added = edits.replaced, edits.added, []
     out: list[str] = []
-    place = max(index for index, line in enumerate(section.lines) if line.key or line.number == section.number)
+    last_key = max(index for index, line in enumerate(section.lines) if line.key or line.number == section.number)
     for index, line in enumerate(section.lines):
         out += replaced.get(line.number, [line.raw])
-        out += added if index == place else []
+        out += added if index == last_key else []
     return out
 
 
-def _says(key: Key, lines: list[Line], value: object) -> bool:
-    """Whether the lines have that value already. Lines that cannot be read are left as they are."""
+def _is_unchanged(key: Key, lines: list[Line], value: object) -> bool:
+    """Report whether the lines already have this value. Lines that cannot be parsed count as unchanged."""
     try:
-        return bool(_unsaid(_value_of(key, lines)) == _unsaid(value))
+        return bool(_normalise(_value_of(key, lines)) == _normalise(value))
     except ValueError:
         return True
 
 
-def _unsaid(value: object) -> object:
-    """False and an empty list are what a file says that does not have the key; 0 is not."""
+def _normalise(value: object) -> object:
+    """Map False and an empty list to None: a missing key reads like them. An explicit 0 is kept."""
     return None if value is False or value == [] else value
 
 
 def _value_of(key: Key, lines: list[Line]) -> Any:
-    """None when the lines say nothing."""
+    """Return the value of a key, or None if it has no lines or an empty list."""
     values = [key.read(line.value) for line in lines]
     if key.many:
         return [item for value in values for item in value] or None
@@ -119,20 +119,20 @@ def _emit_line(key: Key, text: str) -> str:
 
 
 def find_key(kind: str, name: str) -> Key | None:
-    """By its name in lower case. wg(8) finds its keys with blanks in them too, wg-quick(8) does not."""
+    """Find a key by its name in lower case. wg(8) accepts blanks within a name, wg-quick(8) does not."""
     key = KEYS[kind].get(remove_blanks(name))
     return None if key is None or (key.is_quick and key.name.lower() != name) else key
 
 
 def read_values(kind: str, sections: Iterable[SectionLines]) -> dict[str, Any]:
-    """What the sections say of one value, by attribute."""
+    """Return the values in the sections of one value, by attribute."""
     keys = KEYS[kind]
     values = {keys[name].attribute: _value_of(keys[name], ls) for name, ls in by_key(sections).items() if name in keys}
     return {attribute: value for attribute, value in values.items() if value is not None}
 
 
 def cut_comment_block(lines: list[Line]) -> list[Line]:
-    """Take the comments that stand right above a header off the section before it."""
+    """Remove the comments directly above a header from the section before it, and return them."""
     start = len(lines)
     while start and lines[start - 1].raw.lstrip().startswith("#"):
         start -= 1

@@ -1,8 +1,8 @@
-"""What is wrong, doubtful or worth knowing about a configuration file that can be read.
+"""Check a readable configuration file for mistakes.
 
-A finding is an `error` when something will not work or a secret is not secret, a `warning` when it most likely is not
-what was meant, and a `note` when it surprises people. The absence of an optional key is none of these. A value whose
-form is doubtful is shown as it should be written.
+A finding is an `error` if something will not work or a secret is exposed, a `warning` if a setting is probably not
+intended, and a `note` if its effect often surprises people. A missing optional key is not a finding. For a value in a
+doubtful form, the message shows how to write it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from wyrmhole.protocol.keys import PrivateKey
 from wyrmhole.wire.prefix import Prefix
 
 WIDEST_MTU = 1440
-"""1500 less IPv4 20, UDP 8, header 16, tag 16: more than this is cut up on nearly every path."""
+"""1500 less IPv4 20, UDP 8, header 16, tag 16. Larger packets are fragmented on nearly every path."""
 
 LONG_KEEPALIVE = 120
-"""Seconds: RFC 4787 asks translators to remember UDP for two minutes, many do for 30 s."""
+"""Seconds. RFC 4787 requires NATs to keep UDP mappings for two minutes; many keep them for 30 s."""
 
 PUBLISHED_KEYS = frozenset(
     {
@@ -32,7 +32,7 @@ PUBLISHED_KEYS = frozenset(
         "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=",
     }
 )
-"""Private keys of the manual pages of wg(8) and wg-quick(8), and the all-zero key."""
+"""The private keys in the manual pages of wg(8) and wg-quick(8), and the all-zero key."""
 
 MAX_FINDINGS = 1000
 
@@ -40,7 +40,7 @@ MAX_FINDINGS = 1000
 @dataclass(frozen=True, slots=True)
 class Finding:
     line: int
-    """0: the file as a whole."""
+    """0 stands for the file as a whole."""
     level: str
     """error, warning or note."""
     message: str
@@ -50,7 +50,7 @@ Check = Callable[[Config], Iterator[Finding]]
 
 
 def lint(config: Config) -> list[Finding]:
-    """Sorted by line, at most MAX_FINDINGS."""
+    """Return at most MAX_FINDINGS findings, sorted by line."""
     found = (finding for check in CHECKS for finding in check(config))
     return sorted(found, key=lambda finding: (finding.line, finding.level))[:MAX_FINDINGS]
 
@@ -64,9 +64,9 @@ def _check_own_key(config: Config) -> Iterator[Finding]:
     if interface.private_key is None:
         sets_later = any("private-key" in hook for hook in (*interface.pre_up, *interface.post_up))
         if not sets_later:
-            yield Finding(line, "error", "no PrivateKey: make one with `wyrmhole genkey`")
+            yield Finding(line, "error", "no PrivateKey: create one with `wyrmhole genkey`")
     elif interface.private_key.base64() in {PrivateKey.from_base64(key).base64() for key in PUBLISHED_KEYS}:
-        yield Finding(line, "error", "the PrivateKey is printed in manuals: make another with `wyrmhole genkey`")
+        yield Finding(line, "error", "this PrivateKey is published in a manual: create another with `wyrmhole genkey`")
 
 
 def _check_peer_keys(config: Config) -> Iterator[Finding]:
@@ -76,7 +76,7 @@ def _check_peer_keys(config: Config) -> Iterator[Finding]:
     for peer in config.peers:
         line = config.line_of(peer, "PublicKey")
         if peer.public_key == own:
-            yield Finding(line, "error", "this peer has our own key: it will be left out")
+            yield Finding(line, "error", "this peer has our own public key, so it will be ignored")
         if peer.public_key.is_zero:
             yield Finding(line, "error", "an all-zero PublicKey is invalid: nobody holds its private key")
         if (first := seen.setdefault(peer.public_key, line)) != line:
@@ -90,7 +90,7 @@ def _check_preshared_keys(config: Config) -> Iterator[Finding]:
             continue
         line = config.line_of(peer, "PresharedKey")
         if peer.preshared_key.is_zero:
-            yield Finding(line, "warning", "an all-zero PresharedKey means no key: leave the line out")
+            yield Finding(line, "warning", "an all-zero PresharedKey means no key: remove the line")
         elif (first := seen.setdefault(peer.preshared_key, line)) != line:
             yield Finding(line, "warning", f"the same PresharedKey as in line {first}: give each pair its own")
 
@@ -103,10 +103,10 @@ def _check_repeated(config: Config) -> Iterator[Finding]:
 def _check_sections(config: Config) -> Iterator[Finding]:
     first = config.line_of(config.interface)
     for line in config.repeated_interfaces():
-        yield Finding(line, "warning", f"a second [Interface] adds to that of line {first}: put its keys there")
+        yield Finding(line, "warning", f"a second [Interface] section extends the one in line {first}: merge them")
 
 
-# Forms: what wg(8) or wg-quick(8) accepts, but few people mean
+# Forms that wg(8) or wg-quick(8) accepts, but that are rarely intended
 
 
 def _check_form(config: Config) -> Iterator[Finding]:
@@ -138,7 +138,7 @@ def _check_endpoint_forms(config: Config) -> Iterator[Finding]:
 def _check_table(config: Config) -> Iterator[Finding]:
     table, line = config.interface.table, config.line_of(config.interface, "Table")
     if isinstance(table, str) and table not in ("auto", "off") and table.lower() in ("auto", "off"):
-        message = f"Table = {table} is a table of that name for wg-quick: write Table = {table.lower()}"
+        message = f"wg-quick reads Table = {table} as the name of a table: write Table = {table.lower()}"
         yield Finding(line, "error", message)
 
 
@@ -146,21 +146,21 @@ def _check_empty(config: Config) -> Iterator[Finding]:
     for key in ("PreUp", "PostUp", "PreDown", "PostDown", "Address", "DNS", "MTU", "Table"):
         for line, value in config.values_of(key):
             if not value:
-                yield Finding(line, "note", f"{key} is empty, as if the line were not there")
+                yield Finding(line, "note", f"{key} is empty and has no effect")
     for line, value in config.values_of("AllowedIPs"):
         if not value:
-            yield Finding(line, "warning", "AllowedIPs is empty, which wg refuses: leave the line out")
+            yield Finding(line, "warning", "AllowedIPs is empty, which wg refuses: remove the line")
 
 
 # Allowed ips
 
 
 def _label(config: Config, peer: ConfigPeer) -> str:
-    return peer.name or f"the peer of line {config.line_of(peer)}"
+    return peer.name or f"the peer in line {config.line_of(peer)}"
 
 
 def _check_overlaps(config: Config) -> Iterator[Finding]:
-    """Sorted so that what contains a prefix comes before it, one stack of containers is enough: O(n log n)."""
+    """Find overlapping prefixes in O(n log n): sorted, each prefix follows its containers, so one stack is enough."""
     entries = sorted(
         ((prefix, index) for index, peer in enumerate(config.peers) for prefix in peer.allowed_ips),
         key=lambda entry: (entry[0], entry[1]),
@@ -189,9 +189,9 @@ def _overlap(config: Config, outer: tuple[Prefix, int], inner: tuple[Prefix, int
         if outer[0] == inner[0]:
             yield Finding(line, "note", f"{text} is repeated for the same peer")
     elif outer[0] == inner[0]:
-        yield Finding(line, "error", f"{text} belongs to {other} too: only the later peer gets it")
+        yield Finding(line, "error", f"{text} is also an allowed ip of {other}: only the later peer gets it")
     elif outer[0].length:
-        yield Finding(line, "note", f"{text} lies within {outer[0].emit()} of {other}: the narrower one goes first")
+        yield Finding(line, "note", f"{text} lies within {outer[0].emit()} of {other}: the longer prefix wins")
 
 
 def _check_host_bits(config: Config) -> Iterator[Finding]:
@@ -202,7 +202,9 @@ def _check_host_bits(config: Config) -> Iterator[Finding]:
                 continue
             prefix = read_prefix(item)
             if int(ipaddress.ip_address(address)) != prefix.network:
-                yield Finding(line, "warning", f"{item} means {prefix.emit()}: bits behind the length are ignored")
+                yield Finding(
+                    line, "warning", f"{item} means {prefix.emit()}: bits beyond the prefix length are ignored"
+                )
             elif length != str(prefix.length):
                 yield Finding(line, "warning", f"{item} is read as {prefix.emit()}: write {prefix.emit()}")
 
@@ -214,7 +216,9 @@ def _check_reach(config: Config) -> Iterator[Finding]:
             yield Finding(line, "warning", "no AllowedIPs: this peer can neither send nor receive packets")
         if peer.endpoint is None and config.interface.listen_port in (None, 0):
             line = config.line_of(peer)
-            yield Finding(line, "warning", "no Endpoint here and no ListenPort above: neither side can find the other")
+            yield Finding(
+                line, "warning", "no Endpoint here and no ListenPort in [Interface]: neither side can find the other"
+            )
 
 
 # Routes
@@ -225,7 +229,7 @@ def _defaults(config: Config) -> set[int]:
 
 
 def _check_loops(config: Config) -> Iterator[Finding]:
-    """A default route is safe, by the mark; a route that merely contains the endpoint swallows its own packets."""
+    """Find routes that contain an endpoint, so that its packets loop. A default route is safe because of the mark."""
     if config.interface.table not in (None, "auto") or _defaults(config):
         return
     routes = {prefix for peer in config.peers for prefix in peer.allowed_ips}
@@ -235,13 +239,13 @@ def _check_loops(config: Config) -> Iterator[Finding]:
         if literal is None:
             continue
         version, bits, number = 6 if literal.is_v6 else 4, 128 if literal.is_v6 else 32, int(ip_address(literal.host))
-        # By length, so that the cost does not grow with the number of routes for each peer.
+        # One look-up per prefix length, so that the cost per peer does not grow with the number of routes.
         containers = (
             Prefix(version, number >> bits - length << bits - length, length) for of, length in lengths if of == version
         )
         if prefix := next((prefix for prefix in containers if prefix in routes), None):
             line = config.line_of(peer, "Endpoint")
-            message = f"the endpoint lies within the allowed {prefix.emit()}: its packets would go into the tunnel"
+            message = f"the endpoint lies within AllowedIPs {prefix.emit()}: its packets would go into the tunnel"
             yield Finding(line, "error", message)
 
 
@@ -256,7 +260,7 @@ def _check_families(config: Config) -> Iterator[Finding]:
     if defaults == {4}:
         peer = next(peer for peer in config.peers if any(prefix.length == 0 for prefix in peer.allowed_ips))
         line = config.line_of(peer, "AllowedIPs")
-        yield Finding(line, "note", "0.0.0.0/0 without ::/0: IPv6 goes on outside the tunnel")
+        yield Finding(line, "note", "0.0.0.0/0 without ::/0: IPv6 stays outside the tunnel")
 
 
 def _check_addresses(config: Config) -> Iterator[Finding]:
@@ -269,9 +273,11 @@ def _check_addresses(config: Config) -> Iterator[Finding]:
         network = address.network
         if (address.version, int(address.ip)) in single:
             peer = single[address.version, int(address.ip)]
-            yield Finding(line, "error", f"{address.ip} is our own address and an allowed ip of {_label(config, peer)}")
+            yield Finding(
+                line, "error", f"{address.ip} is both our own Address and an allowed ip of {_label(config, peer)}"
+            )
         if network.prefixlen < network.max_prefixlen - 1 and address.ip == network.network_address:
-            yield Finding(line, "warning", f"{address} is the address of the network, not of a host in it")
+            yield Finding(line, "warning", f"{address} is the address of a network, not of a host")
     if len(set(interface.addresses)) < len(interface.addresses):
         yield Finding(line, "error", "an Address is repeated, which the kernel refuses")
 
@@ -284,7 +290,9 @@ def _check_mtu(config: Config) -> Iterator[Finding]:
     if mtu < MIN_MTU_V6 and uses_v6:
         yield Finding(line, "error", f"MTU {mtu}: IPv6 needs at least {MIN_MTU_V6} and there is an IPv6 Address")
     elif mtu > WIDEST_MTU:
-        yield Finding(line, "warning", f"MTU {mtu}: a path of 1500 fragments or loses packets above {WIDEST_MTU}")
+        yield Finding(
+            line, "warning", f"MTU {mtu}: a path with MTU 1500 fragments or drops packets above {WIDEST_MTU} bytes"
+        )
     elif mtu < 576:
         yield Finding(line, "warning", f"MTU {mtu}: many programs need at least 576")
 
@@ -303,7 +311,7 @@ def _check_dns(config: Config) -> Iterator[Finding]:
             yield Finding(line, "warning", f"DNS {server} is in no AllowedIPs: it is asked outside the tunnel")
     if interface.dns_servers and prefixes and not _defaults(config):
         message = (
-            "DNS without a default route: every name this host looks up goes to these servers, not only the tunnel's"
+            "DNS without a default route: this host asks these servers for all names, not only for those in the tunnel"
         )
         yield Finding(line, "note", message)
 
@@ -315,14 +323,16 @@ def _check_endpoints(config: Config) -> Iterator[Finding]:
             continue
         line = config.line_of(peer, "Endpoint")
         if (first := seen.setdefault(peer.endpoint, line)) != line:
-            yield Finding(line, "warning", f"the same Endpoint as in line {first}: one address and port is one peer")
+            yield Finding(
+                line, "warning", f"the same Endpoint as in line {first}: an address and port can reach only one peer"
+            )
         if re.match(r"fe[89ab].:", peer.endpoint.host.lower()) and "%" not in peer.endpoint.host:
             yield Finding(line, "error", "a link-local address needs its interface: [fe80::1%eth0]:51820")
         literal = peer.endpoint.literal
         if literal is not None and ipaddress.ip_address(literal.host).is_unspecified:
             yield Finding(line, "error", f"{literal.host} is not the address of a host")
         if peer.endpoint.port == 0:
-            yield Finding(line, "error", "port 0 reaches nobody: write the port that the peer listens on")
+            yield Finding(line, "error", "port 0 is not usable: write the port that the peer listens on")
 
 
 def _check_keepalive(config: Config) -> Iterator[Finding]:
@@ -330,7 +340,7 @@ def _check_keepalive(config: Config) -> Iterator[Finding]:
         line = config.line_of(peer, "PersistentKeepalive")
         if peer.persistent_keepalive and peer.persistent_keepalive > LONG_KEEPALIVE:
             seconds = peer.persistent_keepalive
-            yield Finding(line, "note", f"{seconds} s is longer than firewalls remember a flow: 25 is usual")
+            yield Finding(line, "note", f"{seconds} s is longer than many firewalls remember a UDP flow: 25 is usual")
 
 
 # wg-quick
@@ -338,14 +348,14 @@ def _check_keepalive(config: Config) -> Iterator[Finding]:
 
 def _check_hooks(config: Config) -> Iterator[Finding]:
     for line, key in config.commented_hooks():
-        message = f"{key} holds a #: the shell gets it, but wg-quick before 1.0.20260223 ends the command there"
+        message = f"{key} contains a #: the shell gets it, but wg-quick before 1.0.20260223 ends the command there"
         yield Finding(line, "note", message)
 
 
 def _check_save(config: Config) -> Iterator[Finding]:
     if config.interface.save_config:
         line = config.line_of(config.interface, "SaveConfig")
-        message = "SaveConfig: `down` writes the running state over this file, edits made meanwhile included"
+        message = "SaveConfig: `down` overwrites this file with the running state and discards edits made since `up`"
         yield Finding(line, "note", message)
 
 

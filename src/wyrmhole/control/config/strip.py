@@ -1,4 +1,4 @@
-"""A configuration file without the keys that its reader does not know: wg(8), or the mobile apps."""
+"""Remove the settings that a reader of a configuration file does not know: wg(8), or the mobile apps."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from wyrmhole.control.config.file import Config
 from wyrmhole.control.config.values import BLANKS, INTERFACE_KEYS
 
 _APP_KEYS = {"privatekey", "listenport", "address", "dns", "mtu"}
-"""Keys of [Interface] that the apps for Android and iOS read, besides the lists of programs. They refuse a file with
-any other, and Android's refuses a key without a value."""
+"""Keys of [Interface] that the apps for Android and iOS read, besides their lists of programs. Both apps refuse a file
+with any other key, and Android's refuses a key without a value."""
 
 
 def strip(text: str) -> str:
-    """The lines that wg(8) understands, as `wg-quick strip` prints them: trimmed, comments kept."""
+    """Return the lines that wg(8) understands, like `wg-quick strip`: trimmed, with comments."""
     quick_keys = {key.name.lower() for key in INTERFACE_KEYS if key.is_quick}
     kept, is_interface = [], False
     text = text.removeprefix("\ufeff")
@@ -27,7 +27,7 @@ def strip(text: str) -> str:
 
 
 def for_apps(config: Config) -> tuple[str, list[str]]:
-    """The text that the mobile apps read, in its usual form and without comments; and what had to be left out."""
+    """Return the text for the mobile apps, without comments, and the names of the settings that were left out."""
     interface = config.interface
     routing_only = [entry for entry in interface.dns_domains if entry not in interface.dns_search]
     left_out = [
@@ -46,10 +46,13 @@ def for_apps(config: Config) -> tuple[str, list[str]]:
     )
     peers = [replace(peer, name=None, persistent_keepalive=peer.persistent_keepalive or None) for peer in config.peers]
     text = Config(kept, peers).emit().removeprefix("[Interface]\n")
-    return "".join(["[Interface]\n", *_app_lines(config), text]), [*left_out, *(f"DNS {it}" for it in routing_only)]
+    return "".join(["[Interface]\n", *_app_lines(config), text]), [
+        *left_out,
+        *(f"DNS {domain}" for domain in routing_only),
+    ]
 
 
 def _app_lines(config: Config) -> list[str]:
-    """The apps' own lists of programs, which mean nothing here."""
+    """Return the apps' own lists of programs, which wyrmhole ignores."""
     keys = ("IncludedApplications", "ExcludedApplications")
     return [f"{key} = {value}\n" for key in keys for _, value in config.values_of(key) if value]

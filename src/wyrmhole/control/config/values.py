@@ -1,11 +1,11 @@
-"""The values of a wg(8) or wg-quick(8) configuration file: each key with how its text is read and written.
+"""The keys of a wg(8) or wg-quick(8) configuration file: how to read and write the value of each.
 
-Keys are case-insensitive. wg(8) removes all blanks from a line before it reads it; lists are separated by commas, and
-those of wg-quick(8) by blanks too. Only the blanks of ASCII count. Readers raise ValueError whose text is what was
-expected.
+Keys are case-insensitive. wg(8) removes all blanks from a line before it parses it. Lists are separated by commas; in
+keys of wg-quick(8), also by blanks. Only ASCII blanks count. A reader raises ValueError whose text describes the
+expected value.
 
-What wireguard-tools accepts is accepted with the same meaning. `tests/control/config/test_differential.py` compares,
-and lists each exception with its reason.
+Everything that wireguard-tools accepts is accepted with the same meaning. The exceptions are listed with their reasons
+in `tests/control/config/test_differential.py`, which compares the two.
 
 Source: wg(8), wg-quick(8) and wireguard-tools 1.0.20260223.
 """
@@ -30,22 +30,24 @@ DnsEntry = ipaddress.IPv4Address | ipaddress.IPv6Address | str
 """A server's address, or a search domain."""
 
 MIN_MTU = 68
-"""What IPv4 asks of every link (RFC 791)."""
+"""The minimum MTU of an IPv4 link (RFC 791)."""
 
 MIN_MTU_V6 = 1280
-"""Below it the kernel takes IPv6 from an interface, addresses included, without an error (RFC 8200, 5)."""
+"""The minimum MTU of an IPv6 link (RFC 8200, 5). Below it, the kernel silently removes IPv6 from an interface, with
+its addresses."""
 
 MAX_MTU = 65535
 
 AnyKey = TypeVar("AnyKey", PrivateKey, PublicKey, PresharedKey)
 
 BLANKS = " \t\n\v\f\r"
-"""What wg(8) and wg-quick(8) take for blanks; `str.split` and `str.strip` know many more."""
+"""The blanks of wg(8) and wg-quick(8). `str.split` and `str.strip` would accept many more."""
 
 _REMOVE_BLANKS = dict.fromkeys(map(ord, BLANKS))
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}", re.ASCII)
 _OLD_IPV4 = re.compile(r"(?:0[xX][0-9a-fA-F]+|[0-9]+)(?:\.(?:0[xX][0-9a-fA-F]+|[0-9]+)){0,3}")
-"""inet_aton(3): up to four parts, each decimal, octal or hexadecimal, the last one filling the rest."""
+"""The forms of inet_aton(3): up to four numbers, decimal, octal or hexadecimal; the last one fills the remaining
+bytes."""
 _SERVICE = re.compile(r"[A-Za-z][A-Za-z0-9_.+-]{0,63}")
 _SEARCH_DOMAIN = re.compile(r"~?\.?[A-Za-z0-9_][A-Za-z0-9_.-]{0,252}|~\.", re.ASCII)
 _TABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", re.ASCII)
@@ -53,17 +55,17 @@ _TABLE_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]{0,31}", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class ConfigEndpoint:
-    """Where a peer is, as a file says it: `host` a DNS name or an address without brackets, `port` 0 to 65535."""
+    """An endpoint in a file. `host` is a DNS name or an address without brackets; `port` is 0 to 65535."""
 
     host: str
     port: int
 
     @classmethod
     def parse(cls, text: str) -> ConfigEndpoint:
-        """`name:port`, `ip:port` or `[ip6]:port`. Raises ValueError.
+        """Parse `name:port`, `ip:port` or `[ip6]:port`. Raises ValueError.
 
-        wg(8) reads more, and so does this: brackets around anything, an IPv6 address without them, an IPv4 address as
-        inet_aton(3) reads it (which becomes the usual four numbers), the name of a service for the port.
+        Like wg(8), also accept brackets around anything, an IPv6 address without brackets, an IPv4 address in any form
+        of inet_aton(3) (which is normalised to four numbers), and the name of a service as the port.
         """
         host, separator, port = text.rpartition(":")
         bracketed = host.startswith("[") and host.endswith("]")
@@ -74,7 +76,7 @@ class ConfigEndpoint:
 
     @property
     def literal(self) -> Endpoint | None:
-        """The address, if it is one with nothing to look up: neither a name nor a scope given by name."""
+        """The address, or None if a name of a host or of an interface must be looked up."""
         try:
             return Endpoint.parse(self.emit())
         except ValueError:
@@ -82,7 +84,7 @@ class ConfigEndpoint:
 
     @property
     def is_name(self) -> bool:
-        """Whether a DNS server has to be asked."""
+        """Whether the host is a DNS name."""
         return _address(self.host.partition("%")[0]) is None
 
     def emit(self) -> str:
@@ -97,7 +99,7 @@ def _address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _usual_ipv4(text: str) -> str:
-    """An address in one of the old forms as four numbers; any other text unchanged."""
+    """Normalise an IPv4 address in one of the old forms to four numbers. Any other text is returned unchanged."""
     if _OLD_IPV4.fullmatch(text):
         with suppress(OSError):
             return socket.inet_ntoa(socket.inet_aton(text))
@@ -124,16 +126,16 @@ def _read_key(kind: type[AnyKey]) -> Callable[[str], AnyKey]:
 
 
 _KEY_FORMS: dict[type[object], str] = {
-    PrivateKey: "44 characters of base64, as `wyrmhole genkey` prints them",
-    PublicKey: "44 characters of base64, as `wyrmhole pubkey` prints them",
-    PresharedKey: "44 characters of base64, as `wyrmhole genpsk` prints them",
+    PrivateKey: "44 characters of base64, like the output of `wyrmhole genkey`",
+    PublicKey: "44 characters of base64, like the output of `wyrmhole pubkey`",
+    PresharedKey: "44 characters of base64, like the output of `wyrmhole genpsk`",
 }
 
 read_public_key = _read_key(PublicKey)
 
 
 def read_number(text: str, low: int, high: int) -> int:
-    """Decimal digits of ASCII and nothing else; leading zeros mean nothing."""
+    """Read decimal ASCII digits and nothing else. Leading zeros are ignored."""
     digits = text.lstrip("0") or "0"
     if not (text.isascii() and text.isdigit() and len(digits) < 12) or not low <= int(digits) <= high:
         raise ValueError(f"a number from {low} to {high}")
@@ -141,7 +143,7 @@ def read_number(text: str, low: int, high: int) -> int:
 
 
 def read_port(text: str) -> int:
-    """A number, or the name that services(5) gives a UDP port."""
+    """Read a port number, or the name of a UDP service in services(5)."""
     if _SERVICE.fullmatch(text):
         try:
             return socket.getservbyname(text, "udp")
@@ -151,7 +153,7 @@ def read_port(text: str) -> int:
 
 
 def read_keepalive(text: str) -> int:
-    """Seconds; 0 for `off`."""
+    """Read seconds; `off` is 0."""
     if text.lower() == "off":
         return 0
     try:
@@ -161,24 +163,24 @@ def read_keepalive(text: str) -> int:
 
 
 def read_fwmark(text: str) -> int:
-    """0 for `off`."""
+    """Read a mark; `off` is 0."""
     if text.lower() == "off":
         return 0
     try:
         return _read_hexadecimal(text, "0x") if text.startswith("0x") else read_number(text, 0, 0xFFFFFFFF)
     except ValueError:
-        raise ValueError("a number of 32 bits, also in hexadecimal (0x1234), or off") from None
+        raise ValueError("a 32-bit number, decimal or hexadecimal (0x1234), or off") from None
 
 
 def _read_hexadecimal(text: str, *prefixes: str) -> int:
-    """32 bits behind one of the prefixes. Raises ValueError."""
+    """Read a hexadecimal 32-bit number after one of the prefixes. Raises ValueError."""
     if not re.fullmatch(r"0*[0-9a-fA-F]{1,8}", text[2:]) or not text.startswith(prefixes):
         raise ValueError(text)
     return int(text[2:], 16)
 
 
 def _read_ip_number(text: str, low: int, high: int) -> int:
-    """As ip(8) reads numbers: hexadecimal behind 0x. A leading zero would mean octal and is refused."""
+    """Read a number like ip(8): hexadecimal after 0x. A leading zero is refused, because it means octal to ip(8)."""
     if text[:2] in ("0x", "0X"):
         number = _read_hexadecimal(text, "0x", "0X")
     elif text.startswith("0") and text != "0":
@@ -191,12 +193,12 @@ def _read_ip_number(text: str, low: int, high: int) -> int:
 
 
 def read_mtu(text: str) -> int | None:
-    """None for nothing: as if the key were not there."""
+    """Read an MTU. An empty value is None, like a missing key."""
     return _read_ip_number(text, MIN_MTU, MAX_MTU) if text else None
 
 
 def read_table(text: str) -> int | str | None:
-    """A number, `auto`, `off`, or a name that /etc/iproute2/rt_tables gives a table. None for nothing."""
+    """Read a routing table: a number, `auto`, `off`, or a name of /etc/iproute2/rt_tables. An empty value is None."""
     if not text:
         return None
     if _TABLE_NAME.fullmatch(text):
@@ -214,23 +216,23 @@ def read_bool(text: str) -> bool:
 
 
 def read_name(text: str) -> str:
-    """Of a comment, whose bytes may be of any encoding."""
+    """Read a name from a comment, whose bytes may be in any encoding."""
     return text.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
 def read_command(text: str) -> list[str]:
-    """Nothing is nothing to run."""
+    """Read a hook. An empty value runs nothing."""
     return [text] if text else []
 
 
 def read_prefix(text: str) -> Prefix:
-    """`address/length`, or an address, which stands for itself alone."""
+    """Read `address/length`, or an address, which means a single host."""
     address, slash, length = text.partition("/")
     bits = 128 if ":" in address else 32
     try:
         return parse_prefix(f"{address}/{read_number(length, 0, bits) if slash else bits}")
     except (ValueError, OSError):
-        raise ValueError("addresses with their lengths and commas between them: 10.0.0.0/8, fd00::/64") from None
+        raise ValueError("prefixes separated by commas, such as 10.0.0.0/8, fd00::/64") from None
 
 
 def read_allowed_ips(text: str) -> list[Prefix]:
@@ -245,11 +247,13 @@ def read_addresses(text: str) -> list[Address]:
     try:
         return [_read_address(item) for item in _items(text)]
     except ValueError:
-        raise ValueError("addresses with their lengths and commas between them: 10.0.0.2/24, fd00::2/64") from None
+        raise ValueError(
+            "addresses with prefix lengths, separated by commas, such as 10.0.0.2/24, fd00::2/64"
+        ) from None
 
 
 def _read_address(text: str) -> Address:
-    """As ip(8): a length, a netmask, or neither. A leading zero would make the length octal."""
+    """Read an address like ip(8), with a length, a netmask or neither. A leading zero would make the length octal."""
     host, slash, length = text.partition("/")
     address = ipaddress.ip_interface(text)
     lengths = (str(address.network.prefixlen), str(address.netmask) if address.version == 4 else "")
@@ -259,9 +263,9 @@ def _read_address(text: str) -> Address:
 
 
 def _read_dns_entry(text: str) -> DnsEntry:
-    """As wg-quick(8) tells them apart: digits and dots, or a colon, make it an address.
+    """Read a server or a domain. Like for wg-quick(8), text of digits and dots, or with a colon, is an address.
 
-    A domain behind `~` is systemd-resolved's: names in it are asked of these servers, and it is not searched.
+    A domain after `~` is for systemd-resolved, which sends queries for it to these servers but does not search it.
     """
     if re.fullmatch(r"[0-9.]+", text) or ":" in text:
         return ipaddress.ip_address(text)
@@ -274,7 +278,7 @@ def read_dns(text: str) -> list[DnsEntry]:
     try:
         return [_read_dns_entry(item) for item in _items(text)]
     except ValueError:
-        raise ValueError("addresses of DNS servers and search domains with commas between them") from None
+        raise ValueError("addresses of DNS servers and search domains, separated by commas") from None
 
 
 def remove_blanks(text: str) -> str:
@@ -285,7 +289,7 @@ def _without_blanks(read: Callable[[str], Any]) -> Callable[[str], Any]:
     return lambda text: read(remove_blanks(text))
 
 
-# Writers: the lines that a value takes
+# Writers. Each returns the lines of a value.
 
 
 def _write_one(value: object) -> list[str]:
@@ -327,7 +331,7 @@ def _write_commands(commands: Sequence[str]) -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A key of the file. `many`: its lines add up to one list; otherwise the last line holds."""
+    """A key of the file. If `many`, its lines form one list; otherwise the last line wins."""
 
     name: str
     attribute: str
@@ -336,7 +340,7 @@ class Key:
     many: bool = False
     is_secret: bool = False
     is_quick: bool = False
-    """Known to wg-quick(8) only: what `strip` leaves out."""
+    """Whether only wg-quick(8) knows the key, so that `strip` removes it."""
 
     @property
     def is_hook(self) -> bool:
@@ -350,7 +354,7 @@ def _quick(
 
 
 NAME_KEY = Key("# friendly_name", "name", read_name, _write_one)
-"""The tag in a comment that metrics exporters use too; `# Name = ` is read as well."""
+"""A tag in a comment, which metrics exporters use too. `# Name = ` is also read."""
 
 INTERFACE_KEYS = (
     Key("PrivateKey", "private_key", _read_key(PrivateKey), _write_key, is_secret=True),
@@ -377,9 +381,9 @@ PEER_KEYS = (
 )
 
 IGNORED_KEYS = frozenset({"includedapplications", "excludedapplications"})
-"""Of the mobile apps: kept in the file, without a meaning here."""
+"""Keys of the mobile apps. They are kept in the file and otherwise ignored."""
 
 OBFUSCATION_KEYS = frozenset(
     {"jc", "jmin", "jmax", "s1", "s2", "s3", "s4", "h1", "h2", "h3", "h4", "i1", "i2", "i3", "i4", "i5"}
 )
-"""Of AmneziaWG, which changes the messages of the protocol: such a peer cannot be talked to."""
+"""Keys of AmneziaWG, which changes the protocol's messages, so that no tunnel with such a peer is possible."""

@@ -1,8 +1,8 @@
-"""A client of the UAPI socket of any daemon: ours, wireguard-go, others.
+"""A client for the UAPI socket of any daemon: ours, wireguard-go or another.
 
-Blocking, for commands. Each wait for the daemon is TIMEOUT at most, and the size of a reply and the number of its
-pieces are bounded, so that a daemon that hangs, babbles or drips holds nobody up. A socket file that refuses a
-connection is a dead daemon's; it is left alone, because only the next daemon may remove it.
+It blocks, because commands use it. Each wait for the daemon is limited to TIMEOUT, and the size of a reply and the
+number of its pieces are bounded, so that a daemon that hangs or never stops sending cannot block a command. A socket
+file that refuses connections belongs to a dead daemon. It is left alone, because only the next daemon may remove it.
 """
 
 from __future__ import annotations
@@ -23,30 +23,30 @@ from wyrmhole.device.status import DeviceStatus, DropCounts
 from wyrmhole.errors import DeviceError, UapiError
 
 TIMEOUT = 5.0
-"""Seconds of one wait: connecting, writing a piece, or the next piece of a reply."""
+"""Limit in seconds for one wait: to connect, to write a piece, or to receive the next piece of a reply."""
 
 BYTES_PER_SECOND = 100_000
-"""Of a request, whose size a file decides: a daemon has TIMEOUT and that much longer to begin its reply."""
+"""Assumed rate at which a daemon processes a request. A large request extends the wait for its reply accordingly."""
 
 MAX_REPLY = 256 << 20
-"""Bytes of one reply: a million peers with three lines of allowed ips each."""
+"""Limit in bytes for one reply. A million peers with three lines of allowed ips each fit in it."""
 
 SMALL_PIECES, PIECE_BYTES = 64, 512
-"""A reply may come in 64 pieces, and one more for each 512 bytes. Otherwise a byte every 4 s would take for ever."""
+"""A reply may arrive in 64 pieces, plus one for each 512 bytes. This stops a daemon that sends one byte every 4 s."""
 
 _CHUNK = 1 << 18
 _NAME = re.compile(r"[a-zA-Z0-9_=+.-]{1,15}")
 _UNKNOWN_OPERATION = (errno.EPROTO, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP)
-"""Answers to an operation that a daemon does not have; a closed connection is read as EPROTO."""
+"""Errors of a daemon that does not know an operation. A closed connection counts as EPROTO."""
 _ERRNO = re.compile(r"-?[0-9]{1,9}")
 
 
 class NoSuchInterface(DeviceError):
-    """No daemon serves that name."""
+    """No daemon serves this interface."""
 
 
 def interfaces(directory: str = DEFAULT_DIRECTORY) -> list[str]:
-    """Names that a daemon serves, sorted. A socket that nobody listens on does not count."""
+    """Return the names of all served interfaces, sorted. A socket without a listener does not count."""
     try:
         names = [entry[:-5] for entry in os.listdir(directory) if entry.endswith(".sock")]
     except OSError:
@@ -69,7 +69,10 @@ def _is_served(path: str) -> bool:
 
 
 def get(name: str, directory: str = DEFAULT_DIRECTORY) -> DeviceStatus:
-    """The state of an interface. Raises NoSuchInterface, DeviceError (silence) and UapiError (what it answered)."""
+    """Return the state of an interface.
+
+    Raises NoSuchInterface, DeviceError if the daemon does not answer, or UapiError for an error or a malformed reply.
+    """
     reader = StatusReader(name, socket.if_nametoindex)
     with _connect(name, directory) as connection:
         _send(connection, name, b"get=1\n\n")
@@ -79,7 +82,7 @@ def get(name: str, directory: str = DEFAULT_DIRECTORY) -> DeviceStatus:
 
 
 def drops(name: str, directory: str = DEFAULT_DIRECTORY) -> DropCounts | None:
-    """What an interface dropped; None: its daemon does not report that. Raises as `get` does."""
+    """Return the drop counts of an interface, or None if its daemon does not report them. Raises like `get`."""
     reader = DropsReader(name)
     try:
         with _connect(name, directory) as connection:
@@ -94,7 +97,7 @@ def drops(name: str, directory: str = DEFAULT_DIRECTORY) -> DropCounts | None:
 
 
 def apply(name: str, change: DeviceChange, directory: str = DEFAULT_DIRECTORY) -> None:
-    """Set; on return the change is in force. Raises as `get` does."""
+    """Apply a change. It is in force on return. Raises like `get`."""
     with _connect(name, directory) as connection:
         request = emit_set(change)
         _send(connection, name, request)
@@ -105,7 +108,7 @@ def apply(name: str, change: DeviceChange, directory: str = DEFAULT_DIRECTORY) -
 
 def _connect(name: str, directory: str) -> socket.socket:
     if not _NAME.fullmatch(name):
-        raise NoSuchInterface(f"{name!r} is not the name of an interface: up to 15 letters, digits and _=+.-")
+        raise NoSuchInterface(f"{name!r} is not a valid interface name: expected up to 15 letters, digits or _=+.-")
     path = os.path.join(directory, f"{name}.sock")
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     connection.settimeout(TIMEOUT)
@@ -122,21 +125,21 @@ def _explain(name: str, path: str, error: OSError) -> DeviceError:
         hint = _hint(name, os.path.dirname(path))
         return NoSuchInterface(f"no daemon listens on {path}: {hint}")
     if error.errno in (errno.EACCES, errno.EPERM):
-        return DeviceError(f"{path} is for root: try again with sudo")
+        return DeviceError(f"cannot connect to {path}: {error.strerror} (run as root)")
     return DeviceError(f"the daemon of {name} does not answer: {error.strerror or error}")
 
 
 def _hint(name: str, directory: str) -> str:
     if not is_link(name):
-        return "`wyrmhole show interfaces` lists those that are served"
+        return "`wyrmhole show interfaces` lists the interfaces that have a daemon"
     former = [served for served, present in present_names(directory).items() if present == name]
     if former:
-        return f"the interface was renamed and its daemon still answers to its former name: use {former[0]}"
+        return f"the interface was renamed, and its daemon still uses the old name: use {former[0]}"
     return "the interface exists but no user-space daemon serves it: use wg"
 
 
 def is_link(name: str) -> bool:
-    """Whether this network namespace has an interface of that name."""
+    """Report whether this network namespace has an interface with this name."""
     return os.path.exists(f"/sys/class/net/{name}")
 
 
@@ -145,11 +148,11 @@ def _send(connection: socket.socket, name: str, data: bytes) -> None:
         for start in range(0, len(data), _CHUNK):
             connection.sendall(data[start : start + _CHUNK])
     except OSError as error:
-        raise DeviceError(f"the daemon of {name} does not take requests: {error.strerror or error}") from error
+        raise DeviceError(f"the daemon of {name} does not accept requests: {error.strerror or error}") from error
 
 
 def _reply_lines(connection: socket.socket, name: str) -> Iterator[str]:
-    """The lines before `errno=0` and the blank line. Raises UapiError for another errno or a reply that is none."""
+    """Yield the lines before `errno=0` and the blank line. Raises UapiError for another errno or a malformed reply."""
     result: int | None = None
     for line in _lines(connection, name):
         key, _, value = line.partition("=")
@@ -176,5 +179,5 @@ def _lines(connection: socket.socket, name: str) -> Iterator[str]:
         if not data or total > MAX_REPLY or len(partial) > MAX_LINE:
             raise UapiError(errno.EPROTO, f"the daemon of {name} does not speak the UAPI")
         if pieces > SMALL_PIECES + total // PIECE_BYTES:
-            raise DeviceError(f"the daemon of {name} answers in drops of a few bytes: restart it")
+            raise DeviceError(f"the daemon of {name} sends its reply in pieces of a few bytes: restart it")
         yield from (line.decode("utf-8", "replace") for line in lines)

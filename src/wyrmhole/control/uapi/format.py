@@ -1,23 +1,22 @@
-"""The text of the cross-platform UAPI: `get` and `set` operations parsed, replies emitted. No I/O.
+"""The text format of the cross-platform UAPI: parse operations, emit replies. No I/O.
 
-An operation is a line `get=1`, `set=1` or our own `drops=1`, then `key=value` lines, then a blank line. A set is read
-into a `DeviceChange` and handed on when its blank line has come, so that one cut off in the middle changes nothing. A
-bad line spoils its operation and no other: the rest of that operation is read and thrown away up to its blank line, so
-that a client that writes everything before it reads (wg(8) does) still finds its answer. Where the framing itself is
-lost (an endless line or operation, something else than an operation) nothing after it can be trusted, and the
-refusal is final.
+An operation is a line `get=1`, `set=1` or our own `drops=1`, then `key=value` lines, then a blank line. A set is parsed
+into a `DeviceChange` and returned when its blank line arrives, so a set that is cut off changes nothing. A bad line
+invalidates only its own operation. The parser skips the rest of that operation up to its blank line, so that a client
+that writes everything before it reads, like wg(8), still finds its answer. If the framing itself is lost (an endless
+line or operation, or an unknown first line), nothing after it can be trusted, and the refusal is final.
 
-Within a peer section the order of lines counts only where it does for wireguard-go: `replace_allowed_ips` throws
-away what the section said of allowed ips before it, and the last value of a repeated key holds.
+Within a peer section, the order of lines matters only where it does for wireguard-go: `replace_allowed_ips` discards
+the allowed ips that came before it in the section, and the last value of a repeated key wins.
 
-`drops=1` is an operation that only this daemon has and wg(8) never sends: how many packets died. It is followed by a
-blank line, and its answer is lines `drop=REASON COUNT` of the interface, then for each peer that has any a line
-`public_key=HEX` and its own, then `errno=0`. REASON is a name of `DropReason`. Counts are 0 when the daemon starts.
-wireguard-go closes the connection on an operation that it does not know; others answer with an errno.
+`drops=1` asks for the number of dropped packets. Only this daemon has the operation; wg(8) never sends it. The reply is
+the interface's lines `drop=REASON COUNT`, then for each peer with drops a line `public_key=HEX` and its own lines, then
+`errno=0`. REASON is the name of a `DropReason`. Counts start at 0 when the daemon starts. wireguard-go closes the
+connection on an unknown operation; other daemons answer with an errno.
 
-Messages of errors name the key and never repeat a value, which may be a secret.
+Error messages name the key and never repeat a value, which may be secret.
 
-Source: https://www.wireguard.com/xplatform/ and what wireguard-go answers.
+Source: https://www.wireguard.com/xplatform/, and the replies of wireguard-go.
 """
 
 from __future__ import annotations
@@ -36,30 +35,30 @@ from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
 
 MAX_LINE = 4096
-"""Bytes of one line. The longest that means anything is a key of 64 digits behind its name, 78 bytes; the rest is
-room for keys that other versions may have."""
+"""Limit in bytes for one line. The longest line that we know has 78 bytes: a key of 64 digits after its name. The rest
+leaves room for keys of other versions."""
 
 MAX_OPERATION = 64 << 20
-"""Bytes of one operation: 65,536 peers with every key and ten allowed ips each still fit."""
+"""Limit in bytes for one operation. 65,536 peers with every key and ten allowed ips each fit in it."""
 
 PEERS_PER_CHUNK = 64
-"""Peers in one piece of a `get` reply, some 20 kB: what an event loop is kept from other work by."""
+"""Peers in one piece of a `get` reply, about 20 kB. Formatting a piece blocks the event loop."""
 
 _ADDRESS_FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 ScopeResolver = Callable[[str], int]
-"""Gives the index of an interface name, or raises OSError: wg(8) writes link-local scopes as names."""
+"""Returns the index of an interface name, or raises OSError. wg(8) writes link-local scopes as names."""
 
 
 def no_scope_names(name: str) -> int:
     raise OSError(errno.ENODEV, "interface names are not resolved here")
 
 
-# Values. Each parser raises ValueError or OSError for what it does not take.
+# Values. Each parser raises ValueError or OSError for an invalid value.
 
 
 def _parse_number(text: str, limit: int) -> int:
-    """Decimal digits and nothing else, as strconv.ParseUint takes them."""
+    """Parse decimal digits and nothing else, like strconv.ParseUint."""
     if not (text.isascii() and text.isdigit()) or (number := int(text)) > limit:
         raise ValueError(f"not a decimal number from 0 to {limit}")
     return number
@@ -67,14 +66,14 @@ def _parse_number(text: str, limit: int) -> int:
 
 def _parse_true(text: str) -> bool:
     if text != "true":
-        raise ValueError("can only be true")
+        raise ValueError("must be true")
     return True
 
 
 def parse_prefix(text: str) -> Prefix:
-    """Parse `address/length` as wireguard-go does: a length has no leading zeros.
+    """Parse `address/length` like wireguard-go: a length has no leading zeros.
 
-    Several times as quick as `Prefix.parse`: allowed ips come by the hundred thousand.
+    It is several times faster than `Prefix.parse`, because there may be hundreds of thousands of allowed ips.
     """
     address, slash, length_text = text.partition("/")
     if not slash or (length_text.startswith("0") and length_text != "0"):
@@ -87,14 +86,14 @@ def parse_prefix(text: str) -> Prefix:
 
 
 def emit_prefix(prefix: Prefix) -> str:
-    """The same as `Prefix.emit`, several times as quick."""
+    """Format a prefix like `Prefix.emit`, several times faster."""
     version, network, length = prefix
     size = 16 if version == 6 else 4
     return f"{socket.inet_ntop(_ADDRESS_FAMILIES[version], network.to_bytes(size, 'big'))}/{length}"
 
 
 def parse_endpoint(text: str, resolve_scope: ScopeResolver) -> Endpoint:
-    """Numeric `ip:port` or `[ip6]:port`, whose scope may be an interface's name."""
+    """Parse a numeric `ip:port` or `[ip6]:port`. Its scope may be the name of an interface."""
     host, _, rest = text.partition("%")
     scope, bracket, port = rest.rpartition("]")
     if bracket:
@@ -103,7 +102,7 @@ def parse_endpoint(text: str, resolve_scope: ScopeResolver) -> Endpoint:
     return Endpoint.parse(text)
 
 
-# A set
+# The operation `set`
 
 
 @dataclass(slots=True)
@@ -131,7 +130,7 @@ class _PeerSection:
 
 
 class SetBuilder:
-    """Collects the lines of one set."""
+    """Builds a `DeviceChange` from the lines of one set."""
 
     def __init__(self, resolve_scope: ScopeResolver = no_scope_names) -> None:
         self._resolve_scope = resolve_scope
@@ -143,7 +142,7 @@ class SetBuilder:
         self._section: _PeerSection | None = None
 
     def add_line(self, line: str) -> None:
-        """Take one line without its newline. Raises UapiError: EPROTO without `=`, else EINVAL."""
+        """Add one line, without its newline. Raises UapiError: EPROTO for a line without `=`, otherwise EINVAL."""
         key, separator, value = line.partition("=")
         if not separator:
             raise UapiError(errno.EPROTO, "a line has no '='")
@@ -167,10 +166,10 @@ class SetBuilder:
 
     def _explain_unknown(self, key: str) -> str:
         if self._section is not None and key in _DEVICE_KEYS:
-            return f"{key} comes after public_key, where only keys of a peer may"
+            return f"{key} is a key of the interface and must come before the first public_key"
         if key in _PEER_KEYS:
-            return f"{key} comes before any public_key"
-        return "a key is not known"
+            return f"{key} is a key of a peer and must come after a public_key"
+        return "unknown key"
 
     def _finish_section(self) -> None:
         if self._section is not None:
@@ -223,7 +222,7 @@ class SetBuilder:
 
     def _check_protocol_version(self, value: str) -> None:
         if value != "1":
-            raise ValueError("only version 1 exists")
+            raise ValueError("must be 1")
 
 
 _DEVICE_KEYS: dict[str, Callable[[SetBuilder, str], None]] = {
@@ -275,7 +274,7 @@ class SetOperation:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An operation to answer with an error. `final`: nothing after it is read, the connection ends."""
+    """An operation to answer with an error. If `final`, the connection ends and no later bytes are read."""
 
     error: UapiError
     final: bool
@@ -289,15 +288,15 @@ class _Reading(Enum):
     GET = "get"
     DROPS = "drops"
     SET = "set"
-    REFUSED = "the rest of a bad operation"
-    ENDED = "no more"
+    REFUSED = "rest of a refused operation"
+    ENDED = "after a final refusal"
 
 
-_QUESTIONS = (_Reading.GET, _Reading.DROPS)
+_QUERIES = (_Reading.GET, _Reading.DROPS)
 
 
 class UapiParser:
-    """One connection's bytes in, its operations out, in order. Memory is bounded by `MAX_OPERATION`."""
+    """Turns the bytes of one connection into operations, in order. Memory is bounded by `MAX_OPERATION`."""
 
     def __init__(self, resolve_scope: ScopeResolver = no_scope_names) -> None:
         self._resolve_scope = resolve_scope
@@ -312,11 +311,11 @@ class UapiParser:
         return self._reading is _Reading.NOTHING and not self._partial
 
     def feed(self, data: bytes) -> list[Operation]:
-        """Take bytes as they came. Ignores everything after a final refusal."""
+        """Return the operations that these bytes complete. Bytes after a final refusal are ignored."""
         *lines, partial = (self._partial + data).split(b"\n")
         operations: list[Operation] = []
         for line in lines:
-            operation = self._take_line(line)
+            operation = self._feed_line(line)
             if operation is not None:
                 operations.append(operation)
         if len(partial) > MAX_LINE and self._reading is not _Reading.ENDED:
@@ -325,12 +324,12 @@ class UapiParser:
         return operations
 
     def finish(self) -> Refusal | None:
-        """The connection ended: what came of an operation without its blank line is refused, not applied."""
+        """Handle the end of the connection: an operation without its blank line is refused, not applied."""
         if self._reading is _Reading.ENDED or self.is_between_operations:
             return None
         return self._end(errno.EPROTO, "the connection ended before the operation's blank line")
 
-    def _take_line(self, line: bytes) -> Operation | None:
+    def _feed_line(self, line: bytes) -> Operation | None:
         if self._reading is _Reading.ENDED:
             return None
         self._size += len(line) + 1
@@ -340,8 +339,8 @@ class UapiParser:
             return self._end(errno.EMSGSIZE, f"an operation is longer than {MAX_OPERATION} bytes")
         if self._reading is _Reading.NOTHING:
             return self._begin(line)
-        if self._reading not in _QUESTIONS:
-            # wireguard-go splits a set with a scanner that takes CRLF for the end of a line.
+        if self._reading not in _QUERIES:
+            # In a set, wireguard-go accepts CRLF as the end of a line.
             line = line.removesuffix(b"\r")
         if not line:
             return self._complete()
@@ -356,23 +355,23 @@ class UapiParser:
         elif line == b"drops=1":
             self._reading = _Reading.DROPS
         else:
-            return self._end(errno.EPROTO, "an operation begins with get=1 or set=1")
+            return self._end(errno.EPROTO, "expected get=1 or set=1")
         return None
 
     def _add_line(self, line: bytes) -> None:
         try:
             if self._reading is _Reading.SET:
-                # A line without '=' is judged by its form, whatever its bytes are.
+                # A line without '=' is a syntax error, even if it is not UTF-8.
                 self._builder.add_line(line.decode("utf-8", "strict" if b"=" in line else "replace"))
-            elif self._reading in _QUESTIONS:
-                raise UapiError(errno.EINVAL, f"{self._reading.value}=1 is followed by a blank line")
+            elif self._reading in _QUERIES:
+                raise UapiError(errno.EINVAL, f"expected a blank line after {self._reading.value}=1")
         except UnicodeDecodeError:
             self._refuse(UapiError(errno.EINVAL, "a line is not UTF-8"))
         except UapiError as error:
             self._refuse(error)
 
     def _refuse(self, error: UapiError) -> None:
-        """Remember the first error; the lines after it only lead to the blank line."""
+        """Keep the first error, and skip to the blank line."""
         self._reading, self._error = _Reading.REFUSED, error
         self._builder = SetBuilder()
 
@@ -396,17 +395,17 @@ class UapiParser:
 
 
 def emit_errno(errno_value: int) -> bytes:
-    """The end of every reply. `errno_value` is positive or 0; the line carries its negative, as wg(8) expects."""
+    """Emit the end of a reply. `errno_value` is positive or 0; the line has the negative value, which wg(8) expects."""
     return b"errno=%d\n\n" % -errno_value
 
 
 def emit_get(status: DeviceStatus) -> bytes:
-    """The body of a reply to `get=1`, without its errno line, in wireguard-go's order of keys."""
+    """Emit the reply to `get=1` without its errno line. Keys come in the order of wireguard-go."""
     return b"".join(iter_get(status))
 
 
 def iter_get(status: DeviceStatus) -> Iterator[bytes]:
-    """`emit_get` in pieces, for a writer that must not be kept busy for long."""
+    """Yield the output of `emit_get` in pieces, so that a writer on an event loop can pause between them."""
     yield _emit_device(status)
     peers = status.peers
     for start in range(0, len(peers), PEERS_PER_CHUNK):
@@ -442,7 +441,7 @@ def _emit_peer(peer: PeerStatus) -> str:
 
 
 def iter_drops(counts: DropCounts) -> Iterator[bytes]:
-    """The body of a reply to `drops=1`, in pieces."""
+    """Yield the reply to `drops=1` in pieces, without its errno line."""
     yield _emit_drops(counts.total).encode()
     peers = list(counts.peers.items())
     for start in range(0, len(peers), PEERS_PER_CHUNK):
@@ -454,11 +453,11 @@ def _emit_drops(drops: Mapping[str, int]) -> str:
     return "".join([f"drop={name} {count}\n" for name, count in sorted(drops.items())])
 
 
-# What a client writes
+# Requests of a client
 
 
 def emit_set(change: DeviceChange) -> bytes:
-    """The whole operation, from `set=1` to its blank line: the inverse of `parse_set`."""
+    """Emit a complete operation, from `set=1` to its blank line: the inverse of `parse_set`."""
     return "".join(f"{line}\n" for line in ["set=1", *_device_lines(change), ""]).encode()
 
 

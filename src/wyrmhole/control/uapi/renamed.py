@@ -1,7 +1,7 @@
-"""Interfaces that were renamed while a daemon serves them: their sockets keep the old name.
+"""Find the present names of interfaces that were renamed while a daemon serves them. Their sockets keep the old name.
 
-The kernel knows which process holds the TUN of an interface (`iff:` in /proc/PID/fdinfo), and which socket file a
-process listens on (/proc/net/unix). Needs the right to look at the daemon's descriptors, which root has.
+The kernel shows which process holds the TUN of an interface (`iff:` in /proc/PID/fdinfo) and on which socket file a
+process listens (/proc/net/unix). Only root may read the descriptors of a daemon.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _TUN = "/dev/net/tun"
 
 
 def present_names(directory: str) -> dict[str, str]:
-    """By the name of its socket in `directory`, the present name of each interface whose daemon can be looked at."""
+    """Map the name of each socket in `directory` to the present name of its interface, where /proc shows it."""
     sockets = _sockets_in(directory)
     found: dict[str, str] = {}
     if not sockets:
@@ -26,14 +26,14 @@ def present_names(directory: str) -> dict[str, str]:
         links = _descriptors(process)
         names = {name for fd, link in links if link == _TUN and (name := _interface_of(process, fd))}
         served = {sockets[link] for _, link in links if link in sockets}
-        # One daemon holds one interface, by as many descriptors as it has queues.
+        # A daemon holds one interface, with a descriptor for each queue.
         if len(names) == 1 and len(served) == 1:
             found[served.pop()] = names.pop()
     return found
 
 
 def _sockets_in(directory: str) -> dict[str, str]:
-    """By the link of a descriptor, the name of each socket that is bound there."""
+    """Map `socket:[INODE]`, as in /proc/PID/fd, to the name of each socket that is bound in `directory`."""
     found = {}
     real = os.path.realpath(directory)
     with suppress(OSError):
@@ -51,7 +51,7 @@ def _processes() -> Iterator[Path]:
 
 
 def _descriptors(process: Path) -> list[tuple[str, str]]:
-    """Number and link of each; none of a process that ended or may not be looked at."""
+    """Return number and link of each descriptor, or nothing if the process has ended or may not be inspected."""
     found = []
     with suppress(OSError):
         for fd in os.listdir(process / "fd"):

@@ -1,15 +1,16 @@
-"""The UAPI on a Unix socket: one task per client, none of which can hold up another or the device.
+"""The UAPI server on a Unix socket. Each client has a task, and none can delay another client or the device.
 
     listener readable -> accept -> credentials -> task: receive 64 KiB -> UapiParser -> device -> send 64 KiB -> ...
 
-The device is only touched in synchronous steps (`status`, `configure`), so a `get` is a snapshot and a `set` is whole,
-whatever other clients do between. What a client can cost is bounded: one operation's size (see `uapi_format`), one
-piece of output in flight, and `STALL_SECONDS` to go on with what it began. Between operations it may be silent for
-ever while there is room. When there are `MAX_CLIENTS`, the next one waits in the listener's backlog until a client
-ends, or until one has been silent for `IDLE_SECONDS` and is dropped in its favour.
+The device is accessed only in synchronous steps (`status`, `configure`). So a `get` is a snapshot and a `set` is
+atomic, regardless of other clients. The cost of a client is bounded: the size of one operation (see
+`control/uapi/format.py`), one piece of output in flight, and `STALL_SECONDS` to continue an operation. Between
+operations a client may stay silent as long as there is room. If there are `MAX_CLIENTS`, the next one waits in the
+listener's backlog until a client ends, or until one that has been silent for `IDLE_SECONDS` is dropped.
 
-Out of descriptors, accepting would fail and the listener stay readable, and the loop would spin: a spare descriptor is
-given up to accept the client, tell it, and close it. Without even that, accepting pauses for a second.
+If the process has no free descriptors, `accept` fails while the listener stays readable, and the loop would spin.
+Therefore a spare descriptor is closed to accept the client, report the error to it and close it. If even that fails,
+accepting pauses for a second.
 """
 
 from __future__ import annotations
@@ -47,29 +48,29 @@ from wyrmhole.net.tun_ioctl import interface_index
 MAX_CLIENTS = 64
 STALL_SECONDS = 60.0
 IDLE_SECONDS = 10.0
-"""Silence after which a client between two operations makes room for one that waits. A client at work is silent for
-milliseconds; one that only keeps its connection can connect again."""
+"""Silence after which a client between operations is dropped if another client waits. An active client is silent for
+milliseconds only, and an idle one can connect again."""
 ACCEPT_PAUSE_SECONDS = 1.0
 ACCEPTS_PER_TURN = 16
 PIECE = 64 * 1024
-"""Bytes taken or given in one turn of the loop: 10 ms of parsing at most."""
+"""Bytes received or sent in one turn of the loop: at most 10 ms of parsing."""
 
 _CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 _OUT_OF_RESOURCES = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Controlled(Protocol):
-    """What the server asks of a device."""
+    """The methods of a device that the server needs."""
 
     def status(self) -> DeviceStatus: ...
 
     def configure(self, change: DeviceChange) -> None:
-        """Apply all of it or nothing. Raises ConfigError."""
+        """Apply the whole change or nothing. Raises ConfigError."""
 
     def drop_counts(self) -> DropCounts: ...
 
     async def applied(self) -> None:
-        """Return when packets go by what was configured."""
+        """Return when the configured change applies to packets."""
 
 
 @dataclass(slots=True, eq=False)
@@ -82,12 +83,12 @@ class _Client:
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing is under way: no operation begun, none being answered, none waiting to be read."""
+        """Report that no operation is partially received, being answered, or waiting to be read."""
         return self.parser.is_between_operations and not self.is_answered and not _has_input(self.socket)
 
 
 class UapiServer:
-    """Serves one device on the loop that runs where it is made. `close` closes the listener and removes its file."""
+    """Serves one device on the running event loop. `close` closes the listener and removes its file."""
 
     def __init__(
         self,
@@ -115,24 +116,24 @@ class UapiServer:
         self._watch: FileWatch | None = None
 
     def start(self) -> None:
-        """Begin to accept clients."""
+        """Start to accept clients."""
         self._resume()
         if self._listener.file_id is not None:
             self._watch = FileWatch(self._listener.path, self._check_file)
             self._check_file()
 
     async def wait_ended(self) -> None:
-        """Return when clients can no longer come: the socket's file was removed or replaced, or the socket broke."""
+        """Return when clients can no longer connect: the socket file was removed or replaced, or the socket failed."""
         await self._ended.wait()
 
     async def close(self) -> None:
-        """Drop all clients, in the middle of whatever they do, and the listener. Idempotent."""
+        """Drop all clients, also within an operation, and close the listener. Idempotent."""
         self.stop()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         self._listener.close()
 
     def stop(self) -> None:
-        """The part of `close` that does not wait: no client is served after this, the socket's file stays."""
+        """Stop serving clients, without waiting and without removing the socket file."""
         if self._stopped:
             return
         self._stopped = True
@@ -147,7 +148,7 @@ class UapiServer:
 
     def _check_file(self) -> None:
         if not self._listener.is_in_place:
-            self._log.debug("UAPI: socket file is gone")
+            self._log.debug("UAPI: the socket file was removed or replaced")
             self._ended.set()
 
     # Accepting
@@ -165,7 +166,7 @@ class UapiServer:
         self._pause = self._loop.call_later(seconds, self._resume)
 
     def _make_room(self) -> bool:
-        """Whether another client fits. If not, accepting pauses until one ends or has been silent for long enough."""
+        """Report whether another client fits. If not, pause until a client ends or has been silent for IDLE_SECONDS."""
         if len(self._clients) < self._max_clients:
             return True
         idle = (client for client in self._clients if client.is_idle)
@@ -174,7 +175,7 @@ class UapiServer:
         if client is None or silence < self._idle_seconds:
             self._pause_accepting(max(self._idle_seconds - silence, 0.001))
             return False
-        self._log.debug("UAPI: silent client dropped for the next one", extra={"rate_class": "uapi-client"})
+        self._log.debug("UAPI: dropped an idle client to make room for another", extra={"rate_class": "uapi-client"})
         self._drop(client)
         return True
 
@@ -184,7 +185,7 @@ class UapiServer:
             client.task.cancel()
 
     def _accept_waiting(self) -> None:
-        # Only the first turn knows that a client waits; a later one may find nobody to make room for.
+        # Only in the first turn is a client known to wait; later turns must not drop an idle client without need.
         for turn in range(ACCEPTS_PER_TURN):
             if (turn and len(self._clients) >= self._max_clients) or not self._make_room():
                 return
@@ -195,20 +196,20 @@ class UapiServer:
             except OSError as error:
                 self._handle_accept_error(error)
                 return
-            self._welcome(accepted)
+            self._start_client(accepted)
 
     def _handle_accept_error(self, error: OSError) -> None:
         if error.errno in _OUT_OF_RESOURCES:
-            self._log.error("UAPI: client refused: %s", error.strerror, extra={"rate_class": "uapi-accept"})
+            self._log.error("UAPI: cannot accept a client: %s", error.strerror, extra={"rate_class": "uapi-accept"})
             if not self._refuse_one(error.errno):
                 self._pause_accepting(ACCEPT_PAUSE_SECONDS)
             return
-        self._log.error("UAPI: socket broke: %s", error.strerror)
+        self._log.error("UAPI: the listening socket failed: %s", error.strerror)
         self._loop.remove_reader(self._listener.socket)
         self._ended.set()
 
     def _refuse_one(self, errno_value: int) -> bool:
-        """Accept on the spare descriptor just to say no. False: there was none, or it did not help."""
+        """Accept a client with the spare descriptor and send it an error. Return False if that was not possible."""
         if self._spare is None:
             self._spare = _open_spare()
             return False
@@ -228,10 +229,14 @@ class UapiServer:
             os.close(self._spare)
             self._spare = None
 
-    def _welcome(self, accepted: socket.socket) -> None:
+    def _start_client(self, accepted: socket.socket) -> None:
         uid = _peer_uid(accepted)
         if uid not in (0, os.geteuid(), None):
-            self._log.error("UAPI: user %d refused", uid, extra={"rate_class": "uapi-user"})
+            self._log.error(
+                "UAPI: refused a client of user %d: only root and the daemon's user may connect",
+                uid,
+                extra={"rate_class": "uapi-user"},
+            )
             accepted.close()
             return
         accepted.setblocking(False)
@@ -247,11 +252,13 @@ class UapiServer:
         try:
             await self._converse(client)
         except TimeoutError:
-            self._log.debug("UAPI: client stalled, dropped", extra={"rate_class": "uapi-client"})
+            self._log.debug(
+                "UAPI: dropped a client that stalled within an operation", extra={"rate_class": "uapi-client"}
+            )
         except OSError as error:
-            self._log.debug("UAPI: client lost: %s", error.strerror, extra={"rate_class": "uapi-client"})
+            self._log.debug("UAPI: lost a client: %s", error.strerror, extra={"rate_class": "uapi-client"})
         except Exception:
-            self._log.exception("UAPI: client dropped")
+            self._log.exception("UAPI: dropped a client after an internal error")
         finally:
             client.socket.close()
             self._clients.discard(client)
@@ -259,7 +266,7 @@ class UapiServer:
                 self._resume()
 
     async def _converse(self, client: _Client) -> None:
-        """Answer operations in their order, until the client ends or the framing is lost."""
+        """Answer operations in order, until the client disconnects or the framing is lost."""
         while data := await self._receive(client):
             client.is_answered = True
             for operation in client.parser.feed(data):
@@ -272,7 +279,7 @@ class UapiServer:
             await self._answer(client, cut_off)
 
     async def _receive(self, client: _Client) -> bytes:
-        """Yields to other tasks first: a socket that always has data would not."""
+        """Receive a piece. Yields to other tasks first, because a socket that always has data never would."""
         await asyncio.sleep(0)
         limit = None if client.parser.is_between_operations else self._stall_seconds
         async with asyncio.timeout(limit):
@@ -289,7 +296,7 @@ class UapiServer:
             await asyncio.sleep(0)
 
     async def _answer(self, client: _Client, operation: Operation) -> None:
-        """Write the reply in pieces as the client takes them; what it says was settled at once."""
+        """Write the reply in pieces, as fast as the client reads. Its content is a snapshot of one moment."""
         pending = bytearray()
         reply = self._reply(operation)
         if isinstance(operation, SetOperation):
@@ -302,7 +309,7 @@ class UapiServer:
         await self._send(client, pending)
 
     def _reply(self, operation: Operation) -> Iterable[bytes]:
-        """A bug in the device costs this operation and not the daemon."""
+        """Perform an operation. A bug in the device fails this operation, not the daemon."""
         try:
             return self._perform(operation)
         except ErrnoError as error:
@@ -323,7 +330,9 @@ class UapiServer:
         return (emit_errno(0),)
 
     def _log_refusal(self, error: ErrnoError) -> None:
-        self._log.error("UAPI: refused (%s): %s", error.errno_name, error, extra={"rate_class": "uapi-refused"})
+        self._log.error(
+            "UAPI: refused an operation (%s): %s", error.errno_name, error, extra={"rate_class": "uapi-refused"}
+        )
 
 
 def _open_spare() -> int | None:
@@ -334,7 +343,7 @@ def _open_spare() -> int | None:
 
 
 def _has_input(client: socket.socket) -> bool:
-    """Whether bytes wait to be read. The end of the stream, or an error, is for the client's task to find."""
+    """Report whether bytes wait to be read. The client's task finds the end of the stream, or an error, itself."""
     try:
         return bool(client.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
     except OSError:
@@ -342,7 +351,7 @@ def _has_input(client: socket.socket) -> bool:
 
 
 def _peer_uid(accepted: socket.socket) -> int | None:
-    """None: this system does not tell; the modes of the socket and its directory are the guard then."""
+    """Return the client's user, or None if this system does not report it. File modes then protect the socket."""
     if not hasattr(socket, "SO_PEERCRED"):
         return None
     raw = accepted.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)

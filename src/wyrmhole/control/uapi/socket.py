@@ -1,12 +1,13 @@
-"""The listening Unix socket of the UAPI: how it gets its place in the file system, and how it leaves it.
+"""The listening Unix socket of the UAPI: create its file, and remove it.
 
-`DIRECTORY/NAME.sock` is where wg(8) looks. A file may already lie there: a living daemon's socket (somebody accepts:
-the name is in use), what a killed daemon left (nobody does: it is removed), or anything else (left alone, refused).
-Daemons that start at once under one name are kept apart by a lock, held from the look at the file until the new socket
-listens. The lock is a file of mode 0600: a lock on the directory itself could be taken, and kept, by any user who can
-read it. Between bind and listen nothing else happens: wg(8) removes sockets that refuse it.
+wg(8) looks for `DIRECTORY/NAME.sock`. If a file with this name exists, it is one of three: the socket of a running
+daemon (it accepts connections: the name is in use), the socket of a killed daemon (it refuses them: it is removed), or
+something else (it is left alone: the start fails). A lock separates daemons that start under one name at the same
+time. It is held from the check of the file until the new socket listens. The lock is a file of mode 0600, because any
+user who can read the directory could lock the directory itself, and keep it locked. Nothing happens between bind and
+listen, because wg(8) removes sockets that refuse connections.
 
-On the way out the file is removed only if it still is the one that was made here, by device and inode number.
+`close` removes the file only if it is still the one that was created here, by device and inode number.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ BACKLOG = 128
 LOCK_NAME = ".wyrmhole.lock"
 LOCK_TRIES = 50
 LOCK_RETRY_SECONDS = 0.02
-"""Together a second. A daemon holds the lock for less than a millisecond."""
+"""Together one second. A daemon holds the lock for less than a millisecond."""
 
 FileId = tuple[int, int]
 """Device and inode number."""
@@ -41,7 +42,7 @@ class SocketInUse(DeviceError):
 
 @dataclass(slots=True)
 class UapiListener:
-    """A non-blocking listening socket with its file. `file_id` None: there is no file to watch or to remove."""
+    """A non-blocking listening socket with its file. `file_id` is None if there is no file to watch or remove."""
 
     socket: socket.socket
     path: str
@@ -49,7 +50,7 @@ class UapiListener:
 
     @classmethod
     def create(cls, name: str, directory: str = DEFAULT_DIRECTORY) -> UapiListener:
-        """Listen on `directory/name.sock`. Raises SocketInUse, and DeviceError for what else is in the way."""
+        """Listen on `directory/name.sock`. Raises SocketInUse, or DeviceError for any other obstacle."""
         path = os.path.join(directory, f"{name}.sock")
         try:
             with _locked_directory(directory):
@@ -76,7 +77,7 @@ class UapiListener:
 
     @property
     def is_in_place(self) -> bool:
-        """Whether clients can still find it."""
+        """Whether the path still leads to this socket."""
         return self.file_id is None or file_id(self.path) == self.file_id
 
     def close(self) -> None:
@@ -89,13 +90,13 @@ class UapiListener:
 
 
 def remove_if_dead(path: str) -> None:
-    """Remove a socket's file that nobody serves any more. Raises OSError, DeviceError when it is to be left alone."""
+    """Remove the socket file of a daemon that is gone. Raises OSError, or DeviceError if the file must stay."""
     with _locked_directory(os.path.dirname(path)):
         _remove_stale(path)
 
 
 def file_id(path: str) -> FileId | None:
-    """Who the file at `path` is, links not followed; None: there is none, or it cannot be looked at."""
+    """Return the identity of the file at `path`, not following links, or None if it cannot be examined."""
     try:
         status = os.lstat(path)
     except OSError:
@@ -104,14 +105,14 @@ def file_id(path: str) -> FileId | None:
 
 
 def _reason(directory: str, error: OSError) -> str:
-    """The error with what to do about it."""
+    """Return the error's text with a remedy."""
     text = error.strerror or str(error)
     if os.path.lexists(directory) and not os.path.isdir(directory):
         return f"{directory} is not a directory: remove it"
     remedies = {
         errno.EROFS: f"mount a tmpfs on {directory}, or pass a socket in WG_UAPI_FD",
         errno.EACCES: "run as root",
-        errno.ENOSPC: "free some space or inodes there",
+        errno.ENOSPC: "free space or inodes on that file system",
     }
     remedy = remedies.get(error.errno or 0)
     return f"{text}: {remedy}" if remedy else text
@@ -142,17 +143,17 @@ def _locked_directory(directory: str) -> Iterator[None]:
 
 
 def _check_directory(directory: str, status: os.stat_result) -> None:
-    """A user who may write there may put another socket in our place."""
+    """Refuse a directory that other users can write to: they could replace our socket. Raises DeviceError."""
     is_shared = status.st_mode & 0o022 and not status.st_mode & stat.S_ISVTX
     if is_shared or status.st_uid not in (0, os.geteuid()):
-        raise DeviceError(f"others may write in {directory}: make it root's, with mode 0755")
+        raise DeviceError(f"other users can write to {directory}: change its owner to root and its mode to 0755")
 
 
 def _open_lock(directory_fd: int, directory: str) -> int:
-    """Open the lock file, and make it if it is missing.
+    """Open the lock file, and create it if it is missing. Raises DeviceError.
 
-    In a sticky directory another user may have put something under its name: a link, a FIFO, a file that others can
-    open and so lock. Raises DeviceError.
+    In a sticky directory, another user may have created something under this name: a link, a FIFO, or a file that
+    others can open and therefore lock.
     """
     path = os.path.join(directory, LOCK_NAME)
     flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -171,7 +172,7 @@ def _open_lock(directory_fd: int, directory: str) -> int:
 
 
 def _take_lock(lock: int, path: str) -> None:
-    """Wait for the lock, for a second at most: signals may be blocked here. Raises DeviceError."""
+    """Take the lock, waiting at most one second, because signals may be blocked here. Raises DeviceError."""
     for tries_left in reversed(range(LOCK_TRIES)):
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -179,7 +180,9 @@ def _take_lock(lock: int, path: str) -> None:
         except BlockingIOError:
             if tries_left:
                 time.sleep(LOCK_RETRY_SECONDS)
-    raise DeviceError(f"another process holds the lock {path}: end it (`fuser {path}` shows it) and try again")
+    raise DeviceError(
+        f"another process holds the lock {path}: end that process (`fuser {path}` shows it) and try again"
+    )
 
 
 def _remove_stale(path: str) -> None:
@@ -189,18 +192,18 @@ def _remove_stale(path: str) -> None:
         return
     if not stat.S_ISSOCK(status.st_mode):
         raise DeviceError(f"{path} exists and is not a socket: remove it")
-    if _somebody_accepts(path):
-        raise SocketInUse(f"{path} is in use by another process: stop that one, or choose another name")
+    if _accepts_connections(path):
+        raise SocketInUse(f"{path} is in use by another process: stop that process, or choose another name")
     os.unlink(path)
 
 
-def _somebody_accepts(path: str) -> bool:
+def _accepts_connections(path: str) -> bool:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         probe.setblocking(False)
         try:
             probe.connect(path)
         except OSError as error:
-            # A listener whose queue is full answers EAGAIN: it lives.
+            # EAGAIN: the queue of a living listener is full.
             return error.errno not in (errno.ECONNREFUSED, errno.ENOENT)
     return True
 

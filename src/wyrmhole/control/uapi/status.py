@@ -1,6 +1,6 @@
-"""The reply to `get=1` of the UAPI, read into a `DeviceStatus`. No I/O.
+"""Parse the replies to `get=1` and `drops=1` of the UAPI. No I/O.
 
-Keys that are not known are passed over: other implementations and later versions have more. Source:
+Unknown keys are ignored, because other implementations and later versions have more of them. Source:
 https://www.wireguard.com/xplatform/
 """
 
@@ -41,9 +41,9 @@ class _Peer:
 
 
 class StatusReader:
-    """Takes the lines of a reply one by one; `finish` gives the picture.
+    """Builds a `DeviceStatus` from the lines of a reply to `get=1`.
 
-    A scope whose interface `resolve_scope` does not know (wireguard-go tells names) is left out.
+    wireguard-go reports scopes as interface names; a name that `resolve_scope` does not know is left out.
     """
 
     def __init__(self, name: str, resolve_scope: ScopeResolver = no_scope_names) -> None:
@@ -54,7 +54,7 @@ class StatusReader:
         self._peers: list[_Peer] = []
 
     def add_line(self, line: str) -> None:
-        """Raises UapiError for a value that is none."""
+        """Add one line. Raises UapiError for an invalid value."""
         key, _, value = line.partition("=")
         read = _PEER_KEYS.get(key) if self._peers else _DEVICE_KEYS.get(key)
         try:
@@ -66,7 +66,7 @@ class StatusReader:
                 numbers = self._peers[-1].numbers if self._peers else self._numbers
                 numbers[key] = _number(value)
         except (ValueError, OSError):
-            raise UapiError(errno.EPROTO, f"the reply of {self._name} has a bad value of {key}") from None
+            raise UapiError(errno.EPROTO, f"the reply of {self._name} has an invalid value for {key}") from None
 
     def finish(self) -> DeviceStatus:
         return DeviceStatus(
@@ -78,14 +78,14 @@ class StatusReader:
             peers=tuple(peer.freeze() for peer in self._peers),
         )
 
-    def _take_private_key(self, value: str) -> None:
+    def _read_private_key(self, value: str) -> None:
         key = PrivateKey.from_hex(value)
         self._private_key = None if key.is_zero else key
 
-    def _take_preshared_key(self, value: str) -> None:
+    def _read_preshared_key(self, value: str) -> None:
         self._peers[-1].preshared_key = PresharedKey.from_hex(value)
 
-    def _take_endpoint(self, value: str) -> None:
+    def _read_endpoint(self, value: str) -> None:
         self._peers[-1].endpoint = parse_endpoint(value, self._scope)
 
     def _scope(self, name: str) -> int:
@@ -94,15 +94,15 @@ class StatusReader:
         except OSError:
             return 0
 
-    def _take_allowed_ip(self, value: str) -> None:
+    def _read_allowed_ip(self, value: str) -> None:
         self._peers[-1].allowed_ips.append(parse_prefix(value))
 
 
-_DEVICE_KEYS: dict[str, Callable[[StatusReader, str], None]] = {"private_key": StatusReader._take_private_key}
+_DEVICE_KEYS: dict[str, Callable[[StatusReader, str], None]] = {"private_key": StatusReader._read_private_key}
 _PEER_KEYS: dict[str, Callable[[StatusReader, str], None]] = {
-    "preshared_key": StatusReader._take_preshared_key,
-    "endpoint": StatusReader._take_endpoint,
-    "allowed_ip": StatusReader._take_allowed_ip,
+    "preshared_key": StatusReader._read_preshared_key,
+    "endpoint": StatusReader._read_endpoint,
+    "allowed_ip": StatusReader._read_allowed_ip,
 }
 _NUMBERS = frozenset(
     {
@@ -119,30 +119,30 @@ _NUMBERS = frozenset(
 
 def _number(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 20):
-        raise ValueError("not a number of 64 bits")
+        raise ValueError("not a 64-bit number")
     return int(text)
 
 
 class DropsReader:
-    """The same for the reply to `drops=1`."""
+    """Builds `DropCounts` from the lines of a reply to `drops=1`."""
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._total: dict[str, int] = {}
         self._peers: dict[PublicKey, dict[str, int]] = {}
-        self._present = self._total
+        self._current = self._total
 
     def add_line(self, line: str) -> None:
-        """Raises UapiError for a value that is none."""
+        """Add one line. Raises UapiError for an invalid value."""
         key, _, value = line.partition("=")
         try:
             if key == "public_key":
-                self._present = self._peers.setdefault(PublicKey.from_hex(value), {})
+                self._current = self._peers.setdefault(PublicKey.from_hex(value), {})
             elif key == "drop":
                 reason, _, count = value.partition(" ")
-                self._present[_reason(reason)] = _number(count)
+                self._current[_reason(reason)] = _number(count)
         except ValueError:
-            raise UapiError(errno.EPROTO, f"the reply of {self._name} has a bad value of {key}") from None
+            raise UapiError(errno.EPROTO, f"the reply of {self._name} has an invalid value for {key}") from None
 
     def finish(self) -> DropCounts:
         return DropCounts(self._total, self._peers)
@@ -155,7 +155,7 @@ def _reason(text: str) -> str:
 
 
 def parse_get(name: str, lines: Iterable[str]) -> DeviceStatus:
-    """Lines of a reply without its errno line. `mtu` of the result is 0: a reply does not say. Raises UapiError."""
+    """Parse the lines of a reply without its errno line. `mtu` is 0, because replies lack it. Raises UapiError."""
     reader = StatusReader(name)
     for line in lines:
         reader.add_line(line)
