@@ -1,5 +1,7 @@
 """The loop around the pure interface: input, drain, act, re-arm one timer.
 
+What happens in a turn is in `turn`; here are the loop, the alarm and the rest.
+
 Everything runs on the asyncio loop's thread. An engine report or the alarm wakes it; it feeds what there is to the
 interface, hands TUN changes and events to the device, and sets the alarm to the interface's next deadline. Reports are
 taken in small batches, so that a flood of handshakes cannot keep the loop from its other work (the UAPI). While more
@@ -12,15 +14,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
+from wyrmhole.device import turn
 from wyrmhole.device.clock import Alarm, Clock
-from wyrmhole.engine.contract import Engine, EngineFailed, TunChanged
+from wyrmhole.device.turn import Calls
+from wyrmhole.engine.contract import Engine, TunChanged
 from wyrmhole.protocol.constants import SECOND, UNDER_LOAD_QUEUE_DEPTH
-from wyrmhole.protocol.data_plane import HandshakeDatagram
 from wyrmhole.protocol.events import Event
 from wyrmhole.protocol.interface import Interface
-
-BATCH = 32
-"""Reports in one turn: some 6 ms if each were a handshake to answer."""
 
 REST = 6
 """Under load, the rest after a batch is this many times as long as the batch took: handshakes get 1/7 of the time."""
@@ -42,9 +42,7 @@ class Driver:
         self._interface = interface
         self._engine = engine
         self._clock = clock
-        self._on_tun = on_tun
-        self._on_failure = on_failure
-        self._on_event = on_event
+        self._calls = Calls(on_tun, on_failure, on_event, has_ended=lambda: self._loop is None)
         self._alarm = Alarm()
         self._armed: int | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -64,10 +62,9 @@ class Driver:
 
     def settle(self) -> None:
         """Call after every command to the interface: carry it out, deliver its events, re-arm the alarm."""
-        self._engine.commit()
-        while (event := self._interface.poll_event()) is not None:
-            self._on_event(event)
-        deadline = self._interface.poll_timeout()
+        self._arm(turn.settle(self._interface, self._engine, self._calls))
+
+    def _arm(self, deadline: int | None) -> None:
         if deadline != self._armed and self._loop is not None:
             self._alarm.set(deadline)
             self._armed = deadline
@@ -75,26 +72,15 @@ class Driver:
     def _handle_alarm(self) -> None:
         self._alarm.clear()
         self._armed = None
-        self._interface.handle_timeout(self._clock.boottime())
-        self.settle()
+        self._arm(turn.run_timers(self._interface, self._engine, self._clock.boottime(), self._calls))
 
     def _handle_reports(self) -> None:
         now = self._clock.boottime()
-        waiting = 0
-        for report in self._engine.poll_reports(BATCH):
-            if isinstance(report, HandshakeDatagram):
-                waiting = report.queue_depth
-                self._interface.handle_report(report, now)
-            elif isinstance(report, TunChanged):
-                self._on_tun(report)
-            elif isinstance(report, EngineFailed):
-                self._on_failure(report.reason)
-            else:
-                self._interface.handle_report(report, now)
-        if self._loop is not None:
-            self._interface.handle_timeout(now)
-            self.settle()
-            if waiting >= UNDER_LOAD_QUEUE_DEPTH and self._engine.shares_interpreter:
+        turned = turn.take_reports(self._interface, self._engine, now, self._calls)
+        if turned is not None:
+            self._arm(turned.deadline)
+            is_flooded = turned.waiting >= UNDER_LOAD_QUEUE_DEPTH and self._engine.shares_interpreter
+            if is_flooded and self._loop is not None:
                 self._rest(self._clock.boottime() - now)
 
     def _rest(self, worked: int) -> None:
