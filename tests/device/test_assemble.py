@@ -146,7 +146,7 @@ def test_start_raises_the_reason_why_the_engine_failed() -> None:
         device, _ = made.device(1, up=False)
         starting = asyncio.ensure_future(device.start(DeviceChange()))
         await asyncio.sleep(0)
-        device._driver._on_failure(EngineFailed("the moon is not full").reason)
+        device._driver._calls.on_failure(EngineFailed("the moon is not full").reason)
         with pytest.raises(DeviceError, match="did not come up: the moon is not full"):
             await starting
 
