@@ -18,9 +18,10 @@ from wyrmhole.wire.checksum import checksum, pseudo_header_sum
 from wyrmhole.wire.coalesce import Coalescer, Frame
 from wyrmhole.wire.datagram import Received
 from wyrmhole.wire.endpoint import Endpoint
+from wyrmhole.wire.messages import DEFAULT_MTU
 from wyrmhole.wire.prefix import Prefix
 
-MTU = 1420
+MTU = DEFAULT_MTU
 MSS = MTU - 52
 
 

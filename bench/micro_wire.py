@@ -11,11 +11,12 @@ from collections.abc import Callable
 
 from wyrmhole.wire.checksum import ones_sum, pseudo_header_sum, residue
 from wyrmhole.wire.coalesce import Coalescer
+from wyrmhole.wire.messages import DEFAULT_MTU
 from wyrmhole.wire.split import split
 from wyrmhole.wire.virtio import F_NEEDS_CSUM, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, PLAIN_HEADER, VirtioHeader
 
 SEGMENTS = 45
-PACKET = 1420
+PACKET = DEFAULT_MTU
 REPETITIONS = 7
 
 

@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from wyrmhole.wire.messages import DEFAULT_MTU
+
 ROOT = Path(__file__).resolve().parents[1]
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wyrmhole" / "bin"
 os.environ["PATH"] += f":{CACHE}:/usr/sbin:/sbin"
@@ -28,7 +30,7 @@ IMPLEMENTATIONS = {
     "boringtun": "boringtun-cli -f --disable-drop-privileges {name}",
     "gotatun": "gotatun -f --disable-drop-privileges {name}",
 }
-MTU = 1420
+MTU = DEFAULT_MTU
 _numbers = itertools.count()
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from fuzz.packets import read_packet
 from fuzz.reader import Reader
+from wyrmhole.wire.ip import MAX_PACKET_SIZE
 from wyrmhole.wire.split import MAX_SEGMENTS, split
 from wyrmhole.wire.virtio import OffloadError
 
-_LARGEST = 65_535
+_LARGEST = MAX_PACKET_SIZE
 
 
 def TestOneInput(data: bytes) -> None:

@@ -23,6 +23,7 @@ from wyrmhole.wire.buffer import Buffer
 from wyrmhole.wire.checksum import checksum
 from wyrmhole.wire.datagram import Received
 from wyrmhole.wire.endpoint import Endpoint, SockAddr
+from wyrmhole.wire.messages import DEFAULT_MTU
 from wyrmhole.wire.prefix import Prefix
 
 PLAIN = bytes(10)
@@ -44,7 +45,7 @@ class ListTun:
     """A TUN whose frames are lists; always up."""
 
     name = "list0"
-    mtu = 1420
+    mtu = DEFAULT_MTU
 
     def __init__(self, offloads: TunOffloads | None = None) -> None:
         self.offloads = offloads or TunOffloads(tso=False, uso=False)

@@ -17,7 +17,9 @@ from wyrmhole.protocol.data_plane import NEVER, KeypairParams, PeerId
 from wyrmhole.protocol.primitives import mac
 from wyrmhole.wire.checksum import checksum
 from wyrmhole.wire.endpoint import Endpoint
+from wyrmhole.wire.ip import PROTOCOL_TCP, PROTOCOL_UDP
 from wyrmhole.wire.prefix import Prefix
+from wyrmhole.wire.virtio import F_NEEDS_CSUM, GSO_TCPV4, GSO_UDP_L4
 
 SECOND = 1_000_000_000
 START = 1000 * SECOND
@@ -26,8 +28,7 @@ PEERS = 3
 LOCAL_PORT = 51820
 _HEADER = struct.Struct("<IIQ")
 _VIRTIO = struct.Struct("=BBHHHH")
-_NEEDS_CSUM, _GSO_V4, _GSO_UDP = 1, 1, 5
-_TCP, _UDP, _OTHER = 6, 17, 253
+_OTHER = 253
 _INITIATIONS = 3
 
 
@@ -114,9 +115,9 @@ class _Drawer:
         size = random.choice((0, 1, 15, 16, 100, 1372, 1392, 1400))
         v6 = random.random() < 0.3
         payload = random.randbytes(size)
-        if protocol == _UDP:
+        if protocol == PROTOCOL_UDP:
             payload = struct.pack(">HHHH", 1000, random.choice((2000, LOCAL_PORT)), 8 + size, 0) + payload
-        elif protocol == _TCP:
+        elif protocol == PROTOCOL_TCP:
             payload = struct.pack(">HHIIBBHHH", 1000, 80, random.randrange(1 << 20), 0, 0x50, 0x10, 500, 0, 0) + payload
         return self.with_header(source, destination, protocol, payload, v6)
 
@@ -126,8 +127,8 @@ class _Drawer:
         """The payload in an IP packet; the checksum of UDP and TCP is made good. `ecn` None draws it."""
         ecn = self.random.choice((0, 0, 1, 2, 3)) if ecn is None else ecn
         start, end = _inner(source, v6), _inner(destination, v6)
-        if protocol in (_UDP, _TCP):
-            at = 6 if protocol == _UDP else 16
+        if protocol in (PROTOCOL_UDP, PROTOCOL_TCP):
+            at = 6 if protocol == PROTOCOL_UDP else 16
             total = checksum(start + end + struct.pack(">II", len(payload), protocol) + payload)
             payload = payload[:at] + total.to_bytes(2, "big") + payload[at + 2 :]
         if v6:
@@ -156,16 +157,16 @@ class _Drawer:
         """A plain packet from the TUN, now and then with its checksum left to do."""
         random = self.random
         peer = random.randrange(0, PEERS + 2)
-        packet = self.packet(0, peer, random.choice((_OTHER, _OTHER, _UDP, _TCP)))
+        packet = self.packet(0, peer, random.choice((_OTHER, _OTHER, PROTOCOL_UDP, PROTOCOL_TCP)))
         if random.random() < 0.15:
             packet = self.odd_packet()
         self.add("inject", bytes(10) + packet)
 
     def frame_with_checksum(self) -> None:
         header = 20
-        packet = self.with_header(0, self.random.randrange(1, PEERS + 1), _UDP, bytes(8) + b"data" * 9, False)
+        packet = self.with_header(0, self.random.randrange(1, PEERS + 1), PROTOCOL_UDP, bytes(8) + b"data" * 9, False)
         offset = self.random.choice((6, 6, 7, 2000))
-        self.add("inject", _VIRTIO.pack(_NEEDS_CSUM, 0, 0, 0, header, offset) + packet)
+        self.add("inject", _VIRTIO.pack(F_NEEDS_CSUM, 0, 0, 0, header, offset) + packet)
 
     def super_frame(self) -> None:
         """A TCP or UDP super-packet, also with a header that does not fit."""
@@ -181,12 +182,14 @@ class _Drawer:
         else:
             flags = random.choice((0x10, 0x18, 0x11, 0x90))
             inner = struct.pack(">HHIIBBHHH", 1000, 80, random.randrange(1 << 32), 1, 0x50, flags, 500, 0, 0) + payload
-        packet = self.with_header(0, random.randrange(1, PEERS + 1), _UDP if udp else _TCP, inner, False)
+        packet = self.with_header(
+            0, random.randrange(1, PEERS + 1), PROTOCOL_UDP if udp else PROTOCOL_TCP, inner, False
+        )
         length = 20 + transport if random.random() < 0.8 else random.choice((0, 20, 27, 39, 41, 65535))
-        kind = _GSO_UDP if udp else _GSO_V4
+        kind = GSO_UDP_L4 if udp else GSO_TCPV4
         if random.random() < 0.1:
             kind = random.choice((2, 3, 4, 6, 0x81, 0xFF))
-        self.add("inject", _VIRTIO.pack(_NEEDS_CSUM, kind, length, gso, 20, 6 if udp else 16) + packet)
+        self.add("inject", _VIRTIO.pack(F_NEEDS_CSUM, kind, length, gso, 20, 6 if udp else 16) + packet)
 
     def short_frame(self) -> None:
         self.add("inject", self.random.randbytes(self.random.randrange(1, 12)))
@@ -221,7 +224,7 @@ class _Drawer:
         """Neighbours of one flow, which a TUN with offloads gets as one frame; or the same packet again and again."""
         random, count = self.random, self.random.randrange(2, 9)
         kind, size, first = (
-            random.choice((_OTHER, _TCP, _UDP)),
+            random.choice((_OTHER, PROTOCOL_TCP, PROTOCOL_UDP)),
             random.choice((16, 100, 1000)),
             random.randrange(1 << 32),
         )
@@ -230,7 +233,7 @@ class _Drawer:
         flow = []
         for number in range(count):
             head = struct.pack(">HHHH", 1000, 2000, 8 + size, 0)
-            if kind == _TCP:
+            if kind == PROTOCOL_TCP:
                 sequence = first + number * size & 0xFFFFFFFF
                 head = struct.pack(">HHIIBBHHH", 1000, 80, sequence, 1, 0x50, 0x10, 500, 0, 0)
             flow.append(self.with_header(peer, 0, kind, head + random.randbytes(size), False, ecn=0))
@@ -253,7 +256,7 @@ class _Drawer:
         if self.random.random() < 0.1:
             return self.odd_packet()
         source = peer if self.random.random() < 0.9 else self.random.randrange(PEERS + 2)
-        return self.packet(source, 0, self.random.choice((_OTHER, _UDP, _TCP)))
+        return self.packet(source, 0, self.random.choice((_OTHER, PROTOCOL_UDP, PROTOCOL_TCP)))
 
     def _seal(self, session: _Session, inner: bytes) -> bytes:
         padded = inner + bytes(-len(inner) % 16)

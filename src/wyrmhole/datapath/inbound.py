@@ -25,9 +25,7 @@ from wyrmhole.protocol.primitives import InvalidTag
 from wyrmhole.wire import ip, messages
 from wyrmhole.wire.coalesce import Coalescer, Frame, plain
 from wyrmhole.wire.datagram import Received
-from wyrmhole.wire.messages import MESSAGE_TRANSPORT, TRANSPORT_HEADER
-
-_OVERHEAD = 32
+from wyrmhole.wire.messages import MESSAGE_TRANSPORT, TRANSPORT_HEADER, TRANSPORT_OVERHEAD
 
 
 class Inbound:
@@ -66,7 +64,7 @@ class Inbound:
     def _handle_one(self, received: Received, view: memoryview, length: int, now: int) -> None:
         """One datagram by itself: what a ping is, so its way is short. The same steps as for a train."""
         tables = self._tables
-        if length < _OVERHEAD:
+        if length < TRANSPORT_OVERHEAD:
             self._handle_other(view, received, now)
             return
         kind, index, counter = TRANSPORT_HEADER.unpack_from(view)
@@ -123,7 +121,7 @@ class Inbound:
         # The whole datagram must be there, not only enough bytes of the train: what is opened below then takes at
         # least this one, or this would never end.
         if (
-            min(size, len(view) - offset) < _OVERHEAD
+            min(size, len(view) - offset) < TRANSPORT_OVERHEAD
             or int.from_bytes(view[offset : offset + 4], "little") != MESSAGE_TRANSPORT
         ):
             self._handle_other(view[offset : offset + size], received, now)
@@ -158,7 +156,7 @@ class Inbound:
         while offset < end:
             stop = offset + size if offset + size < end else end
             length = stop - offset
-            if length < _OVERHEAD:
+            if length < TRANSPORT_OVERHEAD:
                 break
             kind, receiver, counter = unpack(view, offset)
             if kind != MESSAGE_TRANSPORT or receiver != index:

@@ -20,10 +20,10 @@ from wyrmhole.datapath.aead import nonce
 from wyrmhole.datapath.keypair import Keypair
 from wyrmhole.datapath.peer import NO_SOCKADDR, EnginePeer
 from wyrmhole.datapath.tables import Tables
-from wyrmhole.datapath.train import OVERHEAD, Layout, Train, TrainPool
+from wyrmhole.datapath.train import Layout, Train, TrainPool
 from wyrmhole.protocol.drops import DropReason
 from wyrmhole.wire import ip
-from wyrmhole.wire.messages import MESSAGE_TRANSPORT, TRANSPORT_HEADER
+from wyrmhole.wire.messages import MESSAGE_TRANSPORT, TRANSPORT_HEADER, TRANSPORT_OVERHEAD
 from wyrmhole.wire.split import complete, split
 from wyrmhole.wire.virtio import F_NEEDS_CSUM, GSO_NONE, VIRTIO_HEADER_SIZE, OffloadError
 
@@ -191,7 +191,7 @@ class Outbound:
 
     def _seal_one(self, peer: EnginePeer, keypair: Keypair, packet: bytes, tos: int) -> None:
         """Seal one padded packet into the peer's train, or begin the next."""
-        size = len(packet) + OVERHEAD
+        size = len(packet) + TRANSPORT_OVERHEAD
         train = self._train_for(peer, size, tos)
         start = train.length
         wire = train.wire
@@ -206,7 +206,7 @@ class Outbound:
 
     def _seal_run(self, peer: EnginePeer, keypair: Keypair, run: list[bytes], tos: int) -> None:
         """Seal packets of one padded size into trains."""
-        size = len(run[0]) + OVERHEAD
+        size = len(run[0]) + TRANSPORT_OVERHEAD
         done = 0
         while done < len(run):
             train = self._train_for(peer, size, tos)

@@ -31,6 +31,7 @@ from wyrmhole.protocol.data_plane import (
 )
 from wyrmhole.protocol.drops import DropReason, Oddity
 from wyrmhole.wire.endpoint import Endpoint, SockAddr
+from wyrmhole.wire.messages import DEFAULT_MTU
 from wyrmhole.wire.prefix import Prefix
 
 MAX_CACHED_ROUTES = 4096
@@ -54,7 +55,7 @@ class Tables:
         self.gate = Gate()
         self.refusals = Refusals()
         self.reports = Reports()
-        self.mtu = 1420
+        self.mtu = DEFAULT_MTU
         self.listen_port = 0
         self.staged_bytes = 0
         self.doubts_trains = False

@@ -8,14 +8,13 @@ the first ones early.
 from __future__ import annotations
 
 from wyrmhole.datapath.peer import EnginePeer
+from wyrmhole.wire.datagram import MAX_TRAIN_SEGMENTS
+from wyrmhole.wire.ip import IPV4_HEADER_SIZE, MAX_PACKET_SIZE, UDP_HEADER_SIZE
+from wyrmhole.wire.messages import TRANSPORT_OVERHEAD
 
-OVERHEAD = 32
-"""Header and tag of a transport message."""
-MAX_TRAIN_BYTES = 65_507
+MAX_TRAIN_BYTES = MAX_PACKET_SIZE - IPV4_HEADER_SIZE - UDP_HEADER_SIZE
 """What one UDP datagram over IPv4 can hold, which bounds a segmented send too."""
-MAX_TRAIN_SEGMENTS = 64
-"""UDP_MAX_SEGMENTS of kernels before 6.9."""
-WIRE_BYTES = 65_535 + 15 + OVERHEAD
+WIRE_BYTES = MAX_PACKET_SIZE + 15 + TRANSPORT_OVERHEAD
 """A single datagram may be longer than a train: whether it can be sent is the socket's to say."""
 MAX_TRAINS = 8
 """Besides the one in use: what bounds the memory, at half a megabyte."""

@@ -35,6 +35,7 @@ import struct
 from enum import IntEnum
 
 from wyrmhole.protocol.constants import SECOND
+from wyrmhole.wire.ip import PROTOCOL_TCP
 
 MIN_LOST = 16
 LOSS_DIVISOR = 8
@@ -57,7 +58,7 @@ FLOWS = 8
 _FACTOR = 0x9E37_79B1
 _WORD = 0xFFFF_FFFF
 _HALF = 1 << 31
-_TCP, _SYN = 6, 2
+_SYN = 2
 _V4 = struct.Struct(">6xHxBxx4I4xBB")
 """Fragment, protocol, addresses, ports, sequence number, data offset, flags."""
 _V6 = struct.Struct(">6xBx12xI12xIII4xBB")
@@ -116,12 +117,12 @@ class TrainHealth:
         if packet[0] == 0x45 and len(packet) >= 40:
             fragment, protocol, source, destination, ports, sequence, offset, flags = _V4.unpack_from(packet)
             headers = 20
-            if protocol != _TCP or fragment & 0x3FFF:
+            if protocol != PROTOCOL_TCP or fragment & 0x3FFF:
                 return False
         elif packet[0] >> 4 == 6 and len(packet) >= 60:
             protocol, source, destination, ports, sequence, offset, flags = _V6.unpack_from(packet)
             headers = 40
-            if protocol != _TCP:
+            if protocol != PROTOCOL_TCP:
                 return False
         else:
             return False

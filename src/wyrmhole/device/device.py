@@ -38,11 +38,11 @@ from wyrmhole.protocol.constants import SECOND, Timings
 from wyrmhole.protocol.drops import DropReason, Oddity, by_name
 from wyrmhole.protocol.events import Event, PeerSilent, SendRefused
 from wyrmhole.protocol.interface import Interface
-from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
+from wyrmhole.protocol.keys import KEY_SIZE, PresharedKey, PrivateKey, PublicKey
 from wyrmhole.protocol.peer import Peer
 from wyrmhole.wire.prefix import Prefix
 
-_NO_PSK = PresharedKey(bytes(32))
+_NO_PSK = PresharedKey(bytes(KEY_SIZE))
 
 START_PATIENCE = 5.0
 """Seconds for a device to follow an interface that is up."""

@@ -44,6 +44,7 @@ from wyrmhole.protocol.data_plane import KeypairParams, Marks, PeerCounters, Pee
 from wyrmhole.protocol.drops import DropReason, Oddity
 from wyrmhole.wire.coalesce import Coalescer, Frame
 from wyrmhole.wire.endpoint import Endpoint
+from wyrmhole.wire.ip import MAX_PACKET_SIZE
 from wyrmhole.wire.messages import MESSAGE_TRANSPORT
 from wyrmhole.wire.prefix import Prefix
 from wyrmhole.wire.virtio import PLAIN_HEADER, VIRTIO_HEADER_SIZE
@@ -59,7 +60,7 @@ MAX_EDGE_REPORTS = 256
 READS_PER_TURN = 64
 BYTES_PER_TURN = 65_536
 """TUN frames before what was sealed leaves: one full train of small packets, or one super-packet."""
-FRAME_SIZE = VIRTIO_HEADER_SIZE + 65_535
+FRAME_SIZE = VIRTIO_HEADER_SIZE + MAX_PACKET_SIZE
 SOURCES_PER_TURN = 16
 """Sticky sources asked about after a route changed, some 10 us each."""
 MAX_FAILED_TURNS = 1000

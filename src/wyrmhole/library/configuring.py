@@ -8,14 +8,16 @@ import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 
 from wyrmhole.control.config.file import Config, ConfigInterface, ConfigPeer
-from wyrmhole.control.config.values import MAX_MTU, MIN_MTU, MIN_MTU_V6
+from wyrmhole.control.config.values import MAX_KEEPALIVE, MAX_MTU, MIN_MTU
 from wyrmhole.errors import ConfigFileError, NamespaceError, TunnelError
 from wyrmhole.library.common import arguments
 from wyrmhole.library.stacks import refusals
 from wyrmhole.library.stacks.stack import Stack
 from wyrmhole.net.link_setup import Interface, Network
-from wyrmhole.net.linux_tun import DEFAULT_MTU
 from wyrmhole.protocol.keys import PublicKey
+from wyrmhole.wire.endpoint import MAX_PORT
+from wyrmhole.wire.ip import IPV6_MINIMUM_MTU
+from wyrmhole.wire.messages import DEFAULT_MTU
 from wyrmhole.wire.prefix import Prefix
 
 IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -55,20 +57,22 @@ def check_config(config: Config) -> None:
 def check_interface(interface: ConfigInterface) -> None:
     """Raises ValueError."""
     within("MTU", interface.mtu, MIN_MTU, MAX_MTU)
-    within("ListenPort", interface.listen_port, 0, 65535)
+    within("ListenPort", interface.listen_port, 0, MAX_PORT)
     within("FwMark", interface.fwmark, 0, 0xFFFFFFFF)
     uses_v6 = any(address.version == 6 for address in interface.addresses)
-    if interface.mtu is not None and interface.mtu < MIN_MTU_V6 and uses_v6:
-        raise ValueError(f"MTU {interface.mtu} is below the {MIN_MTU_V6} of IPv6: raise it, or drop the IPv6 Address")
+    if interface.mtu is not None and interface.mtu < IPV6_MINIMUM_MTU and uses_v6:
+        raise ValueError(
+            f"MTU {interface.mtu} is below the {IPV6_MINIMUM_MTU} of IPv6: raise it, or drop the IPv6 Address"
+        )
 
 
 def check_peer(peer: ConfigPeer, own: PublicKey | None = None) -> None:
     """Raises ValueError. `own` is the tunnel's own public key, where a peer must not have it."""
     if peer.public_key == own:
         raise ValueError("the PublicKey is the tunnel's own: give the peer's")
-    within("PersistentKeepalive", peer.persistent_keepalive, 0, 65535)
+    within("PersistentKeepalive", peer.persistent_keepalive, 0, MAX_KEEPALIVE)
     if peer.endpoint is not None:
-        within("the port of Endpoint", peer.endpoint.port, 1, 65535)
+        within("the port of Endpoint", peer.endpoint.port, 1, MAX_PORT)
 
 
 def within(what: str, value: int | None, low: int, high: int) -> None:

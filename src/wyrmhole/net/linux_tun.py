@@ -21,19 +21,13 @@ from wyrmhole.net.tun import KernelQueue, TunEvent, TunOffloads
 from wyrmhole.net.tun_link import TunLink
 from wyrmhole.net.udp_offload import MAX_TRAIN_BYTES
 from wyrmhole.wire.buffer import Buffer
-
-DEFAULT_MTU = 1420
+from wyrmhole.wire.messages import DEFAULT_MTU, TRANSPORT_OVERHEAD
+from wyrmhole.wire.virtio import GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, PLAIN_HEADER, VIRTIO_HEADER_SIZE
 
 _DEVICE = "/dev/net/tun"
-_OVERHEAD = 32
-_HEADER_BYTES = 10
-_NO_HEADER = bytes(_HEADER_BYTES)
 _QUEUE_PACKETS = 2000
 """Instead of 500: a burst of small packets is not lost while the engine is busy with the other direction."""
 
-_GSO_TCP = (1, 4)
-_GSO_UDP = 5
-_GSO_ECN = 0x80
 _TSO = tun_ioctl.TUN_F_CSUM | tun_ioctl.TUN_F_TSO4 | tun_ioctl.TUN_F_TSO6
 _USO = tun_ioctl.TUN_F_USO4 | tun_ioctl.TUN_F_USO6
 _GONE = frozenset({errno.EBADFD, errno.EBADF, errno.ENODEV, errno.EFAULT})
@@ -124,7 +118,7 @@ class LinuxTun:
             tun_ioctl.accepts_offloads(fileno, 0)
             tun: LinuxTun = _HeaderlessTun(fileno, TunOffloads(tso=False, uso=False))
         else:
-            tun_ioctl.set_header_size(fileno, _HEADER_BYTES)
+            tun_ioctl.set_header_size(fileno, VIRTIO_HEADER_SIZE)
             tun = LinuxTun(fileno, _enable_offloads(fileno, tso, uso))
         if mtu is not None:
             with suppress(OSError):
@@ -217,10 +211,10 @@ class LinuxTun:
     def _write_failed(self, error: OSError, parts: Sequence[Buffer]) -> bool:
         self.counters.unwritten[error.errno or errno.EIO] += 1
         if error.errno == errno.EINVAL:
-            kind = parts[0][1] & ~_GSO_ECN
-            if kind in _GSO_TCP:
+            kind = parts[0][1] & ~GSO_ECN
+            if kind in (GSO_TCPV4, GSO_TCPV6):
                 self._offloads = replace(self._offloads, tso=False)
-            elif kind == _GSO_UDP:
+            elif kind == GSO_UDP_L4:
                 self._offloads = replace(self._offloads, uso=False)
         return False
 
@@ -232,17 +226,17 @@ class _HeaderlessTun(LinuxTun):
 
     def read_into(self, buffer: bytearray | memoryview) -> int:
         view = memoryview(buffer)
-        length = super().read_into(view[_HEADER_BYTES:])
+        length = super().read_into(view[VIRTIO_HEADER_SIZE:])
         if not length:
             return 0
-        view[:_HEADER_BYTES] = _NO_HEADER
-        return length + _HEADER_BYTES
+        view[:VIRTIO_HEADER_SIZE] = PLAIN_HEADER
+        return length + VIRTIO_HEADER_SIZE
 
     def write(self, parts: Sequence[Buffer]) -> bool:
         if parts[0][1]:
             self.counters.unwritten[errno.EINVAL] += 1
             return False
-        return super().write((memoryview(parts[0])[_HEADER_BYTES:], *parts[1:]))
+        return super().write((memoryview(parts[0])[VIRTIO_HEADER_SIZE:], *parts[1:]))
 
     def _write_failed(self, error: OSError, parts: Sequence[Buffer]) -> bool:
         self.counters.unwritten[error.errno or errno.EIO] += 1
@@ -252,7 +246,7 @@ class _HeaderlessTun(LinuxTun):
 def segments_of_train(mtu: int) -> int:
     """How many full packets of an interface fit into one train of datagrams (see `net.udp_offload`), each with header
     and tag around it. A longer super-packet would need a second system call at both ends for its last one or two."""
-    return max(1, MAX_TRAIN_BYTES // (mtu + _OVERHEAD))
+    return max(1, MAX_TRAIN_BYTES // (mtu + TRANSPORT_OVERHEAD))
 
 
 def check_name(name: str) -> None:
@@ -282,7 +276,7 @@ def _attach(fileno: int, name: str, is_one_of_many: bool) -> str:
     try:
         present_name = tun_ioctl.attach(fileno, name, flags | tun_ioctl.IFF_MULTI_QUEUE * is_one_of_many)
         # A persistent interface keeps what its former user asked for.
-        tun_ioctl.set_header_size(fileno, _HEADER_BYTES)
+        tun_ioctl.set_header_size(fileno, VIRTIO_HEADER_SIZE)
         return present_name
     except OSError as error:
         advice = {

@@ -14,10 +14,9 @@ from collections.abc import Sequence
 
 from wyrmhole.net.tun import TunEvent, TunOffloads
 from wyrmhole.wire.buffer import Buffer
+from wyrmhole.wire.messages import DEFAULT_MTU
+from wyrmhole.wire.virtio import GSO_ECN, GSO_UDP_L4, PLAIN_HEADER, VIRTIO_HEADER_SIZE
 
-_HEADER_BYTES = 10
-_GSO_ECN = 0x80
-_GSO_UDP = 5
 _NO_OFFLOADS = TunOffloads(tso=False, uso=False)
 
 
@@ -27,7 +26,7 @@ class MemoryTun:
     def __init__(
         self,
         name: str = "mem0",
-        mtu: int = 1420,
+        mtu: int = DEFAULT_MTU,
         *,
         up: bool = True,
         offloads: TunOffloads = _NO_OFFLOADS,
@@ -87,7 +86,7 @@ class MemoryTun:
     def _takes(self, gso_type: int) -> bool:
         if not gso_type:
             return True
-        return self._offloads.uso if gso_type & ~_GSO_ECN == _GSO_UDP else self._offloads.tso
+        return self._offloads.uso if gso_type & ~GSO_ECN == GSO_UDP_L4 else self._offloads.tso
 
     def events_fileno(self) -> int:
         return self._eventful
@@ -111,7 +110,7 @@ class MemoryTun:
 
     def inject(self, packet: Buffer) -> bool:
         """Let an application send an IP packet into the tunnel. False: lost, since the interface is down or full."""
-        return self.inject_frame(bytes(_HEADER_BYTES) + packet)
+        return self.inject_frame(PLAIN_HEADER + packet)
 
     def inject_frame(self, frame: bytes) -> bool:
         """The same with a virtio header of the caller's, to inject super-packets."""
@@ -128,11 +127,11 @@ class MemoryTun:
     def delivered(self) -> list[bytes]:
         """The IP packets (or super-packets) that came out of the tunnel and were not popped, oldest first."""
         with self._lock:
-            return [frame[_HEADER_BYTES:] for frame in self._delivered]
+            return [frame[VIRTIO_HEADER_SIZE:] for frame in self._delivered]
 
     def pop(self) -> bytes:
         """Take the oldest delivered packet, without its virtio header. Raises IndexError when there is none."""
-        return self.pop_frame()[_HEADER_BYTES:]
+        return self.pop_frame()[VIRTIO_HEADER_SIZE:]
 
     def pop_frame(self) -> bytes:
         with self._lock:

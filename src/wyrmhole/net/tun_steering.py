@@ -25,6 +25,7 @@ from collections.abc import Sequence
 
 from wyrmhole.net import tun_ioctl
 from wyrmhole.system import libc
+from wyrmhole.wire.ip import IPV6_HEADER_SIZE, PROTOCOL_TCP, PROTOCOL_UDP
 
 _INSTRUCTION = struct.Struct("=BBhi")
 _LOAD = {1: 0x30, 2: 0x28, 4: 0x20}
@@ -37,7 +38,6 @@ _FACTOR = 0x9E37_79B1 - (1 << 32)
 """2**32 over the golden ratio: neighbours come to lie far apart in the upper half."""
 
 _LOADED, _CONTEXT, _SUM, _PROTOCOL, _LENGTH = 0, 6, 7, 8, 9
-_TCP, _UDP = 6, 17
 
 _SOCKET_FILTER = 1
 
@@ -66,12 +66,12 @@ def program() -> bytes:
             ("", _step(_SHIFT_LEFT, _LOADED, number=2)),
             ("", _step(_MOVE, _LENGTH, _LOADED)),
             ("", _step(_GO, to="ports")),
-            ("version 6", _step(_MOVE_NUMBER, _LENGTH, number=40)),
+            ("version 6", _step(_MOVE_NUMBER, _LENGTH, number=IPV6_HEADER_SIZE)),
             *_mixed(4, range(8, 40, 4)),
             *_mixed(1, (6,)),
             ("", _step(_MOVE, _PROTOCOL, _LOADED)),
-            ("ports", _step(_IF_EQUAL, _PROTOCOL, number=_TCP, to="mix ports")),
-            ("", _step(_IF_NOT_EQUAL, _PROTOCOL, number=_UDP, to="end")),
+            ("ports", _step(_IF_EQUAL, _PROTOCOL, number=PROTOCOL_TCP, to="mix ports")),
+            ("", _step(_IF_NOT_EQUAL, _PROTOCOL, number=PROTOCOL_UDP, to="end")),
             ("mix ports", (_LOAD_WORD_AT, 0, _LENGTH, 0, None)),
             *_mix(),
             ("end", _step(_MOVE, _LOADED, _SUM)),

@@ -11,22 +11,28 @@ import socket
 import sys
 from collections.abc import Iterator
 
+from wyrmhole.wire.datagram import MAX_TRAIN_SEGMENTS
 from wyrmhole.wire.endpoint import SockAddr
+from wyrmhole.wire.ip import IPV4_HEADER_SIZE, IPV6_HEADER_SIZE, MAX_PACKET_SIZE, UDP_HEADER_SIZE
 
 UDP_SEGMENT = 103
 UDP_GRO = 104
+_TAGGED_ETHERNET = 18
 
-MAX_TRAIN_BYTES = 65_469
-"""65,535 less IPv6, UDP and tagged Ethernet headers. The kernel takes up to 65,507 (IPv4) or 65,527 (IPv6) bytes, but
+MAX_TRAIN_BYTES = MAX_PACKET_SIZE - IPV6_HEADER_SIZE - UDP_HEADER_SIZE - _TAGGED_ETHERNET
+"""65,469. The kernel takes up to 65,507 (IPv4) or 65,527 (IPv6) bytes, but
 cuts a train whose frame exceeds 65,535 into datagrams right away, before the device could carry it whole."""
 
 MAX_SEGMENTS = 128
-OLD_MAX_SEGMENTS = 64
+OLD_MAX_SEGMENTS = MAX_TRAIN_SEGMENTS
 """Linux before 6.9 takes 64 segments a message and answers EINVAL to more, which is how the bind finds out."""
 
 _IP_MTU = 14
 _IPV6_MTU = 24
-_UDP_HEADERS = {socket.AF_INET: 28, socket.AF_INET6: 48}
+_UDP_HEADERS = {
+    socket.AF_INET: IPV4_HEADER_SIZE + UDP_HEADER_SIZE,
+    socket.AF_INET6: IPV6_HEADER_SIZE + UDP_HEADER_SIZE,
+}
 
 
 def can_segment(sock: socket.socket) -> bool:

@@ -16,9 +16,8 @@ from wyrmhole.protocol.constants import COOKIE_LIFETIME, LABEL_COOKIE, LABEL_MAC
 from wyrmhole.protocol.keys import PublicKey
 from wyrmhole.protocol.primitives import InvalidTag, hash2s, mac, same, xopen, xseal
 from wyrmhole.wire.endpoint import Endpoint
-from wyrmhole.wire.messages import CookieReply, before_mac1, before_mac2, mac1_of, mac2_of
+from wyrmhole.wire.messages import MAC_SIZE, CookieReply, before_mac1, before_mac2, mac1_of, mac2_of
 
-MAC_SIZE = 16
 _NO_MAC2 = bytes(MAC_SIZE)
 
 

@@ -21,7 +21,7 @@ from wyrmhole.protocol.data_plane import DataPlane, HandshakeDatagram
 from wyrmhole.protocol.drops import DropReason
 from wyrmhole.protocol.events import CookieReceived, CookieReplySent, Event, HandshakeRefused
 from wyrmhole.protocol.index_table import IndexTable
-from wyrmhole.protocol.keys import PrivateKey, PublicKey
+from wyrmhole.protocol.keys import KEY_SIZE, PrivateKey, PublicKey
 from wyrmhole.protocol.peer import LONG_AGO, Peer
 from wyrmhole.protocol.peer_store import PeerStore
 from wyrmhole.protocol.primitives import InvalidTag, ZeroSharedSecret, dh
@@ -119,7 +119,7 @@ class Exchange:
         static_static = self.static_static(peer)
         if self.private_key is None or static_static is None:
             return None
-        ephemeral = self._random(32)
+        ephemeral = self._random(KEY_SIZE)
         self.abandon(peer)
         index = self.indices.insert(peer)
         stamp = tai64n.next_stamp(self._wall_clock(), peer.last_stamp_sent)
@@ -215,7 +215,7 @@ class Exchange:
             peer = self.peers.get(received.remote_static)
             if peer is None or not self._is_fresh(peer, received.payload, datagram.endpoint, now):
                 return None
-            ephemeral = self._random(32)
+            ephemeral = self._random(KEY_SIZE)
             keys, response, _ = noise.create_response(received, peer.preshared_key, ephemeral_private=ephemeral)
         except noise.UnknownPeer as unknown:
             self._refuse(DropReason.UNKNOWN_PEER, datagram.endpoint, unknown.public_key)

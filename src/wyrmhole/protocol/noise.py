@@ -20,11 +20,11 @@ from dataclasses import dataclass, field
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from wyrmhole.protocol.constants import CONSTRUCTION, IDENTIFIER
-from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
+from wyrmhole.protocol.keys import KEY_SIZE, PresharedKey, PrivateKey, PublicKey
 from wyrmhole.protocol.primitives import derive_keys, dh, hash2s, kdf1, kdf2, kdf3, open_handshake, seal_handshake
 
 _CHAINING_KEY = hash2s(CONSTRUCTION)
-_NO_PSK = bytes(32)
+_NO_PSK = bytes(KEY_SIZE)
 
 
 class UnknownPeer(Exception):

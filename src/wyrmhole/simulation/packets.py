@@ -9,12 +9,11 @@ import struct
 from dataclasses import dataclass
 
 from wyrmhole.wire.checksum import checksum
+from wyrmhole.wire.ip import IPV4_HEADER_SIZE, IPV6_HEADER_SIZE
 from wyrmhole.wire.prefix import Prefix
 
 PROTOCOL = 253
-_V4_HEADER = 20
-_V6_HEADER = 40
-MIN_SIZE = _V6_HEADER + 8
+MIN_SIZE = IPV6_HEADER_SIZE + 8
 _NUMBER = struct.Struct(">Q")
 
 
@@ -49,19 +48,19 @@ def address(number: int, low: int, *, v6: bool) -> bytes:
 def build(source: bytes, destination: bytes, number: int, size: int) -> bytes:
     """An IP packet of `size` bytes in all, at least MIN_SIZE, with the number and filler that depends on it."""
     v6 = len(source) == 16
-    payload = (_NUMBER.pack(number) * (size // 8 + 1))[: max(size - (_V6_HEADER if v6 else _V4_HEADER), 8)]
+    payload = (_NUMBER.pack(number) * (size // 8 + 1))[: max(size - (IPV6_HEADER_SIZE if v6 else IPV4_HEADER_SIZE), 8)]
     if v6:
         return struct.pack(">IHBB", 6 << 28, len(payload), PROTOCOL, 64) + source + destination + payload
     header = struct.pack(
-        ">BBHHHBBH4s4s", 0x45, 0, _V4_HEADER + len(payload), 0, 0, 64, PROTOCOL, 0, source, destination
+        ">BBHHHBBH4s4s", 0x45, 0, IPV4_HEADER_SIZE + len(payload), 0, 0, 64, PROTOCOL, 0, source, destination
     )
     return header[:10] + checksum(header).to_bytes(2, "big") + header[12:] + payload
 
 
 def number_of(packet: bytes) -> int | None:
     """The number of a packet that `build` made; None for another (an ICMP error)."""
-    start = _V6_HEADER if packet[0] >> 4 == 6 else _V4_HEADER
-    protocol = packet[6] if start == _V6_HEADER else packet[9]
+    start = IPV6_HEADER_SIZE if packet[0] >> 4 == 6 else IPV4_HEADER_SIZE
+    protocol = packet[6] if start == IPV6_HEADER_SIZE else packet[9]
     if protocol != PROTOCOL:
         return None
     found: int = _NUMBER.unpack_from(packet, start)[0]
@@ -75,7 +74,7 @@ def source_of(packet: bytes) -> bytes:
 def length_of(packet: bytes) -> int:
     """What the header says."""
     if packet[0] >> 4 == 6:
-        return _V6_HEADER + int.from_bytes(packet[4:6], "big")
+        return IPV6_HEADER_SIZE + int.from_bytes(packet[4:6], "big")
     return int.from_bytes(packet[2:4], "big")
 
 

@@ -26,18 +26,23 @@ from functools import cache
 
 from wyrmhole.wire.buffer import Buffer
 from wyrmhole.wire.checksum import checksum, pseudo_header_sum, residue
+from wyrmhole.wire.datagram import MAX_TRAIN_SEGMENTS
+from wyrmhole.wire.ip import (
+    ANY_EXTENSION,
+    IPV4_HEADER_SIZE,
+    IPV6_HEADER_SIZE,
+    MAX_PACKET_SIZE,
+    PROTOCOL_TCP,
+    PROTOCOL_UDP,
+    TCP_HEADER_SIZE,
+    UDP_HEADER_SIZE,
+)
 from wyrmhole.wire.virtio import F_NEEDS_CSUM, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, PLAIN_HEADER, VirtioHeader
 
-MAX_PACKET = 65535
-"""Length of a super-packet at most, its IP header included: what one TUN frame takes."""
-MAX_UDP_SEGMENTS = 64
-"""UDP_MAX_SEGMENTS of kernels before 6.9."""
 MAX_TCP_SEGMENTS = 1023
 """One part per segment and one for the headers: IOV_MAX of a gathering write is 1024."""
 
-_TCP, _UDP = 6, 17
 _ACK, _PSH = 0x10, 0x08
-_V6_EXTENSIONS = frozenset({0, 43, 44, 51, 60, 135, 139, 140})
 _UNPREPARED, _CLOSED = -1, -2
 
 _Flow = tuple[int, bytes]
@@ -85,7 +90,7 @@ class Coalescer:
         return frames
 
     def _coalesce(self) -> list[Frame]:
-        self._protocols = frozenset([_TCP] * self.tso + [_UDP] * self.uso)
+        self._protocols = frozenset([PROTOCOL_TCP] * self.tso + [PROTOCOL_UDP] * self.uso)
         units: list[_Group | Frame] = []
         group: _Group | None = None
         for packet in self._pending:
@@ -116,17 +121,17 @@ class Coalescer:
     def _flow(self, raw: bytes) -> _Flow | None:
         """The packet's flow, or None when it has none that could have a group."""
         version = raw[0] >> 4 if raw else 0
-        if version == 4 and len(raw) >= 20:
+        if version == 4 and len(raw) >= IPV4_HEADER_SIZE:
             protocol, is_plain = raw[9], raw[0] == 0x45 and not (raw[6] & 0xBF or raw[7])
             length, ports = _word(raw, 2), raw[12:24]
-        elif version == 6 and len(raw) >= 40:
+        elif version == 6 and len(raw) >= IPV6_HEADER_SIZE:
             protocol, is_plain = raw[6], True
-            length, ports = _word(raw, 4) + 40, raw[8:44]
+            length, ports = _word(raw, 4) + IPV6_HEADER_SIZE, raw[8:44]
         else:
             return None
         if protocol in self._protocols and is_plain and length == len(raw):
             return protocol, ports
-        if protocol in self._protocols or (version == 6 and protocol in _V6_EXTENSIONS):
+        if protocol in self._protocols or (version == 6 and protocol in ANY_EXTENSION):
             self._open.clear()
         return None
 
@@ -137,14 +142,16 @@ def _word(raw: bytes, at: int) -> int:
 
 def _header_length(raw: bytes, protocol: int) -> int:
     """Length of IP and transport header together, or 0 if the packet may not be merged."""
-    start = 20 if raw[0] >> 4 == 4 else 40
-    if protocol == _UDP:
-        fits = len(raw) > start + 8 and _word(raw, start + 4) == len(raw) - start and _word(raw, start + 6)
-        return start + 8 if fits else 0
-    if len(raw) <= start + 20 or raw[start + 13] & ~_PSH != _ACK:
+    start = IPV4_HEADER_SIZE if raw[0] >> 4 == 4 else IPV6_HEADER_SIZE
+    if protocol == PROTOCOL_UDP:
+        fits = (
+            len(raw) > start + UDP_HEADER_SIZE and _word(raw, start + 4) == len(raw) - start and _word(raw, start + 6)
+        )
+        return start + UDP_HEADER_SIZE if fits else 0
+    if len(raw) <= start + TCP_HEADER_SIZE or raw[start + 13] & ~_PSH != _ACK:
         return 0
     header = start + (raw[start + 12] >> 4) * 4
-    return header if start + 20 <= header < len(raw) else 0
+    return header if start + TCP_HEADER_SIZE <= header < len(raw) else 0
 
 
 class _Layout:
@@ -158,9 +165,9 @@ class _Layout:
 
     def __init__(self, version: int, protocol: int, header: int, is_atomic: bool) -> None:
         self.version, self.protocol, self.header = version, protocol, header
-        self.start = start = 20 if version == 4 else 40
+        self.start = start = IPV4_HEADER_SIZE if version == 4 else IPV6_HEADER_SIZE
         mask = bytearray(b"\xff" * header)
-        at = start + (16 if protocol == _TCP else 6)
+        at = start + (16 if protocol == PROTOCOL_TCP else 6)
         mask[at : at + 2] = bytes(2)
         if version == 4:
             mask[10:12] = bytes(2)
@@ -169,12 +176,12 @@ class _Layout:
         self.strict = int.from_bytes(mask, "big")
         at = 2 if version == 4 else 4
         mask[at : at + 2] = bytes(2)
-        if protocol == _TCP:
+        if protocol == PROTOCOL_TCP:
             mask[start + 13] = 0xFF ^ _PSH
         else:
             mask[start + 4 : start + 6] = bytes(2)
         self.loose = int.from_bytes(mask, "big")
-        self.sequence_unit = 1 << 8 * (header - start - 8) if protocol == _TCP else 0
+        self.sequence_unit = 1 << 8 * (header - start - 8) if protocol == PROTOCOL_TCP else 0
         self.identification_unit = 1 << 8 * (header - 6) if version == 4 and not is_atomic else 0
 
 
@@ -189,7 +196,7 @@ class _Group:
     def __init__(self, raw: bytes, packet: Buffer, protocol: int, header: int) -> None:
         self.layout = _layout(raw[0] >> 4, protocol, header, raw[0] >> 4 == 4 and raw[6] & 0x40 != 0)
         self.raw, self.packets, self.payload = raw, [packet], len(raw) - header
-        self.flags = raw[self.layout.start + 13] if protocol == _TCP else 0
+        self.flags = raw[self.layout.start + 13] if protocol == PROTOCOL_TCP else 0
         self.expected = _CLOSED if self.flags & _PSH else _UNPREPARED
         self.capacity = self.residue = self.step = 0
 
@@ -205,7 +212,7 @@ class _Group:
             or int.from_bytes(raw[: layout.header], "big") & layout.strict != self.expected
             or residue(raw) != self.residue
             or (layout.version == 4 and residue(raw[:20]))
-            or (layout.protocol == _UDP and not _word(raw, layout.start + 6))
+            or (layout.protocol == PROTOCOL_UDP and not _word(raw, layout.start + 6))
         ):
             return False
         self.packets.append(packet)
@@ -224,11 +231,11 @@ class _Group:
         """Verify the first packet and work out what the next ones must look like."""
         raw, layout = self.raw, self.layout
         sequence = int.from_bytes(raw[layout.start + 4 : layout.start + 8], "big")
-        capacity = (MAX_PACKET - layout.header) // self.payload
+        capacity = (MAX_PACKET_SIZE - layout.header) // self.payload
         if layout.sequence_unit:
             capacity = min(capacity, MAX_TCP_SEGMENTS, (0xFFFFFFFF - sequence) // self.payload + 1)
         else:
-            capacity = min(capacity, MAX_UDP_SEGMENTS)
+            capacity = min(capacity, MAX_TRAIN_SEGMENTS)
         if layout.identification_unit:
             capacity = min(capacity, 0x10000 - _word(raw, 4))
         if capacity < 2 or not _is_intact(raw, layout):
@@ -246,7 +253,7 @@ class _Group:
             return False
         self.packets.append(packet)
         self.expected = _CLOSED
-        if layout.protocol == _TCP:
+        if layout.protocol == PROTOCOL_TCP:
             self.flags |= raw[layout.start + 13]
         return True
 
@@ -260,7 +267,7 @@ class _Group:
 
     def _headers(self) -> bytes:
         layout, count, last = self.layout, len(self.packets), len(self.packets[-1])
-        start, is_tcp = layout.start, layout.protocol == _TCP
+        start, is_tcp = layout.start, layout.protocol == PROTOCOL_TCP
         length = (count - 1) * self.payload + last
         head = bytearray(self.raw[: layout.header])
         if layout.version == 4:

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 
 from wyrmhole.wire.endpoint import SockAddr
 
+MAX_TRAIN_SEGMENTS = 64
+"""UDP_MAX_SEGMENTS of kernels before 6.9: datagrams of one GSO batch, and segments of one USO super-packet."""
+
 
 @dataclass(slots=True)
 class Received:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 SockAddr = tuple[str, int] | tuple[str, int, int, int]
 """What `socket.recvmsg` gives and `socket.sendmsg` takes: (host, port) or (host, port, flowinfo, scope id)."""
 
+MAX_PORT = 65_535
 _MAX_SCOPE_ID = 0xFFFFFFFF
 
 
@@ -26,7 +27,7 @@ class Endpoint:
         An IPv4-mapped IPv6 address becomes the IPv4 address, which is what the kernel would send to.
         """
         host, separator, port_text = text.rpartition(":")
-        if not separator or not (port_text.isascii() and port_text.isdigit()) or int(port_text) > 65535:
+        if not separator or not (port_text.isascii() and port_text.isdigit()) or int(port_text) > MAX_PORT:
             raise ValueError(f"endpoint {text!r} is not ip:port or [ip6]:port")
         bracketed = host.startswith("[") and host.endswith("]")
         address = ipaddress.ip_address(host[1:-1] if bracketed else host)

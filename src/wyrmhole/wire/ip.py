@@ -12,11 +12,33 @@ from wyrmhole.wire.buffer import Buffer
 from wyrmhole.wire.checksum import checksum, pseudo_header_sum, update
 
 IPV4_HEADER_SIZE = 20
+"""Without options."""
 IPV6_HEADER_SIZE = 40
+TCP_HEADER_SIZE = 20
+"""Without options."""
+UDP_HEADER_SIZE = 8
+MAX_PACKET_SIZE = 65_535
+"""What the length field of IPv4 holds. IPv6's counts without the header, but nothing longer passes a TUN."""
+IPV6_MINIMUM_MTU = 1280
+"""Every link has at least this (RFC 8200 5). Below it the kernel takes IPv6 off an interface without an error."""
+
 PROTOCOL_ICMP = 1
 PROTOCOL_TCP = 6
 PROTOCOL_UDP = 17
 PROTOCOL_ICMPV6 = 58
+
+HOP_BY_HOP = 0
+FRAGMENT = 44
+WALKABLE_EXTENSIONS = frozenset({HOP_BY_HOP, 43, 60, 135})
+"""Hop-by-hop options, routing, destination options, mobility. The second byte of each is its length in units of 8 bytes
+after the first 8 (RFC 8200 4.2, RFC 6275 6.1.1), so one step finds what follows. The transport header of a super-packet
+is looked for behind these: the kernel segments behind no others, and a fragment is never a super-packet."""
+QUOTABLE_EXTENSIONS = WALKABLE_EXTENSIONS | {FRAGMENT}
+"""Walked to learn whether a packet may be answered by an ICMP error, which a first fragment may (RFC 4443 2.4 e). A
+fragment header has 8 bytes and no length field."""
+ANY_EXTENSION = QUOTABLE_EXTENSIONS | {51, 139, 140}
+"""Also authentication, HIP and shim6, whose lengths count differently or which nothing here looks behind. A packet with
+any of these may belong to any flow, so it must not be overtaken."""
 
 ECN_MASK = 3
 ECN_NOT_ECT = 0
@@ -37,10 +59,6 @@ _V4_MULTICAST = 224
 """First byte from which on an address is a group, reserved, or the limited broadcast."""
 _V6_UNSPECIFIED = bytes(16)
 _V6_LOOPBACK = bytes(15) + b"\x01"
-_V6_HOP_BY_HOP = 0
-_V6_FRAGMENT = 44
-_V6_EXTENSIONS = frozenset({_V6_HOP_BY_HOP, 43, _V6_FRAGMENT, 60, 135})
-_IPV6_MINIMUM_MTU = 1280
 _ICMP_QUOTE = 548
 """RFC 1812 4.3.2.3: as much of the packet as fits into 576 bytes."""
 
@@ -82,7 +100,7 @@ def length_of(packet: Buffer) -> int:
         return total if IPV4_HEADER_SIZE <= (packet[0] & 15) * 4 <= total <= present else 0
     if present >= IPV6_HEADER_SIZE and packet[0] >> 4 == 6:
         total = (packet[4] << 8 | packet[5]) + IPV6_HEADER_SIZE
-        is_jumbo = total == IPV6_HEADER_SIZE and packet[6] == _V6_HOP_BY_HOP
+        is_jumbo = total == IPV6_HEADER_SIZE and packet[6] == HOP_BY_HOP
         return total if total <= present and not is_jumbo else 0
     return 0
 
@@ -175,12 +193,12 @@ def _may_answer_v6(packet: bytes) -> bool:
     if source in (_V6_UNSPECIFIED, _V6_LOOPBACK) or 0xFF in (packet[8], packet[24]):
         return False
     protocol, at = packet[6], IPV6_HEADER_SIZE
-    while protocol in _V6_EXTENSIONS and at + 8 <= len(packet):
-        if protocol == _V6_FRAGMENT and (packet[at + 2] or packet[at + 3] & 0xF8):
+    while protocol in QUOTABLE_EXTENSIONS and at + 8 <= len(packet):
+        if protocol == FRAGMENT and (packet[at + 2] or packet[at + 3] & 0xF8):
             return False
-        size = 8 if protocol == _V6_FRAGMENT else 8 * (packet[at + 1] + 1)
+        size = 8 if protocol == FRAGMENT else 8 * (packet[at + 1] + 1)
         protocol, at = packet[at], at + size
-    if protocol in _V6_EXTENSIONS:
+    if protocol in QUOTABLE_EXTENSIONS:
         return False
     return protocol != PROTOCOL_ICMPV6 or (len(packet) > at and packet[at] >= 128 and packet[at] != _ICMPV6_REDIRECT)
 
@@ -190,14 +208,14 @@ def _icmp(packet: bytes) -> bytes:
     body = struct.pack(">BBHI", _ICMP_DESTINATION_UNREACHABLE, _ICMP_HOST_UNREACHABLE, 0, 0) + packet[:_ICMP_QUOTE]
     body = body[:2] + checksum(body).to_bytes(2, "big") + body[4:]
     # Precedence "internetwork control" (RFC 1812 4.3.2.5), and DF, so that the identification need not be unique.
-    start = struct.pack(">BBHHHBB", 0x45, 0xC0, 20 + len(body), 0, 0x4000, 64, PROTOCOL_ICMP)
+    start = struct.pack(">BBHHHBB", 0x45, 0xC0, IPV4_HEADER_SIZE + len(body), 0, 0x4000, 64, PROTOCOL_ICMP)
     header_sum = checksum(start + destination + source)
     return start + header_sum.to_bytes(2, "big") + destination + source + body
 
 
 def _icmpv6(packet: bytes, code: int) -> bytes:
     source, destination = packet[8:24], packet[24:40]
-    quote = packet[: _IPV6_MINIMUM_MTU - IPV6_HEADER_SIZE - 8]
+    quote = packet[: IPV6_MINIMUM_MTU - IPV6_HEADER_SIZE - 8]
     body = struct.pack(">BBHI", _ICMPV6_DESTINATION_UNREACHABLE, code, 0, 0) + quote
     total = pseudo_header_sum(destination + source, PROTOCOL_ICMPV6, len(body))
     body = body[:2] + checksum(body, total).to_bytes(2, "big") + body[4:]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Self
 
 from wyrmhole.wire.buffer import Buffer
+from wyrmhole.wire.ip import IPV4_HEADER_SIZE, IPV6_HEADER_SIZE, UDP_HEADER_SIZE
 
 MESSAGE_INITIATION = 1
 MESSAGE_RESPONSE = 2
@@ -23,7 +24,14 @@ COOKIE_REPLY_SIZE = 64
 TRANSPORT_HEADER_SIZE = 16
 TAG_SIZE = 16
 MAC_SIZE = 16
-MIN_TRANSPORT_SIZE = TRANSPORT_HEADER_SIZE + TAG_SIZE
+TRANSPORT_OVERHEAD = TRANSPORT_HEADER_SIZE + TAG_SIZE
+"""What a transport message adds to its packet; the size of one without a packet, a keepalive."""
+OVERHEAD_V4 = IPV4_HEADER_SIZE + UDP_HEADER_SIZE + TRANSPORT_OVERHEAD
+OVERHEAD_V6 = IPV6_HEADER_SIZE + UDP_HEADER_SIZE + TRANSPORT_OVERHEAD
+"""What the tunnel adds to a packet outside."""
+USUAL_OUTER_MTU = 1500
+DEFAULT_MTU = USUAL_OUTER_MTU - OVERHEAD_V6
+"""1420, like the kernel's: packets fit the usual link over either family."""
 
 TYPE_SIZE = 4
 SENDER_OFFSET = 4
@@ -38,7 +46,7 @@ TRANSPORT_HEADER = struct.Struct("<IIQ")
 _INITIATION = struct.Struct("<II32s48s28s16s16s")
 _RESPONSE = struct.Struct("<III32s16s16s16s")
 _COOKIE_REPLY = struct.Struct("<II24s32s")
-_SIZES = {
+HANDSHAKE_SIZES = {
     MESSAGE_INITIATION: INITIATION_SIZE,
     MESSAGE_RESPONSE: RESPONSE_SIZE,
     MESSAGE_COOKIE_REPLY: COOKIE_REPLY_SIZE,
@@ -67,10 +75,10 @@ def classify(data: Buffer) -> int:
         raise TooShort("a message has at least a type word")
     kind = int.from_bytes(data[:TYPE_SIZE], "little")
     if kind == MESSAGE_TRANSPORT:
-        if len(data) < MIN_TRANSPORT_SIZE:
+        if len(data) < TRANSPORT_OVERHEAD:
             raise WrongLength("a transport message has at least a header and a tag")
         return kind
-    size = _SIZES.get(kind)
+    size = HANDSHAKE_SIZES.get(kind)
     if size is None:
         raise UnknownType("no message has this type word")
     if len(data) != size:

@@ -25,7 +25,6 @@ _ERRORS = {4: frozenset({3, 11}), 6: frozenset({1, 2, 3})}
 _PORT_UNREACHABLE = {(4, 3, 3), (6, 1, 4)}
 _TOO_BIG = {(4, 3, 4), (6, 2, 0)}
 _HOP_LIMIT = 64
-UDP_OVERHEAD = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +72,7 @@ def echo_request(source: IpAddress, destination: IpAddress, identity: int, lengt
 
 
 def udp_packet(source: IpAddress, source_port: int, destination: IpAddress, port: int, payload: bytes) -> bytes:
-    length = UDP_OVERHEAD + len(payload)
+    length = ip.UDP_HEADER_SIZE + len(payload)
     body = _UDP.pack(source_port, port, length, 0) + payload
     total = _pseudo_sum(source, destination, ip.PROTOCOL_UDP, length)
     # A computed zero is sent as all ones: zero means that there is no checksum (RFC 768).
@@ -100,9 +99,9 @@ def read_answer(packet: Buffer) -> Answer | None:
     if found is None:
         return None
     source, protocol, body = found
-    if protocol == ip.PROTOCOL_UDP and len(body) >= UDP_OVERHEAD:
+    if protocol == ip.PROTOCOL_UDP and len(body) >= ip.UDP_HEADER_SIZE:
         theirs, ours, length, _ = _UDP.unpack_from(body)
-        return UdpReply(source, theirs, ours, body[UDP_OVERHEAD:length])
+        return UdpReply(source, theirs, ours, body[ip.UDP_HEADER_SIZE : length])
     if protocol in (ip.PROTOCOL_ICMP, ip.PROTOCOL_ICMPV6) and len(body) >= _ECHO.size:
         return _icmp_answer(source, body)
     return None

@@ -17,6 +17,15 @@ import struct
 
 from wyrmhole.wire.buffer import Buffer
 from wyrmhole.wire.checksum import residue
+from wyrmhole.wire.ip import (
+    IPV4_HEADER_SIZE,
+    IPV6_HEADER_SIZE,
+    PROTOCOL_TCP,
+    PROTOCOL_UDP,
+    TCP_HEADER_SIZE,
+    UDP_HEADER_SIZE,
+    WALKABLE_EXTENSIONS,
+)
 from wyrmhole.wire.virtio import (
     F_NEEDS_CSUM,
     GSO_ECN,
@@ -33,14 +42,12 @@ MAX_SEGMENTS = 8192
 """A TCP peer can push the segments of Linux down to 8 bytes of payload (TCP_MIN_GSO_SIZE): 8190 segments in the largest
 super-packet. More than that comes from no sane kernel, and would only multiply memory."""
 
-_TCP, _UDP = 6, 17
 _FIN, _PSH, _CWR = 0x01, 0x08, 0x80
 _V4_FRAGMENT = 0x3FFF  # more-fragments bit and offset
-_V6_EXTENSIONS = frozenset({0, 43, 60, 135})  # hop-by-hop, routing, destination options, mobility
-_PROTOCOLS = {GSO_TCPV4: _TCP, GSO_TCPV6: _TCP, GSO_UDP_L4: _UDP}
+_PROTOCOLS = {GSO_TCPV4: PROTOCOL_TCP, GSO_TCPV6: PROTOCOL_TCP, GSO_UDP_L4: PROTOCOL_UDP}
 _VERSIONS = {GSO_TCPV4: (4,), GSO_TCPV6: (6,), GSO_UDP_L4: (4, 6)}
-_CHECKSUM_OFFSETS = {_TCP: 16, _UDP: 6}
-_HEADER_SIZES = {_TCP: 20, _UDP: 8}
+_CHECKSUM_OFFSETS = {PROTOCOL_TCP: 16, PROTOCOL_UDP: 6}
+_HEADER_SIZES = {PROTOCOL_TCP: TCP_HEADER_SIZE, PROTOCOL_UDP: UDP_HEADER_SIZE}
 
 
 def split(frame: Buffer) -> list[bytes]:
@@ -83,7 +90,7 @@ def _split_super_packet(packet: bytes, header: VirtioHeader) -> list[bytes]:
     place = (header.csum_start, header.csum_offset)
     if not header.flags & F_NEEDS_CSUM or place != (start, _CHECKSUM_OFFSETS[protocol]):
         raise OffloadError("a super-packet's checksum is not where its headers say")
-    return (_split_tcp if protocol == _TCP else _split_udp)(packet, start, header.gso_size)
+    return (_split_tcp if protocol == PROTOCOL_TCP else _split_udp)(packet, start, header.gso_size)
 
 
 def _transport_start(packet: bytes, protocol: int) -> int:
@@ -96,7 +103,7 @@ def _transport_start(packet: bytes, protocol: int) -> int:
 
 def _walk_v4(packet: bytes) -> tuple[int, int]:
     start = (packet[0] & 0xF) * 4
-    if start < 20 or start > len(packet):
+    if start < IPV4_HEADER_SIZE or start > len(packet):
         raise OffloadError("a super-packet has a bad IPv4 header length")
     if _word(packet, 6) & _V4_FRAGMENT:
         raise OffloadError("a super-packet is a fragment")
@@ -104,10 +111,10 @@ def _walk_v4(packet: bytes) -> tuple[int, int]:
 
 
 def _walk_v6(packet: bytes) -> tuple[int, int]:
-    if len(packet) < 40:
+    if len(packet) < IPV6_HEADER_SIZE:
         raise OffloadError("a super-packet is shorter than an IPv6 header")
-    found, start = packet[6], 40
-    while found in _V6_EXTENSIONS and start + 2 <= len(packet):
+    found, start = packet[6], IPV6_HEADER_SIZE
+    while found in WALKABLE_EXTENSIONS and start + 2 <= len(packet):
         found, start = packet[start], start + 8 * (packet[start + 1] + 1)
     return found, start
 

@@ -27,7 +27,7 @@ from wyrmhole.control.config.values import (
 )
 from wyrmhole.control.uapi import client
 from wyrmhole.device.config import AllowedIPChange, DeviceChange, PeerChange
-from wyrmhole.protocol.keys import PresharedKey, PrivateKey
+from wyrmhole.protocol.keys import KEY_SIZE, PresharedKey, PrivateKey
 
 _T = TypeVar("_T")
 _K = TypeVar("_K", PrivateKey, PresharedKey)
@@ -203,6 +203,6 @@ def _read_key_file(kind: type[_K], word: str, path: str) -> _K:
     with open(path, "rb") as file:
         data = file.read(LONGEST_KEY_FILE)
     try:
-        return kind.from_base64(data.decode("ascii", "replace").rstrip()) if data else kind(bytes(32))
+        return kind.from_base64(data.decode("ascii", "replace").rstrip()) if data else kind(bytes(KEY_SIZE))
     except ValueError as error:
         raise click.UsageError(f"{word}: {path}: {error}") from None

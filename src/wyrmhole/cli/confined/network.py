@@ -17,9 +17,9 @@ from wyrmhole.errors import DeviceError
 from wyrmhole.net import link_setup, netlink
 from wyrmhole.net.link_setup import Interface, Network
 from wyrmhole.net.tun_ioctl import interface_index
+from wyrmhole.wire.ip import IPV6_MINIMUM_MTU
 
 LOOPBACK_MTU = 65536
-IPV6_MIN_MTU = 1280
 PING_GROUPS = "/proc/sys/net/ipv4/ping_group_range"
 ROUTES_PER_REPORT = 500
 _UNAVAILABLE = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM)
@@ -79,8 +79,8 @@ def _add_addresses(
 
 
 def _unavailable(address: Interface, error: OSError, mtu: int) -> str | None:
-    if address.version == 6 and mtu < IPV6_MIN_MTU:
-        return f"IPv6 needs an MTU of {IPV6_MIN_MTU}, and this one is {mtu}"
+    if address.version == 6 and mtu < IPV6_MINIMUM_MTU:
+        return f"IPv6 needs an MTU of {IPV6_MINIMUM_MTU}, and this one is {mtu}"
     if error.errno in _UNAVAILABLE:
         return f"this host has IPv{address.version} switched off"
     return None

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from wyrmhole.cli.daemon.settings import Settings, parse_settings
 from wyrmhole.errors import DeviceError
+from wyrmhole.wire.messages import DEFAULT_MTU
 
 if TYPE_CHECKING:
     import asyncio
@@ -92,7 +93,7 @@ def run(settings: Settings) -> int:
 
 
 def open_tun(settings: Settings) -> Tun:
-    from wyrmhole.net.linux_tun import DEFAULT_MTU, LinuxTun
+    from wyrmhole.net.linux_tun import LinuxTun
 
     tso, uso, steering = (name not in settings.without for name in ("tso", "uso", "steering"))
     try:

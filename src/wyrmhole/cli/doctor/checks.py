@@ -26,7 +26,10 @@ from wyrmhole.control.uapi import client
 from wyrmhole.control.uapi.socket import DEFAULT_DIRECTORY
 from wyrmhole.device.clock import SystemClock, is_synchronised
 from wyrmhole.net import udp_offload
+from wyrmhole.protocol.keys import KEY_SIZE
 from wyrmhole.protocol.primitives import library_text, open_handshake, seal_handshake
+from wyrmhole.wire.ip import IPV6_MINIMUM_MTU
+from wyrmhole.wire.messages import DEFAULT_MTU, OVERHEAD_V6
 
 CAP_NET_ADMIN = 12
 PROBE_SECONDS = 20.0
@@ -63,7 +66,7 @@ def _engine() -> Iterator[Finding]:
 
 
 def _cipher() -> Iterator[Finding]:
-    key, found = bytes(32), f"ChaCha20-Poly1305 of {library_text()}"
+    key, found = bytes(KEY_SIZE), f"ChaCha20-Poly1305 of {library_text()}"
     works = open_handshake(key, seal_handshake(key, b"x", b""), b"") == b"x"
     yield (
         Finding("good", "cipher", found) if works else Finding("bad", "cipher", f"{found} does not open what it sealed")
@@ -181,17 +184,17 @@ def _clock() -> Iterator[Finding]:
 
 
 def _mtu() -> Iterator[Finding]:
-    from wyrmhole.cli.quick.host import OVERHEAD, USUAL_MTU, Host
+    from wyrmhole.cli.quick.host import Host
 
     with Host("lo") as host:
         mtu = host.default_mtu()
     if not mtu:
-        yield Finding("poor", "MTU", "there is no IPv4 default route", f"tunnels get MTU {USUAL_MTU - OVERHEAD}")
-    elif mtu < 1280 + OVERHEAD:
-        advice = "IPv6 inside the tunnel needs 1280; its packets will be cut up outside"
-        yield Finding("poor", "MTU", f"{mtu} on the default route leaves {mtu - OVERHEAD} for the tunnel", advice)
+        yield Finding("poor", "MTU", "there is no IPv4 default route", f"tunnels get MTU {DEFAULT_MTU}")
+    elif mtu < IPV6_MINIMUM_MTU + OVERHEAD_V6:
+        advice = f"IPv6 inside the tunnel needs {IPV6_MINIMUM_MTU}; its packets will be cut up outside"
+        yield Finding("poor", "MTU", f"{mtu} on the default route leaves {mtu - OVERHEAD_V6} for the tunnel", advice)
     else:
-        yield Finding("good", "MTU", f"{mtu} on the default route leaves {mtu - OVERHEAD} for the tunnel")
+        yield Finding("good", "MTU", f"{mtu} on the default route leaves {mtu - OVERHEAD_V6} for the tunnel")
 
 
 def _descriptors() -> Iterator[Finding]:

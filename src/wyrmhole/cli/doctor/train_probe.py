@@ -31,6 +31,7 @@ from wyrmhole.protocol.constants import SECOND
 from wyrmhole.protocol.keys import PublicKey
 from wyrmhole.system import libc
 from wyrmhole.wire.checksum import checksum
+from wyrmhole.wire.messages import DEFAULT_MTU
 
 BURSTS = (4, 16, 32)
 PINGS_PER_SIZE = 96
@@ -223,7 +224,7 @@ def probe(target: Target) -> Iterator[Finding]:
     """One finding for each step, the last of which is the verdict: good, bad, or poor for one that was not reached."""
     name, address = target.device.name, str(target.address)
     yield Finding("good", "peer", f"{target.peer.public_key.base64()} of {name} has {address}")
-    mtu = target.device.mtu or 1420
+    mtu = target.device.mtu or DEFAULT_MTU
     pinger = Pinger(name, target.address, max(56, min(LARGEST, mtu - HEADERS)))
     try:
         if not pinger.measure():

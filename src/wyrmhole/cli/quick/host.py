@@ -16,9 +16,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-from wyrmhole.control.config.values import MIN_MTU_V6, Address
+from wyrmhole.control.config.values import Address
 from wyrmhole.errors import DeviceError
 from wyrmhole.wire.endpoint import Endpoint
+from wyrmhole.wire.ip import IPV6_MINIMUM_MTU
+from wyrmhole.wire.messages import OVERHEAD_V6, USUAL_OUTER_MTU
 from wyrmhole.wire.prefix import Prefix
 
 MAIN_TABLE, LOCAL_TABLE = 254, 255
@@ -31,11 +33,6 @@ RULE_TRIES = 100
 """Other programs add rules at the same time, and may take the place that was free when this one looked."""
 
 IPV6_SETTINGS = Path("/proc/sys/net/ipv6/conf")
-OVERHEAD = 80
-"""Bytes around a packet: IPv6 40, UDP 8, data header 16, tag 16."""
-
-USUAL_MTU = 1500
-
 MADE_BY_KERNEL = 3
 """IFAPROT_KERNEL_LL: a link-local address that the kernel made by itself. Linux 5.18 and later tell."""
 
@@ -334,12 +331,12 @@ class Host:
 def best_mtu(host: Host, endpoints: Iterable[Endpoint | None]) -> int:
     """As wg-quick(8): the narrowest way to a peer, else the default route, else 1500; less what goes around."""
     ways = (host.path_mtu(endpoint) for endpoint in endpoints if endpoint is not None)
-    return (min(filter(None, ways), default=0) or host.default_mtu() or USUAL_MTU) - OVERHEAD
+    return (min(filter(None, ways), default=0) or host.default_mtu() or USUAL_OUTER_MTU) - OVERHEAD_V6
 
 
 def too_narrow(mtu: int) -> str | None:
     """Why an interface of that MTU has no IPv6; None: it may."""
-    return f"MTU {mtu} is below {MIN_MTU_V6}, the least for IPv6" if mtu < MIN_MTU_V6 else None
+    return f"MTU {mtu} is below {IPV6_MINIMUM_MTU}, the least for IPv6" if mtu < IPV6_MINIMUM_MTU else None
 
 
 def _with_main_behind(rule: MarkRule, main: list[Selectors]) -> MarkRule:

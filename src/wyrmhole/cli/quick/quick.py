@@ -29,11 +29,11 @@ from wyrmhole.cli.quick.signals import Interrupts
 from wyrmhole.cli.quick.state import look, other_marks
 from wyrmhole.control.config.change import add_change
 from wyrmhole.control.config.file import Config, interface_name
-from wyrmhole.control.config.values import MIN_MTU_V6
 from wyrmhole.control.uapi import client
 from wyrmhole.device.config import DeviceChange
 from wyrmhole.device.status import DeviceStatus
 from wyrmhole.errors import DeviceError, UapiError
+from wyrmhole.wire.ip import IPV6_MINIMUM_MTU
 
 TABLE_NAMES = (Path("/etc/iproute2/rt_tables"), Path("/usr/share/iproute2/rt_tables"))
 
@@ -167,7 +167,7 @@ class Quick:
         """A narrow path does not take IPv6 off the interface, which the kernel would do below 1280."""
         uses_v6 = any(address.version == 6 for address in self.config.interface.addresses)
         mtu = best_mtu(host, (peer.endpoint for peer in status.peers))
-        return max(mtu, MIN_MTU_V6) if uses_v6 else mtu
+        return max(mtu, IPV6_MINIMUM_MTU) if uses_v6 else mtu
 
     @property
     def _is_automatic(self) -> bool:

@@ -20,8 +20,8 @@ from pathlib import Path
 
 from wyrmhole.cli.quick import firewall
 from wyrmhole.cli.quick.host import MAIN_TABLE, Host, MarkRule, Route, Taken, too_narrow
-from wyrmhole.control.config.values import MIN_MTU_V6
 from wyrmhole.errors import DeviceError
+from wyrmhole.wire.ip import IPV6_MINIMUM_MTU
 from wyrmhole.wire.prefix import Prefix
 
 FIRST_TABLE = 51820
@@ -63,7 +63,7 @@ class Routing:
         text = ", ".join(without[:3]) + (f" and {len(without) - 3} more" if len(without) > 3 else "")
         if self.host.others_have_ipv6():
             if too_narrow(self.host.mtu()):
-                remedy = f"set MTU to {MIN_MTU_V6} or more"
+                remedy = f"set MTU to {IPV6_MINIMUM_MTU} or more"
             else:
                 remedy = "switch it on (sysctl net.ipv6.conf.default.disable_ipv6=0)"
             raise DeviceError(

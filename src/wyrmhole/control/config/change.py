@@ -12,7 +12,7 @@ from wyrmhole.control.config.file import Config, ConfigPeer
 from wyrmhole.control.config.values import ConfigEndpoint
 from wyrmhole.device.config import AllowedIPChange, DeviceChange, PeerChange
 from wyrmhole.device.status import DeviceStatus, PeerStatus
-from wyrmhole.protocol.keys import PresharedKey, PrivateKey
+from wyrmhole.protocol.keys import KEY_SIZE, PresharedKey, PrivateKey
 from wyrmhole.wire.endpoint import Endpoint
 
 Resolver = Callable[[ConfigEndpoint], Endpoint | None]
@@ -27,7 +27,7 @@ def set_change(config: Config, resolve: Resolver = numeric_only) -> DeviceChange
     """Return the change that replaces the configuration: all peers are replaced, and missing settings are reset."""
     interface = config.interface
     return DeviceChange(
-        private_key=interface.private_key or PrivateKey(bytes(32)),
+        private_key=interface.private_key or PrivateKey(bytes(KEY_SIZE)),
         listen_port=interface.listen_port or 0,
         fwmark=interface.fwmark or 0,
         replace_peers=True,
@@ -81,7 +81,7 @@ def _sync_peer(change: PeerChange, running: PeerStatus | None) -> PeerChange:
     lost_keepalive = change.persistent_keepalive is None and running.persistent_keepalive
     return PeerChange(
         change.public_key,
-        preshared_key=PresharedKey(bytes(32)) if lost_key else change.preshared_key,
+        preshared_key=PresharedKey(bytes(KEY_SIZE)) if lost_key else change.preshared_key,
         endpoint=change.endpoint,
         persistent_keepalive=0 if lost_keepalive else change.persistent_keepalive,
         replace_allowed_ips=True,

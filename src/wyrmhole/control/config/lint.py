@@ -15,8 +15,9 @@ from ipaddress import ip_address
 
 from wyrmhole.control.config.file import BOM_SENTENCE, Config, ConfigPeer
 from wyrmhole.control.config.lines import KEYS
-from wyrmhole.control.config.values import MIN_MTU_V6, ConfigEndpoint, read_prefix, remove_blanks
+from wyrmhole.control.config.values import ConfigEndpoint, read_prefix, remove_blanks
 from wyrmhole.protocol.keys import PrivateKey
+from wyrmhole.wire.ip import IPV6_MINIMUM_MTU
 from wyrmhole.wire.prefix import Prefix
 
 WIDEST_MTU = 1440
@@ -287,8 +288,8 @@ def _check_mtu(config: Config) -> Iterator[Finding]:
     if mtu is None:
         return
     uses_v6 = any(address.version == 6 for address in config.interface.addresses)
-    if mtu < MIN_MTU_V6 and uses_v6:
-        yield Finding(line, "error", f"MTU {mtu}: IPv6 needs at least {MIN_MTU_V6} and there is an IPv6 Address")
+    if mtu < IPV6_MINIMUM_MTU and uses_v6:
+        yield Finding(line, "error", f"MTU {mtu}: IPv6 needs at least {IPV6_MINIMUM_MTU} and there is an IPv6 Address")
     elif mtu > WIDEST_MTU:
         yield Finding(
             line, "warning", f"MTU {mtu}: a path with MTU 1500 fragments or drops packets above {WIDEST_MTU} bytes"

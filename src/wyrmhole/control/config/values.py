@@ -22,7 +22,8 @@ from typing import Any, TypeVar
 
 from wyrmhole.control.uapi.format import emit_prefix, parse_prefix
 from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
-from wyrmhole.wire.endpoint import Endpoint
+from wyrmhole.wire.endpoint import MAX_PORT, Endpoint
+from wyrmhole.wire.ip import MAX_PACKET_SIZE
 from wyrmhole.wire.prefix import Prefix
 
 Address = ipaddress.IPv4Interface | ipaddress.IPv6Interface
@@ -31,12 +32,9 @@ DnsEntry = ipaddress.IPv4Address | ipaddress.IPv6Address | str
 
 MIN_MTU = 68
 """The minimum MTU of an IPv4 link (RFC 791)."""
-
-MIN_MTU_V6 = 1280
-"""The minimum MTU of an IPv6 link (RFC 8200, 5). Below it, the kernel silently removes IPv6 from an interface, with
-its addresses."""
-
-MAX_MTU = 65535
+MAX_MTU = MAX_PACKET_SIZE
+MAX_KEEPALIVE = 65_535
+"""Seconds of PersistentKeepalive: 16 bits, like the kernel's."""
 
 AnyKey = TypeVar("AnyKey", PrivateKey, PublicKey, PresharedKey)
 
@@ -148,8 +146,8 @@ def read_port(text: str) -> int:
         try:
             return socket.getservbyname(text, "udp")
         except OSError:
-            raise ValueError("a port from 0 to 65535, or the name of a UDP service") from None
-    return read_number(text.removeprefix("+"), 0, 65535)
+            raise ValueError(f"a port from 0 to {MAX_PORT}, or the name of a UDP service") from None
+    return read_number(text.removeprefix("+"), 0, MAX_PORT)
 
 
 def read_keepalive(text: str) -> int:
@@ -157,9 +155,9 @@ def read_keepalive(text: str) -> int:
     if text.lower() == "off":
         return 0
     try:
-        return read_number(text, 0, 65535)
+        return read_number(text, 0, MAX_KEEPALIVE)
     except ValueError:
-        raise ValueError("seconds from 1 to 65535, or off") from None
+        raise ValueError(f"seconds from 1 to {MAX_KEEPALIVE}, or off") from None
 
 
 def read_fwmark(text: str) -> int:

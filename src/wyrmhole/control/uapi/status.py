@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from wyrmhole.control.uapi.format import ScopeResolver, no_scope_names, parse_endpoint, parse_prefix
 from wyrmhole.device.status import DeviceStatus, DropCounts, PeerStatus
 from wyrmhole.errors import UapiError
-from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
+from wyrmhole.protocol.keys import KEY_SIZE, PresharedKey, PrivateKey, PublicKey
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
 
@@ -21,7 +21,7 @@ from wyrmhole.wire.prefix import Prefix
 @dataclass(slots=True)
 class _Peer:
     public_key: PublicKey
-    preshared_key: PresharedKey = field(default_factory=lambda: PresharedKey(bytes(32)))
+    preshared_key: PresharedKey = field(default_factory=lambda: PresharedKey(bytes(KEY_SIZE)))
     endpoint: Endpoint | None = None
     numbers: dict[str, int] = field(default_factory=dict)
     allowed_ips: list[Prefix] = field(default_factory=list)

@@ -8,6 +8,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from wyrmhole.wire.endpoint import MAX_PORT
+
 MAX_TIMEOUT = 365 * 24 * 3600.0
 """Seconds: far below what an event loop's clock can add."""
 
@@ -62,9 +64,9 @@ def check_port(port: object) -> None:
     """A number, or text, which may be the name of a service, as in the standard library. Raises TypeError,
     ValueError."""
     if not isinstance(port, str | bytes):
-        check_number("the port", port, 0, 65535)
+        check_number("the port", port, 0, MAX_PORT)
     elif not port.strip():
-        raise ValueError("the port is empty: give a number from 0 to 65535")
+        raise ValueError(f"the port is empty: give a number from 0 to {MAX_PORT}")
 
 
 NOT_PICKLED = (

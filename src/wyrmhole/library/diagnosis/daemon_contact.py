@@ -27,6 +27,7 @@ from wyrmhole.protocol.constants import SECOND
 from wyrmhole.protocol.drops import DropReason
 from wyrmhole.protocol.keys import PublicKey
 from wyrmhole.wire import probes
+from wyrmhole.wire.ip import IPV6_MINIMUM_MTU, MAX_PACKET_SIZE
 
 POLL_SECONDS = 0.2
 SESSION_SECONDS = 180
@@ -96,7 +97,7 @@ class DaemonContact:
         try:
             return int(Path(f"/sys/class/net/{self.name}/mtu").read_text())
         except (OSError, ValueError):
-            return 1280
+            return IPV6_MINIMUM_MTU
 
     def drops(self) -> Mapping[DropReason, int]:
         """Not part of the UAPI that all daemons have."""
@@ -164,7 +165,7 @@ class DaemonContact:
             await loop.sock_sendall(sock, payload)
             try:
                 async with asyncio.timeout(seconds):
-                    return await loop.sock_recv(sock, 65_535)
+                    return await loop.sock_recv(sock, MAX_PACKET_SIZE)
             except ConnectionRefusedError as error:
                 raise Refused(target, is_port_unreachable=True, is_too_big=False) from error
 

@@ -14,14 +14,13 @@ from wyrmhole.library.diagnosis.finding import BAD, GOOD, NOTE, POOR, Finding
 from wyrmhole.library.endpoints import look_up_host
 from wyrmhole.net.udp_route import Route, family_of, find_route, why_unreachable
 from wyrmhole.wire.endpoint import Endpoint
+from wyrmhole.wire.messages import DEFAULT_MTU, OVERHEAD_V4, OVERHEAD_V6
 
 RESOLVE_SECONDS = 10.0
 ICMP_SECONDS = 1.0
 """A closed port is reported within a round trip; longer than most paths take."""
 MAX_ADDRESSES = 8
 """Of one name."""
-OVERHEAD = {False: 60, True: 80}
-"""Outer header, UDP, message header and tag: by whether the outside is IPv6."""
 TRANSLATED = tuple(map(ipaddress.IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")))
 """Addresses that a NAT translates on the way to any other (RFC 1918, RFC 6598)."""
 _IP_RECVERR = {socket.AF_INET: (socket.IPPROTO_IP, 11), socket.AF_INET6: (socket.IPPROTO_IPV6, 25)}
@@ -61,9 +60,10 @@ async def look_outside(
 
 
 def _path(config: Config, peer: ConfigPeer, endpoint: Endpoint, route: Route, name: str) -> Iterator[Finding]:
-    wanted = (config.interface.mtu or 1420) + OVERHEAD[endpoint.is_v6]
+    overhead = OVERHEAD_V6 if endpoint.is_v6 else OVERHEAD_V4
+    wanted = (config.interface.mtu or DEFAULT_MTU) + overhead
     if route.mtu < wanted:
-        advice = f"set MTU = {route.mtu - OVERHEAD[endpoint.is_v6]} in [Interface]"
+        advice = f"set MTU = {route.mtu - overhead} in [Interface]"
         found = f"the way to {endpoint.host} takes {route.mtu} bytes, the tunnel's packets have up to {wanted}"
         yield Finding("MTU", POOR, f"{found}: they are cut up outside", advice, name)
     if not peer.persistent_keepalive and is_translated(route.source) and not is_translated(endpoint.host):

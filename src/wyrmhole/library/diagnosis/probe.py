@@ -28,6 +28,7 @@ from wyrmhole.protocol.drops import DropReason
 from wyrmhole.protocol.keys import PublicKey
 from wyrmhole.wire import probes
 from wyrmhole.wire.endpoint import Endpoint
+from wyrmhole.wire.messages import DEFAULT_MTU
 
 IpAddress = probes.IpAddress
 POLL_SECONDS = 0.002
@@ -79,7 +80,7 @@ class Probe:
         self._config = config
         self._endpoints = endpoints
         self._clock = SystemClock()
-        self._tun = MemoryTun("probe", config.interface.mtu or 1420)
+        self._tun = MemoryTun("probe", config.interface.mtu or DEFAULT_MTU)
         self._device = make_device(self._tun, engine="portable", on_event=self._handle_event)
         self._attempts: dict[PublicKey, _Attempt] = {}
         self._numbers = itertools.count(1)

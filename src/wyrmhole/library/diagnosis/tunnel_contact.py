@@ -11,6 +11,7 @@ from wyrmhole.library.diagnosis.probe import HandshakeResult, IpAddress, Refused
 from wyrmhole.protocol.drops import DropReason
 from wyrmhole.protocol.keys import PublicKey
 from wyrmhole.wire import probes
+from wyrmhole.wire.ip import MAX_PACKET_SIZE
 
 if TYPE_CHECKING:
     from wyrmhole.library.tunnel import Tunnel
@@ -54,6 +55,6 @@ class TunnelContact:
             await loop.sock_sendall(sock, payload)
             try:
                 async with asyncio.timeout(seconds):
-                    return await loop.sock_recv(sock, 65_535)
+                    return await loop.sock_recv(sock, MAX_PACKET_SIZE)
             except ConnectionRefusedError as error:
                 raise Refused(target, is_port_unreachable=True, is_too_big=False) from error

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any, TypeAlias
 
+from wyrmhole.wire.endpoint import MAX_PORT
+
 AddressInfo: TypeAlias = tuple[int, int, int, str, tuple[Any, ...]]
 """What socket.getaddrinfo gives: family, type, protocol, canonical name, socket address."""
 Address: TypeAlias = IPv4Address | IPv6Address
@@ -65,7 +67,7 @@ def as_port(port: int | str | bytes | None, type: int = 0, flags: int = 0) -> in
         number = int(text)
     except ValueError:
         return service_port(str(text), type) if not flags & socket.AI_NUMERICSERV else no_port(text)
-    return number if 0 <= number <= 65535 else no_port(text)
+    return number if 0 <= number <= MAX_PORT else no_port(text)
 
 
 def of_service(found: list[AddressInfo], port: int | str | bytes | None, flags: int) -> list[AddressInfo]:
@@ -95,7 +97,7 @@ def service_port(name: str, type: int) -> int:
 
 
 def no_port(port: object) -> int:
-    message = f"{port!r} is not a port: expected a number from 0 to 65535, or a service of /etc/services"
+    message = f"{port!r} is not a port: expected a number from 0 to {MAX_PORT}, or a service of /etc/services"
     raise socket.gaierror(socket.EAI_SERVICE, message)
 
 

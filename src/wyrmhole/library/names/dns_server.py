@@ -28,6 +28,8 @@ import dns.name
 import dns.rcode
 import dns.rdatatype
 
+from wyrmhole.wire.ip import MAX_PACKET_SIZE
+
 OpenSocket: TypeAlias = Callable[[int, int], socket.socket | Awaitable[socket.socket]]
 """(family, type) to a socket inside the tunnel. Raises OSError."""
 
@@ -37,7 +39,7 @@ MEMORY = 600.0
 TCP_PATIENCE = 2.0
 GROWTH = 1.5
 """Each wait for an answer is so much longer than the one before."""
-LARGEST = 65535
+LARGEST = MAX_PACKET_SIZE
 RECVERR = {socket.AF_INET: (socket.IPPROTO_IP, 11), socket.AF_INET6: (socket.IPPROTO_IPV6, 25)}
 DISLIKES_EDNS = frozenset({dns.rcode.FORMERR, dns.rcode.NOTIMP, dns.rcode.BADVERS})
 

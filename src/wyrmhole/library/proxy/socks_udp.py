@@ -20,12 +20,13 @@ from typing import Any
 from wyrmhole.library.common.supervise import watched
 from wyrmhole.library.proxy.socks5 import SocksError, build_packet, parse_packet
 from wyrmhole.library.services.dialer import DATAGRAM, TunnelSide, non_blocking
+from wyrmhole.wire.ip import MAX_PACKET_SIZE
 
 log = logging.getLogger(__name__)
 
 BATCH = 64
 """Packets moved before others have their turn."""
-LARGEST = 65535
+LARGEST = MAX_PACKET_SIZE
 DESTINATIONS = 1024
 """Remembered at once, for an association; the one longest unused is forgotten."""
 COST = 3

@@ -16,6 +16,7 @@ from typing import Any, Protocol, Self
 
 from wyrmhole.library.common.arguments import named_type
 from wyrmhole.library.common.own_threads import getaddrinfo
+from wyrmhole.wire.endpoint import MAX_PORT
 
 STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
 KINDS = {"tcp": STREAM, "udp": DATAGRAM}
@@ -77,8 +78,8 @@ class Spot:
             raise ValueError(f"{text!r} is not HOST:PORT, as in 127.0.0.1:5432, [::1]:53/udp or :80")
         if ":" in host and not (host.startswith("[") and host.endswith("]")):
             raise ValueError(f"{text!r}: an IPv6 address is written in brackets, as in [::1]:80")
-        if int(port) > 65535:
-            raise ValueError(f"{text!r}: ports end at 65535")
+        if int(port) > MAX_PORT:
+            raise ValueError(f"{text!r}: ports end at {MAX_PORT}")
         return cls(host.strip("[]"), int(port), proto or None)
 
     def __str__(self) -> str:

@@ -21,6 +21,7 @@ from wyrmhole.library.common.descriptors import SERVICES, room
 from wyrmhole.library.common.supervise import watched
 from wyrmhole.library.services.dialer import is_loopback
 from wyrmhole.library.services.service import Limits, reason_of
+from wyrmhole.wire.ip import MAX_PACKET_SIZE
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ BATCH = 64
 """Packets moved before others have their turn."""
 WAITING = 16
 """Packets of a flow that wait for its socket: 16 x 64 KiB at the most."""
-LARGEST = 65535
+LARGEST = MAX_PACKET_SIZE
 IP_PKTINFO, IPV6_RECVPKTINFO, IPV6_PKTINFO = 8, 49, 50
 CONTROL = socket.CMSG_SPACE(20)
 

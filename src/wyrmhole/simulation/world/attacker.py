@@ -13,7 +13,7 @@ from wyrmhole.protocol.keys import PublicKey
 from wyrmhole.protocol.primitives import InvalidTag, mac, xopen
 from wyrmhole.simulation.world.network import Captured, Network
 from wyrmhole.wire.endpoint import SockAddr
-from wyrmhole.wire.messages import CookieReply, before_mac2, mac1_of
+from wyrmhole.wire.messages import INITIATION_SIZE, RESPONSE_SIZE, CookieReply, before_mac2, mac1_of
 
 _LENGTHS = (0, 1, 3, 4, 31, 32, 33, 63, 64, 65, 91, 92, 93, 147, 148, 149, 200, 1500, 65_507)
 _MACS = 32
@@ -79,7 +79,7 @@ class Attacker:
                 data[4:8] = other[4:8].ljust(4, b"\1")
         elif len(data) > 12:
             data[4 + random.randrange(len(data) - 4)] ^= 1 << random.randrange(8)
-        if data[0] in (1, 2) and len(data) in (148, 92):
+        if data[0] in (1, 2) and len(data) in (INITIATION_SIZE, RESPONSE_SIZE):
             data[-_MACS:-16] = mac(mac1_key(public), bytes(data[:-_MACS]))
         return bytes(data)
 

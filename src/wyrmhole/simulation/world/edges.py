@@ -18,6 +18,7 @@ from wyrmhole.net.tun import TunEvent, TunOffloads
 from wyrmhole.wire.buffer import Buffer
 from wyrmhole.wire.datagram import Received
 from wyrmhole.wire.endpoint import SockAddr
+from wyrmhole.wire.messages import DEFAULT_MTU
 from wyrmhole.wire.virtio import VIRTIO_HEADER_SIZE
 
 NO_OFFLOADS = TunOffloads(tso=False, uso=False)
@@ -59,7 +60,9 @@ class EdgeCalls:
 class ListTun:
     """`on_write` sees each packet that comes out, also one whose write is then made to fail (`failing` of the next)."""
 
-    def __init__(self, on_write: Callable[[bytes], None], mtu: int = 1420, calls: EdgeCalls | None = None) -> None:
+    def __init__(
+        self, on_write: Callable[[bytes], None], mtu: int = DEFAULT_MTU, calls: EdgeCalls | None = None
+    ) -> None:
         self.name = "sim0"
         self.mtu = mtu
         self.offloads = NO_OFFLOADS

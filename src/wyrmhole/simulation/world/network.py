@@ -9,10 +9,11 @@ from random import Random
 
 from wyrmhole.simulation.clock import MILLISECOND, SECOND
 from wyrmhole.wire.endpoint import Endpoint, SockAddr
+from wyrmhole.wire.ip import MAX_PACKET_SIZE
 
 CAPTURED = 512
 """Datagrams that an attacker remembers."""
-MAX_SIZE = 65_535
+MAX_SIZE = MAX_PACKET_SIZE
 
 
 @dataclass(frozen=True, slots=True)

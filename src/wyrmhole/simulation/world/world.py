@@ -31,6 +31,7 @@ from wyrmhole.simulation.world.host import PORT, Host, PeerSettings
 from wyrmhole.simulation.world.network import Captured, Nat, Network, Weather
 from wyrmhole.simulation.world.scenario import DrawnSteps, Scenario, Step
 from wyrmhole.wire.endpoint import Endpoint, SockAddr
+from wyrmhole.wire.messages import HANDSHAKE_SIZES
 from wyrmhole.wire.prefix import Prefix
 
 START = 1000 * SECOND
@@ -46,7 +47,6 @@ RESTART = 2 * SECOND
 """Until somebody starts an interface again whose TUN was deleted."""
 
 
-_HANDSHAKES = {1: 148, 2: 92, 3: 64}
 """The lengths of the types."""
 
 
@@ -222,7 +222,7 @@ class World:
             if host.running:
                 staged |= host.staged()
                 under_way += host.queued_handshakes()
-        self.ledger.forget(self.now, staged, [data for data in under_way if _HANDSHAKES.get(data[0]) == len(data)])
+        self.ledger.forget(self.now, staged, [data for data in under_way if HANDSHAKE_SIZES.get(data[0]) == len(data)])
 
     # The network
 
