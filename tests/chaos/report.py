@@ -28,10 +28,12 @@ def table(results: list[dict[str, Any]]) -> list[str]:
     engines = sorted({result["engine"] for result in results}, reverse=True)
     faults = list(dict.fromkeys(stem(result["fault"]) for result in results))
     lines = [
-        f"`make chaos` (as root, after `make test-deps`). {machine()}. Recovery is from the end of the fault to the"
-        " first echo of a stream that sends every 1 to 20 ms: median and longest of the times it was done.",
+        f"`make chaos` (as root, after `make test-deps`). {machine()}. Recovery is measured from the end of the fault"
+        " to the first echo of a stream that sends every 1 to 20 ms; where a fault was repeated, the median and the"
+        " longest time are given. Lost packets are those that never came back; packets that the sender's own kernel"
+        " refused are counted separately.",
         "",
-        "| fault | times | what happens | " + " | ".join(f"lost, {it} | back after, {it}" for it in engines) + " |",
+        "| fault | times | effect | " + " | ".join(f"lost, {it} | recovery, {it}" for it in engines) + " |",
         "|---" * (3 + 2 * len(engines)) + "|",
     ]
     for fault in faults:

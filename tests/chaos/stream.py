@@ -124,7 +124,7 @@ class Stream:
 
     @property
     def lost_text(self) -> str:
-        refused = f", {self.refused} not taken by the own kernel" if self.refused else ""
+        refused = f", {self.refused} refused by the sender's kernel" if self.refused else ""
         return f"{self.lost} of {len(self.sent)}{refused}"
 
     @property

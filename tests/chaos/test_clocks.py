@@ -45,7 +45,7 @@ def test_wall_clock_back_a_year(lab: Lab, engine: str, record: Record, tmp_path:
     assert max(recovery) < 1.5
     record(
         "wall clock back a year",
-        "sessions do not see it; stamps go on from the last one sent (recovery: of the handshake forced after it)",
+        "sessions are unaffected; timestamps continue from the last one (recovery: of a handshake forced afterwards)",
         times=times,
         lost=f"{stream.lost_text}: while the interface was down",
         recovery=recovery,
@@ -66,8 +66,8 @@ def test_restart_with_the_wall_clock_back_a_year(lab: Lab, engine: str, record: 
         recovery = stream.recovery(started)
     record(
         "restart with the wall clock a year back",
-        "its initiations are older than what the peer saw and are refused; the peer's own initiation, after it got no"
-        " answer for 15 s (here 0.7 s), brings the session",
+        "its initiations are older than the peer's last one and are refused; the peer initiates after 15 s without an"
+        " answer (here 0.7 s), which creates the session",
         lost=stream.lost_text,
         recovery=[recovery],
     )
@@ -92,7 +92,7 @@ def test_boottime_jump(lab: Lab, engine: str, record: Record, tmp_path: Path) ->
     assert max(recovery) < 1.5
     record(
         "boottime jump of 600 s (suspend)",
-        "the session is over at once; the first packet is staged and asks for another",
+        "the session ends immediately; the first packet is staged and requests another",
         times=times,
         lost=stream.lost_text,
         recovery=recovery,
@@ -118,7 +118,7 @@ def test_boottime_at_its_ends(lab: Lab, engine: str, record: Record, years: int)
     assert stream.lost == 0
     record(
         "just booted" if years < 0 else "up for 100 years",
-        "nothing (time namespace)",
+        "no effect (time namespace)",
         lost=stream.lost_text,
         recovery=[recovery],
     )

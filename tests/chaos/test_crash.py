@@ -29,8 +29,8 @@ def test_killed_and_restarted_under_load(lab: Lab, engine: str, record: Record) 
     assert max(recovery) < 1.5
     record(
         "kill -9 and restart under load",
-        f"{sum(watch.seen.values()):,} data messages of {watch.sessions} keys on the wire, none with a counter that"
-        " was used before (recovery: from the daemon's start)",
+        f"{sum(watch.seen.values()):,} data messages under {watch.sessions} keys on the wire, no counter used"
+        " twice (recovery: from the daemon's start)",
         times=times,
         lost=f"{stream.lost_text}: while there was no interface",
         recovery=recovery,
@@ -51,7 +51,7 @@ def test_peer_killed_and_restarted(lab: Lab, engine: str, record: Record) -> Non
     assert max(recovery) < 3.5
     record(
         "kill -9 of the peer (times divided by 20)",
-        "data goes unanswered until Keepalive + Rekey-Timeout are over, then a handshake",
+        "data is unanswered for Keepalive-Timeout + Rekey-Timeout, then a handshake follows",
         times=times,
         lost=f"{stream.lost_text}: until then",
         recovery=recovery,

@@ -61,7 +61,7 @@ def test_garbage_of_all_lengths(lab: Lab, engine: str, record: Record, tmp_path:
     assert grown < 16 << 10
     record(
         f"{total:,} garbage datagrams of all lengths at 20,000/s",
-        f"named drops, no answer, {grown} KiB more memory",
+        f"dropped with a reason, not answered; {grown} KiB more memory",
         lost=stream.lost_text,
         recovery=[recovery],
     )
@@ -110,7 +110,7 @@ def test_replay_storm(lab: Lab, engine: str, record: Record, tmp_path: Path) -> 
     assert grown < 16 << 10
     record(
         f"replay storm, {sent:,} datagrams at 20,000/s",
-        "none is delivered, answered or followed",
+        "no datagram is delivered or answered, or moves the endpoint",
         lost=stream.lost_text,
         recovery=[recovery],
     )

@@ -42,8 +42,8 @@ def test_port_taken(lab: Lab, engine: str, record: Record) -> None:
     assert recovery < 0.5
     record(
         "port taken",
-        "a change is refused (EADDRINUSE) and nothing changes; at interface up the log says so, and the next"
-        " `wg set NAME listen-port` brings it up",
+        "a change to this port is refused (EADDRINUSE) and nothing changes; when the interface comes up, the error is"
+        " logged, and the next `wg set NAME listen-port` brings it up",
         lost=f"{stream.lost_text}: while it was down",
         recovery=[recovery],
     )
@@ -80,7 +80,7 @@ def test_no_descriptors(lab: Lab, engine: str, record: Record) -> None:
     assert stream.lost == 0
     record(
         "no descriptor left",
-        "UAPI clients are refused with an errno until there is one; packets pass (recovery: until `wg show` answers)",
+        "UAPI clients are refused with an errno until one is free; packets pass (recovery: until `wg show` answers)",
         lost=stream.lost_text,
         recovery=[recovery],
     )
@@ -104,7 +104,7 @@ def test_no_descriptor_for_a_socket(lab: Lab, engine: str, record: Record) -> No
         recovery = stream.recovery(lifted)
     record(
         "no descriptor for the sockets at interface up",
-        "it stays down, the log says why; down and up again brings it up",
+        "it stays down and the reason is logged; down and up again brings it up",
         lost=f"{stream.lost_text}: while it was down",
         recovery=[recovery],
     )
@@ -160,7 +160,7 @@ def test_process_stopped(lab: Lab, engine: str, record: Record) -> None:
     assert recovery < 1.5
     record(
         f"SIGSTOP for {seconds} s" + ("" if seconds == 200 else " (a session lives 3 s)"),
-        "the session is over; the first packet asks for another",
-        lost=f"{stream.lost_text}: what was sent meanwhile",
+        "the session has ended; the first packet requests another",
+        lost=f"{stream.lost_text}: those sent during the fault",
         recovery=[recovery],
     )

@@ -30,9 +30,9 @@ def test_interface_down_and_up(lab: Lab, engine: str, record: Record) -> None:
     assert resident_kib(scene.one.process.pid) - memory < 4096
     record(
         "TUN down and up",
-        "socket closed, keys forgotten; up: socket opened, the next packet makes a session",
+        "down: the socket is closed, the keys are forgotten; up: a socket is opened, the next packet creates a session",
         times=times,
-        lost=f"{stream.lost_text}: what was sent meanwhile",
+        lost=f"{stream.lost_text}: those sent during the fault",
         recovery=recovery,
     )
 
@@ -51,8 +51,8 @@ def test_interface_deleted(lab: Lab, engine: str, record: Record) -> None:
     until(lambda: "Interface is gone" in scene.one.log.read_text(), "the reason is in the log")
     record(
         "TUN deleted",
-        "the daemon ends with status 0 and removes its socket's file; recovery is counted from its next start",
+        "the daemon exits with status 0 and removes its socket file (recovery: from its next start)",
         times=times,
-        lost=f"{stream.lost_text}: what was sent meanwhile",
+        lost=f"{stream.lost_text}: those sent during the fault",
         recovery=recovery,
     )

@@ -51,7 +51,7 @@ def test_64_clients_at_once(lab: Lab, engine: str, record: Record) -> None:
         stream.flow()
     assert stream.lost == 0
     record(
-        "64 UAPI clients at once", f"all are served, the slowest round took {slowest * 1000:.0f} ms",
+        "64 UAPI clients at once", f"all are served; the slowest round took {slowest * 1000:.0f} ms",
         times=rounds, lost=stream.lost_text,
     )  # fmt: skip
 
@@ -84,8 +84,8 @@ def test_slow_and_rude_clients(lab: Lab, engine: str, record: Record) -> None:
         stream.flow()
     assert stream.lost == 0
     record(
-        "slow and rude UAPI clients",
-        "each is refused or waits by itself; others are served, half a `set` changes nothing",
+        "slow and malformed UAPI clients",
+        "each is refused, or waits without delaying others; half a `set` changes nothing",
         times=rounds,
         lost=stream.lost_text,
     )

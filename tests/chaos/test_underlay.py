@@ -46,8 +46,8 @@ def test_underlay_down(lab: Lab, engine: str, record: Record) -> None:
     assert recovery < 1.5
     record(
         f"underlay down, {seconds} s",
-        "packets are refused by the kernel and dropped; initiations are tried on",
-        lost=f"{stream.lost_text}: what was sent meanwhile",
+        "packets are refused by the kernel and dropped; initiations continue",
+        lost=f"{stream.lost_text}: those sent during the fault",
         recovery=[recovery],
     )
 
@@ -66,7 +66,7 @@ def test_route_flaps(lab: Lab, engine: str, record: Record) -> None:
     assert max(recovery) < 0.5
     record(
         "route flaps",
-        "sends fail for want of a route; the session stays, no handshake",
+        "sends fail because there is no route; the session stays, without a handshake",
         times=times,
         lost=stream.lost_text,
         recovery=recovery,
@@ -86,7 +86,7 @@ def test_address_removed(lab: Lab, engine: str, record: Record) -> None:
     assert max(recovery) < 0.5
     record(
         "address removed",
-        "the pinned source is refused, forgotten, and the packet sent again from the new address; the peer roams",
+        "the pinned source is refused and forgotten, and the packet is sent again from the new address; the peer roams",
         times=times,
         lost=stream.lost_text,
         recovery=recovery,
@@ -119,7 +119,7 @@ def test_one_family_only(lab: Lab, engine: str, record: Record, has: str, lacks:
     assert stream.lost == 0
     record(
         f"{has}-only host",
-        "one socket is enough; counted from interface up to the first echo",
+        "one socket is enough (recovery: from interface up to the first echo)",
         lost=stream.lost_text,
         recovery=[recovery],
     )
@@ -149,7 +149,12 @@ def test_no_buffers(lab: Lab, engine: str, record: Record, name: str, words: tup
         recovery = stream.recovery(healed)
         stream.flow()
     assert recovery < 1.5
-    record(name, "what finds no room is dropped; nothing waits for it", lost=stream.lost_text, recovery=[recovery])
+    record(
+        name,
+        "packets that find no room are dropped; nothing waits for them",
+        lost=stream.lost_text,
+        recovery=[recovery],
+    )
 
 
 def flood(scene: Scene, datagrams: int) -> None:
@@ -198,7 +203,7 @@ def test_filtered(lab: Lab, engine: str, record: Record, name: str, happens: str
             recovery.append(stream.recovery(healed))
         assert not wire.of(1), "a handshake was needed"
     assert max(recovery) < 0.5
-    record(name, happens, times=times, lost=f"{stream.lost_text}: what was refused", recovery=recovery)
+    record(name, happens, times=times, lost=f"{stream.lost_text}: those that were refused", recovery=recovery)
 
 
 def test_size_black_hole(lab: Lab, engine: str, record: Record) -> None:
@@ -225,7 +230,7 @@ def test_size_black_hole(lab: Lab, engine: str, record: Record) -> None:
     assert recovery < 0.5
     record(
         "MTU black hole",
-        f"small packets and handshakes pass, large ones vanish; a smaller MTU of the interface cures it"
+        f"small packets and handshakes pass, large packets are lost; a smaller MTU of the interface fixes it"
         f" in {lowered:.3f} s",
         lost=f"small {small.lost_text}, large {large.lost_text}",
         recovery=[recovery],
@@ -268,7 +273,7 @@ def test_nat_rebinding(lab: Lab, engine: str, record: Record) -> None:
     assert max(recovery) < 0.5
     record(
         "NAT rebinding every 5 s",
-        "the server answers to where the next packet came from; no handshake",
+        "the server answers to the source of the next packet, without a handshake",
         times=times,
         lost=stream.lost_text,
         recovery=recovery,
@@ -288,4 +293,4 @@ def test_reordered_by_4096(lab: Lab, engine: str, record: Record) -> None:
         arrived = relay.push(a, b, two.addresses[0], total)
     assert sorted(arrived) == list(range(total))
     assert sum(later < earlier for earlier, later in pairwise(arrived)) > 0.9 * total, "they were not reordered"
-    record("reorder by 4,096", "the replay window of 8,128 takes them all", times=rounds, lost=f"0 of {total}")
+    record("reorder by 4,096", "the replay window of 8,128 accepts all of them", times=rounds, lost=f"0 of {total}")
