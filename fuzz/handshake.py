@@ -11,7 +11,7 @@ from functools import lru_cache
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey
 
 from fuzz.reader import Reader
-from tests.protocol.world import Node, World
+from tests.support.world import Node, World
 from wyrmhole.protocol import exchange, keys, noise, primitives
 from wyrmhole.protocol.constants import UNDER_LOAD_QUEUE_DEPTH
 from wyrmhole.protocol.cookie import mac1_key

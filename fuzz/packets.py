@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fuzz.reader import Reader
-from tests.wire.packets import ACK, CWR, ECE, FIN, PSH, RST, SYN, TCP, TIMESTAMPS, UDP, URG, Packet
+from tests.support.packets import ACK, CWR, ECE, FIN, PSH, RST, SYN, TCP, TIMESTAMPS, UDP, URG, Packet
 
 FLAGS = (
     ACK,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import struct
 
-from tests.protocol.world import World
+from tests.support.packets import UDP, Packet, pattern
 from tests.support.pcap import FileHeader, Record
-from tests.wire.packets import UDP, Packet, pattern
+from tests.support.world import World
 from wyrmhole.protocol.constants import SECOND
 
 

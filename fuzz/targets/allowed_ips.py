@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fuzz.reader import Reader
-from tests.datapath.test_allowed_ips import NaiveTable
+from tests.support.naive_table import NaiveTable
 from wyrmhole.datapath.allowed_ips import AllowedIPs
 from wyrmhole.wire.prefix import Prefix
 

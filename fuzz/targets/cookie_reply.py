@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from fuzz.handshake import STRANGER, edited, give, pair, remember_diffie_hellman, state_of
 from fuzz.reader import Reader
-from tests.protocol.world import lose
+from tests.support.world import lose
 from wyrmhole.protocol.constants import SECOND
 from wyrmhole.wire import messages
 

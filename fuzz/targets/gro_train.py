@@ -6,8 +6,9 @@ import gc
 from itertools import count
 
 from fuzz.reader import Reader
-from tests.engine.kinds import KINDS, chosen
-from tests.engine.test_engine import A_INNER, A_OUTER, B_INNER, Side, connected, handshake_message, ipv4
+from tests.support.engines import KINDS, chosen
+from tests.support.packets import ipv4
+from tests.support.sides import A_INNER, A_OUTER, B_INNER, Side, connected, handshake_message
 from wyrmhole.engine.select import has_native
 from wyrmhole.protocol.drops import DropReason
 

@@ -6,7 +6,7 @@ import ipaddress
 from typing import Final
 
 from fuzz.reader import Reader
-from tests.engine.test_engine import A_OUTER, connected
+from tests.support.sides import A_OUTER, connected
 from wyrmhole.protocol.drops import DropReason
 from wyrmhole.wire import ip
 from wyrmhole.wire.prefix import Prefix

@@ -10,7 +10,7 @@ from itertools import pairwise
 
 from fuzz.handshake import STRANGER, remember_diffie_hellman
 from fuzz.reader import Reader
-from tests.protocol.world import Flight, Node, World
+from tests.support.world import Flight, Node, World
 from wyrmhole.protocol.constants import SECOND, UNDER_LOAD_QUEUE_DEPTH
 from wyrmhole.protocol.keys import PresharedKey, PrivateKey
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from fuzz.packets import FLAGS, read_packet
 from fuzz.reader import Reader
-from tests.wire.packets import TCP, UDP, Packet
+from tests.support.packets import TCP, UDP, Packet
 from wyrmhole.wire.checksum import residue
 from wyrmhole.wire.coalesce import Coalescer, Frame
 from wyrmhole.wire.split import split

@@ -24,7 +24,7 @@ import wyrmhole.adapters.requests
 from tests.adapters.clients import ASYNC, BLOCKING, PAYLOAD, by_anyio, by_requests
 from tests.adapters.conftest import Trust
 from tests.adapters.web_server import BIG, web_server
-from tests.library.loopback import Loopback, run, server
+from tests.support.loopback import Loopback, run, server
 
 INNER = {"v4": "127.0.0.1", "v6": "::1", "name": "web.internal"}
 

@@ -13,7 +13,7 @@ import pytest
 import wyrmhole
 from tests.ailments.treatments import WYRMHOLE, upped
 from tests.ailments.ward import Ward
-from tests.library.test_as_user import NOBODY, interpreter
+from tests.support.nobody import NOBODY, interpreter
 
 pytestmark = pytest.mark.network
 

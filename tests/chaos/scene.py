@@ -10,12 +10,13 @@ import json
 import os
 import statistics
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from tests.chaos.stream import Stream
-from tests.netns.host import Host
+from tests.netns.host import Host, until
 from tests.netns.implementations import COMMANDS, WYRMHOLED
 from tests.netns.lab import Lab
 from tests.netns.node import Node
@@ -108,3 +109,20 @@ def recorder(engine: str) -> Record:
                 file.write(json.dumps(asdict(result)) + "\n")
 
     return record
+
+
+def hold(seconds: float) -> None:
+    """A fault that lasts: there is nothing to look at meanwhile."""
+    over = time.monotonic() + seconds
+    until(lambda: time.monotonic() >= over, "the time passes", patience=seconds + 5)
+
+
+STRANGER = ("192.0.2.3", 7777)
+
+
+def with_stranger(lab: Lab, engine: str) -> tuple[Scene, Host]:
+    a, b, stranger = lab.switched(3)
+    name = implementation(engine)
+    one, two = lab.tunnel(a, name, b, name, endpoint=ENDPOINT, back="192.0.2.1:51820")
+    a.ping(two.addresses[0], count=1)
+    return Scene(a, b, one, two), stranger

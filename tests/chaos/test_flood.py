@@ -9,9 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.blast import blasting, frame, mac_of
-from tests.chaos.scene import FULL, Record, count
-from tests.chaos.test_garbage import STRANGER, with_stranger
-from tests.chaos.test_underlay import hold
+from tests.chaos.scene import FULL, STRANGER, Record, count, hold, with_stranger
 from tests.netns.host import resident_kib, until
 from tests.netns.lab import Lab
 from tests.netns.node import Key

@@ -10,23 +10,13 @@ from pathlib import Path
 import pytest
 
 from tests.chaos.blast import blast, frame, mac_of
-from tests.chaos.scene import ENDPOINT, Record, Scene, count, implementation
+from tests.chaos.scene import STRANGER, Record, count, with_stranger
 from tests.netns.host import Host, resident_kib, until
 from tests.netns.lab import Lab
 from tests.netns.node import Node
 from tests.netns.traffic import Capture
 
 pytestmark = pytest.mark.network
-
-STRANGER = ("192.0.2.3", 7777)
-
-
-def with_stranger(lab: Lab, engine: str) -> tuple[Scene, Host]:
-    a, b, stranger = lab.switched(3)
-    name = implementation(engine)
-    one, two = lab.tunnel(a, name, b, name, endpoint=ENDPOINT, back="192.0.2.1:51820")
-    a.ping(two.addresses[0], count=1)
-    return Scene(a, b, one, two), stranger
 
 
 def drain(node: Node, host: Host) -> None:

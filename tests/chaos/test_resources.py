@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.chaos.scene import Record, Scene, count
-from tests.chaos.test_underlay import hold
+from tests.chaos.scene import Record, Scene, count, hold
 from tests.netns.host import resident_kib, until
 from tests.netns.lab import Lab
 from tests.netns.raw_peer import RawPeer

@@ -10,7 +10,7 @@ from itertools import pairwise
 import pytest
 
 from tests.chaos.relay import ReversingRelay
-from tests.chaos.scene import Record, Scene, count, implementation
+from tests.chaos.scene import Record, Scene, count, hold, implementation
 from tests.chaos.stream import Stream
 from tests.netns.host import Host, until
 from tests.netns.lab import Lab
@@ -26,12 +26,6 @@ def routed(lab: Lab, engine: str) -> tuple[Scene, Host]:
     one, two = lab.tunnel(client, name, server, name, endpoint="198.51.100.2:51821")
     client.ping(two.addresses[0], count=1)
     return Scene(client, server, one, two), router
-
-
-def hold(seconds: float) -> None:
-    """A fault that lasts: there is nothing to look at meanwhile."""
-    over = time.monotonic() + seconds
-    until(lambda: time.monotonic() >= over, "the time passes", patience=seconds + 5)
 
 
 def test_underlay_down(lab: Lab, engine: str, record: Record) -> None:

@@ -96,3 +96,10 @@ def until(holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.01)
+
+
+def refused(host: Host, *words: str, **environ: str) -> str:
+    result = host.run(*words, **environ)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("wyrmholed: ") and result.stderr.count("\n") == 1
+    return result.stderr

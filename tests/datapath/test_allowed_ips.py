@@ -7,24 +7,9 @@ import ipaddress
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.support.naive_table import NaiveTable
 from wyrmhole.datapath.allowed_ips import AllowedIPs
 from wyrmhole.wire.prefix import Prefix
-
-
-class NaiveTable:
-    """A list of (prefix, owner); the longest that matches wins."""
-
-    def __init__(self) -> None:
-        self.entries: dict[Prefix, str] = {}
-
-    def lookup(self, version: int, address: int) -> str | None:
-        found = [
-            (prefix.length, owner)
-            for prefix, owner in self.entries.items()
-            if prefix.version == version
-            and address >> (prefix.bits - prefix.length) == prefix.network >> (prefix.bits - prefix.length)
-        ]
-        return max(found)[1] if found else None
 
 
 def _prefix(version: int, address: int, length: int) -> Prefix:

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from tests.device.test_device import packet, until
+from tests.device.devices import packet, until
 from wyrmhole.device.assemble import make_device
 from wyrmhole.device.config import AllowedIPChange, DeviceChange, PeerChange
 from wyrmhole.device.device import Device

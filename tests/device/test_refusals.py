@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.device.test_device import World, packet, scenario, until
+from tests.device.devices import World, packet, scenario, until
 from wyrmhole.device.config import DeviceChange, PeerChange
 from wyrmhole.device.event_log import peer_text
 from wyrmhole.protocol.drops import DropReason

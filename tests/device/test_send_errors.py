@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from tests.engine.kinds import KINDS, chosen, make_engine
-from tests.net.namespaces import Namespace
+from tests.support.engines import KINDS, chosen, make_engine
+from tests.support.namespaces import Namespace
 from wyrmhole.device.clock import SystemClock
 from wyrmhole.device.config import DeviceChange, PeerChange
 from wyrmhole.device.device import Device

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.engine.kinds import KINDS, chosen
+from tests.support.engines import KINDS, chosen
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

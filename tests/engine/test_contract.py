@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import select
 
-from tests.engine.plane import ListBind
-from tests.engine.test_engine import A_INNER, A_OUTER, B_INNER, Side, connected, handshake_message, ipv4, sides
+from tests.support.edges import ListBind
+from tests.support.packets import ipv4
+from tests.support.sides import A_INNER, A_OUTER, B_INNER, Side, connected, handshake_message, sides
 from wyrmhole.net.bind import SendOutcome
 from wyrmhole.protocol.data_plane import HandshakeDatagram, KeyWanted
 from wyrmhole.protocol.drops import DropReason

@@ -6,12 +6,26 @@ import select
 import struct
 import threading
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
-from tests.engine.kinds import index_count, kind, make_engine
-from tests.engine.plane import PLAIN, ListBind, ListTun
+from tests.support.edges import PLAIN, ListBind, ListTun
+from tests.support.engines import index_count, kind, make_engine
+from tests.support.packets import Packet, address_bytes, ipv4, ipv6, udp, uso
+from tests.support.sides import (
+    A_INNER,
+    A_OUTER,
+    B_INNER,
+    B_OUTER,
+    Side,
+    carry,
+    connected,
+    handshake_message,
+    outer,
+    params,
+    sides,
+    thread_names,
+)
 from wyrmhole.datapath.aead import TransportCipher
 from wyrmhole.engine.contract import TunChanged
 from wyrmhole.net.bind import SendOutcome
@@ -19,146 +33,22 @@ from wyrmhole.net.tun import TunEvent, TunOffloads
 from wyrmhole.protocol.constants import (
     MAX_QUEUED_HANDSHAKES,
     MAX_STAGED_BYTES,
-    REJECT_AFTER_MESSAGES,
-    REKEY_AFTER_MESSAGES,
     SECOND,
     UNDER_LOAD_QUEUE_DEPTH,
 )
-from wyrmhole.protocol.cookie import CookieGenerator, mac1_key
 from wyrmhole.protocol.data_plane import (
-    NEVER,
     Active,
     HandshakeDatagram,
     KeyConfirmed,
-    KeypairParams,
     KeypairsDropped,
     KeyWanted,
-    Report,
     Roamed,
 )
 from wyrmhole.protocol.drops import DropReason, Oddity
-from wyrmhole.protocol.keys import PublicKey
 from wyrmhole.wire import ip
 from wyrmhole.wire.checksum import checksum
 from wyrmhole.wire.endpoint import Endpoint, SockAddr
 from wyrmhole.wire.prefix import Prefix
-
-A_OUTER, B_OUTER = Endpoint("192.0.2.1", 51820), Endpoint("192.0.2.2", 51820)
-A_INNER, B_INNER = "10.0.0.1", "10.0.0.2"
-OUR_KEY = PublicKey(b"\x05" * 32)
-
-
-def address(text: str) -> bytes:
-    return bytes(map(int, text.split(".")))
-
-
-def ipv4(source: str, destination: str, payload: bytes = b"payload", *, protocol: int = 253, tos: int = 0) -> bytes:
-    header = struct.pack(
-        ">BBHHHBBH4s4s",
-        0x45, tos, 20 + len(payload), 0, 0, 64, protocol, 0, address(source), address(destination),
-    )  # fmt: skip
-    return header[:10] + checksum(header).to_bytes(2, "big") + header[12:] + payload
-
-
-def udp(source: str, destination: str, ports: tuple[int, int], payload: bytes = b"x") -> bytes:
-    return ipv4(source, destination, struct.pack(">HHHH", *ports, 8 + len(payload), 0) + payload, protocol=17)
-
-
-def uso(packet: bytes, payload: int) -> bytes:
-    """A UDP packet as a super-packet with segments of so many bytes of payload."""
-    return struct.pack("=BBHHHH", 1, 5, 28, payload, 20, 6) + packet
-
-
-def thread_names() -> set[str]:
-    """Of all threads of the process, those without Python included."""
-    return {task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").iterdir()}
-
-
-class Side:
-    """One engine with its TUN and bind, and one peer: the other side."""
-
-    def __init__(self, other_inner: str, other_outer: Endpoint, *, offloads: TunOffloads | None = None) -> None:
-        self.now = 1000 * SECOND
-        self.sent: list[tuple[SockAddr, bytes, bytes | None, int]] = []
-        self.tun = ListTun(offloads)
-        self.bind = ListBind(lambda *datagram: self.sent.append(datagram))
-        self.engine = make_engine(lambda: self.now)
-        self.engine.set_mac1_key(mac1_key(OUR_KEY))
-        self.engine.attach_tun(self.tun)
-        self.engine.attach_bind(self.bind, 51820)
-        self.engine.add_peer(1)
-        self.engine.insert_allowed_ip(1, Prefix.parse(f"{other_inner}/32"))
-        self.engine.set_endpoint(1, other_outer)
-        self.engine.poll_reports()
-
-    def __del__(self) -> None:
-        # Its descriptors are not objects: nothing else would close them, and property tests make hundreds.
-        self.engine.close()
-
-    def tunnel(self, *packets: bytes) -> None:
-        """Packets come from the TUN, all at once."""
-        for packet in packets:
-            self.tun.inject(PLAIN + packet)
-        self.engine.turn()
-
-    def network(self, data: bytes, sender: Endpoint, *, segment: int = 0, source: bytes | None = None) -> None:
-        self.bind.arrive(data, sender.sockaddr, segment=segment, source=source)
-        self.engine.turn()
-
-    def take(self) -> list[bytes]:
-        """Datagrams sent since the last call."""
-        taken, self.sent = [data for _, data, _, _ in self.sent], []
-        return taken
-
-    @property
-    def delivered(self) -> list[bytes]:
-        """Packets written to the TUN since the last call, without their virtio headers."""
-        taken, self.tun.written = [frame[10:] for frame in self.tun.written], []
-        return taken
-
-    def reports(self) -> list[Report]:
-        return [report for report in self.engine.poll_reports(10_000) if not isinstance(report, TunChanged)]
-
-    def drops(self) -> dict[DropReason, int]:
-        return dict(self.engine.drops())
-
-
-def params(local: int, remote: int, *, initiator: bool, birth: int = 1000 * SECOND) -> KeypairParams:
-    """Both sides of session (local, remote): the initiator's index names the keys."""
-    first = (local if initiator else remote).to_bytes(4, "big") * 8
-    second = bytes(255 - byte for byte in first)
-    send, receive = (first, second) if initiator else (second, first)
-    return KeypairParams(
-        local, remote, send, receive, initiator, birth,
-        rekey_send_at=birth + 120 * SECOND if initiator else NEVER,
-        rekey_receive_at=birth + 165 * SECOND if initiator else NEVER,
-        reject_at=birth + 180 * SECOND,
-        rekey_after_messages=REKEY_AFTER_MESSAGES,
-        reject_after_messages=REJECT_AFTER_MESSAGES,
-        send_until=birth + 179 * SECOND,
-    )  # fmt: skip
-
-
-def sides() -> tuple[Side, Side]:
-    return Side(B_INNER, B_OUTER), Side(A_INNER, A_OUTER)
-
-
-def connected() -> tuple[Side, Side]:
-    """a is the initiator; its confirming keepalive has been delivered, and reports and counters of that are read."""
-    a, b = sides()
-    b.engine.install_keypair(1, params(20, 10, initiator=False))
-    a.engine.install_keypair(1, params(10, 20, initiator=True))
-    (keepalive,) = a.take()
-    b.network(keepalive, A_OUTER)
-    a.reports()
-    b.reports()
-    return a, b
-
-
-def carry(a: Side, b: Side) -> None:
-    for datagram in a.take():
-        b.network(datagram, A_OUTER)
-
 
 # Out
 
@@ -289,7 +179,7 @@ def test_no_peer_for_the_destination_is_told_to_the_sender() -> None:
     (error,) = a.delivered
     assert error[9] == 1
     assert error[20:22] == bytes((3, 1))
-    assert (error[12:16], error[16:20]) == (address("10.9.9.9"), address(A_INNER))
+    assert (error[12:16], error[16:20]) == (address_bytes("10.9.9.9"), address_bytes(A_INNER))
     assert ipv4(A_INNER, "10.9.9.9").startswith(error[28:48])
     assert checksum(error[:20]) == 0
     assert checksum(error[20:]) == 0
@@ -427,9 +317,9 @@ def test_staged_bytes_of_a_device_are_capped() -> None:
     """I17: memory is bounded however many peers do not answer, and a burst for each of a hundred leaves room."""
     a, _ = sides()
     addresses = silent_peers(a, 100)
-    for address in addresses:
+    for inner in addresses:
         for _ in range(2):
-            a.tunnel(*[ipv4(A_INNER, address, bytes(1380))] * 64)
+            a.tunnel(*[ipv4(A_INNER, inner, bytes(1380))] * 64)
             a.engine.turn()
     assert a.drops()[DropReason.STAGING_CAP] > 0
     a.tunnel(ipv4(A_INNER, B_INNER))
@@ -668,11 +558,6 @@ def test_a_late_message_of_the_previous_session_does_not_ask_to_renew_the_new_on
 # In: drops
 
 
-def handshake_message(kind: int = 1) -> bytes:
-    body = kind.to_bytes(4, "little") + bytes({1: 112, 2: 56}[kind])
-    return CookieGenerator(OUR_KEY).add_macs(body, 0)
-
-
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
@@ -715,10 +600,6 @@ def test_handshake_messages_with_a_valid_mac1_are_reported(kind: int) -> None:
     b.engine.begin_initiation(0)
     b.network(handshake_message(kind), A_OUTER, source=b"here")
     assert b.reports() == [HandshakeDatagram(handshake_message(kind), A_OUTER, b"here", 0)]
-
-
-def outer(number: int) -> Endpoint:
-    return Endpoint(f"198.51.{number >> 8}.{number & 255}", 7)
 
 
 def test_the_handshake_queue_is_bounded_tells_its_depth_and_comes_last() -> None:
@@ -837,12 +718,6 @@ def test_the_inner_source_must_belong_to_the_peer_by_the_whole_table() -> None:
     assert b.drops() == {DropReason.BAD_SOURCE: 2}
 
 
-def ipv6(tos: int) -> bytes:
-    """From A to B."""
-    addresses = bytes.fromhex("fd00" + "00" * 13 + "01" + "fd00" + "00" * 13 + "02")
-    return struct.pack(">IHBB", 6 << 28 | tos << 20, 7, 253, 64) + addresses + b"payload"
-
-
 @pytest.mark.parametrize("outer_is_v6", [False, True])
 @pytest.mark.parametrize("inner_is_v6", [False, True])
 @pytest.mark.parametrize("is_train", [False, True])
@@ -854,20 +729,21 @@ def test_congestion_outside_goes_inside_where_it_can_be_carried(
     for side, prefix in ((a, "fd00::2/128"), (b, "fd00::1/128")):
         side.engine.insert_allowed_ip(1, Prefix.parse(prefix))
     sender = Endpoint("2001:db8::1", 51820) if outer_is_v6 else A_OUTER
-    for outer in range(4):
+    for outer_ecn in range(4):
         packets = [
-            ipv6(0x40 | inner) if inner_is_v6 else ipv4(A_INNER, B_INNER, tos=0x40 | inner) for inner in range(4)
+            ipv6("fd00::1", "fd00::2", tos=0x40 | inner) if inner_is_v6 else ipv4(A_INNER, B_INNER, tos=0x40 | inner)
+            for inner in range(4)
         ]
         for packet in packets:
             a.tunnel(packet)
         sealed = a.take()
         for data in [b"".join(sealed)] if is_train else sealed:
             b.bind.arrive(data, sender.sockaddr, segment=len(sealed[0]) if is_train else 0)
-            b.bind.incoming[-1].tos = outer
+            b.bind.incoming[-1].tos = outer_ecn
             b.engine.turn()
         delivered = b.delivered
         seen = tuple(ip.ecn_of(packet) for packet in delivered)
-        assert seen == ((0, 1, 2, 3), (0, 1, 1, 3), (0, 1, 2, 3), (0, 3, 3, 3))[outer]
+        assert seen == ((0, 1, 2, 3), (0, 1, 1, 3), (0, 1, 2, 3), (0, 3, 3, 3))[outer_ecn]
         if inner_is_v6:
             assert all(packet[0] << 4 & 0xF0 | packet[1] >> 4 & 0xC == 0x40 for packet in delivered)
         else:
@@ -918,7 +794,9 @@ def test_a_refused_super_packet_is_written_packet_by_packet() -> None:
     b.engine.install_keypair(1, params(20, 10, initiator=False))
     a.engine.install_keypair(1, params(10, 20, initiator=True))
     carry(a, b)
-    packets = [tcp_segment(number) for number in range(4)]
+    a_inner, b_inner = (int.from_bytes(address_bytes(text)) for text in (A_INNER, B_INNER))
+    flow = Packet(bytes(400), source=a_inner, destination=b_inner, options=b"")
+    packets = [segment.emit() for segment in flow.segments(100)]
     a.tunnel(packets[0])
     a.tunnel(*packets[1:])
     datagrams = a.take()
@@ -933,14 +811,6 @@ def test_a_refused_super_packet_is_written_packet_by_packet() -> None:
     b.network(b"".join(datagrams), A_OUTER, segment=len(datagrams[0]))
     assert b.delivered == packets
     assert b.drops() == {}
-
-
-def tcp_segment(number: int) -> bytes:
-    payload = bytes((number,)) * 100
-    header = struct.pack(">HHIIBBHHH", 1, 2, number * 100, 7, 5 << 4, 0x10, 500, 0, 0)
-    pseudo = address(A_INNER) + address(B_INNER) + struct.pack(">HH", 6, 120)
-    total = checksum(pseudo + header + payload)
-    return ipv4(A_INNER, B_INNER, header[:16] + total.to_bytes(2, "big") + header[18:] + payload, protocol=6)
 
 
 def test_a_tun_that_refuses_a_packet_costs_that_packet() -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.engine.test_engine import A_INNER, A_OUTER, B_INNER, OUR_KEY, Side, connected, handshake_message, ipv4, outer
+from tests.support.packets import ipv4
+from tests.support.sides import A_INNER, A_OUTER, B_INNER, OUR_KEY, Side, connected, handshake_message, outer
 from wyrmhole.datapath.gate import REPLIES_PER_INITIATION
 from wyrmhole.protocol.constants import COOKIE_LIFETIME, MAX_QUEUED_HANDSHAKES, SECOND, UNDER_LOAD_QUEUE_DEPTH
 from wyrmhole.protocol.cookie import CookieChecker, CookieGenerator

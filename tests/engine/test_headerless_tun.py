@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.engine.test_engine import A_INNER, A_OUTER, B_INNER, Side, carry, connected, ipv4
-from tests.net.test_linux_tun import StubLink
+from tests.support.packets import ipv4
+from tests.support.scripted import StubLink
+from tests.support.sides import A_INNER, A_OUTER, B_INNER, Side, carry, connected
 from wyrmhole.net.linux_tun import _HeaderlessTun
 from wyrmhole.net.tun import TunOffloads
 

@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from tests.engine.kinds import make_engine
-from tests.engine.plane import PLAIN, ListBind, ListTun
-from tests.engine.test_engine import A_INNER, A_OUTER, B_INNER, B_OUTER, OUR_KEY, Side, ipv4, params
-from tests.net.namespaces import Namespace, namespaces
-from tests.net.scripted import Script
+from tests.support.edges import PLAIN, ListBind, ListTun
+from tests.support.engines import make_engine
+from tests.support.namespaces import Namespace, namespaces
+from tests.support.packets import ipv4
+from tests.support.scripted import Script
+from tests.support.sides import A_INNER, A_OUTER, B_INNER, B_OUTER, OUR_KEY, Side, params
 from wyrmhole.net.tun import KernelQueue, TunEvent, TunOffloads
 from wyrmhole.net.udp_bind import UdpBind
 from wyrmhole.protocol.constants import SECOND

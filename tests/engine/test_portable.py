@@ -7,8 +7,9 @@ import threading
 
 import pytest
 
-from tests.engine.plane import PLAIN, ListTun
-from tests.engine.test_engine import A_INNER, A_OUTER, B_INNER, connected, ipv4, sides
+from tests.support.edges import PLAIN, ListTun
+from tests.support.packets import ipv4
+from tests.support.sides import A_INNER, A_OUTER, B_INNER, connected, sides
 from wyrmhole.datapath import reports
 from wyrmhole.datapath.peer import EnginePeer
 from wyrmhole.engine.portable import SWITCH_INTERVAL, PortableEngine

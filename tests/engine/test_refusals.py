@@ -4,18 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from tests.engine.test_engine import (
-    A_INNER,
-    A_OUTER,
-    B_INNER,
-    OUR_KEY,
-    Side,
-    carry,
-    connected,
-    ipv4,
-    params,
-    sides,
-)
+from tests.support.packets import ipv4
+from tests.support.sides import A_INNER, A_OUTER, B_INNER, OUR_KEY, Side, carry, connected, params, sides
 from wyrmhole.datapath.refusals import BURST, INTERVAL
 from wyrmhole.net.bind import SendOutcome
 from wyrmhole.protocol.constants import MAX_STAGED_PACKETS, SECOND

@@ -12,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.engine.kinds import make_engine
-from tests.engine.plane import PLAIN, ListBind, ListTun
-from tests.engine.test_engine import (
+from tests.support.edges import PLAIN, ListBind, ListTun
+from tests.support.engines import make_engine
+from tests.support.packets import UDP, ipv4, ipv6, udp, udp_datagram, uso
+from tests.support.sides import (
     A_INNER,
     A_OUTER,
     B_INNER,
@@ -23,10 +24,8 @@ from tests.engine.test_engine import (
     carry,
     connected,
     handshake_message,
-    ipv4,
     params,
     sides,
-    uso,
 )
 from wyrmhole.datapath.train import MAX_TRAINS
 from wyrmhole.engine.contract import Engine
@@ -40,11 +39,6 @@ from wyrmhole.protocol.drops import DropReason
 from wyrmhole.wire.buffer import Buffer
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
-
-
-def udp4(source: str, destination: str, payload: bytes) -> bytes:
-    return ipv4(source, destination, struct.pack(">HHHH", 1, 2, 8 + len(payload), 0) + payload, protocol=17)
-
 
 # Trains
 
@@ -115,7 +109,7 @@ def test_a_lost_train_counts_all_its_packets_and_no_bytes() -> None:
 def test_a_super_packet_without_a_route_counts_its_packets_and_one_answer() -> None:
     """M46."""
     a, _ = connected()
-    a.tun.inject(uso(udp4(A_INNER, "10.9.9.9", bytes(400)), 100))
+    a.tun.inject(uso(udp(A_INNER, "10.9.9.9", (1, 2), bytes(400)), 100))
     a.engine.turn()
     assert a.drops() == {DropReason.NO_ROUTE: 4}
     assert len(a.delivered) == 1
@@ -136,16 +130,14 @@ def test_a_loop_is_seen_through_the_scope_of_a_link_local_endpoint() -> None:
     b.tunnel(ipv4(B_INNER, A_INNER))
     a.bind.arrive(b.take()[0], ("fe80::2%eth0", 51820, 0, 3))
     a.engine.turn()
-    own, other = (bytes.fromhex("fe80") + bytes(13) + bytes((last,)) for last in (1, 2))
-    header = struct.pack(">IHBB16s16s", 6 << 28, 8, 17, 64, own, other)
-    a.tunnel(header + struct.pack(">HHHH", 51820, 51820, 8, 0))
+    a.tunnel(ipv6("fe80::1", "fe80::2", udp_datagram((51820, 51820), b""), protocol=UDP))
     assert a.drops() == {DropReason.ROUTE_LOOP: 1}
 
 
 def test_a_super_packet_is_not_staged_without_a_private_key() -> None:
     a, _ = connected()
     a.engine.set_mac1_key(None)
-    a.tun.inject(uso(udp4(A_INNER, B_INNER, bytes(400)), 100))
+    a.tun.inject(uso(udp(A_INNER, B_INNER, (1, 2), bytes(400)), 100))
     a.engine.turn()
     assert a.drops() == {DropReason.NO_PRIVATE_KEY: 4}
 
@@ -414,7 +406,7 @@ def test_any_frame_of_a_tun_is_sent_answered_or_dropped_by_name(frames: list[tup
     """B36: odd virtio headers, cut packets."""
     a, _ = connected()
     for header, size, cut in frames:
-        packet = udp4(A_INNER, B_INNER, bytes(size))
+        packet = udp(A_INNER, B_INNER, (1, 2), bytes(size))
         a.tun.inject((header.ljust(10, b"\0")[:10] + packet)[: -cut or None] or b"\0")
     for _ in range(3):
         a.engine.turn()

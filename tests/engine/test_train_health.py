@@ -12,8 +12,9 @@ from random import Random
 
 import pytest
 
-from tests.engine.kinds import KINDS, chosen
-from tests.engine.test_engine import A_INNER, A_OUTER, B_INNER, B_OUTER, Side, connected, ipv4, params, uso
+from tests.support.engines import KINDS, chosen
+from tests.support.packets import ACK, SYN, TCP, ipv4, ipv6, tcp_segment, udp, uso
+from tests.support.sides import A_INNER, A_OUTER, B_INNER, B_OUTER, Side, connected, params
 from wyrmhole.net.bind import SendOutcome
 from wyrmhole.protocol.constants import SECOND
 from wyrmhole.protocol.data_plane import TrainsLost
@@ -25,18 +26,15 @@ RETRANSMISSION_TIMEOUT = SECOND // 4
 SIZE = 200
 MOST_SEGMENTS = 40
 MOST_WINDOW = 50
-ACK, SYN = 0x10, 0x02
-A6, B6 = bytes(15) + b"\x0a", bytes(15) + b"\x0b"
+A6, B6 = "::a", "::b"
 
 Line = Callable[[list[bytes]], list[bytes]]
 """What arrives of the datagrams of one send."""
 
 
 def tcp(sequence: int, payload: bytes, ports: tuple[int, int], flags: int = ACK, *, v6: bool = False) -> bytes:
-    header = struct.pack(">HHIIBBHHH", *ports, sequence & 0xFFFF_FFFF, 0, 5 << 4, flags, 0, 0, 0)
-    if v6:
-        return struct.pack(">IHBB", 6 << 28, 20 + len(payload), 6, 64) + A6 + B6 + header + payload
-    return ipv4(A_INNER, B_INNER, header + payload, protocol=6)
+    segment = tcp_segment(ports, payload, sequence=sequence, flags=flags)
+    return ipv6(A6, B6, segment, protocol=TCP) if v6 else ipv4(A_INNER, B_INNER, segment, protocol=TCP)
 
 
 def tso(packet: bytes, *, v6: bool = False) -> bytes:
@@ -110,7 +108,7 @@ class Scene:
             self.a.bind.doubts_trains = True  # type: ignore[attr-defined]
             self.a.engine.attach_bind(self.a.bind, 51820)
         for side, host in ((self.a, B6), (self.b, A6)):
-            side.engine.insert_allowed_ip(1, Prefix(6, int.from_bytes(host, "big"), 128))
+            side.engine.insert_allowed_ip(1, Prefix.parse(f"{host}/128"))
         self.line = line
         self.senders = [Sender(4000)] if senders is None else senders
         self.reports: list[TrainsLost] = []
@@ -381,7 +379,7 @@ def burst(side: Side) -> list[int]:
     """How many datagrams each send of a super-packet had."""
     side.take()
     side.bind.trains.clear()
-    side.tun.inject(uso(ipv4(A_INNER, B_INNER, struct.pack(">HHHH", 1, 2, 4008, 0) + bytes(4000), protocol=17), 1000))
+    side.tun.inject(uso(udp(A_INNER, B_INNER, (1, 2), bytes(4000)), 1000))
     side.engine.turn()
     return [len(message) for message in messages(side)]
 

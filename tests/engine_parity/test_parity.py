@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import os
 
-from tests.engine.kinds import chosen, make_engine
 from tests.engine_parity.script import draw
 from tests.engine_parity.script_run import EngineSubject, first_difference, run
+from tests.support.engines import chosen, make_engine
 
 SCRIPTS = int(os.environ.get("SCRIPTS", "1000"))
 FIRST = int(os.environ.get("FIRST_SCRIPT", "50000"))

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.library import tunnels
-from tests.net.namespaces import Namespace
+from tests.support import tunnels
+from tests.support.namespaces import Namespace
 
 STACKS = ("netns",) if "WYRMHOLE_TESTS_AS_USER" in os.environ else ("netns", "tun")
 """An interface needs rights."""

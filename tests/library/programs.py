@@ -21,8 +21,8 @@ import wyrmhole
 import wyrmhole.sync
 from tests.adapters import clients
 from tests.adapters.web_server import WebServer
-from tests.library.loopback import Echo
 from tests.library.names.name_server import NameServer, Records
+from tests.support.loopback import Echo
 
 INSIDE: Records = {
     (f"{name}.internal", kind): [address]

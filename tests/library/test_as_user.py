@@ -15,11 +15,11 @@ import cryptography
 import pytest
 
 import wyrmhole
+from tests.support.nobody import NOBODY, interpreter
 
 pytestmark = pytest.mark.network
 
 ROOT = Path(__file__).parents[2]
-NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-caps=-all", "--bounding-set=-all")
 WORLD_TUN = 'mount -t tmpfs none /dev/net && mknod -m 666 /dev/net/tun c 10 200 && exec "$@"'
 OPEN = """
 import asyncio, sys, wyrmhole
@@ -29,23 +29,6 @@ except OSError as error:
     print(type(error).__name__, error.stage, error)
 """
 CONFIG = "[Interface]\nPrivateKey = wGnWAvYZK0gN0cTKl0Vxvxgk8LSBVUBTlKp2w0mTGHo=\nAddress = 10.66.0.1/24\n"
-
-
-def interpreter() -> str:
-    """One of this version that a user may run: that of a virtual environment in root's home is not."""
-    own = sys.executable
-    names = (own, f"/usr/bin/python3.{sys.version_info.minor}", "/usr/bin/python3")
-    for name in names:
-        # Started by one who is nobody already, for root finds its way into any folder.
-        check = "import sys, os, subprocess; sys.exit(subprocess.run([sys.argv[1], '-c', 'import ssl']).returncode)"
-        command = [*NOBODY, "/usr/bin/env", "python3", "-c", check, name]
-        version = f"import sys; sys.exit(sys.version_info[:2] != {tuple(sys.version_info[:2])})"
-        if all(
-            subprocess.run(each, capture_output=True, check=False).returncode == 0
-            for each in (command, [*NOBODY, name, "-c", version])
-        ):
-            return name
-    pytest.skip(f"no Python of version {sys.version_info[:2]} that the user 65534 may run")
 
 
 def as_nobody(*command: str, mount: str = WORLD_TUN) -> subprocess.CompletedProcess[str]:
@@ -70,8 +53,15 @@ def as_nobody(*command: str, mount: str = WORLD_TUN) -> subprocess.CompletedProc
 @pytest.mark.parametrize(
     "name",
     [
-        f"test_{name}.py"
-        for name in ("verbs", "ends", "helper", "kernels", "peers", "sync", "one_key", "explanations", "diagnosis")
+        "sockets/test_verbs.py",
+        "test_ends.py",
+        "stacks/test_helper.py",
+        "stacks/test_kernels.py",
+        "test_peers.py",
+        "test_sync.py",
+        "test_one_key.py",
+        "common/test_explanations.py",
+        "diagnosis/test_diagnosis.py",
     ],
 )
 def test_all_of_it_needs_no_rights(name: str, tmp_path: Path) -> None:

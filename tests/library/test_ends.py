@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 import wyrmhole
-from tests.library.tunnels import (
+from tests.netns.host import until
+from tests.support.tunnels import (
     FAR,
     FAR_V4,
     NOBODY_V4,
@@ -29,7 +30,6 @@ from tests.library.tunnels import (
     sockets_of,
     tunnels,
 )
-from tests.netns.host import until
 
 pytestmark = [pytest.mark.network, pytest.mark.usefixtures("device")]
 

@@ -8,24 +8,8 @@ from pathlib import Path
 import pytest
 
 from tests.library import postgresql
-from tests.library.guide import BLOCKS
-from tests.library.site import Site
-
-CHECKS = {
-    "names": "assert infos[0][4][0] == 'fd77::2'",
-    "httpx": "assert page.text.startswith('hello')",
-    "requests": "assert page.text.startswith('hello')",
-    "aiohttp": "assert page.startswith(b'hello')",
-    "anyio": "",
-    "forward": (
-        "writer.write(b'GET / HTTP/1.0\\r\\n\\r\\n')\nassert b'200' in await reader.readline()\nwriter.close()\n"
-        "forward.close()"
-    ),
-    "forward-udp": "forward.close()",
-    "expose": "exposed.close()",
-    "proxy": "assert port > 0\nproxy.close()",
-}
-"""What is looked at after each block."""
+from tests.library.guide import BLOCKS, CHECKS
+from tests.support.site import Site
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ import pytest
 
 import wyrmhole
 from tests.library.guide import BLOCKS, GUIDE, RECIPES
-from tests.library.tunnels import FAR_V4, NEAR_V4, echo, far_config, generate, near_config, run, tunnels
+from tests.support.tunnels import FAR_V4, NEAR_V4, echo, far_config, generate, near_config, run, tunnels
 
 SECOND_V4 = "10.66.0.3"
 """The address of a second worker, with a key of its own."""

@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 
 import wyrmhole
-from tests.library.guide import BLOCKS, GUIDE, RECIPES, ROOT
-from tests.library.test_guide import CHECKS
-from tests.library.tunnels import echo, far_config, generate, near_config, run
+from tests.library.guide import BLOCKS, CHECKS, GUIDE, RECIPES, ROOT
+from tests.support.tunnels import echo, far_config, generate, near_config, run
 
 INSIDE = ("streams", "server", "datagrams", "sockets", "peers", "events")
 """With `tunnel` open around them."""

@@ -19,8 +19,8 @@ import pytest
 
 import wyrmhole
 import wyrmhole.sync
-from tests.library.tunnels import FAR_V4, NEAR_OPTIONS, far_config, generate, on_each_loop, run, tunnels
 from tests.netns.host import until
+from tests.support.tunnels import FAR_V4, NEAR_OPTIONS, far_config, generate, on_each_loop, run, tunnels
 from wyrmhole.control.config.values import ConfigEndpoint
 from wyrmhole.engine.select import has_native
 from wyrmhole.library.endpoints import EndpointNames

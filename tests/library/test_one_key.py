@@ -13,20 +13,12 @@ from pathlib import Path
 import pytest
 
 import wyrmhole
-from tests.library.tunnels import FAR_V4, far_config, generate, near_config, run, tunnels
+from tests.library.one_key import HOLD, SHARED, warnings
+from tests.support.tunnels import FAR_V4, far_config, generate, near_config, run, tunnels
 from wyrmhole.library import one_key
 from wyrmhole.library.one_key import claim
 
 network = pytest.mark.network
-SHARED = "uses the private key of this tunnel"
-HOLD = (
-    "import sys; from wyrmhole.library.one_key import claim; from wyrmhole.protocol.keys import PublicKey;"
-    "held = claim(PublicKey(bytes.fromhex(sys.argv[1]))); print('held', flush=True); sys.stdin.read()"
-)
-
-
-def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if SHARED in record.getMessage()]
 
 
 def test_a_second_claim_of_this_process_is_warned_of_until_the_first_is_released(

@@ -7,9 +7,9 @@ import sys
 
 import pytest
 
-from tests.library.test_one_key import HOLD, warnings
-from tests.library.tunnels import generate
-from tests.net.namespaces import Namespace
+from tests.library.one_key import HOLD, warnings
+from tests.support.namespaces import Namespace
+from tests.support.tunnels import generate
 from wyrmhole.library.one_key import claim
 
 

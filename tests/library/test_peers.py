@@ -14,17 +14,7 @@ from typing import TypeVar
 import pytest
 
 import wyrmhole
-from tests.library.tunnels import (
-    FAR_V4,
-    FAR_V6,
-    NEAR_V4,
-    echo,
-    far_config,
-    generate,
-    near_config,
-    run,
-    tunnels,
-)
+from tests.support.tunnels import FAR_V4, FAR_V6, NEAR_V4, echo, far_config, generate, near_config, run, tunnels
 from wyrmhole.control.config.values import ConfigEndpoint
 from wyrmhole.device.assemble import make_device
 from wyrmhole.engine.select import has_native

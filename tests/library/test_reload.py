@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 import wyrmhole
-from tests.library.tunnels import FAR, FAR_V4, NEAR_V4, Ends, echo, generate, near_config, run, tunnels
+from tests.support.tunnels import FAR, FAR_V4, NEAR_V4, Ends, echo, generate, near_config, run, tunnels
 from wyrmhole.library.configuring import check_config, leads_to
 from wyrmhole.wire.prefix import Prefix
 

@@ -15,7 +15,7 @@ import pytest
 
 import wyrmhole
 import wyrmhole.sync
-from tests.library.tunnels import FAR_V4, FAR_V6, NEAR_OPTIONS, NEAR_V4, NOBODY_V4, far_config, generate, near_config
+from tests.support.tunnels import FAR_V4, FAR_V6, NEAR_OPTIONS, NEAR_V4, NOBODY_V4, far_config, generate, near_config
 
 pytestmark = [pytest.mark.network, pytest.mark.usefixtures("device")]
 

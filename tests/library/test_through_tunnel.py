@@ -12,7 +12,7 @@ import pytest
 
 from tests.adapters.web_server import BIG
 from tests.library.pixels import colors
-from tests.library.site import RED, Site
+from tests.support.site import RED, Site
 
 pytestmark = pytest.mark.network
 

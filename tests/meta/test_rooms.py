@@ -200,7 +200,7 @@ for module, names in ((os, ("urandom", "getrandom")), (time, ("time", "time_ns",
         "clock_gettime", "clock_gettime_ns", "sleep")), (socket, ("socket",))):
     for name in names:
         setattr(module, name, refuse)
-from tests.protocol.world import World
+from tests.support.world import World
 world = World()
 a, b = world.pair()
 for number in range(300):

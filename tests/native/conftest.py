@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.kinds import chosen
 from tests.netns.lab import Lab
+from tests.support.engines import chosen
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,11 @@ import sys
 import threading
 from pathlib import Path
 
-from tests.engine.kinds import make_engine
-from tests.engine.plane import PLAIN, ListBind, ListTun
-from tests.engine.test_engine import A_INNER, B_INNER, B_OUTER, ipv4
 from tests.netns.host import until
+from tests.support.edges import PLAIN, ListBind, ListTun
+from tests.support.engines import make_engine
+from tests.support.packets import ipv4
+from tests.support.sides import A_INNER, B_INNER, B_OUTER
 from wyrmhole.protocol.constants import SECOND
 from wyrmhole.wire.datagram import Received
 
@@ -80,7 +81,7 @@ def test_a_bind_that_was_replaced_is_not_touched_again() -> None:
 
 NO_THREADS = """
 import os, resource
-from tests.engine.plane import ListTun
+from tests.support.engine_plane import ListTun
 from wyrmhole.engine.native import NativeEngine
 if os.getuid() == 0:
     os.setuid(65534)

@@ -10,10 +10,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.engine.kinds import make_engine
-from tests.engine.plane import PLAIN, ListTun
-from tests.engine.test_engine import A_INNER, B_INNER, OUR_KEY, ipv4, params
-from tests.net.namespaces import Namespace, namespaces
+from tests.support.edges import PLAIN, ListTun
+from tests.support.engines import make_engine
+from tests.support.namespaces import Namespace, namespaces
+from tests.support.packets import ipv4
+from tests.support.sides import A_INNER, B_INNER, OUR_KEY, params
 from wyrmhole.engine.contract import EngineReport
 from wyrmhole.net.sticky import emit_source
 from wyrmhole.net.tun import KernelQueue

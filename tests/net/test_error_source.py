@@ -10,7 +10,7 @@ import socket
 
 import pytest
 
-from tests.net.namespaces import Namespace
+from tests.support.namespaces import Namespace
 from wyrmhole.net import link_setup, netlink
 from wyrmhole.net.linux_tun import LinuxTun
 from wyrmhole.wire import ip

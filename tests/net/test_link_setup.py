@@ -7,7 +7,7 @@ from typing import Any, cast
 
 import pytest
 
-from tests.net.namespaces import Namespace
+from tests.support.namespaces import Namespace
 from wyrmhole.net import link_setup, netlink
 from wyrmhole.net.linux_tun import LinuxTun
 

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.net.namespaces import Namespace, ip, namespaces
+from tests.support.namespaces import Namespace, ip, namespaces
+from tests.support.scripted import StubLink
 from wyrmhole.net import netlink, timerfd, tun_ioctl
 from wyrmhole.net.linux_tun import LinuxTun, TunError, check_name, segments_of_train
 from wyrmhole.net.tun import Tun, TunEvent, TunOffloads
@@ -468,21 +469,6 @@ def test_close_can_be_repeated_and_leaves_nothing() -> None:
 
 
 # Without a kernel
-
-
-class StubLink:
-    """What a TUN asks of its link; the events are given, the limits noted."""
-
-    def __init__(self, *events: TunEvent) -> None:
-        self.events = list(events)
-        self.mtu = 1420
-        self.limits: list[int] = []
-
-    def poll_events(self) -> list[TunEvent]:
-        return self.events
-
-    def limit_segments(self, count: int) -> None:
-        self.limits.append(count)
 
 
 @pytest.mark.parametrize(

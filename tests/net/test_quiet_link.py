@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-from tests.net.namespaces import Namespace
+from tests.support.namespaces import Namespace
 from wyrmhole.net import netlink, quiet_link, tun_ioctl
 from wyrmhole.net.linux_tun import LinuxTun
 

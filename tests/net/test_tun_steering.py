@@ -12,12 +12,12 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.net.namespaces import Namespace, namespaces
+from tests.support.namespaces import Namespace, namespaces
+from tests.support.packets import ipv4, ipv6, tcp_segment, udp_datagram
 from wyrmhole.cli.daemon.main import steering_warning
 from wyrmhole.net import tun_ioctl, tun_steering
 from wyrmhole.net.linux_tun import LinuxTun
 from wyrmhole.system import libc
-from wyrmhole.wire.checksum import checksum
 
 HEADER = bytes(10)
 MARK = b"a packet of the test"
@@ -76,24 +76,19 @@ def send(sock: socket.socket, packet: bytes) -> None:
 
 
 def v4(protocol: int, payload: bytes, *, fragment: int = 0, options: bytes = b"", source: str = OURS) -> bytes:
-    size = 20 + len(options)
-    start = struct.pack(">BBHHHBB", 0x40 | size // 4, 0, size + len(payload), 7, fragment, 64, protocol)
-    addresses = socket.inet_aton(source) + socket.inet_aton(THEIRS)
-    return start + struct.pack(">H", checksum(start + bytes(2) + addresses + options)) + addresses + options + payload
+    return ipv4(source, THEIRS, payload, protocol=protocol, fragment=fragment, options=options)
 
 
 def v6(protocol: int, payload: bytes) -> bytes:
-    addresses = socket.inet_pton(socket.AF_INET6, OURS_6) + socket.inet_pton(socket.AF_INET6, THEIRS_6)
-    return struct.pack(">IHBB", 6 << 28, len(payload), protocol, 64) + addresses + payload
+    return ipv6(OURS_6, THEIRS_6, payload, protocol=protocol)
 
 
 def udp(port: int, number: int = 0) -> bytes:
-    body = struct.pack(">I", number) + MARK
-    return struct.pack(">HHHH", port, 53, 8 + len(body), 0) + body
+    return udp_datagram((port, 53), struct.pack(">I", number) + MARK)
 
 
 def tcp(port: int, number: int = 0) -> bytes:
-    return struct.pack(">HHIIBBHHH", port, 443, number, 0, 0x50, 0x10, 1000, 0, 0) + MARK
+    return tcp_segment((port, 443), MARK, sequence=number)
 
 
 def echo(kind: int, number: int) -> bytes:

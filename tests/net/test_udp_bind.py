@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.net.scripted import Script
+from tests.support.scripted import Script
 from wyrmhole.net import sticky, udp_offload
 from wyrmhole.net.bind import Bind, SendOutcome
 from wyrmhole.net.udp_bind import UdpBind

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.net.namespaces import Namespace, namespaces
+from tests.support.namespaces import Namespace, namespaces
 from wyrmhole.net import sticky
 from wyrmhole.net.bind import SendOutcome
 from wyrmhole.net.udp_bind import UdpBind

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.net.scripted import ANY_SOCKADDR, Attempt, Script, ScriptedSocket
+from tests.support.scripted import ANY_SOCKADDR, Attempt, Script, ScriptedSocket
 from wyrmhole.net import sticky, udp_offload
 from wyrmhole.net.bind import SendOutcome, doubts_trains
 from wyrmhole.net.udp_bind import UdpBind

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TypeVar
 
-from tests.net.namespaces import Namespace
+from tests.support.namespaces import Namespace
 from wyrmhole.wire.checksum import checksum
 
 PATIENCE = 20.0

@@ -15,7 +15,7 @@ from tests.netns.lab import Lab
 from tests.netns.node import Node
 from tests.netns.raw_peer import RawPeer, Session, lonely_node
 from tests.netns.traffic import Capture, Datagram
-from tests.wire.packets import UDP, Packet
+from tests.support.packets import UDP, Packet
 
 pytestmark = pytest.mark.network
 

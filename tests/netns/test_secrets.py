@@ -13,12 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.engine.kinds import chosen
 from tests.netns.host import until
 from tests.netns.lab import Lab
 from tests.netns.node import Node
 from tests.netns.raw_peer import RawPeer, Session, lonely_node
-from tests.wire.packets import UDP, Packet
+from tests.support.engines import chosen
+from tests.support.packets import UDP, Packet
 
 pytestmark = pytest.mark.network
 

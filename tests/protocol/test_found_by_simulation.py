@@ -6,8 +6,9 @@ import itertools
 
 import pytest
 
-from tests.engine.plane import EnginePlane
-from tests.protocol.world import ModelPlane, World, lose
+from tests.support.engine_plane import EnginePlane
+from tests.support.model_plane import ModelPlane
+from tests.support.world import World, lose
 from wyrmhole.protocol.constants import SECOND
 from wyrmhole.protocol.keys import PrivateKey
 from wyrmhole.wire.messages import MESSAGE_INITIATION, MESSAGE_RESPONSE, MESSAGE_TRANSPORT

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.engine.kinds import KINDS, chosen
-from tests.engine.plane import EnginePlane
-from tests.protocol.world import MS, Flight, ModelPlane, Node, World, lose
+from tests.support.engine_plane import EnginePlane
+from tests.support.engines import KINDS, chosen
+from tests.support.model_plane import ModelPlane
+from tests.support.world import MS, Flight, Node, World, lose
 from wyrmhole.protocol.constants import SECOND, Timings
 from wyrmhole.protocol.data_plane import KeyConfirmed, KeypairsDropped, KeyWanted
 from wyrmhole.protocol.events import HandshakeCompleted

@@ -6,7 +6,7 @@ import itertools
 
 import pytest
 
-from tests.protocol.world import MS, Node, World, lose
+from tests.support.world import MS, Node, World, lose
 from wyrmhole.protocol import events
 from wyrmhole.protocol.constants import SECOND
 from wyrmhole.protocol.data_plane import Refused

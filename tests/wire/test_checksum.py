@@ -7,7 +7,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.wire.packets import word_sum
+from tests.support.packets import word_sum
 from wyrmhole.wire import checksum
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.wire.packets import (
+from tests.support.packets import (
     ACK,
     CWR,
     ECE,

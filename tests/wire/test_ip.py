@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.wire.packets import ICMP, UDP, Packet, word_sum
+from tests.support.packets import ICMP, UDP, Packet, word_sum
 from wyrmhole.wire import ip
 
 V4 = Packet(b"payload", protocol=UDP, source=0x0A000001, destination=0x0A000002)

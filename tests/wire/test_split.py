@@ -9,18 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.wire.packets import (
-    ACK,
-    CWR,
-    FIN,
-    PSH,
-    TCP,
-    UDP,
-    Packet,
-    pattern,
-    super_packets,
-    word_sum,
-)
+from tests.support.packets import ACK, CWR, FIN, PSH, TCP, UDP, Packet, pattern, super_packets, word_sum
 from wyrmhole.wire.split import MAX_SEGMENTS, split
 from wyrmhole.wire.virtio import (
     F_NEEDS_CSUM,

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.daemon.test_daemon import refused
-from tests.cli.host import BINARY, PEER, PRIVATE, Host, until
+from tests.cli.host import BINARY, PEER, PRIVATE, Host, refused, until
 from wyrmhole.engine.select import has_native
 
 pytestmark = pytest.mark.network

@@ -18,9 +18,9 @@ from pathlib import Path
 import pytest
 
 from tests.cli.users import USERS, environ, skip_unless_readable, wyrmhole_of
-from tests.library.site import Site
 from tests.netns.host import end, until
 from tests.netns.implementations import OTHERS
+from tests.support.site import Site
 
 pytestmark = pytest.mark.network
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.host import BINARY, OTHER_PEER, PEER, PRIVATE, PSK, Host, until
+from tests.cli.host import BINARY, OTHER_PEER, PEER, PRIVATE, PSK, Host, refused, until
 
 pytestmark = pytest.mark.network
 
@@ -133,13 +133,6 @@ def test_a_lock_that_any_user_takes_does_not_stop_the_start(host: Host) -> None:
 
 
 # What cannot be
-
-
-def refused(host: Host, *words: str, **environ: str) -> str:
-    result = host.run(*words, **environ)
-    assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.startswith("wyrmholed: ") and result.stderr.count("\n") == 1
-    return result.stderr
 
 
 @pytest.mark.parametrize("flags", [[], ["-f"]])

@@ -14,7 +14,7 @@ import pytest
 
 import wyrmhole
 import wyrmhole.sync
-from tests.library.tunnels import FAR_V4, NEAR_V4, generate, near_config, run, tunnels
+from tests.support.tunnels import FAR_V4, NEAR_V4, generate, near_config, run, tunnels
 
 network = pytest.mark.network
 CONFIG = "[Interface]\nPrivateKey = AAAA\n"

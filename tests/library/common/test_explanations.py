@@ -18,8 +18,8 @@ import requests
 
 import wyrmhole
 import wyrmhole.sync
-from tests.library.loopback import SILENCE, Silent
-from tests.library.tunnels import FAR_V4, NEAR_V4, NOBODY_V4, generate, near_config, run, tunnels
+from tests.support.loopback import SILENCE, Silent
+from tests.support.tunnels import FAR_V4, NEAR_V4, NOBODY_V4, generate, near_config, run, tunnels
 from wyrmhole.adapters.aiohttp import TunnelConnector
 from wyrmhole.adapters.anyio import connect_tcp
 from wyrmhole.adapters.httpx import AsyncTunnelTransport, TunnelTransport
@@ -404,7 +404,7 @@ def test_a_read_that_times_out_has_words() -> None:
         await reader.read()
 
     async def scenario() -> None:
-        from tests.library.loopback import Loopback
+        from tests.support.loopback import Loopback
 
         server = await asyncio.start_server(hang, "127.0.0.1", 0)
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import wyrmhole
-from tests.library.loopback import run
 from tests.netns.node import Key
+from tests.support.loopback import run
 from wyrmhole.device.assemble import make_device
 from wyrmhole.device.clock import SystemClock
 from wyrmhole.device.config import AllowedIPChange, DeviceChange, PeerChange

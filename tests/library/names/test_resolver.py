@@ -13,8 +13,8 @@ import dns.rcode
 import pytest
 import uvloop
 
-from tests.library.loopback import Loopback, eventually, run
 from tests.library.names.name_server import NameServer, Records, name_server
+from tests.support.loopback import Loopback, eventually, run
 from wyrmhole.library.names import address_info
 from wyrmhole.library.names.resolver import QUESTIONS, UNANSWERED, Resolver
 

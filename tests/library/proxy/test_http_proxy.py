@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.library.loopback import Loopback, Serve, Silent, count_then_say, echo, eventually, run, server
+from tests.support.loopback import Loopback, Serve, Silent, count_then_say, echo, eventually, run, server
 from wyrmhole.library.proxy import http_relay
 from wyrmhole.library.proxy.http_head import clean_request, clean_response, take_head
 from wyrmhole.library.proxy.http_proxy import (

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.library.loopback import Loopback, Silent, ask, count_then_say, echo, run, server, udp_client, udp_echo
+from tests.support.loopback import Loopback, Silent, ask, count_then_say, echo, run, server, udp_client, udp_echo
 from wyrmhole.library.proxy import socks4
 from wyrmhole.library.proxy.proxy import proxy
 from wyrmhole.library.proxy.socks5 import (

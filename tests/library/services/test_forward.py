@@ -9,7 +9,7 @@ import struct
 
 import pytest
 
-from tests.library.loopback import (
+from tests.support.loopback import (
     PATIENCE,
     Loopback,
     ask,

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.library.loopback import Loopback, ask, echo, eventually, run, server, udp_client, udp_echo
-from tests.library.tunnels import far_config, generate
+from tests.support.loopback import Loopback, ask, echo, eventually, run, server, udp_client, udp_echo
+from tests.support.tunnels import far_config, generate
 from wyrmhole.engine.select import has_native
 from wyrmhole.library.common import descriptors
 from wyrmhole.library.common.descriptors import SERVICES, Budget, room

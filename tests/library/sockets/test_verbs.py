@@ -13,7 +13,7 @@ import pytest
 import trustme
 
 import wyrmhole
-from tests.library.tunnels import (
+from tests.support.tunnels import (
     FAR,
     FAR_V4,
     FAR_V6,

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.library.tunnels import FAR_V4, Ends, echo, open_descriptors, run, sockets_of, tunnels
+from tests.support.tunnels import FAR_V4, Ends, echo, open_descriptors, run, sockets_of, tunnels
 from wyrmhole.errors import NamespaceError
 from wyrmhole.library.stacks import helper_channel, netns_helper, refusals
 from wyrmhole.library.stacks.helper_channel import Helper

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 import wyrmhole
-from tests.library.tunnels import FAR, echo, far_config, generate, near_config, on_each_family, run
-from tests.net.namespaces import Namespace
+from tests.support.namespaces import Namespace
+from tests.support.tunnels import FAR, echo, far_config, generate, near_config, on_each_family, run
 
 pytestmark = pytest.mark.network
 

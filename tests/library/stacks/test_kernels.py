@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from tests.library.tunnels import FAR, FAR_V4, NOBODY_V4, Collect, echo, on_each_loop, run, tunnels
+from tests.support.tunnels import FAR, FAR_V4, NOBODY_V4, Collect, echo, on_each_loop, run, tunnels
 from wyrmhole.library.stacks.namespace import ORPHAN_KEEPALIVE, ORPHAN_TIMEOUT_MS
 from wyrmhole.net.sock_diag import SockDiag
 

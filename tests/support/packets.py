@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import struct
 from dataclasses import dataclass, replace
 
@@ -11,6 +12,8 @@ from wyrmhole.wire.virtio import F_NEEDS_CSUM, GSO_ECN, GSO_TCPV4, GSO_TCPV6, GS
 
 FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = (1 << bit for bit in range(8))
 TCP, UDP, ICMP = 6, 17, 1
+EXPERIMENTAL = 253
+"""A protocol number for experiments (RFC 3692)."""
 TIMESTAMPS = bytes.fromhex("0101080a0000000100000002")
 
 
@@ -162,3 +165,50 @@ def super_packets(draw: st.DrawFn) -> tuple[Packet, int]:
         ip_options=draw(st.sampled_from([b"", bytes([1]) * 8])) if version == 4 else b"",
     )
     return packet, size
+
+
+def address_bytes(text: str) -> bytes:
+    return ipaddress.ip_address(text).packed
+
+
+def ipv4(
+    source: str,
+    destination: str,
+    payload: bytes = b"payload",
+    *,
+    protocol: int = EXPERIMENTAL,
+    tos: int = 0,
+    fragment: int = 0,
+    options: bytes = b"",
+) -> bytes:
+    words = (0x45 + len(options) // 4, tos, 20 + len(options) + len(payload), 7, fragment, 64, protocol)
+    start = struct.pack(">BBHHHBB", *words)
+    end = address_bytes(source) + address_bytes(destination) + options
+    return start + field(start + end).to_bytes(2, "big") + end + payload
+
+
+def ipv6(
+    source: str, destination: str, payload: bytes = b"payload", *, protocol: int = EXPERIMENTAL, tos: int = 0
+) -> bytes:
+    start = struct.pack(">IHBB", 6 << 28 | tos << 20, len(payload), protocol, 64)
+    return start + address_bytes(source) + address_bytes(destination) + payload
+
+
+def udp_datagram(ports: tuple[int, int], payload: bytes = b"x") -> bytes:
+    """A UDP header without a checksum, and the payload."""
+    return struct.pack(">HHHH", *ports, 8 + len(payload), 0) + payload
+
+
+def tcp_segment(ports: tuple[int, int], payload: bytes = b"", *, sequence: int = 0, flags: int = ACK) -> bytes:
+    """A TCP header without a checksum, and the payload."""
+    return struct.pack(">HHIIBBHHH", *ports, sequence & 0xFFFF_FFFF, 0, 5 << 4, flags, 1000, 0, 0) + payload
+
+
+def udp(source: str, destination: str, ports: tuple[int, int], payload: bytes = b"x") -> bytes:
+    """An IPv4 packet with a UDP datagram."""
+    return ipv4(source, destination, udp_datagram(ports, payload), protocol=UDP)
+
+
+def uso(packet: bytes, payload: int) -> bytes:
+    """A frame that asks to cut the UDP packet into segments with that many bytes of payload each."""
+    return VirtioHeader(F_NEEDS_CSUM, GSO_UDP_L4, 28, payload, 20, 6).emit() + packet

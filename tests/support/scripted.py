@@ -11,6 +11,7 @@ from typing import Any
 
 from wyrmhole.net import sticky, udp_offload
 from wyrmhole.net.bind import datagrams_of
+from wyrmhole.net.tun import TunEvent
 
 ANY_SOCKADDR = ("192.0.2.1", 9)
 
@@ -80,3 +81,18 @@ class ScriptedSocket(socket.socket):
         if number:
             raise OSError(number, os.strerror(number))
         return super().recvmsg_into(buffers, ancbufsize, flags)
+
+
+class StubLink:
+    """What a TUN asks of its link; the events are given, the limits noted."""
+
+    def __init__(self, *events: TunEvent) -> None:
+        self.events = list(events)
+        self.mtu = 1420
+        self.limits: list[int] = []
+
+    def poll_events(self) -> list[TunEvent]:
+        return self.events
+
+    def limit_segments(self, count: int) -> None:
+        self.limits.append(count)
