@@ -32,6 +32,7 @@ from wyrmhole.protocol.keys import PublicKey
 from wyrmhole.protocol.peer import LONG_AGO
 from wyrmhole.protocol.ratelimiter import RateLimiter
 from wyrmhole.protocol.timers import PeerTimers
+from wyrmhole.simulation.model.checks import Check
 from wyrmhole.simulation.runs.run import Run
 from wyrmhole.simulation.world.scenario import Scenario, Step
 
@@ -42,7 +43,7 @@ Planned = tuple[Run | Scenario, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class Mutation:
-    check: str
+    check: Check
     bug: str
     plant: Plant
     runs: Callable[[], Iterator[Planned]]
@@ -74,7 +75,7 @@ def talk(a: int, b: int, count: int = 1, spacing: float = 0.1) -> tuple[str, tup
 MUTATIONS: list[Mutation] = []
 
 
-def bug(check: str, text: str, runs: Callable[[], Iterator[Planned]] | None = None) -> Callable[[Plant], Plant]:
+def bug(check: Check, text: str, runs: Callable[[], Iterator[Planned]] | None = None) -> Callable[[Plant], Plant]:
     def add(plant: Plant) -> Plant:
         MUTATIONS.append(Mutation(check, text, plant, runs or storms()))
         return plant
@@ -107,7 +108,7 @@ def before(patch: pytest.MonkeyPatch, owner: type, name: str, also: Callable[...
 # Safety
 
 
-@bug("I1", "a counter is taken back after each fifth packet")
+@bug(Check.NONCES_ARE_UNIQUE, "a counter is taken back after each fifth packet")
 def counter_twice(patch: pytest.MonkeyPatch) -> None:
     def take_back(result: None, self: Outbound, peer: object, keypair: Keypair, *rest: object) -> None:
         keypair.send_counter -= keypair.send_counter % 5 == 4
@@ -115,7 +116,7 @@ def counter_twice(patch: pytest.MonkeyPatch) -> None:
     after(patch, Outbound, "_seal_one", take_back)
 
 
-@bug("I2", "a counter is left out now and then")
+@bug(Check.COUNTERS_HAVE_NO_GAP, "a counter is left out now and then")
 def counter_gap(patch: pytest.MonkeyPatch) -> None:
     def skip(result: None, self: Outbound, peer: object, keypair: Keypair, *rest: object) -> None:
         keypair.send_counter += keypair.send_counter % 5 == 4
@@ -123,12 +124,12 @@ def counter_gap(patch: pytest.MonkeyPatch) -> None:
     after(patch, Outbound, "_seal_one", skip)
 
 
-@bug("I3", "the replay window accepts everything")
+@bug(Check.PACKETS_ARRIVE_ONCE, "the replay window accepts everything")
 def no_window(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(replay.ReplayWindow, "accept", lambda self, counter: True)
 
 
-@bug("I4", "the inner source is not looked at")
+@bug(Check.PACKETS_ARRIVE_INTACT, "the inner source is not looked at")
 def any_source(patch: pytest.MonkeyPatch) -> None:
     def deliver_one(self: Any, peer: Any, packet: bytes, ecn: int, now: int) -> None:
         from wyrmhole.wire import ip
@@ -143,7 +144,7 @@ def any_source(patch: pytest.MonkeyPatch) -> None:
 _MOVING = [(1.0 + n, "change_routes", (1,)) for n in range(20)] + [(1.5 + n, *talk(1, 2, 4)) for n in range(20)]
 
 
-@bug("I5", "the shortest prefix wins", steps(*_MOVING))
+@bug(Check.PACKETS_GO_TO_THEIR_OWNER, "the shortest prefix wins", steps(*_MOVING))
 def shortest_prefix(patch: pytest.MonkeyPatch) -> None:
     def route(self: Any, destination: bytes) -> Any:
         address = int.from_bytes(destination, "big")
@@ -157,7 +158,7 @@ def shortest_prefix(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Tables, "route", route)
 
 
-@bug("I6", "a session sends for a minute too long", steps((1, *talk(1, 2)), (182, *talk(2, 1))))
+@bug(Check.KEYPAIRS_EXPIRE, "a session sends for a minute too long", steps((1, *talk(1, 2)), (182, *talk(2, 1))))
 def long_session(patch: pytest.MonkeyPatch) -> None:
     def lengthen(result: None, self: Keypair, params: object) -> None:
         self.send_until += 60 * SECOND
@@ -166,7 +167,7 @@ def long_session(patch: pytest.MonkeyPatch) -> None:
     after(patch, Keypair, "__init__", lengthen)
 
 
-@bug("I7", "retransmissions come after four seconds, and nothing holds them up")
+@bug(Check.INITIATIONS_ARE_SPACED, "retransmissions come after four seconds, and nothing holds them up")
 def impatient(patch: pytest.MonkeyPatch) -> None:
     def forget(self: Interface, peer: Any, *rest: object) -> None:
         peer.last_handshake_sent = LONG_AGO
@@ -175,7 +176,7 @@ def impatient(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Interface, "_jitter", lambda self: -SECOND)
 
 
-@bug("I8", "a responder sends what waits as soon as it has a key")
+@bug(Check.RESPONDERS_WAIT_FOR_CONFIRMATION, "a responder sends what waits as soon as it has a key")
 def eager_responder(patch: pytest.MonkeyPatch) -> None:
     def send(result: None, self: Any, peer: int, params: Any) -> None:
         it = self._tables.peers[peer]
@@ -186,13 +187,13 @@ def eager_responder(patch: pytest.MonkeyPatch) -> None:
     after(patch, PortableEngine, "_install_keypair", send)
 
 
-@bug("I9", "the window is 64 packets wide")
+@bug(Check.REPLAY_WINDOW_IS_A_SET, "the window is 64 packets wide")
 def narrow_window(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(replay, "WINDOW_SIZE", 64)
     patch.setattr(replay, "_MASK", (1 << 64) - 1)
 
 
-@bug("I10", "a timestamp follows the wall clock down")
+@bug(Check.TIMESTAMPS_RISE, "a timestamp follows the wall clock down")
 def falling_stamps(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(tai64n, "next_stamp", lambda wall, last: tai64n.emit(wall))
 
@@ -200,7 +201,7 @@ def falling_stamps(patch: pytest.MonkeyPatch) -> None:
 _COOKIE_REPLAYED = [(1.0, "flood", (2, 140, 1)), (1.0, *talk(1, 2))] + [(1.1, "replay", (1, 20)) for _ in range(60)]
 
 
-@bug("I11", "a cookie reply moves the endpoint", steps(*_COOKIE_REPLAYED))
+@bug(Check.ENDPOINTS_FOLLOW_PROOF, "a cookie reply moves the endpoint", steps(*_COOKIE_REPLAYED))
 def roaming_cookie(patch: pytest.MonkeyPatch) -> None:
     def move(self: Any, datagram: Any, now: int) -> None:
         peer = self.exchange.indices.get(int.from_bytes(datagram.data[4:8], "little"))
@@ -217,7 +218,7 @@ def roaming_cookie(patch: pytest.MonkeyPatch) -> None:
     before(patch, Interface, "_handle_handshake", move)
 
 
-@bug("I12", "a response that does not prove itself ends the handshake")
+@bug(Check.UNPROVEN_INPUT_CHANGES_NOTHING, "a response that does not prove itself ends the handshake")
 def fragile_handshake(patch: pytest.MonkeyPatch) -> None:
     def end(result: object, self: Exchange, datagram: Any) -> None:
         peer = self.indices.get(int.from_bytes(datagram.data[8:12], "little"))
@@ -227,7 +228,7 @@ def fragile_handshake(patch: pytest.MonkeyPatch) -> None:
     after(patch, Exchange, "_consume_response", end)
 
 
-@bug("I13", "a cookie reply is sent twice", steps((1, "flood", (1, 300, 4))))
+@bug(Check.UNPROVEN_SOURCES_GET_NOTHING, "a cookie reply is sent twice", steps((1, "flood", (1, 300, 4))))
 def two_cookies(patch: pytest.MonkeyPatch) -> None:
     def again(result: None, self: Any, endpoint: Any, source: Any, datagram: bytes) -> None:
         self._bind.send(datagram, 0, endpoint.sockaddr, source)
@@ -235,12 +236,12 @@ def two_cookies(patch: pytest.MonkeyPatch) -> None:
     after(patch, PortableEngine, "_send_to", again)
 
 
-@bug("I14", "indices of dropped keypairs are not freed")
+@bug(Check.INDICES_ARE_UNIQUE, "indices of dropped keypairs are not freed")
 def stale_indices(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Interface, "_free_indices", lambda self, peer, indices: None)
 
 
-@bug("I15", "the previous keypair outlives the next rotation")
+@bug(Check.KEYPAIRS_ROTATE_IN_ORDER, "the previous keypair outlives the next rotation")
 def long_previous(patch: pytest.MonkeyPatch) -> None:
     def install(self: Keypairs, keypair: Keypair) -> list[Keypair]:
         self.current, self.next = keypair, None
@@ -249,7 +250,7 @@ def long_previous(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Keypairs, "install_initiator", install)
 
 
-@bug("I16", "keys are not zeroed after 540 s", trials("quiet"))
+@bug(Check.SECRETS_ARE_FORGOTTEN, "keys are not zeroed after 540 s", trials("forgets_secrets_when_quiet"))
 def kept_keys(patch: pytest.MonkeyPatch) -> None:
     def leave(self: Any, peer: Any) -> None:
         peer.timers.zero_keys_at = NEVER
@@ -257,7 +258,7 @@ def kept_keys(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Interface, "_zero_keys", leave)
 
 
-@bug("I17", "the newest staged packet makes room")
+@bug(Check.STAGED_PACKETS_ARE_ACCOUNTED_FOR, "the newest staged packet makes room")
 def newest_first(patch: pytest.MonkeyPatch) -> None:
     def stage(self: Tables, peer: Any, packet: bytes, now: int) -> None:
         if peer.staged and len(peer.staged) >= 128:
@@ -268,7 +269,7 @@ def newest_first(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Tables, "stage", stage)
 
 
-@bug("I18", "the limiter remembers any number of sources", steps((1, "flood", (1, 300, 24))))
+@bug(Check.RATE_LIMITER_IS_BOUNDED, "the limiter remembers any number of sources", steps((1, "flood", (1, 300, 24))))
 def endless_limiter(patch: pytest.MonkeyPatch) -> None:
     def lift(self: RateLimiter, *rest: object) -> None:
         self._max_sources = 1 << 30
@@ -276,7 +277,7 @@ def endless_limiter(patch: pytest.MonkeyPatch) -> None:
     before(patch, RateLimiter, "allow", lift)
 
 
-@bug("I19", "a removed peer keeps its timer")
+@bug(Check.TIMERS_HAVE_OWNERS, "a removed peer keeps its timer")
 def orphan_timer(patch: pytest.MonkeyPatch) -> None:
     def arm(result: None, self: Any, peer: Any) -> None:
         self._wheel.arm(peer.id, NEVER >> 8)
@@ -284,7 +285,7 @@ def orphan_timer(patch: pytest.MonkeyPatch) -> None:
     after(patch, Interface, "remove_peer", arm)
 
 
-@bug("I20", "a keepalive counts as data that wants an answer")
+@bug(Check.KEEPALIVES_CAUSE_NO_KEEPALIVE, "a keepalive counts as data that wants an answer")
 def chatty(patch: pytest.MonkeyPatch) -> None:
     def count(result: bool, self: Any, peer: Any, keypair: object, received: object, total: int, now: int) -> None:
         self._tables.note_data_received(peer, now)
@@ -292,7 +293,7 @@ def chatty(patch: pytest.MonkeyPatch) -> None:
     after(patch, Inbound, "_authenticated", count)
 
 
-@bug("I21", "a passive keepalive leaves after five seconds")
+@bug(Check.KEEPALIVES_ARE_SPACED, "a passive keepalive leaves after five seconds")
 def hasty_keepalive(patch: pytest.MonkeyPatch) -> None:
     def at(self: Any, marks: Any, timings: Any) -> int:
         since = marks.data_received_since
@@ -309,18 +310,18 @@ _COOKIE_KEPT = [
 ]
 
 
-@bug("I22", "a cookie is good for ever", steps(*_COOKIE_KEPT))
+@bug(Check.COOKIES_ARE_FRESH, "a cookie is good for ever", steps(*_COOKIE_KEPT))
 def old_cookie(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(cookie, "COOKIE_LIFETIME", 10**6 * SECOND)
 
 
-@bug("I23", "load lasts for ten seconds", steps((1, "flood", (2, 300, 1)), (3, *talk(1, 2))))
+@bug(Check.LOAD_ENDS, "load lasts for ten seconds", steps((1, "flood", (2, 300, 1)), (3, *talk(1, 2))))
 def long_load(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(exchange, "UNDER_LOAD_HOLD", 10 * SECOND)
 
 
 @bug(
-    "I24",
+    Check.PEERS_DO_NOT_BLOCK_EACH_OTHER,
     "while one peer waits for a key, all wait",
     steps((1, *talk(1, 2)), (2, "crash", (3, 100 * SECOND)), (3, *talk(1, 3)), (4, *talk(1, 2))),
 )
@@ -335,7 +336,11 @@ def shared_backlog(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Outbound, "_send_packet", send_packet)
 
 
-@bug("I25", "a replaced list of allowed ips is emptied first", steps((1, "change_routes", (1,))))
+@bug(
+    Check.ROUTES_CHANGE_WITHOUT_A_GAP,
+    "a replaced list of allowed ips is emptied first",
+    steps((1, "change_routes", (1,))),
+)
 def gap_in_routes(patch: pytest.MonkeyPatch) -> None:
     def empty(self: Interface, peer: Any, prefixes: object) -> None:
         for prefix in list(peer.allowed_ips):
@@ -345,7 +350,7 @@ def gap_in_routes(patch: pytest.MonkeyPatch) -> None:
 
 
 @bug(
-    "I26",
+    Check.SECRETS_ARE_NOT_MIXED,
     "sessions outlive the private key that made them",
     steps((1, *talk(1, 2, 50, 0.5)), (10, "change_key", (1, 1))),
 )
@@ -356,7 +361,7 @@ def undead_sessions(patch: pytest.MonkeyPatch) -> None:
 _BOTH_CRASH = [(1.0, *talk(1, 2)), (5.0, "crash", (1, SECOND)), (5.0, "crash", (2, SECOND)), (10.0, *talk(1, 2))]
 
 
-@bug("I27", "randomness begins anew with each life", steps(*_BOTH_CRASH))
+@bug(Check.LIVES_SHARE_NOTHING, "randomness begins anew with each life", steps(*_BOTH_CRASH))
 def same_random(patch: pytest.MonkeyPatch) -> None:
     original = Interface.__init__
 
@@ -367,12 +372,12 @@ def same_random(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Interface, "__init__", init)
 
 
-@bug("I28", "the socket is used after it was taken away", steps((1, *talk(1, 2))))
+@bug(Check.STOPPED_MEANS_SILENT, "the socket is used after it was taken away", steps((1, *talk(1, 2))))
 def no_detach(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PortableEngine, "detach_bind", lambda self: None)
 
 
-@bug("I29", "indices come from the operating system", steps((1, *talk(1, 2))))
+@bug(Check.SEEDS_REPEAT, "indices come from the operating system", steps((1, *talk(1, 2))))
 def true_random(patch: pytest.MonkeyPatch) -> None:
     def draw(self: Any, *rest: object) -> None:
         self._random = os.urandom
@@ -380,7 +385,11 @@ def true_random(patch: pytest.MonkeyPatch) -> None:
     before(patch, IndexTable, "insert", draw)
 
 
-@bug("I30", "a datagram of three bytes is read beyond its end", steps((1, "garbage", (1, 29)), (2, "garbage", (2, 29))))
+@bug(
+    Check.NO_EXCEPTION_ESCAPES,
+    "a datagram of three bytes is read beyond its end",
+    steps((1, "garbage", (1, 29)), (2, "garbage", (2, 29))),
+)
 def short_read(patch: pytest.MonkeyPatch) -> None:
     def read(self: Inbound, data: memoryview, received: object) -> None:
         assert len(data) != 3 or data[3]
@@ -388,7 +397,7 @@ def short_read(patch: pytest.MonkeyPatch) -> None:
     before(patch, Inbound, "_handle_other", read)
 
 
-@bug("I31", "received keepalives are not counted")
+@bug(Check.COUNTERS_ARE_SUMS, "received keepalives are not counted")
 def uncounted(patch: pytest.MonkeyPatch) -> None:
     def uncount(result: None, self: Tables, peer: Any, size: int, now: int) -> None:
         peer.rx_bytes -= size if size == 32 else 0
@@ -396,7 +405,7 @@ def uncounted(patch: pytest.MonkeyPatch) -> None:
     after(patch, Tables, "note_received", uncount)
 
 
-@bug("I32", "an attempt counts as a handshake")
+@bug(Check.HANDSHAKE_TIMES_ARE_TRUE, "an attempt counts as a handshake")
 def early_handshake(patch: pytest.MonkeyPatch) -> None:
     def note(self: Any, peer: Any, *rest: object) -> None:
         peer.last_handshake_wall = self._wall_clock()
@@ -404,7 +413,7 @@ def early_handshake(patch: pytest.MonkeyPatch) -> None:
     before(patch, Interface, "_initiate", note)
 
 
-@bug("I33", "an event shows a session key", steps((1, *talk(1, 2))))
+@bug(Check.EVENTS_ARE_HARMLESS, "an event shows a session key", steps((1, *talk(1, 2))))
 def leaky_event(patch: pytest.MonkeyPatch) -> None:
     def leak(self: Any, peer: Any, outcome: Any) -> None:
         shown = bytes(outcome.keys.send).hex()
@@ -421,7 +430,7 @@ def leaky_event(patch: pytest.MonkeyPatch) -> None:
 # Liveness
 
 
-@bug("L1", "an initiation is put off by eight seconds", trials("L1"))
+@bug(Check.CONNECTS_WITH_TRAFFIC, "an initiation is put off by eight seconds", trials("connects_with_traffic"))
 def slow_start(patch: pytest.MonkeyPatch) -> None:
     original = Interface._initiate
 
@@ -435,17 +444,25 @@ def slow_start(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Interface, "_initiate", initiate)
 
 
-@bug("L2", "data without an answer is no reason for a handshake", trials("L2"))
+@bug(
+    Check.RECOVERS_AFTER_STATE_LOSS,
+    "data without an answer is no reason for a handshake",
+    trials("recovers_after_state_loss"),
+)
 def patient(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PeerTimers, "_new_handshake_at", lambda self, marks, timings: NEVER)
 
 
-@bug("L3", "both sides of crossed handshakes renew", trials("L3"))
+@bug(
+    Check.CONVERGES_AFTER_CROSSED_HANDSHAKES,
+    "both sides of crossed handshakes renew",
+    trials("converges_after_crossed_handshakes"),
+)
 def nobody_yields(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Interface, "_yields", lambda self, peer, now: False)
 
 
-@bug("L4", "a key is asked for once only", trials("L4", count=20))
+@bug(Check.RENEWALS_LOSE_NOTHING, "a key is asked for once only", trials("renewals_lose_nothing", count=20))
 def asked_once(patch: pytest.MonkeyPatch) -> None:
     original = Tables.install
 
@@ -457,7 +474,7 @@ def asked_once(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Tables, "install", install)
 
 
-@bug("L5", "who gave up is not asked again", trials("L5"))
+@bug(Check.STARTS_AGAIN_AFTER_GIVING_UP, "who gave up is not asked again", trials("starts_again_after_giving_up"))
 def given_up(patch: pytest.MonkeyPatch) -> None:
     original = Tables.flush_staged
 
@@ -469,7 +486,11 @@ def given_up(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Tables, "flush_staged", flush)
 
 
-@bug("L6", "persistent keepalives come at twice their interval", trials("L6", nats=True, count=20))
+@bug(
+    Check.STAYS_REACHABLE_BEHIND_A_NAT,
+    "persistent keepalives come at twice their interval",
+    trials("stays_reachable_behind_a_nat", nats=True, count=20),
+)
 def rare_keepalive(patch: pytest.MonkeyPatch) -> None:
     original = PeerTimers._persistent_at
 
@@ -480,7 +501,11 @@ def rare_keepalive(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PeerTimers, "_persistent_at", at)
 
 
-@bug("L7", "no initiation leaves while the wall clock is behind", trials("L7"))
+@bug(
+    Check.CONNECTS_AFTER_THE_CLOCK_STEPPED_BACK,
+    "no initiation leaves while the wall clock is behind",
+    trials("connects_after_the_clock_stepped_back"),
+)
 def waits_for_the_clock(patch: pytest.MonkeyPatch) -> None:
     original = Exchange.create_initiation
 
@@ -491,13 +516,21 @@ def waits_for_the_clock(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Exchange, "create_initiation", create)
 
 
-@bug("L8", "after load handshakes are refused for ten seconds, without a word", trials("L8"))
+@bug(
+    Check.NEEDS_NO_COOKIE_AFTER_A_FLOOD,
+    "after load handshakes are refused for ten seconds, without a word",
+    trials("needs_no_cookie_after_a_flood"),
+)
 def sulks(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(exchange, "UNDER_LOAD_HOLD", 10 * SECOND)
     patch.setattr(Exchange, "_shield", lambda self, datagram, checker, now: (True, None))
 
 
-@bug("L9", "a hopeless series of attempts is begun anew", trials("L5"))
+@bug(
+    Check.STAGED_PACKETS_HAVE_AN_END,
+    "a hopeless series of attempts is begun anew",
+    trials("starts_again_after_giving_up"),
+)
 def never_gives_up(patch: pytest.MonkeyPatch) -> None:
     def go_on(self: Any, peer: Any, now: int) -> None:
         self._initiate(peer, now, is_retry=False)
@@ -505,7 +538,7 @@ def never_gives_up(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Interface, "_give_up", go_on)
 
 
-@bug("L11", "persistent keepalives renew no session", trials("L11"))
+@bug(Check.KEEPALIVES_RENEW_SESSIONS, "persistent keepalives renew no session", trials("keepalives_renew_sessions"))
 def idle_sessions_end(patch: pytest.MonkeyPatch) -> None:
     original = Outbound.send_keepalive
 
@@ -521,7 +554,7 @@ def idle_sessions_end(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Outbound, "send_keepalive", send)
 
 
-@bug("L10", "a removed peer's prefixes stay with the protocol", steps((1, *talk(1, 2))))
+@bug(Check.REMOVAL_LEAVES_NOTHING, "a removed peer's prefixes stay with the protocol", steps((1, *talk(1, 2))))
 def kept_prefixes(patch: pytest.MonkeyPatch) -> None:
     original = Interface.remove_peer
 

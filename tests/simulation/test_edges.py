@@ -11,12 +11,13 @@ import pytest
 from wyrmhole.datapath.peer import EnginePeer
 from wyrmhole.engine.portable import PortableEngine
 from wyrmhole.protocol.drops import DropReason
+from wyrmhole.simulation.model.checks import Check
 from wyrmhole.simulation.runs import liveness
 from wyrmhole.simulation.runs.run import Outcome, Run, carry_out
 from wyrmhole.simulation.world.edges import FAILURES
 from wyrmhole.simulation.world.world import World
 
-RUNS = [Run(seed, 0.006, "storm", hosts=2, trials=("L1",)) for seed in (25, 255, 350)]
+RUNS = [Run(seed, 0.006, "storm", hosts=2, trials=("connects_with_traffic",)) for seed in (25, 255, 350)]
 """Short ones in which hosts talk, roam, crash, and go down and up; then data must flow both ways within 15.4 s."""
 
 
@@ -60,7 +61,7 @@ def test_who_lost_its_tun_ends_and_starts_again() -> None:
     try:
         world.guarded(world.run_steps)
         ended = [host for host in world.hosts.values() if host.lives > 1 or not host.running]
-        world.guarded(lambda: liveness.run_trials(world, ("L1",)))
+        world.guarded(lambda: liveness.run_trials(world, ("connects_with_traffic",)))
     finally:
         world.close()
     assert ended
@@ -84,7 +85,7 @@ def test_a_counter_taken_back_after_a_failed_send_is_found(monkeypatch: pytest.M
 
     monkeypatch.setattr(PortableEngine, "_transmit", take_back)
     outcome = found(failing(RUNS[0]))
-    assert outcome.violation is not None and outcome.violation.check == "I1"
+    assert outcome.violation is not None and outcome.violation.check is Check.NONCES_ARE_UNIQUE
 
 
 def test_a_tun_whose_end_nobody_is_told_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,6 +94,6 @@ def test_a_tun_whose_end_nobody_is_told_is_found(monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(PortableEngine, "_tun_gone", forget)
     outcome = found(failing(RUNS[0]))
-    assert outcome.violation is not None and outcome.violation.check == "L1"
+    assert outcome.violation is not None and outcome.violation.check is Check.CONNECTS_WITH_TRAFFIC
     assert carry_out(outcome.run).digest == outcome.digest
     assert "--fail-edge" in outcome.run.line()

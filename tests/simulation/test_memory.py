@@ -8,7 +8,7 @@ import pytest
 
 from wyrmhole.engine.portable import PortableEngine
 from wyrmhole.simulation.clock import SECOND
-from wyrmhole.simulation.model.checks import Violation
+from wyrmhole.simulation.model.checks import Check, Violation
 from wyrmhole.simulation.model.ledger import MEMORY, Genuine, Ledger, RetiredKeys
 from wyrmhole.simulation.packets import PacketRecord
 from wyrmhole.simulation.runs.run import Run
@@ -76,8 +76,8 @@ def test_a_retired_key_is_known_until_two_tables_of_others_followed() -> None:
     assert retired.life_of(bytes(range(32))) is None
 
 
-@pytest.mark.parametrize(("life", "check"), [((1, 1), "I1"), ((1, 2), "I27")])
-def test_a_key_that_is_used_again_after_its_session_ended_is_found(life: tuple[int, int], check: str) -> None:
+@pytest.mark.parametrize(("life", "check"), [((1, 1), Check.NONCES_ARE_UNIQUE), ((1, 2), Check.LIVES_SHARE_NOTHING)])
+def test_a_key_that_is_used_again_after_its_session_ended_is_found(life: tuple[int, int], check: Check) -> None:
     ledger = Ledger()
     ledger.new_key(b"k" * 32, (1, 1))
     ledger.retire_key(b"k" * 32)

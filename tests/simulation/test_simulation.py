@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,6 +15,8 @@ from wyrmhole.protocol.drops import DropReason
 from wyrmhole.protocol.interface import Interface
 from wyrmhole.simulation.__main__ import main
 from wyrmhole.simulation.clock import SECOND
+from wyrmhole.simulation.model.checks import Check, Violation
+from wyrmhole.simulation.runs.liveness import trial_named
 from wyrmhole.simulation.runs.run import Run, carry_out
 from wyrmhole.simulation.runs.shrink import shrink
 from wyrmhole.simulation.world.network import Weather
@@ -26,7 +29,12 @@ FOUND = {
     "a series of attempts begun anew by the other side's initiations": Run(17, 0.2, "storm"),
     "a passive and a persistent keepalive at once": Run(2, 0.2, "storm"),
     "packets that wait while the private key changes": Run(6, 0.2, "storm"),
-    "sides that cross at each renewal": Run(31, 0.05, "storm", trials=("L1", "L2", "L3")),
+    "sides that cross at each renewal": Run(
+        31,
+        0.05,
+        "storm",
+        trials=("connects_with_traffic", "recovers_after_state_loss", "converges_after_crossed_handshakes"),
+    ),
     "the last attempt put off once more": Run(5, 24, "calm", keep=(117, 126, 128), trials=()),
     "a NAT's side that ended its session by a clock that is 1 % faster": Run(20290023, 24, "calm", keep=(298,)),
 }
@@ -71,7 +79,7 @@ def test_ten_thousand_packets_overtake_one() -> None:
 @pytest.mark.parametrize("seed", range(1, 7))
 def test_idle_with_keepalives(seed: int) -> None:
     """L11, for three hours: on one side, on the other, on both."""
-    outcome = carry_out(Run(seed, 3, "idle", trials=("L11",)))
+    outcome = carry_out(Run(seed, 3, "idle", trials=("keepalives_renew_sessions",)))
     assert outcome.violation is None, f"{outcome.violation}\n{outcome.run.line()}"
     assert outcome.counts["sessions"] > 0
 
@@ -92,7 +100,7 @@ def test_idle_peers_with_keepalives_on_both_sides_hold_after_crossed_handshakes(
 
 
 def test_a_deluge_amid_faults_holds() -> None:
-    run = Run(3, 0.05, "deluge", hosts=2, trials=("L1",))
+    run = Run(3, 0.05, "deluge", hosts=2, trials=("connects_with_traffic",))
     outcome = carry_out(run)
     assert outcome.violation is None, f"{outcome.violation}\n{run.line()}"
 
@@ -146,8 +154,21 @@ def test_an_exception_in_the_product_is_a_violation_with_its_seed(monkeypatch: p
     monkeypatch.setattr(Interface, "handle_timeout", fail)
     outcome = carry_out(STORM)
     assert outcome.violation is not None
-    assert outcome.violation.check == "I30"
+    assert outcome.violation.check is Check.NO_EXCEPTION_ESCAPES
     assert "KeyError" in outcome.violation.message
+
+
+def test_a_violation_comes_back_from_another_process() -> None:
+    violation = Violation(Check.LOAD_ENDS, "host 1: a cookie reply 2 s after the load")
+    violation.at = 3.5
+    copied = pickle.loads(pickle.dumps(violation))
+    assert (copied.check, copied.message, str(copied)) == (Check.LOAD_ENDS, violation.message, str(violation))
+    assert str(copied).startswith("LOAD_ENDS (I23) at 3.500 s: host 1: a cookie reply")
+
+
+def test_a_trial_is_chosen_by_name_or_by_code() -> None:
+    assert [trial_named(text) for text in ("L2", "recovers_after_state_loss")] == ["recovers_after_state_loss"] * 2
+    assert trial_named("L10") is None
 
 
 def test_the_command_tells_what_was_done(capsys: pytest.CaptureFixture[str]) -> None:

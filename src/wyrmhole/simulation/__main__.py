@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 
 from wyrmhole.device.clock import SystemClock
-from wyrmhole.simulation.runs.liveness import TRIALS
+from wyrmhole.simulation.runs.liveness import TRIALS, trial_named
 from wyrmhole.simulation.runs.run import Outcome, Run, carry_out
 from wyrmhole.simulation.runs.shrink import shrink
 from wyrmhole.simulation.world.scenario import MAX_HOSTS, PROFILES
@@ -67,7 +67,10 @@ def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--profile", choices=sorted(PROFILES), default="storm", help="how much happens (storm)")
     parser.add_argument("--keep", type=_numbers, metavar="N,N,...", help="only these steps of the scenario, or none")
     parser.add_argument(
-        "--trials", type=_names, metavar="L1,...", help=f"of {','.join(TRIALS)}, or none; drawn if not given"
+        "--trials",
+        type=_names,
+        metavar="NAME,...",
+        help=f"by name or code, or none; drawn if not given: {', '.join(_trial_texts())}",
     )
     parser.add_argument(
         "--fail-edge", type=_edge, metavar="N:WAY", help="this call of a TUN or socket fails, in this way"
@@ -88,11 +91,17 @@ def _edge(text: str) -> tuple[int, int]:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    names = () if text == "none" else tuple(text.split(","))
-    unknown = [name for name in names if name not in TRIALS]
-    if unknown:
-        raise argparse.ArgumentTypeError(f"{unknown[0]} is no trial; there are {', '.join(TRIALS)}")
-    return names
+    found = []
+    for word in () if text == "none" else text.split(","):
+        name = trial_named(word)
+        if name is None:
+            raise argparse.ArgumentTypeError(f"unknown trial {word}: choose from {', '.join(_trial_texts())}")
+        found.append(name)
+    return tuple(found)
+
+
+def _trial_texts() -> list[str]:
+    return [f"{trial.name} ({trial.code})" for trial in TRIALS.values()]
 
 
 def _run_of(options: argparse.Namespace, seed: int) -> Run:

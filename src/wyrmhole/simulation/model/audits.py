@@ -9,8 +9,9 @@ from wyrmhole.protocol.peer import Peer
 from wyrmhole.protocol.ratelimiter import CAPACITY, RateLimiter
 from wyrmhole.simulation import probe
 from wyrmhole.simulation.clock import SECOND
-from wyrmhole.simulation.model.checks import require
-from wyrmhole.simulation.model.shadow import REJECT_AFTER, Shadow, ShadowPeer
+from wyrmhole.simulation.model.checks import Check, require
+from wyrmhole.simulation.model.shadow import Shadow
+from wyrmhole.simulation.model.shadow_peer import REJECT_AFTER, ShadowPeer
 
 LIMITER_SOURCES = 16
 """The limiter's cap in a simulation: a flood reaches it in a moment."""
@@ -40,41 +41,69 @@ class Audits:
     def counters(self, peer: ShadowPeer) -> None:
         counters = self.engine.counters(peer.id)
         found, right = (counters.tx_bytes, counters.rx_bytes), (peer.tx, peer.rx)
-        require(found == right, "I31", f"host {self.number}: (tx, rx) is {found}, the sums are {right}")
+        require(
+            found == right, Check.COUNTERS_ARE_SUMS, f"host {self.number}: (tx, rx) is {found}, the sums are {right}"
+        )
 
     def _indices(self) -> None:
         engine, interface = self.engine.inspect(), self.interface.inspect()
-        require(engine.indices == set(self.shadow.by_local), "I14", f"host {self.number}: stale or lost indices")
+        require(
+            engine.indices == set(self.shadow.by_local),
+            Check.INDICES_ARE_UNIQUE,
+            f"host {self.number}: stale or lost indices",
+        )
         live = [index for peer in interface.peers for index in peer.keypair_indices]
         live += [peer.sent for peer in interface.peers if peer.sent is not None]
         same = sorted(live) == sorted(interface.indices)
-        require(same and len(live) == len(set(live)), "I14", f"host {self.number}: an index leads nowhere")
+        require(
+            same and len(live) == len(set(live)),
+            Check.INDICES_ARE_UNIQUE,
+            f"host {self.number}: an index leads nowhere",
+        )
         most = max((len(peer.keypair_indices) for peer in interface.peers), default=0)
-        require(most <= 3, "I14", f"host {self.number}: {most} keypairs of one peer")
+        require(most <= 3, Check.INDICES_ARE_UNIQUE, f"host {self.number}: {most} keypairs of one peer")
 
     def _staging(self) -> None:
         state = self.engine.inspect()
         waiting = {peer.id: peer.staged for peer in state.peers}
         right = {peer.id: len(peer.staged) for peer in self.shadow.peers.values()}
-        require(waiting == right, "I17", f"host {self.number}: {waiting} wait, not {right}")
+        require(
+            waiting == right, Check.STAGED_PACKETS_ARE_ACCOUNTED_FOR, f"host {self.number}: {waiting} wait, not {right}"
+        )
         total = sum(peer.staged_bytes for peer in state.peers)
-        require(state.staged_bytes == total, "I17", f"host {self.number}: {state.staged_bytes} bytes, not {total}")
+        require(
+            state.staged_bytes == total,
+            Check.STAGED_PACKETS_ARE_ACCOUNTED_FOR,
+            f"host {self.number}: {state.staged_bytes} bytes, not {total}",
+        )
         counted = {reason.value: count for reason, count in self.engine.drops().items()}
-        require(not counted.get("internal_error"), "I30", f"host {self.number}: the engine gave up a batch")
+        require(
+            not counted.get("internal_error"),
+            Check.NO_EXCEPTION_ESCAPES,
+            f"host {self.number}: the engine gave up a batch",
+        )
         for cause, count in self.shadow.drops.items():
             fine = counted.get(cause, 0) == count
-            require(fine, "I17", f"host {self.number}: {cause} is {counted.get(cause, 0)}, not {count}")
+            require(
+                fine,
+                Check.STAGED_PACKETS_ARE_ACCOUNTED_FOR,
+                f"host {self.number}: {cause} is {counted.get(cause, 0)}, not {count}",
+            )
 
     def _limiter(self) -> None:
         buckets = self.limiter.inspect()
-        require(len(buckets) <= LIMITER_SOURCES, "I18", f"host {self.number}: {len(buckets)} sources are remembered")
+        require(
+            len(buckets) <= LIMITER_SOURCES,
+            Check.RATE_LIMITER_IS_BOUNDED,
+            f"host {self.number}: {len(buckets)} sources are remembered",
+        )
         fine = all(0 <= tokens <= CAPACITY for tokens in buckets)
-        require(fine, "I18", f"host {self.number}: a bucket is below empty or above full")
+        require(fine, Check.RATE_LIMITER_IS_BOUNDED, f"host {self.number}: a bucket is below empty or above full")
 
     def _timers(self, now: int) -> None:
         armed = self.interface.inspect().armed
         owners = {peer.id for peer in self.interface.peers}
-        require(armed <= owners, "I19", f"host {self.number}: a timer without a peer")
+        require(armed <= owners, Check.TIMERS_HAVE_OWNERS, f"host {self.number}: a timer without a peer")
         for peer in self.interface.peers:
             shadow = self.shadow.peers[peer.id]
             quiet = now - max(shadow.last_traversal, shadow.session_at or 0, self.shadow.resumed_at)
@@ -84,16 +113,16 @@ class Audits:
     def _quiet_peer(self, peer: Peer, shadow: ShadowPeer, is_armed: bool) -> None:
         """Nothing passed for so long that every timer has run out."""
         where = f"host {self.number}, peer {peer.id}"
-        require(not is_armed, "I19", f"{where}: quiet, and a timer is armed")
+        require(not is_armed, Check.TIMERS_HAVE_OWNERS, f"{where}: quiet, and a timer is armed")
         gone = shadow.slots == (None, None, None) and peer.sent is None
-        require(gone, "I16", f"{where}: secrets are kept after 540 s without a session")
+        require(gone, Check.SECRETS_ARE_FORGOTTEN, f"{where}: secrets are kept after 540 s without a session")
 
     def memory(self) -> None:
         """Only sessions of the model are in memory, and no handshake of a peer without one (I16)."""
         for each in probe.reachable(self.interface, self.engine):
             if isinstance(each, Keypair):
                 known = each.local_index in self.shadow.by_local
-                require(known, "I16", f"host {self.number} still holds {each!r}")
+                require(known, Check.SECRETS_ARE_FORGOTTEN, f"host {self.number} still holds {each!r}")
 
     def empty(self) -> None:
         """All peers are removed: nothing of them is left (L10)."""
@@ -108,4 +137,4 @@ class Audits:
             "staged bytes": engine.staged_bytes,
             "objects": sum(isinstance(each, (Keypair, Peer)) for each in objects),
         }
-        require(not any(left.values()), "L10", f"host {self.number}: left over {left}")
+        require(not any(left.values()), Check.REMOVAL_LEAVES_NOTHING, f"host {self.number}: left over {left}")

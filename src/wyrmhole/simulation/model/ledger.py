@@ -13,7 +13,7 @@ from collections.abc import Set
 from dataclasses import dataclass
 
 from wyrmhole.simulation.clock import SECOND
-from wyrmhole.simulation.model.checks import Violation, require
+from wyrmhole.simulation.model.checks import Check, Violation, require
 from wyrmhole.simulation.packets import PacketRecord
 from wyrmhole.wire.messages import RESPONSE_RECEIVER_OFFSET, SENDER_OFFSET, before_mac1
 
@@ -123,8 +123,10 @@ class Ledger:
         former = self._retired.life_of(key) if use is None else use.life
         if former is not None:
             if former != life:
-                raise Violation("I27", f"host {life[0]}: a sending key of life {former} is used again by {life}")
-            raise Violation("I1", f"host {life[0]} installed one sending key twice")
+                raise Violation(
+                    Check.LIVES_SHARE_NOTHING, f"host {life[0]}: a sending key of life {former} is used again by {life}"
+                )
+            raise Violation(Check.NONCES_ARE_UNIQUE, f"host {life[0]} installed one sending key twice")
         self.keys[key] = KeyUse(life)
 
     def retire_key(self, key: bytes) -> None:
@@ -134,8 +136,16 @@ class Ledger:
     def seal(self, key: bytes, counter: int) -> None:
         """A datagram under this key and counter left."""
         use = self.keys[key]
-        require(counter >= use.next_counter, "I1", f"host {use.life[0]} sealed with counter {counter} again")
-        require(counter == use.next_counter, "I2", f"host {use.life[0]}: {counter} follows {use.next_counter - 1}")
+        require(
+            counter >= use.next_counter,
+            Check.NONCES_ARE_UNIQUE,
+            f"host {use.life[0]} sealed with counter {counter} again",
+        )
+        require(
+            counter == use.next_counter,
+            Check.COUNTERS_HAVE_NO_GAP,
+            f"host {use.life[0]}: {counter} follows {use.next_counter - 1}",
+        )
         use.next_counter = counter + 1
 
     def forget(self, now: int, staged: Set[int], under_way: list[bytes]) -> None:

@@ -8,8 +8,9 @@ from wyrmhole.engine.portable import PortableEngine
 from wyrmhole.protocol.data_plane import KeypairParams, Marks, PeerCounters, PeerId, Source
 from wyrmhole.protocol.interface import Interface
 from wyrmhole.protocol.peer import Peer
-from wyrmhole.simulation.model.checks import require
-from wyrmhole.simulation.model.shadow import NOWHERE, Shadow, ShadowPeer
+from wyrmhole.simulation.model.checks import Check, require
+from wyrmhole.simulation.model.shadow import Shadow
+from wyrmhole.simulation.model.shadow_peer import NOWHERE, ShadowPeer
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
 
@@ -99,7 +100,11 @@ class Recorder:
         before = self._engine.counters(peer).tx_bytes
         self._engine.send_to_peer(peer, datagram)
         arrived = self._engine.counters(peer).tx_bytes - before
-        require(arrived in (0, len(datagram)), "I31", f"a handshake message of {len(datagram)} counts as {arrived}")
+        require(
+            arrived in (0, len(datagram)),
+            Check.COUNTERS_ARE_SUMS,
+            f"a handshake message of {len(datagram)} counts as {arrived}",
+        )
         it.tx += arrived
 
     def send_to(self, endpoint: Endpoint, source: Source | None, datagram: bytes) -> None:
@@ -133,7 +138,11 @@ class Recorder:
 
     def check_slots(self, it: ShadowPeer) -> None:
         found = self._engine.inspect_peer(it.id).slots
-        require(found == it.slots, "I15", f"host {self._shadow.life[0]}: slots {found}, not {it.slots}")
+        require(
+            found == it.slots,
+            Check.KEYPAIRS_ROTATE_IN_ORDER,
+            f"host {self._shadow.life[0]}: slots {found}, not {it.slots}",
+        )
 
     def _peer(self, peer: PeerId) -> Peer:
         found = self.interface.peers.by_id(peer)

@@ -3,8 +3,7 @@
 The shadow sees what goes into and comes out of an interface and its engine (their data-plane calls, datagrams, inner
 packets) and works out by the simplest means what must be so: sessions in three slots, replay windows as sets of
 numbers, routes by looking at every prefix, packets that wait as a list. It opens every datagram that leaves with keys
-of its own. Where engine and model differ, a named check fails. Its numbers are the whitepaper's, written down again
-here, so that a wrong constant in the protocol shows.
+of its own. Where engine and model differ, a named check fails.
 
 `now` is always the host's own boottime.
 """
@@ -13,102 +12,32 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Container
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from wyrmhole.datapath.aead import TransportCipher
 from wyrmhole.protocol.cookie import cookie_key, mac1_key
 from wyrmhole.protocol.data_plane import KeypairParams, PeerId
 from wyrmhole.protocol.keys import PublicKey
 from wyrmhole.protocol.primitives import InvalidTag, mac, xopen
 from wyrmhole.simulation import packets
-from wyrmhole.simulation.model.checks import Violation, require
+from wyrmhole.simulation.model.checks import Check, Violation, require
 from wyrmhole.simulation.model.ledger import Genuine, Ledger, LifeId
+from wyrmhole.simulation.model.shadow_peer import (
+    COOKIE_LIFETIME,
+    KEEPALIVE,
+    LOAD_HOLD,
+    MAX_STAGED,
+    MAX_WAIT,
+    MESSAGE_LIMIT,
+    NOWHERE,
+    REJECT_AFTER,
+    REKEY_TIMEOUT,
+    SECOND,
+    Session,
+    ShadowPeer,
+)
 from wyrmhole.wire.endpoint import Endpoint, SockAddr
 from wyrmhole.wire.messages import CookieReply, before_mac1, before_mac2, mac1_of, mac2_of
 from wyrmhole.wire.prefix import Prefix
-
-SECOND = 1_000_000_000
-REJECT_AFTER = 180 * SECOND
-SEND_MARGIN = 1 * SECOND
-"""What the daemon stops sending before REJECT_AFTER (docs/architecture.md)."""
-REKEY_TIMEOUT = 5 * SECOND
-KEEPALIVE = 10 * SECOND
-COOKIE_LIFETIME = 120 * SECOND
-LOAD_HOLD = 1 * SECOND
-MESSAGE_LIMIT = (1 << 64) - (1 << 13) - 1
-WINDOW = 8128
-MAX_STAGED = 128
-MAX_WAIT = 21 * (5342 * SECOND // 1000) + SECOND // 10
-"""20 initiations, each up to 5.333 s after the one before (rule M32) and the timer wheel's rounding; the last may have
-been put off by one that came."""
-NOWHERE: SockAddr = ("", 0)
-
-
-@dataclass(slots=True)
-class Session:
-    """A keypair as the model has it. `seen` holds the counters that were accepted; `identity` our public key then."""
-
-    params: KeypairParams
-    peer: PeerId
-    birth: int
-    identity: bytes
-    confirmed: bool
-    seen: set[int] = field(default_factory=set)
-    greatest: int = -1
-    expired: bool = False
-    sealing: TransportCipher = field(init=False)
-    opening: TransportCipher = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.sealing = TransportCipher(self.params.send_key)
-        self.opening = TransportCipher(self.params.receive_key)
-
-    def accepts(self, counter: int) -> bool:
-        """The window as a set of numbers."""
-        if counter in self.seen or counter <= self.greatest - WINDOW:
-            return False
-        self.seen.add(counter)
-        self.greatest = max(self.greatest, counter)
-        if len(self.seen) > 4 * WINDOW:
-            self.seen = {each for each in self.seen if each > self.greatest - WINDOW}
-        return True
-
-
-@dataclass(slots=True)
-class ShadowPeer:
-    """One peer of this life: its slots, its marks, and in `staged` (packet number, since when)."""
-
-    id: PeerId
-    public: bytes
-    endpoint: SockAddr = NOWHERE
-    previous: Session | None = None
-    current: Session | None = None
-    next: Session | None = None
-    staged: deque[tuple[int, int]] = field(default_factory=deque)
-    tx: int = 0
-    rx: int = 0
-    last_traversal: int = 0
-    data_received_since: int = 0
-    last_passive: int = -KEEPALIVE
-    persistent: int = 0
-    persistent_owed: bool = False
-    last_initiation: int = -REKEY_TIMEOUT
-    initiations: int = 0
-    stamp_sent: bytes = b""
-    stamp_accepted: bytes = b""
-    session_at: int | None = None
-    handshake_wall: int = 0
-    cookies: list[tuple[int, bytes]] = field(default_factory=list)
-
-    @property
-    def slots(self) -> tuple[int | None, ...]:
-        """The local indices of previous, current and next."""
-        sessions = (self.previous, self.current, self.next)
-        return tuple(None if session is None else session.params.local_index for session in sessions)
-
-    def usable(self, now: int) -> bool:
-        session = self.current
-        return session is not None and not session.expired and now < session.birth + REJECT_AFTER - SEND_MARGIN
 
 
 class Shadow:
@@ -130,7 +59,7 @@ class Shadow:
         """What left since the host last emptied it."""
         self.expected: deque[bytes] = deque()
         """Inner packets that must come out of the TUN in this turn."""
-        self.refusal = "I9"
+        self.refusal = Check.REPLAY_WINDOW_IS_A_SET
         """The check that the latest refused datagram stands for."""
         self.injecting: int | None = None
         self.installing = False
@@ -168,7 +97,11 @@ class Shadow:
     # Sessions
 
     def install(self, peer: ShadowPeer, params: KeypairParams) -> None:
-        require(params.local_index not in self.by_local, "I14", f"index {params.local_index:#x} drawn while in use")
+        require(
+            params.local_index not in self.by_local,
+            Check.INDICES_ARE_UNIQUE,
+            f"index {params.local_index:#x} drawn while in use",
+        )
         # Copies: whoever installs the keys wipes the buffers they came in.
         params = replace(params, send_key=bytes(params.send_key), receive_key=bytes(params.receive_key))
         self.ledger.new_key(bytes(params.send_key), self.life)
@@ -255,7 +188,11 @@ class Shadow:
 
     def _check_wait(self, since: int) -> None:
         waited = self.now - max(since, self.resumed_at)
-        require(waited <= MAX_WAIT, "L9", f"host {self.life[0]}: a packet waited {waited / SECOND:.1f} s for a key")
+        require(
+            waited <= MAX_WAIT,
+            Check.STAGED_PACKETS_HAVE_AN_END,
+            f"host {self.life[0]}: a packet waited {waited / SECOND:.1f} s for a key",
+        )
 
     def check_waiting(self) -> None:
         for peer in self.peers.values():
@@ -266,7 +203,7 @@ class Shadow:
 
     def sent(self, sockaddr: SockAddr, data: bytes, arrives: bool) -> None:
         """A datagram is given to the socket; not `arrives`: which refuses it."""
-        require(not self.stopped, "I28", f"host {self.life[0]} sends after it was stopped")
+        require(not self.stopped, Check.STOPPED_MEANS_SILENT, f"host {self.life[0]} sends after it was stopped")
         self.outputs.append((sockaddr, data))
         if data[0] == 4:
             self._sealed(sockaddr, data, arrives)
@@ -277,7 +214,11 @@ class Shadow:
         peer = self.peers[session.peer]
         self._check_session(peer, session, counter)
         self.ledger.seal(bytes(session.params.send_key), counter)
-        require(sockaddr == peer.endpoint, "I11", f"host {self.life[0]} sends to {sockaddr}, not {peer.endpoint}")
+        require(
+            sockaddr == peer.endpoint,
+            Check.ENDPOINTS_FOLLOW_PROOF,
+            f"host {self.life[0]} sends to {sockaddr}, not {peer.endpoint}",
+        )
         if plain:
             self._packet_left(peer, plain)
         else:
@@ -292,32 +233,60 @@ class Shadow:
                 return session, session.sealing.open_copy(nonce, data[16:], None)
             except InvalidTag:
                 continue
-        raise Violation("I15", f"host {self.life[0]} sealed under a key that is in no slot")
+        raise Violation(Check.KEYPAIRS_ROTATE_IN_ORDER, f"host {self.life[0]} sealed under a key that is in no slot")
 
     def _check_session(self, peer: ShadowPeer, session: Session, counter: int) -> None:
         where = f"host {self.life[0]}, session {session.params.local_index:#x}"
         age = self.now - session.birth
-        require(session.confirmed, "I8", f"{where}: a responder sends before it is confirmed")
-        require(session is peer.current, "I15", f"{where}: sent under a key that is not current")
-        require(age < REJECT_AFTER, "I6", f"{where}: sent at age {age / SECOND:.3f} s")
-        require(counter < MESSAGE_LIMIT, "I6", f"{where}: counter {counter} is beyond the limit")
-        require(session.identity == self.identity, "I26", f"{where}: sent under the former private key")
+        require(
+            session.confirmed,
+            Check.RESPONDERS_WAIT_FOR_CONFIRMATION,
+            f"{where}: a responder sends before it is confirmed",
+        )
+        require(
+            session is peer.current, Check.KEYPAIRS_ROTATE_IN_ORDER, f"{where}: sent under a key that is not current"
+        )
+        require(age < REJECT_AFTER, Check.KEYPAIRS_EXPIRE, f"{where}: sent at age {age / SECOND:.3f} s")
+        require(counter < MESSAGE_LIMIT, Check.KEYPAIRS_EXPIRE, f"{where}: counter {counter} is beyond the limit")
+        require(
+            session.identity == self.identity,
+            Check.SECRETS_ARE_NOT_MIXED,
+            f"{where}: sent under the former private key",
+        )
 
     def _packet_left(self, peer: ShadowPeer, plain: bytes) -> None:
         number = packets.number_of(plain)
         record = self.ledger.packets.get(-1 if number is None else number)
         if number is None or record is None or plain[: packets.length_of(plain)] != record.data:
-            raise Violation("I4", f"host {self.life[0]} sealed a packet that its TUN did not give")
-        require(record.owner == peer.public, "I5", f"host {self.life[0]}: packet {number} left to another peer")
-        require(not record.sealed, "I17", f"host {self.life[0]}: packet {number} left twice")
+            raise Violation(
+                Check.PACKETS_ARRIVE_INTACT, f"host {self.life[0]} sealed a packet that its TUN did not give"
+            )
+        require(
+            record.owner == peer.public,
+            Check.PACKETS_GO_TO_THEIR_OWNER,
+            f"host {self.life[0]}: packet {number} left to another peer",
+        )
+        require(
+            not record.sealed,
+            Check.STAGED_PACKETS_ARE_ACCOUNTED_FOR,
+            f"host {self.life[0]}: packet {number} left twice",
+        )
         record.sealed, record.at = True, self.ledger.now
         self.ledger.counts["packets sent"] += 1
         if peer.staged:
             first, since = peer.staged.popleft()
-            require(number == first, "I17", f"host {self.life[0]}: packet {number} left before {first}")
+            require(
+                number == first,
+                Check.STAGED_PACKETS_ARE_ACCOUNTED_FOR,
+                f"host {self.life[0]}: packet {number} left before {first}",
+            )
             self._check_wait(since)
         else:
-            require(number == self.injecting, "I17", f"host {self.life[0]}: packet {number} left late")
+            require(
+                number == self.injecting,
+                Check.STAGED_PACKETS_ARE_ACCOUNTED_FOR,
+                f"host {self.life[0]}: packet {number} left late",
+            )
 
     def _keepalive_left(self, peer: ShadowPeer) -> None:
         if self.installing:
@@ -327,10 +296,20 @@ class Shadow:
             peer.persistent_owed = False
             return
         where = f"host {self.life[0]}"
-        require(bool(peer.data_received_since), "I20", f"{where}: a keepalive, and no data was waiting for an answer")
+        require(
+            bool(peer.data_received_since),
+            Check.KEEPALIVES_CAUSE_NO_KEEPALIVE,
+            f"{where}: a keepalive, and no data was waiting for an answer",
+        )
         since = self.now - peer.data_received_since
-        require(since >= KEEPALIVE, "I21", f"{where}: a keepalive {since / SECOND:.3f} s after data")
-        require(self.now - peer.last_passive >= KEEPALIVE, "I21", f"{where}: a second keepalive within 10 s")
+        require(
+            since >= KEEPALIVE, Check.KEEPALIVES_ARE_SPACED, f"{where}: a keepalive {since / SECOND:.3f} s after data"
+        )
+        require(
+            self.now - peer.last_passive >= KEEPALIVE,
+            Check.KEEPALIVES_ARE_SPACED,
+            f"{where}: a second keepalive within 10 s",
+        )
         peer.last_passive = self.now
 
     def mark_sent(self, peer: ShadowPeer) -> None:
@@ -345,7 +324,7 @@ class Shadow:
             return None
         session = self.by_local.get(int.from_bytes(data[4:8], "little"))
         counter = int.from_bytes(data[8:16], "little")
-        self.refusal = "I9"
+        self.refusal = Check.REPLAY_WINDOW_IS_A_SET
         if session is None:
             return None
         try:
@@ -353,7 +332,7 @@ class Shadow:
         except InvalidTag:
             return None
         if self.now >= session.birth + REJECT_AFTER or counter >= MESSAGE_LIMIT:
-            self.refusal = "I6"
+            self.refusal = Check.KEYPAIRS_EXPIRE
             return None
         return self._accept(session, counter, plain, sockaddr, len(data)) if session.accepts(counter) else None
 
@@ -379,11 +358,11 @@ class Shadow:
         where = f"host {self.life[0]}: packet {number}"
         record = self.ledger.packets.get(number)
         if record is None or record.data != packet:
-            raise Violation("I4", f"{where} is not what was sent")
+            raise Violation(Check.PACKETS_ARRIVE_INTACT, f"{where} is not what was sent")
         owner = self.ledger.owners.get(self.owner(packets.source_of(packet)) or b"")
-        require(owner == record.sender, "I4", f"{where} has another peer's source")
-        require(record.owner in identities, "I5", f"{where} was not for this host")
-        require(not record.delivered, "I3", f"{where} is delivered twice")
+        require(owner == record.sender, Check.PACKETS_ARRIVE_INTACT, f"{where} has another peer's source")
+        require(record.owner in identities, Check.PACKETS_GO_TO_THEIR_OWNER, f"{where} was not for this host")
+        require(not record.delivered, Check.PACKETS_ARRIVE_ONCE, f"{where} is delivered twice")
         if not self.expected or self.expected.popleft() != packet:
             raise Violation(self.refusal, f"{where} is delivered and should have been refused")
         record.delivered = True
@@ -394,14 +373,21 @@ class Shadow:
         if self.expected:
             number = packets.number_of(self.expected[0])
             self.expected.clear()
-            raise Violation("I9", f"host {self.life[0]}: packet {number} was refused and should have been delivered")
+            raise Violation(
+                Check.REPLAY_WINDOW_IS_A_SET,
+                f"host {self.life[0]}: packet {number} was refused and should have been delivered",
+            )
 
     # Handshakes
 
     def initiation_left(self, peer: ShadowPeer, data: bytes, stamp: bytes) -> None:
         gap = self.now - peer.last_initiation
-        require(gap >= REKEY_TIMEOUT, "I7", f"host {self.life[0]}: an initiation {gap / SECOND:.3f} s after another")
-        require(stamp > peer.stamp_sent, "I10", f"host {self.life[0]} repeats or lowers its timestamp")
+        require(
+            gap >= REKEY_TIMEOUT,
+            Check.INITIATIONS_ARE_SPACED,
+            f"host {self.life[0]}: an initiation {gap / SECOND:.3f} s after another",
+        )
+        require(stamp > peer.stamp_sent, Check.TIMESTAMPS_RISE, f"host {self.life[0]} repeats or lowers its timestamp")
         peer.last_initiation, peer.stamp_sent = self.now, stamp
         peer.initiations += 1
         self.ledger.counts["initiations"] += 1
@@ -415,12 +401,16 @@ class Shadow:
         if any(mac2_of(data)):
             fresh = [cookie for at, cookie in peer.cookies if self.now - at <= COOKIE_LIFETIME]
             valid = any(mac(cookie, before_mac2(data)) == mac2_of(data) for cookie in fresh)
-            require(valid, "I22", f"host {self.life[0]}: a mac2 without a fresh cookie of that peer")
+            require(valid, Check.COOKIES_ARE_FRESH, f"host {self.life[0]}: a mac2 without a fresh cookie of that peer")
         self.mark_sent(peer)
 
     def cookie_left(self, data: bytes) -> None:
         quiet = self.now - self.last_deep_queue
-        require(quiet < LOAD_HOLD, "I23", f"host {self.life[0]}: a cookie reply {quiet / SECOND:.3f} s after the load")
+        require(
+            quiet < LOAD_HOLD,
+            Check.LOAD_ENDS,
+            f"host {self.life[0]}: a cookie reply {quiet / SECOND:.3f} s after the load",
+        )
         reply = CookieReply.parse(data)
         cookie = xopen(cookie_key(PublicKey(self.identity)), reply.nonce, reply.encrypted_cookie, mac1_of(self.input))
         self.ledger.made(data, Genuine(3, self.identity, None, cookie=cookie))
@@ -438,13 +428,23 @@ class Shadow:
         where = f"host {self.life[0]}"
         genuine = self.ledger.genuine(self.input)
         if genuine is None or genuine.to != self.identity or genuine.sender != peer.public:
-            raise Violation("I12", f"{where} accepted a handshake message that no peer sent to it")
+            raise Violation(
+                Check.UNPROVEN_INPUT_CHANGES_NOTHING, f"{where} accepted a handshake message that no peer sent to it"
+            )
         if genuine.kind == 1:
-            require(genuine.stamp > peer.stamp_accepted, "I10", f"{where} accepted a timestamp that is not new")
+            require(
+                genuine.stamp > peer.stamp_accepted,
+                Check.TIMESTAMPS_RISE,
+                f"{where} accepted a timestamp that is not new",
+            )
             peer.stamp_accepted = genuine.stamp
         else:
-            require(genuine.secret == secret, "I26", f"{where} completed a handshake with another preshared key")
-        require(size == len(self.input), "I31", f"{where} counts a handshake message wrongly")
+            require(
+                genuine.secret == secret,
+                Check.SECRETS_ARE_NOT_MIXED,
+                f"{where} completed a handshake with another preshared key",
+            )
+        require(size == len(self.input), Check.COUNTERS_ARE_SUMS, f"{where} counts a handshake message wrongly")
         self.proved = peer.id
         peer.rx += size
         peer.last_traversal = self.now
@@ -456,5 +456,11 @@ class Shadow:
         """What left because of input that did not prove itself: nothing, or one cookie to its source (I13)."""
         for sockaddr, data in self.outputs:
             fine = data[0] == 3 and len(data) == 64 and sockaddr == source.sockaddr and self.mac1_is_valid(self.input)
-            require(fine, "I13", f"host {self.life[0]} answers what did not prove itself: type {data[0]}")
-        require(len(self.outputs) <= 1, "I13", f"host {self.life[0]} answers one message twice")
+            require(
+                fine,
+                Check.UNPROVEN_SOURCES_GET_NOTHING,
+                f"host {self.life[0]} answers what did not prove itself: type {data[0]}",
+            )
+        require(
+            len(self.outputs) <= 1, Check.UNPROVEN_SOURCES_GET_NOTHING, f"host {self.life[0]} answers one message twice"
+        )

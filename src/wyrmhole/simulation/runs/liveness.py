@@ -1,17 +1,18 @@
 """After the faults: the world heals, and what must then work within a deadline is tried.
 
-Each trial is a small scenario on a healed world for one of L1 to L8 or L11; L9 is looked at whenever a packet waits,
-L10 at the end. Deadlines count from the first packet after healing, on a network without loss.
+Each trial is a small scenario on a healed world for one of L1 to L8 or L11. L9 is checked whenever a packet waits, L10
+at the end. Deadlines count from the first packet after healing, on a network without loss.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from random import Random
 
 from wyrmhole.protocol.tai64n import emit
 from wyrmhole.simulation.clock import MILLISECOND, SECOND, YEAR
-from wyrmhole.simulation.model.checks import require
+from wyrmhole.simulation.model.checks import Check, require
 from wyrmhole.simulation.world.host import Host
 from wyrmhole.simulation.world.network import Weather
 from wyrmhole.simulation.world.scenario import draw_idle
@@ -29,7 +30,35 @@ TRIALS_PER_RUN = 3
 SAME_CLOCK = 1000
 """Parts per million that two clocks may differ: 1 % of 180 s is more than the margin of a session's end."""
 
-Trial = Callable[[World, Random, Host, Host], None]
+Play = Callable[[World, Random, Host, Host], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """`code` is the number of the check that it is about, and part of the seed of its random numbers."""
+
+    name: str
+    code: str
+    play: Play
+
+
+TRIALS: dict[str, Trial] = {}
+"""By name, in the order in which they are drawn."""
+
+
+def trial(check: Check | None) -> Callable[[Play], Play]:
+    """Register a trial under the function's name. Without a check of its own, the invariants are all it is about."""
+
+    def add(play: Play) -> Play:
+        TRIALS[play.__name__] = Trial(play.__name__, "quiet" if check is None else check.code, play)
+        return play
+
+    return add
+
+
+def trial_named(text: str) -> str | None:
+    """The name of the trial with this name or code; None if there is no such trial."""
+    return next((each.name for each in TRIALS.values() if text in (each.name, each.code)), None)
 
 
 def heal(world: World) -> None:
@@ -96,7 +125,7 @@ def run_trials(world: World, names: Sequence[str] | None = None) -> None:
     heal(world)
     drawn = Random(f"{world.scenario.seed}/trials").sample(list(TRIALS), TRIALS_PER_RUN)
     for name in drawn if names is None else names:
-        run_trial(world, Random(f"{world.scenario.seed}/{name}"), name)
+        run_trial(world, Random(f"{world.scenario.seed}/{TRIALS[name].code}"), name)
     remove_all(world)
 
 
@@ -104,7 +133,7 @@ def run_trial(world: World, random: Random, name: str) -> None:
     """One trial on two hosts that have addresses of their own; L6 takes one behind a NAT if there is any."""
     reachable = [host for host in world.hosts.values() if host.number not in world.network.nats]
     first, second = random.sample(reachable, 2)
-    TRIALS[name](world, random, first, second)
+    TRIALS[name].play(world, random, first, second)
     world.ledger.counts[f"trials of {name}"] += 1
     world.audit()
 
@@ -133,17 +162,17 @@ def _fresh(world: World, *hosts: Host) -> None:
 def _connected(world: World, a: Host, b: Host) -> None:
     """A session, and nothing that waits for anything."""
     _fresh(world, a, b)
-    _must_arrive(world, "L1", [world.send(a.number, b.number)], 2 * SESSION)
-    _both_ways(world, "L1", a, b)
+    _must_arrive(world, Check.CONNECTS_WITH_TRAFFIC, [world.send(a.number, b.number)], 2 * SESSION)
+    _both_ways(world, Check.CONNECTS_WITH_TRAFFIC, a, b)
 
 
-def _must_arrive(world: World, check: str, numbers: list[int | None], within: int) -> None:
+def _must_arrive(world: World, check: Check, numbers: list[int | None], within: int) -> None:
     world.run_for(within)
     for number in numbers:
         require(world.was_delivered(number), check, f"packet {number} did not arrive within {within / SECOND:.3f} s")
 
 
-def _both_ways(world: World, check: str, a: Host, b: Host, within: int = RTT) -> None:
+def _both_ways(world: World, check: Check, a: Host, b: Host, within: int = RTT) -> None:
     _must_arrive(world, check, [world.send(a.number, b.number), world.send(b.number, a.number)], within)
 
 
@@ -161,7 +190,8 @@ def _initiations(a: Host, b: Host) -> int:
 # Trials
 
 
-def _l1(world: World, random: Random, a: Host, b: Host) -> None:
+@trial(Check.CONNECTS_WITH_TRAFFIC)
+def connects_with_traffic(world: World, random: Random, a: Host, b: Host) -> None:
     """Whatever state the faults left, or none."""
     if random.random() < 0.5:
         _fresh(world, a, b)
@@ -172,12 +202,17 @@ def _l1(world: World, random: Random, a: Host, b: Host) -> None:
     world.run_until(start + SESSION)
     if not had_session:
         made = any(host.shadow_of(other).usable(host.now) for host, other in ((a, b), (b, a)))
-        require(made, "L1", f"hosts {a.number} and {b.number} have no session after {SESSION / SECOND:.1f} s")
+        require(
+            made,
+            Check.CONNECTS_WITH_TRAFFIC,
+            f"hosts {a.number} and {b.number} have no session after {SESSION / SECOND:.1f} s",
+        )
     world.run_until(start + BOTH_WAYS)
-    _both_ways(world, "L1", a, b)
+    _both_ways(world, Check.CONNECTS_WITH_TRAFFIC, a, b)
 
 
-def _l2(world: World, random: Random, a: Host, b: Host) -> None:
+@trial(Check.RECOVERS_AFTER_STATE_LOSS)
+def recovers_after_state_loss(world: World, random: Random, a: Host, b: Host) -> None:
     """One side crashes and knows no address of the other, which goes on talking."""
     _connected(world, a, b)
     if emit(b.clock.wall()) <= a.shadow_of(b).stamp_accepted:
@@ -188,11 +223,12 @@ def _l2(world: World, random: Random, a: Host, b: Host) -> None:
     b.start()
     _talk(world, a, b, random.choice((100, 1000, 3000)) * MILLISECOND, BOTH_WAYS)
     world.run_for(BOTH_WAYS)
-    _both_ways(world, "L2", a, b)
+    _both_ways(world, Check.RECOVERS_AFTER_STATE_LOSS, a, b)
     world.reconfigure(b.number, a.number, endpoint=a.address)
 
 
-def _l3(world: World, random: Random, a: Host, b: Host) -> None:
+@trial(Check.CONVERGES_AFTER_CROSSED_HANDSHAKES)
+def converges_after_crossed_handshakes(world: World, random: Random, a: Host, b: Host) -> None:
     """Both begin within one way of each other, and go on talking over several renewals."""
     world.run_for(6 * SECOND)
     _fresh(world, a, b)
@@ -202,15 +238,24 @@ def _l3(world: World, random: Random, a: Host, b: Host) -> None:
     world.run_for(lead)
     _talk(world, b, a, 5 * SECOND, 500 * SECOND)
     world.run_for(2 * SESSION)
-    _both_ways(world, "L3", a, b)
+    _both_ways(world, Check.CONVERGES_AFTER_CROSSED_HANDSHAKES, a, b)
     converged = _initiations(a, b)
-    require(converged - before <= 4, "L3", f"{converged - before} initiations before two sides converged")
+    require(
+        converged - before <= 4,
+        Check.CONVERGES_AFTER_CROSSED_HANDSHAKES,
+        f"{converged - before} initiations before two sides converged",
+    )
     world.run_for(480 * SECOND)
     renewals = _initiations(a, b) - converged
-    require(renewals <= 5, "L3", f"{renewals} initiations of hosts {a.number} and {b.number} in 480 s")
+    require(
+        renewals <= 5,
+        Check.CONVERGES_AFTER_CROSSED_HANDSHAKES,
+        f"{renewals} initiations of hosts {a.number} and {b.number} in 480 s",
+    )
 
 
-def _l4(world: World, random: Random, a: Host, b: Host) -> None:
+@trial(Check.RENEWALS_LOSE_NOTHING)
+def renewals_lose_nothing(world: World, random: Random, a: Host, b: Host) -> None:
     """One spacing on each side, up to beyond the end of a session; for some 600 s."""
     if abs(a.clock.drift - b.clock.drift) > SAME_CLOCK:
         return
@@ -221,29 +266,39 @@ def _l4(world: World, random: Random, a: Host, b: Host) -> None:
         for when in range(world.now, world.now + 600 * SECOND, spacing):
             world.at(when, _send_into, world, host, other, numbers)
     world.run_for(600 * SECOND)
-    _must_arrive(world, "L4", numbers, SESSION)
+    _must_arrive(world, Check.RENEWALS_LOSE_NOTHING, numbers, SESSION)
 
 
 def _send_into(world: World, host: Host, other: Host, numbers: list[int | None]) -> None:
     numbers.append(world.send(host.number, other.number))
 
 
-def _l5(world: World, random: Random, a: Host, b: Host) -> None:
+@trial(Check.STARTS_AGAIN_AFTER_GIVING_UP)
+def starts_again_after_giving_up(world: World, random: Random, a: Host, b: Host) -> None:
     """The other side is away until the attempts end, then comes back; the next packet finds it."""
     _fresh(world, a)
     b.down()
     a.gave_up.clear()
     world.send(a.number, b.number)
     world.run_for(GIVE_UP)
-    require(b.public.raw in a.gave_up, "L9", f"host {a.number} does not give up within {GIVE_UP / SECOND:.0f} s")
+    require(
+        b.public.raw in a.gave_up,
+        Check.STAGED_PACKETS_HAVE_AN_END,
+        f"host {a.number} does not give up within {GIVE_UP / SECOND:.0f} s",
+    )
     b.up()
     before = _initiations(a, b)
     number = world.send(a.number, b.number)
-    require(_initiations(a, b) == before + 1, "L5", f"host {a.number} does not start again with a new packet")
-    _must_arrive(world, "L5", [number], 2 * RTT)
+    require(
+        _initiations(a, b) == before + 1,
+        Check.STARTS_AGAIN_AFTER_GIVING_UP,
+        f"host {a.number} does not start again with a new packet",
+    )
+    _must_arrive(world, Check.STARTS_AGAIN_AFTER_GIVING_UP, [number], 2 * RTT)
 
 
-def _l6(world: World, random: Random, a: Host, b: Host) -> None:
+@trial(Check.STAYS_REACHABLE_BEHIND_A_NAT)
+def stays_reachable_behind_a_nat(world: World, random: Random, a: Host, b: Host) -> None:
     """The side behind the NAT says nothing by itself. Both begin anew: who lost a session that the other still has
     is reached again when that one ends it, for a keepalive expects no answer."""
     if not world.network.nats:
@@ -264,33 +319,42 @@ def _l6(world: World, random: Random, a: Host, b: Host) -> None:
             world.run_for(interval * SECOND + SESSION)
         world.run_for(random.randrange(1, 100 * SECOND))
         usable = b.shadow_of(inside).usable(b.now)
-        _must_arrive(world, "L6", [world.send(b.number, inside.number)], RTT if usable else SESSION)
+        _must_arrive(
+            world, Check.STAYS_REACHABLE_BEHIND_A_NAT, [world.send(b.number, inside.number)], RTT if usable else SESSION
+        )
     world.reconfigure(inside.number, b.number, keepalive=0)
 
 
-def _l7(world: World, random: Random, a: Host, b: Host) -> None:
+@trial(Check.CONNECTS_AFTER_THE_CLOCK_STEPPED_BACK)
+def connects_after_the_clock_stepped_back(world: World, random: Random, a: Host, b: Host) -> None:
     """The wall clock goes back, by seconds or years, while the machine runs."""
     _connected(world, a, b)
     before = a.clock.wall_offset
     a.clock.wall_offset -= random.choice((SECOND, 3600 * SECOND, YEAR, 10 * YEAR))
     world.run_for(6 * SECOND)
     _fresh(world, a, b)
-    _must_arrive(world, "L7", [world.send(a.number, b.number)], 2 * RTT)
+    _must_arrive(world, Check.CONNECTS_AFTER_THE_CLOCK_STEPPED_BACK, [world.send(a.number, b.number)], 2 * RTT)
     a.clock.wall_offset = before
 
 
-def _l8(world: World, random: Random, a: Host, b: Host) -> None:
+@trial(Check.NEEDS_NO_COOKIE_AFTER_A_FLOOD)
+def needs_no_cookie_after_a_flood(world: World, random: Random, a: Host, b: Host) -> None:
     """A flood ends; two seconds later nobody needs a cookie."""
     _fresh(world, a, b)
     world.flood_once(b.number, 300, random.choice((1, 24)))
     world.run_for(2 * SECOND)
     cookies = world.ledger.counts["cookie replies"]
     number = world.send(a.number, b.number)
-    _must_arrive(world, "L8", [number], 2 * RTT)
-    require(world.ledger.counts["cookie replies"] == cookies, "L8", f"host {b.number} still asks for cookies")
+    _must_arrive(world, Check.NEEDS_NO_COOKIE_AFTER_A_FLOOD, [number], 2 * RTT)
+    require(
+        world.ledger.counts["cookie replies"] == cookies,
+        Check.NEEDS_NO_COOKIE_AFTER_A_FLOOD,
+        f"host {b.number} still asks for cookies",
+    )
 
 
-def _l11(world: World, random: Random, a: Host, b: Host) -> None:
+@trial(Check.KEEPALIVES_RENEW_SESSIONS)
+def keepalives_renew_sessions(world: World, random: Random, a: Host, b: Host) -> None:
     """An hour in which nothing passes but persistent keepalives."""
     _connected(world, a, b)
     _fresh(world, a, b)
@@ -301,7 +365,8 @@ def _l11(world: World, random: Random, a: Host, b: Host) -> None:
         world.reconfigure(host.number, other.number, keepalive=0)
 
 
-def _quiet(world: World, random: Random, a: Host, b: Host) -> None:
+@trial(None)
+def forgets_secrets_when_quiet(world: World, random: Random, a: Host, b: Host) -> None:
     """Nobody says anything for so long that all secrets and timers are gone (I16, I19)."""
     for host in world.hosts.values():
         for number in host.settings.peers:
@@ -309,17 +374,3 @@ def _quiet(world: World, random: Random, a: Host, b: Host) -> None:
     _connected(world, a, b)
     world.run_for(QUIET)
     world.audit()
-
-
-TRIALS: dict[str, Trial] = {
-    "L1": _l1,
-    "L2": _l2,
-    "L3": _l3,
-    "L4": _l4,
-    "L5": _l5,
-    "L6": _l6,
-    "L7": _l7,
-    "L8": _l8,
-    "L11": _l11,
-    "quiet": _quiet,
-}

@@ -29,10 +29,11 @@ from wyrmhole.protocol.ratelimiter import RateLimiter
 from wyrmhole.simulation import packets, probe
 from wyrmhole.simulation.clock import SECOND, HostClock
 from wyrmhole.simulation.model.audits import LIMITER_SOURCES, Audits
-from wyrmhole.simulation.model.checks import Violation, require
+from wyrmhole.simulation.model.checks import Check, Violation, require
 from wyrmhole.simulation.model.ledger import Ledger
 from wyrmhole.simulation.model.recorder import Recorder
-from wyrmhole.simulation.model.shadow import NOWHERE, Shadow, ShadowPeer
+from wyrmhole.simulation.model.shadow import Shadow
+from wyrmhole.simulation.model.shadow_peer import NOWHERE, ShadowPeer
 from wyrmhole.simulation.world.edges import EdgeCalls, ListBind, ListTun
 from wyrmhole.wire.endpoint import Endpoint, SockAddr
 from wyrmhole.wire.prefix import Prefix
@@ -161,7 +162,7 @@ class Host:
         self.shadow.stopped = True
         self.engine.send_to(self.address, None, bytes(64))
         held = [each for each in probe.reachable(self.interface, self.engine) if isinstance(each, Keypair)]
-        require(not held, "I16", f"host {self.number} holds {len(held)} keypairs after shutdown")
+        require(not held, Check.SECRETS_ARE_FORGOTTEN, f"host {self.number} holds {len(held)} keypairs after shutdown")
         self.crash()
 
     def up(self) -> None:
@@ -227,8 +228,12 @@ class Host:
         self.settle()
         state = self.interface.inspect()
         left = indices & (self.engine.inspect().indices | state.indices)
-        require(not left, "I16", f"host {self.number}: {len(left)} keys of a removed peer are still there")
-        require(peer.id not in state.armed, "I19", f"host {self.number}: a removed peer has a timer")
+        require(
+            not left,
+            Check.SECRETS_ARE_FORGOTTEN,
+            f"host {self.number}: {len(left)} keys of a removed peer are still there",
+        )
+        require(peer.id not in state.armed, Check.TIMERS_HAVE_OWNERS, f"host {self.number}: a removed peer has a timer")
 
     def change_key(self, key: PrivateKey) -> None:
         """Another identity; peers learn of it in their own time."""
@@ -275,7 +280,11 @@ class Host:
                 found = self.engine.owner_of(where)
                 public = None if found is None else self.shadow.peers[found].public
                 fine = {packets.longest_prefix(old, where), packets.longest_prefix(new, where)}
-                require(public in fine, "I25", f"host {self.number}: {prefix.emit()} has no owner for a while")
+                require(
+                    public in fine,
+                    Check.ROUTES_CHANGE_WITHOUT_A_GAP,
+                    f"host {self.number}: {prefix.emit()} has no owner for a while",
+                )
 
     def routes_changed(self) -> None:
         """The kernel's routes, not ours: the engine asks which of its source addresses still hold."""
@@ -302,7 +311,11 @@ class Host:
             self.engine.turn()
         if at_once and not self.tun.gone:
             sealed = self.ledger.packets[number].sealed
-            require(sealed, "I24", f"host {self.number}: packet {number} waits though its peer has a key")
+            require(
+                sealed,
+                Check.PEERS_DO_NOT_BLOCK_EACH_OTHER,
+                f"host {self.number}: packet {number} waits though its peer has a key",
+            )
         self.shadow.turn_is_over()
         self.settle()
 
@@ -325,7 +338,11 @@ class Host:
             self._check_accepted(accepted[-1])
         else:
             self._check_unmoved(before)
-            require(not self.shadow.outputs, "I13", f"host {self.number} answers a datagram that proves nothing")
+            require(
+                not self.shadow.outputs,
+                Check.UNPROVEN_SOURCES_GET_NOTHING,
+                f"host {self.number} answers a datagram that proves nothing",
+            )
         self.settle()
 
     def receive_garbage(self, datagrams: list[tuple[SockAddr, bytes]]) -> None:
@@ -338,15 +355,27 @@ class Host:
             self.bind.arrive(data, sockaddr)
         while self.bind.waiting:
             self.engine.turn()
-        require(not self.shadow.outputs, "I13", f"host {self.number} answers a datagram that proves nothing")
+        require(
+            not self.shadow.outputs,
+            Check.UNPROVEN_SOURCES_GET_NOTHING,
+            f"host {self.number} answers a datagram that proves nothing",
+        )
         self._check_unmoved(before)
         self.settle()
 
     def _check_accepted(self, peer: ShadowPeer) -> None:
         state = self.engine.inspect_peer(peer.id)
         found = state.sockaddr
-        require(found == peer.endpoint, "I11", f"host {self.number}: endpoint {found}, not {peer.endpoint}")
-        require(state.slots == peer.slots, "I15", f"host {self.number}: slots {state.slots}, not {peer.slots}")
+        require(
+            found == peer.endpoint,
+            Check.ENDPOINTS_FOLLOW_PROOF,
+            f"host {self.number}: endpoint {found}, not {peer.endpoint}",
+        )
+        require(
+            state.slots == peer.slots,
+            Check.KEYPAIRS_ROTATE_IN_ORDER,
+            f"host {self.number}: slots {state.slots}, not {peer.slots}",
+        )
         self.audits.counters(peer)
 
     def _state(self) -> probe.Fingerprint:
@@ -356,9 +385,16 @@ class Host:
         present = self._state()
         if present != before:
             same = present.endpoints == before.endpoints
-            require(same, "I11", f"host {self.number}: an endpoint moved by input that does not prove itself")
+            require(
+                same,
+                Check.ENDPOINTS_FOLLOW_PROOF,
+                f"host {self.number}: an endpoint moved by input that does not prove itself",
+            )
             what = probe.difference(before, present)
-            raise Violation("I12", f"host {self.number}: input that does not prove itself moved {what}")
+            raise Violation(
+                Check.UNPROVEN_INPUT_CHANGES_NOTHING,
+                f"host {self.number}: input that does not prove itself moved {what}",
+            )
 
     def _sent(self, sockaddr: SockAddr, data: bytes, arrives: bool) -> None:
         self.shadow.sent(sockaddr, data, arrives)
@@ -408,12 +444,16 @@ class Host:
             walls = [(peer, peer.last_handshake_wall) for peer in self.interface.peers]
             self.interface.handle_timeout(self.now)
             for peer, wall in walls:
-                require(peer.last_handshake_wall == wall, "I32", f"host {self.number}: a timer is no handshake")
+                require(
+                    peer.last_handshake_wall == wall,
+                    Check.HANDSHAKE_TIMES_ARE_TRUE,
+                    f"host {self.number}: a timer is no handshake",
+                )
             self.settle()
 
     def _handle(self, report: EngineReport) -> None:
         if isinstance(report, EngineFailed):
-            raise Violation("I30", f"host {self.number}: {report.reason}")
+            raise Violation(Check.NO_EXCEPTION_ESCAPES, f"host {self.number}: {report.reason}")
         if isinstance(report, HandshakeDatagram):
             self._handle_handshake(report)
             return
@@ -446,7 +486,7 @@ class Host:
             return
         peer = shadow.peers[shadow.proved]
         moved = peer.endpoint == report.endpoint.sockaddr
-        require(moved, "I11", f"host {self.number}: a handshake did not move the endpoint")
+        require(moved, Check.ENDPOINTS_FOLLOW_PROOF, f"host {self.number}: a handshake did not move the endpoint")
         self.audits.counters(peer)
         self._check_wall(peer.id, completes=report.data[0] == 2)
 
@@ -454,8 +494,14 @@ class Host:
         peer, shadow = self.interface.peers.by_id(peer_id), self.shadow.peers.get(peer_id)
         if peer is None or shadow is None or peer.last_handshake_wall == shadow.handshake_wall:
             return
-        require(completes, "I32", f"host {self.number}: the latest handshake changes without one")
-        require(peer.last_handshake_wall == self.clock.wall(), "I32", f"host {self.number}: not the time it happened")
+        require(
+            completes, Check.HANDSHAKE_TIMES_ARE_TRUE, f"host {self.number}: the latest handshake changes without one"
+        )
+        require(
+            peer.last_handshake_wall == self.clock.wall(),
+            Check.HANDSHAKE_TIMES_ARE_TRUE,
+            f"host {self.number}: not the time it happened",
+        )
         shadow.handshake_wall = peer.last_handshake_wall
 
     def _poll_events(self) -> None:
@@ -474,7 +520,7 @@ class Host:
         text = repr(event) + str(event)
         for secret in self._secrets():
             shown = secret.hex() in text or repr(secret) in text or base64.b64encode(secret).decode() in text
-            require(not shown, "I33", f"host {self.number}: {type(event).__name__} shows a key")
+            require(not shown, Check.EVENTS_ARE_HARMLESS, f"host {self.number}: {type(event).__name__} shows a key")
         if isinstance(event, CAUSED_BY_OTHERS):
             return
         recent = {what: [at for at in times if at > self.now - SECOND] for what, times in self._events.items()}
@@ -483,7 +529,7 @@ class Host:
         times.append(self.now)
         require(
             len(times) <= EVENTS_PER_SECOND,
-            "I33",
+            Check.EVENTS_ARE_HARMLESS,
             f"host {self.number}: {len(times)} {type(event).__name__} in a second",
         )
 

@@ -23,7 +23,7 @@ from typing import Any
 from wyrmhole.protocol.keys import PresharedKey, PrivateKey
 from wyrmhole.simulation import packets
 from wyrmhole.simulation.clock import MILLISECOND, SECOND, HostClock
-from wyrmhole.simulation.model.checks import Violation, require
+from wyrmhole.simulation.model.checks import Check, Violation, require
 from wyrmhole.simulation.model.ledger import Ledger
 from wyrmhole.simulation.world.attacker import Attack, Attacker
 from wyrmhole.simulation.world.edges import EdgeCalls
@@ -468,7 +468,7 @@ class World:
             peer = host.interface.peer(other.public)
             age = most + 1 if peer is None else host.clock.wall() - peer.last_handshake_wall
             text = f"host {host.number}: the latest handshake with {other.number} is {age / SECOND:.1f} s old"
-            require(age <= most, "L11", text)
+            require(age <= most, Check.KEEPALIVES_RENEW_SESSIONS, text)
         if self.now + WATCH_EVERY <= end:
             self.after(WATCH_EVERY, self._watch_handshake, a, b, most, end)
 
@@ -541,6 +541,6 @@ class World:
             violation.at = (self.now - START) / SECOND
             raise
         except Exception as error:
-            crossed = Violation("I30", f"{type(error).__name__}: {error}")
+            crossed = Violation(Check.NO_EXCEPTION_ESCAPES, f"{type(error).__name__}: {error}")
             crossed.at = (self.now - START) / SECOND
             raise crossed from error
