@@ -45,7 +45,7 @@ NUMBERS = {
 packet's length, a port and a keepalive."""
 
 INDEPENDENT = {
-    "simulation/model/shadow.py": "the model of an engine, which must not be wrong where the engine is",
+    "simulation/model/shadow_peer.py": "the model of an engine, which must not be wrong where the engine is",
     "simulation/world/attacker.py": "lengths around each boundary",
     "simulation/world/scenario.py": "path MTUs and packet sizes to draw from",
 }
