@@ -98,15 +98,15 @@ def main() -> None:
         "| | " + " | ".join(options.names) + " |",
         "|---" * (len(options.names) + 1) + "|",
         row(f"{options.peers} peers in one `set`, seconds", "seconds", ".2f"),
-        row("memory for each, KiB", "kib", ".1f"),
-        row(f"one peer more, milliseconds, median of {MORE}", "more_ms", ".2f"),
+        row("memory per peer, KiB", "kib", ".1f"),
+        row(f"one more peer, milliseconds, median of {MORE}", "more_ms", ".2f"),
         "",
         "From exec to ready in the background (with `ip netns exec`, 10 starts): "
-        f"median {statistics.median(starts):.0f} ms, greatest {max(starts):.0f} ms.",
+        f"median {statistics.median(starts):.0f} ms, maximum {max(starts):.0f} ms.",
     ]
     print("\n".join(lines))
     if not options.no_write:
-        write_section("Configured peers, and the start", lines)
+        write_section("Configured peers and start-up", lines)
 
 
 if __name__ == "__main__":

@@ -410,10 +410,11 @@ def table(results: list[dict[str, Any]]) -> list[str]:
     names = list(dict.fromkeys(it["name"] for it in results))
     lines = [
         f"`python bench/flood.py` (as root, after `make test-deps`). {results[-1]['machine']}; client, server, attacker"
-        f" and iperf3 share them. 1x is {CAPACITY:,} datagrams per second, about what the portable engine answers in"
-        " handshakes; 10x ten times that. In each cell: TCP goodput over the control (the same flood at a socket that"
-        " nobody reads), in parentheses both in Gb/s; of 100 honest new peers, how many had a session after the first"
-        " and after at most two initiations; growth of resident memory; bytes answered per byte of the flood.",
+        f" and iperf3 share them. 1x is {CAPACITY:,} datagrams per second, about the number of handshakes that the"
+        " portable engine can answer; 10x is ten times that. Each cell gives: TCP goodput relative to a control run"
+        " (the same flood at a socket that nobody reads), with both values in Gb/s in parentheses; how many of 100"
+        " honest new peers had a session after one initiation and after at most two; growth of resident memory; bytes"
+        " answered per byte of the flood.",
     ]
     for times in sorted({it["times"] for it in results}):
         lines += ["", f"### {times:g}x", "", "| flood | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]

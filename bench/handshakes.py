@@ -111,13 +111,13 @@ def main() -> None:
 
     lines = [
         f"`python bench/handshakes.py -n {options.peers} -r {options.rounds}`, medians. {machine()}. "
-        "The generator runs on the same two cores; initiations are made beforehand.",
+        "The generator runs on the same two cores; the initiations are created in advance.",
         "",
         "| | " + " | ".join(options.names) + " |",
         "|---" * (len(options.names) + 1) + "|",
         "| handshakes answered per second | " + " | ".join(f"{median(n, 'rate'):.0f}" for n in options.names) + " |",
-        "| CPU microseconds each | " + " | ".join(f"{median(n, 'cpu_us'):.0f}" for n in options.names) + " |",
-        "| answered at all | " + " | ".join(f"{median(n, 'answered'):.1%}" for n in options.names) + " |",
+        "| CPU microseconds per handshake | " + " | ".join(f"{median(n, 'cpu_us'):.0f}" for n in options.names) + " |",
+        "| share answered | " + " | ".join(f"{median(n, 'answered'):.1%}" for n in options.names) + " |",
     ]
     print("\n".join(lines))
     if not options.no_write:

@@ -212,10 +212,10 @@ def measure(engine: str, options: argparse.Namespace) -> list[str]:
         ratio = f"{rootless / root:.2f} of the interface's {root:.2f}"
         row(f"TCP, {what}", f"{rootless:.2f} Gb/s, {ratio}", "0.9 of it")
     opened, answered = (statistics.median(start[part] for start in starts) * 1e3 for part in (0, 1))
-    row("`open()`; to the first byte back", f"{opened:.0f} ms; {answered:.0f} ms", "150 ms")
-    row("1,000 connections at once, echo on each, close", f"{statistics.median(at_once):.2f} s", "1 s")
+    row("`open()`; time to the first byte received", f"{opened:.0f} ms; {answered:.0f} ms", "150 ms")
+    row("1,000 concurrent connections: open, echo, close", f"{statistics.median(at_once):.2f} s", "1 s")
     in_turn = f"{each * 1e6:.0f} us each, {leaked} descriptors left"
-    row(f"{options.connects:,} connections in turn", in_turn, "none left")
+    row(f"{options.connects:,} connections one after the other", in_turn, "none left")
     return rows
 
 
@@ -233,11 +233,12 @@ def main() -> None:
         far_end(engines[0])
         return
     lines = [
-        f"`python bench/library.py -r {options.rounds} -s {options.seconds}`, medians. {machine()}. Both ends on "
-        "loopback, the far one a process of its own. The namespace needs no rights, the interface is the host's "
-        '(`device="tun"`); the engine and the TCP settings are the same.',
+        f"`python bench/library.py -r {options.rounds} -s {options.seconds}`, medians. {machine()}. Both ends are "
+        "on loopback, the far end in a separate process. The first rate is that of the private namespace, which needs "
+        'no privileges; "the interface\'s" is that of an interface of the host (`device="tun"`), with the same engine '
+        "and TCP settings.",
         "",
-        "| engine | what | measured | target |",
+        "| engine | measurement | result | target |",
         "|---|---|---|---|",
     ]
     for engine in engines:

@@ -53,8 +53,8 @@ while (now := time.monotonic()) < start + seconds:
     moved += sock.recv_into(block) if way == "d" else sock.send(block)
 print(moved * 8 / (now - start) / 1e9)
 """
-NOTE = """The target is that the proxy costs at most 25 %. SOCKS5 and forward move bytes by the same code, so that what
-they differ by is noise."""
+NOTE = """The target is that the proxy costs at most 25 %. SOCKS5 and forward move bytes with the same code, so any
+difference between them is noise."""
 WAYS = {"u": "sending", "d": "receiving"}
 
 
@@ -166,7 +166,7 @@ def run(engine: str, rounds: int, seconds: float) -> dict[str, list[float]]:
 
 def heading(rounds: int, seconds: float) -> list[str]:
     return [
-        f"`python bench/proxy.py -r {rounds} -t {seconds:g}`, medians of {rounds} rounds that take turns. {machine()}.",
+        f"`python bench/proxy.py -r {rounds} -t {seconds:g}`, medians of {rounds} interleaved rounds. {machine()}.",
         "",
         "| one TCP stream, Gb/s | direct | SOCKS5 | forward | SOCKS5 over direct | forward over direct |",
         "|---|---|---|---|---|---|",
