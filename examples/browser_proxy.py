@@ -1,4 +1,4 @@
-"""A proxy for a browser: whatever is set to use it sees the private network, names included, and nothing else changes.
+"""Run a proxy for a browser. Programs that use it reach the private network, including its names; others are unaffected.
 
 usage: python examples/browser_proxy.py wg0.conf [HOST:PORT]
        chromium --proxy-server=socks5://127.0.0.1:1080
@@ -18,7 +18,7 @@ async def main(config: str, listen: str = "127.0.0.1:1080") -> None:
     async with wyrmhole.open(config) as tunnel:
         proxy = await tunnel.proxy(listen)
         host, port = proxy.addresses[0]
-        print(f"SOCKS5 and HTTP on {host}:{port}; Ctrl-C ends it", flush=True)
+        print(f"SOCKS5 and HTTP on {host}:{port}; press Ctrl-C to stop", flush=True)
         await proxy.wait_closed()
 
 

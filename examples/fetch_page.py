@@ -1,4 +1,4 @@
-"""Fetch a page of a private network with httpx, as any user.
+"""Fetch a page from a private network with httpx, as an ordinary user.
 
 usage: python examples/fetch_page.py wg0.conf http://intranet/        (pip install '.[httpx]' in a checkout)
 """

@@ -1,10 +1,10 @@
-"""Ask a PostgreSQL server of a private network its version, as any user.
+"""Ask a PostgreSQL server in a private network for its version, as an ordinary user.
 
 usage: python examples/reach_postgresql.py wg0.conf db.internal USER [PASSWORD]
        (pip install pg8000 '.[dns]' in a checkout)
 
-The driver takes a socket. One that does not is pointed at a port of this host instead:
-`service = tunnel.forward("127.0.0.1:0", "db.internal:5432")`, and `service.addresses[0]` is where it listens.
+This driver accepts a socket. For a driver that does not, forward a port of this host instead:
+`service = tunnel.forward("127.0.0.1:0", "db.internal:5432")`, and connect it to `service.addresses[0]`.
 """
 
 from __future__ import annotations

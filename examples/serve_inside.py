@@ -1,4 +1,4 @@
-"""Serve a page to the peers of a tunnel, on port 80, as any user.
+"""Serve a page to the peers of a tunnel, on port 80, as an ordinary user.
 
 usage: python examples/serve_inside.py wg0.conf
 """

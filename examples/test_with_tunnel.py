@@ -1,4 +1,4 @@
-"""A pytest fixture: a test's own private network, with a server inside, as any user and gone with the test.
+"""A pytest fixture that gives each test a private network with a server inside, as an ordinary user.
 
 usage: pytest examples/test_with_tunnel.py
 """
