@@ -1,4 +1,4 @@
-"""Run a proxy for a browser. Programs that use it reach the private network, including its names; others are unaffected.
+"""Run a proxy for a browser: programs that use it reach the private network by name, and others are unaffected.
 
 usage: python examples/browser_proxy.py wg0.conf [HOST:PORT]
        chromium --proxy-server=socks5://127.0.0.1:1080
