@@ -260,7 +260,7 @@ NamespaceStack.close = noting
 ENDINGS = {
     "blocking": "kept = wyrmhole.sync.open(sys.argv[1])",
     "loop closed": "async def main():\n    return await wyrmhole.open(sys.argv[1])\nkept = asyncio.run(main())",
-    "loop left": "loop = asyncio.new_event_loop()\nkept = loop.run_until_complete(wyrmhole.open(sys.argv[1])._open())",
+    "loop left": "loop = asyncio.new_event_loop()\nkept = loop.run_until_complete(wyrmhole.open(sys.argv[1]).open())",
     "in a frame": "def main():\n    kept = wyrmhole.sync.open(sys.argv[1])\n    raise SystemExit(0)\nmain()",
 }
 

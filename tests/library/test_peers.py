@@ -74,7 +74,7 @@ def test_a_session_is_known_whatever_the_wall_clock_says(hours: int, monkeypatch
         async with tunnels() as ends:
             await ends.near.wait_handshake(timeout=20)
             former = time.time_ns()
-            monkeypatch.setattr(ends.near._carrier.device._clock, "wall", lambda: former + hours * 3600 * 10**9)
+            monkeypatch.setattr(ends.near._outside.device._clock, "wall", lambda: former + hours * 3600 * 10**9)
             assert (await ends.near.wait_handshake(timeout=0)).name == "far"
 
     run(scenario())
@@ -85,7 +85,7 @@ def test_an_interface_that_was_down_has_no_session() -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             peer = await ends.near.wait_handshake(timeout=20)
-            device = ends.near._carrier.device
+            device = ends.near._outside.device
             device._go_down()
             await device.applied()
             await asyncio.sleep(0)
@@ -250,7 +250,7 @@ SHORT = Timings(
 
 @network
 def test_keys_that_are_gone_and_a_peer_that_does_not_answer_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("wyrmhole.library.carrier.make_device", functools.partial(make_device, timings=SHORT))
+    monkeypatch.setattr("wyrmhole.library.configured_device.make_device", functools.partial(make_device, timings=SHORT))
 
     async def scenario() -> None:
         async with tunnels() as ends:
@@ -481,7 +481,7 @@ def test_an_endpoint_s_name_is_resolved_outside_and_followed() -> None:
             async with wyrmhole.open(near_config(near_key, far_key, port, host="localhost")) as near:
                 await near.ping(FAR_V4)
                 following = near.events()
-                names = near._carrier.endpoints
+                names = near._outside.endpoints
 
                 async def look_up(host: str, port: int) -> list[Endpoint]:
                     return [Endpoint("127.0.0.2", port)]

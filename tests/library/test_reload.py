@@ -31,7 +31,7 @@ def state_of(ends: Ends) -> tuple[Any, ...]:
     near = ends.near
     peers = {key: (peer.stats().allowed_ips, peer.stats().endpoint) for key, peer in near.peers.items()}
     stats = near.stats()
-    return near._carrier.device.private_key, near.addresses, near.config, peers, stats.mtu, stats.listen_port
+    return near._outside.device.private_key, near.addresses, near.config, peers, stats.mtu, stats.listen_port
 
 
 async def still_works(ends: Ends) -> None:
@@ -152,7 +152,7 @@ def test_a_tunnel_opens_and_reloads_beside_a_name_without_an_address(caplog: pyt
             assert "gone.invalid:51820" in caplog.text
             await near.ping(FAR_V4)
             following = near.events()
-            await near._carrier.endpoints.check()
+            await near._outside.endpoints.check()
             event = await anext(event async for event in following if isinstance(event, wyrmhole.EndpointUnresolved))
             assert event.peer.name == "gone" and "gone.invalid" in event.reason
 

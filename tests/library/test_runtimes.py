@@ -28,7 +28,7 @@ def test_a_patched_program_is_refused(library: str, module: str, monkeypatch: py
     with pytest.raises(wyrmhole.TunnelError, match=says):
         wyrmhole.sync.open("absent.conf")
     with pytest.raises(wyrmhole.TunnelError, match=says):
-        asyncio.run(wyrmhole.open("absent.conf")._open())
+        asyncio.run(wyrmhole.open("absent.conf").open())
     assert threading.active_count() == before
 
 

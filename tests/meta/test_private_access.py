@@ -23,10 +23,6 @@ EXCEPTIONS = {
     ("adapters/requests.py", "_dns_host"),
     # The constructor's argument, which aiohttp's exception keeps under this name only.
     ("adapters/aiohttp.py", "_conn_key"),
-    # The blocking face of the tunnel; these names become public within the package.
-    ("library/sync.py", "_life"),
-    ("library/sync.py", "_listen"),
-    ("library/sync.py", "_open"),
 }
 """(file, attribute), each with its reason."""
 

@@ -47,6 +47,15 @@ class SystemClock:
         return os.urandom(size)
 
 
+PLAUSIBLE_SECONDS = 1_700_000_000
+"""Since 1970: a wall clock before November 2023 is certainly wrong."""
+
+
+def is_plausible(wall: int) -> bool:
+    """Whether the wall clock (nanoseconds) may be right."""
+    return wall // 1_000_000_000 >= PLAUSIBLE_SECONDS
+
+
 def is_synchronised() -> bool:
     """Whether the kernel knows the wall clock to be disciplined (adjtimex(2))."""
     try:

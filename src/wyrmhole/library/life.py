@@ -22,7 +22,6 @@ import atexit
 import contextlib
 import errno
 import logging
-import os
 import threading
 import warnings
 import weakref
@@ -30,7 +29,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from wyrmhole.errors import TunnelError
-from wyrmhole.library.carrier import Carrier
+from wyrmhole.library.common.fork_guard import ForkGuard
+from wyrmhole.library.configured_device import ConfiguredDevice
 from wyrmhole.library.stacks.stack import Stack
 
 if TYPE_CHECKING:
@@ -55,13 +55,13 @@ _exiting = threading.Event()
 class Life:
     """Made on the tunnel's loop. `begin` and `drop` may be called from any thread, also by the garbage collector."""
 
-    def __init__(self, stack: Stack, carrier: Carrier) -> None:
+    def __init__(self, stack: Stack, outside: ConfiguredDevice) -> None:
         self.stack = stack
-        self.carrier = carrier
+        self.outside = outside
         self.services: list[Service] = []
         self.servers: list[TunnelServer] = []
         self._loop = asyncio.get_running_loop()
-        self._pid = os.getpid()
+        self._forks = ForkGuard()
         self._tickets = [True]
         """Whoever takes the only one begins the end: atomic, and no lock that the same thread might hold."""
         self._describe: Callable[[], str] = self.__repr__
@@ -71,7 +71,7 @@ class Life:
         self._ended = threading.Event()
         self._waiters: list[asyncio.Future[None]] = []
         self._when_ended: list[Callable[[], None]] = []
-        carrier.device.on_closed = self.begin
+        outside.device.on_closed = self.begin
         _living.add(self)
 
     @property
@@ -81,18 +81,13 @@ class Life:
     @property
     def is_forked(self) -> bool:
         """Whether this is a copy in a child of the process that the tunnel belongs to."""
-        return os.getpid() != self._pid
+        return self._forks.is_forked
 
     def check(self) -> None:
         """Raises TunnelError."""
-        if self.is_forked:
-            raise TunnelError(
-                errno.EPERM,
-                f"the tunnel belongs to process {self._pid}, of which this is a fork: open another one here "
-                "(sockets made before the fork go on)",
-            )
+        self._forks.check()
         if self.closed:
-            failure = self.carrier.device.failure
+            failure = self.outside.device.failure
             raise TunnelError(errno.EBADF, f"the tunnel is closed{f': {failure}' if failure else ''}")
 
     # The end
@@ -184,10 +179,10 @@ class Life:
     def _end_sockets(self) -> None:
         self.stack.abort_all()
         # Sockets that were aborted tell the other side: those packets must leave the TUN.
-        self.carrier.device.drain(LAST_PACKETS)
-        if not self.carrier.device.is_closed and self._can_ask():
+        self.outside.device.drain(LAST_PACKETS)
+        if not self.outside.device.is_closed and self._can_ask():
             applied = threading.Event()
-            if self._on_loop(self.carrier.device.when_applied, applied.set):
+            if self._on_loop(self.outside.device.when_applied, applied.set):
                 applied.wait(APPLIED_PATIENCE)
 
     def _end_outside(self) -> None:
@@ -208,7 +203,7 @@ class Life:
             if self._outside_ended.is_set():
                 return
             try:
-                self.carrier.end()
+                self.outside.end()
             except Exception:
                 log.exception("a tunnel's device could not be closed in order")
             self._outside_ended.set()

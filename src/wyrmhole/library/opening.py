@@ -11,13 +11,15 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from wyrmhole.control.config.file import Config
+from wyrmhole.control.config.load import load_config
 from wyrmhole.engine.select import KINDS
 from wyrmhole.errors import TunnelError
-from wyrmhole.library.carrier import Carrier
 from wyrmhole.library.common import arguments
 from wyrmhole.library.common.own_threads import HELPERS
-from wyrmhole.library.configuring import check_config, configure_stack, load_config, warn_of_servers
+from wyrmhole.library.configured_device import ConfiguredDevice
+from wyrmhole.library.configuring import check_config, warn_of_servers
 from wyrmhole.library.runtimes import check_runtime
+from wyrmhole.library.stacks.configure import configure_stack
 from wyrmhole.library.stacks.refusals import DESCRIPTOR_LIMIT
 from wyrmhole.library.stacks.stack import Stack
 from wyrmhole.library.tunnel import Tunnel
@@ -75,10 +77,10 @@ class Opening:
             """Lest Python itself complains, with other words."""
 
     def __await__(self) -> Generator[Any, Any, Tunnel]:
-        return self._open().__await__()
+        return self.open().__await__()
 
     async def __aenter__(self) -> Tunnel:
-        self._tunnel = await self._open()
+        self._tunnel = await self.open()
         return self._tunnel
 
     async def __aexit__(
@@ -87,7 +89,8 @@ class Opening:
         if self._tunnel is not None:
             await self._tunnel.close()
 
-    async def _open(self) -> Tunnel:
+    async def open(self) -> Tunnel:
+        """Open the tunnel; awaiting this object does the same."""
         check_runtime()
         config = load_config(self._config)
         check_config(config)
@@ -100,18 +103,18 @@ class Opening:
 
     async def _open_checked(self, config: Config) -> Tunnel:
         stack = await self._open_stack(config)
-        carrier: Carrier | None = None
+        outside: ConfiguredDevice | None = None
         try:
-            carrier = Carrier(stack.port, self._engine)
-            await carrier.start(config)
+            outside = ConfiguredDevice(stack.port, self._engine)
+            await outside.start(config)
         except BaseException:
-            if carrier is not None:
-                await carrier.device.close()
+            if outside is not None:
+                await outside.device.close()
             stack.close()
             raise
         warn_of_servers(config)
-        log.info("%s: opened, %s stack. %s", config.source, stack.name, carrier.device.engine_reason)
-        return Tunnel(stack, carrier, config, None if isinstance(self._config, Config) else self._config)
+        log.info("%s: opened, %s stack. %s", config.source, stack.name, outside.device.engine_reason)
+        return Tunnel(stack, outside, config, None if isinstance(self._config, Config) else self._config)
 
     async def _open_stack(self, config: Config) -> Stack:
         """In a thread, for a process is started; one that nobody waits for any more is closed."""

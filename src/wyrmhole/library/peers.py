@@ -14,7 +14,7 @@ from wyrmhole.protocol.keys import PresharedKey, PublicKey
 from wyrmhole.wire.prefix import Prefix
 
 if TYPE_CHECKING:
-    from wyrmhole.library.carrier import Carrier
+    from wyrmhole.library.configured_device import ConfiguredDevice
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,10 +51,10 @@ class Stats:
 class Peer:
     """A peer by its public key; what it is called in the configuration is `name`."""
 
-    __slots__ = ("_carrier", "name", "public_key")
+    __slots__ = ("_outside", "name", "public_key")
 
-    def __init__(self, carrier: Carrier, public_key: PublicKey, name: str | None) -> None:
-        self._carrier = carrier
+    def __init__(self, outside: ConfiguredDevice, public_key: PublicKey, name: str | None) -> None:
+        self._outside = outside
         self.public_key = public_key
         self.name = name
 
@@ -66,35 +66,35 @@ class Peer:
 
     def stats(self) -> PeerStats:
         """Raises KeyError when it was removed."""
-        return self._carrier.stats_of(self.public_key)
+        return self._outside.stats_of(self.public_key)
 
     async def wait_handshake(self, timeout: float | None = None) -> None:
         """Return when there is a session, and begin a handshake if there is none. Raises TimeoutError."""
         check_timeout(timeout)
-        await self._carrier.wait_handshake(self.public_key, timeout)
+        await self._outside.handshakes.wait_handshake(self.public_key, timeout)
 
     async def handshake(self, timeout: float | None = None) -> None:
         """Ask for a new session although there may be one, and return when it is there: what was learned about the
         peer may have changed. At most one in 5 s leaves (whitepaper 6.1). Raises TimeoutError, KeyError."""
         check_timeout(timeout)
-        await self._carrier.handshake(self.public_key, timeout)
+        await self._outside.handshakes.handshake(self.public_key, timeout)
 
 
 class Peers(Mapping[str, Peer]):
     """By public key, in base64 or as a PublicKey."""
 
-    def __init__(self, carrier: Carrier, check: Callable[[], None]) -> None:
-        self._carrier = carrier
+    def __init__(self, outside: ConfiguredDevice, check: Callable[[], None]) -> None:
+        self._outside = outside
         self._check = check
 
     def __getitem__(self, key: str | PublicKey) -> Peer:
-        return self._carrier.handle(as_public_key(key))
+        return self._outside.handle(as_public_key(key))
 
     def __iter__(self) -> Iterator[str]:
-        return (key.base64() for key in self._carrier.device.peer_keys())
+        return (key.base64() for key in self._outside.device.peer_keys())
 
     def __len__(self) -> int:
-        return len(self._carrier.device.peer_keys())
+        return len(self._outside.device.peer_keys())
 
     def __repr__(self) -> str:
         return f"<Peers {list(self.values())!r}>"
@@ -124,7 +124,7 @@ class Peers(Mapping[str, Peer]):
             persistent_keepalive=persistent_keepalive,
             name=name,
         )
-        return await self._carrier.add_peer(peer)
+        return await self._outside.add_peer(peer)
 
     async def handshake(self, public_key: str | PublicKey, timeout: float | None = None) -> None:
         """See `Peer.handshake`."""
@@ -134,7 +134,7 @@ class Peers(Mapping[str, Peer]):
     async def remove(self, public_key: str | PublicKey) -> None:
         """Its sessions end at once. Raises KeyError when there is no such peer."""
         self._check()
-        self._carrier.remove_peer(as_public_key(public_key))
+        self._outside.remove_peer(as_public_key(public_key))
 
 
 def as_public_key(key: str | PublicKey) -> PublicKey:

@@ -26,6 +26,7 @@ from wyrmhole.control.config.values import ConfigEndpoint
 from wyrmhole.errors import TunnelError
 from wyrmhole.library import tunnel as asynchronous
 from wyrmhole.library.common import arguments
+from wyrmhole.library.common.fork_guard import ForkGuard
 from wyrmhole.library.events import Event
 from wyrmhole.library.opening import Opening
 from wyrmhole.library.peers import Peer as AsyncPeer
@@ -61,7 +62,7 @@ def open(
     opening = Opening(config, stack=stack, device=device, name=name, engine=engine)
     loop = LoopThread()
     try:
-        return Tunnel(loop, loop.call(opening._open()))
+        return Tunnel(loop, loop.call(opening.open()))
     except BaseException:
         loop.stop()
         raise
@@ -72,7 +73,7 @@ class LoopThread:
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
-        self._pid = os.getpid()
+        self._forks = ForkGuard()
         self._thread = threading.Thread(target=self._run, name="wyrmhole-loop", daemon=True)
         self._thread.start()
 
@@ -120,14 +121,12 @@ class LoopThread:
 
     def stop(self) -> None:
         """Idempotent."""
-        if os.getpid() == self._pid and self._thread.is_alive():
+        if not self._forks.is_forked and self._thread.is_alive():
             self.stop_soon()
             self._thread.join(END_PATIENCE)
 
     def _check(self) -> None:
-        if os.getpid() != self._pid:
-            message = f"the tunnel belongs to process {self._pid}, of which this is a fork: open another one here"
-            raise TunnelError(errno.EPERM, message)
+        self._forks.check()
         if self.loop.is_closed() or not self._thread.is_alive():
             raise TunnelError(errno.EBADF, "the tunnel is closed")
         if threading.current_thread() is self._thread:
@@ -144,7 +143,7 @@ class Tunnel:
         self._loop = loop
         self.asynchronous = inner
         """The tunnel itself, which belongs to `loop`. Nothing else holds it, so it is dropped with this one."""
-        inner._life.when_ended(loop.stop_soon)
+        inner.when_ended(loop.stop_soon)
         self.peers = Peers(loop, inner)
 
     def __enter__(self) -> Self:
@@ -228,7 +227,7 @@ class Tunnel:
         arguments.check_address("address", address)
         host, port = address
         wanted = family or (0 if host else self.families[-1])
-        listening = self.asynchronous._listen(host, port, wanted, backlog, reuse_port)
+        listening = self.asynchronous.listen(host, port, family=wanted, backlog=backlog, reuse_port=reuse_port)
         first, *others = self._loop.call(listening)
         for other in others:
             other.close()

@@ -247,7 +247,7 @@ def test_what_the_kernel_gave_up_after_its_own_time_says_the_same(silent: int, m
     async def scenario() -> None:
         async with cut_off(silent) as tunnel:
             await text_of(tunnel.wait_handshake(timeout=0.1), TimeoutError)
-            monkeypatch.setattr("wyrmhole.library.tunnel.complete", given_up)
+            monkeypatch.setattr("wyrmhole.library.sockets.verbs.complete", given_up)
             said = await text_of(tunnel.open_connection(FAR_V4, 80), TimeoutError)
             assert f"Connect call failed ('{FAR_V4}', 80): Connection timed out; {NO_HANDSHAKE}" in said
 

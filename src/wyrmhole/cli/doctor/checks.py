@@ -24,7 +24,7 @@ from wyrmhole.cli.doctor.finding import Finding as Finding
 from wyrmhole.cli.doctor.finding import reason
 from wyrmhole.control.uapi import client
 from wyrmhole.control.uapi.socket import DEFAULT_DIRECTORY
-from wyrmhole.device.clock import SystemClock, is_synchronised
+from wyrmhole.device.clock import SystemClock, is_plausible, is_synchronised
 from wyrmhole.net import udp_offload
 from wyrmhole.protocol.keys import KEY_SIZE
 from wyrmhole.protocol.primitives import library_text, open_handshake, seal_handshake
@@ -35,9 +35,6 @@ CAP_NET_ADMIN = 12
 PROBE_SECONDS = 20.0
 GOOD_BUFFER = 1 << 20
 """Bytes that a UDP socket should be able to ask for: a burst of 1 Gbit/s for 8 ms."""
-
-BUILT = 1_700_000_000
-"""Seconds since 1970: a clock before this (November 2023) is certainly wrong."""
 
 
 Examination = Callable[[], Iterator[Finding]]
@@ -172,8 +169,7 @@ def _buffers() -> Iterator[Finding]:
 
 
 def _clock() -> Iterator[Finding]:
-    seconds = SystemClock().wall() // 10**9
-    if seconds < BUILT:
+    if not is_plausible(SystemClock().wall()):
         advice = "set the clock: peers refuse handshakes that are older than the last one they saw"
         yield Finding("bad", "clock", "the wall clock is years behind", advice)
     elif not is_synchronised():

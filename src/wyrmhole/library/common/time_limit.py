@@ -1,4 +1,4 @@
-"""A time limit of a verb whose TimeoutError says what did not answer, and why as far as the tunnel knows."""
+"""Time limits whose TimeoutError reports what did not answer, and why as far as the tunnel knows."""
 
 from __future__ import annotations
 
@@ -19,19 +19,27 @@ class Attempt:
 
 
 @contextlib.asynccontextmanager
+async def deadline(seconds: float | None, message: Callable[[], str]) -> AsyncIterator[None]:
+    """Raises TimeoutError with the message, which is made when the time is over. A TimeoutError that something inside
+    raised for itself passes unchanged."""
+    limit = asyncio.timeout(seconds)
+    try:
+        async with limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise TimeoutError(message()) from None
+
+
+@contextlib.asynccontextmanager
 async def limited(
     what: str, timeout: float | None, explain: Callable[[str], str], unresolved: Callable[[], str]
 ) -> AsyncIterator[Attempt]:
     """`explain` takes an address; `unresolved` says why there may be none. Raises TimeoutError."""
     attempt = Attempt()
-    limit = asyncio.timeout(timeout)
-    try:
-        async with limit:
-            yield attempt
-    except TimeoutError:
-        if not limit.expired():
-            raise
-        raise TimeoutError(_text(what, timeout or 0.0, attempt, explain, unresolved)) from None
+    async with deadline(timeout, lambda: _text(what, timeout or 0.0, attempt, explain, unresolved)):
+        yield attempt
 
 
 def _text(

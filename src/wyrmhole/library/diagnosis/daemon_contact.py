@@ -20,22 +20,20 @@ from wyrmhole.device.clock import SystemClock
 from wyrmhole.device.status import DeviceStatus, PeerStatus
 from wyrmhole.errors import DeviceError, UapiError
 from wyrmhole.library.common.own_threads import OwnThreads
+from wyrmhole.library.common.time_limit import deadline
+from wyrmhole.library.diagnosis.asking import ask_by, echo_size, family_of
 from wyrmhole.library.diagnosis.finding import BAD, Finding
-from wyrmhole.library.diagnosis.probe import HandshakeResult, IpAddress, Refused
+from wyrmhole.library.diagnosis.probe import HandshakeResult, IpAddress
 from wyrmhole.library.sockets import icmp_echo
-from wyrmhole.protocol.constants import SECOND
+from wyrmhole.protocol.constants import SECOND, Timings
 from wyrmhole.protocol.drops import DropReason
 from wyrmhole.protocol.keys import PublicKey
-from wyrmhole.wire import probes
-from wyrmhole.wire.ip import IPV6_MINIMUM_MTU, MAX_PACKET_SIZE
+from wyrmhole.wire.ip import IPV6_MINIMUM_MTU
 
 POLL_SECONDS = 0.2
-SESSION_SECONDS = 180
-"""Reject-After-Time: a session that is older carries nothing."""
 MAX_DAEMONS = 64
 """Asked for their keys: a gateway may run hundreds, each may take seconds to be silent."""
 _DISCARD = 9
-_ECHO_HEADER = 8
 ASK_SECONDS = 6.0
 """For all of them, side by side; a client gives one up after 5 s."""
 _threads = OwnThreads(16)
@@ -148,28 +146,16 @@ class DaemonContact:
         return sock
 
     async def echo(self, target: IpAddress, length: int, seconds: float) -> float:
-        family = socket.AF_INET if target.version == 4 else socket.AF_INET6
-        size = max(0, length - probes.header_size(target.version) - _ECHO_HEADER)
+        family, size = family_of(target), max(0, echo_size(target, length))
         sock = self._socket(family, socket.SOCK_RAW, icmp_echo.protocol_of(family))
-        try:
-            async with asyncio.timeout(seconds):
-                return await icmp_echo.echo(sock, (str(target), 0), next(self._numbers) & 0xFFFFFFFF, size)
-        except TimeoutError:
-            raise TimeoutError(f"{target} did not answer a ping of {length} bytes within {seconds:g} s") from None
+        async with deadline(seconds, lambda: f"{target} did not answer a ping of {length} bytes within {seconds:g} s"):
+            return await icmp_echo.echo(sock, (str(target), 0), next(self._numbers) & 0xFFFFFFFF, size)
 
     async def ask(self, target: IpAddress, port: int, payload: bytes, seconds: float) -> bytes:
-        loop = asyncio.get_running_loop()
-        family = socket.AF_INET if target.version == 4 else socket.AF_INET6
-        with self._socket(family, socket.SOCK_DGRAM, 0) as sock:
-            sock.connect((str(target), port))
-            await loop.sock_sendall(sock, payload)
-            try:
-                async with asyncio.timeout(seconds):
-                    return await loop.sock_recv(sock, MAX_PACKET_SIZE)
-            except ConnectionRefusedError as error:
-                raise Refused(target, is_port_unreachable=True, is_too_big=False) from error
+        with self._socket(family_of(target), socket.SOCK_DGRAM, 0) as sock:
+            return await ask_by(sock, target, port, payload, seconds)
 
 
 def _is_fresh(peer: PeerStatus, wall: int) -> bool:
     seconds, _ = peer.last_handshake
-    return seconds > 0 and wall // SECOND - seconds < SESSION_SECONDS
+    return seconds > 0 and wall - seconds * SECOND < Timings().reject_after

@@ -18,16 +18,16 @@ from typing import Protocol
 
 from wyrmhole.control.config.file import Config, ConfigPeer
 from wyrmhole.control.config.lint import contains, lint
+from wyrmhole.control.config.load import load_config
 from wyrmhole.control.config.values import ConfigEndpoint
-from wyrmhole.device.clock import SystemClock, is_synchronised
+from wyrmhole.device.clock import SystemClock, is_plausible, is_synchronised
 from wyrmhole.errors import ConfigError, DeviceError, how_to_install
-from wyrmhole.library.configuring import load_config
+from wyrmhole.library.common import arguments
 from wyrmhole.library.diagnosis.daemon_contact import find_daemon
 from wyrmhole.library.diagnosis.finding import BAD, GOOD, NOTE, POOR
 from wyrmhole.library.diagnosis.finding import Finding as Finding
 from wyrmhole.library.diagnosis.outside import icmp_error, look_outside, refused
 from wyrmhole.library.diagnosis.probe import HandshakeResult, IpAddress, Probe, Refused
-from wyrmhole.protocol.constants import SECOND
 from wyrmhole.protocol.drops import DropReason
 from wyrmhole.protocol.keys import PublicKey
 from wyrmhole.wire.endpoint import Endpoint
@@ -48,8 +48,6 @@ MAX_TARGETS = 4
 MAX_NAMES = 16
 """Looked up in one run."""
 LEAST_MTU = 576
-PLAUSIBLE_CLOCK = 1_700_000_000
-"""Seconds since 1970: a clock before November 2023 is certainly wrong."""
 
 
 class Contact(Protocol):
@@ -80,6 +78,7 @@ async def diagnose(config: Config | str | os.PathLike[str], *, names: Sequence[s
     same key, its sessions are used. Otherwise the peer sees a handshake from a port of this host that is not the
     tunnel's: a program or another host with the same key loses its session until it speaks again.
     """
+    arguments.check_config(config)
     config = load_config(config)
     findings = list(_configuration(config))
     for finding in [*findings, _clock()]:
@@ -188,7 +187,7 @@ def _configuration(config: Config) -> Iterator[Finding]:
 
 
 def _clock() -> Finding:
-    if SystemClock().wall() // SECOND < PLAUSIBLE_CLOCK:
+    if not is_plausible(SystemClock().wall()):
         advice = "set the clock: a peer refuses handshakes with an older timestamp than the last one it accepted"
         return Finding("clock", BAD, "the wall clock is years behind", advice)
     if not is_synchronised():

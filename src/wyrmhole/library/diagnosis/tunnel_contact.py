@@ -5,22 +5,34 @@ from __future__ import annotations
 import asyncio
 import socket
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from typing import Protocol
 
-from wyrmhole.library.diagnosis.probe import HandshakeResult, IpAddress, Refused
+from wyrmhole.library.diagnosis.asking import ask_by, echo_size, family_of
+from wyrmhole.library.diagnosis.probe import HandshakeResult, IpAddress
+from wyrmhole.library.peers import Stats
 from wyrmhole.protocol.drops import DropReason
 from wyrmhole.protocol.keys import PublicKey
-from wyrmhole.wire import probes
-from wyrmhole.wire.ip import MAX_PACKET_SIZE
 
-if TYPE_CHECKING:
-    from wyrmhole.library.tunnel import Tunnel
 
-_ECHO_HEADER = 8
+class AskablePeer(Protocol):
+    async def wait_handshake(self, timeout: float | None = None) -> None: ...
+
+
+class AskableTunnel(Protocol):
+    """What is asked of a running tunnel."""
+
+    @property
+    def peers(self) -> Mapping[str, AskablePeer]: ...
+
+    def stats(self) -> Stats: ...
+
+    async def ping(self, host: str, *, timeout: float | None = 5.0, size: int = 56, family: int = 0) -> float: ...
+
+    async def open_socket(self, family: int, type: int = socket.SOCK_STREAM, proto: int = 0) -> socket.socket: ...
 
 
 class TunnelContact:
-    def __init__(self, tunnel: Tunnel, mtu: int) -> None:
+    def __init__(self, tunnel: AskableTunnel, mtu: int) -> None:
         self._tunnel = tunnel
         self._mtu = mtu
 
@@ -38,23 +50,14 @@ class TunnelContact:
 
     async def _handshake(self, key: PublicKey, seconds: float) -> HandshakeResult:
         try:
-            await self._tunnel.peers[key].wait_handshake(seconds)
+            await self._tunnel.peers[key.base64()].wait_handshake(seconds)
         except TimeoutError:
             return HandshakeResult(initiations=2)
         return HandshakeResult(completed=True)
 
     async def echo(self, target: IpAddress, length: int, seconds: float) -> float:
-        size = length - probes.header_size(target.version) - _ECHO_HEADER
-        return await self._tunnel.ping(str(target), timeout=seconds, size=size)
+        return await self._tunnel.ping(str(target), timeout=seconds, size=echo_size(target, length))
 
     async def ask(self, target: IpAddress, port: int, payload: bytes, seconds: float) -> bytes:
-        loop = asyncio.get_running_loop()
-        family = socket.AF_INET if target.version == 4 else socket.AF_INET6
-        with await self._tunnel.open_socket(family, socket.SOCK_DGRAM) as sock:
-            sock.connect((str(target), port))
-            await loop.sock_sendall(sock, payload)
-            try:
-                async with asyncio.timeout(seconds):
-                    return await loop.sock_recv(sock, MAX_PACKET_SIZE)
-            except ConnectionRefusedError as error:
-                raise Refused(target, is_port_unreachable=True, is_too_big=False) from error
+        with await self._tunnel.open_socket(family_of(target), socket.SOCK_DGRAM) as sock:
+            return await ask_by(sock, target, port, payload, seconds)

@@ -16,6 +16,7 @@ from typing import Any, Protocol, Self
 
 from wyrmhole.library.common.arguments import named_type
 from wyrmhole.library.common.own_threads import getaddrinfo
+from wyrmhole.library.common.time_limit import deadline
 from wyrmhole.wire.endpoint import MAX_PORT
 
 STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
@@ -90,14 +91,8 @@ class HostSide:
     """This host, with its own network and its own names. An empty host is loopback."""
 
     async def connect(self, host: str, port: int, kind: int, timeout: float) -> socket.socket:
-        limit = asyncio.timeout(timeout)
-        try:
-            async with limit:
-                return await self._connect(host, port, kind)
-        except TimeoutError:
-            if not limit.expired():
-                raise
-            raise TimeoutError(f"{Spot(host, port)} did not answer within {timeout:g} s") from None
+        async with deadline(timeout, lambda: f"{Spot(host, port)} did not answer within {timeout:g} s"):
+            return await self._connect(host, port, kind)
 
     async def _connect(self, host: str, port: int, kind: int) -> socket.socket:
         loop = asyncio.get_running_loop()

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from wyrmhole.errors import TunnelError
+from wyrmhole.library.common.fork_guard import ForkGuard
 from wyrmhole.library.stacks.host_routes import HostRoutes, remove_orphans
 from wyrmhole.library.stacks.stack import Socket, SocketVerbs, Traits
 from wyrmhole.net import link_setup, netlink
@@ -34,7 +35,7 @@ class HostStack(SocketVerbs):
     name = "tun"
 
     def __init__(self, tun: LinuxTun) -> None:
-        self._pid = os.getpid()
+        self._forks = ForkGuard()
         self._lock = threading.RLock()
         self._tun = tun
         self._device = os.fsencode(tun.name)
@@ -128,8 +129,7 @@ class HostStack(SocketVerbs):
     def _check(self) -> None:
         if self._closed:
             raise TunnelError(errno.EBADF, "the tunnel is closed: open another one")
-        if os.getpid() != self._pid:
-            raise TunnelError(errno.EPERM, f"the tunnel belongs to process {self._pid}: open another one here")
+        self._forks.check()
 
     def abort_all(self) -> int:
         """See `Stack.abort_all`."""
@@ -147,7 +147,7 @@ class HostStack(SocketVerbs):
             if self._closed:
                 return
             self._closed = True
-            if os.getpid() == self._pid:
+            if not self._forks.is_forked:
                 self._abort_all()
                 self._routes.close()
                 with contextlib.suppress(OSError):

@@ -36,6 +36,7 @@ from typing import Self
 
 from wyrmhole.errors import NamespaceError, TunnelError
 from wyrmhole.library.common.descriptors import nofile
+from wyrmhole.library.common.fork_guard import ForkGuard
 from wyrmhole.library.stacks import refusals
 from wyrmhole.library.stacks.helper_channel import MAX_BATCH, Helper
 from wyrmhole.library.stacks.stack import HelperGone, HelperSlow, Socket, SocketVerbs, Traits
@@ -106,7 +107,7 @@ class NamespaceStack(SocketVerbs):
 
     def __init__(self, helper: Helper, tun_fd: int) -> None:
         """Use `open`."""
-        self._pid = os.getpid()
+        self._forks = ForkGuard()
         self._lock = threading.RLock()
         self._helper: Helper | None = helper
         self._namespaces: tuple[int, ...] = ()
@@ -355,12 +356,7 @@ class NamespaceStack(SocketVerbs):
     def _check(self) -> None:
         if self._closed:
             raise TunnelError(errno.EBADF, "the tunnel is closed: open another one")
-        if os.getpid() != self._pid:
-            raise TunnelError(
-                errno.EPERM,
-                f"the tunnel belongs to process {self._pid}, of which this is a fork: open another one here "
-                "(sockets made before the fork go on)",
-            )
+        self._forks.check()
 
     # End
 
@@ -389,7 +385,7 @@ class NamespaceStack(SocketVerbs):
             self._closed = True
             for spares in self._spares.values():
                 spares.close()
-            if os.getpid() == self._pid:
+            if not self._forks.is_forked:
                 self._abort_all()
                 with contextlib.suppress(OSError):
                     link_setup.delete(self._setup, self._index)

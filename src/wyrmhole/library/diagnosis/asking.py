@@ -1,0 +1,33 @@
+"""Questions to hosts inside by a datagram socket, whoever made the socket."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+
+from wyrmhole.library.diagnosis.probe import IpAddress, Refused
+from wyrmhole.wire import probes
+from wyrmhole.wire.ip import MAX_PACKET_SIZE
+
+_ECHO_HEADER = 8
+
+
+def family_of(target: IpAddress) -> int:
+    return socket.AF_INET if target.version == 4 else socket.AF_INET6
+
+
+def echo_size(target: IpAddress, length: int) -> int:
+    """The bytes behind an ICMP echo's header, for a packet of `length` bytes in all."""
+    return length - probes.header_size(target.version) - _ECHO_HEADER
+
+
+async def ask_by(sock: socket.socket, target: IpAddress, port: int, payload: bytes, seconds: float) -> bytes:
+    """Return what a UDP service answers. Raises TimeoutError, Refused."""
+    loop = asyncio.get_running_loop()
+    sock.connect((str(target), port))
+    await loop.sock_sendall(sock, payload)
+    try:
+        async with asyncio.timeout(seconds):
+            return await loop.sock_recv(sock, MAX_PACKET_SIZE)
+    except ConnectionRefusedError as error:
+        raise Refused(target, is_port_unreachable=True, is_too_big=False) from error

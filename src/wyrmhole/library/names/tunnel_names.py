@@ -1,0 +1,91 @@
+"""`getaddrinfo` inside a tunnel: addresses unchanged, names by the tunnel's own servers, never by the host's."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from wyrmhole.library.common import arguments
+from wyrmhole.library.common.reachability import Reachability
+from wyrmhole.library.names import address_info
+
+if TYPE_CHECKING:
+    from wyrmhole.library.names.resolver import Resolver
+
+STREAM = socket.SOCK_STREAM
+
+
+class TunnelNames:
+    """For one configuration: a reload makes another one, with an empty cache."""
+
+    def __init__(
+        self,
+        servers: Sequence[address_info.Address],
+        search: Sequence[str],
+        families: Sequence[int],
+        reachability: Reachability,
+        open_socket: Callable[..., Awaitable[socket.socket]],
+    ) -> None:
+        self._servers = servers
+        self._search = search
+        self._families = tuple(families)
+        self._reachability = reachability
+        self._open_socket = open_socket
+        self._made: Resolver | None = None
+
+    async def getaddrinfo(
+        self, host: str | bytes | None, port: int | str | bytes | None, family: int, type: int, proto: int, flags: int
+    ) -> list[tuple[Any, ...]]:
+        """See `Tunnel.getaddrinfo`."""
+        arguments.check_lookup(host, port)
+        address_info.check(family, type, flags)
+        name, number = address_info.as_host(host), address_info.as_port(port, type, flags)
+        if not name:
+            wanted = [address_info.ANY[each] for each in self._families if family in (0, each)]
+            found = address_info.infos(wanted, number, address_info.kinds_of(type, proto))
+        else:
+            asked = self._resolver().getaddrinfo(name, number, family=family, type=type, proto=proto, flags=flags)
+            try:
+                found = await asked
+            except socket.gaierror as error:
+                raise self._unresolved(error) from None
+        return list(address_info.of_service(found, port, flags))
+
+    def is_incomplete(self, host: str) -> bool:
+        """Whether addresses of the other family may still arrive."""
+        return self._made is not None and self._made.is_incomplete(host)
+
+    async def late_addresses(self, host: str, patience: float) -> list[address_info.Address]:
+        """All addresses, waiting up to `patience` seconds for those of the other family."""
+        return await self._resolver().addresses(host, complete=True, patience=patience)
+
+    def explain(self) -> str:
+        """Why a name may not have been resolved."""
+        where = f": {self._reachability.explain_peer_of(self._servers[0])}" if self._servers else ""
+        return f"its name was not resolved{where}"
+
+    def _unresolved(self, error: socket.gaierror) -> socket.gaierror:
+        """Add that no server could be reached, if that is so."""
+        servers = self._servers if error.errno == socket.EAI_AGAIN else []
+        reasons = (self._reachability.no_session(server) for server in servers)
+        found = dict.fromkeys(reason for reason in reasons if reason)
+        if not found:
+            return error
+        return socket.gaierror(error.errno, "; ".join([error.strerror or str(error), *found])).with_traceback(
+            error.__traceback__
+        )
+
+    def _resolver(self) -> Resolver:
+        if self._made is None:
+            # Imported here: it brings dnspython, which a tunnel without names does not need.
+            from wyrmhole.library.names.resolver import Resolver
+
+            self._made = Resolver(
+                self._servers,
+                self._open_socket,
+                search=self._search,
+                families=self._families,
+                leads_to=self._reachability.leads_to,
+            )
+        return self._made
