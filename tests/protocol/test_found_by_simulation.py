@@ -6,23 +6,16 @@ import itertools
 
 import pytest
 
-from tests.support.engine_plane import EnginePlane
-from tests.support.model_plane import ModelPlane
-from tests.support.world import World, lose
+from tests.support.world import MakeWorld, lose
 from wyrmhole.protocol.constants import SECOND
 from wyrmhole.protocol.keys import PrivateKey
 from wyrmhole.wire.messages import MESSAGE_INITIATION, MESSAGE_RESPONSE, MESSAGE_TRANSPORT
 
 
-@pytest.fixture(params=[ModelPlane, EnginePlane], autouse=True)
-def plane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(World, "make_plane", request.param)
-
-
-def test_a_hopeless_series_ends_although_initiations_of_the_other_side_arrive() -> None:
+def test_a_hopeless_series_ends_although_initiations_of_the_other_side_arrive(make_world: MakeWorld) -> None:
     """L9: each of them put the retransmission off, and what was put off began to count anew. Nothing of a arrives,
     everything of b does, and b always has something to say."""
-    world = World()
+    world = make_world()
     a, b = world.pair()
     world.filters.append(lose(sender="a"))
     a.send(b)
@@ -32,9 +25,9 @@ def test_a_hopeless_series_ends_although_initiations_of_the_other_side_arrive() 
     assert a.plane.dropped["gave_up"] == 1
 
 
-def test_two_keepalives_that_are_due_together_are_one() -> None:
+def test_two_keepalives_that_are_due_together_are_one(make_world: MakeWorld) -> None:
     """I20, I21: the passive one is sent, which puts the persistent one off."""
-    world = World()
+    world = make_world()
     a, b = world.pair()
     a.send(b)
     world.run(SECOND)
@@ -46,9 +39,9 @@ def test_two_keepalives_that_are_due_together_are_one() -> None:
     assert len(world.sent(MESSAGE_TRANSPORT, "b", since=start)) == 1
 
 
-def test_packets_that_wait_while_the_private_key_changes_leave_under_the_new_one() -> None:
+def test_packets_that_wait_while_the_private_key_changes_leave_under_the_new_one(make_world: MakeWorld) -> None:
     """L9: the series of attempts ended with the key, and nothing but another packet began the next."""
-    world = World()
+    world = make_world()
     a, b = world.pair()
     world.filters.append(lose())
     a.send(b, b"waiting")
@@ -61,9 +54,9 @@ def test_packets_that_wait_while_the_private_key_changes_leave_under_the_new_one
     assert b.received == [b"waiting"]
 
 
-def test_packets_that_wait_are_dropped_by_name_when_there_can_be_no_handshake() -> None:
+def test_packets_that_wait_are_dropped_by_name_when_there_can_be_no_handshake(make_world: MakeWorld) -> None:
     """L9: the private key is taken away."""
-    world = World()
+    world = make_world()
     a, b = world.pair()
     world.filters.append(lose(MESSAGE_INITIATION, MESSAGE_RESPONSE))
     a.send(b)
@@ -73,9 +66,11 @@ def test_packets_that_wait_are_dropped_by_name_when_there_can_be_no_handshake() 
 
 
 @pytest.mark.parametrize("spacing", [1, 7, 30])
-def test_crossed_handshakes_do_not_cross_again_whatever_the_spacing_of_packets(spacing: int) -> None:
+def test_crossed_handshakes_do_not_cross_again_whatever_the_spacing_of_packets(
+    make_world: MakeWorld, spacing: int
+) -> None:
     """L3: packets that left both sides at the same moment, more than 5 s apart, made them cross at each renewal."""
-    world = World()
+    world = make_world()
     a, b = world.pair()
     for _ in range(1000 // spacing):
         a.send(b)

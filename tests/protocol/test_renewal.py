@@ -6,14 +6,10 @@ Every scenario runs over the model data plane and over the real steps of every e
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 
 import pytest
 
-from tests.support.engine_plane import EnginePlane
-from tests.support.engines import KINDS, chosen
-from tests.support.model_plane import ModelPlane
-from tests.support.world import MS, Flight, Node, World, lose
+from tests.support.world import MS, Flight, MakeWorld, Node, World, lose
 from wyrmhole.protocol.constants import SECOND, Timings
 from wyrmhole.protocol.data_plane import KeyConfirmed, KeypairsDropped, KeyWanted
 from wyrmhole.protocol.events import HandshakeCompleted
@@ -23,13 +19,6 @@ from wyrmhole.wire.messages import MESSAGE_INITIATION, MESSAGE_TRANSPORT
 
 TRY = 5 * SECOND + 333 * MS + 2 * (1 << TICK_SHIFT)
 """How long one attempt takes at most, with the ticks of the timer wheel."""
-
-
-@pytest.fixture(params=["model", *KINDS], autouse=True)
-def plane(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    with chosen("portable" if request.param == "model" else request.param):
-        monkeypatch.setattr(World, "make_plane", ModelPlane if request.param == "model" else EnginePlane)
-        yield
 
 
 def connected(world: World) -> tuple[Node, Node]:
@@ -65,9 +54,9 @@ def ages(world: World, since: int, until: int) -> list[int]:
 
 @pytest.mark.parametrize("interval", [1, 10, 25, 55])
 @pytest.mark.parametrize("both", [False, True])
-def test_persistent_keepalives_renew_a_session(interval: int, both: bool) -> None:
+def test_persistent_keepalives_renew_a_session(make_world: MakeWorld, interval: int, both: bool) -> None:
     """M27: the initiator sends nothing but keepalives for an hour."""
-    world = World()
+    world = make_world()
     a, b = connected(world)
     start = world.now
     keep_alive(a, b, interval)
@@ -79,10 +68,10 @@ def test_persistent_keepalives_renew_a_session(interval: int, both: bool) -> Non
     assert min(ages(world, start, world.now)[:-1]) >= 118 * SECOND, "no more often than data does"
 
 
-def test_persistent_keepalives_of_both_renew_after_handshakes_that_crossed() -> None:
+def test_persistent_keepalives_of_both_renew_after_handshakes_that_crossed(make_world: MakeWorld) -> None:
     """Both interfaces come up at once. One side's keepalives reset the timer of the other, so only one may send any:
     here the one that yields."""
-    world = World()
+    world = make_world()
     first, second = crossed(world)
     start = world.now
     keep_alive(first, second, 25)
@@ -94,9 +83,9 @@ def test_persistent_keepalives_of_both_renew_after_handshakes_that_crossed() -> 
 
 
 @pytest.mark.parametrize(("interval", "renewed"), [(11, 165), (25, 175), (8, 168)])
-def test_received_keepalives_renew_near_the_end_once(interval: int, renewed: int) -> None:
+def test_received_keepalives_renew_near_the_end_once(make_world: MakeWorld, interval: int, renewed: int) -> None:
     """M28: the initiator has nothing to send, and the other side nothing but keepalives."""
-    world = World()
+    world = make_world()
     a, b = connected(world)
     start = world.now
     keep_alive(b, a, interval)
@@ -106,18 +95,18 @@ def test_received_keepalives_renew_near_the_end_once(interval: int, renewed: int
     assert renewed * SECOND <= renewals[0].at - start <= renewed * SECOND + 2 * SECOND
 
 
-def test_the_responder_s_keepalives_do_not_renew_for_it() -> None:
+def test_the_responder_s_keepalives_do_not_renew_for_it(make_world: MakeWorld) -> None:
     """M27: only the initiator renews."""
-    world = World()
+    world = make_world()
     a, b = connected(world)
     keep_alive(b, a, 10)
     world.run(160 * SECOND)
     assert len(world.sent(MESSAGE_INITIATION)) == 1
 
 
-def test_keepalives_that_answer_data_renew_a_session() -> None:
+def test_keepalives_that_answer_data_renew_a_session(make_world: MakeWorld) -> None:
     """M27, M33: an initiator that only receives data answers it every ten seconds, like the kernel module."""
-    world = World()
+    world = make_world()
     a, b = connected(world)
     start = world.now
     for _ in range(140):
@@ -128,9 +117,9 @@ def test_keepalives_that_answer_data_renew_a_session() -> None:
     assert 119 * SECOND <= renewals[0].at - start <= 131 * SECOND
 
 
-def test_a_late_message_under_the_previous_session_renews_nothing() -> None:
+def test_a_late_message_under_the_previous_session_renews_nothing(make_world: MakeWorld) -> None:
     """M28: its own session is old, the current one is new."""
-    world = World()
+    world = make_world()
     a, b = connected(world)
     world.run(118 * SECOND)
     kept: list[Flight] = []
@@ -157,9 +146,9 @@ def test_a_late_message_under_the_previous_session_renews_nothing() -> None:
 
 
 @pytest.mark.parametrize("spacing", [5, 60, 80])
-def test_synchronous_senders_do_not_cross_again(spacing: int) -> None:
+def test_synchronous_senders_do_not_cross_again(make_world: MakeWorld, spacing: int) -> None:
     """L3: at any spacing that keeps a session in use."""
-    world = World()
+    world = make_world()
     first, second = crossed(world)
     start = world.now
     for _ in range(1500 // spacing):
@@ -171,10 +160,12 @@ def test_synchronous_senders_do_not_cross_again(spacing: int) -> None:
 
 
 @pytest.mark.parametrize(("age", "waits"), [(121, 5), (162, 5), (167, 3), (172, 0)])
-def test_the_side_that_yields_renews_by_itself_when_the_other_is_silent(age: int, waits: int) -> None:
+def test_the_side_that_yields_renews_by_itself_when_the_other_is_silent(
+    make_world: MakeWorld, age: int, waits: int
+) -> None:
     """It waits for a Rekey-Timeout, and not beyond the age of 170 s. The other side would renew when it hears something
     at 165 s, so the packet is lost."""
-    world = World()
+    world = make_world()
     first, second = crossed(world)
     world.run((age - 1) * SECOND)
     world.filters.append(lose(MESSAGE_TRANSPORT))
@@ -194,8 +185,8 @@ def test_the_waiting_time_of_the_side_that_yields_is_that_of_the_specification()
 # What reports are checked for
 
 
-def test_a_key_that_is_wanted_although_there_is_one_starts_no_handshake() -> None:
-    world = World()
+def test_a_key_that_is_wanted_although_there_is_one_starts_no_handshake(make_world: MakeWorld) -> None:
+    world = make_world()
     a, b = connected(world)
     world.run(10 * SECOND)
     peer = a.peer_of(b)
@@ -209,9 +200,9 @@ def test_a_key_that_is_wanted_although_there_is_one_starts_no_handshake() -> Non
     assert b.received[-1] == b"and the next that is wanted is heard"
 
 
-def test_a_report_that_was_made_before_the_session_began_is_out_of_date() -> None:
+def test_a_report_that_was_made_before_the_session_began_is_out_of_date(make_world: MakeWorld) -> None:
     """The control thread was busy: a key was wanted for packets that have left since."""
-    world = World()
+    world = make_world()
     a, b = world.pair()
     a.plane.send_packet(a.peer_of(b).id, b"waits")
     report = a.plane.reports.popleft()
@@ -224,17 +215,17 @@ def test_a_report_that_was_made_before_the_session_began_is_out_of_date() -> Non
     assert b.received == [b"waits"]
 
 
-def test_a_key_that_is_wanted_near_the_end_of_a_session_is_made() -> None:
+def test_a_key_that_is_wanted_near_the_end_of_a_session_is_made(make_world: MakeWorld) -> None:
     """The packet path's clock may be ahead of the control thread's by a batch."""
-    world = World()
+    world = make_world()
     a, b = connected(world)
     world.run(170 * SECOND)
     a.interface.handle_report(KeyWanted(a.peer_of(b).id), world.now)
     assert len(world.sent(MESSAGE_INITIATION)) == 2
 
 
-def test_the_confirmation_of_a_session_that_is_gone_completes_nothing() -> None:
-    world = World()
+def test_the_confirmation_of_a_session_that_is_gone_completes_nothing(make_world: MakeWorld) -> None:
+    world = make_world()
     a, b = connected(world)
     peer = b.peer_of(a)
     old = peer.keypair_indices[0]
@@ -251,8 +242,8 @@ def test_the_confirmation_of_a_session_that_is_gone_completes_nothing() -> None:
     assert not any(isinstance(event, HandshakeCompleted) for event in b.events)
 
 
-def test_a_confirmation_is_counted_once() -> None:
-    world = World()
+def test_a_confirmation_is_counted_once(make_world: MakeWorld) -> None:
+    world = make_world()
     a, b = connected(world)
     peer = b.peer_of(a)
     b.events.clear()
@@ -261,8 +252,8 @@ def test_a_confirmation_is_counted_once() -> None:
     assert b.events == []
 
 
-def test_dropped_keypairs_of_another_peer_free_nothing() -> None:
-    world = World()
+def test_dropped_keypairs_of_another_peer_free_nothing(make_world: MakeWorld) -> None:
+    world = make_world()
     a, b = connected(world)
     c = world.node("c")
     stranger = a.know(c)
@@ -275,9 +266,9 @@ def test_dropped_keypairs_of_another_peer_free_nothing() -> None:
 # What is set last
 
 
-def test_a_private_key_that_is_set_last_starts_persistent_keepalives_at_once() -> None:
+def test_a_private_key_that_is_set_last_starts_persistent_keepalives_at_once(make_world: MakeWorld) -> None:
     """M53, like the kernel module; whatever was tried less than five seconds ago."""
-    world = World()
+    world = make_world()
     a, b = world.pair()
     key = a.key
     keep_alive(a, b, 25)
@@ -292,9 +283,9 @@ def test_a_private_key_that_is_set_last_starts_persistent_keepalives_at_once() -
     assert len(world.sent(MESSAGE_TRANSPORT, "a", since=start)) == 1
 
 
-def test_another_private_key_waits_for_the_next_keepalive() -> None:
+def test_another_private_key_waits_for_the_next_keepalive(make_world: MakeWorld) -> None:
     """The kernel module starts nothing by itself when one key replaces another."""
-    world = World()
+    world = make_world()
     a, b = connected(world)
     world.run(15 * SECOND)
     keep_alive(a, b, 25)
@@ -308,9 +299,9 @@ def test_another_private_key_waits_for_the_next_keepalive() -> None:
     assert world.sent(MESSAGE_INITIATION, since=start) != []
 
 
-def test_an_endpoint_that_is_set_last_starts_persistent_keepalives_at_once() -> None:
+def test_an_endpoint_that_is_set_last_starts_persistent_keepalives_at_once(make_world: MakeWorld) -> None:
     """M53: the kernel module has one waiting."""
-    world = World()
+    world = make_world()
     a, b = world.node("a"), world.node("b")
     a.know(b, endpoint=False)
     b.know(a)
@@ -325,8 +316,8 @@ def test_an_endpoint_that_is_set_last_starts_persistent_keepalives_at_once() -> 
     assert len(world.sent(MESSAGE_TRANSPORT, "a", since=start)) == 1
 
 
-def test_an_endpoint_that_changes_sends_nothing_by_itself() -> None:
-    world = World()
+def test_an_endpoint_that_changes_sends_nothing_by_itself(make_world: MakeWorld) -> None:
+    world = make_world()
     a, b = connected(world)
     world.run(15 * SECOND)
     keep_alive(a, b, 25)
@@ -338,8 +329,8 @@ def test_an_endpoint_that_changes_sends_nothing_by_itself() -> None:
     assert world.sent(MESSAGE_TRANSPORT, since=start) == []
 
 
-def test_an_interval_that_is_set_last_starts_at_once_and_a_changed_one_does_not() -> None:
-    world = World()
+def test_an_interval_that_is_set_last_starts_at_once_and_a_changed_one_does_not(make_world: MakeWorld) -> None:
+    world = make_world()
     a, b = connected(world)
     start = world.now
     keep_alive(a, b, 25)
@@ -350,9 +341,9 @@ def test_an_interval_that_is_set_last_starts_at_once_and_a_changed_one_does_not(
     assert len(world.sent(MESSAGE_TRANSPORT, "a", since=start)) == 1
 
 
-def test_a_preshared_key_that_is_set_last_is_used_by_the_next_attempt() -> None:
+def test_a_preshared_key_that_is_set_last_is_used_by_the_next_attempt(make_world: MakeWorld) -> None:
     """The attempt goes on, and its next initiation is answered."""
-    world = World()
+    world = make_world()
     psk = PresharedKey(b"p" * 32)
     a, b = world.pair()
     b.interface.set_preshared_key(b.peer_of(a), psk)

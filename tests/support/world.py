@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import heapq
+import itertools
 import random as random_module
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,9 +18,12 @@ from wyrmhole.protocol.events import Event
 from wyrmhole.protocol.interface import Interface
 from wyrmhole.protocol.keys import PresharedKey, PrivateKey
 from wyrmhole.protocol.peer import Peer
+from wyrmhole.protocol.timer_wheel import TICK_SHIFT
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
 
+MakePlane = Callable[[Callable[[], int], Callable[[Endpoint, bytes], None]], Any]
+"""Makes what moves the packets, from a clock and a function that transmits: a `ModelPlane`, or one over an engine."""
 MS = 1_000_000
 
 
@@ -91,10 +95,10 @@ class Node:
 class World:
     """Virtual time in ns. `filters` see each datagram: return the flights to carry on with ([] to lose it)."""
 
-    make_plane: Any = ModelPlane
-    """What moves the packets: tests of an engine put theirs here."""
-
-    def __init__(self, *, seed: int = 1, delay: int = 5 * MS, timings: Timings | None = None) -> None:
+    def __init__(
+        self, *, seed: int = 1, delay: int = 5 * MS, timings: Timings | None = None, plane: MakePlane = ModelPlane
+    ) -> None:
+        self.make_plane = plane
         self.now = 1000 * SECOND
         self.random = random_module.Random(seed)
         self.delay = delay
@@ -176,3 +180,41 @@ def lose(*kinds: int, sender: str | None = None) -> Callable[[Flight], list[Flig
         return [] if hit else [flight]
 
     return filter_
+
+
+TICK = 1 << TICK_SHIFT
+
+
+KEEPALIVE_SIZE = 32
+
+
+def connected(world: World) -> tuple[Node, Node]:
+    a, b = world.pair()
+    a.send(b, b"hello")
+    world.run(SECOND)
+    assert b.received == [b"hello"]
+    return a, b
+
+
+def gaps(flights: list[Flight]) -> list[int]:
+    return [later.at - earlier.at for earlier, later in itertools.pairwise(flights)]
+
+
+def keep(kept: list[Flight], kind: int) -> Callable[[Flight], list[Flight]]:
+    """A filter that takes this message type off the wire into the list."""
+
+    def filter_(flight: Flight) -> list[Flight]:
+        if flight.kind != kind:
+            return [flight]
+        kept.append(flight)
+        return []
+
+    return filter_
+
+
+def data(flights: list[Flight]) -> list[Flight]:
+    return [flight for flight in flights if len(flight.data) > KEEPALIVE_SIZE]
+
+
+MakeWorld = Callable[..., World]
+"""`World` with a data plane chosen; tests pass its other arguments."""

@@ -1,0 +1,55 @@
+"""Suspend, a wall clock that jumps, and other timings."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.world import (
+    MS,
+    MakeWorld,
+    connected,
+)
+from wyrmhole.protocol.constants import SECOND, Timings
+from wyrmhole.wire.messages import (
+    MESSAGE_INITIATION,
+    MESSAGE_RESPONSE,
+)
+
+
+def test_ten_minutes_of_suspend_are_ten_minutes_of_age(make_world: MakeWorld) -> None:
+    """B63: the first packet after it starts a handshake at once."""
+    world = make_world()
+    a, b = connected(world)
+    world.now += 600 * SECOND
+    a.send(b, b"awake")
+    assert world.wire[-1].kind == MESSAGE_INITIATION
+    world.run(SECOND)
+    assert b.received[-1] == b"awake"
+
+
+@pytest.mark.parametrize("jump", [-365, 365])
+def test_a_wall_clock_that_jumps_by_a_year_disturbs_nothing(make_world: MakeWorld, jump: int) -> None:
+    """B64, B17, L7: sessions go on, and the next handshake succeeds at once."""
+    world = make_world()
+    a, b = connected(world)
+    a.wall_offset += jump * 86400 * SECOND
+    a.send(b, b"same session")
+    world.run(121 * SECOND)
+    a.send(b, b"renews")
+    world.run(SECOND)
+    a.send(b, b"after")
+    world.run(SECOND)
+    assert b.received[1:] == [b"same session", b"renews", b"after"]
+    assert len(world.sent(MESSAGE_INITIATION)) == 2
+    assert len(world.sent(MESSAGE_RESPONSE)) == 2
+
+
+def test_shortened_timings_shorten_everything_together(make_world: MakeWorld) -> None:
+    short = Timings(2 * SECOND, 6 * SECOND, 3 * SECOND, SECOND, SECOND)
+    world = make_world(timings=short)
+    a, b = connected(world)
+    for number in range(600):
+        a.send(b, b"%d" % number)
+        world.run(100 * MS)
+    assert 20 <= len(world.sent(MESSAGE_INITIATION)) <= 31
+    assert b.received[1:] == [b"%d" % number for number in range(600)]

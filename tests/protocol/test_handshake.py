@@ -1,0 +1,217 @@
+"""Handshakes: who sends what first, preshared keys, crossed and repeated messages."""
+
+from __future__ import annotations
+
+from tests.support.world import (
+    KEEPALIVE_SIZE,
+    MS,
+    Flight,
+    MakeWorld,
+    connected,
+    gaps,
+    lose,
+)
+from wyrmhole.protocol.constants import SECOND
+from wyrmhole.protocol.drops import DropReason
+from wyrmhole.protocol.events import HandshakeCompleted, HandshakeRefused
+from wyrmhole.protocol.keys import PresharedKey
+from wyrmhole.wire.messages import (
+    MESSAGE_INITIATION,
+    MESSAGE_RESPONSE,
+    MESSAGE_TRANSPORT,
+)
+
+
+def test_first_packet_starts_a_handshake_and_arrives(make_world: MakeWorld) -> None:
+    """M19: the staged packet itself confirms the key, so no keepalive is needed."""
+    world = make_world()
+    connected(world)
+    assert [flight.kind for flight in world.wire] == [MESSAGE_INITIATION, MESSAGE_RESPONSE, MESSAGE_TRANSPORT]
+
+
+def test_initiator_confirms_with_a_keepalive_when_it_has_nothing_to_say(make_world: MakeWorld) -> None:
+    """M19: within one round trip of message 2."""
+    world = make_world()
+    a, b = world.pair()
+    a.plane.send_keepalive(a.peer_of(b).id)
+    a.settle()
+    world.run(SECOND)
+    transport = world.sent(MESSAGE_TRANSPORT)
+    assert [len(flight.data) for flight in transport] == [KEEPALIVE_SIZE]
+    assert transport[0].at == world.sent(MESSAGE_RESPONSE)[0].at + world.delay
+
+
+def test_responder_sends_nothing_under_the_key_before_it_is_confirmed(make_world: MakeWorld) -> None:
+    """M18, I8."""
+    world = make_world()
+    a, b = world.pair()
+    world.filters.append(lose(MESSAGE_TRANSPORT, sender="a"))
+    a.send(b)
+    world.run(20 * MS)
+    b.send(a, b"too early")
+    world.run(2 * SECOND)
+    assert world.sent(MESSAGE_TRANSPORT, "b") == []
+    world.filters.clear()
+    a.send(b)
+    world.run(20 * MS)
+    assert a.received == [b"too early"]
+
+
+def test_staged_packets_leave_in_order_and_the_oldest_give_way(make_world: MakeWorld) -> None:
+    """M49, L9."""
+    world = make_world()
+    a, b = world.pair()
+    for number in range(130):
+        a.send(b, b"%d" % number)
+    world.run(SECOND)
+    assert b.received == [b"%d" % number for number in range(2, 130)]
+    assert a.plane.dropped["staging_full"] == 2
+
+
+def test_with_a_preshared_key_on_both_sides(make_world: MakeWorld) -> None:
+    """M17."""
+    world = make_world()
+    a, b = world.pair(psk=PresharedKey(b"p" * 32))
+    a.send(b)
+    world.run(SECOND)
+    assert b.received == [b"data"]
+
+
+def test_a_preshared_key_on_one_side_never_completes_and_none_equals_zeros(make_world: MakeWorld) -> None:
+    """M17."""
+    world = make_world()
+    a, b = world.pair()
+    a.interface.set_preshared_key(a.peer_of(b), PresharedKey(b"p" * 32))
+    a.send(b)
+    world.run(200 * SECOND)
+    assert b.received == []
+    assert not any(isinstance(event, HandshakeCompleted) for event in a.events + b.events)
+    a.interface.set_preshared_key(a.peer_of(b), PresharedKey(bytes(32)))
+    a.send(b, b"zeros are none")
+    world.run(10 * SECOND)
+    assert b.received == [b"zeros are none"]
+
+
+def test_a_changed_preshared_key_waits_for_the_next_handshake(make_world: MakeWorld) -> None:
+    """I26: the live session goes on."""
+    world = make_world()
+    a, b = connected(world)
+    for node, other in ((a, b), (b, a)):
+        node.interface.set_preshared_key(node.peer_of(other), PresharedKey(b"q" * 32))
+    a.send(b, b"old session")
+    world.run(SECOND)
+    assert b.received[-1] == b"old session"
+    world.run(120 * SECOND)
+    a.send(b, b"renews")
+    world.run(SECOND)
+    a.send(b, b"new session")
+    world.run(SECOND)
+    assert b.received[-2:] == [b"renews", b"new session"]
+    assert len(world.sent(MESSAGE_RESPONSE)) == 2
+
+
+def test_both_sides_initiate_at_once(make_world: MakeWorld) -> None:
+    """B21, L3: data flows both ways after one round trip."""
+    world = make_world()
+    a, b = world.pair()
+    a.send(b, b"from a")
+    b.send(a, b"from b")
+    world.run(50 * MS)
+    assert (a.received, b.received) == ([b"from b"], [b"from a"])
+
+
+def test_crossed_handshakes_do_not_cross_again_at_every_renewal(make_world: MakeWorld) -> None:
+    """L3: at most one initiation in 120 s afterwards."""
+    world = make_world()
+    a, b = world.pair()
+    a.send(b)
+    b.send(a)
+    world.run(SECOND)
+    start = world.now
+    for _ in range(1000):
+        a.send(b)
+        b.send(a)
+        world.run(SECOND)
+    assert min(gaps(world.sent(MESSAGE_INITIATION, since=start))) >= 119 * SECOND
+    assert len(a.received) == len(b.received) == 1001
+
+
+def test_a_second_response_to_one_initiation_is_nothing(make_world: MakeWorld) -> None:
+    """B18, B19, B20."""
+    world = make_world()
+    a, b = connected(world)
+    response = world.sent(MESSAGE_RESPONSE)[0]
+    events = list(a.events)
+    world.carry(response, MS)
+    world.run(SECOND)
+    refused = HandshakeRefused(DropReason.UNEXPECTED_RESPONSE, b.endpoint)
+    assert [event for event in a.events if event != refused] == events, "an engine drops it before it is reported"
+    a.send(b, b"still")
+    world.run(SECOND)
+    assert b.received[-1] == b"still"
+
+
+def test_a_replayed_initiation_gets_no_answer_and_moves_nothing(make_world: MakeWorld) -> None:
+    """M13, B15, I11."""
+    world = make_world()
+    a, b = connected(world)
+    initiation = world.sent(MESSAGE_INITIATION)[0]
+    stranger = world.node("stranger")
+    world.carry(Flight(world.now, "eve", stranger.endpoint, b.endpoint, initiation.data), MS)
+    count = len(world.wire)
+    world.run(SECOND)
+    assert len(world.wire) == count
+    assert b.peer_of(a).endpoint == a.endpoint
+
+
+def test_reflected_messages_are_dropped(make_world: MakeWorld) -> None:
+    """B22."""
+    world = make_world()
+    a, b = connected(world)
+    before = len(world.wire)
+    for flight in list(world.wire):
+        world.carry(Flight(world.now, "eve", flight.destination, flight.source, flight.data), MS)
+    world.run(SECOND)
+    assert len(world.wire) == before
+    assert a.received == []
+    assert b.received == [b"hello"]
+
+
+def test_a_corrupt_timestamp_does_not_use_the_true_one_up(make_world: MakeWorld) -> None:
+    """M14: the timestamp counts only when its tag verifies."""
+    world = make_world()
+    a, b = world.pair()
+
+    def corrupt_first_then_true(flight: Flight) -> list[Flight]:
+        if flight.kind != MESSAGE_INITIATION:
+            return [flight]
+        broken = bytearray(flight.data)
+        broken[100] ^= 1
+        from wyrmhole.protocol.cookie import mac1_key
+        from wyrmhole.protocol.primitives import mac
+
+        broken[116:132] = mac(mac1_key(b.key.public_key()), bytes(broken[:116]))
+        world.carry(Flight(flight.at, "eve", flight.source, flight.destination, bytes(broken)), MS)
+        return [flight]
+
+    world.filters.append(corrupt_first_then_true)
+    a.send(b)
+    world.run(SECOND)
+    assert b.received == [b"data"]
+
+
+def test_initiations_of_one_peer_have_a_floor(make_world: MakeWorld) -> None:
+    """M15, B61: a peer that restarts every 10 ms is served every 20 ms at most."""
+    world = make_world(delay=MS)
+    b = world.node("b")
+    for number in range(20):
+        again = world.node(f"a{number}", host="192.0.2.77")
+        again.key = world.nodes["a0"].key
+        again.interface.set_private_key(again.key, world.now)
+        if number == 0:
+            b.know(again)
+        again.know(b)
+        again.send(b)
+        world.run(10 * MS)
+        again.endpoint = type(again.endpoint)("192.0.2.78", number + 1)
+    assert 5 <= len(world.sent(MESSAGE_RESPONSE)) <= 11

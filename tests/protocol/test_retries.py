@@ -1,0 +1,111 @@
+"""Handshakes without an answer: retries, their pace, and when an interface gives up."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.support.world import (
+    MS,
+    TICK,
+    Flight,
+    MakeWorld,
+    gaps,
+    lose,
+)
+from wyrmhole.protocol.constants import REKEY_TIMEOUT_JITTER, SECOND
+from wyrmhole.protocol.events import HandshakeGaveUp
+from wyrmhole.wire.messages import (
+    MESSAGE_INITIATION,
+    MESSAGE_RESPONSE,
+)
+
+
+@pytest.mark.parametrize("lost", [MESSAGE_INITIATION, MESSAGE_RESPONSE])
+def test_a_lost_handshake_message_is_made_up_for_after_rekey_timeout(make_world: MakeWorld, lost: int) -> None:
+    """M30, M31, L1."""
+    world = make_world()
+    a, b = world.pair()
+    losses = [lost]
+
+    def lose_first(flight: Flight) -> list[Flight]:
+        if flight.kind in losses:
+            losses.remove(flight.kind)
+            return []
+        return [flight]
+
+    world.filters.append(lose_first)
+    a.send(b)
+    world.run(5 * SECOND + REKEY_TIMEOUT_JITTER + TICK + 50 * MS)
+    assert b.received == [b"data"]
+    assert len(world.sent(MESSAGE_INITIATION)) == 2
+
+
+def test_every_attempt_has_fresh_keys_and_indices(make_world: MakeWorld) -> None:
+    """M9, M10, I10: nothing in two initiations is the same, and the timestamps rise."""
+    world = make_world()
+    a, b = world.pair()
+    world.filters.append(lose())
+    a.send(b)
+    world.run(100 * SECOND)
+    initiations = [flight.data for flight in world.sent(MESSAGE_INITIATION)]
+    assert len({data[4:8] for data in initiations}) == len(initiations) == 20
+    assert len({data[8:40] for data in initiations}) == 20
+
+
+def test_one_initiation_in_five_seconds_whatever_asks_for_it(make_world: MakeWorld) -> None:
+    """M30, I7: a stream of packets, restarts of the reason, and no answer."""
+    world = make_world()
+    a, b = world.pair()
+    world.filters.append(lose())
+    for _ in range(600):
+        a.send(b)
+        a.interface.set_preshared_key(a.peer_of(b), None)
+        a.plane.send_keepalive(a.peer_of(b).id)
+        a.settle()
+        world.run(500 * MS)
+    assert min(gaps(world.sent(MESSAGE_INITIATION))) >= 5 * SECOND
+
+
+def test_retries_carry_jitter(make_world: MakeWorld) -> None:
+    """M31."""
+    world = make_world()
+    a, b = world.pair()
+    world.filters.append(lose())
+    a.send(b)
+    world.run(120 * SECOND)
+    between = gaps(world.sent(MESSAGE_INITIATION))
+    assert all(5 * SECOND <= gap <= 5 * SECOND + REKEY_TIMEOUT_JITTER + TICK for gap in between)
+    assert len(set(between)) > 5
+
+
+def test_gives_up_after_twenty_initiations_and_starts_again_with_the_next_packet(make_world: MakeWorld) -> None:
+    """M32, L5, L9: the last one leaves 90 to 102 s after the first, staged packets are dropped by name."""
+    world = make_world()
+    a, b = world.pair()
+    world.filters.append(lose())
+    a.send(b)
+    world.run(300 * SECOND)
+    initiations = world.sent(MESSAGE_INITIATION)
+    assert len(initiations) == 20
+    assert 90 * SECOND <= initiations[-1].at - initiations[0].at <= 102 * SECOND
+    assert [event for event in a.events if isinstance(event, HandshakeGaveUp)] == [
+        HandshakeGaveUp(b.key.public_key(), attempts=20)
+    ]
+    assert a.plane.dropped["gave_up"] == 1
+    world.filters.clear()
+    a.send(b, b"again")
+    assert len(world.sent(MESSAGE_INITIATION)) == 21
+    world.run(SECOND)
+    assert b.received == [b"again"]
+
+
+def test_traffic_that_goes_on_does_not_keep_a_hopeless_handshake_alive(make_world: MakeWorld) -> None:
+    """M32, L9."""
+    world = make_world()
+    a, b = world.pair()
+    world.filters.append(lose())
+    for _ in range(100):
+        a.send(b)
+        world.run(SECOND)
+    world.run(10 * SECOND)
+    assert any(isinstance(event, HandshakeGaveUp) for event in a.events)
