@@ -1,0 +1,204 @@
+"""Keypairs in the engine: which one sends, which ones receive, when each ends, and who asks for the next."""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import replace
+
+import pytest
+
+from tests.support.packets import ipv4, udp, uso
+from tests.support.sides import (
+    A_INNER,
+    A_OUTER,
+    B_INNER,
+    B_OUTER,
+    carry,
+    connected,
+    params,
+    sides,
+)
+from wyrmhole.protocol.constants import (
+    SECOND,
+)
+from wyrmhole.protocol.data_plane import (
+    KeyConfirmed,
+    KeypairsDropped,
+    KeyWanted,
+)
+from wyrmhole.protocol.drops import DropReason
+
+
+def test_responder_holds_its_packets_until_the_first_packet_of_the_initiator() -> None:
+    """M18, I8."""
+    a, b = sides()
+    b.tunnel(ipv4(B_INNER, A_INNER, b"early"))
+    b.engine.install_keypair(1, params(20, 10, initiator=False))
+    b.tunnel(ipv4(B_INNER, A_INNER, b"still early"))
+    assert b.take() == []
+    a.engine.install_keypair(1, params(10, 20, initiator=True))
+    carry(a, b)
+    assert KeyConfirmed(1, 20) in b.reports()
+    for datagram in b.take():
+        a.network(datagram, B_OUTER)
+    assert a.delivered == [ipv4(B_INNER, A_INNER, b"early"), ipv4(B_INNER, A_INNER, b"still early")]
+
+
+def test_the_initiator_confirms_with_a_keepalive_when_nothing_is_staged() -> None:
+    """M19."""
+    a, _ = sides()
+    a.engine.install_keypair(1, params(10, 20, initiator=True))
+    assert [len(data) for data in a.take()] == [32]
+
+
+def test_reordering_across_a_rekey_loses_nothing() -> None:
+    """M36, I15: previous, current and next all open."""
+    a, b = connected()
+    a.tunnel(ipv4(A_INNER, B_INNER, b"old"))
+    old = a.take()
+    b.engine.install_keypair(1, params(21, 11, initiator=False))
+    a.engine.install_keypair(1, params(11, 21, initiator=True))
+    a.tunnel(ipv4(A_INNER, B_INNER, b"new"))
+    new = a.take()
+    for datagram in [*new, *old]:
+        b.network(datagram, A_OUTER)
+    assert b.delivered == [ipv4(A_INNER, B_INNER, b"new"), ipv4(A_INNER, B_INNER, b"old")]
+    a.engine.install_keypair(1, params(12, 22, initiator=True))
+    assert KeypairsDropped(1, (10,)) in a.reports()
+
+
+def test_keys_end_for_sending_and_receiving_at_their_times() -> None:
+    """M29."""
+    a, b = connected()
+    a.tunnel(ipv4(A_INNER, B_INNER, b"one"))
+    a.now += 178 * SECOND
+    a.tunnel(ipv4(A_INNER, B_INNER, b"two"))
+    a.now += SECOND
+    a.tunnel(ipv4(A_INNER, B_INNER, b"three"))
+    one, two = a.take()
+    b.now += 180 * SECOND - 1
+    b.network(two, A_OUTER)
+    b.now += 1
+    b.network(one, A_OUTER)
+    assert b.delivered == [ipv4(A_INNER, B_INNER, b"two")]
+    assert b.drops() == {DropReason.KEY_EXPIRED: 1}
+
+
+def test_the_message_limit_holds_for_sending() -> None:
+    """M25, M26: the last counter is used once, what does not fit waits, and a rekey was asked for."""
+    a, b = sides()
+    limited = replace(params(10, 20, initiator=True), rekey_after_messages=3, reject_after_messages=5)
+    b.engine.install_keypair(1, params(20, 10, initiator=False))
+    a.engine.install_keypair(1, limited)
+    packets = [ipv4(A_INNER, B_INNER, b"%d" % number) for number in range(6)]
+    for packet in packets:
+        a.tunnel(packet)
+    datagrams = a.take()
+    assert [struct.unpack_from("<Q", data, 8)[0] for data in datagrams] == [0, 1, 2, 3, 4]
+    assert [report for report in a.reports() if isinstance(report, KeyWanted)] == [KeyWanted(1, 10), KeyWanted(1)]
+    b.engine.install_keypair(1, params(21, 11, initiator=False))
+    a.engine.install_keypair(1, params(11, 21, initiator=True))
+    for datagram in [*datagrams, *a.take()]:
+        b.network(datagram, A_OUTER)
+    assert b.delivered[-2:] == packets[-2:]
+
+
+def test_the_message_limit_holds_for_a_super_packet() -> None:
+    """M25: the part of a batch beyond the limit is staged, in order."""
+    a, b = sides()
+    a.engine.install_keypair(1, replace(params(10, 20, initiator=True), reject_after_messages=3))
+    a.take()
+    a.tun.inject(uso(udp(A_INNER, B_INNER, (1, 2), b"0123"), 1))
+    a.engine.turn()
+    assert len(a.take()) == 2
+    b.engine.install_keypair(1, params(21, 11, initiator=False))
+    a.engine.install_keypair(1, params(11, 21, initiator=True))
+    carry(a, b)
+    assert [packet[28:] for packet in b.delivered] == [b"2", b"3"]
+
+
+def test_the_message_limit_holds_for_receiving() -> None:
+    """M25, B25."""
+    a, b = sides()
+    b.engine.install_keypair(1, replace(params(20, 10, initiator=False), reject_after_messages=2))
+    a.engine.install_keypair(1, params(10, 20, initiator=True))
+    for number in range(3):
+        a.tunnel(ipv4(A_INNER, B_INNER, b"%d" % number))
+    carry(a, b)
+    assert b.delivered == [ipv4(A_INNER, B_INNER, b"0")]
+    assert b.drops() == {DropReason.MESSAGE_LIMIT: 2}
+
+
+def test_expired_sending_keys_still_receive() -> None:
+    """M52."""
+    a, b = connected()
+    b.engine.expire_sending_keys(1)
+    a.tunnel(ipv4(A_INNER, B_INNER))
+    carry(a, b)
+    assert len(b.delivered) == 1
+    b.tunnel(ipv4(B_INNER, A_INNER))
+    assert b.take() == []
+    assert KeyWanted(1) in b.reports()
+
+
+def test_only_the_initiator_asks_to_rekey_once_per_key() -> None:
+    """M27, M28."""
+    a, b = connected()
+    for side, inner in ((a, (A_INNER, B_INNER)), (b, (B_INNER, A_INNER))):
+        side.now += 121 * SECOND
+        side.tunnel(ipv4(*inner))
+        side.tunnel(ipv4(*inner))
+    assert a.reports().count(KeyWanted(1, renews=10)) == 1
+    assert not any(isinstance(report, KeyWanted) for report in b.reports())
+
+
+def test_keepalives_sent_ask_to_rekey_as_data_does() -> None:
+    """M27: once for each key, and the initiator only."""
+    a, b = connected()
+    for side in (a, b):
+        side.engine.send_keepalive(1)
+        side.now += 120 * SECOND
+        side.engine.send_keepalive(1)
+        side.engine.send_keepalive(1)
+    assert a.reports() == [KeyWanted(1, renews=10)]
+    assert b.reports() == []
+
+
+def test_keepalives_sent_count_as_messages() -> None:
+    """M26."""
+    a, _ = sides()
+    a.engine.install_keypair(1, replace(params(10, 20, initiator=True), rekey_after_messages=3))
+    for _ in range(2):
+        a.engine.send_keepalive(1)
+    assert a.reports() == []
+    a.engine.send_keepalive(1)
+    assert a.reports() == [KeyWanted(1, renews=10)]
+
+
+@pytest.mark.parametrize("train", [1, 2])
+def test_keepalives_received_ask_to_rekey_near_the_end(train: int) -> None:
+    """M28: once, and the initiator only."""
+    a, b = connected()
+    a.now += 165 * SECOND
+    for _ in range(3 * train):
+        b.engine.send_keepalive(1)
+    datagrams = b.take()
+    for at in range(0, len(datagrams), train):
+        a.network(b"".join(datagrams[at : at + train]), B_OUTER, segment=32 if train > 1 else 0)
+    assert a.reports() == [KeyWanted(1, renews=10)]
+
+
+@pytest.mark.parametrize("inner", [b"data", b""])
+def test_a_late_message_of_the_previous_session_does_not_ask_to_renew_the_new_one(inner: bytes) -> None:
+    """M28: the current session counts."""
+    a, b = connected()
+    if inner:
+        b.tunnel(ipv4(B_INNER, A_INNER, inner))
+    else:
+        b.engine.send_keepalive(1)
+    (late,) = b.take()
+    a.now += 166 * SECOND
+    a.engine.install_keypair(1, params(11, 21, initiator=True, birth=a.now))
+    a.reports()
+    a.network(late, B_OUTER)
+    assert not any(isinstance(report, KeyWanted) for report in a.reports())
