@@ -7,7 +7,7 @@ import click
 from wyrmhole.cli.commands.change import parse_words
 from wyrmhole.control.config.endpoint_names import NameResolver, parse_retries
 from wyrmhole.control.config.values import ConfigEndpoint
-from wyrmhole.library.services.dialer import Spot
+from wyrmhole.library.services.dialer import HostPort
 
 FILES = ("private-key", "preshared-key")
 
@@ -44,12 +44,12 @@ def check_words(words: tuple[str, ...]) -> None:
 
 def check_place(word: str) -> None:
     try:
-        spot = Spot.parse(word)
+        spot = HostPort.parse(word)
     except ValueError:
         pass
     else:
         assert 0 <= spot.port <= 65535 and spot.proto in (None, "tcp", "udp")
-        assert Spot.parse(str(spot)) == Spot(spot.host, spot.port)
+        assert HostPort.parse(str(spot)) == HostPort(spot.host, spot.port)
     try:
         endpoint = ConfigEndpoint.parse(word)
     except ValueError:

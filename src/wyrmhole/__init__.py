@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from wyrmhole.errors import ConfigError, ConfigFileError, NamespaceError, TunnelError, WyrmholeError
     from wyrmhole.library.diagnosis.steps import Finding, diagnose
     from wyrmhole.library.events import (
-        EndpointChanged,
         EndpointFlapping,
+        EndpointResolved,
         EndpointUnresolved,
         Expired,
         Handshake,
@@ -40,7 +40,7 @@ _HOMES = {
     "ConfigFileError": "wyrmhole.errors",
     "ConfigInterface": "wyrmhole.control.config.file",
     "ConfigPeer": "wyrmhole.control.config.file",
-    "EndpointChanged": "wyrmhole.library.events",
+    "EndpointResolved": "wyrmhole.library.events",
     "EndpointFlapping": "wyrmhole.library.events",
     "EndpointUnresolved": "wyrmhole.library.events",
     "Expired": "wyrmhole.library.events",
@@ -71,8 +71,8 @@ __all__ = [
     "ConfigFileError",
     "ConfigInterface",
     "ConfigPeer",
-    "EndpointChanged",
     "EndpointFlapping",
+    "EndpointResolved",
     "EndpointUnresolved",
     "Expired",
     "Finding",

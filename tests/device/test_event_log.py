@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from wyrmhole.device.event_log import MESSAGES, REFUSALS, Line, describe, peer_text
+from wyrmhole.device.event_log import MESSAGES, REFUSALS, LogLine, describe, peer_text
 from wyrmhole.protocol import events
 from wyrmhole.protocol.constants import SECOND
 from wyrmhole.protocol.drops import DropReason
@@ -46,7 +46,7 @@ def test_a_first_initiation_is_one_line_and_a_retry_two() -> None:
         (events.CookieReceived(KEY), ["Received cookie response"]),
         (events.KeepaliveSent(KEY, persistent=False), ["Sending keepalive packet"]),
         (events.KeepaliveSent(KEY, persistent=True), ["Sending persistent keepalive packet"]),
-        (events.EndpointChanged(KEY, THERE), ["[2001:db8::2]:51820"]),
+        (events.Roamed(KEY, THERE), ["[2001:db8::2]:51820"]),
         (events.SessionExpired(KEY), ["Removing all keys, since we haven't received a new one in 540 seconds"]),
         (events.PeerSilent(KEY, HERE, 3), ["at 192.0.2.1:51820 does not answer", "3 handshake initiations", "keys"]),
         (events.PeerSilent(KEY, HERE, 0), ["has not answered for 15 s within a session", "192.0.2.1:51820"]),
@@ -136,4 +136,4 @@ def test_only_silence_return_and_flapping_are_warnings() -> None:
 
 def test_a_line_is_a_value() -> None:
     assert describe(events.CookieReceived(KEY)) == describe(events.CookieReceived(KEY))
-    assert isinstance(describe(events.CookieReceived(KEY))[0], Line)
+    assert isinstance(describe(events.CookieReceived(KEY))[0], LogLine)

@@ -489,7 +489,7 @@ def test_an_endpoint_s_name_is_resolved_outside_and_followed() -> None:
                 names.look_up = look_up
                 for _ in range(CHECKS_PER_TTL):
                     await names.check()
-                changes = [event for event in following._waiting if isinstance(event, wyrmhole.EndpointChanged)]
+                changes = [event for event in following._waiting if isinstance(event, wyrmhole.EndpointResolved)]
                 assert [change.endpoint.host for change in changes] == ["127.0.0.2"]
                 await near.ping(FAR_V4)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.sandbox.bpf_vm import run
-from wyrmhole.sandbox.bpf import ALLOW, KILL, MAX_INSTRUCTIONS, Rule, assemble, refuse
+from wyrmhole.sandbox.bpf import ALLOW, KILL, MAX_INSTRUCTIONS, FilterRule, assemble, refuse
 from wyrmhole.sandbox.policy import FATAL, daemon_filter
 from wyrmhole.sandbox.syscalls import ARCHITECTURES, LAST_NUMBER, Architecture
 
@@ -178,7 +178,7 @@ def test_what_is_not_listed_fails_and_what_is_newer_is_missing(architecture: Arc
 
 
 def test_a_program_longer_than_the_kernel_takes_is_refused_here() -> None:
-    rules = [Rule(number, [[]], FAILS) for number in range(MAX_INSTRUCTIONS)]
+    rules = [FilterRule(number, [[]], FAILS) for number in range(MAX_INSTRUCTIONS)]
     with pytest.raises(ValueError, match="instructions"):
         assemble(1, rules, last_number=LAST_NUMBER, beyond=FAILS, default=FAILS, foreign=KILL)
 

@@ -83,9 +83,9 @@ def test_an_icmp_error_names_the_probe_it_is_about(
 ) -> None:
     ours, theirs = pair
     udp = refusal(probes.udp_packet(ours, 50_000, theirs, 53, b"q"), kind, code)
-    assert probes.read_answer(udp) == probes.Refusal(theirs, 50_000, port, big)
+    assert probes.read_answer(udp) == probes.IcmpRefusal(theirs, 50_000, port, big)
     echo = refusal(probes.echo_request(ours, theirs, 7, 84), kind, code)
-    assert probes.read_answer(echo) == probes.Refusal(theirs, 7, port, big)
+    assert probes.read_answer(echo) == probes.IcmpRefusal(theirs, 7, port, big)
 
 
 @PAIRS

@@ -60,7 +60,7 @@ WARNINGS = (events.PeerSilent, events.PeerBack, events.EndpointFlapping, events.
 
 
 @dataclass(frozen=True, slots=True)
-class Line:
+class LogLine:
     level: int
     text: str
     rate_class: str | None = None
@@ -72,38 +72,38 @@ def peer_text(key: PublicKey) -> str:
     return f"peer({text[:4]}…{text[39:43]})"
 
 
-def describe(event: events.Event, hint: str | None = None) -> tuple[Line, ...]:
+def describe(event: events.Event, hint: str | None = None) -> tuple[LogLine, ...]:
     """The lines of one event, in order. `hint`: what this host lacks to reach a silent peer, or why it does
     not send to one."""
     if isinstance(event, events.HandshakeRefused):
         return (_refused(event),)
     if isinstance(event, events.CookieReplySent):
         source = event.endpoint.host
-        return (Line(logging.DEBUG, f"Sending cookie response for denied handshake message for {source}", "cookie"),)
+        return (LogLine(logging.DEBUG, f"Sending cookie response for denied handshake message for {source}", "cookie"),)
     peer = peer_text(event.peer)
     if isinstance(event, events.PacketRefused):
         return (_disallowed(event, peer),)
     if isinstance(event, events.InitiationSent):
         return _initiation(event, peer)
     if isinstance(event, events.ResponseSent):
-        received = Line(logging.DEBUG, f"{peer} - Received handshake initiation")
-        return (received, Line(logging.DEBUG, f"{peer} - Sending handshake response to {event.endpoint.emit()}"))
+        received = LogLine(logging.DEBUG, f"{peer} - Received handshake initiation")
+        return (received, LogLine(logging.DEBUG, f"{peer} - Sending handshake response to {event.endpoint.emit()}"))
     if isinstance(event, events.PeerSilent):
-        return (Line(logging.WARNING, f"{peer} - {_silence(event, hint)}", f"silent {peer}"),)
+        return (LogLine(logging.WARNING, f"{peer} - {_silence(event, hint)}", f"silent {peer}"),)
     if isinstance(event, events.SendRefused):
-        return (Line(logging.WARNING, f"{peer} - {hint or f'cannot send: errno {event.errno}'}", f"send {peer}"),)
+        return (LogLine(logging.WARNING, f"{peer} - {hint or f'cannot send: errno {event.errno}'}", f"send {peer}"),)
     return (_of_peer(event, peer),)
 
 
-def _initiation(event: events.InitiationSent, peer: str) -> tuple[Line, ...]:
-    sending = Line(logging.DEBUG, f"{peer} - Sending handshake initiation to {event.endpoint.emit()}")
+def _initiation(event: events.InitiationSent, peer: str) -> tuple[LogLine, ...]:
+    sending = LogLine(logging.DEBUG, f"{peer} - Sending handshake initiation to {event.endpoint.emit()}")
     if event.attempt == 1:
         return (sending,)
     retry = f"{peer} - Handshake did not complete after 5 seconds, retrying (try {event.attempt})"
-    return (Line(logging.DEBUG, retry), sending)
+    return (LogLine(logging.DEBUG, retry), sending)
 
 
-def _of_peer(event: events.Event, peer: str) -> Line:
+def _of_peer(event: events.Event, peer: str) -> LogLine:
     level, rate_class = logging.DEBUG, None
     match event:
         case events.HandshakeCompleted(as_initiator=True):
@@ -118,7 +118,7 @@ def _of_peer(event: events.Event, peer: str) -> Line:
             text = "Received cookie response: the peer is under load, the next initiation carries the cookie"
         case events.KeepaliveSent():
             text = f"Sending {'persistent ' if event.persistent else ''}keepalive packet"
-        case events.EndpointChanged():
+        case events.Roamed():
             text, rate_class = f"Endpoint changed to {event.endpoint.emit()}", f"endpoint {peer}"
         case events.SessionExpired():
             text = "Removing all keys, since we haven't received a new one in 540 seconds"
@@ -130,7 +130,7 @@ def _of_peer(event: events.Event, peer: str) -> Line:
             level, text, rate_class = logging.WARNING, _flapping(event), f"flapping {peer}"
         case _:
             text = type(event).__name__
-    return Line(level, f"{peer} - {text}", rate_class)
+    return LogLine(level, f"{peer} - {text}", rate_class)
 
 
 def _silence(event: events.PeerSilent, hint: str | None) -> str:
@@ -160,16 +160,16 @@ def _flapping(event: events.EndpointFlapping) -> str:
     )
 
 
-def _disallowed(event: events.PacketRefused, peer: str) -> Line:
+def _disallowed(event: events.PacketRefused, peer: str) -> LogLine:
     version = "IPv6" if ":" in event.inner_source else "IPv4"
     text = (
         f"{version} packet with disallowed source address from {peer} at {event.endpoint.emit()}: {event.inner_source} "
         "is not in its allowed IPs"
     )
-    return Line(logging.DEBUG, text, f"refused {event.endpoint.host}")
+    return LogLine(logging.DEBUG, text, f"refused {event.endpoint.host}")
 
 
-def _refused(event: events.HandshakeRefused) -> Line:
+def _refused(event: events.HandshakeRefused) -> LogLine:
     key = event.peer
     reason = REFUSALS.get(event.reason, event.reason.value).format(
         key="(hidden)" if key is None else key.base64(), peer="the sender" if key is None else peer_text(key)
@@ -180,4 +180,4 @@ def _refused(event: events.HandshakeRefused) -> Line:
     message = MESSAGES.get(event.reason, default)
     source: Endpoint = event.endpoint
     text = f"{message} from {source.emit()}: {reason}"
-    return Line(logging.DEBUG, text, f"refused {source.host}")
+    return LogLine(logging.DEBUG, text, f"refused {source.host}")

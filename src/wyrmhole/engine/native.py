@@ -66,7 +66,7 @@ def is_boottime(clock: Callable[[], int]) -> bool:
     return bool(getattr(clock, "is_boottime", False))
 
 
-class _Borrowed:
+class _WeakProxy:
     """A Python object of the engine's as its workers see it: by a weak reference to the engine, because the garbage
     collector does not see what Rust holds, and a cycle through there would never end."""
 
@@ -109,7 +109,7 @@ class NativeEngine:
         if _native.INTERFACE != INTERFACE:
             raise ImportError("the native engine was built from other sources: install the package again")
         self._clock = clock
-        borrowed = None if is_boottime(clock) else _Borrowed(self, "_clock")
+        borrowed = None if is_boottime(clock) else _WeakProxy(self, "_clock")
         self._native = _native.Engine(borrowed, workers, threaded, aead, spins)
         self._threaded = threaded
         self._tun: Tun | None = None
@@ -145,7 +145,7 @@ class NativeEngine:
             tso, uso = tun.offloads.tso, tun.offloads.uso
             self._native.attach_tun([(queue.fileno, queue.has_header, tso, uso) for queue in tun.kernel_queues()])
         else:
-            self._native.attach_foreign_tun(_Borrowed(self, "_tun"))
+            self._native.attach_foreign_tun(_WeakProxy(self, "_tun"))
         self._events_fd = tun.events_fileno()
         if self._events_fd >= 0:
             self._watch_fd(self._events_fd, lambda fd: self._handle_tun_events())
@@ -164,7 +164,7 @@ class NativeEngine:
         else:
             self._unwatch_bind()
             self._bind, self._port = bind, port
-            self._native.attach_foreign_bind(_Borrowed(self, "_bind"), port)
+            self._native.attach_foreign_bind(_WeakProxy(self, "_bind"), port)
 
     def detach_bind(self) -> None:
         self._unwatch_bind()

@@ -192,7 +192,7 @@ class ConfiguredDevice:
 
     def _move(self, key: PublicKey, endpoint: Endpoint) -> None:
         self._configure(DeviceChange(peers=(PeerChange(key, update_only=True, endpoint=endpoint),)))
-        self.followers.publish(events.EndpointChanged(self.named(key), endpoint))
+        self.followers.publish(events.EndpointResolved(self.named(key), endpoint))
 
     def _unresolved(self, key: PublicKey, reason: str) -> None:
         self.followers.publish(events.EndpointUnresolved(self.named(key), reason))

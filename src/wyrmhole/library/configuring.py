@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import logging
 from collections.abc import Collection
 
@@ -14,8 +13,7 @@ from wyrmhole.protocol.keys import PublicKey
 from wyrmhole.wire.endpoint import MAX_PORT
 from wyrmhole.wire.ip import IPV6_MINIMUM_MTU
 from wyrmhole.wire.prefix import Prefix
-
-IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+from wyrmhole.wire.probes import IpAddress
 
 log = logging.getLogger(__name__)
 

@@ -40,7 +40,7 @@ class Roamed:
 
 
 @dataclass(frozen=True, slots=True)
-class EndpointChanged:
+class EndpointResolved:
     """This side looks for the peer elsewhere: its name has another address, or it was told so."""
 
     peer: Peer
@@ -101,7 +101,7 @@ Event = (
     Handshake
     | HandshakeFailed
     | Roamed
-    | EndpointChanged
+    | EndpointResolved
     | EndpointUnresolved
     | EndpointFlapping
     | Expired

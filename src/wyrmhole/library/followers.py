@@ -36,7 +36,7 @@ class Followers:
                 self.publish(events.Handshake(peer, event.as_initiator))
             case protocol_events.HandshakeGaveUp():
                 self.publish(events.HandshakeFailed(peer))
-            case protocol_events.EndpointChanged():
+            case protocol_events.Roamed():
                 self.publish(events.Roamed(peer, event.endpoint))
             case protocol_events.SessionExpired():
                 self.publish(events.Expired(peer))

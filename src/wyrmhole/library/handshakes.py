@@ -43,7 +43,7 @@ class Handshakes:
                     continue
                 if isinstance(event, events.Handshake):
                     return event.peer
-                if isinstance(event, events.HandshakeFailed | events.EndpointChanged):
+                if isinstance(event, events.HandshakeFailed | events.EndpointResolved):
                     self._device.ensure_session(event.peer.public_key)
         raise TunnelError(errno.EBADF, "the tunnel was closed before a handshake")
 

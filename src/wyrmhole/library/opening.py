@@ -30,7 +30,7 @@ HOW_TO_USE = "use `async with wyrmhole.open(...) as tunnel`, or `tunnel = await 
 log = logging.getLogger(__name__)
 
 
-class Opening:
+class PendingTunnel:
     """What `open` returns: `async with` it, or await it and close the tunnel yourself."""
 
     def __init__(
@@ -60,7 +60,7 @@ class Opening:
         self._tunnel: Tunnel | None = None
 
     def __repr__(self) -> str:
-        return f"<Opening: not a tunnel yet; {HOW_TO_USE}>"
+        return f"<PendingTunnel: not a tunnel yet; {HOW_TO_USE}>"
 
     if not TYPE_CHECKING:
 
@@ -129,7 +129,7 @@ def open(
     device: str | None = None,
     name: str | None = None,
     engine: str = "auto",
-) -> Opening:
+) -> PendingTunnel:
     """Open a tunnel: `async with wyrmhole.open("wg0.conf") as tunnel`, or `tunnel = await wyrmhole.open(...)`.
 
     `config` is a file (`~` is your home), the text of one, or a Config. `stack` is auto or netns: a private network
@@ -143,7 +143,7 @@ def open(
     socket.gaierror when no peer can be talked to for its endpoint's name, NamespaceError where namespaces are refused,
     TunnelError, ConfigError for a port that is taken.
     """
-    return Opening(config, stack=stack, device=device, name=name, engine=engine)
+    return PendingTunnel(config, stack=stack, device=device, name=name, engine=engine)
 
 
 def make_stack(config: Config, device: str | None, name: str | None) -> Stack:

@@ -28,10 +28,11 @@ from wyrmhole.library import tunnel as asynchronous
 from wyrmhole.library.common import arguments
 from wyrmhole.library.common.fork_guard import ForkGuard
 from wyrmhole.library.events import Event
-from wyrmhole.library.opening import Opening
+from wyrmhole.library.opening import PendingTunnel
 from wyrmhole.library.peers import Peer as AsyncPeer
 from wyrmhole.library.peers import PeerStats, Stats
 from wyrmhole.library.runtimes import check_runtime
+from wyrmhole.library.sockets.verbs import HostAndPort
 from wyrmhole.library.stacks.stack import Socket
 from wyrmhole.net.link_setup import Interface
 from wyrmhole.protocol.keys import PresharedKey, PublicKey
@@ -43,7 +44,6 @@ if TYPE_CHECKING:
     from wyrmhole.library.services.service import Service as AsyncService
 
 T = TypeVar("T")
-Address = tuple[str, int]
 STREAM, IPV4 = socket.SOCK_STREAM, socket.AF_INET
 END_PATIENCE = 10.0
 """Seconds for a loop to end when nothing of it should be left."""
@@ -59,7 +59,7 @@ def open(
 ) -> Tunnel:
     """As `wyrmhole.open`, and with the same errors; returns when the tunnel is there. Close it, or use `with`."""
     check_runtime()
-    opening = Opening(config, stack=stack, device=device, name=name, engine=engine)
+    opening = PendingTunnel(config, stack=stack, device=device, name=name, engine=engine)
     loop = LoopThread()
     try:
         return Tunnel(loop, loop.call(opening.open()))
@@ -196,9 +196,9 @@ class Tunnel:
 
     def create_connection(
         self,
-        address: Address,
+        address: HostAndPort,
         timeout: float | None = None,
-        source_address: Address | None = None,
+        source_address: HostAndPort | None = None,
         *,
         family: int = 0,
         type: int = STREAM,
@@ -220,7 +220,7 @@ class Tunnel:
     connect_socket = create_connection
 
     def create_server(
-        self, address: Address, *, family: int = 0, backlog: int = 100, reuse_port: bool = False
+        self, address: HostAndPort, *, family: int = 0, backlog: int = 100, reuse_port: bool = False
     ) -> Socket:
         """As socket.create_server: a blocking listener inside. An empty host is any IPv4 address, or IPv6 where the
         tunnel has no other."""

@@ -120,7 +120,7 @@ class KeepaliveSent:
 
 
 @dataclass(frozen=True, slots=True)
-class EndpointChanged:
+class Roamed:
     peer: PublicKey
     endpoint: Endpoint
 
@@ -169,12 +169,12 @@ Event = (
     | PeerSilent
     | PeerBack
     | KeepaliveSent
-    | EndpointChanged
+    | Roamed
     | EndpointFlapping
     | SendRefused
     | BatchesLost
     | SessionExpired
 )
 
-CAUSED_BY_OTHERS = (EndpointChanged, HandshakeRefused, PacketRefused, CookieReplySent)
+CAUSED_BY_OTHERS = (Roamed, HandshakeRefused, PacketRefused, CookieReplySent)
 """What anybody, or a peer at will, can cause at any rate: a log limits these."""

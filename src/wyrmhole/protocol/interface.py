@@ -38,13 +38,12 @@ from wyrmhole.protocol.data_plane import (
     PeerId,
     Refused,
     Report,
-    Roamed,
     SendFailed,
     TrainsLost,
 )
+from wyrmhole.protocol.data_plane import Roamed as RoamedReport
 from wyrmhole.protocol.events import (
     BatchesLost,
-    EndpointChanged,
     EndpointFlapping,
     Event,
     HandshakeCompleted,
@@ -57,6 +56,7 @@ from wyrmhole.protocol.events import (
     PeerBack,
     PeerSilent,
     ResponseSent,
+    Roamed,
     SendRefused,
     SessionExpired,
 )
@@ -280,7 +280,7 @@ class Interface:
             return
         if isinstance(report, KeypairsDropped):
             self._free_indices(peer, report.local_indices)
-        elif isinstance(report, Roamed):
+        elif isinstance(report, RoamedReport):
             self._move(peer, report.endpoint, now)
         elif isinstance(report, SendFailed):
             if peer.send_error != report.errno:
@@ -353,7 +353,7 @@ class Interface:
 
     def _move(self, peer: Peer, endpoint: Endpoint, now: int) -> None:
         old, peer.endpoint = peer.endpoint, endpoint
-        self._events.append(EndpointChanged(peer.public_key, endpoint))
+        self._events.append(Roamed(peer.public_key, endpoint))
         if old is None or old == endpoint:
             return
         if peer.roaming is None:

@@ -44,7 +44,7 @@ class Condition:
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class FilterRule:
     """One system call: allowed when all conditions of one of the alternatives hold, else `otherwise`."""
 
     number: int
@@ -53,7 +53,7 @@ class Rule:
 
 
 def assemble(
-    architecture: int, rules: Iterable[Rule], *, last_number: int, beyond: int, default: int, foreign: int
+    architecture: int, rules: Iterable[FilterRule], *, last_number: int, beyond: int, default: int, foreign: int
 ) -> bytes:
     """The program. `foreign`: the verdict on calls of another ABI; `beyond`: on numbers above `last_number`.
 
@@ -78,7 +78,7 @@ def assemble(
     return b"".join(program)
 
 
-def _block(rule: Rule) -> list[bytes]:
+def _block(rule: FilterRule) -> list[bytes]:
     body: list[bytes] = []
     for conditions in rule.alternatives:
         body += _alternative(conditions)

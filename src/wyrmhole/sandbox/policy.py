@@ -27,7 +27,7 @@ import errno
 import os
 import socket
 
-from wyrmhole.sandbox.bpf import KILL, Condition, Rule, assemble, refuse
+from wyrmhole.sandbox.bpf import KILL, Condition, FilterRule, assemble, refuse
 from wyrmhole.sandbox.syscalls import LAST_NUMBER, Architecture
 
 
@@ -77,12 +77,14 @@ def daemon_filter(architecture: Architecture, pid: int) -> bytes:
     """The program for seccomp(2), made for the process `pid`."""
     numbers = architecture.numbers
     fails = refuse(errno.EPERM)
-    rules = [Rule(numbers[name], [[]], fails) for name in _FREE if name in numbers]
+    rules = [FilterRule(numbers[name], [[]], fails) for name in _FREE if name in numbers]
     rules += [
-        Rule(numbers[name], alternatives, fails) for name, alternatives in _conditions(pid).items() if name in numbers
+        FilterRule(numbers[name], alternatives, fails)
+        for name, alternatives in _conditions(pid).items()
+        if name in numbers
     ]
-    rules += [Rule(numbers[name], (), KILL) for name in FATAL]
-    rules.append(Rule(numbers["clone3"], (), refuse(errno.ENOSYS)))
+    rules += [FilterRule(numbers[name], (), KILL) for name in FATAL]
+    rules.append(FilterRule(numbers["clone3"], (), refuse(errno.ENOSYS)))
     return assemble(
         architecture.audit,
         rules,

@@ -44,7 +44,7 @@ class UdpReply:
 
 
 @dataclass(frozen=True, slots=True)
-class Refusal:
+class IcmpRefusal:
     """An ICMP error about a probe. `identity` is that of the echo, or the source port of the UDP packet."""
 
     source: IpAddress
@@ -53,7 +53,7 @@ class Refusal:
     is_too_big: bool
 
 
-Answer = EchoReply | UdpReply | Refusal
+Answer = EchoReply | UdpReply | IcmpRefusal
 
 
 def header_size(version: int) -> int:
@@ -122,7 +122,7 @@ def _icmp_answer(source: IpAddress, body: bytes) -> Answer | None:
     else:
         _, _, _, high, low = _ECHO.unpack_from(quoted[2])
         identity = high << 16 | low
-    return Refusal(source, identity, where in _PORT_UNREACHABLE, where in _TOO_BIG)
+    return IcmpRefusal(source, identity, where in _PORT_UNREACHABLE, where in _TOO_BIG)
 
 
 def _parts(packet: Buffer) -> tuple[IpAddress, int, bytes] | None:

@@ -14,7 +14,7 @@ import pytest
 
 from wyrmhole.cli.daemon import main as wyrmholed
 from wyrmhole.cli.daemon.main import main
-from wyrmhole.cli.daemon.settings import USAGE, Settings, parse_settings
+from wyrmhole.cli.daemon.settings import USAGE, DaemonSettings, parse_settings
 from wyrmhole.control.uapi.socket import SocketInUse, UapiListener
 from wyrmhole.errors import DeviceError
 from wyrmhole.net.linux_tun import LinuxTun, TunError
@@ -49,7 +49,7 @@ def refusal(
 
 
 def test_the_plain_command_line_of_wg_quick() -> None:
-    assert parse_settings(["wg0"], {}) == Settings("wg0", False, "auto", "", None, None)
+    assert parse_settings(["wg0"], {}) == DaemonSettings("wg0", False, "auto", "", None, None)
 
 
 def test_each_option_of_the_engine_has_a_variable_because_wg_quick_passes_none() -> None:
@@ -93,7 +93,7 @@ def test_foreground(arguments: list[str]) -> None:
 
 def test_the_environment_of_wireguard_go() -> None:
     environ = {"WG_PROCESS_FOREGROUND": "1", "LOG_LEVEL": "verbose", "WG_TUN_FD": "3", "WG_UAPI_FD": "4"}
-    assert parse_settings(["--engine", "portable", "wg0"], environ) == Settings(
+    assert parse_settings(["--engine", "portable", "wg0"], environ) == DaemonSettings(
         "wg0", True, "portable", "verbose", 3, 4
     )
     assert not parse_settings(["wg0"], {"WG_PROCESS_FOREGROUND": "0"}).foreground
@@ -173,7 +173,7 @@ def test_a_tun_that_cannot_be_had_is_one_sentence(monkeypatch: pytest.MonkeyPatc
 def test_a_part_that_cannot_be_had_is_one_sentence_and_status_1(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(settings: Settings) -> int:
+    def fail(settings: DaemonSettings) -> int:
         raise DeviceError("the moon is not full: wait")
 
     monkeypatch.setattr(wyrmholed, "run", fail)

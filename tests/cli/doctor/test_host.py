@@ -15,7 +15,7 @@ import pytest
 
 from wyrmhole.cli.doctor import checks
 from wyrmhole.cli.doctor import host as diagnosis_host
-from wyrmhole.cli.doctor.finding import Finding, reason
+from wyrmhole.cli.doctor.finding import Verdict, reason
 
 
 def without(*families: int) -> Callable[..., socket.socket]:
@@ -101,7 +101,7 @@ def test_landlock_is_found_or_the_reason_is_told() -> None:
     assert finding.found.startswith(("version ", "not available: "))
 
 
-def namespaces(monkeypatch: pytest.MonkeyPatch, output: str) -> Finding:
+def namespaces(monkeypatch: pytest.MonkeyPatch, output: str) -> Verdict:
     done = subprocess.CompletedProcess([], 1, stdout=output, stderr="")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
     return next(iter(checks._namespaces()))

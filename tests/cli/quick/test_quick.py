@@ -18,7 +18,7 @@ from wyrmhole.cli.quick import host as quick_host
 from wyrmhole.cli.quick import routing as quick_routing
 from wyrmhole.cli.quick.daemon import Daemon
 from wyrmhole.cli.quick.host import Host, Route, Taken
-from wyrmhole.cli.quick.names import RETRIES_BESIDE_A_USABLE_PEER, EndpointNames
+from wyrmhole.cli.quick.names import RETRIES_BESIDE_A_USABLE_PEER, EndpointLookup
 from wyrmhole.cli.quick.quick import Undo
 from wyrmhole.cli.quick.routing import Routing
 from wyrmhole.cli.quick.signals import ENDING, Interrupts
@@ -41,7 +41,7 @@ class Names:
         self.known, self.passing = known, passing
         self.waits: list[float] = []
         self.warnings: list[str] = []
-        self.names = EndpointNames(retries, self.warnings.append, Interrupts(), self.look_up, self.waits.append)
+        self.names = EndpointLookup(retries, self.warnings.append, Interrupts(), self.look_up, self.waits.append)
 
     def look_up(self, host: str, port: int) -> str:
         if host in self.known:

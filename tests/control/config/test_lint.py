@@ -8,7 +8,7 @@ import pytest
 
 from wyrmhole.control.config import lint as linter
 from wyrmhole.control.config.file import Config
-from wyrmhole.control.config.lint import Finding, contains, lint
+from wyrmhole.control.config.lint import Remark, contains, lint
 from wyrmhole.wire.prefix import Prefix
 
 OWN = "sL4hQ0m2gqZ0pUe0cN5w6f1aDqv3uPp0l1Jq9d2m4Hc="
@@ -32,7 +32,7 @@ AllowedIPs = 10.0.0.3/32
 """
 
 
-def findings(text: str) -> list[Finding]:
+def findings(text: str) -> list[Remark]:
     return lint(Config.parse(text))
 
 

@@ -19,9 +19,9 @@ from wyrmhole.library.proxy.proxy import proxy
 from wyrmhole.library.proxy.socks5 import (
     Command,
     Negotiation,
-    Reply,
-    Request,
+    Socks5Request,
     SocksError,
+    SocksReply,
     build_packet,
     parse_packet,
     reply,
@@ -60,7 +60,7 @@ def test_a_request_is_understood_however_it_is_cut(host: str, users: Mapping[str
     for cut in range(len(data) + 1):
         negotiation = Negotiation(users)
         assert negotiation.receive(data[:cut]) + negotiation.receive(data[cut:]) == expected
-        assert negotiation.request == Request(Command.CONNECT, host, 5432)
+        assert negotiation.request == Socks5Request(Command.CONNECT, host, 5432)
         assert negotiation.rest == b"rest"
 
 
@@ -75,12 +75,12 @@ def test_a_request_is_understood_however_it_is_cut(host: str, users: Mapping[str
         (USERS, PASSWORD + credentials("eve", "lovelace"), b"\5\2\1\1", "wrong user or password"),
         (USERS, PASSWORD + credentials("", ""), b"\5\2\1\1", "wrong user or password"),
         (USERS, PASSWORD + b"\7", b"\5\2", "version 7 and not 1"),
-        (None, NO_AUTH + b"\4", b"\5\0" + reply(Reply.GENERAL_FAILURE), "version 4"),
-        (None, NO_AUTH + request(2, "10.0.0.1", 1), b"\5\0" + reply(Reply.COMMAND_NOT_SUPPORTED), "command 2"),
-        (None, NO_AUTH + request(9, "10.0.0.1", 1), b"\5\0" + reply(Reply.COMMAND_NOT_SUPPORTED), "command 9"),
-        (None, NO_AUTH + b"\5\1\0\2ab", b"\5\0" + reply(Reply.ADDRESS_TYPE_NOT_SUPPORTED), "address type 2"),
-        (None, NO_AUTH + b"\5\1\0\3\0\0\1", b"\5\0" + reply(Reply.GENERAL_FAILURE), "no text"),
-        (None, NO_AUTH + b"\5\1\0\3\1\xff\0\1", b"\5\0" + reply(Reply.GENERAL_FAILURE), "no text"),
+        (None, NO_AUTH + b"\4", b"\5\0" + reply(SocksReply.GENERAL_FAILURE), "version 4"),
+        (None, NO_AUTH + request(2, "10.0.0.1", 1), b"\5\0" + reply(SocksReply.COMMAND_NOT_SUPPORTED), "command 2"),
+        (None, NO_AUTH + request(9, "10.0.0.1", 1), b"\5\0" + reply(SocksReply.COMMAND_NOT_SUPPORTED), "command 9"),
+        (None, NO_AUTH + b"\5\1\0\2ab", b"\5\0" + reply(SocksReply.ADDRESS_TYPE_NOT_SUPPORTED), "address type 2"),
+        (None, NO_AUTH + b"\5\1\0\3\0\0\1", b"\5\0" + reply(SocksReply.GENERAL_FAILURE), "no text"),
+        (None, NO_AUTH + b"\5\1\0\3\1\xff\0\1", b"\5\0" + reply(SocksReply.GENERAL_FAILURE), "no text"),
     ],
 )
 def test_what_cannot_be_served_is_answered_as_the_rfc_says(
@@ -97,7 +97,7 @@ def test_what_cannot_be_served_is_answered_as_the_rfc_says(
 def test_a_client_that_insists_on_a_password_is_let_in_where_none_is_needed() -> None:
     negotiation = Negotiation(None)
     sent = negotiation.receive(PASSWORD + credentials("any", "word") + request(1, "10.0.0.1", 1))
-    assert (sent, negotiation.request) == (b"\5\2\1\0", Request(Command.CONNECT, "10.0.0.1", 1))
+    assert (sent, negotiation.request) == (b"\5\2\1\0", Socks5Request(Command.CONNECT, "10.0.0.1", 1))
 
 
 def test_a_password_under_the_version_of_socks_is_taken() -> None:
@@ -123,7 +123,7 @@ def socks4_request(host: str, port: int, command: int = 1, user: bytes = b"me") 
 def test_a_request_of_socks4_is_understood_however_it_is_cut(host: str) -> None:
     data = socks4_request(host, 5432)
     assert all(socks4.parse(data[:cut]) is None for cut in range(len(data)))
-    assert socks4.parse(data + b"rest") == socks4.Request(host, 5432, b"rest")
+    assert socks4.parse(data + b"rest") == socks4.Socks4Request(host, 5432, b"rest")
 
 
 @pytest.mark.parametrize(
@@ -253,16 +253,16 @@ def test_fragments_are_refused() -> None:
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (ConnectionRefusedError(111, ""), Reply.CONNECTION_REFUSED),
-        (TimeoutError(110, ""), Reply.HOST_UNREACHABLE),
-        (OSError(101, ""), Reply.NETWORK_UNREACHABLE),
-        (OSError(113, ""), Reply.HOST_UNREACHABLE),
-        (PermissionError(1, ""), Reply.NOT_ALLOWED),
-        (socket.gaierror(socket.EAI_NONAME, ""), Reply.HOST_UNREACHABLE),
-        (OSError(24, ""), Reply.GENERAL_FAILURE),
+        (ConnectionRefusedError(111, ""), SocksReply.CONNECTION_REFUSED),
+        (TimeoutError(110, ""), SocksReply.HOST_UNREACHABLE),
+        (OSError(101, ""), SocksReply.NETWORK_UNREACHABLE),
+        (OSError(113, ""), SocksReply.HOST_UNREACHABLE),
+        (PermissionError(1, ""), SocksReply.NOT_ALLOWED),
+        (socket.gaierror(socket.EAI_NONAME, ""), SocksReply.HOST_UNREACHABLE),
+        (OSError(24, ""), SocksReply.GENERAL_FAILURE),
     ],
 )
-def test_errors_have_their_replies(error: OSError, expected: Reply) -> None:
+def test_errors_have_their_replies(error: OSError, expected: SocksReply) -> None:
     assert reply_for(error) is expected
 
 
@@ -293,7 +293,7 @@ def test_connect_carries_bytes_and_half_close(host: str, users: Mapping[str, str
         async with server(count_then_say, listen) as port, await proxy(tunnel, "127.0.0.1:0", users=users) as running:
             hello = NO_AUTH if users is None else PASSWORD
             reader, writer, answer = await greet(running.addresses[0], hello, request(1, host, port))
-            assert answer[1] == Reply.SUCCEEDED
+            assert answer[1] == SocksReply.SUCCEEDED
             writer.write(bytes(200_000))
             writer.write_eof()
             assert await reader.read() == b"200000"
@@ -317,9 +317,9 @@ def test_what_a_client_sends_along_with_its_request_is_not_lost() -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "code"), [("127.0.0.1", Reply.CONNECTION_REFUSED), ("gone.internal", Reply.HOST_UNREACHABLE)]
+    ("host", "code"), [("127.0.0.1", SocksReply.CONNECTION_REFUSED), ("gone.internal", SocksReply.HOST_UNREACHABLE)]
 )
-def test_why_it_failed_is_told(host: str, code: Reply) -> None:
+def test_why_it_failed_is_told(host: str, code: SocksReply) -> None:
     async def scenario() -> None:
         async with await proxy(Loopback(), "127.0.0.1:0") as running:
             reader, writer, answer = await greet(running.addresses[0], NO_AUTH, request(1, host, 1))
@@ -334,7 +334,7 @@ def test_a_target_that_does_not_answer_is_given_up() -> None:
     async def scenario() -> None:
         async with await proxy(Silent(), "127.0.0.1:0", limits=Limits(connect=0.01)) as running:
             _, writer, answer = await greet(running.addresses[0], NO_AUTH, request(1, "10.0.0.1", 1))
-            assert answer == reply(Reply.HOST_UNREACHABLE)
+            assert answer == reply(SocksReply.HOST_UNREACHABLE)
             writer.close()
 
     run(scenario())
@@ -371,7 +371,7 @@ def test_udp_goes_through_an_association(host: str) -> None:
         inside = "::1" if host == "::1" else "127.0.0.1"
         async with udp_echo(inside) as (port, _), await proxy(tunnel, "127.0.0.1:0") as running:
             _, writer, answer = await greet(running.addresses[0], NO_AUTH, request(3, "0.0.0.0", 0))
-            assert answer[1] == Reply.SUCCEEDED
+            assert answer[1] == SocksReply.SUCCEEDED
             relay = int.from_bytes(answer[-2:])
             with udp_client("127.0.0.1", relay) as client:
                 for payload in (b"one", b"two", b"x" * 9000):

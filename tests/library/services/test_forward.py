@@ -21,7 +21,7 @@ from tests.support.loopback import (
     udp_client,
     udp_echo,
 )
-from wyrmhole.library.services.dialer import Spot
+from wyrmhole.library.services.dialer import HostPort
 from wyrmhole.library.services.forward import expose, forward
 from wyrmhole.library.services.service import Limits
 from wyrmhole.library.services.splice import SIZE, splice
@@ -188,7 +188,7 @@ def test_udp_clients_get_their_own_answers(host: str) -> None:
     async def scenario() -> None:
         async with (
             udp_echo(host) as (port, _),
-            await forward(Loopback(), f"{Spot(host, 0)}/udp", str(Spot(host, port))) as carried,
+            await forward(Loopback(), f"{HostPort(host, 0)}/udp", str(HostPort(host, port))) as carried,
         ):
             clients = [udp_client(*carried.addresses[0]) for _ in range(5)]
             answers = await asyncio.gather(*(ask(client, b"%d" % n) for n, client in enumerate(clients)))

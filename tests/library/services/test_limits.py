@@ -19,7 +19,7 @@ from wyrmhole.library.common import descriptors
 from wyrmhole.library.common.descriptors import SERVICES, Budget, room
 from wyrmhole.library.names.resolver import most_questions
 from wyrmhole.library.proxy.proxy import proxy
-from wyrmhole.library.proxy.socks5 import Reply
+from wyrmhole.library.proxy.socks5 import SocksReply
 from wyrmhole.library.services.forward import forward
 from wyrmhole.library.services.service import CONNECTION_COST, Limits, Service
 
@@ -231,7 +231,7 @@ def test_a_udp_association_without_descriptors_is_refused_with_an_answer(few_des
             with taken_by_others():
                 writer.write(b"\5\1\0" + b"\5\3\0\1" + bytes(6))
                 answer = await reader.read()
-            assert answer[:4] == bytes((5, 0, 5, Reply.GENERAL_FAILURE))
+            assert answer[:4] == bytes((5, 0, 5, SocksReply.GENERAL_FAILURE))
             writer.close()
 
     run(scenario())

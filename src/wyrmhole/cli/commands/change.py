@@ -12,8 +12,8 @@ from typing import TypeVar
 import click
 
 from wyrmhole.cli.app import interface_argument, load, warn
-from wyrmhole.cli.quick.names import EndpointNames
-from wyrmhole.control.config.change import Resolver, add_change, set_change, sync_change
+from wyrmhole.cli.quick.names import EndpointLookup
+from wyrmhole.control.config.change import ResolveEndpoint, add_change, set_change, sync_change
 from wyrmhole.control.config.endpoint_names import NameResolver, parse_retries
 from wyrmhole.control.config.file import Config
 from wyrmhole.control.config.values import (
@@ -45,9 +45,9 @@ def resolver() -> NameResolver:
     return NameResolver(parse_retries(os.environ.get(RETRIES, "")), time.sleep, warn)
 
 
-def resolve_all(config: Config, interface: str) -> Resolver:
+def resolve_all(config: Config, interface: str) -> ResolveEndpoint:
     """Resolve all endpoint names of a file. A name that fails does not prevent changes of the other peers."""
-    return EndpointNames(os.environ.get(RETRIES, ""), warn).resolve(config, interface)
+    return EndpointLookup(os.environ.get(RETRIES, ""), warn).resolve(config, interface)
 
 
 # Files

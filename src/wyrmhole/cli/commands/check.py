@@ -15,7 +15,7 @@ import click
 from wyrmhole.cli.app import config_argument, config_path, printable, write
 from wyrmhole.control.config.endpoint_names import look_up_host
 from wyrmhole.control.config.file import Config, interface_name, read_file
-from wyrmhole.control.config.lint import Finding, lint
+from wyrmhole.control.config.lint import Remark, lint
 from wyrmhole.control.config.values import ConfigEndpoint
 
 COLOURS = {"error": "red", "warning": "yellow", "note": "cyan"}
@@ -55,11 +55,11 @@ def check_command(config: str, as_json: bool, strict: bool, offline: bool) -> No
     sys.exit(any(finding.level in bad for finding in found))
 
 
-def findings(path: Path, *, offline: bool = True) -> list[Finding]:
+def findings(path: Path, *, offline: bool = True) -> list[Remark]:
     """Return the findings for one file. Raises OSError, or ConfigFileError if the file is not text."""
     text, exposure = read_file(path)
     config, errors = Config.parse_all(text, source=str(path))
-    found = [Finding(error.line, "error", error.expected) for error in errors]
+    found = [Remark(error.line, "error", error.expected) for error in errors]
     found += lint(config)
     found += [] if offline else unresolved(config)
     return [*_file_findings(path, exposure), *sorted(found, key=lambda finding: finding.line)]
@@ -68,12 +68,12 @@ def findings(path: Path, *, offline: bool = True) -> list[Finding]:
 # Names
 
 
-def unresolved(config: Config) -> list[Finding]:
+def unresolved(config: Config) -> list[Remark]:
     """Return a warning for each peer whose endpoint name does not resolve now."""
     named = [peer for peer in config.peers if peer.endpoint is not None and peer.endpoint.is_name]
     reasons = _look_up({peer.endpoint for peer in named if peer.endpoint is not None})
     return [
-        Finding(
+        Remark(
             config.line_of(peer, "Endpoint"),
             "warning",
             f"{peer.endpoint.host} cannot be resolved now ({reasons[peer.endpoint]}): "
@@ -112,15 +112,15 @@ def _look_up(endpoints: set[ConfigEndpoint]) -> dict[ConfigEndpoint, str]:
     return dict(reasons)
 
 
-def _file_findings(path: Path, exposure: str | None) -> list[Finding]:
+def _file_findings(path: Path, exposure: str | None) -> list[Remark]:
     found = []
     if exposure is not None:
         found.append(
-            Finding(0, "warning", exposure.partition(": ")[0].replace(f"{path} is", "it is") + f": chmod 600 {path}")
+            Remark(0, "warning", exposure.partition(": ")[0].replace(f"{path} is", "it is") + f": chmod 600 {path}")
         )
     if path.is_file() and (owner := path.stat().st_uid) not in (0, os.geteuid()):
         found.append(
-            Finding(0, "warning", f"it belongs to user {owner}, who can change its hooks and so run commands as root")
+            Remark(0, "warning", f"it belongs to user {owner}, who can change its hooks and so run commands as root")
         )
     try:
         interface_name(path.absolute())
@@ -129,5 +129,5 @@ def _file_findings(path: Path, exposure: str | None) -> list[Finding]:
             "the file name is not a valid interface name (up to 15 letters, digits or _=+.-, then .conf): "
             "`wyrmhole up` will refuse it"
         )
-        found.append(Finding(0, "note", message))
+        found.append(Remark(0, "note", message))
     return found

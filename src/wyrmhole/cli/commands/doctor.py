@@ -12,7 +12,7 @@ import click
 
 import wyrmhole
 from wyrmhole.cli.app import complete_config, config_path, load, write
-from wyrmhole.cli.doctor.checks import Finding, examine
+from wyrmhole.cli.doctor.checks import Verdict, examine
 from wyrmhole.errors import WyrmholeError
 
 MARKS = {"good": ("ok", "green"), "poor": ("--", "yellow"), "bad": ("NO", "red"), "note": ("..", "blue")}
@@ -62,7 +62,7 @@ def doctor_command(config: str | None, as_json: bool, names: tuple[str, ...], pe
         raise click.UsageError("give CONFIG or --to, not both")
     if config is not None:
         sys.exit(asyncio.run(_try_tunnel(config, names, as_json)))
-    findings: list[Finding] = []
+    findings: list[Verdict] = []
     for finding in examine() if peer is None else _probe(peer):
         findings.append(finding)
         if not as_json:
@@ -74,21 +74,21 @@ def doctor_command(config: str | None, as_json: bool, names: tuple[str, ...], pe
     sys.exit({"good": 0, "bad": 1}.get(findings[-1].level, 2))
 
 
-def _probe(peer: str) -> Iterator[Finding]:
+def _probe(peer: str) -> Iterator[Verdict]:
     """Yield the findings of `--to`. A step that fails ends the test, and its finding gives the reason."""
     from wyrmhole.cli.doctor.train_probe import find_target, probe
 
     try:
         yield from probe(find_target(peer))
     except PermissionError as error:
-        yield Finding("poor", "batches", f"not tried: {error.strerror}", "run as root, which may send pings")
+        yield Verdict("poor", "batches", f"not tried: {error.strerror}", "run as root, which may send pings")
     except OSError as error:
-        yield Finding("poor", "batches", f"no result: {error.strerror or error}")
+        yield Verdict("poor", "batches", f"no result: {error.strerror or error}")
     except WyrmholeError as error:
-        yield Finding("poor", "batches", f"not tried: {error}")
+        yield Verdict("poor", "batches", f"not tried: {error}")
 
 
-def _show(finding: Finding) -> None:
+def _show(finding: Verdict) -> None:
     _write_line(finding.level, finding.what, finding.found, finding.advice)
 
 
@@ -111,7 +111,7 @@ async def _try_tunnel(config: str, names: tuple[str, ...], as_json: bool) -> int
     return int(any(finding.level == "bad" for finding in findings))
 
 
-def can_work(findings: list[Finding]) -> bool:
+def can_work(findings: list[Verdict]) -> bool:
     """Report whether tunnels can work: with rights and a TUN device, or without rights in namespaces."""
     bad = {finding.what for finding in findings if finding.level == "bad"}
     has_rights = any(finding.what == "rights" and finding.level == "good" for finding in findings)

@@ -10,7 +10,7 @@ import click
 
 from wyrmhole.cli.app import Failure, config_argument, config_path, load, warn, write_bytes
 from wyrmhole.cli.commands.change import RETRIES
-from wyrmhole.cli.quick.names import EndpointNames
+from wyrmhole.cli.quick.names import EndpointLookup
 from wyrmhole.cli.quick.quick import Quick
 from wyrmhole.cli.quick.signals import Interrupts
 from wyrmhole.control.config.file import Config, read_file
@@ -25,7 +25,7 @@ def _quick(config: str, *, verbose: bool = False, quiet: bool = False) -> Quick:
     path = config_path(config)
     interrupts = Interrupts()
     interrupts.watch()
-    names = EndpointNames(os.environ.get(RETRIES, ""), _warn, interrupts)
+    names = EndpointLookup(os.environ.get(RETRIES, ""), _warn, interrupts)
     quick = Quick(path.absolute(), load(path), names, _ignore if quiet else _print_step, _warn, interrupts, verbose)
     try:
         _ = quick.name

@@ -22,7 +22,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from wyrmhole.cli.quick.host import Host, best_mtu
-from wyrmhole.control.config.change import Resolver, set_change
+from wyrmhole.control.config.change import ResolveEndpoint, set_change
 from wyrmhole.control.config.file import Config
 from wyrmhole.control.uapi.format import emit_prefix
 from wyrmhole.device.assemble import make_device
@@ -56,7 +56,7 @@ class Confinement:
     mtu: int
 
     @classmethod
-    def of(cls, config: Config, name: str, resolve: Resolver) -> Confinement:
+    def of(cls, config: Config, name: str, resolve: ResolveEndpoint) -> Confinement:
         """Raises DeviceError for a file that is too little for a tunnel."""
         if config.interface.private_key is None:
             raise DeviceError(f"{config.source}: no PrivateKey: make one with `wyrmhole genkey`")

@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from wyrmhole.cli.daemon.settings import Settings, parse_settings
+from wyrmhole.cli.daemon.settings import DaemonSettings, parse_settings
 from wyrmhole.errors import DeviceError
 from wyrmhole.wire.messages import DEFAULT_MTU
 
@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 # Parts
 
 
-def run(settings: Settings) -> int:
+def run(settings: DaemonSettings) -> int:
     """Make the parts in the order in which they fail, go to the background, serve. Raises DeviceError."""
     from wyrmhole.cli.daemon.daemonize import go_to_background, inherited_descriptors, open_standard_descriptors
     from wyrmhole.sandbox.confine import find_user, forbid_dumps
@@ -92,7 +92,7 @@ def run(settings: Settings) -> int:
         return 1
 
 
-def open_tun(settings: Settings) -> Tun:
+def open_tun(settings: DaemonSettings) -> Tun:
     from wyrmhole.net.linux_tun import LinuxTun
 
     tso, uso, steering = (name not in settings.without for name in ("tso", "uso", "steering"))
@@ -123,7 +123,7 @@ def _is_busy(error: Exception) -> bool:
     return isinstance(error, OSError) and error.errno == errno.EBUSY
 
 
-def open_listener(settings: Settings, name: str) -> UapiListener:
+def open_listener(settings: DaemonSettings, name: str) -> UapiListener:
     from wyrmhole.control.uapi.socket import SocketInUse, UapiListener
 
     if settings.uapi_fd is not None:
@@ -171,7 +171,7 @@ def import_parts() -> None:
     xseal(shared, bytes(24), b"", b"")
 
 
-def confine(settings: Settings, user: User | None, listener: UapiListener) -> Caretaker | None:
+def confine(settings: DaemonSettings, user: User | None, listener: UapiListener) -> Caretaker | None:
     """Become `user`, with the privileges that later commands need. Raises DeviceError.
 
     Returns who removes the socket's file in the end; None: the daemon does.
@@ -231,7 +231,7 @@ def restrict_files(logger: Logger) -> None:
 
 
 def run_loop(
-    settings: Settings, user: User | None, tun: Tun, listener: UapiListener, announce: Callable[[], None]
+    settings: DaemonSettings, user: User | None, tun: Tun, listener: UapiListener, announce: Callable[[], None]
 ) -> int:
     """Serve until something ends it. Whatever happens, the socket's file is gone afterwards. Raises DeviceError."""
     import asyncio
@@ -256,7 +256,7 @@ def run_loop(
 
 
 async def serve(
-    settings: Settings,
+    settings: DaemonSettings,
     tun: Tun,
     listener: UapiListener,
     logger: Logger,
@@ -308,7 +308,7 @@ async def serve(
     return 1 if device.failure else 0
 
 
-def make_bind(settings: Settings) -> Bind:
+def make_bind(settings: DaemonSettings) -> Bind:
     from wyrmhole.net.udp_bind import UdpBind
 
     return UdpBind(gso="gso" not in settings.without, gro="gro" not in settings.without, shares=settings.queues)

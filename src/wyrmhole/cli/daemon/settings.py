@@ -40,7 +40,7 @@ Without LOG_LEVEL, errors are logged in the foreground and nothing in the backgr
 
 
 @dataclass(frozen=True, slots=True)
-class Settings:
+class DaemonSettings:
     name: str
     foreground: bool
     engine: str
@@ -64,7 +64,7 @@ class Settings:
         return self.workers if has_native() else 1
 
 
-def parse_settings(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
+def parse_settings(arguments: Sequence[str], environ: Mapping[str, str]) -> DaemonSettings:
     """Raises SystemExit: 0 after --help and --version, 1 without an INTERFACE, with too many arguments or with a bad
     descriptor, 2 for a bad option."""
     parser = _parser(environ)
@@ -80,7 +80,7 @@ def parse_settings(arguments: Sequence[str], environ: Mapping[str, str]) -> Sett
     sandbox = environ.get("WYRMHOLE_SANDBOX", "on")
     if sandbox not in ("on", "off"):
         parser.error(f"WYRMHOLE_SANDBOX is on or off, not {sandbox!r}")
-    return Settings(
+    return DaemonSettings(
         name=options.name,
         foreground=options.foreground or environ.get("WG_PROCESS_FOREGROUND") == "1",
         engine=_parse_choice(parser, "WYRMHOLE_ENGINE", options.engine, ("auto", "portable", "native")),

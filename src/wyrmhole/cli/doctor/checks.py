@@ -20,7 +20,7 @@ from pathlib import Path
 
 from wyrmhole.cli.confined.namespace_probe import STEPS
 from wyrmhole.cli.doctor import host as diagnosis_host
-from wyrmhole.cli.doctor.finding import Finding as Finding
+from wyrmhole.cli.doctor.finding import Verdict as Verdict
 from wyrmhole.cli.doctor.finding import reason
 from wyrmhole.control.uapi import client
 from wyrmhole.control.uapi.socket import DEFAULT_DIRECTORY
@@ -37,47 +37,47 @@ GOOD_BUFFER = 1 << 20
 """Bytes that a UDP socket should be able to ask for: a burst of 1 Gbit/s for 8 ms."""
 
 
-Examination = Callable[[], Iterator[Finding]]
+Examination = Callable[[], Iterator[Verdict]]
 
 
-def examine() -> Iterator[Finding]:
+def examine() -> Iterator[Verdict]:
     """Every examination; one that breaks down says so and does not take the others with it."""
     for examination in EXAMINATIONS:
         try:
             yield from examination()
         except Exception as error:
-            yield Finding("poor", examination.__name__.strip("_"), f"cannot be looked at: {reason(error)}")
+            yield Verdict("poor", examination.__name__.strip("_"), f"cannot be looked at: {reason(error)}")
 
 
-def _versions() -> Iterator[Finding]:
+def _versions() -> Iterator[Verdict]:
     system = os.uname()
     found = f"wyrmhole {version('wyrmhole')}, Python {platform.python_version()}, {system.sysname} {system.release}"
-    yield Finding("good", "versions", f"{found} {system.machine}")
+    yield Verdict("good", "versions", f"{found} {system.machine}")
 
 
-def _engine() -> Iterator[Finding]:
+def _engine() -> Iterator[Verdict]:
     from wyrmhole.engine.select import select_engine
 
     _, reason = select_engine("auto", clock=SystemClock().boottime)
-    yield Finding("good", "engine", reason)
+    yield Verdict("good", "engine", reason)
 
 
-def _cipher() -> Iterator[Finding]:
+def _cipher() -> Iterator[Verdict]:
     key, found = bytes(KEY_SIZE), f"ChaCha20-Poly1305 of {library_text()}"
     works = open_handshake(key, seal_handshake(key, b"x", b""), b"") == b"x"
     yield (
-        Finding("good", "cipher", found) if works else Finding("bad", "cipher", f"{found} does not open what it sealed")
+        Verdict("good", "cipher", found) if works else Verdict("bad", "cipher", f"{found} does not open what it sealed")
     )
 
 
-def _rights() -> Iterator[Finding]:
+def _rights() -> Iterator[Verdict]:
     if os.geteuid() == 0 and not _has_capability(CAP_NET_ADMIN):
-        yield Finding("bad", "rights", "root without CAP_NET_ADMIN", "give the container --cap-add NET_ADMIN")
+        yield Verdict("bad", "rights", "root without CAP_NET_ADMIN", "give the container --cap-add NET_ADMIN")
     elif _has_capability(CAP_NET_ADMIN):
-        yield Finding("good", "rights", "CAP_NET_ADMIN: may make interfaces and routes")
+        yield Verdict("good", "rights", "CAP_NET_ADMIN: may make interfaces and routes")
     else:
         advice = "sudo for `up` and wyrmholed; the library and `wyrmhole run` need no rights"
-        yield Finding("poor", "rights", f"user {os.geteuid()} without CAP_NET_ADMIN", advice)
+        yield Verdict("poor", "rights", f"user {os.geteuid()} without CAP_NET_ADMIN", advice)
 
 
 def _has_capability(number: int) -> bool:
@@ -87,16 +87,16 @@ def _has_capability(number: int) -> bool:
     return False
 
 
-def _tun() -> Iterator[Finding]:
+def _tun() -> Iterator[Verdict]:
     try:
         os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
-        yield Finding("good", "TUN", "/dev/net/tun opens")
+        yield Verdict("good", "TUN", "/dev/net/tun opens")
     except FileNotFoundError:
         advice = "modprobe tun; in a container: --device /dev/net/tun"
-        yield Finding("bad", "TUN", "there is no /dev/net/tun", advice)
+        yield Verdict("bad", "TUN", "there is no /dev/net/tun", advice)
     except OSError as error:
         advice = "chmod 666 /dev/net/tun (what distributions have), or --device /dev/net/tun for a container"
-        yield Finding("bad", "TUN", f"/dev/net/tun does not open: {error.strerror}", advice)
+        yield Verdict("bad", "TUN", f"/dev/net/tun does not open: {error.strerror}", advice)
 
 
 NAMESPACE_ADVICE = {
@@ -111,7 +111,7 @@ NAMESPACE_ADVICE = {
 }
 
 
-def _namespaces() -> Iterator[Finding]:
+def _namespaces() -> Iterator[Verdict]:
     result = subprocess.run(
         [sys.executable, "-m", "wyrmhole.cli.confined.namespace_probe"],
         stdin=subprocess.DEVNULL,
@@ -123,16 +123,16 @@ def _namespaces() -> Iterator[Finding]:
     lines = result.stdout.splitlines()
     if lines[:-1] == list(STEPS):
         works = "a tunnel without root works: user, network and mount namespace, TUN, sockets"
-        yield Finding("good", "namespaces", works)
+        yield Verdict("good", "namespaces", works)
         yield _tun_offloads(lines[-1].partition(": ")[2])
         return
     step, _, why = (lines[-1] if lines else "").partition(": ")
     level = "poor" if step == "mount namespace" else "bad"
     found = f"a tunnel without root stops at `{step or 'the start'}` ({why or result.stderr.strip()[-80:]})"
-    yield Finding(level, "namespaces", found, NAMESPACE_ADVICE.get(step, ""))
+    yield Verdict(level, "namespaces", found, NAMESPACE_ADVICE.get(step, ""))
 
 
-def _offloads() -> Iterator[Finding]:
+def _offloads() -> Iterator[Verdict]:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         has = {"UDP_SEGMENT": udp_offload.can_segment(sock), "UDP_GRO": udp_offload.enable_gro(sock)}
     release = os.uname().release
@@ -141,21 +141,21 @@ def _offloads() -> Iterator[Finding]:
             "7.0 to 7.1.4 do, unless repaired by the distribution: each peer gets GSO batches once TCP shows that they"
         )
         advice += " arrive; `wyrmhole doctor --to PEER` tries"
-        yield Finding("poor", "offloads", f"Linux {release} may damage segmented UDP", advice)
+        yield Verdict("poor", "offloads", f"Linux {release} may damage segmented UDP", advice)
     missing = [name for name, is_there in has.items() if not is_there]
     if missing:
         advice = "Linux 5.12 and later have both: two to five times the throughput"
-        yield Finding("poor", "offloads", f"missing: {', '.join(missing)}", advice)
+        yield Verdict("poor", "offloads", f"missing: {', '.join(missing)}", advice)
     else:
-        yield Finding("good", "offloads", "UDP segmentation and GRO")
+        yield Verdict("good", "offloads", "UDP segmentation and GRO")
 
 
-def _tun_offloads(found: str) -> Finding:
+def _tun_offloads(found: str) -> Verdict:
     advice = {"none": "packets cross one by one", "TCP": "Linux 6.2 and later have it for UDP too"}.get(found, "")
-    return Finding("poor" if advice else "good", "TUN offloads", f"segmentation: {found}", advice)
+    return Verdict("poor" if advice else "good", "TUN offloads", f"segmentation: {found}", advice)
 
 
-def _buffers() -> Iterator[Finding]:
+def _buffers() -> Iterator[Verdict]:
     small = []
     for name in ("rmem_max", "wmem_max"):
         with suppress(OSError):
@@ -163,45 +163,45 @@ def _buffers() -> Iterator[Finding]:
             small += [f"net.core.{name}={size}"] if size < GOOD_BUFFER else []
     if small and not _has_capability(CAP_NET_ADMIN):
         advice = f"as root: sysctl -w {' '.join(entry.partition('=')[0] + f'={4 * GOOD_BUFFER}' for entry in small)}"
-        yield Finding("poor", "buffers", f"{', '.join(small)} bytes: bursts are dropped", advice)
+        yield Verdict("poor", "buffers", f"{', '.join(small)} bytes: bursts are dropped", advice)
     else:
-        yield Finding("good", "buffers", "UDP sockets get the buffers they ask for")
+        yield Verdict("good", "buffers", "UDP sockets get the buffers they ask for")
 
 
-def _clock() -> Iterator[Finding]:
+def _clock() -> Iterator[Verdict]:
     if not is_plausible(SystemClock().wall()):
         advice = "set the clock: peers refuse handshakes that are older than the last one they saw"
-        yield Finding("bad", "clock", "the wall clock is years behind", advice)
+        yield Verdict("bad", "clock", "the wall clock is years behind", advice)
     elif not is_synchronised():
         advice = "run an NTP client: after a step back peers refuse handshakes until the clock has caught up"
-        yield Finding("poor", "clock", "plausible, but the kernel does not know it to be synchronised", advice)
+        yield Verdict("poor", "clock", "plausible, but the kernel does not know it to be synchronised", advice)
     else:
-        yield Finding("good", "clock", "synchronised")
+        yield Verdict("good", "clock", "synchronised")
 
 
-def _mtu() -> Iterator[Finding]:
+def _mtu() -> Iterator[Verdict]:
     from wyrmhole.cli.quick.host import Host
 
     with Host("lo") as host:
         mtu = host.default_mtu()
     if not mtu:
-        yield Finding("poor", "MTU", "there is no IPv4 default route", f"tunnels get MTU {DEFAULT_MTU}")
+        yield Verdict("poor", "MTU", "there is no IPv4 default route", f"tunnels get MTU {DEFAULT_MTU}")
     elif mtu < IPV6_MINIMUM_MTU + OVERHEAD_V6:
         advice = f"IPv6 inside the tunnel needs {IPV6_MINIMUM_MTU}; its packets will be cut up outside"
-        yield Finding("poor", "MTU", f"{mtu} on the default route leaves {mtu - OVERHEAD_V6} for the tunnel", advice)
+        yield Verdict("poor", "MTU", f"{mtu} on the default route leaves {mtu - OVERHEAD_V6} for the tunnel", advice)
     else:
-        yield Finding("good", "MTU", f"{mtu} on the default route leaves {mtu - OVERHEAD_V6} for the tunnel")
+        yield Verdict("good", "MTU", f"{mtu} on the default route leaves {mtu - OVERHEAD_V6} for the tunnel")
 
 
-def _descriptors() -> Iterator[Finding]:
+def _descriptors() -> Iterator[Verdict]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < 1024:
-        yield Finding("poor", "descriptors", f"only {soft} may be open", f"ulimit -n {min(hard, 65536)}")
+        yield Verdict("poor", "descriptors", f"only {soft} may be open", f"ulimit -n {min(hard, 65536)}")
     else:
-        yield Finding("good", "descriptors", f"{soft} may be open (up to {hard})")
+        yield Verdict("good", "descriptors", f"{soft} may be open (up to {hard})")
 
 
-def _programs() -> Iterator[Finding]:
+def _programs() -> Iterator[Verdict]:
     wanted = {
         "firewall": (("nft", "iptables"), "install nftables: `up` needs it for a default route"),
         "DNS": (("resolvconf", "resolvectl"), "install resolvconf or openresolv: `up` needs it for DNS ="),
@@ -210,21 +210,21 @@ def _programs() -> Iterator[Finding]:
     for what, (names, advice) in wanted.items():
         found = [name for name in names if shutil.which(name)]
         if found:
-            yield Finding("good", what, f"{', '.join(found)}")
+            yield Verdict("good", what, f"{', '.join(found)}")
         else:
-            yield Finding(
+            yield Verdict(
                 "poor", what, f"neither of {', '.join(names)}" if len(names) > 1 else f"no {names[0]}", advice
             )
 
 
-def _daemons() -> Iterator[Finding]:
+def _daemons() -> Iterator[Verdict]:
     served = client.interfaces()
     with suppress(OSError):
         stale = sorted({path.stem for path in Path(DEFAULT_DIRECTORY).glob("*.sock")} - set(served))
         if stale:
             advice = f"left by daemons that were killed: rm {DEFAULT_DIRECTORY}/{stale[0]}.sock"
-            yield Finding("poor", "daemons", f"sockets nobody serves: {', '.join(stale[:5])}", advice)
-    yield Finding("good", "daemons", f"running: {', '.join(served)}" if served else "none running")
+            yield Verdict("poor", "daemons", f"sockets nobody serves: {', '.join(stale[:5])}", advice)
+    yield Verdict("good", "daemons", f"running: {', '.join(served)}" if served else "none running")
 
 
 EXAMINATIONS: tuple[Examination, ...] = (

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Verdict:
     level: str
     """good, poor or bad."""
     what: str

@@ -7,25 +7,25 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
-from wyrmhole.cli.doctor.finding import Finding, reason
+from wyrmhole.cli.doctor.finding import Verdict, reason
 from wyrmhole.sandbox import landlock as sandbox_landlock
 
 PROC_SYS = Path("/proc/sys")
 RESOLV_CONF = "/etc/resolv.conf"
 
 
-def families() -> Iterator[Finding]:
+def families() -> Iterator[Verdict]:
     """IPv4 and IPv6 outside. One of them is enough."""
     missing = {name: text for name, text in map(_family, (socket.AF_INET, socket.AF_INET6)) if text}
     if len(missing) == 2:
-        yield Finding("bad", "families", "neither IPv4 nor IPv6 sockets", "a container: allow socket(2) in its profile")
+        yield Verdict("bad", "families", "neither IPv4 nor IPv6 sockets", "a container: allow socket(2) in its profile")
     elif missing:
         ((name, text),) = missing.items()
-        yield Finding(
+        yield Verdict(
             "poor", "families", f"{name} is off ({text})", f"peers need an endpoint of the other family than {name}"
         )
     else:
-        yield Finding("good", "families", "IPv4 and IPv6")
+        yield Verdict("good", "families", "IPv4 and IPv6")
 
 
 def _family(family: socket.AddressFamily) -> tuple[str, str]:
@@ -41,45 +41,45 @@ def _family(family: socket.AddressFamily) -> tuple[str, str]:
     return name, ""
 
 
-def settings() -> Iterator[Finding]:
+def settings() -> Iterator[Verdict]:
     """Whether /proc/sys can be written, and who may ping without privileges."""
     path = PROC_SYS / "net/ipv4/ping_group_range"
     read_only = os.path.isdir(PROC_SYS) and bool(os.statvfs(PROC_SYS).f_flag & os.ST_RDONLY)
     if read_only:
         advice = "containers: --sysctl net.ipv4.conf.all.src_valid_mark=1, which `up` needs for a default route"
-        yield Finding("poor", "settings", f"{PROC_SYS} is read-only", advice)
+        yield Verdict("poor", "settings", f"{PROC_SYS} is read-only", advice)
     else:
-        yield Finding("good", "settings", f"{PROC_SYS} can be written by root")
+        yield Verdict("good", "settings", f"{PROC_SYS} can be written by root")
     low, _, high = (_read(path) or "").partition("\t")
     if low.isdigit() and high.isdigit() and int(low) > int(high):
-        yield Finding(
+        yield Verdict(
             "poor", "ping", "without privileges only in tunnels", "sysctl -w net.ipv4.ping_group_range='0 2147483647'"
         )
 
 
-def name_servers() -> Iterator[Finding]:
+def name_servers() -> Iterator[Verdict]:
     """The host's own. `run` does without; endpoints by name need them."""
     try:
         with open(RESOLV_CONF, encoding="utf-8", errors="replace") as file:
             has_one = any(line.split()[:1] == ["nameserver"] for line in file)
     except OSError as error:
         advice = "endpoints by name cannot be resolved, addresses work; `run` brings its own"
-        yield Finding("poor", "name servers", reason(error), advice)
+        yield Verdict("poor", "name servers", reason(error), advice)
         return
     if has_one:
-        yield Finding("good", "name servers", f"{RESOLV_CONF} names some")
+        yield Verdict("good", "name servers", f"{RESOLV_CONF} names some")
     else:
-        yield Finding("poor", "name servers", f"{RESOLV_CONF} names none", "endpoints by name ask 127.0.0.1")
+        yield Verdict("poor", "name servers", f"{RESOLV_CONF} names none", "endpoints by name ask 127.0.0.1")
 
 
-def landlock() -> Iterator[Finding]:
+def landlock() -> Iterator[Verdict]:
     try:
         version = sandbox_landlock.version()
     except OSError as error:
         advice = "Linux 5.13 and later have it (lsm=landlock,...); without, give the daemon a user with --user"
-        yield Finding("poor", "Landlock", f"not available: {error.strerror}", advice)
+        yield Verdict("poor", "Landlock", f"not available: {error.strerror}", advice)
         return
-    yield Finding("good", "Landlock", f"version {version}: a daemon reads only files that it needs")
+    yield Verdict("good", "Landlock", f"version {version}: a daemon reads only files that it needs")
 
 
 def _read(path: Path) -> str | None:

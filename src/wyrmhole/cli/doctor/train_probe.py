@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from wyrmhole.cli.doctor.checks import Finding
+from wyrmhole.cli.doctor.checks import Verdict
 from wyrmhole.control.uapi import client
 from wyrmhole.device.clock import SystemClock
 from wyrmhole.device.status import DeviceStatus, PeerStatus
@@ -54,7 +54,7 @@ Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class ProbeTarget:
     device: DeviceStatus
     peer: PeerStatus
     address: Address
@@ -77,7 +77,7 @@ class Tally:
         self.sends += other.sends
 
 
-def find_target(text: str) -> Target:
+def find_target(text: str) -> ProbeTarget:
     """The peer of a running tunnel by its public key or by an address inside. Raises WyrmholeError."""
     devices = [device for name in client.interfaces() if (device := _status(name)) is not None]
     key = _key_of(text)
@@ -88,7 +88,7 @@ def find_target(text: str) -> Target:
     except ValueError:
         raise WyrmholeError(f"{text!r} is neither a public key nor an address inside a tunnel") from None
     owners = [
-        (prefix.length, Target(device, peer, address))
+        (prefix.length, ProbeTarget(device, peer, address))
         for device in devices
         for peer in device.peers
         for prefix in peer.allowed_ips
@@ -116,13 +116,13 @@ def _key_of(text: str) -> PublicKey | None:
     return None
 
 
-def _by_key(devices: Sequence[DeviceStatus], key: PublicKey) -> Target:
+def _by_key(devices: Sequence[DeviceStatus], key: PublicKey) -> ProbeTarget:
     for device in devices:
         for peer in device.peers:
             if peer.public_key == key:
                 for prefix in peer.allowed_ips:
                     if prefix.length == (32 if prefix.version == 4 else 128):
-                        return Target(device, peer, _host(prefix.version, prefix.network))
+                        return ProbeTarget(device, peer, _host(prefix.version, prefix.network))
                 raise WyrmholeError(f"the peer of {device.name} has no single address: name one that it answers at")
     raise WyrmholeError(f"no running tunnel has that peer (looked at: {_names(devices)})")
 
@@ -220,16 +220,16 @@ def udp_messages() -> int:
     return total
 
 
-def probe(target: Target) -> Iterator[Finding]:
+def probe(target: ProbeTarget) -> Iterator[Verdict]:
     """One finding for each step, the last of which is the verdict: good, bad, or poor for one that was not reached."""
     name, address = target.device.name, str(target.address)
-    yield Finding("good", "peer", f"{target.peer.public_key.base64()} of {name} has {address}")
+    yield Verdict("good", "peer", f"{target.peer.public_key.base64()} of {name} has {address}")
     mtu = target.device.mtu or DEFAULT_MTU
     pinger = Pinger(name, target.address, max(56, min(LARGEST, mtu - HEADERS)))
     try:
         if not pinger.measure():
             advice = "ping it by hand; a firewall that drops echo requests has to let them pass for this test"
-            yield Finding("poor", "batches", f"not tried: {address} does not answer ping", advice)
+            yield Verdict("poor", "batches", f"not tried: {address} does not answer ping", advice)
             return
         singles, bursts = Tally(), Tally()
         for size in BURSTS:
@@ -260,10 +260,10 @@ def _alternate(pinger: Pinger, size: int) -> tuple[Tally, Tally]:
     return alone, together
 
 
-def _step(size: int, alone: Tally, together: Tally) -> Finding:
+def _step(size: int, alone: Tally, together: Tally) -> Verdict:
     found = f"{together.answered} of {together.sent} answered, sent in {together.sends} messages;"
     found += f" singly {alone.answered} of {alone.sent}"
-    return Finding("bad" if is_worse(alone, together) else "good", f"bursts of {size}", found)
+    return Verdict("bad" if is_worse(alone, together) else "good", f"bursts of {size}", found)
 
 
 def is_worse(singles: Tally, bursts: Tally) -> bool:
@@ -271,17 +271,17 @@ def is_worse(singles: Tally, bursts: Tally) -> bool:
     return bursts.loss > 0.1 and bursts.loss > 4 * singles.loss
 
 
-def verdict(singles: Tally, bursts: Tally) -> Finding:
+def verdict(singles: Tally, bursts: Tally) -> Verdict:
     if singles.loss > 0.5:
-        return Finding("poor", "batches", f"not found out: {singles.loss:.0%} of the single pings were lost too")
+        return Verdict("poor", "batches", f"not found out: {singles.loss:.0%} of the single pings were lost too")
     if is_worse(singles, bursts):
         found = f"lost: {bursts.loss:.0%} of the pings in bursts, {singles.loss:.0%} of the single ones"
         advice = "a kernel, hypervisor or driver on the way damages segmented UDP: update it, or start the daemon with"
-        return Finding("bad", "batches", found, f"{advice} WYRMHOLE_WITHOUT=gso")
+        return Verdict("bad", "batches", found, f"{advice} WYRMHOLE_WITHOUT=gso")
     if bursts.sends >= bursts.sent:
         advice = (
             "the daemon sends singly to this peer (see its log, and WYRMHOLE_WITHOUT), or was too fast for the bursts"
         )
-        return Finding("poor", "batches", "not found out: every datagram left by itself", advice)
+        return Verdict("poor", "batches", "not found out: every datagram left by itself", advice)
     found = f"arrive: {bursts.answered} of {bursts.sent} pings in {bursts.sends} messages were answered"
-    return Finding("good", "batches", found)
+    return Verdict("good", "batches", found)

@@ -45,7 +45,7 @@ Answer = Endpoint | OSError
 
 
 @dataclass(frozen=True, slots=True)
-class EndpointNames:
+class EndpointLookup:
     """`retries`: the text of WG_ENDPOINT_RESOLUTION_RETRIES. `warn` takes a sentence for the user."""
 
     retries: str

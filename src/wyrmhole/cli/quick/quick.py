@@ -22,7 +22,7 @@ from wyrmhole.cli.quick.daemon import Daemon
 from wyrmhole.cli.quick.dns import NameService
 from wyrmhole.cli.quick.hook import run_hook
 from wyrmhole.cli.quick.host import Host, best_mtu, too_narrow
-from wyrmhole.cli.quick.names import EndpointNames
+from wyrmhole.cli.quick.names import EndpointLookup
 from wyrmhole.cli.quick.routing import Routing
 from wyrmhole.cli.quick.save import merge_status, write_atomically
 from wyrmhole.cli.quick.signals import Interrupts
@@ -65,7 +65,7 @@ class Quick:
 
     path: Path
     config: Config
-    names: EndpointNames
+    names: EndpointLookup
     say: Say
     warn: Say
     interrupts: Interrupts = field(default_factory=Interrupts)

@@ -15,7 +15,7 @@ from wyrmhole.device.status import DeviceStatus, PeerStatus
 from wyrmhole.protocol.keys import KEY_SIZE, PresharedKey, PrivateKey
 from wyrmhole.wire.endpoint import Endpoint
 
-Resolver = Callable[[ConfigEndpoint], Endpoint | None]
+ResolveEndpoint = Callable[[ConfigEndpoint], Endpoint | None]
 """Returns None if the name cannot be resolved and the peer goes without an endpoint. May raise."""
 
 
@@ -23,7 +23,7 @@ def numeric_only(endpoint: ConfigEndpoint) -> Endpoint | None:
     return endpoint.literal
 
 
-def set_change(config: Config, resolve: Resolver = numeric_only) -> DeviceChange:
+def set_change(config: Config, resolve: ResolveEndpoint = numeric_only) -> DeviceChange:
     """Return the change that replaces the configuration: all peers are replaced, and missing settings are reset."""
     interface = config.interface
     return DeviceChange(
@@ -35,7 +35,7 @@ def set_change(config: Config, resolve: Resolver = numeric_only) -> DeviceChange
     )
 
 
-def add_change(config: Config, resolve: Resolver = numeric_only) -> DeviceChange:
+def add_change(config: Config, resolve: ResolveEndpoint = numeric_only) -> DeviceChange:
     """Return the change that adds the file's peers and settings to those of the device."""
     interface = config.interface
     return DeviceChange(
@@ -46,7 +46,7 @@ def add_change(config: Config, resolve: Resolver = numeric_only) -> DeviceChange
     )
 
 
-def sync_change(config: Config, status: DeviceStatus, resolve: Resolver = numeric_only) -> DeviceChange:
+def sync_change(config: Config, status: DeviceStatus, resolve: ResolveEndpoint = numeric_only) -> DeviceChange:
     """Return a change like `set_change` that keeps the sessions of peers which stay.
 
     A preshared key or keepalive that the file no longer has is removed, like in wg(8) since 1.0.20260223.
@@ -59,11 +59,11 @@ def sync_change(config: Config, status: DeviceStatus, resolve: Resolver = numeri
     return replace(whole, replace_peers=False, peers=(*removed, *kept))
 
 
-def _peers(config: Config, resolve: Resolver) -> tuple[PeerChange, ...]:
+def _peers(config: Config, resolve: ResolveEndpoint) -> tuple[PeerChange, ...]:
     return tuple(_peer(peer, resolve) for peer in config.peers)
 
 
-def _peer(peer: ConfigPeer, resolve: Resolver) -> PeerChange:
+def _peer(peer: ConfigPeer, resolve: ResolveEndpoint) -> PeerChange:
     return PeerChange(
         peer.public_key,
         preshared_key=peer.preshared_key,

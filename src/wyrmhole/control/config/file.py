@@ -54,7 +54,7 @@ from wyrmhole.control.config.values import (
     Address,
     ConfigEndpoint,
     DnsEntry,
-    Key,
+    WgKey,
     remove_blanks,
 )
 from wyrmhole.errors import ConfigFileError
@@ -340,7 +340,7 @@ class _Reader:
         elif kind or len(self._sections) == 1:
             self._add_error(line.number, _explain_unknown(name, kind))
 
-    def _check(self, key: Key, line: Line) -> None:
+    def _check(self, key: WgKey, line: Line) -> None:
         try:
             if "\0" in line.value:
                 raise ValueError("text without NUL bytes")

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from wyrmhole.control.config.values import INTERFACE_KEYS, NAME_KEY, PEER_KEYS, Key, remove_blanks
+from wyrmhole.control.config.values import INTERFACE_KEYS, NAME_KEY, PEER_KEYS, WgKey, remove_blanks
 
-KEYS: dict[str, dict[str, Key]] = {
+KEYS: dict[str, dict[str, WgKey]] = {
     "interface": {key.name.lower(): key for key in INTERFACE_KEYS},
     "peer": {key.name.lower(): key for key in PEER_KEYS},
     "": {},
@@ -90,7 +90,7 @@ def emit_section(section: SectionLines, edits: Edits) -> list[str]:
     return out
 
 
-def _is_unchanged(key: Key, lines: list[Line], value: object) -> bool:
+def _is_unchanged(key: WgKey, lines: list[Line], value: object) -> bool:
     """Report whether the lines already have this value. Lines that cannot be parsed count as unchanged."""
     try:
         return bool(_normalise(_value_of(key, lines)) == _normalise(value))
@@ -103,7 +103,7 @@ def _normalise(value: object) -> object:
     return None if value is False or value == [] else value
 
 
-def _value_of(key: Key, lines: list[Line]) -> Any:
+def _value_of(key: WgKey, lines: list[Line]) -> Any:
     """Return the value of a key, or None if it has no lines or an empty list."""
     values = [key.read(line.value) for line in lines]
     if key.many:
@@ -111,14 +111,14 @@ def _value_of(key: Key, lines: list[Line]) -> Any:
     return values[-1] if values else None
 
 
-def _emit_line(key: Key, text: str) -> str:
+def _emit_line(key: WgKey, text: str) -> str:
     ends_at_comment = key is not NAME_KEY and not key.is_hook
     if "\n" in text or "\r" in text or "\0" in text or (ends_at_comment and "#" in text):
         raise ValueError(f"{key.name} cannot be written: a line break or a '#' would end its value")
     return f"{key.name} = {text}"
 
 
-def find_key(kind: str, name: str) -> Key | None:
+def find_key(kind: str, name: str) -> WgKey | None:
     """Find a key by its name in lower case. wg(8) accepts blanks within a name, wg-quick(8) does not."""
     key = KEYS[kind].get(remove_blanks(name))
     return None if key is None or (key.is_quick and key.name.lower() != name) else key

@@ -39,7 +39,7 @@ MAX_FINDINGS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class Remark:
     line: int
     """0 stands for the file as a whole."""
     level: str
@@ -47,10 +47,10 @@ class Finding:
     message: str
 
 
-Check = Callable[[Config], Iterator[Finding]]
+Check = Callable[[Config], Iterator[Remark]]
 
 
-def lint(config: Config) -> list[Finding]:
+def lint(config: Config) -> list[Remark]:
     """Return at most MAX_FINDINGS findings, sorted by line."""
     found = (finding for check in CHECKS for finding in check(config))
     return sorted(found, key=lambda finding: (finding.line, finding.level))[:MAX_FINDINGS]
@@ -59,73 +59,73 @@ def lint(config: Config) -> list[Finding]:
 # Keys
 
 
-def _check_own_key(config: Config) -> Iterator[Finding]:
+def _check_own_key(config: Config) -> Iterator[Remark]:
     interface = config.interface
     line = config.line_of(interface, "PrivateKey")
     if interface.private_key is None:
         sets_later = any("private-key" in hook for hook in (*interface.pre_up, *interface.post_up))
         if not sets_later:
-            yield Finding(line, "error", "no PrivateKey: create one with `wyrmhole genkey`")
+            yield Remark(line, "error", "no PrivateKey: create one with `wyrmhole genkey`")
     elif interface.private_key.base64() in {PrivateKey.from_base64(key).base64() for key in PUBLISHED_KEYS}:
-        yield Finding(line, "error", "this PrivateKey is published in a manual: create another with `wyrmhole genkey`")
+        yield Remark(line, "error", "this PrivateKey is published in a manual: create another with `wyrmhole genkey`")
 
 
-def _check_peer_keys(config: Config) -> Iterator[Finding]:
+def _check_peer_keys(config: Config) -> Iterator[Remark]:
     key = config.interface.private_key
     own = None if key is None or key.is_zero else key.public_key()
     seen: dict[object, int] = {}
     for peer in config.peers:
         line = config.line_of(peer, "PublicKey")
         if peer.public_key == own:
-            yield Finding(line, "error", "this peer has our own public key, so it will be ignored")
+            yield Remark(line, "error", "this peer has our own public key, so it will be ignored")
         if peer.public_key.is_zero:
-            yield Finding(line, "error", "an all-zero PublicKey is invalid: nobody holds its private key")
+            yield Remark(line, "error", "an all-zero PublicKey is invalid: nobody holds its private key")
         if (first := seen.setdefault(peer.public_key, line)) != line:
-            yield Finding(line, "error", f"the same PublicKey as in line {first}: the later section wins")
+            yield Remark(line, "error", f"the same PublicKey as in line {first}: the later section wins")
 
 
-def _check_preshared_keys(config: Config) -> Iterator[Finding]:
+def _check_preshared_keys(config: Config) -> Iterator[Remark]:
     seen: dict[object, int] = {}
     for peer in config.peers:
         if peer.preshared_key is None:
             continue
         line = config.line_of(peer, "PresharedKey")
         if peer.preshared_key.is_zero:
-            yield Finding(line, "warning", "an all-zero PresharedKey means no key: remove the line")
+            yield Remark(line, "warning", "an all-zero PresharedKey means no key: remove the line")
         elif (first := seen.setdefault(peer.preshared_key, line)) != line:
-            yield Finding(line, "warning", f"the same PresharedKey as in line {first}: give each pair its own")
+            yield Remark(line, "warning", f"the same PresharedKey as in line {first}: give each pair its own")
 
 
-def _check_repeated(config: Config) -> Iterator[Finding]:
+def _check_repeated(config: Config) -> Iterator[Remark]:
     for line, key in config.repeated_keys():
-        yield Finding(line, "warning", f"{key} is repeated below, and only the last line counts")
+        yield Remark(line, "warning", f"{key} is repeated below, and only the last line counts")
 
 
-def _check_sections(config: Config) -> Iterator[Finding]:
+def _check_sections(config: Config) -> Iterator[Remark]:
     first = config.line_of(config.interface)
     for line in config.repeated_interfaces():
-        yield Finding(line, "warning", f"a second [Interface] section extends the one in line {first}: merge them")
+        yield Remark(line, "warning", f"a second [Interface] section extends the one in line {first}: merge them")
 
 
 # Forms that wg(8) or wg-quick(8) accepts, but that are rarely intended
 
 
-def _check_form(config: Config) -> Iterator[Finding]:
+def _check_form(config: Config) -> Iterator[Remark]:
     if config.has_byte_order_mark:
-        yield Finding(1, "warning", f"the file {BOM_SENTENCE}")
+        yield Remark(1, "warning", f"the file {BOM_SENTENCE}")
 
 
-def _check_numbers(config: Config) -> Iterator[Finding]:
+def _check_numbers(config: Config) -> Iterator[Remark]:
     for key in ("ListenPort", "FwMark", "PersistentKeepalive"):
         read = KEYS["peer" if key == "PersistentKeepalive" else "interface"][key.lower()].read
         for line, value in config.values_of(key):
             text = remove_blanks(value)
             is_plain = text.isdigit() and (text == "0" or not text.startswith("0"))
             if not is_plain and text.lower() != "off" and not text.startswith("0x"):
-                yield Finding(line, "warning", f"{key} = {text} is read as {read(text)}: write {key} = {read(text)}")
+                yield Remark(line, "warning", f"{key} = {text} is read as {read(text)}: write {key} = {read(text)}")
 
 
-def _check_endpoint_forms(config: Config) -> Iterator[Finding]:
+def _check_endpoint_forms(config: Config) -> Iterator[Remark]:
     for line, value in config.values_of("Endpoint"):
         text = remove_blanks(value)
         host, _, port = text.rpartition(":")
@@ -133,24 +133,24 @@ def _check_endpoint_forms(config: Config) -> Iterator[Finding]:
         wanted = f"[{endpoint.host}]" if ":" in endpoint.host else endpoint.host
         if host != wanted or port != str(endpoint.port):
             usual = endpoint.emit()
-            yield Finding(line, "warning", f"Endpoint = {text} is read as {usual}: write Endpoint = {usual}")
+            yield Remark(line, "warning", f"Endpoint = {text} is read as {usual}: write Endpoint = {usual}")
 
 
-def _check_table(config: Config) -> Iterator[Finding]:
+def _check_table(config: Config) -> Iterator[Remark]:
     table, line = config.interface.table, config.line_of(config.interface, "Table")
     if isinstance(table, str) and table not in ("auto", "off") and table.lower() in ("auto", "off"):
         message = f"wg-quick reads Table = {table} as the name of a table: write Table = {table.lower()}"
-        yield Finding(line, "error", message)
+        yield Remark(line, "error", message)
 
 
-def _check_empty(config: Config) -> Iterator[Finding]:
+def _check_empty(config: Config) -> Iterator[Remark]:
     for key in ("PreUp", "PostUp", "PreDown", "PostDown", "Address", "DNS", "MTU", "Table"):
         for line, value in config.values_of(key):
             if not value:
-                yield Finding(line, "note", f"{key} is empty and has no effect")
+                yield Remark(line, "note", f"{key} is empty and has no effect")
     for line, value in config.values_of("AllowedIPs"):
         if not value:
-            yield Finding(line, "warning", "AllowedIPs is empty, which wg refuses: remove the line")
+            yield Remark(line, "warning", "AllowedIPs is empty, which wg refuses: remove the line")
 
 
 # Allowed ips
@@ -160,7 +160,7 @@ def _label(config: Config, peer: ConfigPeer) -> str:
     return peer.name or f"the peer in line {config.line_of(peer)}"
 
 
-def _check_overlaps(config: Config) -> Iterator[Finding]:
+def _check_overlaps(config: Config) -> Iterator[Remark]:
     """Find overlapping prefixes in O(n log n): sorted, each prefix follows its containers, so one stack is enough."""
     entries = sorted(
         ((prefix, index) for index, peer in enumerate(config.peers) for prefix in peer.allowed_ips),
@@ -182,20 +182,20 @@ def contains(outer: Prefix, inner: Prefix) -> bool:
     return outer.network >> shift == inner.network >> shift
 
 
-def _overlap(config: Config, outer: tuple[Prefix, int], inner: tuple[Prefix, int]) -> Iterator[Finding]:
+def _overlap(config: Config, outer: tuple[Prefix, int], inner: tuple[Prefix, int]) -> Iterator[Remark]:
     peer = config.peers[inner[1]]
     line = config.line_of(peer, "AllowedIPs")
     text, other = inner[0].emit(), _label(config, config.peers[outer[1]])
     if outer[1] == inner[1]:
         if outer[0] == inner[0]:
-            yield Finding(line, "note", f"{text} is repeated for the same peer")
+            yield Remark(line, "note", f"{text} is repeated for the same peer")
     elif outer[0] == inner[0]:
-        yield Finding(line, "error", f"{text} is also an allowed ip of {other}: only the later peer gets it")
+        yield Remark(line, "error", f"{text} is also an allowed ip of {other}: only the later peer gets it")
     elif outer[0].length:
-        yield Finding(line, "note", f"{text} lies within {outer[0].emit()} of {other}: the longer prefix wins")
+        yield Remark(line, "note", f"{text} lies within {outer[0].emit()} of {other}: the longer prefix wins")
 
 
-def _check_host_bits(config: Config) -> Iterator[Finding]:
+def _check_host_bits(config: Config) -> Iterator[Remark]:
     for line, value in config.values_of("AllowedIPs"):
         for item in remove_blanks(value).split(","):
             address, slash, length = item.partition("/")
@@ -203,21 +203,21 @@ def _check_host_bits(config: Config) -> Iterator[Finding]:
                 continue
             prefix = read_prefix(item)
             if int(ipaddress.ip_address(address)) != prefix.network:
-                yield Finding(
+                yield Remark(
                     line, "warning", f"{item} means {prefix.emit()}: bits beyond the prefix length are ignored"
                 )
             elif length != str(prefix.length):
-                yield Finding(line, "warning", f"{item} is read as {prefix.emit()}: write {prefix.emit()}")
+                yield Remark(line, "warning", f"{item} is read as {prefix.emit()}: write {prefix.emit()}")
 
 
-def _check_reach(config: Config) -> Iterator[Finding]:
+def _check_reach(config: Config) -> Iterator[Remark]:
     for peer in config.peers:
         if not peer.allowed_ips:
             line = config.line_of(peer)
-            yield Finding(line, "warning", "no AllowedIPs: this peer can neither send nor receive packets")
+            yield Remark(line, "warning", "no AllowedIPs: this peer can neither send nor receive packets")
         if peer.endpoint is None and config.interface.listen_port in (None, 0):
             line = config.line_of(peer)
-            yield Finding(
+            yield Remark(
                 line, "warning", "no Endpoint here and no ListenPort in [Interface]: neither side can find the other"
             )
 
@@ -229,7 +229,7 @@ def _defaults(config: Config) -> set[int]:
     return {prefix.version for peer in config.peers for prefix in peer.allowed_ips if prefix.length == 0}
 
 
-def _check_loops(config: Config) -> Iterator[Finding]:
+def _check_loops(config: Config) -> Iterator[Remark]:
     """Find routes that contain an endpoint, so that its packets loop. A default route is safe because of the mark."""
     if config.interface.table not in (None, "auto") or _defaults(config):
         return
@@ -247,117 +247,115 @@ def _check_loops(config: Config) -> Iterator[Finding]:
         if prefix := next((prefix for prefix in containers if prefix in routes), None):
             line = config.line_of(peer, "Endpoint")
             message = f"the endpoint lies within AllowedIPs {prefix.emit()}: its packets would go into the tunnel"
-            yield Finding(line, "error", message)
+            yield Remark(line, "error", message)
 
 
-def _check_families(config: Config) -> Iterator[Finding]:
+def _check_families(config: Config) -> Iterator[Remark]:
     defaults, own = _defaults(config), {address.version for address in config.interface.addresses}
     line = config.line_of(config.interface, "Address")
     for version in sorted(defaults - own if own else ()):
         zero = "0.0.0.0/0" if version == 4 else "::/0"
-        yield Finding(
-            line, "warning", f"{zero} goes into the tunnel, but there is no IPv{version} Address to send from"
-        )
+        yield Remark(line, "warning", f"{zero} goes into the tunnel, but there is no IPv{version} Address to send from")
     if defaults == {4}:
         peer = next(peer for peer in config.peers if any(prefix.length == 0 for prefix in peer.allowed_ips))
         line = config.line_of(peer, "AllowedIPs")
-        yield Finding(line, "note", "0.0.0.0/0 without ::/0: IPv6 stays outside the tunnel")
+        yield Remark(line, "note", "0.0.0.0/0 without ::/0: IPv6 stays outside the tunnel")
 
 
-def _check_addresses(config: Config) -> Iterator[Finding]:
+def _check_addresses(config: Config) -> Iterator[Remark]:
     interface = config.interface
     line = config.line_of(interface, "Address")
     if not interface.addresses:
-        yield Finding(line, "note", "no Address: fine for setconf, but `up` and the library need one")
+        yield Remark(line, "note", "no Address: fine for setconf, but `up` and the library need one")
     single = {(p.version, p.network): peer for peer in config.peers for p in peer.allowed_ips if p.length == p.bits}
     for address in interface.addresses:
         network = address.network
         if (address.version, int(address.ip)) in single:
             peer = single[address.version, int(address.ip)]
-            yield Finding(
+            yield Remark(
                 line, "error", f"{address.ip} is both our own Address and an allowed ip of {_label(config, peer)}"
             )
         if network.prefixlen < network.max_prefixlen - 1 and address.ip == network.network_address:
-            yield Finding(line, "warning", f"{address} is the address of a network, not of a host")
+            yield Remark(line, "warning", f"{address} is the address of a network, not of a host")
     if len(set(interface.addresses)) < len(interface.addresses):
-        yield Finding(line, "error", "an Address is repeated, which the kernel refuses")
+        yield Remark(line, "error", "an Address is repeated, which the kernel refuses")
 
 
-def _check_mtu(config: Config) -> Iterator[Finding]:
+def _check_mtu(config: Config) -> Iterator[Remark]:
     mtu, line = config.interface.mtu, config.line_of(config.interface, "MTU")
     if mtu is None:
         return
     uses_v6 = any(address.version == 6 for address in config.interface.addresses)
     if mtu < IPV6_MINIMUM_MTU and uses_v6:
-        yield Finding(line, "error", f"MTU {mtu}: IPv6 needs at least {IPV6_MINIMUM_MTU} and there is an IPv6 Address")
+        yield Remark(line, "error", f"MTU {mtu}: IPv6 needs at least {IPV6_MINIMUM_MTU} and there is an IPv6 Address")
     elif mtu > WIDEST_MTU:
-        yield Finding(
+        yield Remark(
             line, "warning", f"MTU {mtu}: a path with MTU 1500 fragments or drops packets above {WIDEST_MTU} bytes"
         )
     elif mtu < 576:
-        yield Finding(line, "warning", f"MTU {mtu}: many programs need at least 576")
+        yield Remark(line, "warning", f"MTU {mtu}: many programs need at least 576")
 
 
 # Names
 
 
-def _check_dns(config: Config) -> Iterator[Finding]:
+def _check_dns(config: Config) -> Iterator[Remark]:
     interface, line = config.interface, config.line_of(config.interface, "DNS")
     if interface.dns_domains and not interface.dns_servers:
-        yield Finding(line, "warning", "wg-quick ignores search domains without a server")
+        yield Remark(line, "warning", "wg-quick ignores search domains without a server")
     prefixes = [prefix for peer in config.peers for prefix in peer.allowed_ips]
     for server in interface.dns_servers:
         host = Prefix(server.version, int(server), server.max_prefixlen)
         if not any(contains(prefix, host) for prefix in prefixes):
-            yield Finding(line, "warning", f"DNS {server} is in no AllowedIPs: it is asked outside the tunnel")
+            yield Remark(line, "warning", f"DNS {server} is in no AllowedIPs: it is asked outside the tunnel")
     if interface.dns_servers and prefixes and not _defaults(config):
         message = (
             "DNS without a default route: this host asks these servers for all names, not only for those in the tunnel"
         )
-        yield Finding(line, "note", message)
+        yield Remark(line, "note", message)
 
 
-def _check_endpoints(config: Config) -> Iterator[Finding]:
+def _check_endpoints(config: Config) -> Iterator[Remark]:
     seen: dict[object, int] = {}
     for peer in config.peers:
         if peer.endpoint is None:
             continue
         line = config.line_of(peer, "Endpoint")
         if (first := seen.setdefault(peer.endpoint, line)) != line:
-            yield Finding(
+            yield Remark(
                 line, "warning", f"the same Endpoint as in line {first}: an address and port can reach only one peer"
             )
         if re.match(r"fe[89ab].:", peer.endpoint.host.lower()) and "%" not in peer.endpoint.host:
-            yield Finding(line, "error", "a link-local address needs its interface: [fe80::1%eth0]:51820")
+            yield Remark(line, "error", "a link-local address needs its interface: [fe80::1%eth0]:51820")
         literal = peer.endpoint.literal
         if literal is not None and ipaddress.ip_address(literal.host).is_unspecified:
-            yield Finding(line, "error", f"{literal.host} is not the address of a host")
+            yield Remark(line, "error", f"{literal.host} is not the address of a host")
         if peer.endpoint.port == 0:
-            yield Finding(line, "error", "port 0 is not usable: write the port that the peer listens on")
+            yield Remark(line, "error", "port 0 is not usable: write the port that the peer listens on")
 
 
-def _check_keepalive(config: Config) -> Iterator[Finding]:
+def _check_keepalive(config: Config) -> Iterator[Remark]:
     for peer in config.peers:
         line = config.line_of(peer, "PersistentKeepalive")
         if peer.persistent_keepalive and peer.persistent_keepalive > LONG_KEEPALIVE:
             seconds = peer.persistent_keepalive
-            yield Finding(line, "note", f"{seconds} s is longer than many firewalls remember a UDP flow: 25 is usual")
+            yield Remark(line, "note", f"{seconds} s is longer than many firewalls remember a UDP flow: 25 is usual")
 
 
 # wg-quick
 
 
-def _check_hooks(config: Config) -> Iterator[Finding]:
+def _check_hooks(config: Config) -> Iterator[Remark]:
     for line, key in config.commented_hooks():
         message = f"{key} contains a #: the shell gets it, but wg-quick before 1.0.20260223 ends the command there"
-        yield Finding(line, "note", message)
+        yield Remark(line, "note", message)
 
 
-def _check_save(config: Config) -> Iterator[Finding]:
+def _check_save(config: Config) -> Iterator[Remark]:
     if config.interface.save_config:
         line = config.line_of(config.interface, "SaveConfig")
         message = "SaveConfig: `down` overwrites this file with the running state and discards edits made since `up`"
-        yield Finding(line, "note", message)
+        yield Remark(line, "note", message)
 
 
 CHECKS: tuple[Check, ...] = (

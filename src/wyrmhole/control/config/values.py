@@ -328,7 +328,7 @@ def _write_commands(commands: Sequence[str]) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Key:
+class WgKey:
     """A key of the file. If `many`, its lines form one list; otherwise the last line wins."""
 
     name: str
@@ -347,17 +347,17 @@ class Key:
 
 def _quick(
     name: str, attribute: str, read: Callable[[str], Any], write: Callable[[Any], list[str]], many: bool = True
-) -> Key:
-    return Key(name, attribute, read, write, many, is_quick=True)
+) -> WgKey:
+    return WgKey(name, attribute, read, write, many, is_quick=True)
 
 
-NAME_KEY = Key("# friendly_name", "name", read_name, _write_one)
+NAME_KEY = WgKey("# friendly_name", "name", read_name, _write_one)
 """A tag in a comment, which metrics exporters use too. `# Name = ` is also read."""
 
 INTERFACE_KEYS = (
-    Key("PrivateKey", "private_key", _read_key(PrivateKey), _write_key, is_secret=True),
-    Key("ListenPort", "listen_port", _without_blanks(read_port), _write_one),
-    Key("FwMark", "fwmark", _without_blanks(read_fwmark), _write_fwmark),
+    WgKey("PrivateKey", "private_key", _read_key(PrivateKey), _write_key, is_secret=True),
+    WgKey("ListenPort", "listen_port", _without_blanks(read_port), _write_one),
+    WgKey("FwMark", "fwmark", _without_blanks(read_fwmark), _write_fwmark),
     _quick("Address", "addresses", read_addresses, _write_list),
     _quick("DNS", "dns", read_dns, _write_list),
     _quick("MTU", "mtu", read_mtu, _write_one, many=False),
@@ -371,11 +371,11 @@ INTERFACE_KEYS = (
 
 PEER_KEYS = (
     NAME_KEY,
-    Key("PublicKey", "public_key", read_public_key, _write_key),
-    Key("PresharedKey", "preshared_key", _read_key(PresharedKey), _write_key, is_secret=True),
-    Key("AllowedIPs", "allowed_ips", _without_blanks(read_allowed_ips), _write_prefixes, many=True),
-    Key("Endpoint", "endpoint", _without_blanks(ConfigEndpoint.parse), _write_endpoint),
-    Key("PersistentKeepalive", "persistent_keepalive", _without_blanks(read_keepalive), _write_keepalive),
+    WgKey("PublicKey", "public_key", read_public_key, _write_key),
+    WgKey("PresharedKey", "preshared_key", _read_key(PresharedKey), _write_key, is_secret=True),
+    WgKey("AllowedIPs", "allowed_ips", _without_blanks(read_allowed_ips), _write_prefixes, many=True),
+    WgKey("Endpoint", "endpoint", _without_blanks(ConfigEndpoint.parse), _write_endpoint),
+    WgKey("PersistentKeepalive", "persistent_keepalive", _without_blanks(read_keepalive), _write_keepalive),
 )
 
 IGNORED_KEYS = frozenset({"includedapplications", "excludedapplications"})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import ipaddress
 import itertools
 import os
 from collections.abc import Callable, Iterable, Sequence
@@ -13,8 +12,8 @@ from wyrmhole.net.udp_route import why_unreachable
 from wyrmhole.protocol.constants import SECOND
 from wyrmhole.protocol.drops import DropReason
 from wyrmhole.wire.prefix import Prefix
+from wyrmhole.wire.probes import IpAddress
 
-IpAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
 MAX_PREFIXES = 4
 """Named in one sentence."""
 MAX_REASONS = 3

@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from wyrmhole.device.device import Device
 from wyrmhole.device.status import PeerStatus
 from wyrmhole.library.common import explain
-from wyrmhole.library.common.explain import IpAddress
 from wyrmhole.net.link_setup import Interface
 from wyrmhole.protocol.drops import DropReason
 from wyrmhole.protocol.keys import PublicKey
 from wyrmhole.wire.prefix import Prefix
+from wyrmhole.wire.probes import IpAddress
 
 
 class Reachability:

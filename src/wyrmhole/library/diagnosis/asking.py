@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import socket
 
-from wyrmhole.library.diagnosis.probe import IpAddress, Refused
+from wyrmhole.library.diagnosis.probe import ProbeRefused
 from wyrmhole.wire import probes
 from wyrmhole.wire.ip import MAX_PACKET_SIZE
+from wyrmhole.wire.probes import IpAddress
 
 _ECHO_HEADER = 8
 
@@ -22,7 +23,7 @@ def echo_size(target: IpAddress, length: int) -> int:
 
 
 async def ask_by(sock: socket.socket, target: IpAddress, port: int, payload: bytes, seconds: float) -> bytes:
-    """Return what a UDP service answers. Raises TimeoutError, Refused."""
+    """Return what a UDP service answers. Raises TimeoutError, ProbeRefused."""
     loop = asyncio.get_running_loop()
     sock.connect((str(target), port))
     await loop.sock_sendall(sock, payload)
@@ -30,4 +31,4 @@ async def ask_by(sock: socket.socket, target: IpAddress, port: int, payload: byt
         async with asyncio.timeout(seconds):
             return await loop.sock_recv(sock, MAX_PACKET_SIZE)
     except ConnectionRefusedError as error:
-        raise Refused(target, is_port_unreachable=True, is_too_big=False) from error
+        raise ProbeRefused(target, is_port_unreachable=True, is_too_big=False) from error

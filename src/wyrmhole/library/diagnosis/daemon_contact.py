@@ -23,12 +23,13 @@ from wyrmhole.library.common.own_threads import OwnThreads
 from wyrmhole.library.common.time_limit import deadline
 from wyrmhole.library.diagnosis.asking import ask_by, echo_size, family_of
 from wyrmhole.library.diagnosis.finding import BAD, Finding
-from wyrmhole.library.diagnosis.probe import HandshakeResult, IpAddress
+from wyrmhole.library.diagnosis.probe import HandshakeResult
 from wyrmhole.library.sockets import icmp_echo
 from wyrmhole.protocol.constants import SECOND, Timings
 from wyrmhole.protocol.drops import DropReason
 from wyrmhole.protocol.keys import PublicKey
 from wyrmhole.wire.ip import IPV6_MINIMUM_MTU
+from wyrmhole.wire.probes import IpAddress
 
 POLL_SECONDS = 0.2
 MAX_DAEMONS = 64

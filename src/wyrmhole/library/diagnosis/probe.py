@@ -29,8 +29,8 @@ from wyrmhole.protocol.keys import PublicKey
 from wyrmhole.wire import probes
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.messages import DEFAULT_MTU
+from wyrmhole.wire.probes import IpAddress
 
-IpAddress = probes.IpAddress
 POLL_SECONDS = 0.002
 """Between two looks for an answer: the queue in memory wakes nobody."""
 MAX_ANSWERS = 256
@@ -53,7 +53,7 @@ class HandshakeResult:
         return self.completed or self.cookie or self.refused is not None
 
 
-class Refused(OSError):
+class ProbeRefused(OSError):
     """A host or router inside answered with an ICMP error."""
 
     def __init__(self, source: IpAddress, *, is_port_unreachable: bool, is_too_big: bool) -> None:
@@ -152,26 +152,26 @@ class Probe:
     # Packets
 
     async def echo(self, target: IpAddress, length: int, seconds: float) -> float:
-        """Seconds until the answer to an ICMP echo of `length` bytes in all. Raises TimeoutError, Refused."""
+        """Seconds until the answer to an ICMP echo of `length` bytes in all. Raises TimeoutError, ProbeRefused."""
         identity = next(self._numbers)
         packet = probes.echo_request(self._source_for(target), target, identity, length)
         begin = self._clock.boottime()
 
         def fits(answer: probes.Answer) -> bool:
-            return isinstance(answer, probes.EchoReply | probes.Refusal) and answer.identity == identity
+            return isinstance(answer, probes.EchoReply | probes.IcmpRefusal) and answer.identity == identity
 
         await self._ask(packet, fits, seconds, f"{target} did not answer a ping of {length} bytes")
         return (self._clock.boottime() - begin) / SECOND
 
     async def ask(self, target: IpAddress, port: int, payload: bytes, seconds: float) -> bytes:
-        """What a UDP service answers. Raises TimeoutError, Refused."""
+        """What a UDP service answers. Raises TimeoutError, ProbeRefused."""
         own = _FIRST_PORT + next(self._numbers) % 16_000
         packet = probes.udp_packet(self._source_for(target), own, target, port, payload)
 
         def fits(answer: probes.Answer) -> bool:
             if isinstance(answer, probes.UdpReply):
                 return (answer.source, answer.source_port, answer.port) == (target, port, own)
-            return isinstance(answer, probes.Refusal) and answer.identity == own
+            return isinstance(answer, probes.IcmpRefusal) and answer.identity == own
 
         answer = await self._ask(packet, fits, seconds, f"{target} port {port} did not answer")
         assert isinstance(answer, probes.UdpReply)
@@ -182,8 +182,10 @@ class Probe:
     ) -> probes.Answer:
         self._tun.inject(packet)
         answer: probes.Answer = await self._wait(lambda: self._answer(fits), seconds, silence)
-        if isinstance(answer, probes.Refusal):
-            raise Refused(answer.source, is_port_unreachable=answer.is_port_unreachable, is_too_big=answer.is_too_big)
+        if isinstance(answer, probes.IcmpRefusal):
+            raise ProbeRefused(
+                answer.source, is_port_unreachable=answer.is_port_unreachable, is_too_big=answer.is_too_big
+            )
         return answer
 
     def _answer(self, fits: Callable[[probes.Answer], bool]) -> probes.Answer | None:

@@ -27,11 +27,12 @@ from wyrmhole.library.diagnosis.daemon_contact import find_daemon
 from wyrmhole.library.diagnosis.finding import BAD, GOOD, NOTE, POOR
 from wyrmhole.library.diagnosis.finding import Finding as Finding
 from wyrmhole.library.diagnosis.outside import icmp_error, look_outside, refused
-from wyrmhole.library.diagnosis.probe import HandshakeResult, IpAddress, Probe, Refused
+from wyrmhole.library.diagnosis.probe import HandshakeResult, Probe, ProbeRefused
 from wyrmhole.protocol.drops import DropReason
 from wyrmhole.protocol.keys import PublicKey
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
+from wyrmhole.wire.probes import IpAddress
 
 LATE_ICMP_SECONDS = 3.5
 """A host that is off is reported after three questions for its link address, a second each."""
@@ -67,7 +68,7 @@ class Contact(Protocol):
         ...
 
     async def ask(self, target: IpAddress, port: int, payload: bytes, seconds: float) -> bytes:
-        """What a UDP service answers. Raises TimeoutError, Refused, OSError."""
+        """What a UDP service answers. Raises TimeoutError, ProbeRefused, OSError."""
         ...
 
 
@@ -308,7 +309,7 @@ async def _host(config: Config, up: Sequence[ConfigPeer], probe: Contact, target
     answer = await _ping(probe, target, 84, PING_SECONDS)
     if isinstance(answer, float):
         return Finding("host", GOOD, f"{target} answers after {answer * 1000:.1f} ms")
-    if isinstance(answer, Refused):
+    if isinstance(answer, ProbeRefused):
         return Finding("host", POOR, str(answer), "the host is off, or the peer has no way to it")
     advice = "the host is off, does not answer pings, or has no way back through the peer"
     return Finding("host", POOR, f"no answer from {target}", advice)
@@ -355,7 +356,7 @@ def _silence_inside(
         count = "1 answer" if dropped == 1 else f"{dropped} answers"
         found = f"{count} from addresses outside the peer's AllowedIPs, dropped"
         return Finding("ping", BAD, found, advice, name)
-    errors = [str(answer) for answer in answers if isinstance(answer, Refused)]
+    errors = [str(answer) for answer in answers if isinstance(answer, ProbeRefused)]
     if errors:
         advice = "the peer works and has no way to that host: it is off, or the peer does not forward to it"
         return Finding("ping", POOR, f"nobody answers; {errors[0]}", advice, name)
@@ -417,7 +418,7 @@ async def _name_server(probe: Contact, server: IpAddress, name: str) -> Finding:
     question = dns.message.make_query(name, "NS" if name == "." else "A")
     try:
         reply = dns.message.from_wire(await probe.ask(server, 53, question.to_wire(), DNS_SECONDS))
-    except Refused as error:
+    except ProbeRefused as error:
         advice = "no name server runs there: correct DNS =, or start it"
         if not error.is_port_unreachable:
             advice = "the peer has no way to it"

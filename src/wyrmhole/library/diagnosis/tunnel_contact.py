@@ -8,10 +8,11 @@ from collections.abc import Iterable, Mapping
 from typing import Protocol
 
 from wyrmhole.library.diagnosis.asking import ask_by, echo_size, family_of
-from wyrmhole.library.diagnosis.probe import HandshakeResult, IpAddress
+from wyrmhole.library.diagnosis.probe import HandshakeResult
 from wyrmhole.library.peers import Stats
 from wyrmhole.protocol.drops import DropReason
 from wyrmhole.protocol.keys import PublicKey
+from wyrmhole.wire.probes import IpAddress
 
 
 class AskablePeer(Protocol):

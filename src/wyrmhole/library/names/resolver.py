@@ -91,8 +91,8 @@ class Resolver:
         self._clock = clock or (lambda: asyncio.get_running_loop().time())
         self._cache = DnsCache(self._clock)
         self._turns: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(most_questions()))
-        self._asked: dict[Key, Asked] = {}
-        self._unanswered: OrderedDict[Key, float] = OrderedDict()
+        self._asked: dict[Question, Asked] = {}
+        self._unanswered: OrderedDict[Question, float] = OrderedDict()
         """Until when these questions are not repeated."""
 
     def __repr__(self) -> str:
@@ -209,13 +209,13 @@ class Resolver:
             self._remember_unanswered((str(name).lower(), kind))
         return found
 
-    def _remember_unanswered(self, key: Key) -> None:
+    def _remember_unanswered(self, key: Question) -> None:
         if key not in self._unanswered:
             self._unanswered[key] = self._clock() + UNANSWERED
             while len(self._unanswered) > CAPACITY:
                 self._unanswered.popitem(last=False)
 
-    def _was_unanswered(self, key: Key) -> bool:
+    def _was_unanswered(self, key: Question) -> bool:
         if self._unanswered.get(key, 0.0) > self._clock():
             return True
         self._unanswered.pop(key, None)
@@ -235,7 +235,7 @@ class Resolver:
                 return await asked.wait()
         return await self._asked_anew(key, name).wait()
 
-    def _asked_anew(self, key: Key, name: dns.name.Name) -> Asked:
+    def _asked_anew(self, key: Question, name: dns.name.Name) -> Asked:
         """A question that goes out now, unless one has meanwhile."""
         known = self._asked.get(key)
         if known is not None and known.is_under_way:
@@ -244,7 +244,7 @@ class Resolver:
         asked.task.add_done_callback(partial(self._forget, key, asked))
         return asked
 
-    def _forget(self, key: Key, asked: Asked, done: asyncio.Future[dns.resolver.Answer | None]) -> None:
+    def _forget(self, key: Question, asked: Asked, done: asyncio.Future[dns.resolver.Answer | None]) -> None:
         if self._asked.get(key) is asked:
             del self._asked[key]
         if not done.cancelled() and done.exception() is None:  # looked at, lest a failure is reported as lost
@@ -339,7 +339,7 @@ class Resolver:
         return found
 
 
-Key: TypeAlias = tuple[str, str]
+Question: TypeAlias = tuple[str, str]
 """Name and type of a question."""
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from urllib.parse import urlsplit
 
 from wyrmhole.library.proxy.socks5 import allowed
-from wyrmhole.library.services.dialer import Spot
+from wyrmhole.library.services.dialer import HostPort
 
 if TYPE_CHECKING:
     import h11
@@ -65,9 +65,9 @@ def connect_target(text: str) -> Target:
     if not text.rpartition("]")[2].count(":"):
         text += f":{HTTPS_PORT}"  # what a client without a port means
     try:
-        spot = Spot.parse(text)
+        spot = HostPort.parse(text)
     except ValueError:
-        spot = Spot("", 0)
+        spot = HostPort("", 0)
     if not spot.host or not spot.port or spot.proto:
         raise HttpError(400, f"CONNECT needs HOST:PORT and not {text!r}")
     return Target(spot.host, spot.port, text.encode(), None)

@@ -45,7 +45,7 @@ LOOK = 1.0
 TCP_CLOSE = 7
 """A state of tcp(7), in include/net/tcp_states.h."""
 
-Connect: TypeAlias = Callable[[str, int], Awaitable[socket.socket]]
+ConnectTo: TypeAlias = Callable[[str, int], Awaitable[socket.socket]]
 
 
 class Wire:
@@ -131,7 +131,7 @@ class HttpClient:
         self,
         sock: socket.socket,
         first: bytes,
-        connect: Connect,
+        connect: ConnectTo,
         users: Mapping[str, str] | None,
         limits: Limits,
         prove: Callable[[], None],

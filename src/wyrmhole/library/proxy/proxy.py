@@ -20,7 +20,7 @@ from wyrmhole.library.common.arguments import check_instance, check_users
 from wyrmhole.library.common.descriptors import SERVICES
 from wyrmhole.library.proxy import socks4, socks5, socks_udp
 from wyrmhole.library.proxy.socks_udp import UdpAssociation
-from wyrmhole.library.services.dialer import DATAGRAM, STREAM, Dialer, HostSide, Spot, TunnelSide, is_loopback
+from wyrmhole.library.services.dialer import DATAGRAM, STREAM, Dialer, HostPort, HostSide, TunnelSide, is_loopback
 from wyrmhole.library.services.service import Limits, Service, reason_of
 from wyrmhole.library.services.splice import drain, splice
 
@@ -47,14 +47,14 @@ async def proxy(
     Raises ValueError for what is no HOST:PORT, and for an address that other machines reach when there are no users
     and `allow_open` is not set; OSError when it cannot listen; WyrmholeError when h11 is not installed.
     """
-    spot = Spot.parse(listen)
+    spot = HostPort.parse(listen)
     check_users(users)
     check_instance("limits", limits, Limits, "a wyrmhole.library.services.service.Limits")
     if users is None and not allow_open and not is_loopback(spot.host):
         raise OpenProxyError(str(spot))
     import_http()
     service = Service(f"proxy {spot}", limits or Limits())
-    door = Door(TunnelSide(dialer), service.limits, None if users is None else dict(users), service.prove)
+    door = ProxyListener(TunnelSide(dialer), service.limits, None if users is None else dict(users), service.prove)
     for sock in await HostSide().listen(spot.host, spot.port, STREAM):
         service.listen(sock, door.welcome, greets=True)
     return service
@@ -68,7 +68,7 @@ def import_http() -> type[HttpClient]:
     return HttpClient
 
 
-class Door:
+class ProxyListener:
     """Who is let in, and where to."""
 
     def __init__(
@@ -119,7 +119,7 @@ class Door:
             await self._socks_connect(client, request, negotiation.rest)
         elif not SERVICES.take(socks_udp.COST):
             log.warning("a SOCKS client was refused: the process's descriptors are used up (raise ulimit -n)")
-            await asyncio.get_running_loop().sock_sendall(client, socks5.reply(socks5.Reply.GENERAL_FAILURE))
+            await asyncio.get_running_loop().sock_sendall(client, socks5.reply(socks5.SocksReply.GENERAL_FAILURE))
         else:
             try:
                 await self._socks_associate(client, request)
@@ -147,7 +147,7 @@ class Door:
             raise
         await splice(client, upstream, first=request.rest)
 
-    async def _socks_connect(self, client: socket.socket, request: socks5.Request, rest: bytes) -> None:
+    async def _socks_connect(self, client: socket.socket, request: socks5.Socks5Request, rest: bytes) -> None:
         loop = asyncio.get_running_loop()
         try:
             upstream = await self._connect(request.host, request.port)
@@ -158,13 +158,13 @@ class Door:
             return
         try:
             host, port = upstream.getsockname()[:2]
-            await loop.sock_sendall(client, socks5.reply(socks5.Reply.SUCCEEDED, host, port))
+            await loop.sock_sendall(client, socks5.reply(socks5.SocksReply.SUCCEEDED, host, port))
         except BaseException:
             upstream.close()
             raise
         await splice(client, upstream, first=rest)
 
-    async def _socks_associate(self, client: socket.socket, request: socks5.Request) -> None:
+    async def _socks_associate(self, client: socket.socket, request: socks5.Socks5Request) -> None:
         """Until the client ends its TCP connection (RFC 1928, 6)."""
         loop = asyncio.get_running_loop()
         family, address = client.family, client.getsockname()
@@ -174,14 +174,14 @@ class Door:
             relay = UdpAssociation(self._side, listener, (client.getpeername()[0], request.port))
             try:
                 host, port = listener.getsockname()[:2]
-                await loop.sock_sendall(client, socks5.reply(socks5.Reply.SUCCEEDED, host, port))
+                await loop.sock_sendall(client, socks5.reply(socks5.SocksReply.SUCCEEDED, host, port))
                 while await loop.sock_recv(client, CHUNK):
                     pass
             finally:
                 relay.close()
 
 
-async def read_socks4(client: socket.socket, data: bytes) -> socks4.Request:
+async def read_socks4(client: socket.socket, data: bytes) -> socks4.Socks4Request:
     """Raises SocksError, EOFError when the client left."""
     while (request := socks4.parse(data)) is None:
         more = await asyncio.get_running_loop().sock_recv(client, CHUNK)

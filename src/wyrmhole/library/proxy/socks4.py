@@ -16,7 +16,7 @@ LONGEST_USER, LONGEST_NAME = 255, 255
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class Socks4Request:
     """`host` is an IPv4 address or, in 4a, a name. `rest` came behind the request."""
 
     host: str
@@ -24,7 +24,7 @@ class Request:
     rest: bytes
 
 
-def parse(data: bytes) -> Request | None:
+def parse(data: bytes) -> Socks4Request | None:
     """None while bytes are missing. Raises SocksError."""
     if len(data) < 8:
         return None
@@ -35,11 +35,11 @@ def parse(data: bytes) -> Request | None:
     if end is None:
         return None
     if address[:3] != b"\0\0\0" or not address[3]:
-        return Request(str(IPv4Address(address)), port, data[end + 1 :])
+        return Socks4Request(str(IPv4Address(address)), port, data[end + 1 :])
     name_end = end_of(data, end + 1, LONGEST_NAME, "name of SOCKS4a")
     if name_end is None:
         return None
-    return Request(host_of_name(data[end + 1 : name_end]), port, data[name_end + 1 :])
+    return Socks4Request(host_of_name(data[end + 1 : name_end]), port, data[name_end + 1 :])
 
 
 def end_of(data: bytes, start: int, longest: int, what: str) -> int | None:

@@ -2,7 +2,7 @@
 
 server = Negotiation(users={"name": "password"})
 send(server.receive(data))          # again and again, until .request is there or .failure says why not
-send(reply(Reply.SUCCEEDED, "10.0.0.1", 4711))
+send(reply(SocksReply.SUCCEEDED, "10.0.0.1", 4711))
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Command(enum.IntEnum):
     UDP_ASSOCIATE = 3
 
 
-class Reply(enum.IntEnum):
+class SocksReply(enum.IntEnum):
     """RFC 1928, 6."""
 
     SUCCEEDED = 0
@@ -43,13 +43,13 @@ class Reply(enum.IntEnum):
 class SocksError(ValueError):
     """Bytes that are no SOCKS5, or ask for what is not there. `reply` is what to answer, if anything."""
 
-    def __init__(self, message: str, reply: Reply | None = None) -> None:
+    def __init__(self, message: str, reply: SocksReply | None = None) -> None:
         super().__init__(message)
         self.reply = reply
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class Socks5Request:
     """`host` is a literal or a name."""
 
     command: Command
@@ -65,7 +65,7 @@ class Negotiation:
     """
 
     users: Mapping[str, str] | None = field(default=None, repr=False)
-    request: Request | None = None
+    request: Socks5Request | None = None
     failure: str | None = None
 
     def __post_init__(self) -> None:
@@ -134,17 +134,17 @@ class Negotiation:
     def _request(self) -> bytes | None:
         buffer = self._buffer
         if buffer and buffer[0] != VERSION:
-            raise SocksError(f"the request is of version {buffer[0]} and not 5", Reply.GENERAL_FAILURE)
+            raise SocksError(f"the request is of version {buffer[0]} and not 5", SocksReply.GENERAL_FAILURE)
         if len(buffer) < 4:
             return None
         if buffer[1] not in (Command.CONNECT, Command.UDP_ASSOCIATE):
-            raise SocksError(f"command {buffer[1]} is not offered", Reply.COMMAND_NOT_SUPPORTED)
+            raise SocksError(f"command {buffer[1]} is not offered", SocksReply.COMMAND_NOT_SUPPORTED)
         parsed = parse_address(buffer, 3)
         if parsed is None:
             return None
         host, port, end = parsed
         self._take(end)
-        self.request = Request(Command(buffer[1]), host, port)
+        self.request = Socks5Request(Command(buffer[1]), host, port)
         return b""
 
 
@@ -167,7 +167,7 @@ def parse_address(data: bytes, start: int) -> tuple[str, int, int] | None:
     elif kind in (IPV4, IPV6):
         first, end = start + 1, start + 1 + (4 if kind == IPV4 else 16)
     else:
-        raise SocksError(f"address type {kind} is not known", Reply.ADDRESS_TYPE_NOT_SUPPORTED)
+        raise SocksError(f"address type {kind} is not known", SocksReply.ADDRESS_TYPE_NOT_SUPPORTED)
     if len(data) < end + 2:
         return None
     return host_of(kind, data[first:end]), int.from_bytes(data[end : end + 2]), end + 2
@@ -184,7 +184,7 @@ def host_of_name(raw: bytes) -> str:
     except UnicodeDecodeError:
         name = ""
     if not name or not name.isprintable():
-        raise SocksError("the name asked for is no text", Reply.GENERAL_FAILURE)
+        raise SocksError("the name asked for is no text", SocksReply.GENERAL_FAILURE)
     return name
 
 
@@ -194,25 +194,25 @@ def address_bytes(host: str, port: int) -> bytes:
     return bytes((IPV4 if address.version == 4 else IPV6,)) + address.packed + port.to_bytes(2)
 
 
-def reply(code: Reply, host: str = "0.0.0.0", port: int = 0) -> bytes:
+def reply(code: SocksReply, host: str = "0.0.0.0", port: int = 0) -> bytes:
     """What a request is answered with; the address is that of our end."""
     return bytes((VERSION, code, 0)) + address_bytes(host, port)
 
 
-def reply_for(error: OSError) -> Reply:
+def reply_for(error: OSError) -> SocksReply:
     """What fits best to why a connection could not be made."""
     if isinstance(error, socket.gaierror | TimeoutError):
-        return Reply.HOST_UNREACHABLE
+        return SocksReply.HOST_UNREACHABLE
     if isinstance(error, ConnectionRefusedError):
-        return Reply.CONNECTION_REFUSED
-    return UNREACHABLE.get(error.errno or 0, Reply.GENERAL_FAILURE)
+        return SocksReply.CONNECTION_REFUSED
+    return UNREACHABLE.get(error.errno or 0, SocksReply.GENERAL_FAILURE)
 
 
 UNREACHABLE = {
-    errno.ENETUNREACH: Reply.NETWORK_UNREACHABLE,
-    errno.EHOSTUNREACH: Reply.HOST_UNREACHABLE,
-    errno.EPERM: Reply.NOT_ALLOWED,
-    errno.EACCES: Reply.NOT_ALLOWED,
+    errno.ENETUNREACH: SocksReply.NETWORK_UNREACHABLE,
+    errno.EHOSTUNREACH: SocksReply.HOST_UNREACHABLE,
+    errno.EPERM: SocksReply.NOT_ALLOWED,
+    errno.EACCES: SocksReply.NOT_ALLOWED,
 }
 
 

@@ -58,7 +58,7 @@ class Side(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Spot:
+class HostPort:
     """HOST:PORT, as in `db.internal:5432`, `[::1]:53` or `:80`; `/udp` or `/tcp` may follow."""
 
     host: str
@@ -91,7 +91,7 @@ class HostSide:
     """This host, with its own network and its own names. An empty host is loopback."""
 
     async def connect(self, host: str, port: int, kind: int, timeout: float) -> socket.socket:
-        async with deadline(timeout, lambda: f"{Spot(host, port)} did not answer within {timeout:g} s"):
+        async with deadline(timeout, lambda: f"{HostPort(host, port)} did not answer within {timeout:g} s"):
             return await self._connect(host, port, kind)
 
     async def _connect(self, host: str, port: int, kind: int) -> socket.socket:
@@ -148,16 +148,16 @@ def non_blocking(sock: socket.socket) -> socket.socket:
     return sock
 
 
-OpenSocket = Callable[[int, int], socket.socket | Awaitable[socket.socket]]
+OpenHostSocket = Callable[[int, int], socket.socket | Awaitable[socket.socket]]
 
 
-async def opened(open_socket: OpenSocket, family: int, kind: int) -> socket.socket:
+async def opened(open_socket: OpenHostSocket, family: int, kind: int) -> socket.socket:
     made = open_socket(family, kind)
     return non_blocking(await made if inspect.isawaitable(made) else made)
 
 
 async def bind_all(
-    spots: Sequence[tuple[int, Any]], kind: int, open_socket: OpenSocket, *, optional: bool = False
+    spots: Sequence[tuple[int, Any]], kind: int, open_socket: OpenHostSocket, *, optional: bool = False
 ) -> list[socket.socket]:
     """A listening socket for each address, all on one port where that was 0.
 
@@ -180,7 +180,7 @@ async def bind_all(
     return bound
 
 
-async def _bind(family: int, address: Any, kind: int, open_socket: OpenSocket) -> socket.socket:
+async def _bind(family: int, address: Any, kind: int, open_socket: OpenHostSocket) -> socket.socket:
     sock = await opened(open_socket, family, kind)
     try:
         if family == socket.AF_INET6:

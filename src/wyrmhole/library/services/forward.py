@@ -9,7 +9,7 @@ from functools import partial
 from typing import TypeAlias
 
 from wyrmhole.library.common.arguments import check_instance
-from wyrmhole.library.services.dialer import KINDS, STREAM, Dialer, HostSide, Side, Spot, TunnelSide
+from wyrmhole.library.services.dialer import KINDS, STREAM, Dialer, HostPort, HostSide, Side, TunnelSide
 from wyrmhole.library.services.service import Limits, Service, reason_of
 from wyrmhole.library.services.splice import close, splice
 from wyrmhole.library.services.udp_flows import UdpFlows
@@ -47,7 +47,7 @@ async def carry(
 ) -> Service:
     """Listen on one side, connect on the other."""
     check_instance("limits", limits, Limits, "a wyrmhole.library.services.service.Limits")
-    here, there = Spot.parse(listen), Spot.parse(target)
+    here, there = HostPort.parse(listen), HostPort.parse(target)
     proto = one_proto(proto, here, there)
     if not there.host or not there.port:
         raise ValueError(f"{target!r} is no target: it needs a host and a port, as in db.internal:5432")
@@ -62,7 +62,7 @@ async def carry(
     return service
 
 
-def one_proto(proto: str | None, *spots: Spot) -> str:
+def one_proto(proto: str | None, *spots: HostPort) -> str:
     """The protocol that all who name one agree on. Raises ValueError."""
     check_instance("proto", proto, str, "'tcp', 'udp' or None")
     named = {each for each in (proto, *(spot.proto for spot in spots)) if each is not None}

@@ -70,7 +70,7 @@ class Limits:
         return self.per_source or max(1, whole // 2)
 
 
-class Part(Protocol):
+class Closable(Protocol):
     """Something with an end of its own, as a UDP relay."""
 
     def close(self) -> None: ...
@@ -84,7 +84,7 @@ class Service:
         self.limits = limits
         self._sockets: list[socket.socket] = []
         self._addresses: list[tuple[str, int]] = []
-        self._parts: list[Part] = []
+        self._parts: list[Closable] = []
         self._slots = asyncio.Semaphore(limits.connections)
         self._tasks: set[asyncio.Task[None]] = set()
         self._handlers = 0
@@ -122,7 +122,7 @@ class Service:
         # Also when it is cancelled before its first step, or by a program that cancels every task.
         self._start(self._accept(sock, handle, greets)).add_done_callback(partial(self._listened, sock))
 
-    def relay(self, sock: socket.socket, part: Part) -> None:
+    def relay(self, sock: socket.socket, part: Closable) -> None:
         """Let a part, which owns that socket, live as long as this service."""
         self._note(sock)
         self._parts.append(part)

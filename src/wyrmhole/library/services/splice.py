@@ -44,7 +44,7 @@ class Splice:
         self._open = 2
         for sock in self._sockets:
             prepare(sock)
-        self._ways = Way(self, one, other, first), Way(self, other, one, b"")
+        self._ways = Direction(self, one, other, first), Direction(self, other, one, b"")
 
     async def finished(self) -> tuple[int, int]:
         try:
@@ -74,7 +74,7 @@ class Splice:
             close(sock, reset=reset)
 
 
-class Way:
+class Direction:
     """One direction."""
 
     def __init__(self, owner: Splice, source: socket.socket, sink: socket.socket, first: bytes) -> None:

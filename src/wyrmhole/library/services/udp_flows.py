@@ -34,7 +34,7 @@ IP_PKTINFO, IPV6_RECVPKTINFO, IPV6_PKTINFO = 8, 49, 50
 CONTROL = socket.CMSG_SPACE(20)
 
 Control: TypeAlias = tuple[tuple[int, int, bytes], ...]
-Client: TypeAlias = tuple[Any, Control]
+FlowClient: TypeAlias = tuple[Any, Control]
 """An address, and what makes answers leave from where it wrote to."""
 
 
@@ -50,7 +50,7 @@ class UdpFlows:
         self._connect = connect
         self._limits = limits
         self._loop = asyncio.get_running_loop()
-        self._flows: OrderedDict[Client, Flow] = OrderedDict()
+        self._flows: OrderedDict[FlowClient, Flow] = OrderedDict()
         self._sources: defaultdict[str, int] = defaultdict(int)
         self._wildcard = ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_unspecified
         if self._wildcard:
@@ -69,7 +69,7 @@ class UdpFlows:
         for client in list(self._flows):
             self.drop(client)
 
-    def answer(self, client: Client, data: bytes) -> None:
+    def answer(self, client: FlowClient, data: bytes) -> None:
         """From the other side back to a client."""
         address, control = client
         try:
@@ -80,11 +80,11 @@ class UdpFlows:
         except OSError as error:
             log.debug("%s: a packet to %s was dropped: %s", self._name, address, error)
 
-    def touch(self, client: Client) -> None:
+    def touch(self, client: FlowClient) -> None:
         self._flows.move_to_end(client)
         self._flows[client].last = self._loop.time()
 
-    def drop(self, client: Client) -> None:
+    def drop(self, client: FlowClient) -> None:
         flow = self._flows.pop(client, None)
         if flow is not None:
             self._sources[source_of(client)] -= 1
@@ -103,14 +103,14 @@ class UdpFlows:
             if (flow := self._flow(client)) is not None:
                 flow.send(data)
 
-    def _receive(self) -> tuple[bytes, Client]:
+    def _receive(self) -> tuple[bytes, FlowClient]:
         if not self._wildcard:
             data, address = self._listener.recvfrom(LARGEST)
             return data, (address, ())
         data, control, _, address = self._listener.recvmsg(LARGEST, CONTROL)
         return data, (address, tuple(answer_from(*each) for each in control))
 
-    def _flow(self, client: Client) -> Flow | None:
+    def _flow(self, client: FlowClient) -> Flow | None:
         """The flow of a client; None where there is no room for another one."""
         flow = self._flows.get(client)
         if flow is None:
@@ -132,7 +132,7 @@ class UdpFlows:
         elif len(self._flows) >= whole or (self._flows and SERVICES.taken >= room()):
             self.drop(next(iter(self._flows)))
 
-    async def _open(self, client: Client) -> socket.socket | None:
+    async def _open(self, client: FlowClient) -> socket.socket | None:
         try:
             return await self._connect()
         except OSError as error:
@@ -152,7 +152,7 @@ class UdpFlows:
 class Flow:
     """One client's socket on the other side."""
 
-    def __init__(self, owner: UdpFlows, client: Client) -> None:
+    def __init__(self, owner: UdpFlows, client: FlowClient) -> None:
         self._owner = owner
         self._client = client
         self._loop = asyncio.get_running_loop()
@@ -209,7 +209,7 @@ class Flow:
             self._owner.answer(self._client, data)
 
 
-def source_of(client: Client) -> str:
+def source_of(client: FlowClient) -> str:
     return str(client[0][0]).partition("%")[0]
 
 

@@ -10,7 +10,7 @@ from wyrmhole.library.stacks.stack import Pending, Socket
 ATTEMPT_DELAY = 0.25
 """Seconds before the next address is tried beside those that have not answered (RFC 8305, 8)."""
 
-Attempt = Callable[[], Awaitable[Socket]]
+ConnectAttempt = Callable[[], Awaitable[Socket]]
 
 
 async def complete(pending: Pending) -> Socket:
@@ -36,7 +36,7 @@ def _settle(ready: asyncio.Future[None]) -> None:
         ready.set_result(None)
 
 
-async def first_connected(attempts: Sequence[Attempt], delay: float = ATTEMPT_DELAY) -> Socket:
+async def first_connected(attempts: Sequence[ConnectAttempt], delay: float = ATTEMPT_DELAY) -> Socket:
     """The first that succeeds; the others are ended. Raises what the first attempt raised, with the rest as notes."""
     if len(attempts) == 1:
         return await attempts[0]()
@@ -59,7 +59,7 @@ class _Race:
         self._running: set[asyncio.Task[Socket]] = set()
         self._winner: asyncio.Task[Socket] | None = None
 
-    def start(self, attempt: Attempt) -> None:
+    def start(self, attempt: ConnectAttempt) -> None:
         task = asyncio.ensure_future(attempt())
         self._order.append(task)
         self._running.add(task)

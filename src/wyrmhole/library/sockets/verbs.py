@@ -43,7 +43,7 @@ LATE_PATIENCE = 1.0
 STREAM, IPV4 = socket.SOCK_STREAM, socket.AF_INET
 """By names of their own: the class below has a method `socket`."""
 
-Address = tuple[str, int]
+HostAndPort = tuple[str, int]
 SslOption = ssl_module.SSLContext | Literal[True] | None
 ClientConnected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None]
 AnyProtocol = TypeVar("AnyProtocol", bound=asyncio.BaseProtocol)
@@ -99,7 +99,7 @@ class TunnelVerbs:
         self._check()
         return await self._names.getaddrinfo(host, port, family, type, proto, flags)
 
-    async def _local(self, local_addr: Address | None, family: int, type: int) -> SocketAddress | None:
+    async def _local(self, local_addr: HostAndPort | None, family: int, type: int) -> SocketAddress | None:
         if local_addr is None:
             return None
         infos = await self.getaddrinfo(*local_addr, family=family, type=type)
@@ -126,7 +126,7 @@ class TunnelVerbs:
         *,
         family: int = 0,
         type: int = STREAM,
-        local_addr: Address | None = None,
+        local_addr: HostAndPort | None = None,
         timeout: float | None = None,
     ) -> Socket:
         """A connected, non-blocking socket. A name's addresses are tried in turn, 250 ms apart (RFC 8305).
@@ -137,7 +137,7 @@ class TunnelVerbs:
             return await self._connect_one(attempt, host, port, family, type, local_addr)
 
     async def _connect_one(
-        self, attempt: Attempt, host: str, port: int, family: int, kind: int, local_addr: Address | None
+        self, attempt: Attempt, host: str, port: int, family: int, kind: int, local_addr: HostAndPort | None
     ) -> Socket:
         if local_addr is not None:
             arguments.check_address("local_addr", local_addr)
@@ -151,7 +151,7 @@ class TunnelVerbs:
         return sock
 
     async def _connect_late(
-        self, host: str, known: Sequence[tuple[Any, ...]], kind: int, local_addr: Address | None
+        self, host: str, known: Sequence[tuple[Any, ...]], kind: int, local_addr: HostAndPort | None
     ) -> Socket:
         """By addresses that arrive after the others were tried (RFC 8305, 3)."""
         late = await self._names.late_addresses(host, LATE_PATIENCE)
@@ -163,7 +163,7 @@ class TunnelVerbs:
             [functools.partial(self._connect, each[0], kind, each[4], local_addr) for each in remotes]
         )
 
-    async def _connect(self, family: int, kind: int, remote: SocketAddress, local_addr: Address | None) -> Socket:
+    async def _connect(self, family: int, kind: int, remote: SocketAddress, local_addr: HostAndPort | None) -> Socket:
         local = await self._local(local_addr, family, kind)
         if kind == socket.SOCK_DGRAM:
             self._check_way(remote)
@@ -223,7 +223,7 @@ class TunnelVerbs:
         *,
         ssl: SslOption = None,
         family: int = 0,
-        local_addr: Address | None = None,
+        local_addr: HostAndPort | None = None,
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> tuple[asyncio.Transport, AnyProtocol]:
@@ -242,7 +242,7 @@ class TunnelVerbs:
         *,
         ssl: SslOption = None,
         family: int = 0,
-        local_addr: Address | None = None,
+        local_addr: HostAndPort | None = None,
         server_hostname: str | None = None,
         limit: int = STREAM_LIMIT,
         timeout: float | None = None,
@@ -346,8 +346,8 @@ class TunnelVerbs:
     async def create_datagram_endpoint(
         self,
         protocol_factory: Callable[[], AnyProtocol],
-        local_addr: Address | None = None,
-        remote_addr: Address | None = None,
+        local_addr: HostAndPort | None = None,
+        remote_addr: HostAndPort | None = None,
         *,
         family: int = 0,
     ) -> tuple[asyncio.DatagramTransport, AnyProtocol]:

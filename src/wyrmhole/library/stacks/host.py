@@ -19,7 +19,7 @@ from pathlib import Path
 from wyrmhole.errors import TunnelError
 from wyrmhole.library.common.fork_guard import ForkGuard
 from wyrmhole.library.stacks.host_routes import HostRoutes, remove_orphans
-from wyrmhole.library.stacks.stack import Socket, SocketVerbs, Traits
+from wyrmhole.library.stacks.stack import Socket, SocketVerbs, StackAbilities
 from wyrmhole.net import link_setup, netlink
 from wyrmhole.net.link_setup import Interface, Network
 from wyrmhole.net.linux_tun import LinuxTun, TunError
@@ -73,8 +73,8 @@ class HostStack(SocketVerbs):
         return self._tun
 
     @property
-    def traits(self) -> Traits:
-        return Traits(unconnected_sockets=True, backlog=True, raw=True, congestion="")
+    def traits(self) -> StackAbilities:
+        return StackAbilities(unconnected_sockets=True, backlog=True, raw=True, congestion="")
 
     def configure(self, addresses: Sequence[Interface], routes: Sequence[Network], mtu: int) -> None:
         """See `Stack.configure`. Raises TunnelError."""

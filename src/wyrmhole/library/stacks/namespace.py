@@ -39,7 +39,7 @@ from wyrmhole.library.common.descriptors import nofile
 from wyrmhole.library.common.fork_guard import ForkGuard
 from wyrmhole.library.stacks import refusals
 from wyrmhole.library.stacks.helper_channel import MAX_BATCH, Helper
-from wyrmhole.library.stacks.stack import HelperGone, HelperSlow, Socket, SocketVerbs, Traits
+from wyrmhole.library.stacks.stack import HelperGone, HelperSlow, Socket, SocketVerbs, StackAbilities
 from wyrmhole.net import link_setup, netlink
 from wyrmhole.net.link_setup import Interface, Network
 from wyrmhole.net.linux_tun import LinuxTun
@@ -163,8 +163,8 @@ class NamespaceStack(SocketVerbs):
         return self._tun
 
     @property
-    def traits(self) -> Traits:
-        return Traits(unconnected_sockets=True, backlog=True, raw=True, congestion=self._congestion)
+    def traits(self) -> StackAbilities:
+        return StackAbilities(unconnected_sockets=True, backlog=True, raw=True, congestion=self._congestion)
 
     @property
     def namespaces(self) -> tuple[int, int]:

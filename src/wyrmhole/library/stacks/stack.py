@@ -29,7 +29,7 @@ SocketAddress: TypeAlias = tuple[Any, ...]
 
 
 @dataclass(frozen=True, slots=True)
-class Traits:
+class StackAbilities:
     """What a stack can do besides the portable verbs."""
 
     unconnected_sockets: bool
@@ -89,7 +89,7 @@ class Stack(Protocol):
     def port(self) -> PacketPort: ...
 
     @property
-    def traits(self) -> Traits: ...
+    def traits(self) -> StackAbilities: ...
 
     def configure(self, addresses: Sequence[Interface], routes: Sequence[Network], mtu: int) -> None:
         """Have exactly these; may be called again while sockets are in use."""
