@@ -26,7 +26,7 @@ def objects_at_the_end_of(hours: float) -> tuple[int, int]:
         ledger = world.ledger
         live = sum(len(host.shadow.by_local) for host in world.hosts.values() if host.running)
         assert len(ledger.keys) == live
-        hosts = sum(len(host._events) + len(host.identities) for host in world.hosts.values())
+        hosts = sum(len(host.events.recent) + len(host.identities) for host in world.hosts.values())
         kept = len(ledger.packets) + len(ledger._genuine) + len(ledger.owners) + len(world._heap) + hosts
         return kept, sum(isinstance(each, PortableEngine) for each in gc.get_objects()) - before
     finally:

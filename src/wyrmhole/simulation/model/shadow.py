@@ -11,7 +11,7 @@ of its own. Where engine and model differ, a named check fails.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Container
+from collections.abc import Container, Iterator
 from dataclasses import replace
 
 from wyrmhole.protocol.cookie import cookie_key, mac1_key
@@ -141,6 +141,12 @@ class Shadow:
         self.stopped = True
         for peer in self.peers.values():
             self.clear_slots(peer)
+
+    def secrets(self) -> Iterator[bytes]:
+        """The keys of every session that is in a slot."""
+        for session in self.by_local.values():
+            yield bytes(session.params.send_key)
+            yield bytes(session.params.receive_key)
 
     def expire_sending(self, peer: ShadowPeer) -> None:
         for session in (peer.current, peer.next):

@@ -27,9 +27,10 @@ from wyrmhole.simulation.model.checks import Check, Violation, require
 from wyrmhole.simulation.model.ledger import Ledger
 from wyrmhole.simulation.world.attacker import Attack, Attacker
 from wyrmhole.simulation.world.edges import EdgeCalls
-from wyrmhole.simulation.world.host import PORT, Host, PeerSettings
+from wyrmhole.simulation.world.host import PORT, Host
 from wyrmhole.simulation.world.network import Captured, Nat, Network, Weather
 from wyrmhole.simulation.world.scenario import DrawnSteps, Scenario, Step
+from wyrmhole.simulation.world.settings import PeerSettings
 from wyrmhole.wire.endpoint import Endpoint, SockAddr
 from wyrmhole.wire.messages import HANDSHAKE_SIZES
 from wyrmhole.wire.prefix import Prefix
