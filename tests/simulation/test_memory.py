@@ -27,7 +27,7 @@ def objects_at_the_end_of(hours: float) -> tuple[int, int]:
         live = sum(len(host.shadow.by_local) for host in world.hosts.values() if host.running)
         assert len(ledger.keys) == live
         hosts = sum(len(host.events.recent) + len(host.identities) for host in world.hosts.values())
-        kept = len(ledger.packets) + len(ledger._genuine) + len(ledger.owners) + len(world._heap) + hosts
+        kept = len(ledger.packets) + len(ledger._genuine) + len(ledger.owners) + len(world.schedule) + hosts
         return kept, sum(isinstance(each, PortableEngine) for each in gc.get_objects()) - before
     finally:
         world.close()

@@ -84,10 +84,10 @@ def _revive(world: World, number: int) -> None:
     host = world.hosts[number]
     if host.running and not host.awake:
         host.resume()
-        world.catch_up(number)
+        world.cast.catch_up(number)
     if not host.running:
         host.start()
-        world.catch_up(number)
+        world.cast.catch_up(number)
     if not host.interface.is_up:
         host.up()
 
@@ -103,14 +103,14 @@ def _settle_host(world: World, host: Host) -> None:
 def _agree(world: World, host: Host, other: Host) -> None:
     """What an administrator would set right: keys, prefixes and addresses. A peer that starts again with its wall
     clock set back is added anew, because what it sent before the crash is nowhere written down."""
-    settings = world.settings_for(host, other)
+    settings = world.cast.settings_for(host, other)
     known = host.settings.peers.get(other.number)
     shadow = host.shadow.peer_of(other.public.raw)
     behind = shadow is not None and emit(other.clock.wall()) <= shadow.stamp_accepted
     if known is None or known.public != other.public or behind:
-        world.forget(host.number, other.number)
-        world.add(host.number, settings)
-    world.reconfigure(
+        world.administrator.forget(host.number, other.number)
+        world.administrator.add(host.number, settings)
+    world.administrator.reconfigure(
         host.number,
         other.number,
         prefixes=settings.prefixes,
@@ -141,7 +141,7 @@ def run_trial(world: World, random: Random, name: str) -> None:
 def remove_all(world: World) -> None:
     for host in world.hosts.values():
         for number in list(host.settings.peers):
-            world.forget(host.number, number)
+            world.administrator.forget(host.number, number)
         host.audit()
         host.audits.empty()
     for host in world.hosts.values():
@@ -169,7 +169,11 @@ def _connected(world: World, a: Host, b: Host) -> None:
 def _must_arrive(world: World, check: Check, numbers: list[int | None], within: int) -> None:
     world.run_for(within)
     for number in numbers:
-        require(world.was_delivered(number), check, f"packet {number} did not arrive within {within / SECOND:.3f} s")
+        require(
+            world.delivery.was_delivered(number),
+            check,
+            f"packet {number} did not arrive within {within / SECOND:.3f} s",
+        )
 
 
 def _both_ways(world: World, check: Check, a: Host, b: Host, within: int = RTT) -> None:
@@ -224,7 +228,7 @@ def recovers_after_state_loss(world: World, random: Random, a: Host, b: Host) ->
     _talk(world, a, b, random.choice((100, 1000, 3000)) * MILLISECOND, BOTH_WAYS)
     world.run_for(BOTH_WAYS)
     _both_ways(world, Check.RECOVERS_AFTER_STATE_LOSS, a, b)
-    world.reconfigure(b.number, a.number, endpoint=a.address)
+    world.administrator.reconfigure(b.number, a.number, endpoint=a.address)
 
 
 @trial(Check.CONVERGES_AFTER_CROSSED_HANDSHAKES)
@@ -309,8 +313,8 @@ def stays_reachable_behind_a_nat(world: World, random: Random, a: Host, b: Host)
     timeout = world.network.nats[inside.number].timeout // SECOND
     interval = random.randrange(1, timeout - 4)
     for number in inside.settings.peers:
-        world.reconfigure(inside.number, number, keepalive=interval if number == b.number else 0)
-    world.reconfigure(b.number, inside.number, endpoint=None)
+        world.administrator.reconfigure(inside.number, number, keepalive=interval if number == b.number else 0)
+    world.administrator.reconfigure(b.number, inside.number, endpoint=None)
     _fresh(world, b, inside)
     world.run_for(SESSION)
     for _ in range(6):
@@ -322,7 +326,7 @@ def stays_reachable_behind_a_nat(world: World, random: Random, a: Host, b: Host)
         _must_arrive(
             world, Check.STAYS_REACHABLE_BEHIND_A_NAT, [world.send(b.number, inside.number)], RTT if usable else SESSION
         )
-    world.reconfigure(inside.number, b.number, keepalive=0)
+    world.administrator.reconfigure(inside.number, b.number, keepalive=0)
 
 
 @trial(Check.CONNECTS_AFTER_THE_CLOCK_STEPPED_BACK)
@@ -341,7 +345,7 @@ def connects_after_the_clock_stepped_back(world: World, random: Random, a: Host,
 def needs_no_cookie_after_a_flood(world: World, random: Random, a: Host, b: Host) -> None:
     """A flood ends; two seconds later nobody needs a cookie."""
     _fresh(world, a, b)
-    world.flood_once(b.number, 300, random.choice((1, 24)))
+    world.assaults.flood_once(b.number, 300, random.choice((1, 24)))
     world.run_for(2 * SECOND)
     cookies = world.ledger.counts["cookie replies"]
     number = world.send(a.number, b.number)
@@ -359,10 +363,10 @@ def keepalives_renew_sessions(world: World, random: Random, a: Host, b: Host) ->
     _connected(world, a, b)
     _fresh(world, a, b)
     duration = 3600 * SECOND
-    world.do_idle(a.number, b.number, *draw_idle(random, has_nat=False), duration)
+    world.administrator.idle(a.number, b.number, *draw_idle(random, has_nat=False), duration)
     world.run_for(duration + SECOND)
     for host, other in ((a, b), (b, a)):
-        world.reconfigure(host.number, other.number, keepalive=0)
+        world.administrator.reconfigure(host.number, other.number, keepalive=0)
 
 
 @trial(None)
@@ -370,7 +374,7 @@ def forgets_secrets_when_quiet(world: World, random: Random, a: Host, b: Host) -
     """Nobody says anything for so long that all secrets and timers are gone (I16, I19)."""
     for host in world.hosts.values():
         for number in host.settings.peers:
-            world.reconfigure(host.number, number, keepalive=0)
+            world.administrator.reconfigure(host.number, number, keepalive=0)
     _connected(world, a, b)
     world.run_for(QUIET)
     world.audit()

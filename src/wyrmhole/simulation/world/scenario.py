@@ -25,7 +25,7 @@ Arguments = tuple[object, ...]
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """At `at` ns of the world, `World.do_<what>(*arguments)`."""
+    """At `at` ns of the world, the step `what` with these arguments (see World)."""
 
     at: int
     what: str
@@ -148,7 +148,7 @@ def _draw_deluge(random: Random, hosts: int, duration: int) -> Step:
 
 
 def _draw_idle(random: Random, host: int, duration: int, has_nat: bool) -> Step:
-    """A host and the first one keep their session alive; see `World.do_idle`."""
+    """A host and the first one keep their session alive; see `Administrator.idle`."""
     return Step(SECOND, "idle", (host, 1, *draw_idle(random, has_nat), duration - SECOND))
 
 

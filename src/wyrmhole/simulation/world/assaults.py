@@ -1,0 +1,84 @@
+"""Steps in which the attacker acts."""
+
+from __future__ import annotations
+
+from random import Random
+
+from wyrmhole.simulation.clock import MILLISECOND
+from wyrmhole.simulation.world.attacker import Attack, Attacker
+from wyrmhole.simulation.world.delivery import Delivery
+from wyrmhole.simulation.world.host import Host
+from wyrmhole.simulation.world.network import Captured, Network
+from wyrmhole.simulation.world.schedule import Call, Schedule
+
+QUIET_AGAIN = 4200 * MILLISECOND
+"""Until a source that flooded counts as quiet again."""
+
+
+class Assaults:
+    """Delivers what the attacker makes, to the hosts that it chooses."""
+
+    def __init__(
+        self,
+        hosts: dict[int, Host],
+        schedule: Schedule,
+        network: Network,
+        attacker: Attacker,
+        delivery: Delivery,
+        random: Random,
+    ) -> None:
+        self._hosts = hosts
+        self._schedule = schedule
+        self._network = network
+        self._attacker = attacker
+        self._delivery = delivery
+        self._random = random
+
+    def steps(self) -> dict[str, Call]:
+        """The steps of a scenario that this class carries out."""
+        return {
+            "replay": self.replay,
+            "reflect": self.reflect,
+            "garbage": self.garbage,
+            "forge": self.forge,
+            "flood": self.flood,
+        }
+
+    def replay(self, a: int, count: int) -> None:
+        """What was heard comes again, from where it came or from elsewhere."""
+        for heard in self._heard(count):
+            source = heard.source if self._random.random() < 0.5 else self._attacker.address()
+            self._delivery.deliver(heard.destination, source, [heard.data])
+
+    def reflect(self, a: int, count: int) -> None:
+        """A host gets its own datagrams back."""
+        for heard in self._heard(count):
+            self._delivery.deliver(heard.source, heard.destination, [heard.data])
+
+    def _heard(self, count: int) -> list[Captured]:
+        captured = self._network.captured
+        return [captured[self._random.randrange(len(captured))] for _ in range(count)] if captured else []
+
+    def garbage(self, a: int, count: int) -> None:
+        self._hosts[a].receive_garbage(self._attacker.garbage(count))
+
+    def forge(self, a: int, count: int) -> None:
+        host = self._hosts[a]
+        for source, data in self._attacker.forged(host.public, count):
+            host.receive(source, [data])
+
+    def flood(self, a: int, count: int, sources: int) -> None:
+        """Valid mac1s from some sources. When those count as quiet again, they come back with their cookies, behind
+        another flood."""
+        self._schedule.after(QUIET_AGAIN, self._flood_again, a, count, self.flood_once(a, count, sources))
+
+    def flood_once(self, a: int, count: int, sources: int) -> list[Attack]:
+        host = self._hosts[a]
+        sent = self._attacker.flood(host.public, count, sources)
+        host.receive_garbage(sent)
+        return sent
+
+    def _flood_again(self, a: int, count: int, sent: list[Attack]) -> None:
+        host = self._hosts[a]
+        proved = self._attacker.with_cookies(host.public, sent, each=1)
+        host.receive_garbage(self._attacker.flood(host.public, count, 1) + proved)
