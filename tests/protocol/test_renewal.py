@@ -132,7 +132,7 @@ def test_a_late_message_under_the_previous_session_renews_nothing(make_world: Ma
     b.send(a, b"late")
     world.filters.clear()
     world.run(SECOND)
-    b.interface._initiate(b.peer_of(a), world.now, is_retry=False)
+    b.interface.renewal.initiate(b.peer_of(a), world.now, is_retry=False)
     world.run(48 * SECOND)
     before = len(world.sent(MESSAGE_INITIATION))
     for flight in kept:

@@ -30,8 +30,10 @@ from wyrmhole.protocol.index_table import IndexTable
 from wyrmhole.protocol.interface import Interface
 from wyrmhole.protocol.keys import PublicKey
 from wyrmhole.protocol.peer import LONG_AGO
+from wyrmhole.protocol.prefix_owners import PrefixOwners
 from wyrmhole.protocol.ratelimiter import RateLimiter
-from wyrmhole.protocol.timers import PeerTimers
+from wyrmhole.protocol.renewal import ACTIONS, Renewal
+from wyrmhole.protocol.timers import PeerTimers, Timer
 from wyrmhole.simulation.model.checks import Check
 from wyrmhole.simulation.runs.run import Run
 from wyrmhole.simulation.world.scenario import Scenario, Step
@@ -169,11 +171,11 @@ def long_session(patch: pytest.MonkeyPatch) -> None:
 
 @bug(Check.INITIATIONS_ARE_SPACED, "retransmissions come after four seconds, and nothing holds them up")
 def impatient(patch: pytest.MonkeyPatch) -> None:
-    def forget(self: Interface, peer: Any, *rest: object) -> None:
+    def forget(self: Renewal, peer: Any, *rest: object) -> None:
         peer.last_handshake_sent = LONG_AGO
 
-    before(patch, Interface, "_initiate", forget)
-    patch.setattr(Interface, "_jitter", lambda self: -SECOND)
+    before(patch, Renewal, "initiate", forget)
+    patch.setattr(Renewal, "_jitter", lambda self: -SECOND)
 
 
 @bug(Check.RESPONDERS_WAIT_FOR_CONFIRMATION, "a responder sends what waits as soon as it has a key")
@@ -252,10 +254,10 @@ def long_previous(patch: pytest.MonkeyPatch) -> None:
 
 @bug(Check.SECRETS_ARE_FORGOTTEN, "keys are not zeroed after 540 s", trials("forgets_secrets_when_quiet"))
 def kept_keys(patch: pytest.MonkeyPatch) -> None:
-    def leave(self: Any, peer: Any) -> None:
-        peer.timers.zero_keys_at = NEVER
+    def leave(self: Renewal, *rest: object) -> None:
+        pass
 
-    patch.setattr(Interface, "_zero_keys", leave)
+    patch.setitem(ACTIONS, Timer.ZERO_KEYS, leave)
 
 
 @bug(Check.STAGED_PACKETS_ARE_ACCOUNTED_FOR, "the newest staged packet makes room")
@@ -280,7 +282,7 @@ def endless_limiter(patch: pytest.MonkeyPatch) -> None:
 @bug(Check.TIMERS_HAVE_OWNERS, "a removed peer keeps its timer")
 def orphan_timer(patch: pytest.MonkeyPatch) -> None:
     def arm(result: None, self: Any, peer: Any) -> None:
-        self._wheel.arm(peer.id, NEVER >> 8)
+        self.renewal.wheel.arm(peer.id, NEVER >> 8)
 
     after(patch, Interface, "remove_peer", arm)
 
@@ -410,21 +412,21 @@ def early_handshake(patch: pytest.MonkeyPatch) -> None:
     def note(self: Any, peer: Any, *rest: object) -> None:
         peer.last_handshake_wall = self._wall_clock()
 
-    before(patch, Interface, "_initiate", note)
+    before(patch, Renewal, "initiate", note)
 
 
 @bug(Check.EVENTS_ARE_HARMLESS, "an event shows a session key", steps((1, *talk(1, 2))))
 def leaky_event(patch: pytest.MonkeyPatch) -> None:
-    def leak(self: Any, peer: Any, outcome: Any) -> None:
+    def leak(self: Any, outcome: Any, now: int) -> None:
         shown = bytes(outcome.keys.send).hex()
 
         class Leaky(PublicKey):
             def __repr__(self) -> str:
                 return shown
 
-        self._events.append(HandshakeGaveUp(Leaky(peer.public_key.raw)))
+        self._record(HandshakeGaveUp(Leaky(outcome.peer.public_key.raw)))
 
-    before(patch, Interface, "_begin_session", leak)
+    before(patch, Renewal, "begin_session", leak)
 
 
 # Liveness
@@ -432,16 +434,16 @@ def leaky_event(patch: pytest.MonkeyPatch) -> None:
 
 @bug(Check.CONNECTS_WITH_TRAFFIC, "an initiation is put off by eight seconds", trials("connects_with_traffic"))
 def slow_start(patch: pytest.MonkeyPatch) -> None:
-    original = Interface._initiate
+    original = Renewal.initiate
 
-    def initiate(self: Interface, peer: Any, now: int, *, is_retry: bool) -> None:
+    def initiate(self: Renewal, peer: Any, now: int, *, is_retry: bool) -> None:
         if is_retry:
             original(self, peer, now, is_retry=True)
         else:
-            peer.timers.attempts, peer.timers.trying_since = 0, now
-            peer.timers.initiate_at = now + 8 * SECOND
+            peer.timers.begin_series(now)
+            peer.timers.postpone(now + 8 * SECOND)
 
-    patch.setattr(Interface, "_initiate", initiate)
+    patch.setattr(Renewal, "initiate", initiate)
 
 
 @bug(
@@ -459,7 +461,7 @@ def patient(patch: pytest.MonkeyPatch) -> None:
     trials("converges_after_crossed_handshakes"),
 )
 def nobody_yields(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(Interface, "_yields", lambda self, peer, now: False)
+    patch.setattr(Renewal, "_yields", lambda self, peer, now: False)
 
 
 @bug(Check.RENEWALS_LOSE_NOTHING, "a key is asked for once only", trials("renewals_lose_nothing", count=20))
@@ -533,9 +535,9 @@ def sulks(patch: pytest.MonkeyPatch) -> None:
 )
 def never_gives_up(patch: pytest.MonkeyPatch) -> None:
     def go_on(self: Any, peer: Any, now: int) -> None:
-        self._initiate(peer, now, is_retry=False)
+        self.initiate(peer, now, is_retry=False)
 
-    patch.setattr(Interface, "_give_up", go_on)
+    patch.setattr(Renewal, "_give_up", go_on)
 
 
 @bug(Check.KEEPALIVES_RENEW_SESSIONS, "persistent keepalives renew no session", trials("keepalives_renew_sessions"))
@@ -556,11 +558,4 @@ def idle_sessions_end(patch: pytest.MonkeyPatch) -> None:
 
 @bug(Check.REMOVAL_LEAVES_NOTHING, "a removed peer's prefixes stay with the protocol", steps((1, *talk(1, 2))))
 def kept_prefixes(patch: pytest.MonkeyPatch) -> None:
-    original = Interface.remove_peer
-
-    def remove(self: Any, peer: Any) -> None:
-        owners = dict(self._owners)
-        original(self, peer)
-        self._owners.update(owners)
-
-    patch.setattr(Interface, "remove_peer", remove)
+    patch.setattr(PrefixOwners, "take_all", lambda self, peer: None)
