@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from wyrmhole.cli.daemon.main import main
-from wyrmhole.device import clock, device, driver
+from wyrmhole.device import assemble, clock, driver
 from wyrmhole.protocol.constants import MILLISECOND, SECOND, Timings
 
 TIMINGS = {
@@ -75,13 +75,14 @@ def skew_clocks(skew: Skew) -> None:
             self._deadline = deadline
             super().set(None if deadline is None else deadline - skew.boottime())
 
-    setattr(clock, "SystemClock", SkewedClock)  # noqa: B010
+    setattr(assemble, "SystemClock", SkewedClock)  # noqa: B010
     setattr(driver, "Alarm", SkewedAlarm)  # noqa: B010
 
 
 if __name__ == "__main__":
     timings, file, *arguments = sys.argv[1:]
-    setattr(device, "Device", functools.partial(device.Device, timings=TIMINGS[timings]))  # noqa: B010
+    make_device = functools.partial(assemble.make_device, timings=TIMINGS[timings])
+    setattr(assemble, "make_device", make_device)  # noqa: B010
     if file != "-":
         skew_clocks(Skew(Path(file)))
     sys.exit(main(arguments))

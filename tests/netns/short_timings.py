@@ -6,7 +6,7 @@ import functools
 import sys
 
 from wyrmhole.cli.daemon.main import main
-from wyrmhole.device import device
+from wyrmhole.device import assemble
 from wyrmhole.protocol.constants import MILLISECOND, SECOND, Timings
 
 TIMINGS = Timings(
@@ -18,5 +18,5 @@ TIMINGS = Timings(
 )
 
 if __name__ == "__main__":
-    setattr(device, "Device", functools.partial(device.Device, timings=TIMINGS))  # noqa: B010
+    setattr(assemble, "make_device", functools.partial(assemble.make_device, timings=TIMINGS))  # noqa: B010
     sys.exit(main())
