@@ -7,8 +7,8 @@ from wyrmhole.engine.portable import PortableEngine
 from wyrmhole.protocol.interface import Interface
 from wyrmhole.protocol.peer import Peer
 from wyrmhole.protocol.ratelimiter import CAPACITY, RateLimiter
-from wyrmhole.simulation import probe
 from wyrmhole.simulation.clock import SECOND
+from wyrmhole.simulation.model import probe
 from wyrmhole.simulation.model.checks import Check, require
 from wyrmhole.simulation.model.shadow import Shadow
 from wyrmhole.simulation.model.shadow_peer import REJECT_AFTER, ShadowPeer
@@ -123,6 +123,12 @@ class Audits:
             if isinstance(each, Keypair):
                 known = each.local_index in self.shadow.by_local
                 require(known, Check.SECRETS_ARE_FORGOTTEN, f"host {self.number} still holds {each!r}")
+
+    def stopped(self) -> None:
+        """No secret is in memory after a shutdown."""
+        held = [each for each in probe.reachable(self.interface, self.engine) if isinstance(each, Keypair)]
+        text = f"host {self.number} holds {len(held)} keypairs after shutdown"
+        require(not held, Check.SECRETS_ARE_FORGOTTEN, text)
 
     def empty(self) -> None:
         """All peers are removed: nothing of them is left (L10)."""

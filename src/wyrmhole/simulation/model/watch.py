@@ -13,8 +13,9 @@ from wyrmhole.engine.portable import PortableEngine
 from wyrmhole.protocol.data_plane import HandshakeDatagram, KeyConfirmed, KeyWanted, PeerId, Report
 from wyrmhole.protocol.events import Event
 from wyrmhole.protocol.interface import Interface
-from wyrmhole.simulation import packets, probe
+from wyrmhole.simulation import packets
 from wyrmhole.simulation.clock import HostClock
+from wyrmhole.simulation.model import probe
 from wyrmhole.simulation.model.audits import Audits
 from wyrmhole.simulation.model.checks import Check, Violation, require
 from wyrmhole.simulation.model.shadow import Shadow

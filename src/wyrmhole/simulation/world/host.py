@@ -12,7 +12,6 @@ import random as random_module
 from collections import deque
 from collections.abc import Callable
 
-from wyrmhole.datapath.keypair import Keypair
 from wyrmhole.device import turn
 from wyrmhole.device.turn import Calls
 from wyrmhole.engine.contract import TunChanged
@@ -22,7 +21,6 @@ from wyrmhole.protocol.events import Event, HandshakeCompleted, HandshakeGaveUp,
 from wyrmhole.protocol.interface import Interface
 from wyrmhole.protocol.keys import PrivateKey, PublicKey
 from wyrmhole.protocol.ratelimiter import RateLimiter
-from wyrmhole.simulation import probe
 from wyrmhole.simulation.clock import HostClock
 from wyrmhole.simulation.model.audits import LIMITER_SOURCES, Audits
 from wyrmhole.simulation.model.checks import Check, Violation, require
@@ -133,8 +131,7 @@ class Host:
         self.down()
         self.shadow.stopped = True
         self.engine.send_to(self.address, None, bytes(64))
-        held = [each for each in probe.reachable(self.interface, self.engine) if isinstance(each, Keypair)]
-        require(not held, Check.SECRETS_ARE_FORGOTTEN, f"host {self.number} holds {len(held)} keypairs after shutdown")
+        self.audits.stopped()
         self.crash()
 
     def up(self) -> None:
