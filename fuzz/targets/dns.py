@@ -11,7 +11,7 @@ import dns.resolver
 
 from fuzz.reader import Reader
 from wyrmhole.library.names.address_info import info
-from wyrmhole.library.names.dns_cache import LONGEST, DnsCache, lifetime
+from wyrmhole.library.names.dns_cache import MAX_AGE, DnsCache, lifetime
 from wyrmhole.library.names.resolver import addresses_of
 
 KINDS = ("A", "AAAA")
@@ -47,7 +47,7 @@ def check_kept(answer: dns.resolver.Answer) -> None:
     key = (answer.qname, answer.rdtype, answer.rdclass)
     cache.put(key, answer)
     age = lifetime(answer)
-    assert age <= LONGEST
+    assert age <= MAX_AGE
     assert (cache.get(key) is answer) == (age > 0)
-    now = LONGEST
+    now = MAX_AGE
     assert cache.get(key) is None

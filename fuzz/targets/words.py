@@ -44,12 +44,12 @@ def check_words(words: tuple[str, ...]) -> None:
 
 def check_place(word: str) -> None:
     try:
-        spot = HostPort.parse(word)
+        parsed = HostPort.parse(word)
     except ValueError:
         pass
     else:
-        assert 0 <= spot.port <= 65535 and spot.proto in (None, "tcp", "udp")
-        assert HostPort.parse(str(spot)) == HostPort(spot.host, spot.port)
+        assert 0 <= parsed.port <= 65535 and parsed.proto in (None, "tcp", "udp")
+        assert HostPort.parse(str(parsed)) == HostPort(parsed.host, parsed.port)
     try:
         endpoint = ConfigEndpoint.parse(word)
     except ValueError:

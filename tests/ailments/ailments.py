@@ -348,7 +348,7 @@ AILMENTS = (
     Ailment(
         "the name does not exist",
         dns(target="nobody.internal"),
-        (r"nobody\.internal.*does not exist", r"know no 'nobody\.internal'"),
+        (r"nobody\.internal.*does not exist", r"do not know 'nobody\.internal'"),
         ("no such name",),
         blind={"up": NO_NAMES},
     ),

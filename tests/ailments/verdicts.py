@@ -24,7 +24,7 @@ VERDICTS = {
     "server silent": r"does not answer questions|name server .* did not answer within",
     "server refuses": r"REFUSED",
     "server closed": r"port 53: .*the port is closed|name server.*Connection refused",
-    "no such name": r"nobody\.internal'? does not exist|know no 'nobody",
+    "no such name": r"nobody\.internal'? does not exist|do not know 'nobody",
     "refused inside": r"Connect call failed \([^)]*\): Connection refused",
     "silent inside": r"no answer from 10\.|has a session \(|10\.\S+ did not answer a ping",
     "silent in session": r"within a session",

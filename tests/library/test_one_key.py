@@ -31,7 +31,7 @@ def test_a_second_claim_of_this_process_is_warned_of_until_the_first_is_released
     second = claim(key)
     assert warnings(caplog) == [
         f"another tunnel of this process {SHARED} (public key {key.base64()}): a peer keeps one session per key, so "
-        "each takes it from the other; share one tunnel, or give each a key of its own"
+        "each takes it from the other; share one tunnel, or give each its own key"
     ]
     second.release()
     first.release()

@@ -1,4 +1,4 @@
-"""What happens to a tunnel's peers, for whoever wants to follow it: `async for event in tunnel.events()`."""
+"""Events of a tunnel's peers: `async for event in tunnel.events()`."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from wyrmhole.library.peers import Peer
 
 CAPACITY = 1024
-"""Events that one follower may be behind; then the oldest go, and `lost` counts them."""
+"""Limit of events that wait for a consumer. Beyond it the oldest are dropped, and `lost` counts them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Handshake:
-    """There is a new session."""
+    """A new session was established."""
 
     peer: Peer
     as_initiator: bool
@@ -33,7 +33,7 @@ class HandshakeFailed:
 
 @dataclass(frozen=True, slots=True)
 class Roamed:
-    """The peer wrote, authenticated, from another address; what is for it now goes there."""
+    """An authenticated message of the peer came from a new address, to which packets now go."""
 
     peer: Peer
     endpoint: Endpoint
@@ -41,7 +41,7 @@ class Roamed:
 
 @dataclass(frozen=True, slots=True)
 class EndpointResolved:
-    """This side looks for the peer elsewhere: its name has another address, or it was told so."""
+    """This side changed the peer's endpoint: its name has another address, or the configuration was changed."""
 
     peer: Peer
     endpoint: Endpoint
@@ -49,14 +49,14 @@ class EndpointResolved:
 
 @dataclass(frozen=True, slots=True)
 class Expired:
-    """No session for nine minutes; the keys are gone (whitepaper 6.3)."""
+    """There was no session for nine minutes, and the keys were erased (whitepaper 6.3)."""
 
     peer: Peer
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointUnresolved:
-    """The name of the peer's endpoint has no address now, and none is known from before. It is asked for again."""
+    """The name of the peer's endpoint does not resolve, and no earlier address is known. The look-up is repeated."""
 
     peer: Peer
     reason: str
@@ -71,9 +71,11 @@ class PeerRemoved:
 
 @dataclass(frozen=True, slots=True)
 class PeerSilent:
-    """For 15 s the peer answered nothing, although packets or handshake initiations wanted an answer. Once until
-    `PeerBack`. `initiations`: how many are unanswered; 0: data was, within a session. `refused`: it did answer, and its
-    response did not authenticate, as when the preshared keys differ."""
+    """The peer has not answered packets or handshake initiations for 15 s. Reported once until `PeerBack`.
+
+    `initiations` counts the unanswered ones; 0 means that data within a session was not answered. `refused` means that
+    the peer answered but its response did not authenticate, for example because the preshared keys differ.
+    """
 
     peer: Peer
     endpoint: Endpoint | None
@@ -112,7 +114,7 @@ Event = (
 
 
 class Events:
-    """An asynchronous iterator that ends with the tunnel. It hears from its making on."""
+    """An asynchronous iterator over events since its creation. It ends with the tunnel."""
 
     def __init__(self) -> None:
         self.lost = 0
@@ -139,6 +141,6 @@ class Events:
         self._wake.set()
 
     def end(self) -> None:
-        """What waits can still be taken."""
+        """End the iterator. Events that wait are still delivered."""
         self._ended = True
         self._wake.set()

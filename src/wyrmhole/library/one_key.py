@@ -1,11 +1,11 @@
-"""Notices that two tunnels of this host use one private key.
+"""Detect that two tunnels on this host use the same private key.
 
-A peer keeps one session per key, so two tunnels with the same one take it from each other, and both seem broken. Each
-tunnel binds an abstract Unix socket named after its public key: the kernel lets only one have the name, keeps names per
-network namespace, and frees them with the process, so that nothing is ever left behind. A table does the same for
-tunnels of this process in different namespaces. Whoever comes second is warned and works all the same.
+A peer keeps one session per key, so two tunnels with the same key take it from each other, and both seem broken. Each
+tunnel binds an abstract Unix socket named after its public key. The kernel gives a name to one socket only, keeps names
+per network namespace, and frees them with the process, so that nothing is left behind. A table does the same for
+tunnels of this process in different namespaces. The second tunnel logs a warning and works anyway.
 
-Others on this host could bind a name of this kind too, if they know the public key: the worst they cause is a warning.
+Another user of this host who knows the public key could bind the name too, and would only cause a warning.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from wyrmhole.protocol.keys import PublicKey
 
 PREFIX = "\0wyrmhole-key-"
 BACKLOG = 64
-"""Tunnels that may ask who has the name; those after them are not told."""
+"""The number of tunnels that can ask for the holder of a name. Further ones do not learn it."""
 MAX_NAME = 64
 _CREDENTIALS = struct.Struct("3i")
 
@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 
 class KeyClaim:
-    """A key in use, until it is released."""
+    """A claim on a key, until it is released."""
 
     def __init__(self, name: str, sock: socket.socket | None) -> None:
         self.name = name
@@ -40,7 +40,7 @@ class KeyClaim:
         _claims.add(self)
 
     def release(self) -> None:
-        """Idempotent, from any thread."""
+        """Release the claim. Idempotent and thread-safe."""
         self.is_released = True
         if self._sock is not None:
             self._sock.close()
@@ -48,27 +48,27 @@ class KeyClaim:
 
 
 _claims: weakref.WeakSet[KeyClaim] = weakref.WeakSet()
-"""Those of this process."""
+"""The claims of this process."""
 
 
 def claim(key: PublicKey) -> KeyClaim:
-    """Note that a tunnel uses this key; log one warning if another one does. Never raises OSError, never waits."""
+    """Claim a key for a tunnel, and log a warning if another tunnel uses it. Never raises OSError, never waits."""
     name = PREFIX + hashlib.sha256(b"wyrmhole one key" + key.raw).hexdigest()[:32]
     is_own = any(other.name == name and not other.is_released for other in list(_claims))
     sock, other = _bind(name)
     if is_own or other is not None:
-        who = "another tunnel of this process" if is_own or other == os.getpid() else _process(other or 0)
+        holder = "another tunnel of this process" if is_own or other == os.getpid() else _process(other or 0)
         log.warning(
             "%s uses the private key of this tunnel (public key %s): a peer keeps one session per key, so each takes "
-            "it from the other; share one tunnel, or give each a key of its own",
-            who,
+            "it from the other; share one tunnel, or give each its own key",
+            holder,
             key.base64(),
         )
     return KeyClaim(name, sock)
 
 
 def _bind(name: str) -> tuple[socket.socket | None, int | None]:
-    """Our socket, or the process that has the name: 0 if that cannot be told."""
+    """Return our socket, or the process that holds the name, which is 0 if it is unknown."""
     try:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     except OSError:
@@ -83,7 +83,7 @@ def _bind(name: str) -> tuple[socket.socket | None, int | None]:
 
 
 def _holder(name: str) -> int:
-    """The process that listens there, as the kernel noted it."""
+    """Return the process that listens on the name, according to the kernel."""
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as sock:
             sock.connect(name)
@@ -105,7 +105,7 @@ def _process(number: int) -> str:
 
 
 def _release_in_fork() -> None:
-    """A fork has copies of the sockets, which would keep the names after its parent closed them."""
+    """Release all claims in a forked child, whose copies of the sockets would keep the names."""
     for each in list(_claims):
         each.release()
 

@@ -1,4 +1,4 @@
-"""A tunnel's peers, to look at and to change while it runs."""
+"""The peers of a running tunnel: inspect and change them."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class PeerStats:
-    """`last_handshake`: seconds since 1970, None: never. Bytes as `wg show` counts them. `drops`:
-    packets to or from the peer that died, by cause."""
+    """The state and counters of a peer.
+
+    `last_handshake` is in seconds since 1970, or None. Bytes are counted like in `wg show`. `drops` counts dropped
+    packets to or from the peer, by reason.
+    """
 
     public_key: str
     name: str | None
@@ -35,7 +38,10 @@ class PeerStats:
 
 @dataclass(frozen=True, slots=True)
 class Stats:
-    """`drops`: packets that died, by cause. What each cause means is in `wyrmhole.protocol.drops.MEANINGS`."""
+    """The state and counters of a tunnel.
+
+    `drops` counts dropped packets by reason. `wyrmhole.protocol.drops.MEANINGS` explains each reason.
+    """
 
     listen_port: int
     mtu: int
@@ -49,7 +55,7 @@ class Stats:
 
 
 class Peer:
-    """A peer by its public key; what it is called in the configuration is `name`."""
+    """A peer, identified by its public key. `name` is its name in the configuration."""
 
     __slots__ = ("_outside", "name", "public_key")
 
@@ -65,23 +71,26 @@ class Peer:
         raise TypeError(NOT_PICKLED)
 
     def stats(self) -> PeerStats:
-        """Raises KeyError when it was removed."""
+        """Return the peer's state and counters. Raises KeyError if the peer was removed."""
         return self._outside.stats_of(self.public_key)
 
     async def wait_handshake(self, timeout: float | None = None) -> None:
-        """Return when there is a session, and begin a handshake if there is none. Raises TimeoutError."""
+        """Wait for a session; start a handshake if there is none. Raises TimeoutError."""
         check_timeout(timeout)
         await self._outside.handshakes.wait_handshake(self.public_key, timeout)
 
     async def handshake(self, timeout: float | None = None) -> None:
-        """Ask for a new session although there may be one, and return when it is there: what was learned about the
-        peer may have changed. At most one in 5 s leaves (whitepaper 6.1). Raises TimeoutError, KeyError."""
+        """Start a handshake even if there is a session, and wait for the new session.
+
+        This verifies that the peer is still reachable. At most one initiation per 5 s is sent (whitepaper 6.1). Raises
+        TimeoutError, KeyError.
+        """
         check_timeout(timeout)
         await self._outside.handshakes.handshake(self.public_key, timeout)
 
 
 class Peers(Mapping[str, Peer]):
-    """By public key, in base64 or as a PublicKey."""
+    """The peers by public key, in base64 or as a PublicKey."""
 
     def __init__(self, outside: ConfiguredDevice, check: Callable[[], None]) -> None:
         self._outside = outside
@@ -109,9 +118,9 @@ class Peers(Mapping[str, Peer]):
         persistent_keepalive: int | None = None,
         name: str | None = None,
     ) -> Peer:
-        """Add a peer, or change one that is there: its allowed ips become these, of the rest what is given.
+        """Add a peer, or change an existing one: replace its allowed ips, and set the other arguments that are given.
 
-        `endpoint` is `host:port`; a name is resolved outside of the tunnel. Raises ValueError for what cannot be read,
+        `endpoint` is `host:port`; a name is resolved outside the tunnel. Raises ValueError for an invalid value,
         socket.gaierror, TunnelError.
         """
         self._check()
@@ -120,7 +129,7 @@ class Peers(Mapping[str, Peer]):
             public_key=as_public_key(public_key),
             preshared_key=PresharedKey.from_base64(preshared_key) if isinstance(preshared_key, str) else preshared_key,
             endpoint=ConfigEndpoint.parse(endpoint) if isinstance(endpoint, str) else endpoint,
-            allowed_ips=[as_prefix(each) for each in allowed_ips],
+            allowed_ips=[as_prefix(prefix) for prefix in allowed_ips],
             persistent_keepalive=persistent_keepalive,
             name=name,
         )
@@ -132,13 +141,13 @@ class Peers(Mapping[str, Peer]):
         await self[public_key].handshake(timeout)
 
     async def remove(self, public_key: str | PublicKey) -> None:
-        """Its sessions end at once. Raises KeyError when there is no such peer."""
+        """Remove a peer and its sessions. Raises KeyError if the peer does not exist."""
         self._check()
         self._outside.remove_peer(as_public_key(public_key))
 
 
 def as_public_key(key: str | PublicKey) -> PublicKey:
-    """Raises ValueError for text that is no key, TypeError."""
+    """Convert a key. Raises ValueError for an invalid key, TypeError for another type."""
     if not isinstance(key, str | PublicKey):
         raise TypeError(f"a public key must be base64 text or a PublicKey, not {named_type(key)}")
     return PublicKey.from_base64(key) if isinstance(key, str) else key
@@ -147,7 +156,7 @@ def as_public_key(key: str | PublicKey) -> PublicKey:
 def check_peer_arguments(
     allowed_ips: object, endpoint: object, preshared_key: object, persistent_keepalive: object, name: object
 ) -> None:
-    """The types only. Raises TypeError."""
+    """Check the types of the arguments. Raises TypeError."""
     if isinstance(allowed_ips, str | bytes) or not isinstance(allowed_ips, Iterable):
         raise TypeError(f"allowed_ips must be a list such as ['10.0.0.0/24'], not {named_type(allowed_ips)}")
     if not isinstance(endpoint, str | ConfigEndpoint | None):
@@ -160,7 +169,7 @@ def check_peer_arguments(
 
 
 def as_prefix(text: str | Prefix) -> Prefix:
-    """`10.0.0.0/24`, or a single address. Raises ValueError, TypeError."""
+    """Convert a prefix such as `10.0.0.0/24`, or a single address. Raises ValueError, TypeError."""
     if isinstance(text, Prefix):
         return text
     if isinstance(text, IPv4Network | IPv6Network | IPv4Address | IPv6Address):

@@ -240,7 +240,7 @@ def test_a_refused_set_leaves_a_line_on_the_log(host: Host, text: str, environ: 
         assert client.recv(100).startswith(b"errno=-")
     host.end()
     output, _ = daemon.communicate(timeout=20)
-    assert re.search(rf"^ERROR: \({host.name}\) .* UAPI: refused \(E\w+\): ", output, re.M), output
+    assert re.search(rf"^ERROR: \({host.name}\) .* UAPI: refused an operation \(E\w+\): ", output, re.M), output
 
 
 @pytest.mark.parametrize("engine", ["portable", "native"])

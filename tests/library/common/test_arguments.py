@@ -20,14 +20,19 @@ network = pytest.mark.network
 CONFIG = "[Interface]\nPrivateKey = AAAA\n"
 
 OPENINGS: list[tuple[str, Callable[[], object], type[Exception], str]] = [
-    ("nothing", lambda: wyrmhole.open(""), ValueError, "the configuration is empty: give the path of a file"),
+    ("nothing", lambda: wyrmhole.open(""), ValueError, "the configuration is empty; expected the path of a file"),
     ("blank", lambda: wyrmhole.open("  \n"), ValueError, "the configuration is empty"),
     ("None", lambda: wyrmhole.open(None), TypeError, "the path of a file, the text of one, or a wyrmhole.Config"),  # type: ignore[arg-type]
     ("a number", lambda: wyrmhole.open(123), TypeError, "not int"),  # type: ignore[arg-type]
     ("bytes", lambda: wyrmhole.open(b"wg0.conf"), TypeError, "not bytes"),  # type: ignore[arg-type]
-    ("stack", lambda: wyrmhole.open(CONFIG, stack="kernel"), ValueError, "no stack 'kernel': use auto or netns"),
+    ("stack", lambda: wyrmhole.open(CONFIG, stack="kernel"), ValueError, "unknown stack 'kernel': use auto or netns"),
     ("stack type", lambda: wyrmhole.open(CONFIG, stack=None), TypeError, "stack must be a str"),  # type: ignore[arg-type]
-    ("engine", lambda: wyrmhole.open(CONFIG, engine="rust"), ValueError, "no engine 'rust': use auto or portable or"),
+    (
+        "engine",
+        lambda: wyrmhole.open(CONFIG, engine="rust"),
+        ValueError,
+        "unknown engine 'rust': use auto or portable or",
+    ),
     ("engine type", lambda: wyrmhole.open(CONFIG, engine=1), TypeError, "engine must be a str"),  # type: ignore[arg-type]
     ("device", lambda: wyrmhole.open(CONFIG, device="tap"), ValueError, "no device 'tap': use 'tun'"),
     ("device type", lambda: wyrmhole.open(CONFIG, device=True), TypeError, "device must be 'tun' or None, not bool"),  # type: ignore[arg-type]
@@ -47,7 +52,7 @@ def test_what_cannot_be_opened(call: Callable[[], object], kind: type[Exception]
 KEY = "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAE="
 
 VERBS: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
-    ("port", lambda t: t.open_connection(FAR_V4, 65536), ValueError, "the port is 65536: give 0 to 65535"),
+    ("port", lambda t: t.open_connection(FAR_V4, 65536), ValueError, "the port is 65536; expected 0 to 65535"),
     ("port below", lambda t: t.connect_socket(FAR_V4, -1), ValueError, "the port is -1"),
     ("port type", lambda t: t.connect_socket(FAR_V4, 80.5), TypeError, "the port must be an int"),
     ("port bool", lambda t: t.connect_socket(FAR_V4, True), TypeError, "not bool"),
@@ -62,7 +67,7 @@ VERBS: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
         "timeout negative",
         lambda t: t.open_connection(FAR_V4, 80, timeout=-1),
         ValueError,
-        "timeout is -1: give seconds",
+        "timeout is -1; expected seconds",
     ),
     ("timeout nan", lambda t: t.connect_socket(FAR_V4, 80, timeout=float("nan")), ValueError, "timeout is nan"),
     ("timeout huge", lambda t: t.connect_socket(FAR_V4, 80, timeout=1e300), ValueError, "more than a year"),
@@ -70,7 +75,7 @@ VERBS: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
     ("timeout bool", lambda t: t.ping(FAR_V4, timeout=True), TypeError, "timeout must be a number"),
     ("local", lambda t: t.connect_socket(FAR_V4, 80, local_addr=NEAR_V4), TypeError, "local_addr must be a pair"),
     ("local long", lambda t: t.connect_socket(FAR_V4, 80, local_addr=("a", 1, 2)), TypeError, "not 3 values"),
-    ("ping size", lambda t: t.ping(FAR_V4, size=-1), ValueError, "the size of a ping is -1: give 0 to"),
+    ("ping size", lambda t: t.ping(FAR_V4, size=-1), ValueError, "the size of a ping is -1; expected 0 to"),
     ("ping size type", lambda t: t.ping(FAR_V4, size="9"), TypeError, "the size of a ping must be an int"),
     ("ping host", lambda t: t.ping(None), TypeError, "the host must be a str"),
     ("lookup host", lambda t: t.getaddrinfo(10, 80), TypeError, "the host must be a str"),

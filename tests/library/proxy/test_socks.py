@@ -68,19 +68,19 @@ def test_a_request_is_understood_however_it_is_cut(host: str, users: Mapping[str
     ("users", "data", "answer", "failure"),
     [
         (None, b"\4\1", b"", "version 4"),
-        (None, b"\5\1\1", b"\5\xff", "insists on authentication"),
-        (None, b"\5\0", b"\5\xff", "insists on authentication"),
+        (None, b"\5\1\1", b"\5\xff", "offers no supported method"),
+        (None, b"\5\0", b"\5\xff", "offers no supported method"),
         (USERS, NO_AUTH, b"\5\xff", "offers no password"),
         (USERS, PASSWORD + credentials("ada", "byron"), b"\5\2\1\1", "wrong user or password"),
         (USERS, PASSWORD + credentials("eve", "lovelace"), b"\5\2\1\1", "wrong user or password"),
         (USERS, PASSWORD + credentials("", ""), b"\5\2\1\1", "wrong user or password"),
-        (USERS, PASSWORD + b"\7", b"\5\2", "version 7 and not 1"),
+        (USERS, PASSWORD + b"\7", b"\5\2", "version 7 of password authentication"),
         (None, NO_AUTH + b"\4", b"\5\0" + reply(SocksReply.GENERAL_FAILURE), "version 4"),
         (None, NO_AUTH + request(2, "10.0.0.1", 1), b"\5\0" + reply(SocksReply.COMMAND_NOT_SUPPORTED), "command 2"),
         (None, NO_AUTH + request(9, "10.0.0.1", 1), b"\5\0" + reply(SocksReply.COMMAND_NOT_SUPPORTED), "command 9"),
         (None, NO_AUTH + b"\5\1\0\2ab", b"\5\0" + reply(SocksReply.ADDRESS_TYPE_NOT_SUPPORTED), "address type 2"),
-        (None, NO_AUTH + b"\5\1\0\3\0\0\1", b"\5\0" + reply(SocksReply.GENERAL_FAILURE), "no text"),
-        (None, NO_AUTH + b"\5\1\0\3\1\xff\0\1", b"\5\0" + reply(SocksReply.GENERAL_FAILURE), "no text"),
+        (None, NO_AUTH + b"\5\1\0\3\0\0\1", b"\5\0" + reply(SocksReply.GENERAL_FAILURE), "not valid text"),
+        (None, NO_AUTH + b"\5\1\0\3\1\xff\0\1", b"\5\0" + reply(SocksReply.GENERAL_FAILURE), "not valid text"),
     ],
 )
 def test_what_cannot_be_served_is_answered_as_the_rfc_says(
@@ -130,9 +130,9 @@ def test_a_request_of_socks4_is_understood_however_it_is_cut(host: str) -> None:
     ("data", "reason"),
     [
         (socks4_request("10.0.0.1", 1, command=2), "command 2"),
-        (socks4_request("10.0.0.1", 1, user=b"u" * 300), "user of SOCKS4 is too long"),
-        (socks4_request("n" * 300, 1), "name of SOCKS4a is too long"),
-        (b"\4\1\0\1\0\0\0\1\0\0", "no text"),
+        (socks4_request("10.0.0.1", 1, user=b"u" * 300), "SOCKS4 user is too long"),
+        (socks4_request("n" * 300, 1), "SOCKS4a name is too long"),
+        (b"\4\1\0\1\0\0\0\1\0\0", "not valid text"),
     ],
 )
 def test_what_socks4_cannot_ask_is_refused(data: bytes, reason: str) -> None:

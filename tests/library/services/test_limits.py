@@ -45,7 +45,7 @@ def taken_by_others() -> Iterator[None]:
     try:
         yield
     finally:
-        SERVICES.give(left)
+        SERVICES.release(left)
 
 
 async def silent(address: tuple[str, int], count: int, source: str = "127.0.0.1") -> list[socket.socket]:
@@ -83,7 +83,7 @@ def test_a_large_limit_changes_no_default_and_a_tiny_one_leaves_something(monkey
 def test_a_budget_is_never_exceeded(few_descriptors: int) -> None:
     budget = Budget()
     assert budget.take(room()) and not budget.take(1)
-    budget.give(1)
+    budget.release(1)
     assert budget.take(1) and budget.taken == room()
 
 
@@ -104,8 +104,8 @@ def test_strangers_without_a_password_take_nothing_from_the_program(
             assert await reader.readexactly(4) == b"\5\2\1\0"
             writer.close()
             close_all(held)
-        assert "connections that say nothing are ended early" in caplog.text
-        assert caplog.text.count("ended early") == 1
+        assert "closing silent connections early" in caplog.text
+        assert caplog.text.count("closing silent connections early") == 1
 
     run(scenario())
     assert SERVICES.taken == 0

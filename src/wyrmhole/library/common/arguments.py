@@ -1,5 +1,7 @@
-"""Check what a program passes, before anything is done with it: a wrong argument gets one sentence and no traceback
-from the inside. TypeError for a wrong type, ValueError for a value out of range."""
+"""Check the arguments of public methods first, so that a wrong one gets one sentence instead of an internal traceback.
+
+A wrong type raises TypeError, a value out of range ValueError.
+"""
 
 from __future__ import annotations
 
@@ -11,72 +13,74 @@ from typing import Any
 from wyrmhole.wire.endpoint import MAX_PORT
 
 MAX_TIMEOUT = 365 * 24 * 3600.0
-"""Seconds: far below what an event loop's clock can add."""
+"""In seconds; far below the range of an event loop's clock."""
 
 
 def named_type(value: object) -> str:
-    """A type as people call it. Never the value, which may be a key."""
+    """Return the name of a value's type. Messages never contain the value, which may be a key."""
     return "None" if value is None else type(value).__name__
 
 
 def check_text(what: str, value: object, example: str) -> None:
-    """Raises TypeError, ValueError for empty text."""
+    """Check that a value is text. Raises TypeError, or ValueError for empty text."""
     if not isinstance(value, str):
         raise TypeError(f"{what} must be a str such as {example!r}, not {named_type(value)}")
     if not value.strip():
-        raise ValueError(f"{what} is empty: give text such as {example!r}")
+        raise ValueError(f"{what} is empty; expected text such as {example!r}")
 
 
 def check_choice(what: str, value: object, choices: tuple[str, ...]) -> None:
-    """Raises TypeError, ValueError."""
+    """Check that a value is one of the choices. Raises TypeError, ValueError."""
     if not isinstance(value, str):
         raise TypeError(f"{what} must be a str, one of {', '.join(choices)}, not {named_type(value)}")
     if value not in choices:
-        raise ValueError(f"there is no {what} {value!r}: use {' or '.join(choices)}")
+        raise ValueError(f"unknown {what} {value!r}: use {' or '.join(choices)}")
 
 
 def check_timeout(value: object, what: str = "timeout") -> None:
-    """Seconds from 0, or None for no limit. Raises TypeError, ValueError."""
+    """Check a number of seconds; None means no limit. Raises TypeError, ValueError."""
     if value is None:
         return
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{what} must be a number of seconds or None, not {named_type(value)}")
     if math.isnan(value) or value < 0:
-        raise ValueError(f"{what} is {value:g}: give seconds from 0, or None for no limit")
+        raise ValueError(f"{what} is {value:g}; expected seconds from 0, or None for no limit")
     if value > MAX_TIMEOUT:
-        raise ValueError(f"{what} is {value:g} s, which is more than a year: give None for no limit")
+        raise ValueError(f"{what} is {value:g} s, which is more than a year; use None for no limit")
 
 
 def check_number(what: str, value: object, low: int, high: int) -> None:
-    """Raises TypeError, ValueError."""
+    """Check that a value is an int within bounds. Raises TypeError, ValueError."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"{what} must be an int from {low} to {high}, not {named_type(value)}")
     if not low <= value <= high:
-        raise ValueError(f"{what} is {value}: give {low} to {high}")
+        raise ValueError(f"{what} is {value}; expected {low} to {high}")
 
 
 def check_host(host: object) -> None:
-    """A host to reach. Raises TypeError, ValueError."""
+    """Check the host of a connection. Raises TypeError, ValueError."""
     check_text("the host", host, "db.internal")
 
 
 def check_port(port: object) -> None:
-    """A number, or text, which may be the name of a service, as in the standard library. Raises TypeError,
-    ValueError."""
+    """Check a port: a number, or text that may be a service name, like in the standard library.
+
+    Raises TypeError, ValueError.
+    """
     if not isinstance(port, str | bytes):
         check_number("the port", port, 0, MAX_PORT)
     elif not port.strip():
-        raise ValueError(f"the port is empty: give a number from 0 to {MAX_PORT}")
+        raise ValueError(f"the port is empty; expected a number from 0 to {MAX_PORT}")
 
 
 NOT_PICKLED = (
-    "a tunnel, its peers and its services cannot be pickled, for a tunnel belongs to the process that opened it: pass "
-    "the configuration, and open another tunnel in the other process, with a key of its own if this one stays open"
+    "a tunnel, its peers and its services cannot be pickled, because a tunnel belongs to the process that opened it: "
+    "pass the configuration, and open another tunnel in the other process, with its own key if this tunnel stays open"
 )
 
 
 def check_lookup(host: object, port: object) -> None:
-    """As socket.getaddrinfo takes them. Raises TypeError."""
+    """Check the host and port of a look-up, with the types of socket.getaddrinfo. Raises TypeError."""
     if not isinstance(host, str | bytes | None):
         raise TypeError(f"the host must be a str such as 'db.internal', or None, not {named_type(host)}")
     if isinstance(port, bool) or not isinstance(port, int | str | bytes | None):
@@ -84,7 +88,7 @@ def check_lookup(host: object, port: object) -> None:
 
 
 def check_address(what: str, address: object) -> None:
-    """A pair (host, port). Raises TypeError, ValueError."""
+    """Check a pair (host, port). Raises TypeError, ValueError."""
     if not isinstance(address, tuple | list) or len(address) != 2:
         raise TypeError(f"{what} must be a pair (host, port), not {_shape(address)}")
     if not isinstance(address[0], str | bytes | None):
@@ -96,29 +100,30 @@ def _shape(value: object) -> str:
     return f"{len(value)} values" if isinstance(value, tuple | list) else named_type(value)
 
 
-def check_instance(what: str, value: object, kind: type[Any], how: str) -> None:
-    """None is allowed. Raises TypeError."""
+def check_instance(what: str, value: object, kind: type[Any], expected: str) -> None:
+    """Check the type of a value; None is allowed. Raises TypeError."""
     if value is not None and not isinstance(value, kind):
-        raise TypeError(f"{what} must be {how}, not {named_type(value)}")
+        raise TypeError(f"{what} must be {expected}, not {named_type(value)}")
 
 
 def check_users(users: object) -> None:
-    """Names and passwords of a proxy. Raises TypeError, ValueError; neither repeats a password."""
+    """Check the users of a proxy. Raises TypeError or ValueError, which never contain a password."""
     check_instance("users", users, Mapping, "a mapping of names to passwords")
     for name, password in (users or {}).items():  # type: ignore[attr-defined]
         if not isinstance(name, str) or not isinstance(password, str):
-            raise TypeError("users must map str to str: a name or a password is something else")
+            raise TypeError("users must map str to str; a name or a password has another type")
         if not name or not password:
             raise ValueError("users has an empty name or password")
 
 
 def check_config(config: object) -> None:
-    """The type only, and that there is something. Raises TypeError, ValueError."""
+    """Check the type of a configuration, and that it is not empty. Raises TypeError, ValueError."""
     from wyrmhole.control.config.file import Config
 
     if not isinstance(config, Config | str | os.PathLike):
         raise TypeError(
-            "a configuration is the path of a file, the text of one, or a wyrmhole.Config, not " + named_type(config)
+            "a configuration must be the path of a file, the text of one, or a wyrmhole.Config, not "
+            + named_type(config)
         )
     if isinstance(config, str) and not config.strip():
-        raise ValueError("the configuration is empty: give the path of a file, or its text")
+        raise ValueError("the configuration is empty; expected the path of a file, or its text")

@@ -1,7 +1,8 @@
-"""How many descriptors the services of this process may hold together, so that the program itself never runs out.
+"""The budget of descriptors that all services of this process share, so that the program itself never runs out.
 
-A quarter of the limit (RLIMIT_NOFILE), and 128 where it is small, stays with the program: its files, its tunnels, the
-questions for names and the sockets that a tunnel makes ahead. The limit is read anew each time, for programs raise it.
+A quarter of the limit (RLIMIT_NOFILE), or 128 if the limit is small, is reserved for the program: its files and
+tunnels, DNS queries, and the sockets that a tunnel opens in advance. The limit is read each time, because programs
+raise it.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ def nofile() -> int:
 
 
 def room() -> int:
-    """What all services may hold."""
+    """Return the number of descriptors for all services."""
     limit = nofile()
     return limit - max(limit // 4, min(RESERVE, limit // 2))
 
 
 class Budget:
-    """From any thread: tunnels live on loops of several."""
+    """A counter of descriptors in use. It is thread-safe, because tunnels may run on loops of several threads."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -36,14 +37,14 @@ class Budget:
         return self._taken
 
     def take(self, count: int) -> bool:
-        """Whether there was room for so many more."""
+        """Reserve descriptors. Return False if there is no room for them."""
         with self._lock:
             if self._taken + count > room():
                 return False
             self._taken += count
             return True
 
-    def give(self, count: int) -> None:
+    def release(self, count: int) -> None:
         with self._lock:
             self._taken -= count
 

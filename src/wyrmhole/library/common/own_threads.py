@@ -1,8 +1,8 @@
-"""Blocking work in threads of the library's own.
+"""Run blocking work in threads that belong to the library.
 
-A loop's default executor belongs to the program. While the program keeps all its threads busy (`input()`, slow
-look-ups, long jobs), whatever the library handed to it would wait, without a limit. A new thread per job also starts in
-the network namespace of the thread that asked, which the thread of a pool would not.
+A loop's default executor belongs to the program. If the program keeps its threads busy (`input()`, slow look-ups, long
+jobs), the library's jobs would wait without a limit. A new thread per job also starts in the network namespace of the
+calling thread, unlike the thread of a pool.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _ABSENT: Any = object()
 
 
 class OwnThreads:
-    """At most `limit` threads at once for each event loop; further jobs wait for one to end."""
+    """A limit of threads for each event loop. Further jobs wait until a thread ends."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
@@ -31,7 +31,7 @@ class OwnThreads:
     async def run(self, work: Callable[[], T], *, unwanted: Callable[[T], object] | None = None) -> T:
         """Return what `work` returns, or raise what it raises.
 
-        `unwanted` gets a result that nobody waits for any more.
+        `unwanted` disposes of a result whose caller was cancelled.
         """
         loop = asyncio.get_running_loop()
         slots = self._slots.setdefault(loop, asyncio.Semaphore(self._limit))
@@ -64,7 +64,7 @@ class _Job(Generic[T]):
         self._is_abandoned = False
 
     def start(self) -> None:
-        """Do the work here if no thread is available: it takes milliseconds as a rule."""
+        """Start a thread. If none is available, do the work here: most jobs take milliseconds."""
         try:
             threading.Thread(target=self._run, name="wyrmhole-job", daemon=True).start()
         except RuntimeError:
@@ -91,14 +91,14 @@ class _Job(Generic[T]):
         with self._lock:
             self._result, self._error = result, error
         try:
-            self._loop.call_soon_threadsafe(self._tell)
+            self._loop.call_soon_threadsafe(self._notify)
         except RuntimeError:
-            # The loop was closed meanwhile.
+            # The loop has been closed.
             self.abandon()
         else:
             self._dispose()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self._release()
         if not self._ended.done():
             self._ended.set_result(None)
@@ -113,13 +113,13 @@ class _Job(Generic[T]):
 
 
 HELPERS = OwnThreads(16)
-"""For what waits for a helper process."""
+"""For jobs that wait for a helper process."""
 LOOK_UPS = OwnThreads(16)
-"""For the host's names, which may take half a minute when name servers are silent."""
+"""For look-ups by the host, which may take 30 s if its name servers do not answer."""
 
 
 async def getaddrinfo(host: str, port: int, *, type: int = 0, proto: int = 0, flags: int = 0) -> list[Any]:
-    """As `loop.getaddrinfo`, without the loop's executor. Raises socket.gaierror."""
+    """Like `loop.getaddrinfo`, without the loop's executor. Raises socket.gaierror."""
     look_up = partial(socket.getaddrinfo, host, port, type=type, proto=proto)
     try:
         return look_up(flags=flags | socket.AI_NUMERICHOST)

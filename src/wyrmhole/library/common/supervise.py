@@ -1,4 +1,4 @@
-"""Background tasks that an unexpected error neither ends unseen nor, where they run for ever, ends at all."""
+"""Background tasks that log unexpected errors. Periodic ones survive them."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ log = logging.getLogger(__name__)
 class Repeated:
     """Runs `step` every `interval` seconds until it is closed, one at a time.
 
-    An error is logged, and the next step comes all the same. A timer starts each one: a task that runs for ever would
-    end when the program cancels every task.
+    An error is logged and does not prevent the next step. A timer starts each step, because a single long-running task
+    would end if the program cancels all tasks.
     """
 
     def __init__(self, name: str, interval: float, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
@@ -33,11 +33,11 @@ class Repeated:
     def _begin(self) -> None:
         self._timer = self._loop.call_later(self._interval, self._begin)
         if self._running is None or self._running.done():
-            self._running = watched(f"{self._name}, tried again in {self._interval:g} s,", self._step())
+            self._running = watched(f"{self._name} (next attempt in {self._interval:g} s)", self._step())
 
 
 def watched(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-    """A task whose error is logged when it happens."""
+    """Start a task whose error is logged as soon as it occurs."""
     task = asyncio.get_running_loop().create_task(work)
     task.add_done_callback(lambda done: report(name, done))
     return task
@@ -49,4 +49,4 @@ def report(name: str, done: asyncio.Future[Any]) -> None:
 
 
 def report_error(name: str, error: BaseException) -> None:
-    log.error("%s ended by an unexpected error", name, exc_info=error)
+    log.error("%s failed with an unexpected error", name, exc_info=error)

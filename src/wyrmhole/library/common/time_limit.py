@@ -1,4 +1,4 @@
-"""Time limits whose TimeoutError reports what did not answer, and why as far as the tunnel knows."""
+"""A time limit whose TimeoutError names the target that did not answer, and the reason if the tunnel knows it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wyrmhole.library.common.explain import reasons
 
 @dataclass
 class Attempt:
-    """`tried`: the addresses so far. `is_connected`: one has answered, so that only TLS is missing."""
+    """The progress of an operation. `is_connected` means that an address answered and only TLS is missing."""
 
     tried: list[str] = field(default_factory=list)
     is_connected: bool = False
@@ -36,7 +36,7 @@ async def deadline(seconds: float | None, message: Callable[[], str]) -> AsyncIt
 async def limited(
     what: str, timeout: float | None, explain: Callable[[str], str], unresolved: Callable[[], str]
 ) -> AsyncIterator[Attempt]:
-    """`explain` takes an address; `unresolved` says why there may be none. Raises TimeoutError."""
+    """Limit a block of code. `explain` explains an address, `unresolved` a missing one. Raises TimeoutError."""
     attempt = Attempt()
     async with deadline(timeout, lambda: _text(what, timeout or 0.0, attempt, explain, unresolved)):
         yield attempt
@@ -52,5 +52,5 @@ def _text(
 
 
 def addresses_of(infos: Sequence[tuple[object, ...]]) -> list[str]:
-    """The hosts of what getaddrinfo gave, each once."""
+    """Return the hosts in a result of getaddrinfo, each once."""
     return list(dict.fromkeys(str(info[4][0]) for info in infos))  # type: ignore[index]

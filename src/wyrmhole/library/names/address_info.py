@@ -1,4 +1,4 @@
-"""The arguments of socket.getaddrinfo, read as it reads them, and the shape of what it returns (getaddrinfo(3))."""
+"""Parse the arguments of socket.getaddrinfo, and build results in its format (getaddrinfo(3))."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from wyrmhole.wire.endpoint import MAX_PORT
 
 AddressInfo: TypeAlias = tuple[int, int, int, str, tuple[Any, ...]]
-"""What socket.getaddrinfo gives: family, type, protocol, canonical name, socket address."""
+"""An entry of socket.getaddrinfo: family, type, protocol, canonical name, socket address."""
 Address: TypeAlias = IPv4Address | IPv6Address
 
 PROTOCOLS: dict[int, int] = {
@@ -19,7 +19,7 @@ PROTOCOLS: dict[int, int] = {
     socket.SOCK_DGRAM: socket.IPPROTO_UDP,
     socket.SOCK_RAW: 0,
 }
-"""In the order of socket.getaddrinfo for type 0."""
+"""The protocol of each socket type, in the order of socket.getaddrinfo for type 0."""
 SERVICE_PROTOCOLS: dict[int, str] = {socket.SOCK_STREAM: "tcp", socket.SOCK_DGRAM: "udp"}
 ANY: dict[int, Address] = {socket.AF_INET: IPv4Address("0.0.0.0"), socket.AF_INET6: IPv6Address("::")}
 KNOWN_FLAGS = int(
@@ -34,7 +34,7 @@ KNOWN_FLAGS = int(
 
 
 def check(family: int, type: int, flags: int) -> None:
-    """Raises socket.gaierror for what does not exist."""
+    """Raise socket.gaierror for an unknown family, type or flag."""
     if family not in (0, socket.AF_INET, socket.AF_INET6):
         raise socket.gaierror(
             socket.EAI_FAMILY, f"address family {family} is not supported: use AF_INET, AF_INET6 or 0"
@@ -48,8 +48,10 @@ def check(family: int, type: int, flags: int) -> None:
 
 
 def kinds_of(type: int, proto: int) -> list[tuple[int, int]]:
-    """The socket types and protocols that an address is listed with: one for each type if it is 0. Raises
-    socket.gaierror for a protocol of another type."""
+    """Return the socket types and protocols for an address: all of them if `type` is 0.
+
+    Raises socket.gaierror for a protocol of another type.
+    """
     if type == socket.SOCK_RAW or (not type and proto not in (0, *PROTOCOLS.values())):
         return [(socket.SOCK_RAW, proto)]
     found = [(kind, own) for kind, own in PROTOCOLS.items() if type in (0, kind) and proto in (0, own)]
@@ -59,19 +61,22 @@ def kinds_of(type: int, proto: int) -> list[tuple[int, int]]:
 
 
 def as_port(port: int | str | bytes | None, type: int = 0, flags: int = 0) -> int:
-    """A number, the name of a service as the host's /etc/services has it, or nothing for 0. Raises socket.gaierror."""
+    """Return the number of a port, given by number or by name in the host's /etc/services. Nothing means 0.
+
+    Raises socket.gaierror.
+    """
     text = port.decode("ascii", "replace") if isinstance(port, bytes) else port
     if text is None or text == "":
         return 0
     try:
         number = int(text)
     except ValueError:
-        return service_port(str(text), type) if not flags & socket.AI_NUMERICSERV else no_port(text)
-    return number if 0 <= number <= MAX_PORT else no_port(text)
+        return service_port(str(text), type) if not flags & socket.AI_NUMERICSERV else invalid_port(text)
+    return number if 0 <= number <= MAX_PORT else invalid_port(text)
 
 
-def of_service(found: list[AddressInfo], port: int | str | bytes | None, flags: int) -> list[AddressInfo]:
-    """Without the types of socket that the service of that name does not exist for; all if it is a number."""
+def filter_by_service(found: list[AddressInfo], port: int | str | bytes | None, flags: int) -> list[AddressInfo]:
+    """Keep the entries of those socket types for which the named service exists. A number keeps all."""
     try:
         as_port(port, 0, flags | socket.AI_NUMERICSERV)
     except socket.gaierror:
@@ -93,33 +98,34 @@ def service_port(name: str, type: int) -> int:
             return socket.getservbyname(name, protocol)
         except OSError:
             continue
-    return no_port(name)
+    return invalid_port(name)
 
 
-def no_port(port: object) -> int:
-    message = f"{port!r} is not a port: expected a number from 0 to {MAX_PORT}, or a service of /etc/services"
+def invalid_port(port: object) -> int:
+    """Raise socket.gaierror."""
+    message = f"{port!r} is not a port: expected a number from 0 to {MAX_PORT}, or a service name in /etc/services"
     raise socket.gaierror(socket.EAI_SERVICE, message)
 
 
 def as_host(host: str | bytes | None) -> str:
-    """Empty for any address."""
+    """Return the host as text; empty for any address."""
     return host.decode("ascii", "surrogateescape") if isinstance(host, bytes) else host or ""
 
 
 def infos(
     addresses: Iterable[Address], port: int, kinds: Sequence[tuple[int, int]], canonical: str = ""
 ) -> list[AddressInfo]:
-    """One entry for each address and kind; the canonical name is in the first."""
+    """Return an entry for each address and kind. The first has the canonical name."""
     found = [
         (family_of(address), socket.SocketKind(type), proto, "", socket_address(address, port))
         for address in addresses
         for type, proto in kinds
     ]
-    return [(*each[:3], "" if number else canonical, each[4]) for number, each in enumerate(found)]
+    return [(*entry[:3], "" if number else canonical, entry[4]) for number, entry in enumerate(found)]
 
 
 def info(address: Address, port: int, type: int) -> AddressInfo:
-    """Of one address and one type."""
+    """Return the entry for one address and one type."""
     return infos([address], port, kinds_of(type, 0))[0]
 
 
@@ -135,7 +141,7 @@ def family_of(address: Address) -> socket.AddressFamily:
 
 
 def literal(host: str) -> Address | None:
-    """An address as it is written, with brackets or without, or None for a name."""
+    """Parse an address, with or without brackets. Return None for a name."""
     try:
         return ipaddress.ip_address(host.removeprefix("[").removesuffix("]") if host.startswith("[") else host)
     except ValueError:

@@ -1,8 +1,8 @@
-"""What name servers answered, until it expires: bounded in number and in age, on a clock that is an argument.
+"""A cache of DNS answers, bounded in number and age. The clock is an argument.
 
-dnspython's own caches read the time of day, which may jump. This one has the shape that its resolver expects.
-Positive answers live as long as their TTL says, within `LONGEST`; negative ones (RFC 2308) as long as the SOA record
-beside them says, within `LONGEST_NEGATIVE`, and not at all without one.
+dnspython's own caches use the time of day, which may jump. This one has the interface that its resolver expects.
+Positive answers are kept for their TTL, up to `MAX_AGE`. Negative answers (RFC 2308) are kept for the time in their SOA
+record, up to `MAX_NEGATIVE_AGE`; without that record they are not kept.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
     Key: TypeAlias = tuple[dns.name.Name, dns.rdatatype.RdataType, dns.rdataclass.RdataClass]
 
 CAPACITY = 4096
-"""Answers kept; the least recently used goes first. An answer takes some 3 KiB, all of them 12 MiB."""
-LONGEST = 3600.0
-"""Seconds that an answer is believed at most: a server that moved is found again within an hour (RFC 8767, 4)."""
-LONGEST_NEGATIVE = 300.0
-"""Seconds that a "no" is believed at most: what was created a moment ago is found soon (RFC 2308, 5)."""
+"""Answers that are kept; the least recently used is dropped first. An answer takes about 3 KiB, all of them 12 MiB."""
+MAX_AGE = 3600.0
+"""Limit in seconds for an answer, so that a server that moved is found within an hour (RFC 8767, 4)."""
+MAX_NEGATIVE_AGE = 300.0
+"""Limit in seconds for a negative answer, so that a new record is found soon (RFC 2308, 5)."""
 
 
 class DnsCache:
-    """`clock` gives seconds that never go back."""
+    """A cache of DNS answers. `clock` returns monotonic seconds."""
 
     def __init__(self, clock: Callable[[], float], capacity: int = CAPACITY) -> None:
         self._clock = clock
@@ -55,7 +55,7 @@ class DnsCache:
             self._answers.popitem(last=False)
 
     def flush(self, key: Key | None = None) -> None:
-        """Forget one answer, or all."""
+        """Remove one answer, or all."""
         if key is None:
             self._answers.clear()
         else:
@@ -63,9 +63,9 @@ class DnsCache:
 
 
 def lifetime(answer: dns.resolver.Answer) -> float:
-    """Seconds that an answer may be kept."""
+    """Return how many seconds an answer may be kept."""
     ttl = float(answer.chaining_result.minimum_ttl)
     if answer.rrset is not None:
-        return min(ttl, LONGEST)
+        return min(ttl, MAX_AGE)
     has_soa = any(rrset.rdtype.name == "SOA" for rrset in answer.response.authority)
-    return min(ttl, LONGEST_NEGATIVE) if has_soa else 0.0
+    return min(ttl, MAX_NEGATIVE_AGE) if has_soa else 0.0

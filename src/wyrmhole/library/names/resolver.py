@@ -1,16 +1,16 @@
-"""Names to addresses, asked of the tunnel's own name servers through the tunnel, and of nobody else.
+"""Resolve names through the tunnel, only with the tunnel's own name servers.
 
-How it works. Literals and `localhost` are answered here. Any other name becomes a list of candidates by the search
-domains and `ndots` of resolv.conf(5); for each candidate A and AAAA are asked at once, and the first candidate with an
-address of either family wins, so that the two families never come from two different hosts.
+Literals and `localhost` are resolved here. Any other name becomes a list of candidates, by the search domains and
+`ndots` of resolv.conf(5). For each candidate, A and AAAA are asked for at once, and the first candidate with an address
+of either family wins, so that the two families never belong to different hosts.
 
-Servers are old, slow and partial (`dns_server.py` asks one of them). The first server that can answer does: the next
-one is asked beside it after a fraction of a second, and one that was silent while another answered goes to the end of
-the list for a minute. As soon as one family has addresses the other has 50 ms left (RFC 8305, 3); a question that is
-still open then is not asked again for a minute, unless its answer comes after all.
+Servers may be old, slow or incomplete (`dns_server.py` asks one of them). The first answer wins: if a server has not
+answered within `STAGGER`, the next one is asked as well, and a server that was silent while another answered is asked
+last for a minute. As soon as one family has addresses, the other has 50 ms left (RFC 8305, 3). A question that is still
+open then is not asked again for a minute, unless its answer arrives later.
 
-Answers are kept for their TTL, also negative ones (`dns_cache.py`). The same question asked twice at once goes out
-once. Nothing here knows the host's resolver: a tunnel without name servers refuses names.
+Positive and negative answers are kept for their TTL (`dns_cache.py`). If several tasks ask the same question at once,
+it is sent once. The host's resolver is never used: a tunnel without name servers refuses names.
 """
 
 from __future__ import annotations
@@ -40,28 +40,29 @@ if TYPE_CHECKING:
 
 RECORDS = {socket.AF_INET6: "AAAA", socket.AF_INET: "A"}
 QUESTIONS = 32
-"""Of each type asked at once; others wait. A burst of questions must not use up the program's descriptors, and those of
-a type that no server answers must not hold up the others."""
+"""Limit of open questions for each record type; further ones wait. A burst of questions must not use up the program's
+descriptors, and a type that no server answers must not delay the others."""
 RESOLUTION_DELAY = 0.05
-"""Seconds that one family waits for the other (RFC 8305, 8)."""
+"""Seconds to wait for the second family after the first (RFC 8305, 8)."""
 STAGGER = 0.4
-"""Seconds before the next server is asked too."""
+"""Seconds before the next server is asked as well."""
 UNANSWERED = 60.0
-"""Seconds that a question is not repeated after it had no answer while another about the same name had one."""
+"""Seconds for which a question is not repeated, if it had no answer while another question about its name had one."""
 FAILING = 60.0
-"""Seconds that a server is asked last after it was silent while another answered."""
+"""Seconds for which a server is asked last, after it was silent while another answered."""
 GRACE = 1.0
-"""Seconds that a question goes on when nobody waits for it any more: its answer is likely wanted soon."""
+"""Seconds for which a question continues after its last caller was cancelled, because callers often retry."""
 LONGEST_CHAIN = 8
-"""Aliases followed for a server that does not do it."""
+"""Limit of aliases to follow for a server that does not follow them."""
 LOCALHOST: dict[int, Address] = {socket.AF_INET6: IPv6Address("::1"), socket.AF_INET: IPv4Address("127.0.0.1")}
 
 
 class Resolver:
-    """`servers` are addresses inside the tunnel; `families` those that the tunnel has addresses of, in order of liking.
+    """Resolves names with the tunnel's name servers.
 
-    `attempt` and `lifetime` are seconds: until a server is asked again, and until a name must be resolved. `leads_to`
-    tells whether a server can be reached now; without it all can.
+    `servers` are addresses inside the tunnel. `families` are the families of the tunnel's own addresses, in order of
+    preference. `attempt` is the time in seconds before a question is repeated, and `lifetime` the limit for a name.
+    `leads_to` reports whether a server can be reached now; by default all can.
     """
 
     def __init__(
@@ -90,10 +91,12 @@ class Resolver:
         self._port = port
         self._clock = clock or (lambda: asyncio.get_running_loop().time())
         self._cache = DnsCache(self._clock)
-        self._turns: defaultdict[str, asyncio.Semaphore] = defaultdict(lambda: asyncio.Semaphore(most_questions()))
-        self._asked: dict[Question, Asked] = {}
+        self._question_limits: defaultdict[str, asyncio.Semaphore] = defaultdict(
+            lambda: asyncio.Semaphore(most_questions())
+        )
+        self._open_questions: dict[Question, SharedQuestion] = {}
         self._unanswered: OrderedDict[Question, float] = OrderedDict()
-        """Until when these questions are not repeated."""
+        """The time until which each question is not repeated."""
 
     def __repr__(self) -> str:
         return f"<Resolver {', '.join(map(str, self._addresses)) or 'without servers'}>"
@@ -101,10 +104,10 @@ class Resolver:
     async def getaddrinfo(
         self, host: str, port: int, *, family: int = 0, type: int = socket.SOCK_STREAM, proto: int = 0, flags: int = 0
     ) -> list[AddressInfo]:
-        """As socket.getaddrinfo, in the order to try: families interleaved (RFC 8305, 4).
+        """Like socket.getaddrinfo, with families interleaved in the order to try (RFC 8305, 4).
 
-        Raises socket.gaierror: EAI_NONAME when there is no such name or nobody to ask, EAI_AGAIN when no server
-        answered.
+        Raises socket.gaierror: EAI_NONAME if the name does not exist or the tunnel has no server, EAI_AGAIN if no
+        server answers.
         """
         kinds = kinds_of(type, proto)
         if flags & socket.AI_NUMERICHOST and literal(host) is None:
@@ -115,16 +118,16 @@ class Resolver:
     async def addresses(
         self, host: str, *, family: int = 0, complete: bool = False, patience: float | None = None
     ) -> list[Address]:
-        """The addresses of a name, or of a literal, in the order to try. Raises socket.gaierror.
+        """Return the addresses of a name or literal, in the order to try. Raises socket.gaierror.
 
-        `complete`: wait for all families, and not only until one has addresses. `patience`: in place of `lifetime`.
+        With `complete`, wait for all families instead of the first with addresses. `patience` replaces `lifetime`.
         """
         wanted = [family] if family else list(self._families)
         known = literal(host)
         if known is not None:
-            return of_family(host, [known], family)
+            return filter_by_family(host, [known], family)
         if is_localhost(host):
-            return [LOCALHOST[each] for each in wanted]
+            return [LOCALHOST[family] for family in wanted]
         failure: OSError | None = None
         candidates = self._candidates(host)
         end = asyncio.get_running_loop().time() + (self._lifetime if patience is None else patience)
@@ -132,41 +135,41 @@ class Resolver:
             share = (end - asyncio.get_running_loop().time()) / (len(candidates) - number)
             try:
                 found = interleave(await self._ask_all(candidate, wanted, share, complete))
-            except socket.gaierror as error:  # as for names of a search domain that a server does not serve
+            except socket.gaierror as error:  # for example, a server that does not serve a search domain
                 failure = failure or error
                 continue
             if found:
                 return found
-        raise failure or no_name(host)
+        raise failure or unknown_name(host)
 
     def is_incomplete(self, host: str) -> bool:
-        """Whether a question about this name is still open, so that there may soon be more addresses."""
-        if literal(host) is not None or is_localhost(host) or not self._asked:
+        """Report whether a question about this name is still open, so that more addresses may follow."""
+        if literal(host) is not None or is_localhost(host) or not self._open_questions:
             return False
-        open_names = {name for name, _ in self._asked}
+        open_names = {name for name, _ in self._open_questions}
         return any(str(candidate).lower() in open_names for candidate in self._candidates(host))
 
     async def srv(self, name: str) -> list[tuple[str, int]]:
-        """Hosts and ports of a service (RFC 2782), in the order to try. Raises socket.gaierror.
+        """Return the hosts and ports of a service (RFC 2782), in the order to try. Raises socket.gaierror.
 
-        `name` is as `_postgresql._tcp.db.internal`.
+        An example of `name` is `_postgresql._tcp.db.internal`.
         """
         for candidate in self._candidates(name):
             answer = await self._ask(candidate, "SRV")
             if answer is not None and answer.rrset is not None:
                 records: list[Any] = answer.rrset.processing_order()
                 if [str(record.target) for record in records] == ["."]:
-                    break  # RFC 2782: the service is decidedly not available
+                    break  # RFC 2782: the service is not offered
                 return [(record.target.to_text(omit_final_dot=True), record.port) for record in records]
-        raise no_name(name)
+        raise unknown_name(name)
 
     def flush(self) -> None:
-        """Forget what was answered so far, and what was not."""
+        """Forget all answers and all unanswered questions."""
         self._cache.flush()
         self._unanswered.clear()
 
     def _candidates(self, host: str) -> list[dns.name.Name]:
-        """The absolute names to ask for, as resolv.conf(5) says of `search` and `ndots`."""
+        """Return the absolute names to ask for, by `search` and `ndots` of resolv.conf(5)."""
         if not self._addresses:
             raise socket.gaierror(
                 socket.EAI_NONAME,
@@ -189,7 +192,7 @@ class Resolver:
     async def _ask_all(
         self, name: dns.name.Name, families: Sequence[int], patience: float, complete: bool
     ) -> list[list[Address]]:
-        """The addresses of each family. One family that failed does not matter while the other has addresses."""
+        """Return the addresses of each family. A family may fail if the other has addresses."""
         kinds = [RECORDS[socket.AddressFamily(family)] for family in families]
         questions = [asyncio.ensure_future(self._ask(name, kind, complete)) for kind in kinds]
         try:
@@ -222,47 +225,53 @@ class Resolver:
         return False
 
     async def _ask(self, name: dns.name.Name, kind: str, complete: bool = False) -> dns.resolver.Answer | None:
-        """One question; None when there is no such record. Raises socket.gaierror. `complete`: also one that had no
-        answer so far, while it goes on."""
+        """Ask a question; return None if there is no such record. Raises socket.gaierror.
+
+        With `complete`, also wait for an open question that was recently left unanswered.
+        """
         key = str(name).lower(), kind
-        asked = self._asked.get(key)
-        is_under_way = asked is not None and asked.is_under_way
-        if self._was_unanswered(key) and not (complete and is_under_way):
-            raise unanswered(name, f"asked for {kind} records less than {UNANSWERED:g} s ago, none answered")
-        if asked is not None and is_under_way:
-            # Shared: one that no longer wants to know must not take the answer from the others.
-            with suppress(socket.gaierror):  # it may have been near its end
-                return await asked.wait()
-        return await self._asked_anew(key, name).wait()
+        question = self._open_questions.get(key)
+        is_open = question is not None and question.is_open
+        if self._was_unanswered(key) and not (complete and is_open):
+            raise unanswered(name, f"a question for {kind} records had no answer less than {UNANSWERED:g} s ago")
+        if question is not None and is_open:
+            # The open question may have been close to its time limit: if it fails, ask again.
+            with suppress(socket.gaierror):
+                return await question.wait()
+        return await self._open_question(key, name).wait()
 
-    def _asked_anew(self, key: Question, name: dns.name.Name) -> Asked:
-        """A question that goes out now, unless one has meanwhile."""
-        known = self._asked.get(key)
-        if known is not None and known.is_under_way:
+    def _open_question(self, key: Question, name: dns.name.Name) -> SharedQuestion:
+        """Ask a question, unless it is already open."""
+        known = self._open_questions.get(key)
+        if known is not None and known.is_open:
             return known
-        asked = self._asked[key] = Asked(asyncio.ensure_future(self._answer(name, key[1])))
-        asked.task.add_done_callback(partial(self._forget, key, asked))
-        return asked
+        question = SharedQuestion(asyncio.ensure_future(self._answer(name, key[1])))
+        self._open_questions[key] = question
+        question.task.add_done_callback(partial(self._forget, key, question))
+        return question
 
-    def _forget(self, key: Question, asked: Asked, done: asyncio.Future[dns.resolver.Answer | None]) -> None:
-        if self._asked.get(key) is asked:
-            del self._asked[key]
-        if not done.cancelled() and done.exception() is None:  # looked at, lest a failure is reported as lost
+    def _forget(
+        self, key: Question, question: SharedQuestion, done: asyncio.Future[dns.resolver.Answer | None]
+    ) -> None:
+        if self._open_questions.get(key) is question:
+            del self._open_questions[key]
+        # `exception` also marks a failure as retrieved, so that asyncio does not log it.
+        if not done.cancelled() and done.exception() is None:
             self._unanswered.pop(key, None)
 
     async def _answer(self, name: dns.name.Name, kind: str) -> dns.resolver.Answer | None:
-        """From the cache, or from the servers; aliases are followed for a server that does not do it."""
+        """Return the answer from the cache or the servers. Follow aliases for a server that does not."""
         library = import_dns()
         records, internet = library.rdatatype.from_text(kind), library.rdataclass.IN
         for _ in range(LONGEST_CHAIN):
             answer: dns.resolver.Answer | None = self._cache.get((name, records, internet))
             if answer is None:
-                async with self._turns[kind]:
+                async with self._question_limits[kind]:
                     response = await self._ask_servers(name, kind)
                 try:
                     answer = library.resolver.Answer(name, records, internet, response)
                 except library.exception.DNSException as error:
-                    raise unanswered(name, "the answer contradicts itself") from error
+                    raise unanswered(name, "the answer is inconsistent") from error
                 self._cache.put((name, records, internet), answer)
             if answer is None or answer.rrset is not None or not is_cut_off(answer):
                 break
@@ -270,7 +279,7 @@ class Resolver:
         return answer
 
     async def _ask_servers(self, name: dns.name.Name, kind: str) -> dns.message.QueryMessage:
-        """The first usable answer. Raises socket.gaierror."""
+        """Return the first usable answer. Raises socket.gaierror."""
         failures: list[str] = []
         waiting: dict[asyncio.Task[dns.message.QueryMessage], NameServer] = {}
         limit = asyncio.timeout(self._lifetime)
@@ -293,7 +302,7 @@ class Resolver:
         waiting: dict[asyncio.Task[dns.message.QueryMessage], NameServer],
         failures: list[str],
     ) -> dns.message.QueryMessage:
-        """Ask one server after the other, each beside those that have not answered."""
+        """Ask one server after the other, without giving up those that have not answered yet."""
         from wyrmhole.library.names.dns_server import ServerFailed
 
         order = sorted(self._reachable(), key=lambda server: server.is_failing)
@@ -303,7 +312,7 @@ class Resolver:
                 server = order.pop(0)
                 question = server.ask(name, kind, self._open_socket, self._attempt)
                 task = asyncio.ensure_future(question)
-                task.add_done_callback(look_at)
+                task.add_done_callback(retrieve_exception)
                 waiting[task] = server
             done, _ = await asyncio.wait(
                 waiting, timeout=STAGGER if order else None, return_when=asyncio.FIRST_COMPLETED
@@ -323,7 +332,7 @@ class Resolver:
         raise unanswered(name, ", ".join(failures)) from cause
 
     def _reachable(self) -> list[NameServer]:
-        """Raises socket.gaierror when there is none."""
+        """Return the servers that can be reached. Raises socket.gaierror if there are none."""
         from wyrmhole.library.names.dns_server import NameServer
 
         if not self._servers:
@@ -333,8 +342,8 @@ class Resolver:
             outside = ", ".join(map(str, self._addresses))
             raise socket.gaierror(
                 socket.EAI_AGAIN,
-                f"no name can be resolved: DNS server {outside} is in no peer's AllowedIPs (add it to one, or name a "
-                "server of the inside)",
+                f"no name can be resolved: DNS server {outside} is in no peer's AllowedIPs (add it to one, or use a "
+                "server inside the tunnel)",
             )
         return found
 
@@ -343,8 +352,8 @@ Question: TypeAlias = tuple[str, str]
 """Name and type of a question."""
 
 
-class Asked:
-    """A question on its way, and how many wait for it. One that nobody waits for ends after `GRACE` seconds."""
+class SharedQuestion:
+    """An open question with its waiting callers. Without a caller it ends after `GRACE` seconds."""
 
     def __init__(self, task: asyncio.Task[dns.resolver.Answer | None]) -> None:
         self.task = task
@@ -352,15 +361,17 @@ class Asked:
         self._end: asyncio.TimerHandle | None = None
 
     @property
-    def is_under_way(self) -> bool:
+    def is_open(self) -> bool:
         return not (self.task.done() or self.task.cancelling())
 
     async def wait(self) -> dns.resolver.Answer | None:
+        """Wait for the answer. Raises socket.gaierror."""
         self._waiting += 1
         if self._end is not None:
             self._end.cancel()
             self._end = None
         try:
+            # Shielded, because a caller that is cancelled must not cancel the question for the others.
             return await asyncio.shield(self.task)
         finally:
             self._waiting -= 1
@@ -371,7 +382,7 @@ class Asked:
 async def first_usable(
     questions: Sequence[asyncio.Task[dns.resolver.Answer | None]], patience: float, delay: float
 ) -> None:
-    """Until all have an answer, `patience` is over, or `delay` after one had addresses."""
+    """Wait until all have an answer, for `patience` seconds, or until `delay` after the first addresses."""
     loop = asyncio.get_running_loop()
     end = loop.time() + patience
     pending = set(questions)
@@ -384,7 +395,7 @@ async def first_usable(
 def outcome_of(
     question: asyncio.Task[dns.resolver.Answer | None], name: dns.name.Name, servers: str, patience: float
 ) -> list[Address] | OSError:
-    """Raises what is neither an answer nor the lack of one."""
+    """Return the addresses or the failure of a question. Raises an unexpected error."""
     if not question.done():
         return unanswered(name, f"{servers} did not answer within {patience:.1f} s")
     error = question.exception()
@@ -395,14 +406,14 @@ def outcome_of(
     raise error
 
 
-def look_at(task: asyncio.Future[Any]) -> None:
-    """Lest a failure that nobody waits for any more is reported as lost."""
+def retrieve_exception(task: asyncio.Future[Any]) -> None:
+    """Mark the failure of an abandoned task as retrieved, so that asyncio does not log it."""
     if not task.cancelled():
         task.exception()
 
 
 def is_cut_off(answer: dns.resolver.Answer) -> bool:
-    """Whether the answer ends at an alias that the server did not follow, without saying that nothing is there."""
+    """Report whether the answer ends at an alias that the server did not follow."""
     has_soa = any(rrset.rdtype.name == "SOA" for rrset in answer.response.authority)
     return bool(answer.chaining_result.cnames) and not has_soa
 
@@ -413,12 +424,13 @@ def unanswered(name: dns.name.Name, reason: str) -> socket.gaierror:
 
 
 def most_questions() -> int:
-    """Less than `QUESTIONS` where the process may have few descriptors: each question takes one for each server."""
+    """Return the limit of open questions. It is below `QUESTIONS` if the process may have few descriptors, because each
+    question takes one for each server."""
     return max(2, min(QUESTIONS, nofile() // 32))
 
 
 def import_dns() -> Any:
-    """dnspython, when the first name is asked for. Raises socket.gaierror that says how to install it."""
+    """Import dnspython for the first name. Raises socket.gaierror with the command that installs it."""
     try:
         import dns
         import dns.rdataclass
@@ -431,27 +443,32 @@ def import_dns() -> Any:
 
 
 def is_localhost(host: str) -> bool:
-    """RFC 6761, 6.3: such names are loopback and never asked for. Loopback here is the tunnel's own."""
+    """Report whether a name is loopback and must not be sent to a server (RFC 6761, 6.3).
+
+    Loopback is the tunnel's own.
+    """
     name = host.lower().rstrip(".")
     return name == "localhost" or name.endswith(".localhost")
 
 
-def of_family(host: str, addresses: list[Address], family: int) -> list[Address]:
+def filter_by_family(host: str, addresses: list[Address], family: int) -> list[Address]:
     found = [address for address in addresses if family in (0, family_of(address))]
     if not found:
-        raise socket.gaierror(socket.EAI_ADDRFAMILY, f"{host} is no address of the family asked for")
+        raise socket.gaierror(socket.EAI_ADDRFAMILY, f"{host} is not an address of the requested family")
     return found
 
 
 def addresses_of(answer: dns.resolver.Answer | None) -> list[Address]:
-    return [] if answer is None or answer.rrset is None else [ipaddress.ip_address(str(each)) for each in answer.rrset]
+    return (
+        [] if answer is None or answer.rrset is None else [ipaddress.ip_address(str(record)) for record in answer.rrset]
+    )
 
 
 def interleave(families: Sequence[Sequence[Address]]) -> list[Address]:
-    """One of each family in turn, so that a family without a way costs one attempt and not all of them."""
+    """Alternate between the families, so that a family without a route costs one attempt instead of all."""
     turns = itertools.zip_longest(*families)
     return [address for turn in turns for address in turn if address is not None]
 
 
-def no_name(host: str) -> socket.gaierror:
-    return socket.gaierror(socket.EAI_NONAME, f"the tunnel's name servers know no {host!r}")
+def unknown_name(host: str) -> socket.gaierror:
+    return socket.gaierror(socket.EAI_NONAME, f"the tunnel's name servers do not know {host!r}")

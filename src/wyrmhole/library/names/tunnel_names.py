@@ -50,7 +50,7 @@ class TunnelNames:
                 found = await asked
             except socket.gaierror as error:
                 raise self._unresolved(error) from None
-        return list(address_info.of_service(found, port, flags))
+        return list(address_info.filter_by_service(found, port, flags))
 
     def is_incomplete(self, host: str) -> bool:
         """Whether addresses of the other family may still arrive."""

@@ -1,9 +1,9 @@
-"""The first line and fields of an HTTP message, as they came, put right before h11 reads them strictly.
+"""Correct harmless errors in the head of an HTTP message before h11 parses it strictly.
 
-Only what cannot change where a message ends or whom it is for is put right; the rest is h11's to refuse. Requests (RFC
-9112, 2.2 and 3): empty lines before them go, a known method is written in capitals, and a request that names its host
-in the address may lack Host. Answers (RFC 9112, 5.1; RFC 9110, 5.5): blanks before a colon go, as do fields whose name
-is illegal, and control characters in values become blanks.
+A correction never changes where a message ends or whom it is for; h11 refuses all other errors. In requests (RFC 9112,
+2.2 and 3), empty lines before the request are removed, a known method is written in capitals, and Host is added if the
+target names the host. In responses (RFC 9112, 5.1; RFC 9110, 5.5), blanks before a colon and fields with an illegal
+name are removed, and control characters in values become blanks.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ _FRAMING = frozenset((b"content-length", b"transfer-encoding"))
 
 
 def take_head(data: bytes) -> tuple[bytes, bytes] | None:
-    """The head with the empty line behind it, and what follows; None while it is not complete."""
+    """Split off the head, including its empty line, from the rest. Return None while it is incomplete."""
     start = len(data) - len(data.lstrip(b"\r\n"))
     found = _END.search(data, start)
     return None if found is None else (data[start : found.end()], data[found.end() :])
 
 
 def clean_request(head: bytes) -> bytes:
-    """A head that h11 takes where the request means one thing only."""
+    """Correct the head of a request if its meaning is unambiguous."""
     first, newline, rest = head.partition(b"\n")
     method, blank, target = first.partition(b" ")
     if method.upper() in _METHODS:
@@ -36,21 +36,21 @@ def clean_request(head: bytes) -> bytes:
 
 
 def host_of(target: bytes) -> bytes:
-    """Of the address in a request line, for CONNECT and in absolute form; empty for any other."""
+    """Return the host in a request target, for CONNECT and the absolute form; otherwise return nothing."""
     address = target.partition(b" ")[0]
-    _, scheme, behind = address.partition(b"://")
-    if scheme:
-        address = re.split(rb"[/?#]", behind, maxsplit=1)[0].rpartition(b"@")[2]
+    _, separator, rest = address.partition(b"://")
+    if separator:
+        address = re.split(rb"[/?#]", rest, maxsplit=1)[0].rpartition(b"@")[2]
     return b"" if address.startswith((b"/", b"*")) or not re.fullmatch(rb"[!-~]+", address) else address
 
 
 def clean_response(head: bytes) -> tuple[bytes, list[bytes]]:
-    """A head that h11 takes, and the lines that were left out."""
+    """Correct the head of a response, and return it with the lines that were removed."""
     first, *lines = [line.removesuffix(b"\r") for line in head.split(b"\n")]
     kept, left_out = [first], []
     is_kept = True
     for line in lines:
-        if line[:1] not in (b" ", b"\t"):  # a continuation goes where its field went
+        if line[:1] not in (b" ", b"\t"):  # a continuation line shares the fate of its field
             cleaned = clean_field(line)
             is_kept = cleaned is not None
             line = line if cleaned is None else cleaned
@@ -62,7 +62,7 @@ def clean_response(head: bytes) -> tuple[bytes, list[bytes]]:
 
 
 def clean_field(line: bytes) -> bytes | None:
-    """None to leave it out."""
+    """Correct a field line. Return None to remove it."""
     if not line:
         return line
     name, colon, value = line.partition(b":")

@@ -1,10 +1,10 @@
-"""An HTTP client of the proxy: CONNECT, and plain requests fetched for it, one after the other.
+"""Serve an HTTP client of the proxy: CONNECT, and plain requests, one after the other.
 
-How it works. Two h11 state machines, the server's towards the client and the client's towards the server behind us,
-and two directions at once: a server may answer before it has the whole request, and a client may wait for `100
-Continue` before it sends one. Each piece is sent before the next is read, so that back-pressure goes through. The
-connection to the server is kept for the next request to the same place. What h11 cannot parse ends here, and is not
-passed on for somebody else to read in another way.
+There are two h11 state machines: in the server role towards the client, and in the client role towards the upstream
+server. Both directions run at once, because a server may answer before it has the whole request, and a client may wait
+for `100 Continue` before it sends the body. Each piece is sent before the next is read, so that back-pressure passes
+through. The connection to the server is kept for the next request to the same address. A message that h11 cannot parse
+is refused and never forwarded, because the next parser might read it differently.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ log = logging.getLogger(__name__)
 
 CHUNK = 1 << 16
 LONGEST_HEAD = 1 << 16
-"""Bytes of a request's or an answer's first line and fields: twice of what common servers take."""
-LOOK = 1.0
-"""Seconds between two looks whether the client of a silent server is still there."""
+"""Limit in bytes for the head of a message: twice the limit of common servers."""
+CLIENT_CHECK_SECONDS = 1.0
+"""Interval of the checks whether the client is still connected while the server is silent."""
 TCP_CLOSE = 7
-"""A state of tcp(7), in include/net/tcp_states.h."""
+"""The state TCP_CLOSE of include/net/tcp_states.h."""
 
 ConnectTo: TypeAlias = Callable[[str, int], Awaitable[socket.socket]]
 
 
 class Wire:
-    """A socket and the h11 connection that speaks on it."""
+    """A socket with its h11 connection."""
 
     def __init__(self, sock: socket.socket, role: type[h11.CLIENT] | type[h11.SERVER], first: bytes = b"") -> None:
         prepare(sock)
@@ -58,23 +58,26 @@ class Wire:
         self._loop = asyncio.get_running_loop()
         self._is_server = role is h11.SERVER
         self._waiting = first
-        """Not given to h11 yet."""
+        """Bytes that h11 has not received yet."""
         self._ended = False
         self.is_doubtful = False
-        """Whether the other side may see the end of its message elsewhere."""
+        """Whether the end of the other side's message is ambiguous."""
 
     async def receive(self) -> h11.Event | type[h11.PAUSED]:
-        """Raises h11.RemoteProtocolError, OSError."""
+        """Return the next event. Raises h11.RemoteProtocolError, OSError."""
         while (event := self.http.next_event()) is h11.NEED_DATA:
-            if not self._give():
+            if not self._feed_parser():
                 data = await self._loop.sock_recv(self.sock, CHUNK)
                 self._waiting += data
                 self._ended = not data
         assert event is not h11.NEED_DATA
         return event  # type: ignore[return-value]
 
-    def _give(self) -> bool:
-        """Let h11 have what waits, a head as a whole and put right; whether there was anything."""
+    def _feed_parser(self) -> bool:
+        """Pass waiting bytes to h11, and a head only when it is complete and corrected.
+
+        Return False if there were none.
+        """
         if self.http.their_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return self._pass_on()
         taken = take_head(self._waiting)
@@ -86,7 +89,7 @@ class Wire:
         else:
             head, left_out = clean_response(head)
             if left_out:
-                log.info("an answer came with %d fields that cannot be read: they were left out", len(left_out))
+                log.info("removed %d invalid fields from a response", len(left_out))
         self.http.receive_data(head)
         return True
 
@@ -100,13 +103,13 @@ class Wire:
         return self._ended
 
     @property
-    def behind(self) -> bytes:
-        """What came behind the last message, which is not HTTP any more after CONNECT and an upgrade."""
+    def trailing(self) -> bytes:
+        """The bytes after the last message. After CONNECT or an upgrade they are not HTTP."""
         return bytes(self.http.trailing_data[0]) + self._waiting
 
     @property
     def has_begun(self) -> bool:
-        """Whether a part of a message is here."""
+        """Whether a part of a message has arrived."""
         return bool(self._waiting or self.http.trailing_data[0])
 
     async def send(self, event: h11.Event) -> None:
@@ -125,7 +128,7 @@ class Wire:
 
 
 class HttpClient:
-    """`first` is what already came from the client. `connect` makes connections inside the tunnel."""
+    """Serves a client. `first` was already received from it; `connect` opens connections inside the tunnel."""
 
     def __init__(
         self,
@@ -137,7 +140,7 @@ class HttpClient:
         prove: Callable[[], None],
         deadline: float,
     ) -> None:
-        """`prove` hears that the client may; `deadline` is that of the first request, on the loop's clock."""
+        """`prove` is called when the client is authorized. `deadline` limits the first request, on the loop's clock."""
         self._prove = prove
         self._deadline = deadline
         self._client = Wire(sock, h11.SERVER, first)
@@ -145,21 +148,24 @@ class HttpClient:
         self._users = users
         self._limits = limits
         self._upstream: Wire | None = None
-        self._place: tuple[str, int] | None = None
+        self._upstream_address: tuple[str, int] | None = None
 
     async def run(self) -> None:
-        """Until the client ends, or a request leaves no other way. Raises OSError when the client broke off."""
+        """Serve requests until the client disconnects or a request ends the connection.
+
+        Raises OSError for a lost client.
+        """
         loop = asyncio.get_running_loop()
         try:
-            while await self._one(self._deadline):
+            while await self._serve_request(self._deadline):
                 self._client.http.start_next_cycle()
                 self._deadline = loop.time() + self._limits.keep_alive
         finally:
             self._close_upstream()
             self._client.close()
 
-    async def _one(self, deadline: float) -> bool:
-        """One request; whether another may follow."""
+    async def _serve_request(self, deadline: float) -> bool:
+        """Serve one request. Return whether another may follow."""
         try:
             async with asyncio.timeout_at(deadline):
                 request = await self._client.receive()
@@ -169,22 +175,22 @@ class HttpClient:
         except HttpError as error:
             await self._refuse(error.status, str(error))
         except h11.RemoteProtocolError as error:
-            await self._refuse(error.error_status_hint or 400, f"this is no HTTP request: {error}")
+            await self._refuse(error.error_status_hint or 400, f"not a valid HTTP request: {error}")
         except TimeoutError:
             if self._client.has_begun:
-                await self._refuse(408, "the request was not complete in time")
+                await self._refuse(408, "the request was not completed in time")
         return False
 
     async def _answer(self, request: h11.Request) -> bool:
         if not authorized(request.headers, self._users):
-            raise HttpError(407, "this proxy wants a user and a password")
+            raise HttpError(407, "this proxy requires a user and a password")
         self._prove()
         check_framing(request)
         target = target_of(request.method, request.target)
         if target.path is None:
             await self._tunnel(target)
             return False
-        upstream = await self._reach(target)
+        upstream = await self._upstream_for(target)
         if await self._exchange(request, target, upstream):
             await self._splice_upgraded(upstream)
             return False
@@ -193,14 +199,14 @@ class HttpClient:
         return self._client.kept
 
     async def _splice_upgraded(self, upstream: Wire) -> None:
-        """After 101 there are only bytes, as after CONNECT."""
-        if behind := upstream.behind:
-            await asyncio.get_running_loop().sock_sendall(self._client.sock, behind)
+        """Copy bytes after 101, like after CONNECT."""
+        if trailing := upstream.trailing:
+            await asyncio.get_running_loop().sock_sendall(self._client.sock, trailing)
         self._upstream = None
-        await splice(self._client.sock, upstream.sock, first=self._client.behind)
+        await splice(self._client.sock, upstream.sock, first=self._client.trailing)
 
     async def _tunnel(self, target: Target) -> None:
-        """CONNECT: after 200 there are only bytes."""
+        """Serve CONNECT: copy bytes after the response 200."""
         upstream = await self._open(target)
         try:
             while await self._client.receive() is not h11.PAUSED:
@@ -209,21 +215,21 @@ class HttpClient:
         except BaseException:
             upstream.close()
             raise
-        await splice(self._client.sock, upstream, first=self._client.behind)
+        await splice(self._client.sock, upstream, first=self._client.trailing)
 
-    async def _reach(self, target: Target) -> Wire:
-        """A connection to the target: the one that is there, or a new one."""
-        same_place = self._place == (target.host, target.port)
-        if self._upstream is not None and same_place and is_open(self._upstream.sock):
+    async def _upstream_for(self, target: Target) -> Wire:
+        """Return the open connection to the target, or a new one."""
+        is_same_address = self._upstream_address == (target.host, target.port)
+        if self._upstream is not None and is_same_address and is_open(self._upstream.sock):
             self._upstream.http.start_next_cycle()
             return self._upstream
         self._close_upstream()
         self._upstream = Wire(await self._open(target), h11.CLIENT)
-        self._place = target.host, target.port
+        self._upstream_address = target.host, target.port
         return self._upstream
 
     async def _open(self, target: Target) -> socket.socket:
-        """Raises HttpError: 502 or 504, with the reason."""
+        """Connect to the target. Raises HttpError with status 502 or 504 and the reason."""
         try:
             return await self._connect(target.host, target.port)
         except TimeoutError as error:
@@ -232,16 +238,18 @@ class HttpClient:
             raise HttpError(502, f"{target.authority.decode()}: {reason_of(error)}") from None
 
     async def _exchange(self, request: h11.Request, target: Target, upstream: Wire) -> bool:
-        """The request up and the answer down; whether the protocol was switched. When the answer ends first, the rest
-        of the request is not waited for."""
+        """Forward the request and relay the response. Return whether the protocol was switched.
+
+        If the response ends first, the rest of the request is not awaited.
+        """
         assert target.path is not None
         fields = request_headers(request.headers, target, request.http_version)
         try:
             await upstream.send(h11.Request(method=request.method, target=target.path, headers=fields))
             up = asyncio.ensure_future(self._send_body(upstream))
-            down = asyncio.ensure_future(self._relay_answer(upstream))
+            down = asyncio.ensure_future(self._relay_response(upstream))
             try:
-                await self._while_wanted(up, down)
+                await self._wait_for_response(up, down)
                 return await down
             finally:
                 up.cancel()
@@ -250,18 +258,20 @@ class HttpClient:
         except (h11.RemoteProtocolError, h11.LocalProtocolError, ConnectionError, EOFError) as error:
             self._close_upstream()
             if self._client.http.our_state is not h11.SEND_RESPONSE:
-                raise ConnectionResetError(f"{target.authority.decode()} broke off: {error}") from error
-            raise HttpError(502, f"{target.authority.decode()} gave no answer that can be read: {error}") from error
+                raise ConnectionResetError(
+                    f"{target.authority.decode()} closed the connection early: {error}"
+                ) from error
+            raise HttpError(502, f"{target.authority.decode()} gave no valid response: {error}") from error
 
-    async def _while_wanted(self, up: asyncio.Future[None], down: asyncio.Future[bool]) -> None:
-        """Until the answer ended. A server may be silent for ever; raises HttpError when nobody waits for it."""
+    async def _wait_for_response(self, up: asyncio.Future[None], down: asyncio.Future[bool]) -> None:
+        """Wait until the response has ended. The server may take any time; raises HttpError when the client is gone."""
         while not down.done():
-            pending = [each for each in (up, down) if not each.done()]
-            await asyncio.wait(pending, timeout=LOOK, return_when=asyncio.FIRST_COMPLETED)
+            pending = [task for task in (up, down) if not task.done()]
+            await asyncio.wait(pending, timeout=CLIENT_CHECK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
             if up.done() and isinstance(error := up.exception(), h11.RemoteProtocolError):
-                raise HttpError(400, f"the body of the request cannot be read: {error}")
+                raise HttpError(400, f"the body of the request is invalid: {error}")
             if is_reset(self._client.sock):
-                raise HttpError(400, "the client is gone")
+                raise HttpError(400, "the client has disconnected")
 
     async def _send_body(self, upstream: Wire) -> None:
         while True:
@@ -271,8 +281,8 @@ class HttpClient:
             if not isinstance(event, h11.Data):
                 return
 
-    async def _relay_answer(self, upstream: Wire) -> bool:
-        """Whether the server switched to the protocol that was asked for."""
+    async def _relay_response(self, upstream: Wire) -> bool:
+        """Relay the response. Return whether the server switched to the requested protocol."""
         while True:
             event = await upstream.receive()
             if isinstance(event, h11.InformationalResponse):
@@ -282,7 +292,7 @@ class HttpClient:
                         h11.InformationalResponse(status_code=101, headers=fields, reason=event.reason)
                     )
                     return True
-                if self._client.http.their_http_version != b"1.0":  # which knows none (RFC 9110, 15.2)
+                if self._client.http.their_http_version != b"1.0":  # which has no interim responses (RFC 9110, 15.2)
                     await self._client.send(event)
             elif isinstance(event, h11.Response):
                 upstream.is_doubtful = has_two_lengths(event.headers)
@@ -296,11 +306,11 @@ class HttpClient:
                 await self._client.send(h11.EndOfMessage(headers=event.headers))
                 return False
             else:
-                raise EOFError("it closed the connection")
+                raise EOFError("the server closed the connection")
 
     async def _refuse(self, status: int, reason: str) -> None:
-        """Answer here, as far as an answer was not begun."""
-        log.info("a request was refused with %d: %s", status, reason)
+        """Send an error response, unless a response has begun."""
+        log.info("refused a request with %d: %s", status, reason)
         if self._client.http.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return
         body = f"{reason}\n".encode()
@@ -320,13 +330,15 @@ class HttpClient:
 
 
 def is_reset(sock: socket.socket) -> bool:
-    """Whether the other end broke off, or its host does not answer keepalives. One that only ended its own direction
-    may still wait for the answer."""
+    """Report whether the other end reset the connection or no longer answers keepalives.
+
+    A client that only closed its own direction may still wait for the response.
+    """
     return sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSE
 
 
 def is_open(sock: socket.socket) -> bool:
-    """Whether a connection that should be quiet is still so: neither ended nor spoken on."""
+    """Report whether an idle connection is still usable: neither closed nor with unexpected data."""
     try:
         sock.recv(1, socket.MSG_PEEK)
     except BlockingIOError:

@@ -1,9 +1,9 @@
-"""A proxy on this host whose way out is a tunnel: SOCKS5 and HTTP on one port, told apart by the first byte.
+"""A proxy on this host that connects through a tunnel: SOCKS5 and HTTP on one port, distinguished by the first byte.
 
-SOCKS5 begins with a 5, SOCKS4 with a 4, a request of HTTP with a letter. SOCKS5 and HTTP need the same user and
-password where there are users; SOCKS4 knows none and is refused then. Whatever is refused is answered, and logged.
-Names are resolved inside the tunnel; a client that resolves them itself (`socks5://` instead of `socks5h://` in curl)
-asks outside, and nothing here can know.
+SOCKS5 begins with the byte 5, SOCKS4 with 4, and an HTTP request with a letter. If there are users, SOCKS5 and HTTP
+require a user and a password; SOCKS4 has no passwords and is refused. Each refusal is answered and logged. Names are
+resolved inside the tunnel. A client that resolves names itself (`socks5://` instead of `socks5h://` in curl) asks
+outside, and the proxy cannot detect it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CHUNK = 4096
-"""Bytes read at once while a client says what it wants."""
+"""Bytes to receive at once before the request is complete."""
 TLS_HANDSHAKE = 0x16
 
 
@@ -42,21 +42,21 @@ async def proxy(
     allow_open: bool = False,
     limits: Limits | None = None,
 ) -> Service:
-    """Start a proxy. `users` maps names to passwords; without it everybody who reaches the port is let in.
+    """Start a proxy. `users` maps names to passwords; without it, any client that reaches the port is served.
 
-    Raises ValueError for what is no HOST:PORT, and for an address that other machines reach when there are no users
-    and `allow_open` is not set; OSError when it cannot listen; WyrmholeError when h11 is not installed.
+    Raises ValueError if `listen` is not HOST:PORT, or if other hosts can reach it and neither `users` nor `allow_open`
+    is set; OSError if it cannot listen; WyrmholeError if h11 is not installed.
     """
-    spot = HostPort.parse(listen)
+    address = HostPort.parse(listen)
     check_users(users)
     check_instance("limits", limits, Limits, "a wyrmhole.library.services.service.Limits")
-    if users is None and not allow_open and not is_loopback(spot.host):
-        raise OpenProxyError(str(spot))
+    if users is None and not allow_open and not is_loopback(address.host):
+        raise OpenProxyError(str(address))
     import_http()
-    service = Service(f"proxy {spot}", limits or Limits())
-    door = ProxyListener(TunnelSide(dialer), service.limits, None if users is None else dict(users), service.prove)
-    for sock in await HostSide().listen(spot.host, spot.port, STREAM):
-        service.listen(sock, door.welcome, greets=True)
+    service = Service(f"proxy {address}", limits or Limits())
+    clients = ProxyListener(TunnelSide(dialer), service.limits, None if users is None else dict(users), service.prove)
+    for sock in await HostSide().listen(address.host, address.port, STREAM):
+        service.listen(sock, clients.handle, greets=True)
     return service
 
 
@@ -69,7 +69,7 @@ def import_http() -> type[HttpClient]:
 
 
 class ProxyListener:
-    """Who is let in, and where to."""
+    """Serves the clients of a proxy."""
 
     def __init__(
         self,
@@ -78,14 +78,14 @@ class ProxyListener:
         users: Mapping[str, str] | None,
         prove: Callable[[socket.socket], None] = lambda _: None,
     ) -> None:
-        """`prove` hears of each client that said what it wants, and may."""
+        """`prove` is called for each client that has authenticated and sent its request."""
         self._prove = prove
         self._side = side
         self._limits = limits
         self._users = users
 
-    async def welcome(self, client: socket.socket) -> None:
-        """One connection, whatever it speaks. It has `greeting` seconds to say all that it wants."""
+    async def handle(self, client: socket.socket) -> None:
+        """Serve one connection of any protocol. The client has `greeting` seconds to send its request."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._limits.greeting
         async with asyncio.timeout_at(deadline):
@@ -99,8 +99,8 @@ class ProxyListener:
             await import_http()(client, first, self._connect, self._users, self._limits, prove, deadline).run()
         elif first:
             is_tls = first[0] == TLS_HANDSHAKE
-            spoken = "TLS to the proxy itself: let it use http:// for the proxy" if is_tls else "neither SOCKS nor HTTP"
-            log.info("a client was refused: it speaks %s", spoken)
+            reason = "TLS to the proxy itself (use http:// as the proxy's URL)" if is_tls else "neither SOCKS nor HTTP"
+            log.info("refused a client: it speaks %s", reason)
 
     async def _connect(self, host: str, port: int) -> socket.socket:
         return await self._side.connect(host, port, STREAM, self._limits.connect)
@@ -111,32 +111,32 @@ class ProxyListener:
             await negotiate(client, negotiation, first)
         request = negotiation.request
         if request is None:
-            log.info("a SOCKS client was refused: %s", negotiation.failure)
+            log.info("refused a SOCKS client: %s", negotiation.failure)
             await drain(client)
             return
         self._prove(client)
         if request.command == socks5.Command.CONNECT:
             await self._socks_connect(client, request, negotiation.rest)
         elif not SERVICES.take(socks_udp.COST):
-            log.warning("a SOCKS client was refused: the process's descriptors are used up (raise ulimit -n)")
+            log.warning("refused a SOCKS client: no free descriptors in this process (raise ulimit -n)")
             await asyncio.get_running_loop().sock_sendall(client, socks5.reply(socks5.SocksReply.GENERAL_FAILURE))
         else:
             try:
                 await self._socks_associate(client, request)
             finally:
-                SERVICES.give(socks_udp.COST)
+                SERVICES.release(socks_udp.COST)
 
     async def _socks4(self, client: socket.socket, first: bytes, deadline: float) -> None:
         loop = asyncio.get_running_loop()
         try:
             if self._users is not None:
-                raise socks5.SocksError("SOCKS4 has no passwords: let it use socks5h://")
+                raise socks5.SocksError("SOCKS4 has no passwords: use socks5h:// in the client")
             async with asyncio.timeout_at(deadline):
                 request = await read_socks4(client, first)
             self._prove(client)
             upstream = await self._connect(request.host, request.port)
         except (socks5.SocksError, OSError) as error:
-            log.info("a SOCKS4 client was refused: %s", reason_of(error) if isinstance(error, OSError) else error)
+            log.info("refused a SOCKS4 client: %s", reason_of(error) if isinstance(error, OSError) else error)
             await loop.sock_sendall(client, socks4.reply(socks4.REJECTED))
             await drain(client)
             return
@@ -165,12 +165,12 @@ class ProxyListener:
         await splice(client, upstream, first=rest)
 
     async def _socks_associate(self, client: socket.socket, request: socks5.Socks5Request) -> None:
-        """Until the client ends its TCP connection (RFC 1928, 6)."""
+        """Relay UDP until the client closes its TCP connection (RFC 1928, 6)."""
         loop = asyncio.get_running_loop()
         family, address = client.family, client.getsockname()
         with socket.socket(family, DATAGRAM) as listener:
             listener.bind((address[0], 0, *address[2:]))
-            # RFC 1928, 4: the client tells where it will send from, or zeros when it does not know.
+            # RFC 1928, 4: the client states the address that it will send from, or zeros if it does not know it.
             relay = UdpAssociation(self._side, listener, (client.getpeername()[0], request.port))
             try:
                 host, port = listener.getsockname()[:2]
@@ -182,17 +182,17 @@ class ProxyListener:
 
 
 async def read_socks4(client: socket.socket, data: bytes) -> socks4.Socks4Request:
-    """Raises SocksError, EOFError when the client left."""
+    """Receive a SOCKS4 request. Raises SocksError, or EOFError if the client disconnects."""
     while (request := socks4.parse(data)) is None:
         more = await asyncio.get_running_loop().sock_recv(client, CHUNK)
         if not more:
-            raise EOFError("the client left before it said what it wants")
+            raise EOFError("the client disconnected before its request was complete")
         data += more
     return request
 
 
 async def negotiate(client: socket.socket, negotiation: socks5.Negotiation, first: bytes) -> None:
-    """Until the client's request is there, or it is clear that none will come. Raises EOFError when it left."""
+    """Negotiate until there is a request or a failure. Raises EOFError if the client disconnects."""
     loop = asyncio.get_running_loop()
     data = first
     while True:
@@ -203,4 +203,4 @@ async def negotiate(client: socket.socket, negotiation: socks5.Negotiation, firs
             return
         data = await loop.sock_recv(client, CHUNK)
         if not data:
-            raise EOFError("the client left before it said what it wants")
+            raise EOFError("the client disconnected before its request was complete")

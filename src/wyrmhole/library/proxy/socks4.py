@@ -1,6 +1,6 @@
-"""SOCKS4 and SOCKS4a, the server's side: bytes in, a request or a refusal out. Old clients speak nothing else.
+"""The server side of SOCKS4 and SOCKS4a, for old clients: parse a request. No sockets.
 
-There is no password in it, so a proxy with users refuses it. Source: the memos SOCKS.protocol and SOCKS4A.protocol.
+The protocol has no passwords, so a proxy with users refuses it. Source: the memos SOCKS.protocol and SOCKS4A.protocol.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ LONGEST_USER, LONGEST_NAME = 255, 255
 
 @dataclass(frozen=True, slots=True)
 class Socks4Request:
-    """`host` is an IPv4 address or, in 4a, a name. `rest` came behind the request."""
+    """A request. `host` is an IPv4 address or, in SOCKS4a, a name. `rest` are the bytes after the request."""
 
     host: str
     port: int
@@ -25,25 +25,25 @@ class Socks4Request:
 
 
 def parse(data: bytes) -> Socks4Request | None:
-    """None while bytes are missing. Raises SocksError."""
+    """Parse a request. Return None while it is incomplete. Raises SocksError."""
     if len(data) < 8:
         return None
     if data[1] != CONNECT:
-        raise SocksError(f"command {data[1]} of SOCKS4 is not offered")
+        raise SocksError(f"SOCKS4 command {data[1]} is not supported")
     port, address = int.from_bytes(data[2:4]), data[4:8]
-    end = end_of(data, 8, LONGEST_USER, "user of SOCKS4")
+    end = end_of(data, 8, LONGEST_USER, "SOCKS4 user")
     if end is None:
         return None
     if address[:3] != b"\0\0\0" or not address[3]:
         return Socks4Request(str(IPv4Address(address)), port, data[end + 1 :])
-    name_end = end_of(data, end + 1, LONGEST_NAME, "name of SOCKS4a")
+    name_end = end_of(data, end + 1, LONGEST_NAME, "SOCKS4a name")
     if name_end is None:
         return None
     return Socks4Request(host_of_name(data[end + 1 : name_end]), port, data[name_end + 1 :])
 
 
 def end_of(data: bytes, start: int, longest: int, what: str) -> int | None:
-    """Where a text ends that a zero byte ends; None while it is not there. Raises SocksError."""
+    """Return the position of the terminating zero byte, or None while it is missing. Raises SocksError."""
     end = data.find(b"\0", start)
     if (len(data) if end < 0 else end) - start > longest:
         raise SocksError(f"the {what} is too long")

@@ -1,7 +1,7 @@
-"""SOCKS5 (RFC 1928) with user and password (RFC 1929), the server's side: bytes in, bytes out, no sockets.
+"""The server side of SOCKS5 (RFC 1928) with passwords (RFC 1929): bytes in, bytes out, no sockets.
 
 server = Negotiation(users={"name": "password"})
-send(server.receive(data))          # again and again, until .request is there or .failure says why not
+send(server.receive(data))          # repeat until .request or .failure is set
 send(reply(SocksReply.SUCCEEDED, "10.0.0.1", 4711))
 """
 
@@ -27,7 +27,7 @@ class Command(enum.IntEnum):
 
 
 class SocksReply(enum.IntEnum):
-    """RFC 1928, 6."""
+    """The reply codes of RFC 1928, 6."""
 
     SUCCEEDED = 0
     GENERAL_FAILURE = 1
@@ -41,7 +41,7 @@ class SocksReply(enum.IntEnum):
 
 
 class SocksError(ValueError):
-    """Bytes that are no SOCKS5, or ask for what is not there. `reply` is what to answer, if anything."""
+    """Invalid SOCKS5, or an unsupported request. `reply` is the code to answer with, if any."""
 
     def __init__(self, message: str, reply: SocksReply | None = None) -> None:
         super().__init__(message)
@@ -50,7 +50,7 @@ class SocksError(ValueError):
 
 @dataclass(frozen=True, slots=True)
 class Socks5Request:
-    """`host` is a literal or a name."""
+    """A request. `host` is a literal or a name."""
 
     command: Command
     host: str
@@ -59,9 +59,9 @@ class Socks5Request:
 
 @dataclass
 class Negotiation:
-    """One client until it has said what it wants. `users` maps names to passwords; None asks for neither.
+    """The negotiation with a client, up to its request. `users` maps names to passwords; None requires neither.
 
-    `rest` is what came after the request. `failure` is one sentence; the connection ends after what was to be sent.
+    `rest` are the bytes after the request. `failure` is one sentence; after it, send the last answer and close.
     """
 
     users: Mapping[str, str] | None = field(default=None, repr=False)
@@ -81,7 +81,7 @@ class Negotiation:
         return self.request is not None or self.failure is not None
 
     def receive(self, data: bytes) -> bytes:
-        """What to send now. The caller bounds `data`; what waits here for more is never longer than 513 bytes."""
+        """Return the bytes to send. The caller bounds `data`; at most 513 bytes wait here for more."""
         self._buffer += data
         out = b""
         try:
@@ -96,29 +96,31 @@ class Negotiation:
         taken, self._buffer = self._buffer[:size], self._buffer[size:]
         return taken
 
-    # Each step gives what to send, or None while it needs more bytes.
+    # Each step returns the bytes to send, or None while it needs more input.
 
     def _methods(self) -> bytes | None:
         if self._buffer and self._buffer[0] != VERSION:
-            raise SocksError(f"the client speaks version {self._buffer[0]} of SOCKS and not 5")
+            raise SocksError(f"the client speaks version {self._buffer[0]} of SOCKS, not 5")
         if len(self._buffer) < 2 or len(self._buffer) < 2 + self._buffer[1]:
             return None
         offered = self._take(2 + self._buffer[1])[2:]
         wanted = NO_AUTHENTICATION if self.users is None else USER_PASSWORD
         if self.users is None and wanted not in offered:
-            wanted = USER_PASSWORD  # a client that insists on a password may tell any
+            wanted = USER_PASSWORD  # accept any password from a client that insists on one
         if wanted not in offered:
-            # With users too, a password is all that is missing; another method is none that is known here.
-            self.failure = "the client offers no password" if self.users else "the client insists on authentication"
+            self.failure = "the client offers no password" if self.users else "the client offers no supported method"
             return bytes((VERSION, NONE_ACCEPTABLE))
         self._step = self._request if wanted == NO_AUTHENTICATION else self._password
         return bytes((VERSION, wanted))
 
     def _password(self) -> bytes | None:
-        """RFC 1929, 2: version, length, name, length, password. Some clients write the version of SOCKS there."""
+        """Check version, length, name, length, password (RFC 1929, 2).
+
+        Some clients send the version of SOCKS instead.
+        """
         buffer = self._buffer
         if buffer and buffer[0] not in (AUTH_VERSION, VERSION):
-            raise SocksError(f"the client authenticates by version {buffer[0]} and not 1")
+            raise SocksError(f"the client uses version {buffer[0]} of password authentication, not 1")
         if len(buffer) < 2 or len(buffer) < 3 + buffer[1]:
             return None
         end = 3 + buffer[1] + buffer[2 + buffer[1]]
@@ -134,11 +136,11 @@ class Negotiation:
     def _request(self) -> bytes | None:
         buffer = self._buffer
         if buffer and buffer[0] != VERSION:
-            raise SocksError(f"the request is of version {buffer[0]} and not 5", SocksReply.GENERAL_FAILURE)
+            raise SocksError(f"the request has version {buffer[0]}, not 5", SocksReply.GENERAL_FAILURE)
         if len(buffer) < 4:
             return None
         if buffer[1] not in (Command.CONNECT, Command.UDP_ASSOCIATE):
-            raise SocksError(f"command {buffer[1]} is not offered", SocksReply.COMMAND_NOT_SUPPORTED)
+            raise SocksError(f"command {buffer[1]} is not supported", SocksReply.COMMAND_NOT_SUPPORTED)
         parsed = parse_address(buffer, 3)
         if parsed is None:
             return None
@@ -149,16 +151,19 @@ class Negotiation:
 
 
 def allowed(users: Mapping[str, str], name: bytes, password: bytes) -> bool:
-    """In a time that tells neither of the two."""
-    right = False
-    for each, secret in users.items():
-        same = hmac.compare_digest(each.encode(), name) & hmac.compare_digest(secret.encode(), password)
-        right |= bool(same)
-    return right
+    """Check name and password in a time that reveals neither."""
+    is_allowed = False
+    for user, secret in users.items():
+        is_match = hmac.compare_digest(user.encode(), name) & hmac.compare_digest(secret.encode(), password)
+        is_allowed |= bool(is_match)
+    return is_allowed
 
 
 def parse_address(data: bytes, start: int) -> tuple[str, int, int] | None:
-    """Host, port and where they end; None when bytes are missing. Raises SocksError. `start` is at the type (ATYP)."""
+    """Return host, port and their end, or None if bytes are missing.
+
+    `start` is the position of ATYP. Raises SocksError.
+    """
     if len(data) < start + 2:
         return None
     kind = data[start]
@@ -167,7 +172,7 @@ def parse_address(data: bytes, start: int) -> tuple[str, int, int] | None:
     elif kind in (IPV4, IPV6):
         first, end = start + 1, start + 1 + (4 if kind == IPV4 else 16)
     else:
-        raise SocksError(f"address type {kind} is not known", SocksReply.ADDRESS_TYPE_NOT_SUPPORTED)
+        raise SocksError(f"unknown address type {kind}", SocksReply.ADDRESS_TYPE_NOT_SUPPORTED)
     if len(data) < end + 2:
         return None
     return host_of(kind, data[first:end]), int.from_bytes(data[end : end + 2]), end + 2
@@ -178,29 +183,29 @@ def host_of(kind: int, raw: bytes) -> str:
 
 
 def host_of_name(raw: bytes) -> str:
-    """A name, or an address written as one. Raises SocksError."""
+    """Decode a name, or an address given as a name. Raises SocksError."""
     try:
         name = raw.decode()
     except UnicodeDecodeError:
         name = ""
     if not name or not name.isprintable():
-        raise SocksError("the name asked for is no text", SocksReply.GENERAL_FAILURE)
+        raise SocksError("the requested name is not valid text", SocksReply.GENERAL_FAILURE)
     return name
 
 
 def address_bytes(host: str, port: int) -> bytes:
-    """ATYP, address and port of a literal. Raises ValueError for a name."""
+    """Return ATYP, address and port of a literal. Raises ValueError for a name."""
     address = ipaddress.ip_address(host.partition("%")[0])
     return bytes((IPV4 if address.version == 4 else IPV6,)) + address.packed + port.to_bytes(2)
 
 
 def reply(code: SocksReply, host: str = "0.0.0.0", port: int = 0) -> bytes:
-    """What a request is answered with; the address is that of our end."""
+    """Build the reply to a request. The address is that of our end of the connection."""
     return bytes((VERSION, code, 0)) + address_bytes(host, port)
 
 
 def reply_for(error: OSError) -> SocksReply:
-    """What fits best to why a connection could not be made."""
+    """Return the reply code that matches the reason of a failed connection best."""
     if isinstance(error, socket.gaierror | TimeoutError):
         return SocksReply.HOST_UNREACHABLE
     if isinstance(error, ConnectionRefusedError):
@@ -217,18 +222,21 @@ UNREACHABLE = {
 
 
 def parse_packet(data: bytes) -> tuple[str, int, bytes]:
-    """Host, port and payload of a UDP packet from a client (RFC 1928, 7). Raises SocksError; fragments are refused."""
+    """Parse a UDP packet of a client (RFC 1928, 7) into host, port and payload.
+
+    Fragments are refused. Raises SocksError.
+    """
     if len(data) < 4 or data[:2] != b"\0\0":
-        raise SocksError("a UDP packet without the header of SOCKS5")
+        raise SocksError("a UDP packet without a SOCKS5 header")
     if data[2]:
-        raise SocksError("fragments of UDP packets are not put together")
+        raise SocksError("fragments of UDP packets are not supported")
     parsed = parse_address(data, 3)
     if parsed is None:
-        raise SocksError("a UDP packet whose header is cut short")
+        raise SocksError("a UDP packet with a truncated header")
     host, port, end = parsed
     return host, port, data[end:]
 
 
 def build_packet(host: str, port: int, payload: bytes) -> bytes:
-    """A UDP packet to a client, that came from the host."""
+    """Build a UDP packet to a client. `host` and `port` are its source."""
     return bytes(3) + address_bytes(host, port) + payload

@@ -1,10 +1,10 @@
-"""The relay behind UDP ASSOCIATE (RFC 1928, 7): packets with a header on this host, without one inside the tunnel.
+"""The relay of UDP ASSOCIATE (RFC 1928, 7): packets have a header on this host, and none inside the tunnel.
 
-How it works. The client's packets come to a socket of this host, on the address that its TCP connection came to; only
-the host of that connection may write there, and only from one port. Inside the tunnel one socket for each family sends
-them on, to any number of destinations. Packets that come back are passed on only from whom the client wrote to: a
-bounded list, so that nobody inside reaches the client uninvited. A name is resolved inside while its packets wait;
-names being resolved, and packets waiting, are few. What cannot be sent at once is dropped, as routers do.
+The client's packets arrive at a socket of this host, on the address of its TCP connection. Only the host of that
+connection may use the socket, and only from one port. Inside the tunnel, one socket per family sends the packets to any
+number of destinations. Answers are relayed only from destinations that the client has sent to. That list is bounded,
+and prevents hosts inside from reaching the client unasked. A name is resolved inside while its packets wait; few names
+and packets may wait. A packet that cannot be sent at once is dropped, like in a router.
 """
 
 from __future__ import annotations
@@ -25,18 +25,21 @@ from wyrmhole.wire.ip import MAX_PACKET_SIZE
 log = logging.getLogger(__name__)
 
 BATCH = 64
-"""Packets moved before others have their turn."""
+"""Packets to move before yielding to others."""
 LARGEST = MAX_PACKET_SIZE
 DESTINATIONS = 1024
-"""Remembered at once, for an association; the one longest unused is forgotten."""
+"""Limit of remembered destinations; the least recently used is forgotten first."""
 COST = 3
-"""Descriptors besides that of the TCP connection: one here, and one inside for each family."""
+"""Descriptors in addition to the TCP connection: one on this host, and one inside for each family."""
 LOOKUPS = 8
-"""Names of an association that are resolved at once; packets to others are dropped meanwhile."""
+"""Limit of names that are resolved at once; packets to further names are dropped."""
 
 
 class UdpAssociation:
-    """`listener` is bound on this host; `client` the only host that may use it, and its port where it told one."""
+    """Relays the packets of one client.
+
+    `listener` is bound on this host. `client` is the only host that may use it, with its port, or 0 if that is unknown.
+    """
 
     def __init__(self, side: TunnelSide, listener: socket.socket, client: tuple[str, int]) -> None:
         self._side = side
@@ -63,19 +66,19 @@ class UdpAssociation:
         for _ in range(BATCH):
             try:
                 data, address = self._listener.recvfrom(LARGEST)
-            except OSError:  # nothing more, or the ICMP answer to what the client no longer wants
+            except OSError:  # no more packets, or an ICMP error for a packet to the client
                 return
             if not self._is_client(address):
                 continue
             try:
                 host, port, payload = parse_packet(data)
             except SocksError as error:
-                log.debug("a UDP packet was dropped: %s", error)
+                log.debug("dropped a UDP packet: %s", error)
             else:
                 self._pass_on(host, port, payload)
 
     def _is_client(self, address: Any) -> bool:
-        """The first to write from the right host, and port where that is known, is the client from then on."""
+        """Accept the first sender from the client's host (and port, if it is known), and then only this sender."""
         if self._client is None:
             if ipaddress.ip_address(address[0].partition("%")[0]) != self._allowed or self._port not in (0, address[1]):
                 return False
@@ -92,13 +95,13 @@ class UdpAssociation:
             task.add_done_callback(self._lookups.discard)
 
     async def _look_up(self, host: str, port: int, payload: bytes) -> None:
-        """For a name, and for the first packet of a family. The resolver keeps answers."""
+        """Resolve a name, or open the socket for the first packet of a family. The resolver caches answers."""
         try:
             infos = await self._side.addresses(host, port, DATAGRAM)
             async with self._opening:
                 sock = self._inside.get(infos[0][0]) or await self._open(infos[0][0])
         except OSError as error:
-            log.debug("a UDP packet to %s was dropped: %s", host, error)
+            log.debug("dropped a UDP packet to %s: %s", host, error)
             return
         self._send(sock, infos[0][4], payload)
 
@@ -117,7 +120,7 @@ class UdpAssociation:
         try:
             sock.sendto(payload, address)
         except OSError as error:
-            log.debug("a UDP packet to %s was dropped: %s", known, error)
+            log.debug("dropped a UDP packet to %s: %s", known, error)
 
     def _from_inside(self, sock: socket.socket) -> None:
         for _ in range(BATCH):
@@ -130,11 +133,11 @@ class UdpAssociation:
                 try:
                     self._listener.sendto(build_packet(host, address[1], data), self._client)
                 except OSError as error:
-                    log.debug("a UDP packet to the client was dropped: %s", error)
+                    log.debug("dropped a UDP packet to the client: %s", error)
 
 
 def family_of_text(host: str) -> int:
-    """Of a literal; 0 for a name."""
+    """Return the family of a literal, or 0 for a name."""
     try:
         return socket.AF_INET if ipaddress.ip_address(host).version == 4 else socket.AF_INET6
     except ValueError:

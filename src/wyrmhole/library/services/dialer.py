@@ -1,6 +1,6 @@
-"""Two sides that a connection can be made or awaited on: this host, and the inside of a tunnel.
+"""The two sides of a service: this host, and the inside of a tunnel. Either can connect and listen.
 
-`Dialer` is all that forwards and proxies ask of a tunnel, so that they can be tested without one.
+`Dialer` is the part of a tunnel that forwards and proxies use, so that they can be tested without one.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ STREAM, DATAGRAM = socket.SOCK_STREAM, socket.SOCK_DGRAM
 KINDS = {"tcp": STREAM, "udp": DATAGRAM}
 BACKLOG = 128
 ABSENT = {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}
-"""What binding says where a family has no address, as where IPv6 is switched off."""
+"""The errors of `bind` if a family has no address, for example if IPv6 is switched off."""
 
 
 class Dialer(Protocol):
-    """A tunnel, as far as needed here. Sockets are non-blocking; names are resolved inside."""
+    """The part of a tunnel that services use. Sockets are non-blocking, and names are resolved inside."""
 
     async def connect_socket(
         self,
@@ -38,19 +38,25 @@ class Dialer(Protocol):
         type: int = socket.SOCK_STREAM,
         timeout: float | None = None,
     ) -> socket.socket:
-        """Raises OSError, of which socket.gaierror is one; TimeoutError that says what the tunnel knows."""
+        """Connect inside the tunnel.
+
+        Raises OSError (also socket.gaierror), or TimeoutError with the tunnel's explanation.
+        """
 
     async def getaddrinfo(
         self, host: str, port: int, *, family: int = 0, type: int = socket.SOCK_STREAM
     ) -> Sequence[tuple[Any, ...]]:
-        """As socket.getaddrinfo."""
+        """Like socket.getaddrinfo."""
 
     async def open_socket(self, family: int, type: int = socket.SOCK_STREAM) -> socket.socket:
-        """Neither bound nor connected."""
+        """Return a socket that is neither bound nor connected."""
 
 
 class Side(Protocol):
-    """Somewhere to connect to and to listen on. Both raise OSError, and `connect` TimeoutError after `timeout` s."""
+    """A network to connect to and listen on.
+
+    Both methods raise OSError; `connect` raises TimeoutError after `timeout` s.
+    """
 
     async def connect(self, host: str, port: int, kind: int, timeout: float) -> socket.socket: ...
 
@@ -59,7 +65,7 @@ class Side(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class HostPort:
-    """HOST:PORT, as in `db.internal:5432`, `[::1]:53` or `:80`; `/udp` or `/tcp` may follow."""
+    """HOST:PORT, such as `db.internal:5432`, `[::1]:53` or `:80`. `/udp` or `/tcp` may follow."""
 
     host: str
     port: int
@@ -67,7 +73,7 @@ class HostPort:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises TypeError and ValueError that say what was expected."""
+        """Parse HOST:PORT. Raises TypeError or ValueError with the expected form."""
         if not isinstance(text, str):
             given = f" {text}" if isinstance(text, int) else ""
             raise TypeError(
@@ -76,11 +82,11 @@ class HostPort:
         body, slash, proto = text.partition("/")
         host, colon, port = body.rpartition(":")
         if not colon or (slash and proto not in KINDS) or not port.isascii() or not port.isdigit():
-            raise ValueError(f"{text!r} is not HOST:PORT, as in 127.0.0.1:5432, [::1]:53/udp or :80")
+            raise ValueError(f"{text!r} is not HOST:PORT, such as 127.0.0.1:5432, [::1]:53/udp or :80")
         if ":" in host and not (host.startswith("[") and host.endswith("]")):
-            raise ValueError(f"{text!r}: an IPv6 address is written in brackets, as in [::1]:80")
+            raise ValueError(f"{text!r}: write an IPv6 address in brackets, such as [::1]:80")
         if int(port) > MAX_PORT:
-            raise ValueError(f"{text!r}: ports end at {MAX_PORT}")
+            raise ValueError(f"{text!r}: the port must be at most {MAX_PORT}")
         return cls(host.strip("[]"), int(port), proto or None)
 
     def __str__(self) -> str:
@@ -88,7 +94,7 @@ class HostPort:
 
 
 class HostSide:
-    """This host, with its own network and its own names. An empty host is loopback."""
+    """The network of this host, with its own resolver. An empty host means loopback."""
 
     async def connect(self, host: str, port: int, kind: int, timeout: float) -> socket.socket:
         async with deadline(timeout, lambda: f"{HostPort(host, port)} did not answer within {timeout:g} s"):
@@ -121,7 +127,7 @@ class HostSide:
 
 
 class TunnelSide:
-    """The inside of a tunnel. An empty host to listen on is every address of the tunnel."""
+    """The network inside a tunnel. An empty host to listen on means all addresses of the tunnel."""
 
     def __init__(self, dialer: Dialer) -> None:
         self._dialer = dialer
@@ -137,7 +143,7 @@ class TunnelSide:
         return await bind_all([(info[0], info[4]) for info in infos], kind, self._dialer.open_socket)
 
     async def socket(self, family: int, kind: int) -> socket.socket:
-        return await opened(self._dialer.open_socket, family, kind)
+        return await open_non_blocking(self._dialer.open_socket, family, kind)
 
     async def addresses(self, host: str, port: int, kind: int) -> Sequence[tuple[Any, ...]]:
         return await self._dialer.getaddrinfo(host, port, type=kind)
@@ -151,21 +157,21 @@ def non_blocking(sock: socket.socket) -> socket.socket:
 OpenHostSocket = Callable[[int, int], socket.socket | Awaitable[socket.socket]]
 
 
-async def opened(open_socket: OpenHostSocket, family: int, kind: int) -> socket.socket:
-    made = open_socket(family, kind)
-    return non_blocking(await made if inspect.isawaitable(made) else made)
+async def open_non_blocking(open_socket: OpenHostSocket, family: int, kind: int) -> socket.socket:
+    result = open_socket(family, kind)
+    return non_blocking(await result if inspect.isawaitable(result) else result)
 
 
 async def bind_all(
-    spots: Sequence[tuple[int, Any]], kind: int, open_socket: OpenHostSocket, *, optional: bool = False
+    addresses: Sequence[tuple[int, Any]], kind: int, open_socket: OpenHostSocket, *, optional: bool = False
 ) -> list[socket.socket]:
-    """A listening socket for each address, all on one port where that was 0.
+    """Return a listening socket for each address. If the port is 0, all get the same free port.
 
-    With `optional`, a family that has no address is left out while another has one. Raises OSError; closes all then.
+    With `optional`, a family without an address is left out if another has one. On OSError, all sockets are closed.
     """
     bound: list[socket.socket] = []
     failure: OSError | None = None
-    for family, address in spots:
+    for family, address in addresses:
         try:
             bound.append(await _bind(family, same_port(address, bound), kind, open_socket))
         except OSError as error:
@@ -176,12 +182,12 @@ async def bind_all(
     if failure is not None or not bound:
         for sock in bound:
             sock.close()
-        raise failure or OSError(errno.EADDRNOTAVAIL, "there is no address to listen on")
+        raise failure or OSError(errno.EADDRNOTAVAIL, "no address to listen on")
     return bound
 
 
 async def _bind(family: int, address: Any, kind: int, open_socket: OpenHostSocket) -> socket.socket:
-    sock = await opened(open_socket, family, kind)
+    sock = await open_non_blocking(open_socket, family, kind)
     try:
         if family == socket.AF_INET6:
             sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
@@ -205,7 +211,7 @@ def same_port(address: Any, bound: Sequence[socket.socket]) -> Any:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only programs of this host reach a listener there."""
+    """Report whether only programs on this host can reach a listener on this address."""
     try:
         return ipaddress.ip_address(host.partition("%")[0]).is_loopback
     except ValueError:

@@ -1,4 +1,4 @@
-"""Ports carried through a tunnel: `forward` from this host into it, as ssh -L, and `expose` out of it, as ssh -R."""
+"""Port forwarding: `forward` from this host into a tunnel, like ssh -L, and `expose` out of it, like ssh -R."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ async def forward(
 ) -> Service:
     """Listen on this host and connect inside the tunnel: `forward(tunnel, "127.0.0.1:5432", "db.internal:5432")`.
 
-    `proto` is "tcp" or "udp", which may also follow the port, as in `127.0.0.1:5353/udp`. Without a host, loopback.
-    The target's name is resolved inside the tunnel, anew for each connection.
-    Raises ValueError for what is no HOST:PORT, OSError when it cannot listen.
+    `proto` is "tcp" or "udp", which may also follow the port, as in `127.0.0.1:5353/udp`. Without a host, listen on
+    loopback. The target's name is resolved inside the tunnel, again for each connection.
+    Raises ValueError if an argument is not HOST:PORT, or OSError if it cannot listen.
     """
     return await carry(HostSide(), listen, TunnelSide(dialer), target, proto, limits, "forward")
 
@@ -36,8 +36,8 @@ async def expose(
 ) -> Service:
     """Listen inside the tunnel and connect on this host: `expose(tunnel, ":80", "127.0.0.1:8000")`.
 
-    Without a host it listens on every address of the tunnel. The target is looked up as this host looks names up.
-    Raises as `forward`.
+    Without a host, listen on all addresses of the tunnel. The target's name is resolved by this host.
+    Raises like `forward`.
     """
     return await carry(TunnelSide(dialer), listen, HostSide(), target, proto, limits, "expose")
 
@@ -45,16 +45,16 @@ async def expose(
 async def carry(
     front: Side, listen: str, back: Side, target: str, proto: str | None, limits: Limits | None, verb: str
 ) -> Service:
-    """Listen on one side, connect on the other."""
+    """Listen on one side and connect on the other."""
     check_instance("limits", limits, Limits, "a wyrmhole.library.services.service.Limits")
-    here, there = HostPort.parse(listen), HostPort.parse(target)
-    proto = one_proto(proto, here, there)
-    if not there.host or not there.port:
-        raise ValueError(f"{target!r} is no target: it needs a host and a port, as in db.internal:5432")
+    front_end, back_end = HostPort.parse(listen), HostPort.parse(target)
+    proto = agreed_proto(proto, front_end, back_end)
+    if not back_end.host or not back_end.port:
+        raise ValueError(f"{target!r} is not a target: expected a host and a port, such as db.internal:5432")
     limits = limits or Limits()
-    service = Service(f"{verb} {proto} {here} to {there}", limits)
-    for sock in await front.listen(here.host, here.port, KINDS[proto]):
-        connect = partial(back.connect, there.host, there.port, KINDS[proto], limits.connect)
+    service = Service(f"{verb} {proto} {front_end} to {back_end}", limits)
+    for sock in await front.listen(front_end.host, front_end.port, KINDS[proto]):
+        connect = partial(back.connect, back_end.host, back_end.port, KINDS[proto], limits.connect)
         if KINDS[proto] == STREAM:
             service.listen(sock, partial(carry_stream, connect=connect, service=service))
         else:
@@ -62,18 +62,18 @@ async def carry(
     return service
 
 
-def one_proto(proto: str | None, *spots: HostPort) -> str:
-    """The protocol that all who name one agree on. Raises ValueError."""
+def agreed_proto(proto: str | None, *ends: HostPort) -> str:
+    """Return the protocol, tcp by default. Raises ValueError if the argument and the ends disagree."""
     check_instance("proto", proto, str, "'tcp', 'udp' or None")
-    named = {each for each in (proto, *(spot.proto for spot in spots)) if each is not None}
+    named = {name for name in (proto, *(end.proto for end in ends)) if name is not None}
     if len(named) > 1 or not named <= set(KINDS):
-        raise ValueError(f"the protocol is tcp or udp, the same on both sides, not {' and '.join(sorted(named))}")
+        raise ValueError(f"the protocol must be tcp or udp, the same on both sides, not {' and '.join(sorted(named))}")
     return named.pop() if named else "tcp"
 
 
 async def carry_stream(client: socket.socket, *, connect: Connect, service: Service) -> None:
-    """One connection. When the target cannot be had the client sees a reset: nothing else tells it apart from an
-    answer without content."""
+    """Serve one connection. If the target cannot be reached, reset the client's connection, because a plain close would
+    look like an empty answer."""
     try:
         upstream = await connect()
     except OSError as error:

@@ -1,8 +1,8 @@
-"""What a forward and a proxy have in common: listeners, a bounded number of connections, and an end.
+"""The base of forwards and proxies: listeners, a bounded number of connections, and an end.
 
-A connection counts from its acceptance. One that has not said what it wants, or not proved who it is, is unproven: few
-of those are held, and when there are too many the oldest of the address that has the most makes room. So strangers
-who say nothing cost a bounded number of descriptors, and keep nobody else out.
+A connection counts from its acceptance. It is unproven until the client has sent its request and has authenticated. The
+number of unproven connections is small; if there are too many, the oldest one of the address with the most is closed.
+So silent clients cost a bounded number of descriptors, and cannot block other clients.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from wyrmhole.library.services.dialer import is_loopback
 log = logging.getLogger(__name__)
 
 TOO_LATE = "it took too long"
-"""What a time limit of asyncio says, in words."""
+"""The reason for a TimeoutError without a text."""
 PAUSE = 1.0
-"""Seconds without accepting after it failed, as when descriptors ran out; asyncio waits as long."""
+"""Seconds to pause after `accept` failed, for example without free descriptors. asyncio waits as long."""
 
 CONNECTION_COST = 2
-"""Descriptors of a connection: the client's, and that of the other side."""
-COMPLAINT_SECONDS = 60.0
-"""Between two warnings of a service about one thing."""
+"""Descriptors per connection: one for the client, one for the other side."""
+WARNING_SECONDS = 60.0
+"""Minimum interval between two warnings of a service of the same kind."""
 
 Handler = Callable[[socket.socket], Coroutine[Any, Any, None]]
 
@@ -44,12 +44,12 @@ Handler = Callable[[socket.socket], Coroutine[Any, Any, None]]
 class Limits:
     """Bounds of one service. Times in seconds.
 
-    `connections`: at once; more wait in the kernel's backlog. `flows`: of UDP; the one longest idle makes room. Both
-    fit in the process's limit of descriptors, which all its services share. `unproven`: connections that have not yet
-    said what they want (None: an eighth). `per_source`: connections, or flows, of one address other than this host's
-    own (None: half). `greeting`: for a client to say what it wants, its password included. `connect`: for the
-    target to answer. `idle`: a UDP flow without packets (RFC 4787, 4.3: never under two minutes). `keep_alive`: an HTTP
-    client between two requests.
+    `connections`: open connections; further ones wait in the kernel's backlog. `flows`: UDP flows; the one that was
+    idle longest is dropped first. Both defaults fit in the process's limit of descriptors, which all its services
+    share. `unproven`: connections before their request (None: an eighth). `per_source`: connections, or flows, of one
+    address other than this host's own (None: half). `greeting`: time for a client to authenticate and send its request.
+    `connect`: time for the target to answer. `idle`: time without packets until a UDP flow ends (RFC 4787, 4.3: never
+    under two minutes). `keep_alive`: time between two requests of an HTTP client.
     """
 
     connections: int = field(default_factory=lambda: max(1, min(1024, room() // CONNECTION_COST)))
@@ -66,12 +66,12 @@ class Limits:
         return self.unproven or max(1, self.connections // 8)
 
     def share(self, whole: int) -> int:
-        """Of `connections` or `flows`, for one address."""
+        """Return how many connections or flows of `whole` one address may have."""
         return self.per_source or max(1, whole // 2)
 
 
 class Closable(Protocol):
-    """Something with an end of its own, as a UDP relay."""
+    """A component that is closed with the service, such as a UDP relay."""
 
     def close(self) -> None: ...
 
@@ -90,7 +90,7 @@ class Service:
         self._handlers = 0
         self._unproven: OrderedDict[socket.socket, tuple[str, asyncio.Task[None]]] = OrderedDict()
         self._sources: Counter[str] = Counter()
-        self._complained: dict[str, float] = {}
+        self._warned: dict[str, float] = {}
         self._closed = asyncio.Event()
 
     def __repr__(self) -> str:
@@ -102,33 +102,35 @@ class Service:
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
-        """Host and port of each listener: the real ports where 0 was asked for."""
+        """Host and port of each listener. Port 0 is replaced by the actual port."""
         return list(self._addresses)
 
     @property
     def connections(self) -> int:
-        """How many are open, besides the listeners and the flows of UDP."""
+        """Number of open connections, without listeners and UDP flows."""
         return self._handlers
 
     @property
     def unproven(self) -> int:
-        """How many of them have not yet said what they want."""
+        """Number of connections before their request."""
         return len(self._unproven)
 
     def listen(self, sock: socket.socket, handle: Handler, *, greets: bool = False) -> None:
-        """Accept there; `handle` owns what it is given and closes it. `greets`: connections are unproven until
-        `prove`."""
+        """Accept connections.
+
+        `handle` owns each socket and closes it. With `greets`, they are unproven until `prove`.
+        """
         self._note(sock)
-        # Also when it is cancelled before its first step, or by a program that cancels every task.
+        # A callback, because it also runs if the program cancels the task before its first step.
         self._start(self._accept(sock, handle, greets)).add_done_callback(partial(self._listened, sock))
 
     def relay(self, sock: socket.socket, part: Closable) -> None:
-        """Let a part, which owns that socket, live as long as this service."""
+        """Close a part, which owns the socket, together with this service."""
         self._note(sock)
         self._parts.append(part)
 
     def close(self) -> None:
-        """End all of it at once. A second time does nothing."""
+        """End the service and all its connections at once. Idempotent."""
         if self._closed.is_set():
             return
         self._closed.set()
@@ -138,7 +140,7 @@ class Service:
             part.close()
 
     async def wait_closed(self) -> None:
-        """Until `close()` has ended everything; without it, for ever."""
+        """Return after `close()`, when all connections have ended."""
         await self._closed.wait()
         if self._tasks:
             await asyncio.wait(self._tasks)
@@ -161,7 +163,7 @@ class Service:
         self._addresses.append(sock.getsockname()[:2])
 
     def prove(self, sock: socket.socket) -> None:
-        """This client said what it wants, and may."""
+        """Mark a client's connection as proven: it has sent its request and has authenticated."""
         self._unproven.pop(sock, None)
 
     def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -175,7 +177,7 @@ class Service:
         while True:
             await self._slots.acquire()
             while not SERVICES.take(CONNECTION_COST):
-                self._complain("no new connections: the process's descriptors are used up (raise ulimit -n)")
+                self._warn("no new connections: no free descriptors in this process (raise ulimit -n)")
                 await asyncio.sleep(PAUSE)
             try:
                 sock, address = await loop.sock_accept(listener)
@@ -188,9 +190,9 @@ class Service:
                 self._admit(sock, address[0].partition("%")[0] if address else "", handle, greets)
 
     def _admit(self, sock: socket.socket, source: str, handle: Handler, greets: bool) -> None:
-        """Handle a connection, unless its source has too many."""
+        """Handle a connection, or close it if its source has too many."""
         if not is_loopback(source) and self._sources[source] >= self.limits.share(self.limits.connections):
-            self._complain(f"a connection was refused: {source} has {self._sources[source]} already")
+            self._warn(f"refused a connection: {source} already has {self._sources[source]}")
             sock.close()
             self._release()
             return
@@ -208,18 +210,18 @@ class Service:
         most, _ = Counter(source for source, _ in self._unproven.values()).most_common(1)[0]
         sock = next(sock for sock, (source, _) in self._unproven.items() if source == most)
         _, task = self._unproven.pop(sock)
-        self._complain(f"connections that say nothing are ended early: there are {self.limits.most_unproven} of them")
+        self._warn(f"closing silent connections early: more than {self.limits.most_unproven} have sent no request")
         task.cancel()
 
-    def _complain(self, reason: str) -> None:
-        """Warn, but not for each stranger."""
+    def _warn(self, reason: str) -> None:
+        """Log a warning, but only once per `WARNING_SECONDS` and kind."""
         now, kind = asyncio.get_running_loop().time(), reason.partition(":")[0]
-        if now - self._complained.get(kind, -COMPLAINT_SECONDS) >= COMPLAINT_SECONDS:
-            self._complained[kind] = now
+        if now - self._warned.get(kind, -WARNING_SECONDS) >= WARNING_SECONDS:
+            self._warned[kind] = now
             log.warning("%s: %s", self.name, reason)
 
     async def _could_not_accept(self, error: OSError) -> None:
-        """A connection that was reset before it was accepted is nothing; a host that ran out needs time."""
+        """Pause after an error of `accept`. A connection that was reset before it was accepted is not an error."""
         if error.errno != errno.ECONNABORTED:
             log.warning("%s: no new connections for %g s: %s", self.name, PAUSE, error)
             await asyncio.sleep(PAUSE)
@@ -232,7 +234,7 @@ class Service:
             log.debug("%s: a connection ended: %s", self.name, reason)
 
     def _handled(self, sock: socket.socket, source: str, _: asyncio.Task[None]) -> None:
-        """Also after a handler that was cancelled before its first step."""
+        """Clean up after a handler, even one that was cancelled before its first step."""
         self._unproven.pop(sock, None)
         sock.close()
         self._handlers -= 1
@@ -242,13 +244,12 @@ class Service:
         self._release()
 
     def _release(self) -> None:
-        SERVICES.give(CONNECTION_COST)
+        SERVICES.release(CONNECTION_COST)
         self._slots.release()
 
 
 def reason_of(error: OSError) -> str:
-    """Why it failed, for people, without the address, which they have already. asyncio hides the system's words behind
-    "Connect call failed"."""
+    """Return the reason of an error without the address, which the caller has. asyncio puts both into one text."""
     notes = [note for note in getattr(error, "__notes__", []) if note.startswith("and then")]
     return "; ".join([_cause_of(error), *notes])
 

@@ -1,10 +1,10 @@
-"""Bytes from one socket to another, both ways, until both have ended.
+"""Copy bytes between two sockets in both directions, until both have ended.
 
-How it works. Each direction waits for its source to be readable, receives into one buffer that all directions of a
-thread share, and sends at once. What the sink does not take is the only thing that is kept: while there is such a rest
-the source is not read, so that its sender feels the back-pressure, and an idle connection holds no buffer at all.
-The end of a source becomes the end of writing of its sink and the other direction goes on (half-close). An error ends
-both, the other socket with a reset too, because a cut stream must not look like a complete one.
+Each direction waits until its source is readable, receives into a buffer that all directions of a thread share, and
+sends at once. Only bytes that the sink does not accept are kept. Until they are sent, the source is not read, so that
+its sender feels the back-pressure; an idle connection holds no buffer. When a source ends, its sink is shut down for
+writing and the other direction continues (half-close). An error ends both directions and resets both sockets, because a
+truncated stream must not look complete.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ import threading
 from contextlib import suppress
 
 SIZE = 1 << 18
-"""Bytes received at once, and so kept for a direction that is blocked. On loopback 64 KiB took 0.60 CPU seconds for
-each GB, this 0.43, 1 MiB 0.28; but 1024 blocked connections may hold two of these each, which is to stay at 512 MiB."""
+"""Bytes received at once, and therefore the most that a blocked direction keeps. On loopback, 64 KiB took 0.60 CPU
+seconds per GB, this size 0.43, and 1 MiB 0.28; but 1024 blocked connections hold up to two of these each, 512 MiB."""
 TURNS = 4
-"""Full buffers that one direction may move before others have their turn."""
+"""Full buffers that a direction may move before it yields to others."""
 RESET_ON_CLOSE = struct.pack("ii", 1, 0)
 KEEPALIVE_IDLE, KEEPALIVE_INTERVAL, KEEPALIVE_COUNT = 60, 15, 4
-"""Seconds and probes: a peer that vanished holds its connection for two minutes and not for ever."""
+"""In seconds, and a number of probes. The connection of a host that vanished ends after two minutes."""
 
 _threads = threading.local()
 
 
 async def splice(one: socket.socket, other: socket.socket, *, first: bytes = b"") -> tuple[int, int]:
-    """Takes over two connected non-blocking stream sockets and closes them, also when cancelled.
+    """Take over two connected non-blocking stream sockets, copy in both directions and close them, also when cancelled.
 
-    `first` was already received from `one`. Gives the bytes that went from `one` and from `other`.
-    Raises OSError when either broke; both are reset then.
+    `first` was already received from `one`. Returns the number of bytes from `one` and from `other`.
+    Raises OSError if either fails; both are reset then.
     """
     return await Splice(one, other, first).finished()
 
@@ -44,25 +44,25 @@ class Splice:
         self._open = 2
         for sock in self._sockets:
             prepare(sock)
-        self._ways = Direction(self, one, other, first), Direction(self, other, one, b"")
+        self._directions = Direction(self, one, other, first), Direction(self, other, one, b"")
 
     async def finished(self) -> tuple[int, int]:
         try:
-            for way in self._ways:
-                way.start()
+            for direction in self._directions:
+                direction.start()
             await self._done
         except BaseException:
             self._close(reset=True)
             raise
         self._close(reset=False)
-        return self._ways[0].moved, self._ways[1].moved
+        return self._directions[0].moved, self._directions[1].moved
 
     def ended(self) -> None:
         self._open -= 1
         if not self._open and not self._done.done():
             self._done.set_result(None)
 
-    def broke(self, error: OSError) -> None:
+    def failed(self, error: OSError) -> None:
         if not self._done.done():
             self._done.set_exception(error)
 
@@ -75,7 +75,7 @@ class Splice:
 
 
 class Direction:
-    """One direction."""
+    """One direction of a splice."""
 
     def __init__(self, owner: Splice, source: socket.socket, sink: socket.socket, first: bytes) -> None:
         self._owner = owner
@@ -108,7 +108,7 @@ class Direction:
         except BlockingIOError:
             return
         except OSError as error:
-            self._owner.broke(error)
+            self._owner.failed(error)
 
     def _send(self, data: memoryview) -> int:
         try:
@@ -127,10 +127,10 @@ class Direction:
         try:
             self._rest = self._rest[self._send(self._rest) :]
         except OSError as error:
-            self._owner.broke(error)
+            self._owner.failed(error)
             return
         if not self._rest:
-            self._rest = memoryview(b"")  # lets go of the memory behind it
+            self._rest = memoryview(b"")  # releases the memory
             self._loop.remove_writer(self._sink)
             self._loop.add_reader(self._source, self._readable)
 
@@ -141,7 +141,7 @@ class Direction:
 
 
 def shared_buffer() -> memoryview:
-    """One for each thread: nothing stays in it between two events."""
+    """Return the thread's buffer. Nothing stays in it between two events."""
     buffer: memoryview | None = getattr(_threads, "buffer", None)
     if buffer is None:
         buffer = _threads.buffer = memoryview(bytearray(SIZE))
@@ -149,7 +149,7 @@ def shared_buffer() -> memoryview:
 
 
 def prepare(sock: socket.socket) -> None:
-    """Options of a TCP socket; what else there is goes without."""
+    """Set TCP options; other socket types are left alone."""
     if sock.family not in (socket.AF_INET, socket.AF_INET6):
         return
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -160,7 +160,7 @@ def prepare(sock: socket.socket) -> None:
 
 
 def close(sock: socket.socket, *, reset: bool = False) -> None:
-    """Close, if wanted so that the other end sees a reset and not an end."""
+    """Close a socket. With `reset`, the other end sees a reset instead of an end of the stream."""
     if reset and sock.fileno() >= 0:
         with suppress(OSError):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET_ON_CLOSE)
@@ -172,8 +172,8 @@ DRAIN_SECONDS = 2.0
 
 
 async def drain(sock: socket.socket) -> None:
-    """Read what the client still sends, for a while: closing over unread bytes is a reset, and takes the answer that
-    is on its way with it (RFC 9112, 9.6)."""
+    """Read and discard input for up to `DRAIN_SECONDS`. Closing a socket with unread bytes sends a reset, which would
+    destroy the answer that is in flight (RFC 9112, 9.6)."""
     with suppress(OSError, TimeoutError):
         sock.shutdown(socket.SHUT_WR)
         async with asyncio.timeout(DRAIN_SECONDS):

@@ -1,9 +1,9 @@
-"""UDP forwarding: each client of one listening socket gets a connected socket of its own on the other side.
+"""UDP forwarding: each client of a listening socket gets its own connected socket on the other side.
 
-How it works. A flow is a client's address, and on a listener of all addresses also the one that it wrote to, so that
-answers leave from there. Flows lie in the order of their last packet: those idle for too long are at the front, and so
-is the one that makes room when there are too many. While a flow's socket is being made its first few packets wait.
-What a socket does not take at once is dropped, as routers do.
+A flow is identified by the client's address. If the listener is bound to all addresses, the address that the client
+wrote to belongs to it as well, so that answers leave from there. Flows are kept in the order of their last packet, so
+that the ones idle for too long, and the one to drop when there are too many, are at the front. Up to `WAITING` packets
+of a flow wait while its socket is opened. A packet that a socket does not accept at once is dropped, like in a router.
 """
 
 from __future__ import annotations
@@ -26,21 +26,23 @@ from wyrmhole.wire.ip import MAX_PACKET_SIZE
 log = logging.getLogger(__name__)
 
 BATCH = 64
-"""Packets moved before others have their turn."""
+"""Packets to move before yielding to others."""
 WAITING = 16
-"""Packets of a flow that wait for its socket: 16 x 64 KiB at the most."""
+"""Packets of a flow that may wait for its socket: at most 16 x 64 KiB."""
 LARGEST = MAX_PACKET_SIZE
 IP_PKTINFO, IPV6_RECVPKTINFO, IPV6_PKTINFO = 8, 49, 50
 CONTROL = socket.CMSG_SPACE(20)
 
 Control: TypeAlias = tuple[tuple[int, int, bytes], ...]
 FlowClient: TypeAlias = tuple[Any, Control]
-"""An address, and what makes answers leave from where it wrote to."""
+"""An address, and the control message that makes answers leave from the address that the client wrote to."""
 
 
 class UdpFlows:
-    """Owns the listener, which is bound and non-blocking. `connect` makes a flow's other socket, or raises OSError, in
-    a time of its own."""
+    """The flows of one listener, which must be bound and non-blocking, and which it owns.
+
+    `connect` opens the other socket of a flow or raises OSError, and limits its own time.
+    """
 
     def __init__(
         self, name: str, listener: socket.socket, connect: Callable[[], Awaitable[socket.socket]], limits: Limits
@@ -54,7 +56,7 @@ class UdpFlows:
         self._sources: defaultdict[str, int] = defaultdict(int)
         self._wildcard = ipaddress.ip_address(listener.getsockname()[0].partition("%")[0]).is_unspecified
         if self._wildcard:
-            ask_destination(listener)
+            receive_destinations(listener)
         self._timer = self._loop.call_later(limits.idle / 4, self._sweep)
         self._loop.add_reader(listener, self._readable)
 
@@ -70,7 +72,7 @@ class UdpFlows:
             self.drop(client)
 
     def answer(self, client: FlowClient, data: bytes) -> None:
-        """From the other side back to a client."""
+        """Send a packet from the other side to the client."""
         address, control = client
         try:
             if control:
@@ -78,7 +80,7 @@ class UdpFlows:
             else:
                 self._listener.sendto(data, address)
         except OSError as error:
-            log.debug("%s: a packet to %s was dropped: %s", self._name, address, error)
+            log.debug("%s: dropped a packet to %s: %s", self._name, address, error)
 
     def touch(self, client: FlowClient) -> None:
         self._flows.move_to_end(client)
@@ -88,7 +90,7 @@ class UdpFlows:
         flow = self._flows.pop(client, None)
         if flow is not None:
             self._sources[source_of(client)] -= 1
-            SERVICES.give(1)
+            SERVICES.release(1)
             flow.close()
 
     def _readable(self) -> None:
@@ -111,12 +113,12 @@ class UdpFlows:
         return data, (address, tuple(answer_from(*each) for each in control))
 
     def _flow(self, client: FlowClient) -> Flow | None:
-        """The flow of a client; None where there is no room for another one."""
+        """Return the flow of a client, or None if there is no room for another."""
         flow = self._flows.get(client)
         if flow is None:
             self._make_room(source_of(client))
             if not SERVICES.take(1):
-                log.debug("%s: a packet of %s was dropped: no descriptors left", self._name, client[0])
+                log.debug("%s: dropped a packet of %s: no free descriptors", self._name, client[0])
                 return None
             flow = self._flows[client] = Flow(self, client)
             self._sources[source_of(client)] += 1
@@ -125,7 +127,7 @@ class UdpFlows:
         return flow
 
     def _make_room(self, source: str) -> None:
-        """For one more flow of a source: one of its own that has too many, else the one longest idle of all."""
+        """Drop a flow if needed: one of this source if it has too many, otherwise the one that was idle longest."""
         whole = self._limits.flows
         if not is_loopback(source) and self._sources[source] >= self._limits.share(whole):
             self.drop(next(client for client in self._flows if source_of(client) == source))
@@ -136,11 +138,11 @@ class UdpFlows:
         try:
             return await self._connect()
         except OSError as error:
-            log.info("%s: no flow for %s: %s", self._name, client[0], reason_of(error))
+            log.info("%s: cannot open a flow for %s: %s", self._name, client[0], reason_of(error))
             return None
 
     def _sweep(self) -> None:
-        """End what was idle for too long."""
+        """Drop the flows that were idle for too long."""
         self._timer = self._loop.call_later(self._limits.idle / 4, self._sweep)
         oldest = self._loop.time() - self._limits.idle
         while self._flows and next(iter(self._flows.values())).last <= oldest:
@@ -150,7 +152,7 @@ class UdpFlows:
 
 
 class Flow:
-    """One client's socket on the other side."""
+    """A client's socket on the other side."""
 
     def __init__(self, owner: UdpFlows, client: FlowClient) -> None:
         self._owner = owner
@@ -166,7 +168,7 @@ class Flow:
 
     def send(self, data: bytes) -> None:
         if self._sock is not None:
-            self._give(self._sock, data)
+            self._send_on(self._sock, data)
         elif len(self._waiting) < WAITING:
             self._waiting.append(data)
 
@@ -187,14 +189,14 @@ class Flow:
         self._sock = sock
         self._loop.add_reader(sock, self._readable, sock)
         for data in self._waiting:
-            self._give(sock, data)
+            self._send_on(sock, data)
         self._waiting.clear()
 
-    def _give(self, sock: socket.socket, data: bytes) -> None:
+    def _send_on(self, sock: socket.socket, data: bytes) -> None:
         try:
             sock.send(data)
         except OSError as error:
-            log.debug("a packet of %s was dropped: %s", self._client[0], error)
+            log.debug("dropped a packet of %s: %s", self._client[0], error)
 
     def _readable(self, sock: socket.socket) -> None:
         for _ in range(BATCH):
@@ -202,8 +204,8 @@ class Flow:
                 data = sock.recv(LARGEST)
             except BlockingIOError:
                 return
-            except OSError as error:  # such as the ICMP answer of a closed port: the next packet may find it open
-                log.debug("the flow of %s: %s", self._client[0], error)
+            except OSError as error:  # for example ICMP from a closed port, which may be open for the next packet
+                log.debug("flow of %s: %s", self._client[0], error)
                 return
             self._owner.touch(self._client)
             self._owner.answer(self._client, data)
@@ -213,8 +215,8 @@ def source_of(client: FlowClient) -> str:
     return str(client[0][0]).partition("%")[0]
 
 
-def ask_destination(sock: socket.socket) -> None:
-    """Let the kernel say to which of our addresses a packet came."""
+def receive_destinations(sock: socket.socket) -> None:
+    """Let the kernel report the destination address of each packet."""
     if sock.family == socket.AF_INET6:
         sock.setsockopt(socket.IPPROTO_IPV6, IPV6_RECVPKTINFO, 1)
     else:
@@ -222,9 +224,9 @@ def ask_destination(sock: socket.socket) -> None:
 
 
 def answer_from(level: int, kind: int, data: bytes) -> tuple[int, int, bytes]:
-    """What the kernel said about a packet's destination, as a wish for the source of its answer (ip(7), ipv6(7)).
+    """Turn the control message with a packet's destination into one that sets the source of an answer (ip(7), ipv6(7)).
 
-    struct in_pktinfo is {ifindex, spec_dst, addr}: the address goes from the third to the second.
+    struct in_pktinfo is {ifindex, spec_dst, addr}: the address moves from the third field to the second.
     """
     if (level, kind) == (socket.IPPROTO_IP, IP_PKTINFO):
         return level, kind, struct.pack("i", 0) + data[8:12] + bytes(4)

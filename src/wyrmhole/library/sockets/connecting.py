@@ -1,4 +1,4 @@
-"""Make a connection to one of several addresses, on an event loop: Happy Eyeballs (RFC 8305, section 5)."""
+"""Connect to one of several addresses on an event loop: Happy Eyeballs (RFC 8305, section 5)."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from wyrmhole.library.stacks.stack import Pending, Socket
 
 ATTEMPT_DELAY = 0.25
-"""Seconds before the next address is tried beside those that have not answered (RFC 8305, 8)."""
+"""Seconds before the next address is tried as well (RFC 8305, 8)."""
 
 ConnectAttempt = Callable[[], Awaitable[Socket]]
 
 
 async def complete(pending: Pending) -> Socket:
-    """Wait for a connection without blocking the loop. Raises what became of it; closes the socket then."""
+    """Wait for a connection without blocking the loop. Raises the connection's error and closes the socket."""
     if pending.done:
         return pending.finish()
     loop = asyncio.get_running_loop()
@@ -37,7 +37,10 @@ def _settle(ready: asyncio.Future[None]) -> None:
 
 
 async def first_connected(attempts: Sequence[ConnectAttempt], delay: float = ATTEMPT_DELAY) -> Socket:
-    """The first that succeeds; the others are ended. Raises what the first attempt raised, with the rest as notes."""
+    """Return the first success and cancel the other attempts.
+
+    Raises the first attempt's error, with the others as notes.
+    """
     if len(attempts) == 1:
         return await attempts[0]()
     race = _Race()
@@ -65,7 +68,8 @@ class _Race:
         self._running.add(task)
 
     async def wait(self, delay: float | None) -> Socket | None:
-        """Until one succeeded, the newest failed, or the delay is over; without a delay, until all failed."""
+        """Wait for a success, the failure of the newest attempt, or the delay; without a delay, until all have
+        failed."""
         while self._running:
             done, self._running = await asyncio.wait(self._running, timeout=delay, return_when=asyncio.FIRST_COMPLETED)
             for task in done:

@@ -1,4 +1,4 @@
-"""ICMP echo (RFC 792, RFC 4443) over a raw socket: is there somebody, and how long does it take?"""
+"""ICMP echo (RFC 792, RFC 4443) over a raw socket: report whether a host answers, and how fast."""
 
 from __future__ import annotations
 
@@ -24,8 +24,11 @@ def protocol_of(family: int) -> int:
 
 
 async def echo(sock: Socket, address: SocketAddress, identity: int, size: int) -> float:
-    """Seconds until the answer. `sock` is a raw one of that protocol; it is closed. Raises OSError as ICMP tells:
-    EHOSTUNREACH and its like. Waits for ever else; `identity` tells this question's answer from others'."""
+    """Return the seconds until the answer. The caller limits the wait.
+
+    `sock` is a raw ICMP socket, which is closed at the end. `identity` distinguishes the answer from those to other
+    requests. Raises the OSError of an ICMP error, for example EHOSTUNREACH.
+    """
     loop = asyncio.get_running_loop()
     with sock:
         if sock.family == socket.AF_INET:
@@ -44,7 +47,7 @@ async def echo(sock: Socket, address: SocketAddress, identity: int, size: int) -
 
 
 def _request(family: int, identity: int, size: int) -> bytes:
-    """The kernel fills in the checksum of ICMPv6, which covers addresses."""
+    """Build an echo request. The kernel adds the checksum of ICMPv6, which covers the addresses."""
     kind = _REQUEST[socket.AddressFamily(family)]
     payload = bytes(size)
     message = _HEADER.pack(kind, 0, 0, identity >> 16 & 0xFFFF, identity & 0xFFFF) + payload

@@ -1,16 +1,16 @@
-"""A server on several listeners, each an ordinary asyncio server of whatever loop is running."""
+"""A server with several listeners. Each is an ordinary asyncio server of the running loop."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
 
-from wyrmhole.library.common.explain import spot
+from wyrmhole.library.common.explain import host_port
 from wyrmhole.library.stacks.stack import Socket
 
 
 class TunnelServer(asyncio.AbstractServer):
-    """As asyncio.Server: `sockets`, `close`, `wait_closed`, `serve_forever`, `async with`. Ends with its tunnel."""
+    """Like asyncio.Server: `sockets`, `close`, `wait_closed`, `serve_forever`, `async with`. Ends with its tunnel."""
 
     def __init__(self, servers: Sequence[asyncio.Server], loop: asyncio.AbstractEventLoop) -> None:
         self._servers = servers
@@ -18,15 +18,15 @@ class TunnelServer(asyncio.AbstractServer):
         self._closed = asyncio.Event()
 
     def __repr__(self) -> str:
-        where = ", ".join(spot(*sock.getsockname()[:2]) for sock in self.sockets)
-        return f"<TunnelServer on {where}>" if where else "<TunnelServer, closed>"
+        addresses = ", ".join(host_port(*sock.getsockname()[:2]) for sock in self.sockets)
+        return f"<TunnelServer on {addresses}>" if addresses else "<TunnelServer, closed>"
 
     @property
     def sockets(self) -> tuple[Socket, ...]:
         return tuple(sock for server in self._servers for sock in server.sockets)
 
     def close(self) -> None:
-        """Accept no more. Connections go on."""
+        """Stop accepting connections. Open ones continue."""
         self._closed.set()
         for server in self._servers:
             server.close()
@@ -46,7 +46,7 @@ class TunnelServer(asyncio.AbstractServer):
             await server.start_serving()
 
     async def serve_forever(self) -> None:
-        """Until `close`, or until cancelled, which closes it."""
+        """Serve until `close`. Cancellation closes the server."""
         await self.start_serving()
         try:
             await self._closed.wait()

@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeVar
 from wyrmhole.control.config.file import Config
 from wyrmhole.errors import TunnelError
 from wyrmhole.library.common import arguments, explain
-from wyrmhole.library.common.explain import explained, named, spot
+from wyrmhole.library.common.explain import explained, host_port, named
 from wyrmhole.library.common.own_threads import HELPERS
 from wyrmhole.library.common.reachability import Reachability
 from wyrmhole.library.common.time_limit import Attempt, addresses_of, limited
@@ -201,13 +201,13 @@ class TunnelVerbs:
     def _unbound(self, error: OSError, local: SocketAddress) -> OSError:
         own = ", ".join(map(str, self.addresses))
         reason = f"the tunnel's addresses are {own}" if error.errno == errno.EADDRNOTAVAIL else ""
-        return explained(error, f"cannot bind to {spot(str(local[0]), local[1])} inside the tunnel", reason)
+        return explained(error, f"cannot bind to {host_port(str(local[0]), local[1])} inside the tunnel", reason)
 
     def _limit(self, host: str, port: int, timeout: float | None) -> AbstractAsyncContextManager[Attempt]:
         arguments.check_host(host)
         arguments.check_port(port)
         arguments.check_timeout(timeout)
-        return limited(spot(host, port), timeout, self._reachability.explain, self._names.explain)
+        return limited(host_port(host, port), timeout, self._reachability.explain, self._names.explain)
 
     def explain(self, host: str) -> str:
         """What the tunnel knows about the way to an address inside, for a message: whether the peer in charge has a
