@@ -31,7 +31,7 @@ OPENINGS: list[tuple[str, Callable[[], object], type[Exception], str]] = [
         "engine",
         lambda: wyrmhole.open(CONFIG, engine="rust"),
         ValueError,
-        "unknown engine 'rust': use auto or portable or",
+        "unknown engine 'rust': use auto or portable",
     ),
     ("engine type", lambda: wyrmhole.open(CONFIG, engine=1), TypeError, "engine must be a str"),  # type: ignore[arg-type]
     ("device", lambda: wyrmhole.open(CONFIG, device="tap"), ValueError, "no device 'tap': use 'tun'"),

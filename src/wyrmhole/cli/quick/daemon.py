@@ -41,7 +41,7 @@ _OWN_VARIABLES = ("WG_TUN_FD", "WG_UAPI_FD", "WG_PROCESS_FOREGROUND")
 """For a daemon that another program starts: the descriptors do not reach this one, and it must not stay in the
 foreground."""
 
-_REFUSAL = re.compile(r"[A-Z]+: \(\S+\) \S+ \S+ UAPI: refused \(\w+\): (.*)")
+_REFUSAL = re.compile(r"[A-Z]+: \(\S+\) \S+ \S+ UAPI: refused an operation \(\w+\): (.*)")
 
 
 class Daemon:
