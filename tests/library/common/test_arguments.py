@@ -94,7 +94,7 @@ VERBS: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
     ("forward", lambda t: t.forward(5432, "db:5432"), TypeError, "must be a str such as '127.0.0.1:5432' or ':80'"),
     ("forward target", lambda t: t.forward(":0", None), TypeError, "HOST:PORT must be a str"),
     ("forward text", lambda t: t.forward("5432", "db:5432"), ValueError, "'5432' is not HOST:PORT"),
-    ("forward port", lambda t: t.forward(":70000", "db:5432"), ValueError, "ports end at 65535"),
+    ("forward port", lambda t: t.forward(":70000", "db:5432"), ValueError, "the port must be at most 65535"),
     ("forward proto", lambda t: t.forward(":0", "db:1", proto="sctp"), ValueError, "the protocol is tcp or udp"),
     (
         "forward proto type",
