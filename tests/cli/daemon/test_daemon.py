@@ -111,7 +111,7 @@ def test_what_lies_in_the_socket_s_place_is_one_sentence(host: Host, kind: str) 
         ("mount -t tmpfs -o ro none /run/wireguard", "Read-only file system: mount a tmpfs on"),
         ("mount -t tmpfs none /run && touch /run/wireguard", "wireguard is not a directory: remove it"),
         ("mount -t tmpfs none /run && ln -s nowhere /run/wireguard", "wireguard is not a directory: remove it"),
-        ("mount -t tmpfs -o mode=0777 none /run/wireguard", "others may write in"),
+        ("mount -t tmpfs -o mode=0777 none /run/wireguard", "other users can write to"),
     ],
 )
 def test_a_directory_that_will_not_do_is_one_sentence(host: Host, lay: str, sentence: str) -> None:
@@ -215,7 +215,7 @@ def test_a_renamed_interface_is_found_by_its_former_name(host: Host, program: st
         host.get("ip", "link", "set", host.name, "name", present)
         refused = host.run(wyrmhole, "show", present)
         assert refused.returncode == 1
-        assert f"still answers to its former name: use {host.name}" in refused.stderr
+        assert f"still uses the old name: use {host.name}" in refused.stderr
         for words in (("show", host.name), ("show",), ("show", "interfaces"), ("show", "all", "listen-port")):
             shown = host.run(wyrmhole, *words)
             assert shown.returncode == 0 and host.name in shown.stdout + shown.stderr
