@@ -63,7 +63,7 @@ def TestOneInput(data: bytes) -> None:
 
 def check_fields(packet: bytes, outer_tos: int) -> None:
     ip.udp_ports(packet)
-    ip.text_of(ip.source_bytes(packet))
+    ip.text_of(ip.source_of(packet))
     ecn = ip.decapsulate_ecn(outer_tos & 3, ip.ecn_of(packet))
     if ip.length_of(packet):
         marked = ip.with_ecn(packet, ecn)
@@ -72,5 +72,5 @@ def check_fields(packet: bytes, outer_tos: int) -> None:
         error = ip.unreachable(packet, no_route=no_route)
         if error is not None:
             assert ip.length_of(error) == len(error) <= 1280
-            assert ip.destination_bytes(error) == ip.source_bytes(packet)
+            assert ip.destination_of(error) == ip.source_of(packet)
             assert ip.unreachable(error, no_route=no_route) is None, "errors are not answered"

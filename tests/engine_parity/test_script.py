@@ -47,11 +47,13 @@ def test_scripts_reach_most_of_what_an_engine_can_do() -> None:
 def test_a_bug_in_one_engine_shows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its keepalives carry a type of service."""
     right = [run(draw(seed), EngineSubject()) for seed in range(10)]
-    original = Outbound._seal_one
+    original = Outbound._seal_all
     monkeypatch.setattr(
         Outbound,
-        "_seal_one",
-        lambda self, peer, keypair, packet, tos: original(self, peer, keypair, packet, tos if packet else 1),
+        "_seal_all",
+        lambda self, peer, keypair, packets, tos, counter: original(
+            self, peer, keypair, packets, tos if packets != [b""] else 1, counter
+        ),
     )
     wrong = [run(draw(seed), EngineSubject()) for seed in range(10)]
     assert any(

@@ -115,7 +115,7 @@ def counter_twice(patch: pytest.MonkeyPatch) -> None:
     def take_back(result: None, self: Outbound, peer: object, keypair: Keypair, *rest: object) -> None:
         keypair.send_counter -= keypair.send_counter % 5 == 4
 
-    after(patch, Outbound, "_seal_one", take_back)
+    after(patch, Outbound, "_seal_all", take_back)
 
 
 @bug(Check.COUNTERS_HAVE_NO_GAP, "a counter is left out now and then")
@@ -123,7 +123,7 @@ def counter_gap(patch: pytest.MonkeyPatch) -> None:
     def skip(result: None, self: Outbound, peer: object, keypair: Keypair, *rest: object) -> None:
         keypair.send_counter += keypair.send_counter % 5 == 4
 
-    after(patch, Outbound, "_seal_one", skip)
+    after(patch, Outbound, "_seal_all", skip)
 
 
 @bug(Check.PACKETS_ARRIVE_ONCE, "the replay window accepts everything")
@@ -133,14 +133,15 @@ def no_window(patch: pytest.MonkeyPatch) -> None:
 
 @bug(Check.PACKETS_ARRIVE_INTACT, "the inner source is not looked at")
 def any_source(patch: pytest.MonkeyPatch) -> None:
-    def deliver_one(self: Any, peer: Any, packet: bytes, ecn: int, now: int) -> None:
+    def deliver(self: Any, peer: Any, packets: list[bytes], ecn: int, now: int) -> None:
         from wyrmhole.wire import ip
         from wyrmhole.wire.coalesce import plain
 
         self._tables.note_data_received(peer, now)
-        self._write(plain(packet[: ip.length_of(packet)]))
+        for packet in packets:
+            self._write(plain(packet[: ip.length_of(packet)]))
 
-    patch.setattr(Inbound, "_deliver_one", deliver_one)
+    patch.setattr(Inbound, "_deliver", deliver)
 
 
 _MOVING = [(1.0 + n, "change_routes", (1,)) for n in range(20)] + [(1.5 + n, *talk(1, 2, 4)) for n in range(20)]
@@ -328,14 +329,15 @@ def long_load(patch: pytest.MonkeyPatch) -> None:
     steps((1, *talk(1, 2)), (2, "crash", (3, 100 * SECOND)), (3, *talk(1, 3)), (4, *talk(1, 2))),
 )
 def shared_backlog(patch: pytest.MonkeyPatch) -> None:
-    def send_packet(self: Any, peer: Any, packet: bytes, now: int) -> None:
+    def send_packets(self: Any, peer: Any, packets: list[bytes], protocol: int, ecn: int, now: int) -> None:
         if self._tables.staged_bytes and not peer.staged:
-            self._tables.stage(peer, packet, now)
+            for packet in packets:
+                self._tables.stage(peer, packet, now)
         else:
-            original(self, peer, packet, now)
+            original(self, peer, packets, protocol, ecn, now)
 
-    original = Outbound._send_packet
-    patch.setattr(Outbound, "_send_packet", send_packet)
+    original = Outbound._send_packets
+    patch.setattr(Outbound, "_send_packets", send_packets)
 
 
 @bug(

@@ -21,19 +21,19 @@ def patched(packet: bytes, at: int, value: bytes) -> bytes:
 
 
 def test_addresses() -> None:
-    assert ip.source_bytes(V4.emit()) == bytes([10, 0, 0, 1])
-    assert ip.destination_bytes(memoryview(V4.emit())) == bytes([10, 0, 0, 2])
-    assert ip.source_bytes(V6.emit()) == b"\xfc" + bytes(14) + b"\1"
-    assert ip.destination_bytes(bytearray(V6.emit())) == b"\xfc" + bytes(14) + b"\2"
-    assert ip.text_of(ip.destination_bytes(V6.emit())) == "fc00::2"
+    assert ip.source_of(V4.emit()) == bytes([10, 0, 0, 1])
+    assert ip.destination_of(memoryview(V4.emit())) == bytes([10, 0, 0, 2])
+    assert ip.source_of(V6.emit()) == b"\xfc" + bytes(14) + b"\1"
+    assert ip.destination_of(bytearray(V6.emit())) == b"\xfc" + bytes(14) + b"\2"
+    assert ip.text_of(ip.destination_of(V6.emit())) == "fc00::2"
     assert ip.text_of(None) == ""
 
 
 @pytest.mark.parametrize("packet", [b"", b"\x45", V4.emit()[:19], V6.emit()[:39], b"\x55" + bytes(60), bytes(60)])
 def test_what_is_no_ip_packet_has_no_addresses(packet: bytes) -> None:
     """B31"""
-    assert ip.source_bytes(packet) is None
-    assert ip.destination_bytes(packet) is None
+    assert ip.source_of(packet) is None
+    assert ip.destination_of(packet) is None
     assert ip.length_of(packet) == 0
     assert ip.unreachable(packet, no_route=True) is None
 
@@ -241,7 +241,7 @@ def test_ipv6_extension_headers_are_walked() -> None:
 def test_any_bytes_have_an_answer_to_every_question(packet: bytes) -> None:
     length = ip.length_of(packet)
     assert 0 <= length <= len(packet)
-    assert (ip.source_bytes(packet) is None) == (ip.destination_bytes(packet) is None)
+    assert (ip.source_of(packet) is None) == (ip.destination_of(packet) is None)
     assert ip.version_of(packet) in range(16)
     assert ip.ecn_of(packet) in range(4)
     ip.udp_ports(packet)

@@ -37,7 +37,7 @@ def test_an_echo_is_as_long_as_asked_and_sums_up(ours: Address, theirs: Address,
     head = probes.header_size(ours.version)
     packet = probes.echo_request(ours, theirs, 0x1234_5678, length)
     assert len(packet) == max(length, head + 8) == ip.length_of(packet)
-    assert ip.source_bytes(packet) == ours.packed and ip.destination_bytes(packet) == theirs.packed
+    assert ip.source_of(packet) == ours.packed and ip.destination_of(packet) == theirs.packed
     total = ones_sum(packet[head:])
     if ours.version == 6:
         total = add_sums(total, pseudo_header_sum(ours.packed + theirs.packed, ip.PROTOCOL_ICMPV6, len(packet) - head))

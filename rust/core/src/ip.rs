@@ -90,10 +90,15 @@ fn is_version(packet: &[u8], version: u8, header: usize) -> bool {
     packet.len() >= header && packet[0] >> 4 == version
 }
 
+/// Also that the header claims to be as long as one is.
+fn has_ipv4_header(packet: &[u8]) -> bool {
+    packet.len() >= IPV4_HEADER_SIZE && matches!(packet[0], 0x45..=0x4F)
+}
+
 /// The destination; None if this is no IP packet with a whole header.
 #[must_use]
 pub fn destination_of(packet: &[u8]) -> Option<Address> {
-    if is_version(packet, 4, IPV4_HEADER_SIZE) {
+    if has_ipv4_header(packet) {
         Address::from_bytes(&packet[16..20])
     } else if is_version(packet, 6, IPV6_HEADER_SIZE) {
         Address::from_bytes(&packet[24..40])
@@ -105,7 +110,7 @@ pub fn destination_of(packet: &[u8]) -> Option<Address> {
 /// The source; None if this is no IP packet with a whole header.
 #[must_use]
 pub fn source_of(packet: &[u8]) -> Option<Address> {
-    if is_version(packet, 4, IPV4_HEADER_SIZE) {
+    if has_ipv4_header(packet) {
         Address::from_bytes(&packet[12..16])
     } else if is_version(packet, 6, IPV6_HEADER_SIZE) {
         Address::from_bytes(&packet[8..24])

@@ -115,7 +115,7 @@ impl Outbound {
         let packets = if header.gso_type == GSO_NONE {
             let good = header.flags & F_NEEDS_CSUM == 0
                 || split::complete(packet, header.csum_start, header.csum_offset).is_ok();
-            if good && has_header(packet) { Some(Packets::One(packet)) } else { None }
+            if good { Some(Packets::One(packet)) } else { None }
         } else {
             Segments::parse(&header, packet).ok().map(|segments| Packets::Many(packet, segments))
         };
@@ -408,14 +408,6 @@ fn send_singly(
         source = source.filter(|_| !sent.source_rejected);
     }
     outcome
-}
-
-fn has_header(packet: &[u8]) -> bool {
-    match packet[0] {
-        0x45..=0x4F => packet.len() >= 20,
-        0x60..=0x6F => packet.len() >= 40,
-        _ => false,
-    }
 }
 
 /// Zeros to the next multiple of 16, never beyond the MTU (rule M22). A packet above the MTU (it was changed where we

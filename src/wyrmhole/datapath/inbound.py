@@ -23,9 +23,9 @@ from wyrmhole.protocol.data_plane import KeyConfirmed
 from wyrmhole.protocol.drops import DropReason, Oddity
 from wyrmhole.protocol.primitives import InvalidTag
 from wyrmhole.wire import ip, messages
-from wyrmhole.wire.coalesce import Coalescer, Frame, plain
+from wyrmhole.wire.coalesce import Coalescer, Frame
 from wyrmhole.wire.datagram import Received
-from wyrmhole.wire.messages import MESSAGE_TRANSPORT, TRANSPORT_HEADER, TRANSPORT_OVERHEAD
+from wyrmhole.wire.messages import MESSAGE_TRANSPORT, TRANSPORT_HEADER, TRANSPORT_HEADER_SIZE, TRANSPORT_OVERHEAD
 
 
 class Inbound:
@@ -46,12 +46,10 @@ class Inbound:
 
     def handle(self, received: Received, now: int) -> None:
         """Everything that came from one sender at once."""
-        view = received.view
-        length = len(view)
-        size = received.segment_size
-        if not size or size >= length:
-            self._handle_one(received, view, length, now)
-            return
+        length = len(received.view)
+        size = received.segment_size or length
+        if not length:
+            self._tables.refuse(DropReason.TOO_SHORT, received.sockaddr, now)
         offset = 0
         while offset < length:
             # A train from one sender may change its key in the middle; each run has one.
@@ -60,51 +58,6 @@ class Inbound:
     def reset(self) -> None:
         """Forget what waits to be written: the batch that it belongs to was given up."""
         self.coalescer.take()
-
-    def _handle_one(self, received: Received, view: memoryview, length: int, now: int) -> None:
-        """One datagram by itself: what a ping is, so its way is short. The same steps as for a train."""
-        tables = self._tables
-        if length < TRANSPORT_OVERHEAD:
-            self._handle_other(view, received, now)
-            return
-        kind, index, counter = TRANSPORT_HEADER.unpack_from(view)
-        if kind != MESSAGE_TRANSPORT:
-            self._handle_other(view, received, now)
-            return
-        entry = tables.indices.get(index)
-        if entry is None:
-            tables.drop(DropReason.UNKNOWN_INDEX)
-            return
-        peer, keypair = entry
-        if now >= keypair.reject_at:
-            tables.drop(DropReason.KEY_EXPIRED, peer=peer)
-            return
-        try:
-            packet = keypair.receive.open_copy(nonce(counter), view[16:], None)
-        except InvalidTag:
-            tables.drop(DropReason.BAD_TAG, peer=peer)
-            return
-        if counter >= keypair.reject_after_messages:
-            tables.drop(DropReason.MESSAGE_LIMIT, peer=peer)
-        elif not keypair.window.accept(counter):
-            tables.drop(DropReason.REPLAYED, peer=peer)
-        else:
-            confirmed = self._authenticated(peer, keypair, received, length, now)
-            if packet:
-                self._deliver_one(peer, packet, received.tos & ip.ECN_MASK, now)
-            if confirmed:
-                self._confirmed(peer)
-
-    def _deliver_one(self, peer: EnginePeer, packet: bytes, outer_ecn: int, now: int) -> None:
-        tables = self._tables
-        tables.note_data_received(peer, now)
-        total = ip.length_of(packet)
-        if not total:
-            tables.drop(DropReason.NOT_IP, peer=peer)
-        elif tables.route(source := packet[12:16] if packet[0] < 0x50 else packet[8:24]) is not peer:
-            tables.refuse(DropReason.BAD_SOURCE, peer.sockaddr, now, peer=peer, inner_source=source)
-        else:
-            self._write(plain(self._marked(packet[:total], outer_ecn) if outer_ecn else packet[:total]))
 
     def _marked(self, packet: bytes, outer_ecn: int) -> bytes:
         """The packet with the ECN bits that follow from the outer ones (RFC 6040, rule M48)."""
@@ -116,21 +69,26 @@ class Inbound:
 
     def _handle_run(self, received: Received, offset: int, size: int, now: int) -> int:
         """Data under one receiver index from `offset` on; returns where the next run begins."""
-        view = received.view
-        tables = self._tables
+        view, tables = received.view, self._tables
+        end = len(view)
+        stop = offset + size if offset + size < end else end
         # The whole datagram must be there, not only enough bytes of the train: what is opened below then takes at
         # least this one, or this would never end.
-        if (
-            min(size, len(view) - offset) < TRANSPORT_OVERHEAD
-            or int.from_bytes(view[offset : offset + 4], "little") != MESSAGE_TRANSPORT
-        ):
-            self._handle_other(view[offset : offset + size], received, now)
-            return offset + size
-        _, index, _ = TRANSPORT_HEADER.unpack_from(view, offset)
-        peer, keypair = tables.indices.get(index, (None, None))
-        if peer is None or keypair is None or now >= keypair.reject_at:
-            tables.drop(DropReason.UNKNOWN_INDEX if keypair is None else DropReason.KEY_EXPIRED, peer=peer)
-            return offset + size
+        if stop - offset < TRANSPORT_OVERHEAD:
+            self._handle_other(view[offset:stop], received, now)
+            return stop
+        kind, index, _ = TRANSPORT_HEADER.unpack_from(view, offset)
+        if kind != MESSAGE_TRANSPORT:
+            self._handle_other(view[offset:stop], received, now)
+            return stop
+        entry = tables.indices.get(index)
+        if entry is None:
+            tables.drop(DropReason.UNKNOWN_INDEX)
+            return stop
+        peer, keypair = entry
+        if now >= keypair.reject_at:
+            tables.drop(DropReason.KEY_EXPIRED, peer=peer)
+            return stop
         opened, stop, total = self._open_run(view, offset, size, index, peer, keypair)
         if total:
             confirmed = self._authenticated(peer, keypair, received, total, now)
@@ -162,7 +120,7 @@ class Inbound:
             if kind != MESSAGE_TRANSPORT or receiver != index:
                 break
             try:
-                packet = open_(nonce(counter), view[offset + 16 : stop], None)
+                packet = open_(nonce(counter), view[offset + TRANSPORT_HEADER_SIZE : stop], None)
             except InvalidTag:
                 drop(DropReason.BAD_TAG, peer=peer)
                 offset = stop
@@ -201,13 +159,12 @@ class Inbound:
         tables.note_data_received(peer, now)
         route = tables.route
         add = self.coalescer.add
-        allowed = b""
+        allowed: bytes | None = None
         for packet in opened:
-            total = ip.length_of(packet)
+            total, source = ip.origin_of(packet)
             if not total:
                 tables.drop(DropReason.NOT_IP, peer=peer)
                 continue
-            source = packet[12:16] if packet[0] < 0x50 else packet[8:24]
             if source != allowed:
                 if route(source) is not peer:
                     tables.refuse(DropReason.BAD_SOURCE, peer.sockaddr, now, peer=peer, inner_source=source)

@@ -66,6 +66,15 @@ class Keypair:
     def can_send(self, now: int) -> bool:
         return now < self.send_until and self.send_counter < self.reject_after_messages
 
+    def take_nonces(self, count: int) -> tuple[int, int]:
+        """Take up to `count` nonces; returns the first and how many."""
+        first = self.send_counter
+        left = self.reject_after_messages - first
+        if count > left:
+            count = left
+        self.send_counter = first + count
+        return first, count
+
     def wants_rekey(self, now: int) -> bool:
         """Whether a message that was just sent under it asks for another key."""
         return now >= self.rekey_send_at or self.send_counter > self.rekey_after_messages

@@ -133,9 +133,9 @@ class Tables:
             for peer in self.peers.values():
                 peer.health = TrainHealth(doubted=True)
 
-    def note_departure(self, peer: EnginePeer, packet: bytes, length: int, segments: int, now: int) -> None:
-        """TCP packets are about to leave for the peer (see protocol.train_health)."""
-        if peer.health.note(packet, length, segments, now):
+    def note_departure(self, peer: EnginePeer, packets: list[bytes], now: int) -> None:
+        """The packets of one frame are about to leave for the peer (see `train_health`)."""
+        if peer.health.note(packets, now):
             self.report(TrainsLost(peer.id))
 
     def sends_singly(self, peer: EnginePeer) -> bool:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from wyrmhole.datapath.peer import EnginePeer
 from wyrmhole.wire.datagram import MAX_TRAIN_SEGMENTS
 from wyrmhole.wire.ip import IPV4_HEADER_SIZE, MAX_PACKET_SIZE, UDP_HEADER_SIZE
-from wyrmhole.wire.messages import TRANSPORT_OVERHEAD
+from wyrmhole.wire.messages import TRANSPORT_HEADER_SIZE, TRANSPORT_OVERHEAD
 
 MAX_TRAIN_BYTES = MAX_PACKET_SIZE - IPV4_HEADER_SIZE - UDP_HEADER_SIZE
 """What one UDP datagram over IPv4 can hold, which bounds a segmented send too."""
@@ -53,13 +53,28 @@ class Train:
             and self.length + size <= MAX_TRAIN_BYTES
         )
 
-    def layout(self, size: int) -> Layout:
+    def room(self, size: int, count: int) -> Layout:
+        """Places for up to `count` more datagrams of this size, at least one. `takes` was true for the first."""
+        if count > 1 and size == self.size:
+            return self._layout(size)[self.count : self.count + count]
+        at = self.length
+        return [(at, self.wire[at + TRANSPORT_HEADER_SIZE : at + size])]
+
+    def add(self, size: int, count: int) -> None:
+        """So many places were filled. A shorter datagram is the last."""
+        self.count += count
+        self.length += size * count
+        self.closed = size < self.size
+
+    def _layout(self, size: int) -> Layout:
         layout = self._layouts.get(size)
         if layout is None:
             if len(self._layouts) >= MAX_LAYOUTS:
                 self._layouts.clear()
             count = max(1, min(MAX_TRAIN_SEGMENTS, MAX_TRAIN_BYTES // size))
-            layout = [(at * size, self.wire[at * size + 16 : at * size + size]) for at in range(count)]
+            layout = [
+                (at * size, self.wire[at * size + TRANSPORT_HEADER_SIZE : at * size + size]) for at in range(count)
+            ]
             self._layouts[size] = layout
         return layout
 

@@ -111,9 +111,10 @@ class TrainHealth:
     def phase(self) -> Phase:
         return self._phase
 
-    def note(self, packet: bytes, length: int, segments: int, now: int) -> bool:
-        """Look at what leaves for the peer: the first of `segments` packets, which have `length` bytes together.
-        True: trains to this peer were just found to be lost, for the first time since they last worked."""
+    def note(self, packets: list[bytes], now: int) -> bool:
+        """Look at what leaves for the peer: a packet, or those of a super-packet. True: trains to this peer were just
+        found to be lost, for the first time since they last worked."""
+        packet = packets[0]
         if packet[0] == 0x45 and len(packet) >= 40:
             fragment, protocol, source, destination, ports, sequence, offset, flags = _V4.unpack_from(packet)
             headers = 20
@@ -126,7 +127,8 @@ class TrainHealth:
                 return False
         else:
             return False
-        data = length - segments * (headers + (offset >> 4) * 4)
+        segments = len(packets)
+        data = sum(map(len, packets)) - segments * (headers + (offset >> 4) * 4)
         key = source ^ (destination * _FACTOR & _WORD) ^ ports
         if flags & _SYN:
             self._forget(key)

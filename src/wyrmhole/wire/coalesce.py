@@ -82,10 +82,10 @@ class Coalescer:
 
     def take(self) -> list[Frame]:
         """The frames of all packets since the last call, in the order of their first packets."""
-        if len(self._pending) < 2 or not (self.tso or self.uso):
-            frames = [plain(packet) for packet in self._pending]
-        else:
-            frames = self._coalesce()
+        if len(self._pending) == 1:
+            return [plain(self._pending.pop())]
+        merges = self.tso or self.uso
+        frames = self._coalesce() if merges else [plain(packet) for packet in self._pending]
         self._pending.clear()
         return frames
 

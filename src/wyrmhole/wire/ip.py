@@ -68,20 +68,29 @@ def version_of(packet: Buffer) -> int:
     return packet[0] >> 4 if len(packet) else 0
 
 
-def destination_bytes(packet: Buffer) -> bytes | None:
+def destination_of(packet: Buffer) -> bytes | None:
     """The destination address, 4 or 16 bytes; None if this is no IP packet with a whole header."""
     length = len(packet)
-    if length >= IPV4_HEADER_SIZE and packet[0] >> 4 == 4:
+    if length >= IPV4_HEADER_SIZE and 0x45 <= packet[0] <= 0x4F:
         return bytes(packet[16:20])
     if length >= IPV6_HEADER_SIZE and packet[0] >> 4 == 6:
         return bytes(packet[24:40])
     return None
 
 
-def source_bytes(packet: Buffer) -> bytes | None:
+def outline_of(packet: bytes) -> tuple[bytes, int, int] | None:
+    """(destination, protocol, ECN bits), for the path out, which needs all three; None as for `destination_of`."""
+    if len(packet) >= IPV4_HEADER_SIZE and 0x45 <= packet[0] <= 0x4F:
+        return packet[16:20], packet[9], packet[1] & ECN_MASK
+    if len(packet) >= IPV6_HEADER_SIZE and packet[0] >> 4 == 6:
+        return packet[24:40], packet[6], packet[1] >> 4 & ECN_MASK
+    return None
+
+
+def source_of(packet: Buffer) -> bytes | None:
     """The source address, 4 or 16 bytes; None if this is no IP packet with a whole header."""
     length = len(packet)
-    if length >= IPV4_HEADER_SIZE and packet[0] >> 4 == 4:
+    if length >= IPV4_HEADER_SIZE and 0x45 <= packet[0] <= 0x4F:
         return bytes(packet[12:16])
     if length >= IPV6_HEADER_SIZE and packet[0] >> 4 == 6:
         return bytes(packet[8:24])
@@ -105,6 +114,11 @@ def length_of(packet: Buffer) -> int:
     return 0
 
 
+def origin_of(packet: bytes) -> tuple[int, bytes]:
+    """(`length_of`, source), for the path in, which needs both. The source means nothing if the length is 0."""
+    return length_of(packet), packet[12:16] if packet[:1] < b"\x50" else packet[8:24]
+
+
 def text_of(address: bytes | None) -> str:
     """Canonical text of a 4- or 16-byte address, as the kernel gives it for a socket."""
     return "" if address is None else str(ipaddress.ip_address(address))
@@ -113,9 +127,9 @@ def text_of(address: bytes | None) -> str:
 def udp_ports(packet: Buffer) -> tuple[int, int] | None:
     """(source, destination) of an unfragmented UDP packet without IPv6 extension headers; else None."""
     if len(packet) >= IPV4_HEADER_SIZE and packet[0] >> 4 == 4:
-        offset = (packet[0] & 15) * 4
         if packet[9] != PROTOCOL_UDP or packet[6] & 0x1F or packet[7]:
             return None
+        offset = (packet[0] & 15) * 4
     elif len(packet) >= IPV6_HEADER_SIZE and packet[0] >> 4 == 6:
         offset = IPV6_HEADER_SIZE
         if packet[6] != PROTOCOL_UDP:
