@@ -163,7 +163,7 @@ async def test_the_end_of_the_tun_ends_the_device(world: World) -> None:
 async def test_an_engine_that_fails_ends_the_device(world: World) -> None:
     device, _ = await world.device(1)
     device._engine._tables.report(EngineFailed("reason"))  # type: ignore[attr-defined]
-    device._engine._say()  # type: ignore[attr-defined]
+    device._engine._loop.announce()  # type: ignore[attr-defined]
     await device.wait_closed()
     assert device.failure == "reason"
 

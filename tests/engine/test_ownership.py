@@ -162,7 +162,7 @@ def test_the_engine_does_not_wake_for_the_next_owner(edge: str) -> None:
     closing.close()
     with successor(number) as (_, other):
         other.send(b"readable")
-        assert receiver.engine._poll.poll(0) == []
+        assert receiver.engine._loop._poll.poll(0) == []
         receiver.engine.close()
 
 

@@ -88,7 +88,7 @@ def test_a_batch_that_was_given_up_leaves_nothing_behind(monkeypatch: pytest.Mon
     a.tunnel(ipv4("10.0.0.77", B_INNER, b"1"))
     with pytest.raises(RuntimeError):
         b.network(b"".join([data[1], *a.take()]), A_OUTER, segment=len(data[1]))
-    b.engine._give_up_batch()
+    b.engine._loop._give_up_batch()
     monkeypatch.undo()
     b.network(data[2], A_OUTER)
     assert b.delivered == [ipv4(A_INNER, B_INNER, b"2")]

@@ -20,6 +20,7 @@ from wyrmhole.datapath.inbound import Inbound
 from wyrmhole.datapath.keypair import Keypair, Keypairs
 from wyrmhole.datapath.outbound import Outbound
 from wyrmhole.datapath.tables import Tables
+from wyrmhole.engine.loop import Loop
 from wyrmhole.engine.portable import PortableEngine
 from wyrmhole.protocol import cookie, exchange, tai64n
 from wyrmhole.protocol.constants import SECOND
@@ -187,7 +188,7 @@ def eager_responder(patch: pytest.MonkeyPatch) -> None:
             it.keypairs.confirm()
             self._outbound.send_staged(it, self._now)
 
-    after(patch, PortableEngine, "_install_keypair", send)
+    after(patch, Loop, "install_keypair", send)
 
 
 @bug(Check.REPLAY_WINDOW_IS_A_SET, "the window is 64 packets wide")
@@ -236,7 +237,7 @@ def two_cookies(patch: pytest.MonkeyPatch) -> None:
     def again(result: None, self: Any, endpoint: Any, source: Any, datagram: bytes) -> None:
         self._bind.send(datagram, 0, endpoint.sockaddr, source)
 
-    after(patch, PortableEngine, "_send_to", again)
+    after(patch, Loop, "send_to", again)
 
 
 @bug(Check.INDICES_ARE_UNIQUE, "indices of dropped keypairs are not freed")

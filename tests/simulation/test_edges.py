@@ -9,7 +9,7 @@ from functools import cache
 import pytest
 
 from wyrmhole.datapath.peer import EnginePeer
-from wyrmhole.engine.portable import PortableEngine
+from wyrmhole.engine.loop import Loop
 from wyrmhole.protocol.drops import DropReason
 from wyrmhole.simulation.model.checks import Check
 from wyrmhole.simulation.runs import liveness
@@ -74,25 +74,25 @@ def found(runs: list[Run]) -> Outcome:
 
 def test_a_counter_taken_back_after_a_failed_send_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """As somebody might write it who wants the counters of what really left without a gap."""
-    transmit = PortableEngine._transmit
+    transmit = Loop._transmit
 
-    def take_back(self: PortableEngine, peer: EnginePeer, data: bytes | memoryview, size: int, tos: int) -> None:
+    def take_back(self: Loop, peer: EnginePeer, data: bytes | memoryview, size: int, tos: int) -> None:
         lost = self._tables.drops[DropReason.SEND_FAILED]
         transmit(self, peer, data, size, tos)
         keypair = peer.keypairs.current
         if keypair is not None and keypair.send_counter:
             keypair.send_counter -= self._tables.drops[DropReason.SEND_FAILED] > lost
 
-    monkeypatch.setattr(PortableEngine, "_transmit", take_back)
+    monkeypatch.setattr(Loop, "_transmit", take_back)
     outcome = found(failing(RUNS[0]))
     assert outcome.violation is not None and outcome.violation.check is Check.NONCES_ARE_UNIQUE
 
 
 def test_a_tun_whose_end_nobody_is_told_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    def forget(self: PortableEngine, *, reported: bool = False) -> None:
+    def forget(self: Loop, *, reported: bool = False) -> None:
         self._tun = None
 
-    monkeypatch.setattr(PortableEngine, "_tun_gone", forget)
+    monkeypatch.setattr(Loop, "_tun_gone", forget)
     outcome = found(failing(RUNS[0]))
     assert outcome.violation is not None and outcome.violation.check is Check.CONNECTS_WITH_TRAFFIC
     assert carry_out(outcome.run).digest == outcome.digest

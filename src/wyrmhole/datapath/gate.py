@@ -53,11 +53,11 @@ class Gate:
         self._secret_until = 0
         self._limiter = RateLimiter()
 
-    def begin_initiation(self, index: int) -> None:
-        self._awaited[index] = dict(REPLIES_PER_INITIATION)
+    def begin_initiation(self, local_index: int) -> None:
+        self._awaited[local_index] = dict(REPLIES_PER_INITIATION)
 
-    def end_initiation(self, index: int) -> None:
-        self._awaited.pop(index, None)
+    def end_initiation(self, local_index: int) -> None:
+        self._awaited.pop(local_index, None)
 
     def set_cookie_secret(self, secret: bytes | bytearray | None, until: int) -> None:
         if self._secret is not None:

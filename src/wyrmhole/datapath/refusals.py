@@ -20,6 +20,9 @@ class Refusals:
         self.is_on = False
         self._from_peers = self._from_strangers = 0
 
+    def switch(self, on: bool) -> None:
+        self.is_on = on
+
     def allows(self, *, is_peer: bool, now: int) -> bool:
         """Whether one more is reported at `now` (ns)."""
         if not self.is_on:

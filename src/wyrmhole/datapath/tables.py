@@ -260,6 +260,9 @@ class Tables:
         if known is not None and self.allowed_ips.remove(prefix, known):
             self.routes.clear()
 
+    def set_mtu(self, mtu: int) -> None:
+        self.mtu = mtu
+
     def set_mac1_key(self, key: bytes | None) -> None:
         self.gate.mac1_key = key
 

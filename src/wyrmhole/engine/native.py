@@ -17,15 +17,16 @@ import select
 import weakref
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Concatenate, ParamSpec
 
 from wyrmhole.engine import _native
-from wyrmhole.engine.contract import EngineFailed, EngineKind, EngineReport, TunChanged
+from wyrmhole.engine.contract import Engine, EngineFailed, EngineKind, EngineReport, TunChanged
 from wyrmhole.engine.polled import Polled, eventfds
 from wyrmhole.net.bind import Bind, KernelBind, doubts_trains
 from wyrmhole.net.tun import KernelTun, Tun, TunEvent
 from wyrmhole.protocol.data_plane import (
     Active,
+    DataPlane,
     HandshakeDatagram,
     KeyConfirmed,
     KeypairParams,
@@ -64,6 +65,21 @@ _SAME_ARGUMENTS: dict[str, Callable[..., EngineReport]] = {
 def is_boottime(clock: Callable[[], int]) -> bool:
     """Whether the clock's attribute declares that it reads CLOCK_BOOTTIME: the workers then read it themselves."""
     return bool(getattr(clock, "is_boottime", False))
+
+
+Parameters = ParamSpec("Parameters")
+
+
+def _passed_on(
+    method: Callable[Concatenate[Engine, Parameters], None],
+) -> Callable[Concatenate[NativeEngine, Parameters], None]:
+    """A call of the contract that the extension has under the same name, with the same arguments."""
+    name = method.__name__
+
+    def call(self: NativeEngine, /, *arguments: Parameters.args, **named: Parameters.kwargs) -> None:
+        getattr(self._native, name)(*arguments, **named)
+
+    return call
 
 
 class _WeakProxy:
@@ -171,8 +187,8 @@ class NativeEngine:
         self._native.detach_bind()
         self._bind = None
 
-    def set_mtu(self, mtu: int) -> None:
-        self._native.set_mtu(mtu)
+    set_mtu = _passed_on(Engine.set_mtu)
+    report_refusals = _passed_on(Engine.report_refusals)
 
     def commit(self) -> None:
         """Calls take effect before they return."""
@@ -231,31 +247,27 @@ class NativeEngine:
     def peer_drops(self, peer: PeerId) -> Mapping[DropReason, int]:
         return {DropReason(name): count for name, count in self._native.peer_drops(peer).items()}
 
-    def report_refusals(self, on: bool) -> None:
-        self._native.report_refusals(on)
-
     def oddities(self) -> Mapping[Oddity, int]:
         return {Oddity(name): count for name, count in self._native.oddities().items()}
 
     # DataPlane: changes
 
-    def set_mac1_key(self, key: bytes | None) -> None:
-        self._native.set_mac1_key(key)
-
-    def set_cookie_secret(self, secret: bytes | bytearray | None, until: int) -> None:
-        self._native.set_cookie_secret(secret, until)
-
-    def begin_initiation(self, local_index: int) -> None:
-        self._native.begin_initiation(local_index)
-
-    def end_initiation(self, local_index: int) -> None:
-        self._native.end_initiation(local_index)
-
-    def add_peer(self, peer: PeerId) -> None:
-        self._native.add_peer(peer)
-
-    def remove_peer(self, peer: PeerId) -> None:
-        self._native.remove_peer(peer)
+    set_mac1_key = _passed_on(DataPlane.set_mac1_key)
+    set_cookie_secret = _passed_on(DataPlane.set_cookie_secret)
+    begin_initiation = _passed_on(DataPlane.begin_initiation)
+    end_initiation = _passed_on(DataPlane.end_initiation)
+    add_peer = _passed_on(DataPlane.add_peer)
+    remove_peer = _passed_on(DataPlane.remove_peer)
+    clear_source = _passed_on(DataPlane.clear_source)
+    forget_keypairs = _passed_on(DataPlane.forget_keypairs)
+    expire_sending_keys = _passed_on(DataPlane.expire_sending_keys)
+    expect_key = _passed_on(DataPlane.expect_key)
+    flush_staged = _passed_on(DataPlane.flush_staged)
+    send_to_peer = _passed_on(DataPlane.send_to_peer)
+    send_keepalive = _passed_on(DataPlane.send_keepalive)
+    note_handshake = _passed_on(DataPlane.note_handshake)
+    forget_unanswered = _passed_on(DataPlane.forget_unanswered)
+    forget_received = _passed_on(DataPlane.forget_received)
 
     def insert_allowed_ip(self, peer: PeerId, prefix: Prefix) -> None:
         self._native.insert_allowed_ip(peer, prefix.network_bytes, prefix.length)
@@ -265,9 +277,6 @@ class NativeEngine:
 
     def set_endpoint(self, peer: PeerId, endpoint: Endpoint | None, source: Source | None = None) -> None:
         self._native.set_endpoint(peer, None if endpoint is None else _parts(endpoint), source)
-
-    def clear_source(self, peer: PeerId) -> None:
-        self._native.clear_source(peer)
 
     def install_keypair(self, peer: PeerId, params: KeypairParams) -> None:
         self._native.install_keypair(
@@ -281,35 +290,8 @@ class NativeEngine:
         wipe(params.send_key)
         wipe(params.receive_key)
 
-    def forget_keypairs(self, peer: PeerId) -> None:
-        self._native.forget_keypairs(peer)
-
-    def expire_sending_keys(self, peer: PeerId) -> None:
-        self._native.expire_sending_keys(peer)
-
-    def expect_key(self, peer: PeerId) -> None:
-        self._native.expect_key(peer)
-
-    def flush_staged(self, peer: PeerId) -> None:
-        self._native.flush_staged(peer)
-
-    def send_to_peer(self, peer: PeerId, datagram: bytes) -> None:
-        self._native.send_to_peer(peer, datagram)
-
     def send_to(self, endpoint: Endpoint, source: Source | None, datagram: bytes) -> None:
         self._native.send_to(_parts(endpoint), source, datagram)
-
-    def send_keepalive(self, peer: PeerId) -> None:
-        self._native.send_keepalive(peer)
-
-    def note_handshake(self, peer: PeerId, rx_bytes: int, now: int) -> None:
-        self._native.note_handshake(peer, rx_bytes, now)
-
-    def forget_unanswered(self, peer: PeerId, since: int) -> None:
-        self._native.forget_unanswered(peer, since)
-
-    def forget_received(self, peer: PeerId, since: int) -> None:
-        self._native.forget_received(peer, since)
 
     # DataPlane: looks
 

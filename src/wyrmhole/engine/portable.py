@@ -1,76 +1,81 @@
 """The portable engine: pure Python, one thread, both directions.
 
-The thread polls the TUN, the UDP sockets and a wake-up descriptor together. A turn is: apply what the control thread
-asked for; receive, open and write to the TUN; read the TUN, seal and send. The TUN is read after every write to it as
-well, because the answer is often there already: the packet then leaves without another wake-up. Each direction has a
-budget per turn, so neither starves the other, and everything gathered leaves before the thread sleeps.
-
-Calls of the contract that change something are queued and applied between two turns, in order; calls that only look
-are answered at once. Without `start` there is no thread: calls take effect at once and `turn` moves what there is,
-which is how tests and the simulator run an engine.
-
-Everything is polled, and the TUN read, by descriptors of the engine's own (`engine.polled`, `Tun.lend`): the program
-may close its side of an edge at any time.
-
-Longer than 500 lines because it is the whole contract of an engine, each method of which is short.
-
-A packet that makes the step raise must not end the tunnel: the turn is given up, counted and the next one begins.
-
-This file is long because the contract is: a third of it is one line for each of its methods.
+This file is the contract; `engine.loop` moves packets, `engine.mailbox` is what lies between the threads. Calls that
+change something are queued and applied between two turns, in order; calls that only look are answered at once. Without
+a thread calls take effect at once and `turn` moves what there is, which is how tests and the simulator run an engine.
 """
 
 from __future__ import annotations
 
-import contextlib
 import os
-import select
 import sys
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Concatenate, ParamSpec, TypeVar
 
-from wyrmhole.datapath.answers import Answers
-from wyrmhole.datapath.inbound import Inbound
-from wyrmhole.datapath.outbound import Outbound
-from wyrmhole.datapath.peer import NO_SOCKADDR, EnginePeer
-from wyrmhole.datapath.tables import HANDSHAKE_TOS, Tables
-from wyrmhole.datapath.train import count_datagrams
-from wyrmhole.engine.contract import EngineFailed, EngineKind, EngineReport, TunChanged
+from wyrmhole.datapath.gate import Gate
+from wyrmhole.datapath.refusals import Refusals
+from wyrmhole.datapath.tables import Tables
+from wyrmhole.engine.contract import EngineKind, EngineReport
 from wyrmhole.engine.inspection import EnginePeerState, EngineState, engine_state, peer_state
-from wyrmhole.engine.polled import Polled, eventfds
-from wyrmhole.net.bind import Bind, KernelBind, SendOutcome, doubts_trains
-from wyrmhole.net.tun import LendableTun, Tun, TunEvent
-from wyrmhole.protocol.data_plane import KeypairParams, Marks, PeerCounters, PeerId, SendFailed, Source
+from wyrmhole.engine.loop import Loop
+from wyrmhole.engine.mailbox import Mailbox
+from wyrmhole.engine.polled import eventfds
+from wyrmhole.net.bind import Bind
+from wyrmhole.net.tun import Tun
+from wyrmhole.protocol.data_plane import PeerId
 from wyrmhole.protocol.drops import DropReason, Oddity
-from wyrmhole.wire.coalesce import Coalescer, Frame
-from wyrmhole.wire.endpoint import Endpoint
-from wyrmhole.wire.ip import MAX_PACKET_SIZE
-from wyrmhole.wire.messages import MESSAGE_TRANSPORT
-from wyrmhole.wire.prefix import Prefix
-from wyrmhole.wire.virtio import PLAIN_HEADER, VIRTIO_HEADER_SIZE
 
-TRAINS_PER_TURN = 4
-"""Trains (64 KiB each) from one socket before the other direction has its turn."""
-DATAGRAMS_PER_TURN = 64
-_DATA = bytes((MESSAGE_TRANSPORT,))
-COMMANDS_PER_TURN = 512
-"""Calls of the control thread, some 2 ms if each were an allowed ip of a large configuration."""
-MAX_EDGE_REPORTS = 256
-"""Reports of the interface that may wait; a control thread that is 256 behind learns the newest."""
-READS_PER_TURN = 64
-BYTES_PER_TURN = 65_536
-"""TUN frames before what was sealed leaves: one full train of small packets, or one super-packet."""
-FRAME_SIZE = VIRTIO_HEADER_SIZE + MAX_PACKET_SIZE
-SOURCES_PER_TURN = 16
-"""Sticky sources asked about after a route changed, some 10 us each."""
-MAX_FAILED_TURNS = 1000
-"""Turns in a row that raised before the engine says that it does not work."""
 SWITCH_INTERVAL = 50e-6
 """Seconds, for the whole process and never longer than it was. The thread gives the interpreter away in each system
 call, five times a turn, and Python's 5 ms before a busy thread hands it back would be 25 ms for a packet while the
 control thread answers a flood of handshakes."""
 
-_BROKEN = select.POLLERR | select.POLLHUP | select.POLLNVAL
+Part = TypeVar("Part")
+Parameters = ParamSpec("Parameters")
+Result = TypeVar("Result")
+
+
+def _posted(
+    part: Callable[[PortableEngine], Part], method: Callable[Concatenate[Part, Parameters], object]
+) -> Callable[Concatenate[PortableEngine, Parameters], None]:
+    """A call of the contract that changes something: posted to that method of the engine's part."""
+    name = method.__name__
+
+    def call(self: PortableEngine, /, *arguments: Parameters.args, **named: Parameters.kwargs) -> None:
+        self._post(partial(getattr(part(self), name), *arguments, **named))
+
+    return call
+
+
+def _answered(
+    method: Callable[Concatenate[Tables, Parameters], Result],
+) -> Callable[Concatenate[PortableEngine, Parameters], Result]:
+    """A call of the contract that only looks: answered by that method of the tables, at once."""
+    name = method.__name__
+
+    def call(self: PortableEngine, /, *arguments: Parameters.args, **named: Parameters.kwargs) -> Result:
+        result: Result = getattr(self._tables, name)(*arguments, **named)
+        return result
+
+    return call
+
+
+def _tables(engine: PortableEngine) -> Tables:
+    return engine._tables
+
+
+def _gate(engine: PortableEngine) -> Gate:
+    return engine._tables.gate
+
+
+def _refusals(engine: PortableEngine) -> Refusals:
+    return engine._tables.refusals
+
+
+def _loop(engine: PortableEngine) -> Loop:
+    return engine._loop
 
 
 class PortableEngine:
@@ -80,88 +85,87 @@ class PortableEngine:
     shares_interpreter = True
 
     def __init__(self, clock: Callable[[], int], *, threaded: bool = True) -> None:
-        self._clock = clock
         self._threaded = threaded
         self._tables = Tables()
-        self._outbound = Outbound(self._tables, self._transmit, self._answer)
-        self._inbound = Inbound(self._tables, self._write, self._confirmed, Coalescer(tso=False, uso=False))
-        self._frame = memoryview(bytearray(FRAME_SIZE))
-        self._tun: Tun | None = None
-        self._tun_fd = self._events_fd = -1
-        self._bind: Bind | None = None
-        self._poll = select.poll()
-        self._tun_polled, self._bind_polled = Polled(self._poll), Polled(self._poll)
-        self._wake, self._reports = eventfds(2)
-        self._edge_reports: deque[TunChanged | EngineFailed] = deque(maxlen=MAX_EDGE_REPORTS)
-        self._poll.register(self._wake, select.POLLIN)
-        self._said = False
-        self._commands: deque[tuple[Callable[..., object], tuple[object, ...]]] = deque()
+        self._wake, self._notify = eventfds(2)
+        self._mailbox = Mailbox(self._wake)
+        self._loop = Loop(clock, self._tables, self._mailbox, self._notify)
         self._thread: threading.Thread | None = None
-        self._stopping = False
         self._closed = False
-        self._now = 0
-        self._wrote = False
-        self._is_burst = False
-        self._stale: list[EnginePeer] = []
-        self._answers = Answers()
 
     # Life
 
     def attach_tun(self, tun: Tun) -> None:
-        self._call(self._attach_tun, tun)
+        self._call(self._loop.attach_tun, tun)
         if self._threaded and self._thread is None:
             sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL))
-            self._thread = threading.Thread(target=self._run, name="wyrmhole-engine", daemon=True)
+            self._thread = threading.Thread(target=self._loop.run, name="wyrmhole-engine", daemon=True)
             self._thread.start()
 
     def attach_bind(self, bind: Bind, port: int) -> None:
-        self._call(self._attach_bind, bind, port)
+        self._call(self._loop.attach_bind, bind, port)
 
     def detach_bind(self) -> None:
-        self._call(self._attach_bind, None, 0)
+        self._call(self._loop.attach_bind, None, 0)
 
     def set_mtu(self, mtu: int) -> None:
-        self._call(setattr, self._tables, "mtu", mtu)
+        self._call(self._tables.set_mtu, mtu)
+
+    def commit(self) -> None:
+        if not self._closed:
+            self._mailbox.commit()
+
+    def when_applied(self, tell: Callable[[], None]) -> None:
+        self._post(tell)
+        self.commit()
 
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
-        self._stopping = True
+        self._loop.is_stopping = True
         if self._thread is not None:
-            os.eventfd_write(self._wake, 1)
+            self._mailbox.ring()
             self._thread.join()
             self._thread = None
         for peer in list(self._tables.peers):
             self._tables.remove_peer(peer)
-        self._drop_tun()
-        self._bind = None
-        self._bind_polled.close()
+        self._loop.close()
         self._tables.gate.close()
         os.close(self._wake)
-        os.close(self._reports)
+        os.close(self._notify)
+
+    def _post(self, call: Callable[..., object], *arguments: object) -> None:
+        if self._closed:
+            return
+        if self._thread is None:
+            self._loop.carry_out(call, *arguments)
+        else:
+            self._mailbox.post(call, *arguments)
+
+    def _call(self, call: Callable[..., object], *arguments: object) -> None:
+        """Post and wait until it was applied; what it raises is raised here."""
+        if self._thread is None:
+            self._post(call, *arguments)
+        elif not self._closed:
+            self._mailbox.wait_for(self._thread.is_alive, call, *arguments)
+
+    def turn(self, timeout_ms: int | None = 0) -> None:
+        """Wait for work at most that long (None: for ever), then do one turn of it: for engines without a thread."""
+        self._loop.turn(timeout_ms)
+
+    # Reports and counters
 
     def fileno(self) -> int:
-        return self._reports
+        return self._notify
 
     def poll_reports(self, limit: int = 256) -> list[EngineReport]:
-        if self._closed:
-            return []
-        # The order matters: what is queued after the flag falls is announced again, what before is taken here.
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._reports)
-        self._said = False
-        taken: list[EngineReport] = []
-        while self._edge_reports and len(taken) < limit:
-            taken.append(self._edge_reports.popleft())
-        taken += self._tables.reports.take(limit - len(taken))
-        self._say()
-        return taken
+        return [] if self._closed else self._loop.poll_reports(limit)
 
     @property
     def has_reports(self) -> bool:
         """Whether `fileno` is readable."""
-        return self._said
+        return self._loop.is_announced
 
     def drops(self) -> Mapping[DropReason, int]:
         # Copied in one step, because the thread adds to it.
@@ -170,84 +174,40 @@ class PortableEngine:
     def oddities(self) -> Mapping[Oddity, int]:
         return dict(self._tables.oddities)
 
+    report_refusals = _posted(_refusals, Refusals.switch)
+    peer_drops = _answered(Tables.peer_drops)
+
     # DataPlane: changes
 
-    def set_mac1_key(self, key: bytes | None) -> None:
-        self._post(self._tables.set_mac1_key, key)
-
-    def set_cookie_secret(self, secret: bytes | bytearray | None, until: int) -> None:
-        self._post(self._tables.gate.set_cookie_secret, secret, until)
-
-    def begin_initiation(self, local_index: int) -> None:
-        self._post(self._tables.gate.begin_initiation, local_index)
-
-    def end_initiation(self, local_index: int) -> None:
-        self._post(self._tables.gate.end_initiation, local_index)
-
-    def add_peer(self, peer: PeerId) -> None:
-        self._post(self._tables.add_peer, peer)
-
-    def remove_peer(self, peer: PeerId) -> None:
-        self._post(self._tables.remove_peer, peer)
-
-    def insert_allowed_ip(self, peer: PeerId, prefix: Prefix) -> None:
-        self._post(self._tables.insert_allowed_ip, peer, prefix)
-
-    def remove_allowed_ip(self, peer: PeerId, prefix: Prefix) -> None:
-        self._post(self._tables.remove_allowed_ip, peer, prefix)
-
-    def set_endpoint(self, peer: PeerId, endpoint: Endpoint | None, source: Source | None = None) -> None:
-        self._post(self._tables.set_endpoint, peer, endpoint, source)
-
-    def clear_source(self, peer: PeerId) -> None:
-        self._post(self._tables.clear_source, peer)
-
-    def install_keypair(self, peer: PeerId, params: KeypairParams) -> None:
-        self._post(self._install_keypair, peer, params)
-
-    def forget_keypairs(self, peer: PeerId) -> None:
-        self._post(self._tables.forget_keypairs, peer)
-
-    def expire_sending_keys(self, peer: PeerId) -> None:
-        self._post(self._tables.expire_sending_keys, peer)
-
-    def expect_key(self, peer: PeerId) -> None:
-        self._post(self._tables.expect_key, peer)
-
-    def flush_staged(self, peer: PeerId) -> None:
-        self._post(self._tables.flush_staged, peer)
-
-    def send_to_peer(self, peer: PeerId, datagram: bytes) -> None:
-        self._post(self._send_to_peer, peer, datagram)
-
-    def send_to(self, endpoint: Endpoint, source: Source | None, datagram: bytes) -> None:
-        self._post(self._send_to, endpoint, source, datagram)
-
-    def send_keepalive(self, peer: PeerId) -> None:
-        self._post(self._send_keepalive, peer)
-
-    def note_handshake(self, peer: PeerId, rx_bytes: int, now: int) -> None:
-        self._post(self._tables.note_handshake, peer, rx_bytes, now)
-
-    def forget_unanswered(self, peer: PeerId, since: int) -> None:
-        self._post(self._tables.forget_unanswered, peer, since)
-
-    def forget_received(self, peer: PeerId, since: int) -> None:
-        self._post(self._tables.forget_received, peer, since)
-
-    def report_refusals(self, on: bool) -> None:
-        self._post(setattr, self._tables.refusals, "is_on", on)
+    set_mac1_key = _posted(_tables, Tables.set_mac1_key)
+    set_cookie_secret = _posted(_gate, Gate.set_cookie_secret)
+    begin_initiation = _posted(_gate, Gate.begin_initiation)
+    end_initiation = _posted(_gate, Gate.end_initiation)
+    add_peer = _posted(_tables, Tables.add_peer)
+    remove_peer = _posted(_tables, Tables.remove_peer)
+    insert_allowed_ip = _posted(_tables, Tables.insert_allowed_ip)
+    remove_allowed_ip = _posted(_tables, Tables.remove_allowed_ip)
+    set_endpoint = _posted(_tables, Tables.set_endpoint)
+    clear_source = _posted(_tables, Tables.clear_source)
+    install_keypair = _posted(_loop, Loop.install_keypair)
+    forget_keypairs = _posted(_tables, Tables.forget_keypairs)
+    expire_sending_keys = _posted(_tables, Tables.expire_sending_keys)
+    expect_key = _posted(_tables, Tables.expect_key)
+    flush_staged = _posted(_tables, Tables.flush_staged)
+    send_to_peer = _posted(_loop, Loop.send_to_peer)
+    send_to = _posted(_loop, Loop.send_to)
+    send_keepalive = _posted(_loop, Loop.send_keepalive)
+    note_handshake = _posted(_tables, Tables.note_handshake)
+    forget_unanswered = _posted(_tables, Tables.forget_unanswered)
+    forget_received = _posted(_tables, Tables.forget_received)
 
     # DataPlane: looks
 
-    def marks(self, peer: PeerId) -> Marks:
-        return self._tables.marks(peer)
+    marks = _answered(Tables.marks)
+    release_activity = _answered(Tables.release_activity)
+    counters = _answered(Tables.counters)
 
-    def release_activity(self, peer: PeerId) -> Marks:
-        return self._tables.release_activity(peer)
-
-    def counters(self, peer: PeerId) -> PeerCounters:
-        return self._tables.counters(peer)
+    # For tests and the simulator
 
     def inspect(self) -> EngineState:
         """A snapshot, for tests and the simulator; so are the three below. Only without a thread."""
@@ -264,330 +224,3 @@ class PortableEngine:
     def queued_handshakes(self) -> list[bytes]:
         """The handshake messages that wait to be taken as reports."""
         return [data for queue in self._tables.reports.handshakes.values() for data, _, _ in queue]
-
-    def peer_drops(self, peer: PeerId) -> Mapping[DropReason, int]:
-        return self._tables.peer_drops(peer)
-
-    # Between the threads
-
-    def _post(self, call: Callable[..., object], *arguments: object) -> None:
-        if self._closed:
-            return
-        if self._thread is None:
-            self._now = self._clock()
-            call(*arguments)
-            self._outbound.flush()
-            self._say()
-            return
-        self._commands.append((call, arguments))
-
-    def commit(self) -> None:
-        if self._commands and not self._closed:
-            os.eventfd_write(self._wake, 1)
-
-    def when_applied(self, tell: Callable[[], None]) -> None:
-        self._post(tell)
-        self.commit()
-
-    def _call(self, call: Callable[..., object], *arguments: object) -> None:
-        """Post and wait until it was applied; what it raises is raised here."""
-        if self._thread is None:
-            self._post(call, *arguments)
-            return
-        done = threading.Event()
-        raised: list[BaseException] = []
-
-        def carry_out() -> None:
-            try:
-                call(*arguments)
-            except Exception as error:
-                raised.append(error)
-            done.set()
-
-        self._post(carry_out)
-        self.commit()
-        while not done.wait(1.0):
-            if not self._thread.is_alive():
-                return
-        if raised:
-            raise raised[0]
-
-    def _say(self) -> None:
-        if not self._said and (self._edge_reports or self._tables.reports.has_some):
-            self._said = True
-            os.eventfd_write(self._reports, 1)
-
-    # The thread
-
-    def _report_edge(self, report: TunChanged | EngineFailed) -> None:
-        """Of the edges and the engine itself; the oldest goes when nobody takes them."""
-        self._edge_reports.append(report)
-
-    def _run(self) -> None:
-        failed = 0
-        while not self._stopping:
-            try:
-                self.turn(None if not self._stale else 0)
-                failed = 0
-            except Exception as error:
-                failed += 1
-                self._give_up_batch()
-                if failed >= MAX_FAILED_TURNS:
-                    self._report_edge(EngineFailed(f"{failed} turns in a row failed, the last with {error!r}"))
-                    self._say()
-                    return
-
-    def _give_up_batch(self) -> None:
-        """After a turn that raised: what was half done is forgotten, what was sealed still leaves."""
-        self._tables.drop(DropReason.INTERNAL_ERROR)
-        self._inbound.reset()
-        with contextlib.suppress(Exception):
-            self._outbound.flush()
-        self._say()
-
-    def turn(self, timeout_ms: int | None = 0) -> None:
-        """Wait for work at most that long (None: for ever), then do one turn of it."""
-        events = self._poll.poll(timeout_ms)
-        self._now = self._clock()
-        self._wrote = False
-        readable = False
-        for own, what in events:
-            if own == self._wake:
-                self._apply_commands()
-            elif (fd := self._tun_polled.lent(own)) is None:
-                self._receive(self._bind_polled.lent(own), what)
-            elif fd != self._tun_fd:
-                self._handle_tun_events()
-            else:
-                readable = True
-                if what & _BROKEN:
-                    self._tun_broke()
-        if self._tun is not None and (readable or self._wrote):
-            self._read_tun(self._tun)
-        self._outbound.flush()
-        if self._stale:
-            self._check_sources()
-        self._say()
-
-    def _apply_commands(self) -> None:
-        with contextlib.suppress(BlockingIOError):
-            os.eventfd_read(self._wake)
-        commands = self._commands
-        # What is beyond this waits for the next turn, after packets had theirs.
-        try:
-            for _ in range(min(len(commands), COMMANDS_PER_TURN)):
-                call, arguments = commands[0]
-                try:
-                    call(*arguments)
-                finally:
-                    commands.popleft()
-        finally:
-            # Who posts wakes only for the first of a row; the rest, also after one that raised, is woken for here.
-            if commands:
-                os.eventfd_write(self._wake, 1)
-
-    def _receive(self, fd: int | None, what: int) -> None:
-        bind = self._bind
-        if bind is None or fd is None:
-            # Given back by a call that was applied in this turn.
-            return
-        now = self._now
-        trains = 0
-        for count in range(DATAGRAMS_PER_TURN):
-            received = bind.receive(fd)
-            if received is None:
-                if not count or what & _BROKEN:
-                    self._follow_socket(bind, fd)
-                break
-            is_data = received.view[:1] == _DATA
-            self._inbound.handle(received, now)
-            if received.segment_size:
-                trains += 1
-                if trains == TRAINS_PER_TURN:
-                    break
-            elif is_data:
-                # Lone data has rarely more behind it, and a poll costs less than to ask in vain. Handshake messages
-                # come in floods, and taking them together spares the control thread as many interruptions.
-                break
-        if bind.take_stale_sources():
-            self._stale = [peer for peer in self._tables.peers.values() if peer.source is not None]
-
-    def _read_tun(self, tun: Tun) -> None:
-        frame, now = self._frame, self._now
-        handle = self._outbound.handle_frame
-        total = 0
-        for count in range(READS_PER_TURN):
-            try:
-                length = tun.read_into(frame)
-            except OSError:
-                self._handle_tun_events()
-                self._tun_gone()
-                return
-            if not length:
-                self._is_burst = count > 1
-                return
-            handle(frame[:length], now)
-            if count == 0 and not self._is_burst:
-                # Alone, as far as the last turn tells: it need not wait for the next read.
-                self._outbound.flush()
-            total += length
-            if total >= BYTES_PER_TURN:
-                break
-        self._is_burst = True
-
-    def _check_sources(self) -> None:
-        """After a route or address changed: forget the sources that the kernel would not use (a few per turn)."""
-        bind = self._bind
-        for _ in range(min(SOURCES_PER_TURN, len(self._stale))):
-            peer = self._stale.pop()
-            if bind is not None and peer.source is not None and not bind.source_is_valid(peer.sockaddr, peer.source):
-                self._tables.forget_source(peer)
-
-    # Edges
-
-    def _attach_tun(self, tun: Tun) -> None:
-        self._drop_tun()
-        tun = tun.lend() if isinstance(tun, LendableTun) else tun
-        self._tun, self._tun_fd, self._events_fd = tun, tun.fileno(), tun.events_fileno()
-        self._tun_polled.add_all(fd for fd in (self._tun_fd, self._events_fd) if fd >= 0)
-        self._follow_offloads(tun)
-        self._handle_tun_events()
-
-    def _drop_tun(self) -> None:
-        self._tun_polled.close()
-        tun, self._tun = self._tun, None
-        if isinstance(tun, LendableTun):
-            tun.close()
-
-    def _attach_bind(self, bind: Bind | None, port: int) -> None:
-        filenos = () if bind is None else tuple(bind.filenos())
-        polled = Polled(self._poll)
-        polled.add_all(filenos)
-        former, self._bind_polled = self._bind_polled, polled
-        former.close()
-        self._bind = bind
-        self._tables.listen_port = port
-        self._tables.paths += 1
-        if bind is not None and doubts_trains(bind):
-            self._tables.doubt_trains()
-
-    def _follow_socket(self, bind: Bind, fd: int) -> None:
-        """Nothing was there though it was announced: the bind may have replaced the socket, or closed it."""
-        if fd in bind.filenos():
-            self._bind_polled.renew(fd)
-        else:
-            self._bind_polled.discard(fd)
-
-    def _handle_tun_events(self) -> None:
-        if self._tun is None:
-            return
-        for event in self._tun.poll_events():
-            self._report_edge(TunChanged(event))
-            if event is TunEvent.UP:
-                self._tun_polled.resume(self._tun_fd)
-            elif event is TunEvent.DELETED:
-                self._tun_gone(reported=True)
-                return
-
-    def _tun_broke(self) -> None:
-        """The descriptor reports an error: do not poll it again before the interface comes up."""
-        self._tun_polled.pause(self._tun_fd)
-        self._handle_tun_events()
-
-    def _tun_gone(self, *, reported: bool = False) -> None:
-        if self._tun is None:
-            return
-        self._drop_tun()
-        if not reported:
-            self._report_edge(TunChanged(TunEvent.DELETED))
-
-    def _write(self, frame: Frame) -> None:
-        tun = self._tun
-        if tun is None:
-            self._tables.drop(DropReason.TUN_WRITE_FAILED, len(frame.packets))
-            return
-        self._wrote = True
-        if tun.write(frame.parts):
-            return
-        if len(frame.packets) == 1:
-            self._tables.drop(DropReason.TUN_WRITE_FAILED)
-            return
-        # Refused as one: the offload may be off from here on, and the packets are still good.
-        self._follow_offloads(tun)
-        for packet in frame.packets:
-            if not tun.write([PLAIN_HEADER, packet]):
-                self._tables.drop(DropReason.TUN_WRITE_FAILED)
-
-    def _follow_offloads(self, tun: Tun) -> None:
-        self._inbound.coalescer.tso, self._inbound.coalescer.uso = tun.offloads.tso, tun.offloads.uso
-
-    def _transmit(self, peer: EnginePeer, data: bytes | memoryview, size: int, tos: int) -> bool:
-        bind = self._bind
-        if bind is None or peer.sockaddr is NO_SOCKADDR:
-            reason = DropReason.SEND_FAILED if bind is None else DropReason.NO_ENDPOINT
-            self._tables.drop(reason, count_datagrams(data, size), peer=peer)
-            return False
-        if size and self._tables.sends_singly(peer):
-            outcome = _send_singly(bind, peer, memoryview(data), size, tos)
-        else:
-            outcome = bind.send(data, size, peer.sockaddr, peer.source, tos=tos)
-        if outcome:
-            if outcome & SendOutcome.SOURCE_REJECTED:
-                self._tables.forget_source(peer)
-            if outcome & SendOutcome.DROPPED:
-                self._tables.drop(DropReason.SEND_FAILED, count_datagrams(data, size), peer=peer)
-                return False
-        peer.tx_bytes += len(data)
-        return True
-
-    def _answer(self, packet: bytes) -> None:
-        """The packet has nowhere to go."""
-        error = self._answers.make(packet, self._now)
-        if error is not None and self._tun is not None:
-            self._tun.write([PLAIN_HEADER, error])
-
-    # Commands that send
-
-    def _install_keypair(self, peer: PeerId, params: KeypairParams) -> None:
-        it = self._tables.peers.get(peer)
-        if it is None:
-            return
-        self._tables.install(it, params)
-        if params.is_initiator:
-            if it.staged:
-                self._outbound.send_staged(it, self._now)
-            else:
-                self._outbound.send_keepalive(it, self._now)
-
-    def _confirmed(self, peer: EnginePeer) -> None:
-        self._outbound.send_staged(peer, self._now)
-
-    def _send_keepalive(self, peer: PeerId) -> None:
-        it = self._tables.peers.get(peer)
-        if it is not None:
-            self._outbound.send_keepalive(it, self._now)
-
-    def _send_to_peer(self, peer: PeerId, datagram: bytes) -> None:
-        it = self._tables.peers.get(peer)
-        if it is None:
-            return
-        if it.sockaddr is NO_SOCKADDR:
-            self._tables.drop(DropReason.NO_ENDPOINT, peer=it)
-            return
-        if not self._transmit(it, datagram, 0, HANDSHAKE_TOS) and isinstance(self._bind, KernelBind):
-            self._tables.report(SendFailed(peer, self._bind.last_error))
-        self._tables.note_sent(it, self._now)
-
-    def _send_to(self, endpoint: Endpoint, source: Source | None, datagram: bytes) -> None:
-        if self._bind is not None:
-            self._bind.send(datagram, 0, endpoint.sockaddr, source)
-
-
-def _send_singly(bind: Bind, peer: EnginePeer, data: memoryview, size: int, tos: int) -> SendOutcome:
-    """The datagrams of a train with a call for each."""
-    source, outcome = peer.source, SendOutcome.SENT
-    for start in range(0, len(data), size):
-        outcome |= bind.send(data[start : start + size], 0, peer.sockaddr, source, tos=tos)
-        if outcome & SendOutcome.SOURCE_REJECTED:
-            source = None
-    return outcome
