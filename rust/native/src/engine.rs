@@ -1,3 +1,5 @@
+//! Twin: wyrmhole/engine/portable.py.
+//!
 //! The Python face of the engine. `wyrmhole.engine.native` wraps it into the contract's types.
 //!
 //! Calls that change tables do so at once, under their locks; what they want sent is sent by the calling thread. Only

@@ -1,3 +1,5 @@
+//! Twin: wyrmhole/engine/loop.py.
+//!
 //! A worker: one thread, both directions, run to completion.
 //!
 //! It polls its TUN queue, its UDP sockets and a wake-up descriptor together. A turn is: orders of the control thread;

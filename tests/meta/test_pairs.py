@@ -1,0 +1,193 @@
+"""The Rust core and its Python twins: each file names its twin, and both have the same types and numbers."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from wyrmhole.wire import ip
+
+ROOT = Path(__file__).parents[2]
+SRC = ROOT / "src"
+CORE = ROOT / "rust" / "core" / "src"
+NATIVE = ROOT / "rust" / "native" / "src"
+
+WITHOUT_TWIN = {
+    "lib": "the list of the others",
+    "patience": "a Python thread does not spin, because it would keep the interpreter from the others",
+}
+OTHER_NAMES = {
+    "sending": "net/udp_socket.py also opens and reads the socket, which is the extension's io/sys.rs",
+    "edges": "net/bind.py and net/tun.py are contracts of whole edges; the core needs five calls of them",
+}
+"""Files whose twin has another name."""
+FORMATS_WITHOUT_TWIN = {
+    "buffer": "a Python type",
+    "datagram": "inbound.rs has an Arrival, whose bytes stay in the receive slot",
+    "endpoint": "the standard library's SocketAddr",
+    "prefix": "allowed_ips.rs has it, because only that file needs it",
+    "probes": "only the control plane sends probes",
+}
+
+ELSEWHERE = {
+    "Address": "wire.ip: bytes",
+    "HandshakeDatagram": "protocol.data_plane",
+    "KeypairParams": "protocol.data_plane",
+    "Marks": "protocol.data_plane",
+    "Prefix": "wire.prefix",
+    "Report": "protocol.data_plane",
+    "Source": "protocol.data_plane",
+}
+"""Types of the core whose Python form is in a file below the twin."""
+RUST_ONLY = {
+    "Aead": "the library that seals can be chosen",
+    "Arrival": "wire.datagram.Received without the bytes, which stay in the receive slot",
+    "Drops": "a Counter in Python",
+    "Edges": "what the core needs of Bind and Tun",
+    "Flush": "other threads stage while one sends what was staged",
+    "Gather": "coalesce.Frame over parts of the receive slot",
+    "Key": "one trie for numbers of 32 and of 128 bits",
+    "LastBatch": "see Flush",
+    "Oddities": "a Counter in Python",
+    "Part": "a place in the receive slot; a view in Python",
+    "PeerState": "what is locked of an EnginePeer",
+    "RawSocket": "the kernel's socket, which tests replace",
+    "RetryingSender": "the part of UdpSocket that sends",
+    "Ring": "a library that seals",
+    "Segments": "segments are laid down in the wire buffer; a list of packets in Python",
+    "SendError": "errno in Python",
+    "TrainLimits": "constants in Python, whose binds split longer trains by themselves",
+    "TransportHeader": "a struct layout in Python",
+    "Trie": "private in Python",
+    "Turn": "attributes of the step in Python",
+}
+PYTHON_ONLY = {
+    "Bind": "see edges.rs",
+    "BindCounters": "the extension counts nothing of its own",
+    "CookieReply": "handshake messages are read above the seam",
+    "Frame": "see Gather",
+    "Initiation": "handshake messages are read above the seam",
+    "KernelBind": "see edges.rs",
+    "KernelSocket": "see edges.rs",
+    "MessageError": "a DropReason in Rust",
+    "Phase": "private in Rust",
+    "Response": "handshake messages are read above the seam",
+    "SocketOptions": "sockets are opened in Python",
+    "Timings": "timers are above the seam",
+    "TooShort": "a DropReason in Rust",
+    "TrainPool": "a vector in Rust",
+    "UdpSocket": "see RetryingSender",
+    "UnknownType": "a DropReason in Rust",
+    "WrongLength": "a DropReason in Rust",
+}
+
+_TWIN = re.compile(r"//! Twin: wyrmhole/([\w/]+\.py)[.,]")
+
+
+def pairs(folder: Path) -> dict[str, str]:
+    """The twin that the first line of each Rust file names."""
+    found = {}
+    for path in sorted(folder.glob("*.rs")):
+        twin = _TWIN.match(path.read_text())
+        if twin is not None:
+            found[path.stem] = twin[1]
+    return found
+
+
+PAIRS = pairs(CORE)
+
+
+def test_each_file_of_the_core_names_a_twin_of_its_own_name() -> None:
+    files = {path.stem for path in CORE.glob("*.rs")}
+    assert files - set(PAIRS) == set(WITHOUT_TWIN)
+    assert {stem for stem, twin in PAIRS.items() if Path(twin).stem != stem} == set(OTHER_NAMES)
+    assert all((SRC / "wyrmhole" / twin).is_file() for twin in PAIRS.values())
+    assert len(set(PAIRS.values())) == len(PAIRS)
+
+
+def test_each_file_of_the_packet_path_has_a_twin() -> None:
+    path = {each.name for each in (SRC / "wyrmhole" / "datapath").glob("*.py")} - {"__init__.py"}
+    assert {f"datapath/{name}" for name in path} <= set(PAIRS.values())
+    formats = {each.stem for each in (SRC / "wyrmhole" / "wire").glob("*.py")} - {"__init__"}
+    assert {stem for stem in formats if f"wire/{stem}.py" not in PAIRS.values()} == set(FORMATS_WITHOUT_TWIN)
+
+
+def test_the_extension_names_its_twins() -> None:
+    assert pairs(NATIVE) == {"worker": "engine/loop.py", "engine": "engine/portable.py"}
+
+
+def types_of(stem: str) -> tuple[set[str], set[str]]:
+    """The public types of a pair, in Rust and in Python."""
+    rust = set(re.findall(r"^ *pub (?:struct|enum|trait) (\w+)", (CORE / f"{stem}.rs").read_text(), re.MULTILINE))
+    tree = ast.parse((SRC / "wyrmhole" / PAIRS[stem]).read_text())
+    return rust, {node.name for node in tree.body if isinstance(node, ast.ClassDef) and node.name[0] != "_"}
+
+
+def test_twins_have_the_same_types() -> None:
+    rust_only: set[str] = set()
+    python_only: set[str] = set()
+    for stem in PAIRS:
+        rust, python = types_of(stem)
+        shared = {name.casefold() for name in rust} & {name.casefold() for name in python}
+        rust_only |= {name for name in rust if name.casefold() not in shared}
+        python_only |= {name for name in python if name.casefold() not in shared}
+    assert rust_only == set(ELSEWHERE) | set(RUST_ONLY)
+    assert python_only == set(PYTHON_ONLY)
+
+
+def numbers_of(stem: str, known: dict[str, object]) -> dict[str, object]:
+    """The constants of a Rust file that are numbers, computed as Python would, beside those already known."""
+    text = (CORE / f"{stem}.rs").read_text().partition("#[cfg(test)]")[0]
+    found = re.findall(r"^(?:pub )?const (\w+): [\w\[\]; ]+ = ([^;]+);", text, re.MULTILINE)
+    # Twice, because a constant may stand before those that it is made of.
+    for name, value in found * 2:
+        expression = re.sub(r" as \w+", "", value).replace("virtio::", "").replace("/", "//")
+        with contextlib.suppress(SyntaxError, NameError, AttributeError, TypeError):
+            known[name] = eval(expression, {}, known)
+    return {name: known[name] for name, _ in found if name in known}
+
+
+@pytest.fixture(scope="module")
+def shared() -> dict[str, object]:
+    known: dict[str, object] = {}
+    for stem in ("constants", "ip", "messages", "virtio"):
+        numbers_of(stem, known)
+    return known
+
+
+def test_twins_have_the_same_numbers(shared: dict[str, object]) -> None:
+    compared = []
+    for stem in PAIRS:
+        twin = importlib.import_module("wyrmhole." + PAIRS[stem].removesuffix(".py").replace("/", "."))
+        for name, value in numbers_of(stem, dict(shared)).items():
+            expected = getattr(twin, name, getattr(twin, f"_{name}", None))
+            if isinstance(expected, (int, tuple)):
+                assert value == (list(expected) if isinstance(expected, tuple) else expected), f"{stem}.rs: {name}"
+                compared.append(f"{stem}.{name}")
+    assert len(compared) > 50, compared
+
+
+@pytest.mark.parametrize(
+    ("function", "extensions"),
+    [
+        ("is_walkable_extension", ip.WALKABLE_EXTENSIONS),
+        ("is_quotable_extension", ip.QUOTABLE_EXTENSIONS),
+        ("is_extension", ip.ANY_EXTENSION),
+    ],
+)
+def test_twins_know_the_same_ipv6_extensions(
+    function: str, extensions: frozenset[int], shared: dict[str, object]
+) -> None:
+    text = (CORE / "ip.rs").read_text()
+
+    def members(name: str) -> set[object]:
+        body = text.split(f"fn {name}(", 1)[1].split("\n}", 1)[0]
+        found = {shared[constant] for constant in re.findall(r"\b[A-Z][A-Z0-9_]+\b", body)}
+        return found | (members("is_walkable_extension") if "is_walkable_extension(" in body else set())
+
+    assert members(function) == extensions
