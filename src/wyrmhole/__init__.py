@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from wyrmhole.library.peers import Peer, PeerStats, Stats
     from wyrmhole.library.tunnel import Tunnel
 
-# Looked up when asked for: the daemon, which wg-quick(8) waits for, uses none of them.
-_HOMES = {
+# Imported on first use, because the daemon, for which wg-quick(8) waits, needs none of them.
+_MODULES = {
     "Config": "wyrmhole.control.config.file",
     "ConfigEndpoint": "wyrmhole.control.config.values",
     "ConfigError": "wyrmhole.errors",
@@ -63,7 +63,7 @@ _HOMES = {
     "sync": "wyrmhole.sync",
 }
 
-# Without `open`: `from wyrmhole import *` must not replace the builtin.
+# `open` is left out, because `from wyrmhole import *` must not replace the builtin.
 __all__ = [
     "Config",
     "ConfigEndpoint",
@@ -100,12 +100,12 @@ def __getattr__(name: str) -> object:
         from importlib.metadata import version
 
         return version("wyrmhole")
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from importlib import import_module
 
-    home = import_module(_HOMES[name])
-    return home if _HOMES[name] == f"{__name__}.{name}" else getattr(home, name)
+    module = import_module(_MODULES[name])
+    return module if _MODULES[name] == f"{__name__}.{name}" else getattr(module, name)
 
 
 def __dir__() -> list[str]:

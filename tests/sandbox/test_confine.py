@@ -17,7 +17,7 @@ def test_a_user_is_found_by_name_and_by_number() -> None:
 
 @pytest.mark.parametrize("name", ["no-such-user", "4294967290", "9" * 30, ""])
 def test_an_unknown_user_is_one_sentence(name: str) -> None:
-    with pytest.raises(DeviceError, match="there is no user"):
+    with pytest.raises(DeviceError, match="unknown user"):
         confine.find_user(name)
 
 

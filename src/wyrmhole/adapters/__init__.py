@@ -1,1 +1,1 @@
-"""A tunnel under other libraries: one module for each, imported only by those who want it."""
+"""Adapters that let other libraries use a tunnel. Each module needs its library and is imported only on request."""

@@ -22,11 +22,11 @@ with needed("aiohttp"):
     from aiohttp.abc import AbstractResolver, ResolveResult
 
 REASON_SECONDS = 0.5
-"""For a name that was resolved before and is not kept any more."""
+"""Limit of the look-up that finds the reason of an error. The name was just resolved."""
 
 
 class SocketDialer(Dialer, Protocol):
-    """A tunnel that opens sockets without waiting, because aiohttp asks for them so."""
+    """A tunnel that opens sockets synchronously, because aiohttp requires it."""
 
     def socket(self, family: int = socket.AF_INET, type: int = socket.SOCK_STREAM) -> socket.socket: ...
 
@@ -34,8 +34,8 @@ class SocketDialer(Dialer, Protocol):
 class TunnelConnector(aiohttp.TCPConnector):
     """For `aiohttp.ClientSession(connector=...)`. `options` are those of TCPConnector, such as `ssl`.
 
-    Names are resolved inside the tunnel and kept as long as their records say, so that aiohttp keeps none.
-    Raises what aiohttp raises.
+    Names are resolved inside the tunnel and cached for their TTL; aiohttp's own cache is switched off.
+    Raises the exceptions of aiohttp.
     """
 
     def __init__(self, tunnel: SocketDialer, **options: Any) -> None:
@@ -59,12 +59,12 @@ class TunnelConnector(aiohttp.TCPConnector):
             text = f"{error.os_error.strerror or error.os_error}; {reason}"
             raise type(error)(error._conn_key, OSError(error.errno, text)) from error
         except TimeoutError as error:
-            # aiohttp replaces it by one with words of its own, whose cause it is.
+            # aiohttp replaces this error by its own, and chains it as the cause.
             text = f"{req.url.host} did not answer in time"
             raise TimeoutError("; ".join(filter(None, [text, await self._reason(req)]))) from error
 
     async def _reason(self, req: Any) -> str:
-        """What the tunnel knows about the host's addresses, which it resolved just before."""
+        """Return the tunnel's explanation for the host's addresses, which it has just resolved."""
         if self._explain is None:
             return ""
         try:
@@ -76,7 +76,7 @@ class TunnelConnector(aiohttp.TCPConnector):
 
 
 class TunnelResolver(AbstractResolver):
-    """Names for aiohttp. Raises OSError, which aiohttp turns into ClientConnectorDNSError."""
+    """Resolves names for aiohttp. Raises OSError, which aiohttp converts to ClientConnectorDNSError."""
 
     def __init__(self, tunnel: Dialer) -> None:
         self._tunnel = tunnel
@@ -93,4 +93,4 @@ class TunnelResolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Nothing of its own: the tunnel stays."""
+        """Do nothing: the resolver owns no resources, and the tunnel stays open."""

@@ -53,10 +53,10 @@ async def connect_tcp(
     tls_hostname: str | None = None,
     timeout: float | None = None,
 ) -> anyio.abc.SocketStream | TLSStream:
-    """As anyio.connect_tcp, inside the tunnel. With `ssl_context` the handshake is done when it returns.
+    """Like anyio.connect_tcp, inside the tunnel. With `ssl_context`, the TLS handshake is complete on return.
 
-    `timeout` is seconds for the name and the connection; its TimeoutError says why nothing answered, which that of
-    anyio's `fail_after` cannot. Raises OSError, of which ssl.SSLError and socket.gaierror are some.
+    `timeout` limits the seconds for the name and the connection. Unlike that of anyio's `fail_after`, its TimeoutError
+    gives the reason. Raises OSError, also ssl.SSLError and socket.gaierror.
     """
     sock = await connected(tunnel, host, port, timeout)
     stream = await anyio.abc.SocketStream.from_socket(sock)
@@ -70,7 +70,7 @@ async def connect_tcp(
 
 
 async def connected(tunnel: AnyDialer, host: str, port: int, timeout: float | None = None) -> socket.socket:
-    """An asyncio tunnel connects on this loop, a blocking one in a thread."""
+    """Connect on this loop with an asyncio tunnel, or in a thread with a blocking one."""
     connect: Callable[..., Any] | None = getattr(tunnel, "connect_socket", None)
     if connect is not None and inspect.iscoroutinefunction(connect):
         sock: socket.socket = await connect(host, port, timeout=timeout)
@@ -82,24 +82,24 @@ async def connected(tunnel: AnyDialer, host: str, port: int, timeout: float | No
 
 
 async def in_thread(connect: Callable[[], socket.socket]) -> socket.socket:
-    """Cancelled, it returns at once; a socket that comes too late is closed."""
-    wanted = True
+    """Connect in a thread. Cancellation returns at once, and a socket that arrives later is closed."""
+    is_wanted = True
 
     def connect_or_close() -> socket.socket:
         sock = connect()
-        if not wanted:
+        if not is_wanted:
             sock.close()
         return sock
 
     try:
         return await anyio.to_thread.run_sync(connect_or_close, abandon_on_cancel=True)
     except BaseException:
-        wanted = False
+        is_wanted = False
         raise
 
 
 class TunnelConnectable(anyio.abc.ByteStreamConnectable):
-    """A place inside the tunnel, for what takes a `ByteStreamConnectable`."""
+    """A `ByteStreamConnectable` for an address inside the tunnel."""
 
     def __init__(self, tunnel: AnyDialer, host: str, port: int) -> None:
         self._tunnel = tunnel
@@ -107,7 +107,7 @@ class TunnelConnectable(anyio.abc.ByteStreamConnectable):
         self._port = port
 
     async def connect(self) -> anyio.abc.SocketStream:
-        """Raises anyio.ConnectionFailed."""
+        """Connect. Raises anyio.ConnectionFailed."""
         try:
             return await connect_tcp(self._tunnel, self._host, self._port)
         except OSError as error:

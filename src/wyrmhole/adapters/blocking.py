@@ -1,4 +1,4 @@
-"""What the adapters of blocking libraries ask of a tunnel."""
+"""The part of a blocking tunnel that adapters use."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Protocol
 
 
 class BlockingDialer(Protocol):
-    """The tunnel of `wyrmhole.sync.open`, as far as needed here."""
+    """The part of a tunnel of `wyrmhole.sync.open` that adapters use."""
 
     def create_connection(self, address: tuple[str, int], timeout: float | None = None) -> socket.socket:
-        """As socket.create_connection; names are resolved inside. Raises OSError."""
+        """Like socket.create_connection, but names are resolved inside the tunnel. Raises OSError."""

@@ -1,4 +1,4 @@
-"""What an adapter says when its library is not installed."""
+"""The error of an adapter whose library is not installed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from wyrmhole.errors import how_to_install
 
 @contextmanager
 def needed(extra: str) -> Iterator[None]:
-    """Around the imports of a library. Raises ModuleNotFoundError that names the extra to install."""
+    """Guard the imports of a library. Raises ModuleNotFoundError that names the extra to install."""
     try:
         yield
     except ModuleNotFoundError as error:

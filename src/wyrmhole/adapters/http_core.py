@@ -1,7 +1,7 @@
-"""Streams through a tunnel in the shape of httpcore and of httpcore2, which is the same one.
+"""Network backends for httpcore and httpcore2, which have the same interface.
 
-Both let a connection pool have a network backend of one's own, httpx and httpx2 do not: so `http_transport.py`
-has a transport with a pool on these backends. `core` is the module whose exceptions are raised.
+The connection pools of httpcore accept a network backend; httpx and httpx2 do not. Therefore `http_transport.py` has a
+transport with a pool on these backends. `core` is the module whose exceptions are raised.
 """
 
 from __future__ import annotations
@@ -35,28 +35,30 @@ EXCEPTIONS = (
     "RemoteProtocolError",
     "ProtocolError",
 )
-"""Of the same name in httpcore and httpx; the special ones come before their bases."""
+"""Exceptions with the same name in httpcore and httpx. Subclasses come before their bases."""
 
 
 @contextmanager
 def translated(timed_out: type[Exception], failed: type[Exception], what: str) -> Iterator[None]:
-    """OSError and TimeoutError in the terms of httpcore, with the reason kept; `what` happened where a time limit of
-    asyncio or of a socket, which has no words, was reached."""
+    """Convert OSError and TimeoutError to exceptions of httpcore, with the reason.
+
+    `what` is the text for a time limit of asyncio or of a socket, whose exception has no useful text.
+    """
     try:
         yield
     except TimeoutError as error:
         text = str(error)
-        raise timed_out(what if text in WORDLESS else text) from error
+        raise timed_out(what if text in WITHOUT_REASON else text) from error
     except OSError as error:
         raise failed(str(error) if isinstance(error, ssl.SSLError) else reason_of(error)) from error
 
 
-WORDLESS = ("", "timed out", "The read operation timed out", "The write operation timed out")
+WITHOUT_REASON = ("", "timed out", "The read operation timed out", "The write operation timed out")
 
 
 @contextmanager
 def in_terms_of(client: Any, core: Any) -> Iterator[None]:
-    """Exceptions of httpcore as those of httpx."""
+    """Convert exceptions of httpcore to those of httpx."""
     try:
         yield
     except Exception as error:
@@ -67,7 +69,7 @@ def in_terms_of(client: Any, core: Any) -> Iterator[None]:
 
 
 def core_request(core: Any, request: Any) -> Any:
-    """A request of httpx as one of httpcore."""
+    """Convert a request of httpx to one of httpcore."""
     url = core.URL(
         scheme=request.url.raw_scheme,
         host=request.url.raw_host,
@@ -87,7 +89,7 @@ def core_request(core: Any, request: Any) -> Any:
 
 
 class AsyncStream:
-    """A connected socket. Streams are made on it with the first byte, or by `start_tls` before."""
+    """A connected socket. Its streams are created for the first byte, or by `start_tls`."""
 
     def __init__(self, sock: socket.socket, core: Any) -> None:
         self._sock = sock
@@ -100,13 +102,13 @@ class AsyncStream:
         return self._streams
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        with translated(self._core.ReadTimeout, self._core.ReadError, f"nothing came within {timeout} s"):
+        with translated(self._core.ReadTimeout, self._core.ReadError, f"received nothing within {timeout} s"):
             async with asyncio.timeout(timeout):
                 reader, _ = await self._opened()
                 return await reader.read(max_bytes)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        with translated(self._core.WriteTimeout, self._core.WriteError, f"nothing more was taken within {timeout} s"):
+        with translated(self._core.WriteTimeout, self._core.WriteError, f"could not send within {timeout} s"):
             async with asyncio.timeout(timeout):
                 _, writer = await self._opened()
                 writer.write(buffer)
@@ -134,7 +136,7 @@ class AsyncStream:
         return self
 
     def get_extra_info(self, info: str) -> Any:
-        if info == "is_readable":  # asked while nothing is expected: has the server ended the connection?
+        if info == "is_readable":  # the pool asks this for an idle connection, to learn whether the server closed it
             return self._streams is not None and (self._streams[0].at_eof() or self._streams[1].is_closing())
         names = {"client_addr": "sockname", "server_addr": "peername"}
         return None if self._streams is None else self._streams[1].get_extra_info(names.get(info, info))
@@ -168,7 +170,7 @@ class AsyncBackend:
 
 
 class AsyncBody:
-    """An answer's body, with exceptions of the client's library."""
+    """The body of a response, with exceptions of the client's library."""
 
     def __init__(self, stream: Any, client: Any, core: Any) -> None:
         self._stream, self._client, self._core = stream, client, core
@@ -191,12 +193,12 @@ class BlockingStream:
         self._core = core
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        with translated(self._core.ReadTimeout, self._core.ReadError, f"nothing came within {timeout} s"):
+        with translated(self._core.ReadTimeout, self._core.ReadError, f"received nothing within {timeout} s"):
             self._sock.settimeout(timeout)
             return self._sock.recv(max_bytes)
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        with translated(self._core.WriteTimeout, self._core.WriteError, f"nothing more was taken within {timeout} s"):
+        with translated(self._core.WriteTimeout, self._core.WriteError, f"could not send within {timeout} s"):
             self._sock.settimeout(timeout)
             self._sock.sendall(buffer)
 
@@ -272,7 +274,7 @@ def with_options(sock: socket.socket, options: Iterable[Any] | None) -> socket.s
 
 
 def is_readable(sock: socket.socket) -> bool:
-    """Whether there is something to read: bytes or the end. `select.poll` has no limit on descriptor numbers."""
+    """Report whether bytes or the end can be read. Unlike `select`, `poll` has no limit on descriptor numbers."""
     if sock.fileno() < 0:
         return True
     poll = select.poll()

@@ -1,7 +1,7 @@
-"""The transports of httpx and of httpx2, which are one library under two names, around the names themselves.
+"""The common part of the transports for httpx and httpx2, which are one library under two names.
 
-`httpx.py` and `httpx2.py` derive them, with the base classes of their library and with its module and its core's as
-attributes. Everything here is `Any` where a type would be of one library or the other.
+`httpx.py` and `httpx2.py` derive from these classes, add the base classes of their library, and set its modules as
+attributes. Types that belong to one of the libraries are `Any` here.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Transport:
     def _make_pool(
         self, kind: Any, backend: Any, verify: ssl.SSLContext | bool, limits: Any, options: dict[str, Any]
     ) -> Any:
-        # httpx has the same numbers for its own transports, under a private name.
+        # The defaults of httpx's own transports, which it keeps under a private name.
         limits = limits or self.client.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=5.0)
         return kind(
             ssl_context=self.client.create_ssl_context(verify=verify),
@@ -46,10 +46,10 @@ class _Transport:
 
 
 class AsyncTransport(_Transport):
-    """Names are resolved inside the tunnel.
+    """A transport through a tunnel. Names are resolved inside.
 
-    `verify` is True for the usual certificates, or an SSLContext, as for an inner authority; `limits` is the library's
-    `Limits`, None for its defaults. Raises what the library raises.
+    `verify` is True for the usual certificates, or an SSLContext, for example for a private authority. `limits` is the
+    library's `Limits`, or None for its defaults. Raises the exceptions of the library.
     """
 
     def __init__(

@@ -25,7 +25,7 @@ with needed("requests"):
 
 
 def mount(session: requests.Session, tunnel: BlockingDialer) -> None:
-    """Send everything of a session through the tunnel, whatever proxies the environment names."""
+    """Send all requests of a session through the tunnel. Proxies in the environment are ignored."""
     session.trust_env = False
     adapter = TunnelAdapter(tunnel)
     session.mount("http://", adapter)
@@ -35,8 +35,8 @@ def mount(session: requests.Session, tunnel: BlockingDialer) -> None:
 class TunnelAdapter(requests.adapters.HTTPAdapter):
     """For `session.mount("https://", ...)`, with a tunnel of `wyrmhole.sync.open`.
 
-    Raises what requests raises: ConnectionError, ConnectTimeout, ReadTimeout, SSLError. It takes no proxies, as those
-    are not inside the tunnel.
+    Raises the exceptions of requests: ConnectionError, ConnectTimeout, ReadTimeout, SSLError. Proxies are refused,
+    because they are outside the tunnel.
     """
 
     def __init__(self, tunnel: BlockingDialer, **options: Any) -> None:
@@ -49,12 +49,12 @@ class TunnelAdapter(requests.adapters.HTTPAdapter):
         manager.pool_classes_by_scheme = pools_of(self._tunnel)
 
     def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
-        raise requests.exceptions.InvalidProxyURL(f"{proxy} is not used: these requests go through a tunnel")
+        raise requests.exceptions.InvalidProxyURL(f"cannot use the proxy {proxy}: these requests go through a tunnel")
 
 
 def pools_of(tunnel: BlockingDialer) -> dict[str, type[urllib3.HTTPConnectionPool]]:
-    """Classes whose connections come from that tunnel. urllib3 makes connections from classes, as its own SOCKS
-    support does."""
+    """Return pool classes whose connections use the tunnel. urllib3 expects classes; its SOCKS support works like
+    this."""
 
     class HTTPConnection(TunnelConnection, urllib3.connection.HTTPConnection):
         _tunnel_of_wyrmhole = tunnel
@@ -72,7 +72,7 @@ def pools_of(tunnel: BlockingDialer) -> dict[str, type[urllib3.HTTPConnectionPoo
 
 
 class TunnelConnection:
-    """Mixed into a connection of urllib3."""
+    """A mixin for connections of urllib3."""
 
     _tunnel_of_wyrmhole: BlockingDialer
 

@@ -1,8 +1,8 @@
 """A small assembler for seccomp filters: classic BPF over `struct seccomp_data` (seccomp(2), linux/filter.h).
 
-A filter is straight-line: one block for each system call, each block ends in a verdict, and the last instruction is
-the verdict on everything else. A condition looks at one half of an argument: of an int the kernel reads only the low
-one, a pointer takes two conditions.
+A filter has no loops: there is a block for each system call, each block ends in a verdict, and the last instruction is
+the verdict for all other calls. A condition tests one half of an argument. Of an int the kernel reads only the low
+half; a pointer needs two conditions.
 
     nr == socket?   no -> next block
       arg0 == AF_INET?   no -> next alternative;   ...   allow
@@ -25,17 +25,17 @@ MAX_INSTRUCTIONS = 4096
 
 ALLOW = 0x7FFF_0000
 KILL = 0x8000_0000
-"""SECCOMP_RET_KILL_PROCESS: SIGSYS, and the system's log says which call it was."""
+"""SECCOMP_RET_KILL_PROCESS: the process gets SIGSYS, and the system's log names the call."""
 
 
 def refuse(errno_value: int) -> int:
-    """The verdict "fail with this errno"."""
+    """Return the verdict that makes a call fail with an errno."""
     return 0x0005_0000 | errno_value
 
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """`argument & mask == value`, for the low or the high 32 bits of the argument."""
+    """A test of `argument & mask == value` on the low or high 32 bits of an argument."""
 
     argument: int
     value: int
@@ -45,7 +45,7 @@ class Condition:
 
 @dataclass(frozen=True, slots=True)
 class FilterRule:
-    """One system call: allowed when all conditions of one of the alternatives hold, else `otherwise`."""
+    """A system call, allowed if all conditions of one alternative hold; otherwise the verdict is `otherwise`."""
 
     number: int
     alternatives: Sequence[Sequence[Condition]]
@@ -55,9 +55,9 @@ class FilterRule:
 def assemble(
     architecture: int, rules: Iterable[FilterRule], *, last_number: int, beyond: int, default: int, foreign: int
 ) -> bytes:
-    """The program. `foreign`: the verdict on calls of another ABI; `beyond`: on numbers above `last_number`.
+    """Assemble a program. `foreign` is the verdict for other ABIs, `beyond` for numbers above `last_number`.
 
-    Raises ValueError when it is longer than the kernel takes.
+    Raises ValueError if the program is too long for the kernel.
     """
     program = [
         _instruction(_LOAD, _ARCHITECTURE_OFFSET),
@@ -74,7 +74,7 @@ def assemble(
         program += _block(rule)
     program.append(_instruction(_RETURN, default))
     if len(program) > MAX_INSTRUCTIONS:
-        raise ValueError(f"the filter has {len(program)} instructions, the kernel takes {MAX_INSTRUCTIONS}")
+        raise ValueError(f"the filter has {len(program)} instructions; the kernel accepts {MAX_INSTRUCTIONS}")
     return b"".join(program)
 
 
@@ -88,13 +88,13 @@ def _block(rule: FilterRule) -> list[bytes]:
 
 
 def _alternative(conditions: Sequence[Condition]) -> list[bytes]:
-    """Backwards, because each condition jumps to the end when it fails."""
+    """Build the code from the end, because each condition jumps there if it fails."""
     code = [_instruction(_RETURN, ALLOW)]
-    for it in reversed(conditions):
-        check = [_instruction(_LOAD, _ARGUMENTS_OFFSET + 8 * it.argument + 4 * it.high)]
-        if it.mask != 0xFFFF_FFFF:
-            check.append(_instruction(_AND, it.mask))
-        code = [*check, _instruction(_EQUAL, it.value, 0, len(code)), *code]
+    for condition in reversed(conditions):
+        check = [_instruction(_LOAD, _ARGUMENTS_OFFSET + 8 * condition.argument + 4 * condition.high)]
+        if condition.mask != 0xFFFF_FFFF:
+            check.append(_instruction(_AND, condition.mask))
+        code = [*check, _instruction(_EQUAL, condition.value, 0, len(code)), *code]
     return code
 
 

@@ -1,12 +1,12 @@
-"""Gives away what a started daemon does not need. Nothing here can be taken back, and nothing needs privilege.
+"""Give up the rights that a running daemon does not need. No step can be undone, and none needs privileges.
 
     before threads exist    drop_privileges   user, capabilities, no_new_privs, dumpable
-    when all is set up      restrict_calls    the system calls of `policy`, on every thread
+    after the setup         restrict_calls    the system calls of `policy`, on every thread
 
-Capabilities belong to a thread, and one that starts inherits them: hence the order. What is kept is what a later
-command needs: CAP_NET_ADMIN (SO_MARK, socket buffers beyond the limit, the namespace of the TUN), CAP_NET_BIND_SERVICE
-(a listen port below 1024) and CAP_NET_BROADCAST (to hear of a TUN that was moved to another namespace). None of them
-lets a process read, write or run what its user could not.
+Capabilities belong to a thread and are inherited by new threads, hence the order. The capabilities that later commands
+need are kept: CAP_NET_ADMIN (SO_MARK, socket buffers beyond the limit, the namespace of the TUN), CAP_NET_BIND_SERVICE
+(a listen port below 1024) and CAP_NET_BROADCAST (to be notified of a TUN that was moved to another namespace). None of
+them lets a process read, write or run a file that its user could not.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ KEPT = frozenset({CAP_NET_BIND_SERVICE, CAP_NET_BROADCAST, CAP_NET_ADMIN})
 
 @dataclass(frozen=True, slots=True)
 class User:
-    """Whom the daemon becomes."""
+    """The user that the daemon becomes."""
 
     name: str
     uid: int
@@ -37,17 +37,19 @@ class User:
 
 
 def find_user(name: str) -> User:
-    """By name or number. Raises DeviceError."""
+    """Find a user by name or number. Raises DeviceError."""
     try:
         entry = pwd.getpwuid(int(name)) if name.isdecimal() else pwd.getpwnam(name)
     except (KeyError, OverflowError):
-        raise DeviceError(f"there is no user {name!r}: make one with 'useradd --system', or leave it out") from None
+        raise DeviceError(f"unknown user {name!r}: create it with 'useradd --system', or leave out --user") from None
     return User(entry.pw_name, entry.pw_uid, entry.pw_gid)
 
 
 def forbid_dumps() -> None:
-    """The process holds private keys. The limit is for files, the flag for handlers that get cores by a pipe, and for
-    debuggers of the same user."""
+    """Forbid core dumps, because the process holds private keys.
+
+    The limit stops core files; the flag stops handlers that receive cores by a pipe, and debuggers of the same user.
+    """
     import resource
 
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -55,9 +57,9 @@ def forbid_dumps() -> None:
 
 
 def drop_privileges(user: User | None, kept: frozenset[int] = KEPT) -> None:
-    """Keep these capabilities as far as they are there. No thread may exist. Raises DeviceError.
+    """Drop all capabilities but these. No thread may exist. Raises DeviceError.
 
-    With a user, its group is the only one left; the process cannot become anybody else again.
+    With a user, only its group is kept, and the process cannot become another user again.
     """
     try:
         _drop_bounding_set(kept)
@@ -65,21 +67,22 @@ def drop_privileges(user: User | None, kept: frozenset[int] = KEPT) -> None:
             _become(user)
         _keep_capabilities(kept)
         libc.prctl(libc.PR_SET_NO_NEW_PRIVS, 1)
-        # Changing the user makes a process dumpable again.
+        # A change of the user makes the process dumpable again.
         forbid_dumps()
     except OSError as error:
-        whom = f" and become {user.name}" if user is not None else ""
-        raise DeviceError(f"cannot give up privileges{whom}: {error.strerror}; --no-sandbox goes without") from error
+        change = f" and become {user.name}" if user is not None else ""
+        message = f"cannot give up privileges{change}: {error.strerror} (--no-sandbox keeps them)"
+        raise DeviceError(message) from error
 
 
 def restrict_calls() -> None:
-    """Install the filter of `policy` on all threads; those to come inherit it.
+    """Install the filter of `policy` on all threads; new threads inherit it.
 
-    Raises DeviceError when the kernel or the architecture cannot; nothing changed then.
+    Raises DeviceError if the kernel or the architecture does not support it; then nothing has changed.
     """
     architecture = ARCHITECTURES.get(platform.machine())
     if architecture is None:
-        raise DeviceError(f"no system call filter for {platform.machine()}: the daemon runs without")
+        raise DeviceError(f"no system call filter for {platform.machine()}: the daemon runs without it")
     code = daemon_filter(architecture, os.getpid())
     try:
         thread = libc.filter_calls(architecture.seccomp, code)
@@ -87,7 +90,7 @@ def restrict_calls() -> None:
     except OSError as error:
         reason = error.strerror or str(error)
     if reason:
-        raise DeviceError(f"the system call filter was refused ({reason}): the daemon runs without")
+        raise DeviceError(f"cannot install the system call filter: {reason} (the daemon runs without it)")
 
 
 def _become(user: User) -> None:
@@ -102,14 +105,14 @@ def _keep_capabilities(kept: frozenset[int]) -> None:
     try:
         libc.prctl(libc.PR_CAP_AMBIENT, libc.PR_CAP_AMBIENT_CLEAR_ALL)
     except OSError as error:
-        # Ambient capabilities came with Linux 4.3; before, there were none to clear.
+        # Linux before 4.3 has no ambient capabilities.
         if error.errno != errno.EINVAL:
             raise
     libc.set_capabilities(sum(1 << number for number in kept) & libc.permitted_capabilities())
 
 
 def _drop_bounding_set(kept: frozenset[int]) -> None:
-    """What not even a new program could gain. Without CAP_SETPCAP it stays, and no_new_privs says the same."""
+    """Drop capabilities that even a new program must not gain. no_new_privs covers the case without CAP_SETPCAP."""
     if not libc.permitted_capabilities() >> CAP_SETPCAP & 1:
         return
     for number in range(int(Path("/proc/sys/kernel/cap_last_cap").read_text()) + 1):

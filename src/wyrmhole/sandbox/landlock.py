@@ -1,11 +1,11 @@
-"""Landlock, by plain system calls: which files a daemon may still read (landlock(7), Linux 5.13).
+"""Restrict the files that a daemon may read, with Landlock by plain system calls (landlock(7), Linux 5.13).
 
-Root without capabilities still owns what root owns, so a system call filter that allows reading allows reading
-/etc/shadow. With Landlock only what the interpreter itself may need is left: its modules, the system's libraries, the
-daemon's own /proc. Descriptors that are open already, and network sockets, are not touched. From Linux 6.12 on no
-signal reaches a process outside, whatever call would have sent it.
+Root without capabilities still owns root's files, so a system call filter that allows reading allows reading
+/etc/shadow. Landlock leaves only the files that the interpreter may need: its modules, the system's libraries and the
+daemon's own /proc. It does not affect open descriptors and network sockets. Since Linux 6.12 it also prevents signals
+to other processes, by any call.
 
-Call before threads exist: the restriction belongs to a thread, and a thread that starts inherits it.
+Call it before threads exist: the restriction belongs to a thread and is inherited by new threads.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ _SCOPE_SIGNAL = 1 << 1
 _RULE = struct.Struct("=Qi")
 
 _RIGHTS = {1: 13, 2: 14, 3: 15, 4: 15, 5: 16}
-"""Of files, by version: so many bits, from EXECUTE to IOCTL_DEV. Later versions have those of 5 at least."""
+"""The number of file rights by version, from EXECUTE to IOCTL_DEV. Later versions have at least those of 5."""
 
 SYSTEM = ("/usr/lib", "/usr/lib64", "/usr/local/lib", "/usr/share", "/lib", "/lib64", "/nix/store")
 FILES = ("/etc/ld.so.cache", "/etc/localtime", "/dev/null", "/dev/urandom", "/proc/self", "/sys/fs/cgroup")
 
 
 def needed_paths() -> list[str]:
-    """What the interpreter and its libraries may read after the start, where modules are imported late."""
+    """Return the paths that the interpreter and its libraries may read after the start, for late imports."""
     packages = [os.path.dirname(os.path.dirname(__file__))]
     libraries = os.environ.get("LD_LIBRARY_PATH", "").split(":")
     # The current directory and the root would make everything readable.
@@ -42,14 +42,15 @@ def needed_paths() -> list[str]:
 
 
 def version() -> int:
-    """The version of Landlock that the kernel has. Raises OSError where it has none."""
+    """Return the kernel's version of Landlock. Raises OSError if it has none."""
     return libc.syscall(_CREATE_RULESET, None, 0, _ASK_VERSION)
 
 
 def allow_reading_only(paths: Iterable[str]) -> int:
-    """Refuse this thread every file but these, and what lies below them; these can only be read.
+    """Restrict this thread to reading these files, and the files below these directories.
 
-    Returns the version of Landlock. Raises OSError where the kernel has none; nothing changed then. Needs no_new_privs.
+    Returns the version of Landlock. Raises OSError if the kernel has none; then nothing has changed. It needs
+    no_new_privs.
     """
     abi = version()
     handled = (1 << _RIGHTS.get(abi, 16)) - 1
@@ -66,7 +67,7 @@ def allow_reading_only(paths: Iterable[str]) -> int:
 
 
 def _allow(rules: int, path: str) -> None:
-    """A path that is missing needs no rule."""
+    """Add a rule for a path. A missing path needs none."""
     try:
         fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
     except OSError:

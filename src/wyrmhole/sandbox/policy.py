@@ -1,24 +1,25 @@
-"""What a daemon that has started may still ask of the kernel; everything else fails with EPERM.
+"""The system calls that a running daemon may still make. All others fail with EPERM.
 
-The list is what both engines use (the portable one through Python, a native one through the C library): packets, the
-three kinds of sockets that are opened again when a port, a mark or the interface changes, memory, threads, clocks, and
-reading files, for modules that are imported late. It is not a wall of its own but takes away what somebody who came to
-run code in here would want next:
+The list holds the calls of both engines (the portable one through Python, the native one through the C library): for
+packets, for the three kinds of sockets that are opened again when a port, a mark or the interface changes, for memory,
+threads and clocks, and for reading files, because some modules are imported late. It is a second line of defence, which
+limits an attacker who already runs code in the daemon:
 
-- no new program, no other process, no module, mount, namespace, trace: these kill the process, since nothing of ours
-  and no C library ever tries them, and a tunnel that is being taken over is better ended than continued;
-- files are opened for reading only, and none is removed: the caretaker removes the socket's file
-  (`cli/daemon/caretaker.py`);
-- calls that do many things are allowed by command: `fcntl` could have the kernel send any signal to any process of the
-  same user (F_SETOWN, F_SETSIG, O_ASYNC), and lock or lease files of others;
-- nothing is done to another process: no signal, no limit, no affinity;
-- no memory that is writable and executable, nor made executable after it was written;
-- netlink speaks of routes and links only: CAP_NET_ADMIN is kept, and with it the packet filter's interfaces would be
-  the largest part of the kernel in reach;
-- no streams and no Unix sockets, so no connection to a service of this machine. Not even `socketpair`, whose datagram
-  sockets may send to any address.
+- No new program, process, kernel module, mount, namespace or trace. These calls kill the process: neither our code nor
+  a C library ever makes them, and a hijacked tunnel should end.
+- Files are opened for reading only, and never removed. The caretaker removes the socket file
+  (`cli/daemon/caretaker.py`).
+- Calls with many functions are allowed by command. `fcntl` could otherwise make the kernel send any signal to any
+  process of the same user (F_SETOWN, F_SETSIG, O_ASYNC), and lock or lease other files.
+- Other processes are out of reach: no signals, limits or affinities.
+- No memory is both writable and executable, or becomes executable after it was written.
+- Netlink is limited to routes and links. CAP_NET_ADMIN is kept, and with it the packet filter's interfaces would be the
+  largest reachable part of the kernel.
+- No streams and no Unix sockets, so that no service on this machine can be reached; not even `socketpair`, whose
+  datagram sockets may send to any address.
 
-`clone3` hides its flags in memory, so it is said to be missing and C libraries fall back to `clone`.
+`clone3` passes its flags in memory, where a filter cannot see them. It fails with ENOSYS, so that C libraries use
+`clone`.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ getrlimit getrusage sysinfo uname getrandom capget futex_waitv
 clock_getres clock_nanosleep nanosleep gettimeofday time times restart_syscall
 rt_sigaction rt_sigprocmask rt_sigreturn rt_sigtimedwait sigaltstack
 """)
-"""In the order of use: the kernel reads a filter from its start."""
+"""In the order of frequency, because the kernel evaluates a filter from its start."""
 
 FATAL = _words("""
 execve execveat ptrace process_vm_readv process_vm_writev bpf init_module finit_module delete_module
@@ -74,7 +75,7 @@ _IOCTLS = (
 
 
 def daemon_filter(architecture: Architecture, pid: int) -> bytes:
-    """The program for seccomp(2), made for the process `pid`."""
+    """Return the program for seccomp(2) for the process `pid`."""
     numbers = architecture.numbers
     fails = refuse(errno.EPERM)
     rules = [FilterRule(numbers[name], [[]], fails) for name in _FREE if name in numbers]
@@ -96,8 +97,8 @@ def daemon_filter(architecture: Architecture, pid: int) -> bytes:
 
 
 def _conditions(pid: int) -> dict[str, list[list[Condition]]]:
-    """Calls that depend on their arguments."""
-    # `connect` is free, because it asks for a path's MTU; without streams it leads nowhere.
+    """Return the calls that are allowed for certain arguments."""
+    # `connect` is always allowed, because it is needed for path MTUs. Without streams it is harmless.
     datagram = Condition(1, socket.SOCK_DGRAM, mask=0xF)
     return {
         "mmap": [[_lacks(2, _PROT_EXEC)], [_lacks(2, _PROT_WRITE)]],
@@ -124,7 +125,7 @@ def _conditions(pid: int) -> dict[str, list[list[Condition]]]:
 
 
 def _socket_options() -> list[list[Condition]]:
-    """All but those of the packet filter, which begin at 64 and share their numbers with two of IPv6."""
+    """Allow all options but those of the packet filter, which begin at 64 and share numbers with two of IPv6."""
     below_64 = 0xFFFF_FFC0
     return [
         [Condition(1, socket.SOL_SOCKET)],
@@ -143,4 +144,4 @@ def _lacks(argument: int, bits: int) -> Condition:
 
 
 ALLOWED = frozenset((*_FREE, *_conditions(0)))
-"""Names of the calls that may succeed, some only with certain arguments."""
+"""The names of all calls that may succeed, some only with certain arguments."""

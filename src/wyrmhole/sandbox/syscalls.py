@@ -1,6 +1,7 @@
-"""System call numbers of the calls that the policy names, for the architectures it is for.
+"""The numbers of the system calls in the policy, for the supported architectures.
 
-From the kernel's tables (arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h). They never change.
+Source: the kernel's tables (arch/x86/entry/syscalls/syscall_64.tbl, include/uapi/asm-generic/unistd.h). They never
+change.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Architecture:
-    """`audit` is AUDIT_ARCH_*, `seccomp` the number of seccomp(2)."""
+    """An architecture. `audit` is AUDIT_ARCH_*, and `seccomp` the number of seccomp(2)."""
 
     audit: int
     seccomp: int
@@ -18,10 +19,10 @@ class Architecture:
 
 
 LAST_NUMBER = 463
-"""The highest number this table was checked against (Linux 6.10). A C library that tries a newer call is told ENOSYS
-and falls back, as on an older kernel."""
+"""The highest number that this table covers (Linux 6.10). A C library that tries a newer call gets ENOSYS and falls
+back, like on an older kernel."""
 
-# name: x86_64, aarch64; -1: the architecture does not have it
+# name, number on x86_64, number on aarch64; -1: the architecture has no such call
 _TABLE = """
 recvmsg 47 212
 sendmsg 46 211
@@ -173,4 +174,4 @@ ARCHITECTURES = {
     "x86_64": Architecture(0xC000_003E, 317, _numbers(1)),
     "aarch64": Architecture(0xC000_00B7, 277, _numbers(2)),
 }
-"""By what `uname -m` says."""
+"""By the output of `uname -m`."""

@@ -131,7 +131,7 @@ def test_help_lists_every_variable_that_is_read(capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize("text", ["x", "-1", "1.5", "1" * 20, "٣", " 3", "+3"])
 @pytest.mark.parametrize("variable", ["WG_TUN_FD", "WG_UAPI_FD"])
 def test_a_descriptor_is_a_number(capsys: pytest.CaptureFixture[str], variable: str, text: str) -> None:
-    assert f"{variable} is not the number of a descriptor" in refusal(capsys, ["wg0"], {variable: text}, status=1)
+    assert f"{variable} is not a descriptor number" in refusal(capsys, ["wg0"], {variable: text}, status=1)
 
 
 def test_status_and_streams_of_the_real_program() -> None:

@@ -161,7 +161,7 @@ def test_the_caretaker_leaves_the_socket_of_the_next_daemon_alone(host: Host) ->
 @pytest.mark.parametrize("flags", [[], ["-f"]])
 def test_a_user_that_is_not_there_is_one_sentence(host: Host, flags: list[str]) -> None:
     sentence = refused(host, str(BINARY), *flags, "--user", "no-such-user", host.name)
-    assert "there is no user 'no-such-user'" in sentence
+    assert "unknown user 'no-such-user'" in sentence
     assert not host.socket.exists() and not host.has_interface()
 
 

@@ -58,7 +58,7 @@ def test_the_caller_tells_why_it_is_not(tmp_path: Path) -> None:
 def test_the_caller_tells_when_the_daemon_died(tmp_path: Path) -> None:
     result, _ = run(tmp_path, "os.kill(os.getpid(), 9)")
     assert result.returncode == 1
-    assert result.stderr.startswith("wyrmholed: the daemon ended while it started: run it with -f")
+    assert result.stderr.startswith("wyrmholed: the daemon ended during its start: run it with -f")
 
 
 def test_the_daemon_has_a_session_and_a_directory_of_its_own(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def environ_for(manager: Manager, **more: str) -> dict[str, str]:
 def test_a_state_is_told_and_the_environment_no_longer_names_the_socket(manager: Manager) -> None:
     environ = environ_for(manager, WATCHDOG_USEC="3000000", WATCHDOG_PID=str(PID), HOME="/")
     service = ServiceManager.take(environ, PID)
-    service.tell(READY)
+    service.report(READY)
     assert manager.hear() == "READY=1"
     assert service.watchdog_seconds == 3.0
     assert environ == {"HOME": "/"}
@@ -49,7 +49,7 @@ def test_an_abstract_address(manager: Manager) -> None:
     with Manager(f"\0wyrmhole-test-{id(manager)}").socket as abstract:
         name = abstract.getsockname().decode().replace("\0", "@")
         service = ServiceManager.take({"NOTIFY_SOCKET": name}, PID)
-        service.tell(READY)
+        service.report(READY)
         assert abstract.recv(100) == b"READY=1"
         service.close()
 
@@ -57,7 +57,7 @@ def test_an_abstract_address(manager: Manager) -> None:
 @pytest.mark.parametrize("address", ["", "vsock:2:1", "/nobody/listens/here"])
 def test_without_a_manager_that_listens_nothing_happens(address: str) -> None:
     service = ServiceManager.take({"NOTIFY_SOCKET": address}, PID)
-    service.tell(READY)
+    service.report(READY)
     service.close()
     service.close()
 
@@ -100,7 +100,7 @@ def test_the_watchdog_is_fed_by_proofs_and_starves_without(manager: Manager) -> 
         feeding = asyncio.ensure_future(service.feed(prove))
         await stuck.wait()
         feeding.cancel()
-        service.tell("the end")
+        service.report("the end")
         service.close()
 
     asyncio.run(scenario())

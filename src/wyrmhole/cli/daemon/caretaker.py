@@ -1,10 +1,10 @@
-"""Removes the socket's file after a daemon that gave up the right to do so.
+"""Remove the socket file for a daemon that has given up the right to do so.
 
-A daemon that has started cannot remove files, and with `--user` it could not write in root's /var/run/wireguard. A
-child that keeps its user, without a single capability, holds the reading end of a pipe whose other end is the
-daemon's. When the daemon ends, however it ends, the pipe does, and the child removes the file if nobody serves it. It
-is made before any key is loaded, has no other descriptor but the pipe on which it reports that it is done, and acts
-on nothing that the daemon could send: a byte only says that the socket is closed, and saves it the patience.
+A running daemon cannot remove files, and with `--user` it cannot write to root's /var/run/wireguard. Therefore a child
+process, which keeps its user but no capabilities, holds the reading end of a pipe to the daemon. When the daemon ends
+in any way, the pipe is closed, and the child removes the file if nobody serves it. The child is forked before any key
+is loaded. Its only other descriptor is the pipe on which it reports completion. The daemon cannot command it: a byte
+only reports that the socket is closed, so that the child need not wait.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ from contextlib import suppress
 from typing import NoReturn
 
 DONE_SECONDS = 2.0
-"""How long a daemon that ends in order waits for the file to be removed."""
+"""How long a daemon that ends normally waits until the file is removed."""
 
 COMMAND = "wyrm-caretaker"
-"""What ps(1) calls it; the kernel keeps 15 characters."""
+"""The process name in ps(1); the kernel keeps 15 characters."""
 
 Remove = Callable[[bool], None]
-"""Removes the file. The argument: whether the daemon said that its socket is closed."""
+"""Removes the file. The argument reports whether the daemon closed its socket."""
 
 
 class Caretaker:
-    """The daemon's side. The pipe stays open until `finish`, or the end of the process."""
+    """The daemon's handle of its caretaker. The pipe stays open until `finish` or the end of the process."""
 
     def __init__(self, life: int, done: int) -> None:
         self._life = life
         self._done = done
 
     def finish(self) -> None:
-        """Have the file removed now: the socket is closed. Idempotent."""
+        """Have the file removed now. The socket must be closed. Idempotent."""
         if self._life < 0:
             return
         with suppress(OSError):
@@ -48,7 +48,7 @@ class Caretaker:
 
 
 def leave_caretaker(remove: Remove, give_up_privileges: Callable[[], None]) -> Caretaker:
-    """Have `remove` called once this process is gone. No thread may exist."""
+    """Fork a caretaker that calls `remove` after this process has ended. No thread may exist."""
     from wyrmhole.cli.daemon.daemonize import inherited_descriptors
 
     life_read, life_write = os.pipe()
@@ -70,7 +70,7 @@ def _take_care(life: int, others: set[int], remove: Remove, give_up_privileges: 
         for fd in range(3):
             os.dup2(null, fd)
         os.close(null)
-        # A service manager signals the whole group; the daemon has to go first.
+        # A service manager signals the whole group, but the daemon has to end first.
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
         os.chdir("/")

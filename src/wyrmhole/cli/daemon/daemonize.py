@@ -1,11 +1,11 @@
-"""Going to the background, as a user-space WireGuard daemon does: the caller returns when clients can be served.
+"""Go to the background like other user-space WireGuard daemons: the caller returns when clients can be served.
 
     caller -- fork --> leader of a new session -- fork --> daemon
       |                      exits                           | sets everything up
-      '-- waits on a pipe <------------ "ready", or why not -'
+      '-- waits on a pipe <------------ "ready", or a reason '
 
-The TUN and the listening socket exist before the first fork, so set-up errors of the usual kinds are the caller's own.
-No thread and no event loop may exist at that time: neither survives a fork.
+The TUN and the listening socket are opened before the first fork, so the caller itself reports common set-up errors.
+No thread and no event loop may exist at that time, because neither survives a fork.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from contextlib import suppress
 from typing import NoReturn
 
 _READY = b"ready"
-_DIED = "the daemon ended while it started: run it with -f and LOG_LEVEL=debug to see why"
+_DIED = "the daemon ended during its start: run it with -f and LOG_LEVEL=debug to see the reason"
 
 
 def open_standard_descriptors() -> None:
-    """Have something behind 0, 1 and 2, so that no tunnel comes to lie there."""
+    """Open descriptors 0, 1 and 2 if they are closed, so that no socket gets one of these numbers."""
     while True:
         fd = os.open(os.devnull, os.O_RDWR)
         if fd > 2:
@@ -31,7 +31,7 @@ def open_standard_descriptors() -> None:
 
 
 def inherited_descriptors() -> set[int]:
-    """The open descriptors beyond 2. Call before opening any."""
+    """Return the open descriptors above 2. Call it before opening any."""
     with suppress(OSError):
         return {fd for fd in map(int, os.listdir("/proc/self/fd")) if fd > 2 and _is_open(fd)}
     return set()
@@ -44,12 +44,12 @@ class Readiness:
         self._fd = fd
 
     def announce(self) -> None:
-        self._say(_READY)
+        self._send(_READY)
 
     def fail(self, message: str) -> None:
-        self._say(message.encode())
+        self._send(message.encode())
 
-    def _say(self, answer: bytes) -> None:
+    def _send(self, answer: bytes) -> None:
         if self._fd < 0:
             return
         with suppress(OSError):
@@ -59,23 +59,23 @@ class Readiness:
 
 
 def go_to_background(*, keep_output: bool, close: Iterable[int]) -> Readiness:
-    """Return in the daemon only. The caller exits: 0 once it is ready, 1 with its reason on stderr.
+    """Return only in the daemon. The caller exits with 0 when the daemon is ready, or with 1 and the reason on stderr.
 
-    The daemon has its own session, `/` as its directory, and nothing of the caller's open but, with `keep_output`,
-    stdout and stderr. `close`: descriptors that came from the caller.
+    The daemon has its own session and the directory `/`. It closes the caller's descriptors in `close`; with
+    `keep_output`, it keeps stdout and stderr.
     """
     read_fd, write_fd = os.pipe()
     child = os.fork()
     if child:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
-        # The listening socket among them: as long as it is open here, the daemon's file has a server.
+        # The listening socket must be closed too: otherwise the socket file still has a listener after the daemon.
         for fd in inherited_descriptors() - {read_fd}:
             os.close(fd)
         os.waitpid(child, 0)
-        _exit_as_told(read_fd)
+        _exit_with_answer(read_fd)
     os.close(read_fd)
     os.setsid()
-    # Not being the leader of its session, the daemon cannot come by a controlling terminal.
+    # The daemon is not the leader of its session, so it cannot acquire a controlling terminal.
     if os.fork():
         os._exit(0)
     os.chdir("/")
@@ -86,7 +86,7 @@ def go_to_background(*, keep_output: bool, close: Iterable[int]) -> Readiness:
     return Readiness(write_fd)
 
 
-def _exit_as_told(read_fd: int) -> NoReturn:
+def _exit_with_answer(read_fd: int) -> NoReturn:
     with open(read_fd, "rb") as pipe:
         answer = pipe.read()
     if answer == _READY:

@@ -1,16 +1,16 @@
-"""wyrmholed: the daemon that wg(8) and wg-quick(8) drive in the place of wireguard-go.
+"""wyrmholed: the daemon that wg(8) and wg-quick(8) use instead of wireguard-go.
 
     wyrmholed [-f|--foreground] [--engine auto|portable|native] [--workers N] [--aead auto|ring|vector]
               [--without WHAT[,WHAT]...] [--user NAME] [--no-sandbox] INTERFACE
 
-Environment, as for wireguard-go: LOG_LEVEL (verbose, debug, error, silent), WG_PROCESS_FOREGROUND=1, WG_TUN_FD (an
-open TUN), WG_UAPI_FD (a listening Unix socket). wg-quick passes no options, so each has a variable too:
-WYRMHOLE_ENGINE, WYRMHOLE_WORKERS, WYRMHOLE_AEAD, WYRMHOLE_WITHOUT, WYRMHOLE_USER, WYRMHOLE_SANDBOX=off. It ends, with
-status 0, on SIGTERM and SIGINT, when the interface is deleted, and when its socket's file is removed.
+The environment is that of wireguard-go: LOG_LEVEL (verbose, debug, error, silent), WG_PROCESS_FOREGROUND=1, WG_TUN_FD
+(an open TUN), WG_UAPI_FD (a listening Unix socket). wg-quick passes no options, so each has a variable too:
+WYRMHOLE_ENGINE, WYRMHOLE_WORKERS, WYRMHOLE_AEAD, WYRMHOLE_WITHOUT, WYRMHOLE_USER, WYRMHOLE_SANDBOX=off. It ends with
+status 0 on SIGTERM and SIGINT, when the interface is deleted, and when its socket file is removed.
 
-Once started it gives away what it does not need (see docs/security.md), and tells a service manager how it is.
+After the start, it gives up all rights that it does not need (see docs/security.md), and reports to a service manager.
 
-Starting is a visible wait of `wg-quick up`: what is imported here is little, the rest comes when it is needed.
+`wg-quick up` waits for the start, so this module imports little, and the rest when it is needed.
 """
 
 from __future__ import annotations
@@ -42,13 +42,14 @@ if TYPE_CHECKING:
 END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 RETRIES = 50
 RETRY_SECONDS = 0.02
-"""Together a second: how long a former daemon of the same name, on its way out, is waited for."""
+"""Together one second, the limit of the wait for a former daemon of the same name that is about to end."""
 
 _T = TypeVar("_T")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0 done, 1 a part is not available or the arguments are none, 2 a bad option."""
+    """Run the daemon and return its status: 0 at a normal end, 1 for a missing resource or argument, 2 for a bad
+    option."""
     settings = parse_settings(sys.argv[1:] if arguments is None else arguments, os.environ)
     try:
         return run(settings)
@@ -57,23 +58,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-# Parts
+# Resources
 
 
 def run(settings: DaemonSettings) -> int:
-    """Make the parts in the order in which they fail, go to the background, serve. Raises DeviceError."""
+    """Open the resources that can fail, go to the background, and serve. Raises DeviceError."""
     from wyrmhole.cli.daemon.daemonize import go_to_background, inherited_descriptors, open_standard_descriptors
     from wyrmhole.sandbox.confine import find_user, forbid_dumps
 
-    # Nothing made while starting is garbage; `serve` turns the collector on.
+    # The start creates no garbage; `serve` enables the collector.
     gc.disable()
     open_standard_descriptors()
     inherited = inherited_descriptors() - {settings.tun_fd, settings.uapi_fd}
     forbid_dumps()
-    # The user may be looked up on the network, so this comes before signals are blocked.
+    # The look-up of a user may use the network, so it comes before signals are blocked.
     user = None if settings.user is None else find_user(settings.user)
-    # A signal in the middle of setting up would leave the socket's file behind; `serve` lets them come. Nothing may
-    # wait without a limit in between.
+    # A signal during the setup would leave the socket file behind; `serve` unblocks them. Nothing in between may wait
+    # without a limit.
     signal.pthread_sigmask(signal.SIG_BLOCK, END_SIGNALS)
     tun = open_tun(settings)
     try:
@@ -99,7 +100,7 @@ def open_tun(settings: DaemonSettings) -> Tun:
     try:
         if settings.tun_fd is not None:
             return LinuxTun.from_fd(settings.tun_fd, tso=tso, uso=uso, mtu=DEFAULT_MTU)
-        return patiently(
+        return retry_briefly(
             lambda: LinuxTun.create(settings.name, tso=tso, uso=uso, queues=settings.queues, steering=steering),
             _is_busy,
         )
@@ -108,14 +109,14 @@ def open_tun(settings: DaemonSettings) -> Tun:
 
 
 def steering_warning(tun: Tun) -> str | None:
-    """What to know about a TUN of several queues whose flows the kernel moves between them."""
+    """Return a warning if the kernel may move flows between the queues of a TUN."""
     from wyrmhole.net.linux_tun import LinuxTun
 
     if not isinstance(tun, LinuxTun) or tun.unsteered is None:
         return None
     return (
-        "Packets of one flow may overtake each other: the program that keeps a flow with one worker is not there "
-        f"({tun.unsteered.strerror}); use one worker where that matters"
+        "Packets of one flow may be reordered: the program that keeps a flow on one worker is not available "
+        f"({tun.unsteered.strerror}); use one worker if order matters"
     )
 
 
@@ -128,25 +129,25 @@ def open_listener(settings: DaemonSettings, name: str) -> UapiListener:
 
     if settings.uapi_fd is not None:
         return UapiListener.from_fd(settings.uapi_fd)
-    return patiently(lambda: UapiListener.create(name), lambda error: isinstance(error, SocketInUse))
+    return retry_briefly(lambda: UapiListener.create(name), lambda error: isinstance(error, SocketInUse))
 
 
-def patiently(make: Callable[[], _T], is_passing: Callable[[Exception], bool]) -> _T:
-    """Try again for a while as long as the failure is one that a daemon on its way out causes."""
+def retry_briefly(make: Callable[[], _T], is_temporary: Callable[[Exception], bool]) -> _T:
+    """Retry for up to a second while the failure is one that a former daemon, about to end, causes."""
     for _ in range(RETRIES):
         try:
             return make()
         except Exception as error:
-            if not is_passing(error):
+            if not is_temporary(error):
                 raise
         time.sleep(RETRY_SECONDS)
     return make()
 
 
 def import_parts() -> None:
-    """Whatever will be used: another user may not be able to read where this is installed, nor root without privileges.
+    """Import all modules that will be used, because another user, or root without privileges, may not read their files.
 
-    What the libraries import when they are first used is found by using them.
+    The libraries are used once, because they import further modules on first use.
     """
     import encodings.idna  # noqa: F401
     import importlib
@@ -172,19 +173,19 @@ def import_parts() -> None:
 
 
 def confine(settings: DaemonSettings, user: User | None, listener: UapiListener) -> Caretaker | None:
-    """Become `user`, with the privileges that later commands need. Raises DeviceError.
+    """Become `user`, and keep only the privileges that later commands need. Raises DeviceError.
 
-    Returns who removes the socket's file in the end; None: the daemon does.
+    Returns the caretaker that removes the socket file, or None if the daemon itself removes it.
     """
     from wyrmhole.sandbox.confine import drop_privileges
 
     if user is None and not settings.sandbox:
         return None
-    # The caretaker first: it needs little memory as long as little is imported.
+    # The caretaker is forked first, because it needs little memory while few modules are imported.
     caretaker = None if listener.file_id is None else take_care_of(listener.path)
     import_parts()
     if user is not None and listener.file_id is not None:
-        # The owner may watch it, the caretaker try it; whom the server answers is not for the mode to say.
+        # The owner may watch the file, and the caretaker connect. The server itself decides which clients it serves.
         os.chown(listener.path, user.uid, -1)
         os.chmod(listener.path, 0o660)
     drop_privileges(user)
@@ -192,7 +193,7 @@ def confine(settings: DaemonSettings, user: User | None, listener: UapiListener)
 
 
 def take_care_of(path: str) -> Caretaker | None:
-    """Leave somebody who may remove the socket's file; None where not even this process may."""
+    """Fork a caretaker that may remove the socket file. Return None if not even this process may."""
     from wyrmhole.cli.daemon.caretaker import leave_caretaker
     from wyrmhole.control.uapi.socket import SocketInUse, remove_if_dead
     from wyrmhole.sandbox.confine import drop_privileges
@@ -201,14 +202,14 @@ def take_care_of(path: str) -> Caretaker | None:
         return None
 
     def remove(is_closed: bool) -> None:
-        # The pipe of a killed process may end before its listening socket does.
-        patiently(lambda: remove_if_dead(path), lambda error: isinstance(error, SocketInUse) and not is_closed)
+        # The pipe of a killed process may be closed before its listening socket.
+        retry_briefly(lambda: remove_if_dead(path), lambda error: isinstance(error, SocketInUse) and not is_closed)
 
     return leave_caretaker(remove, lambda: drop_privileges(None, kept=frozenset()))
 
 
 def restrict(logger: Logger) -> None:
-    """A kernel that cannot filter is told of and is no reason not to serve."""
+    """Install the system call filter. Without it, the daemon logs an error and serves anyway."""
     from wyrmhole.sandbox.confine import restrict_calls
 
     try:
@@ -218,22 +219,22 @@ def restrict(logger: Logger) -> None:
 
 
 def restrict_files(logger: Logger) -> None:
-    """Older kernels, and containers, lack this part of the sandbox. No thread may exist."""
+    """Restrict files by Landlock, which older kernels and containers lack. No thread may exist."""
     from wyrmhole.sandbox.landlock import allow_reading_only, needed_paths
 
     try:
         logger.debug("Files are confined by Landlock, version %d", allow_reading_only(needed_paths()))
     except OSError as error:
-        logger.debug("Files are not confined, Landlock is not available: %s", error.strerror)
+        logger.debug("Files are not confined: Landlock is not available: %s", error.strerror)
 
 
-# Life
+# Serving
 
 
 def run_loop(
     settings: DaemonSettings, user: User | None, tun: Tun, listener: UapiListener, announce: Callable[[], None]
 ) -> int:
-    """Serve until something ends it. Whatever happens, the socket's file is gone afterwards. Raises DeviceError."""
+    """Serve until the end. The socket file is removed in any case. Raises DeviceError."""
     import asyncio
 
     from wyrmhole.cli.daemon.service_manager import take_service_manager
@@ -263,7 +264,7 @@ async def serve(
     announce: Callable[[], None],
     manager: ServiceManager,
 ) -> int:
-    """Be the daemon. `announce` is called once clients are answered. Raises DeviceError."""
+    """Run the device and its UAPI server. `announce` is called when clients can be served. Raises DeviceError."""
     import asyncio
 
     from wyrmhole.control.uapi.server import UapiServer
@@ -285,23 +286,23 @@ async def serve(
         device.begin()
         server.start()
         signalled = watch_signals()
-        # What is imported never becomes garbage. And nothing per packet makes cycles, but a look at 100,000 peers
-        # holds packets up, so garbage is looked for more rarely.
+        # Imported modules never become garbage. Packets create no cycles, and a collection over 100,000 peers would
+        # delay them, so the collector runs less often.
         gc.freeze()
         gc.set_threshold(20_000, 20, 100)
         gc.enable()
         if settings.sandbox:
             restrict(logger)
         announce()
-        manager.tell("READY=1")
+        manager.report("READY=1")
         feeding = asyncio.ensure_future(manager.feed(device.applied))
         logger.debug("Device started")
         await first_of(signalled.wait(), device.wait_closed(), server.wait_ended())
         feeding.cancel()
-        manager.tell("STOPPING=1")
+        manager.report("STOPPING=1")
         logger.debug("Ending")
     finally:
-        # The file goes last: who waits for it to vanish finds the interface gone too.
+        # The file is removed last: a program that waits for its removal then finds the interface removed too.
         server.stop()
         await device.close()
         await server.close()
@@ -315,7 +316,7 @@ def make_bind(settings: DaemonSettings) -> Bind:
 
 
 def watch_signals() -> asyncio.Event:
-    """The event is set when the process is told to end, also if that was before this call."""
+    """Return an event that is set by a signal to end, also one that arrived before this call."""
     import asyncio
 
     signalled = asyncio.Event()

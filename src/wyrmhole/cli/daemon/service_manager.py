@@ -1,8 +1,8 @@
-"""Tells a service manager how the daemon is (sd_notify(3)), and feeds its watchdog while there is life to report.
+"""Report the daemon's state to a service manager (sd_notify(3)), and feed its watchdog.
 
-The protocol is a datagram of `NAME=value` to the Unix socket that NOTIFY_SOCKET names; nothing comes back, and
-without that variable nothing is sent. The watchdog is fed only after a round through the whole daemon: the loop runs
-this task, and the engine's thread carried out a command that was given for it.
+The protocol is a datagram `NAME=value` to the Unix socket in NOTIFY_SOCKET. There is no answer, and without that
+variable nothing is sent. The watchdog is fed only after a check of the whole daemon: the loop has run this task, and
+the engine's thread has executed a command for it.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from contextlib import suppress
 READY, STOPPING, ALIVE = "READY=1", "STOPPING=1", "WATCHDOG=1"
 MICROSECONDS = 1_000_000
 FEEDS_PER_PERIOD = 3
-"""One feed may come late and the next still be in time."""
+"""One feed may be late without a time-out of the watchdog."""
 
 
 class ServiceManager:
-    """`take` reads the environment; both variables are gone from it then, lest they be believed by somebody else."""
+    """A connection to the service manager.
+
+    `take` removes its variables from the environment, so that no child uses them.
+    """
 
     def __init__(self, address: str, watchdog_seconds: float | None) -> None:
         self._address = f"\0{address[1:]}" if address.startswith("@") else address
@@ -39,19 +42,19 @@ class ServiceManager:
         supported = address if address[:1] in ("/", "@") else ""
         return cls(supported, int(microseconds) / MICROSECONDS if supported and has_watchdog else None)
 
-    def tell(self, state: str) -> None:
-        """Never waits, never fails: a manager that does not listen is no reason to end a tunnel."""
+    def report(self, state: str) -> None:
+        """Report a state. Never waits and never fails, because a tunnel works without its manager."""
         if self._socket is not None:
             with suppress(OSError):
                 self._socket.sendto(state.encode(), self._address)
 
     async def feed(self, prove: Callable[[], Awaitable[object]]) -> None:
-        """Report life each time `prove` returns, for ever; return at once where no watchdog is set."""
+        """Feed the watchdog each time `prove` returns. Return at once if there is no watchdog."""
         if self.watchdog_seconds is None:
             return
         while True:
             await prove()
-            self.tell(ALIVE)
+            self.report(ALIVE)
             await asyncio.sleep(self.watchdog_seconds / FEEDS_PER_PERIOD)
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What `wyrmholed` is asked to do: its options, and its environment for callers that pass no options."""
+"""The settings of `wyrmholed`: its options, and environment variables for callers that pass no options."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
     from argparse import ArgumentParser
 
 SWITCHES = ("tso", "uso", "gso", "gro", "spin", "steering")
-"""TUN super-packets of TCP and UDP; trains of datagrams sent and received; the native engine's short look for work
-before it sleeps; the program that keeps a flow on one of several queues. See docs/offloads.md."""
+"""TUN super-packets of TCP and UDP; GSO batches sent and received; the brief spinning of the native engine before it
+sleeps; the BPF program that keeps a flow on one of several queues. See docs/offloads.md."""
 MAX_WORKERS = 64
-"""Queues of one TUN in sight of any machine; the kernel takes 256."""
+"""More than the processors of common machines. The kernel's limit of queues per TUN is 256."""
 
 USAGE = "Usage: wyrmholed [-f/--foreground] [OPTION...] INTERFACE"
 
@@ -55,8 +55,8 @@ class DaemonSettings:
 
     @property
     def queues(self) -> int:
-        """Of the TUN, and sockets that share the port: one for each worker. An inherited TUN has one queue, and so has
-        the portable engine one thread."""
+        """The number of TUN queues, and of sockets that share the port: one per worker. An inherited TUN has one queue,
+        and the portable engine one thread."""
         if self.workers == 1 or self.engine == "portable" or self.tun_fd is not None:
             return 1
         from wyrmhole.engine.select import has_native
@@ -65,21 +65,24 @@ class DaemonSettings:
 
 
 def parse_settings(arguments: Sequence[str], environ: Mapping[str, str]) -> DaemonSettings:
-    """Raises SystemExit: 0 after --help and --version, 1 without an INTERFACE, with too many arguments or with a bad
-    descriptor, 2 for a bad option."""
+    """Parse arguments and environment.
+
+    Raises SystemExit: 0 after --help and --version, 1 without an INTERFACE, with too many arguments or with a bad
+    descriptor, 2 for a bad option.
+    """
     parser = _parser(environ)
     options, surplus = parser.parse_known_args(arguments)
     if options.version:
         print(version_text())
         parser.exit()
     if surplus or options.name is None:
-        # On stdout as from wireguard-go, whose status of 0 would tell a supervisor that all is well.
+        # On stdout like wireguard-go, but with status 1, because 0 would report success to a supervisor.
         print(USAGE)
         reason = f"unexpected arguments: {' '.join(surplus)}" if surplus else "INTERFACE is missing"
         parser.exit(1, f"wyrmholed: {reason}; see wyrmholed --help\n")
     sandbox = environ.get("WYRMHOLE_SANDBOX", "on")
     if sandbox not in ("on", "off"):
-        parser.error(f"WYRMHOLE_SANDBOX is on or off, not {sandbox!r}")
+        parser.error(f"WYRMHOLE_SANDBOX must be on or off, not {sandbox!r}")
     return DaemonSettings(
         name=options.name,
         foreground=options.foreground or environ.get("WG_PROCESS_FOREGROUND") == "1",
@@ -96,7 +99,7 @@ def parse_settings(arguments: Sequence[str], environ: Mapping[str, str]) -> Daem
 
 
 def _parser(environ: Mapping[str, str]) -> ArgumentParser:
-    # Imported here: it takes longer than the rest of this module.
+    # Imported here, because it takes longer to import than the rest of this module.
     import argparse
 
     class Parser(argparse.ArgumentParser):
@@ -115,7 +118,7 @@ def _parser(environ: Mapping[str, str]) -> ArgumentParser:
         "--engine",
         choices=("auto", "portable", "native"),
         default=environ.get("WYRMHOLE_ENGINE", "auto"),
-        help="what moves the packets (default: auto, native if it was built)",
+        help="packet engine (default: auto, which means native if it was built)",
     )
     parser.add_argument(
         "--workers",
@@ -138,12 +141,12 @@ def _parser(environ: Mapping[str, str]) -> ArgumentParser:
     parser.add_argument("--user", metavar="NAME", help="user to become after the start")
     parser.add_argument("--no-sandbox", action="store_true", help="keep all privileges and system calls")
     parser.add_argument("--version", action="store_true", help="print the version and exit")
-    parser.add_argument("name", metavar="INTERFACE", nargs="?", help="name of the interface to make")
+    parser.add_argument("name", metavar="INTERFACE", nargs="?", help="name of the interface to create")
     return parser
 
 
 def _parse_choice(parser: ArgumentParser, variable: str, text: str, choices: Sequence[str]) -> str:
-    # argparse checks what was given as an option, and not a default.
+    # argparse checks options but not defaults, which come from the environment.
     if text not in choices:
         parser.error(f"{variable} is {text!r}: use {', '.join(choices)}")
     return text
@@ -158,19 +161,19 @@ def _parse_workers(parser: ArgumentParser, text: str) -> int:
 def _parse_switches(parser: ArgumentParser, text: str) -> frozenset[str]:
     names = frozenset(filter(None, text.split(",")))
     if names - set(SWITCHES):
-        parser.error(f"cannot switch off {min(names - set(SWITCHES))!r}: use names of {','.join(SWITCHES)}")
+        parser.error(f"cannot switch off {min(names - set(SWITCHES))!r}: expected names of {','.join(SWITCHES)}")
     return names
 
 
 def _parse_fd(parser: ArgumentParser, environ: Mapping[str, str], variable: str) -> int | None:
     text = environ.get(variable, "")
     if text and not (text.isascii() and text.isdigit() and len(text) < 10):
-        parser.exit(1, f"wyrmholed: {variable} is not the number of a descriptor: give that of an open one\n")
+        parser.exit(1, f"wyrmholed: {variable} is not a descriptor number: set it to that of an open descriptor\n")
     return int(text) if text else None
 
 
 def version_text() -> str:
-    # Only asked for here: it takes longer to import than the rest of this module.
+    # Imported here, because it takes longer to import than the rest of this module.
     from importlib.metadata import version
 
     system = os.uname()
