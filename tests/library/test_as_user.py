@@ -57,6 +57,7 @@ def as_nobody(*command: str, mount: str = WORLD_TUN) -> subprocess.CompletedProc
         "test_ends.py",
         "stacks/test_helper.py",
         "stacks/test_kernels.py",
+        "test_endpoint_names.py",
         "test_peers.py",
         "test_sync.py",
         "test_one_key.py",

@@ -7,7 +7,6 @@ import contextlib
 import functools
 import socket
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,20 +14,13 @@ import pytest
 
 import wyrmhole
 from tests.support.tunnels import FAR_V4, FAR_V6, NEAR_V4, echo, far_config, generate, near_config, run, tunnels
-from wyrmhole.control.config.values import ConfigEndpoint
 from wyrmhole.device.assemble import make_device
 from wyrmhole.engine.select import has_native
-from wyrmhole.library.endpoints import CHECKS_PER_TTL, EndpointNames, moved, next_address
 from wyrmhole.library.events import CAPACITY, Event, Events, Expired
 from wyrmhole.protocol.constants import MILLISECOND, Timings
-from wyrmhole.protocol.keys import PublicKey
-from wyrmhole.wire.endpoint import Endpoint
 
 network = pytest.mark.network
 AnEvent = TypeVar("AnEvent", bound=Event)
-A, B, C = Endpoint("192.0.2.1", 51820), Endpoint("2001:db8::1", 51820), Endpoint("192.0.2.3", 51820)
-NAME = ConfigEndpoint("vpn.example", 51820)
-KEY = PublicKey(bytes(range(32)))
 
 
 @network
@@ -298,202 +290,6 @@ def test_a_config_that_is_no_tunnel_is_refused_before_anything_is_made() -> None
 def test_options_that_are_not_there(options: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="use"):
         wyrmhole.open("x", **options)
-
-
-# Endpoints as names
-
-
-class Names:
-    """An EndpointNames whose resolver and device are this test."""
-
-    def __init__(self, *answers: list[Endpoint] | Exception) -> None:
-        self.answers = list(answers)
-        self.current: Endpoint | None = A
-        self.unanswered = 0
-        self.moves: list[Endpoint] = []
-        self.names = EndpointNames(lambda _: self.unanswered, lambda _: self.current, self.move, self.look_up)
-
-    def move(self, _: PublicKey, endpoint: Endpoint) -> None:
-        self.current = endpoint
-        self.moves.append(endpoint)
-
-    async def look_up(self, host: str, port: int) -> list[Endpoint]:
-        assert (host, port) == (NAME.host, NAME.port)
-        answer = self.answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-
-def watch(names: Names, first: list[Endpoint], then: Callable[[], None] | None = None, checks: int = 1) -> None:
-    async def scenario() -> None:
-        names.names.watch(KEY, NAME, first)
-        if then is not None:
-            then()
-        for _ in range(checks):
-            await names.names.check()
-        names.names.close()
-
-    run(scenario())
-
-
-def test_a_name_that_goes_elsewhere_is_followed_when_its_time_is_over() -> None:
-    names = Names([C])
-    watch(names, [A, B], checks=CHECKS_PER_TTL - 1)
-    assert names.moves == []
-    watch(names, [A, B], checks=CHECKS_PER_TTL)
-    assert names.moves == [C]
-
-
-def test_handshakes_that_fail_have_every_address_tried_in_turn() -> None:
-    names = Names([A, B, C], [A, B, C], [A, B, C])
-    names.unanswered = 1
-    watch(names, [A, B, C], checks=3)
-    assert names.moves == [B, C, A]
-
-
-def test_a_peer_that_roamed_stays_where_it_is_while_its_name_says_the_same() -> None:
-    names = Names([A, B])
-    names.current = Endpoint("203.0.113.9", 1)
-    watch(names, [A, B], checks=CHECKS_PER_TTL)
-    assert names.moves == []
-
-
-def test_a_resolver_that_fails_leaves_the_addresses_there_were() -> None:
-    names = Names(socket.gaierror(socket.EAI_AGAIN, "later"), socket.gaierror(socket.EAI_AGAIN, "later"))
-    names.unanswered = 1
-    watch(names, [A, B], checks=2)
-    assert names.moves == [B, A]
-
-
-def test_an_address_is_not_looked_after() -> None:
-    names = Names()
-    literal = ConfigEndpoint("192.0.2.1", 51820)
-
-    async def scenario() -> None:
-        names.names.watch(KEY, literal, [A])
-        names.unanswered = 1
-        await names.names.check()
-        assert await names.names.resolve(literal) == [A]
-
-    run(scenario())
-
-
-def test_a_move_that_fails_is_made_at_the_next_look() -> None:
-    names = Names([C], [C])
-    refusals = [wyrmhole.TunnelError(0, "the interface is down")]
-
-    def move(key: PublicKey, endpoint: Endpoint) -> None:
-        if refusals:
-            raise refusals.pop()
-        names.move(key, endpoint)
-
-    names.names.move = move
-    watch(names, [A, B], checks=CHECKS_PER_TTL + 1)
-    assert names.moves == [C]
-
-
-def test_the_task_that_follows_names_survives_any_error(caplog: pytest.LogCaptureFixture) -> None:
-    names = Names([C])
-    names.answers.insert(0, RuntimeError("not foreseen"))
-    names.unanswered = 1
-    found = asyncio.Event()
-
-    def move(key: PublicKey, endpoint: Endpoint) -> None:
-        names.move(key, endpoint)
-        found.set()
-
-    async def scenario() -> None:
-        names.names.move, names.names.interval = move, 0
-        names.names.watch(KEY, NAME, [A])
-        await found.wait()
-        names.names.close()
-
-    run(scenario())
-    assert names.moves == [C] and "not foreseen" in caplog.text
-
-
-def test_a_name_that_had_no_address_is_asked_for_until_it_has_one() -> None:
-    later = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
-    names = Names(later, later, [B])
-    names.current = None
-    told: list[str] = []
-    names.names.on_failure = lambda _, reason: told.append(reason)
-    watch(names, [], checks=3)
-    assert names.moves == [B]
-    assert len(told) == 3 and "vpn.example:51820" in told[-1] and "Temporary failure" in told[-1]
-
-
-def test_a_slow_name_does_not_hold_up_a_tunnel_that_has_somebody_to_talk_to() -> None:
-    async def scenario() -> None:
-        released = asyncio.Event()
-
-        async def look_up(host: str, port: int) -> list[Endpoint]:
-            if host == "slow.example":
-                await released.wait()
-            if host == "bad.example":
-                raise socket.gaierror(socket.EAI_NONAME, "unknown")
-            return [A]
-
-        names = EndpointNames(lambda _: 0, lambda _: None, lambda _, __: None, look_up)
-        slow, bad = ConfigEndpoint("slow.example", 1), ConfigEndpoint("bad.example", 2)
-        wanted = [NAME, slow, bad]
-        found, failures = await names.resolve_some(wanted, is_enough=bool, patience=0)
-        assert found[NAME] == [A] and list(failures) == [slow, bad]
-        assert "slow.example:1: the host's name servers do not answer" in str(failures[slow])
-
-        waiting = asyncio.ensure_future(names.resolve_some([slow, bad], is_enough=bool, patience=0))
-        await asyncio.sleep(0)
-        released.set()
-        found, failures = await waiting
-        assert list(found) == [slow] and list(failures) == [bad]
-
-    run(scenario())
-
-
-def test_a_name_that_does_not_exist_is_named() -> None:
-    names = Names(socket.gaierror(socket.EAI_NONAME, "Name or service not known"))
-
-    async def scenario() -> None:
-        with pytest.raises(socket.gaierror, match=r"vpn\.example:51820: Name or service") as caught:
-            await names.names.resolve(NAME)
-        assert caught.value.errno == socket.EAI_NONAME
-
-    run(scenario())
-
-
-def test_the_next_address_and_where_a_name_moved() -> None:
-    assert next_address([], A) is None
-    assert next_address([A], A) == A
-    assert next_address([A, B], None) == A
-    assert moved([A], [A], C) is None
-    assert moved([A], [B, A], A) is None
-    assert moved([A], [], A) is None
-    assert moved([A], [B], A) == B
-
-
-@network
-def test_an_endpoint_s_name_is_resolved_outside_and_followed() -> None:
-    async def scenario() -> None:
-        near_key, far_key = generate(), generate()
-        async with wyrmhole.open(far_config(far_key, near_key)) as far:
-            port = far.stats().listen_port
-            async with wyrmhole.open(near_config(near_key, far_key, port, host="localhost")) as near:
-                await near.ping(FAR_V4)
-                following = near.events()
-                names = near._outside.endpoints
-
-                async def look_up(host: str, port: int) -> list[Endpoint]:
-                    return [Endpoint("127.0.0.2", port)]
-
-                names.look_up = look_up
-                for _ in range(CHECKS_PER_TTL):
-                    await names.check()
-                changes = [event for event in following._waiting if isinstance(event, wyrmhole.EndpointResolved)]
-                assert [change.endpoint.host for change in changes] == ["127.0.0.2"]
-                await near.ping(FAR_V4)
-
-    run(scenario())
 
 
 # Events

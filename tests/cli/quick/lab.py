@@ -14,7 +14,7 @@ from tests.cli.wyrmhole_command import WYRMHOLE
 from tests.netns.host import Host
 from tests.netns.implementations import COMMANDS, SUBJECT
 from tests.netns.lab import Lab
-from tests.netns.node import SOCKETS, unique_name
+from tests.netns.node import SOCKETS, Key, peer_section, unique_name
 
 
 @contextmanager
@@ -94,3 +94,30 @@ echo "$@" >> {record}
 [ "$1" = -a ] && cat >> {record}
 exit 0
 """
+
+
+EVERYTHING = "0.0.0.0/0, ::/0"
+
+
+def conf(allowed_ips: str, more: str = "", address: str = "10.77.0.1/24", endpoint: str = "198.51.100.2:51821") -> str:
+    interface = f"[Interface]\nPrivateKey = {Key.generate().private}\nAddress = {address}\n{more}"
+    return interface + peer_section(Key.generate().public, allowed_ips, endpoint=endpoint)
+
+
+def way(host: Host, address: str = "8.8.8.8") -> str:
+    """The interface by which packets to the address leave."""
+    return host.run("ip", "route", "get", address).split(" dev ")[1].split()[0]
+
+
+def program(folder: Path, name: str, script: str) -> Path:
+    """A stand-in on the PATH. Returns its folder."""
+    programs = folder / "bin"
+    programs.mkdir(exist_ok=True)
+    file = programs / name
+    file.write_text(f"#!/bin/sh\n{script}\n")
+    file.chmod(0o755)
+    return programs
+
+
+def with_dns(folder: Path) -> Path:
+    return program(folder, "resolvconf", FAKE_RESOLVCONF.format(record=folder / "dns").partition("\n")[2])

@@ -4,61 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from ipaddress import ip_address
-from typing import Any, TypeVar
+from typing import Any
 
 import dns.rcode
 import pytest
 import uvloop
 
-from tests.library.names.name_server import NameServer, Records, name_server
+from tests.library.names.name_server import name_server
+from tests.library.names.resolving import RECORDS, resolving, texts
 from tests.support.loopback import Loopback, eventually, run
 from wyrmhole.library.names import address_info
-from wyrmhole.library.names.resolver import QUESTIONS, UNANSWERED, Resolver
-
-T = TypeVar("T")
-RECORDS: Records = {
-    ("db.internal", "A"): ["10.0.0.1", "10.0.0.2"],
-    ("db.internal", "AAAA"): ["fd00::1", "fd00::2", "fd00::3"],
-    ("four.internal", "A"): ["10.0.0.4"],
-    ("alias.internal", "CNAME"): ["four.internal."],
-    ("printer.office.internal", "A"): ["10.1.0.1"],
-    ("_sip._tcp.internal", "SRV"): ["20 0 5061 second.internal.", "10 0 5060 first.internal."],
-    ("_none._tcp.internal", "SRV"): ["0 0 0 ."],
-}
-
-
-class Clock:
-    now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@asynccontextmanager
-async def resolving(
-    *, ttl: int = 60, search: Sequence[str] = (), ndots: int = 1, host: str = "127.0.0.1", lifetime: float = 5.0
-) -> AsyncIterator[tuple[Resolver, NameServer, Loopback, Clock]]:
-    tunnel, clock = Loopback(), Clock()
-    async with name_server(RECORDS, ttl, host) as (server, port):
-        resolver = Resolver(
-            [host],
-            tunnel.open_socket,
-            search=search,
-            ndots=ndots,
-            port=port,
-            clock=clock,
-            attempt=1.0,
-            lifetime=lifetime,
-        )
-        yield resolver, server, tunnel, clock
-    assert tunnel.still_open == 0, "sockets of questions are closed"
-
-
-async def texts(resolver: Resolver, name: str, family: int = 0) -> list[str]:
-    return [str(address) for address in await resolver.addresses(name, family=family)]
+from wyrmhole.library.names.resolver import Resolver
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
@@ -264,210 +223,7 @@ def test_a_server_that_is_not_there_leaves_the_turn_to_the_next() -> None:
     run(scenario())
 
 
-# Servers that are slow, partial or broken
-
-
-async def took(work: Awaitable[T]) -> tuple[T, float]:
-    """What it gave, and the seconds it needed."""
-    start = asyncio.get_running_loop().time()
-    return await work, asyncio.get_running_loop().time() - start
-
-
-def test_a_type_that_is_never_answered_costs_50_ms_once() -> None:
-    async def scenario() -> None:
-        async with resolving(lifetime=15) as (resolver, server, _, clock):
-            server.mute = {"AAAA"}
-            found, seconds = await took(texts(resolver, "four.internal"))
-            assert found == ["10.0.0.4"] and seconds < 5
-            assert await texts(resolver, "four.internal") == ["10.0.0.4"]
-            await eventually(lambda: not resolver._open_questions)
-            before = len(server.asked)
-            assert await texts(resolver, "four.internal") == ["10.0.0.4"]
-            assert len(server.asked) == before, "neither is asked again"
-            clock.now += UNANSWERED
-            server.mute = set()
-            assert await texts(resolver, "four.internal") == ["10.0.0.4"]
-            assert len(server.asked) == before + 2
-
-    run(scenario())
-
-
-def test_an_answer_that_comes_late_is_used_after_all() -> None:
-    async def scenario() -> None:
-        async with resolving(lifetime=15) as (resolver, server, _, _):
-            server.mute = {"AAAA"}
-            assert sorted(await texts(resolver, "db.internal")) == ["10.0.0.1", "10.0.0.2"]
-            assert resolver.is_incomplete("db.internal") and not resolver.is_incomplete("four.internal")
-            server.mute = set()
-            everything = await resolver.addresses("db.internal", complete=True)
-            assert len(everything) == 5
-            assert len(await texts(resolver, "db.internal")) == 5
-
-    run(scenario())
-
-
-@pytest.mark.parametrize("rcode", ["SERVFAIL", "REFUSED", "NXDOMAIN", "NOTIMP", "FORMERR"])
-def test_a_server_that_refuses_one_type_still_resolves_the_name(rcode: str) -> None:
-    async def scenario() -> None:
-        async with resolving() as (resolver, server, _, _):
-            server.rcodes = {"AAAA": dns.rcode.from_text(rcode)}
-            for _ in range(2):
-                assert await texts(resolver, "four.internal") == ["10.0.0.4"]
-            if rcode != "NXDOMAIN":
-                assert [kind for _, _, kind in server.asked].count("A") == 1
-
-    run(scenario())
-
-
-@pytest.mark.parametrize("edns", ["refused", "swallowed"])
-def test_a_server_without_edns_is_asked_without_it_and_remembered(edns: str) -> None:
-    async def scenario() -> None:
-        async with resolving() as (resolver, server, _, _):
-            server.edns = edns
-            assert await texts(resolver, "four.internal", socket.AF_INET) == ["10.0.0.4"]
-            assert len(server.asked) == 2
-            assert await texts(resolver, "db.internal", socket.AF_INET)
-            assert len(server.asked) == 3
-
-    run(scenario())
-
-
-def test_a_truncated_answer_without_tcp_is_used_as_far_as_it_came() -> None:
-    async def scenario() -> None:
-        async with resolving() as (resolver, server, _, _):
-            server.truncates, server.has_tcp, server.partial = True, False, True
-            assert await texts(resolver, "four.internal", socket.AF_INET) == ["10.0.0.4"]
-
-    run(scenario())
-
-
-def test_a_truncated_answer_without_tcp_is_asked_for_with_a_larger_size() -> None:
-    async def scenario() -> None:
-        async with resolving() as (resolver, server, _, _):
-            server.truncates, server.has_tcp, server.largest = True, False, 1232
-            assert await texts(resolver, "four.internal", socket.AF_INET) == ["10.0.0.4"]
-            server.largest = 65535
-            with pytest.raises(socket.gaierror, match="truncated, and it does not answer by TCP"):
-                await texts(resolver, "db.internal", socket.AF_INET)
-
-    run(scenario())
-
-
-def test_a_server_that_refers_elsewhere_gives_way_to_the_next() -> None:
-    async def scenario() -> None:
-        async with resolving() as (resolver, server, _, _):
-            server.refers = True
-            with pytest.raises(socket.gaierror, match="a referral to other servers"):
-                await resolver.addresses("four.internal")
-
-    run(scenario())
-
-
-def test_an_alias_that_the_server_does_not_follow_is_followed_here() -> None:
-    async def scenario() -> None:
-        async with resolving() as (resolver, server, _, _):
-            server.follows_aliases = server.soa = False
-            assert await texts(resolver, "alias.internal", socket.AF_INET) == ["10.0.0.4"]
-
-    run(scenario())
-
-
-@asynccontextmanager
-async def two_servers() -> AsyncIterator[tuple[NameServer, NameServer, Resolver]]:
-    """The first and the second of a list."""
-    async with (
-        name_server(RECORDS) as (second, port),
-        name_server(RECORDS, host="127.0.0.2", port=port) as (first, _),
-    ):
-        yield first, second, Resolver(["127.0.0.2", "127.0.0.1"], Loopback().open_socket, port=port)
-
-
-def test_a_first_server_that_is_silent_is_asked_last_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def scenario() -> None:
-        async with two_servers() as (dead, _, resolver):
-            dead.mute = {"A", "AAAA"}
-            _, seconds = await took(texts(resolver, "four.internal"))
-            assert seconds < 4 and dead.asked
-            before = len(dead.asked)
-            monkeypatch.setattr("wyrmhole.library.names.resolver.STAGGER", 15)
-            await texts(resolver, "db.internal")
-            assert len(dead.asked) == before
-
-    run(scenario())
-
-
-@pytest.mark.parametrize("rcode", ["SERVFAIL", "REFUSED"])
-def test_a_server_that_fails_gives_way_at_once(rcode: str) -> None:
-    async def scenario() -> None:
-        async with two_servers() as (bad, server, resolver):
-            bad.rcode = dns.rcode.from_text(rcode)
-            assert await texts(resolver, "four.internal") == ["10.0.0.4"]
-            assert ("udp", "four.internal", "A") in server.asked
-
-    run(scenario())
-
-
-def test_a_search_domain_that_a_server_does_not_serve_is_passed_over() -> None:
-    async def scenario() -> None:
-        async with resolving(search=["elsewhere.example"]) as (resolver, server, _, _):
-            answer = server.answer
-
-            def refuse(how: str, data: bytes) -> bytes:
-                server.rcode = dns.rcode.REFUSED if b"elsewhere" in data else None
-                return answer(how, data)
-
-            server.answer = refuse  # type: ignore[method-assign]
-            server.records[("short", "A")] = ["10.0.0.8"]
-            assert await texts(resolver, "short") == ["10.0.0.8"]
-            server.records.pop(("short", "A"))
-
-    run(scenario())
-
-
-def test_a_name_that_nobody_answers_fails_with_one_sentence_and_within_its_time() -> None:
-    async def scenario() -> None:
-        async with resolving(lifetime=0.2) as (resolver, server, _, _):
-            server.mute = {"A", "AAAA"}
-            with pytest.raises(socket.gaierror) as caught:
-                await resolver.addresses("four.internal")
-            assert caught.value.errno == socket.EAI_AGAIN
-            assert str(caught.value.strerror).startswith("no name server of the tunnel answered for four.internal: ")
-            assert "Do53" not in str(caught.value)
-            server.mute, resolver._lifetime = set(), 15.0
-            assert await texts(resolver, "four.internal") == ["10.0.0.4"], "that nothing was answered is not kept"
-
-    run(scenario())
-
-
-def test_silent_questions_of_one_type_do_not_hold_up_the_other() -> None:
-    async def scenario() -> None:
-        async with resolving(lifetime=15) as (resolver, server, _, _):
-            server.mute = {"AAAA"}
-            for number in range(3 * QUESTIONS):
-                server.records[(f"h{number}.internal", "A")] = ["10.0.0.4"]
-            names = [f"h{number}.internal" for number in range(3 * QUESTIONS)]
-            found, seconds = await took(asyncio.gather(*(texts(resolver, name) for name in names)))
-            assert found == [["10.0.0.4"]] * len(names) and seconds < 10
-            for name in names:
-                server.records.pop((name, "A"))
-            await eventually(lambda: not resolver._open_questions)
-
-    run(scenario())
-
-
-def test_a_server_that_nothing_leads_to_is_not_asked() -> None:
-    async def scenario() -> None:
-        async with name_server(RECORDS) as (_, port):
-            inside = {ip_address("127.0.0.1")}
-            tunnel = Loopback()
-            servers = ["192.0.2.53", "127.0.0.1"]
-            resolver = Resolver(servers, tunnel.open_socket, port=port, leads_to=inside.__contains__)
-            assert await texts(resolver, "four.internal") == ["10.0.0.4"]
-            inside.clear()
-            with pytest.raises(socket.gaierror, match=r"192\.0\.2\.53, 127\.0\.0\.1 is in no peer's AllowedIPs"):
-                await resolver.addresses("db.internal")
-
-    run(scenario())
+# Arguments, services and bounds
 
 
 @pytest.mark.parametrize("type", [0, socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW])
