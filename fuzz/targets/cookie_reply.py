@@ -12,8 +12,8 @@ remember_diffie_hellman()
 
 
 def TestOneInput(data: bytes) -> None:
-    """M41, M42: no cookie reply moves anything or is answered; the next attempt carries mac2 just when the genuine one
-    was among them, and not before its time."""
+    """No cookie reply moves anything or is answered; the next attempt carries mac2 just when the genuine one was among
+    them, and not before its time (M41, M42)."""
     reader = Reader(data)
     shape = reader.byte()
     a, b = pair()

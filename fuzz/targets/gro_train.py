@@ -59,8 +59,8 @@ def outcome(kind: str, data: bytes) -> tuple[list[bytes], int, dict[DropReason, 
 
 
 def TestOneInput(data: bytes) -> None:
-    """B4: each datagram of a train is delivered, reported, a keepalive, or dropped by name; what is delivered was sent,
-    and once. Both engines, where both are installed, say the same."""
+    """Each datagram of a train is delivered, reported, a keepalive, or dropped by name; what is delivered was sent, and
+    once. Both engines, where both are installed, say the same."""
     if next(_executions) % _COLLECT_EVERY == 0:
         gc.collect()
     outcomes = [outcome(kind, data) for kind in _INSTALLED]

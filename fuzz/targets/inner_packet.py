@@ -36,8 +36,8 @@ def expected_source(packet: bytes) -> bool:
 
 
 def TestOneInput(data: bytes) -> None:
-    """M47, M45: delivered is the packet without its padding when its lengths hold and its source is the peer's; else
-    one named drop. Its fields, the answer to it and its ECN can be asked for without an exception."""
+    """Delivered is the packet without its padding when its lengths hold and its source is the peer's; else one named
+    drop. Its fields, the answer to it and its ECN can be asked for without an exception (M47, M45)."""
     reader = Reader(data)
     outer_tos = reader.byte()
     packet = reader.rest()

@@ -11,8 +11,8 @@ remember_diffie_hellman()
 
 
 def TestOneInput(data: bytes) -> None:
-    """Only the genuine message begins a session, once (B18 to B20); anything else changes nothing and gets nothing, or
-    64 bytes of cookie under load."""
+    """Only the genuine message begins a session, once; anything else changes nothing and gets nothing, or 64 bytes of
+    cookie under load."""
     reader = Reader(data)
     shape = reader.byte()
     a, b = pair()

@@ -154,7 +154,7 @@ class Play:
         self._check_initiations()
 
     def _check_initiations(self) -> None:
-        """I7: one initiation in Rekey-Timeout, whatever asks for it."""
+        """One initiation in Rekey-Timeout, whatever asks for it (I7)."""
         for number, node in enumerate(self.nodes):
             times = [flight.at for flight in self.world.sent(1, node.name, since=self.strict_since[number] + 1)]
             assert all(b - a >= _REKEY_TIMEOUT for a, b in pairwise(times)), (node.name, times)
@@ -183,7 +183,8 @@ class Play:
 
 
 def TestOneInput(data: bytes) -> None:
-    """I2 (in the model plane), I3, I4, I7, I14, I17 after every command; L1 when the network is well again."""
+    """After every command the invariants hold, and when the network works again a session does too (I2 in the model
+    plane, I3, I4, I7, I14, I17, L1)."""
     play = Play(Reader(data))
     play.run()
     play.heal()

@@ -29,7 +29,7 @@ def write_skew(file: Path, *, boottime: int = 0, wall: int = 0) -> None:
 
 
 def test_wall_clock_back_a_year(lab: Lab, engine: str, record: Record, tmp_path: Path) -> None:
-    """B17, B64: stamps of initiations still rise, so each later handshake is accepted."""
+    """Timestamps of initiations still rise, so each later handshake is accepted."""
     skew = tmp_path / "skew"
     write_skew(skew)
     scene, times, recovery = Scene.set(lab, engine, skew=skew), count(20, 3), []
@@ -53,7 +53,7 @@ def test_wall_clock_back_a_year(lab: Lab, engine: str, record: Record, tmp_path:
 
 
 def test_restart_with_the_wall_clock_back_a_year(lab: Lab, engine: str, record: Record, tmp_path: Path) -> None:
-    """B17, the other half: a daemon that forgot its last stamp is refused, until the peer begins."""
+    """A daemon that forgot its last timestamp is refused until its peer initiates."""
     skew = tmp_path / "skew"
     write_skew(skew)
     scene = Scene.set(lab, engine, timings="short", skew=skew)
@@ -74,7 +74,7 @@ def test_restart_with_the_wall_clock_back_a_year(lab: Lab, engine: str, record: 
 
 
 def test_boottime_jump(lab: Lab, engine: str, record: Record, tmp_path: Path) -> None:
-    """B63: a suspend of ten minutes. The session is over when the machine wakes; the next packet asks for another."""
+    """A suspend of ten minutes. The session is over when the machine wakes; the next packet asks for another."""
     skew = tmp_path / "skew"
     write_skew(skew)
     scene, times, recovery = Scene.set(lab, engine, skew=skew), count(50, 5), []

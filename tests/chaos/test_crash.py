@@ -14,7 +14,7 @@ pytestmark = pytest.mark.network
 
 
 def test_killed_and_restarted_under_load(lab: Lab, engine: str, record: Record) -> None:
-    """I1, L2: never the same counter twice under one key, whatever was under way."""
+    """Never the same counter twice under one key, whatever was under way (I1, L2)."""
     scene, times, recovery = Scene.set(lab, engine), count(100, 5), []
     with NonceWatch(scene.b, "eth0") as watch, scene.stream(interval=0.001, size=1200) as stream:
         for _ in range(times):
@@ -38,8 +38,8 @@ def test_killed_and_restarted_under_load(lab: Lab, engine: str, record: Record) 
 
 
 def test_peer_killed_and_restarted(lab: Lab, engine: str, record: Record) -> None:
-    """L2, M34: the other end lost the session, and only this end talks: no answer for 15 s (here 0.7 s), then a new
-    handshake. The peer would be back at once if it had something to say."""
+    """The other end lost the session, and only this end talks: no answer for 15 s (here 0.7 s), then a new handshake.
+    The peer would be back at once if it had something to say (L2, M34)."""
     scene, times, recovery = Scene.set(lab, engine, timings="short"), count(20, 2), []
     with scene.stream(interval=0.002) as stream:
         for _ in range(times):

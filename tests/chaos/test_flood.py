@@ -49,7 +49,7 @@ def connects(peer: RawPeer) -> int:
 
 @pytest.mark.parametrize("sources", [1, SOURCES] if FULL else [SOURCES])
 def test_honest_peers_get_through_a_flood(lab: Lab, engine: str, record: Record, tmp_path: Path, sources: int) -> None:
-    """B8, B9, B12, B62: with a right mac1, from one address or from ever others."""
+    """The flood has a valid mac1 and comes from one address, or from a new one for each message."""
     scene, stranger = with_stranger(lab, engine)
     pid, public = scene.two.process.pid, scene.two.key.public
     scene.b.ip("route", "add", "10.128.0.0/9", "via", STRANGER[0])

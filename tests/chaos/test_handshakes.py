@@ -18,7 +18,7 @@ pytestmark = pytest.mark.network
 
 
 def test_simultaneous_initiation(lab: Lab, engine: str, record: Record) -> None:
-    """B21, L5: both have a packet for the other in the same instant; both packets arrive."""
+    """Both ends have a packet for the other in the same instant; both packets arrive (L5)."""
     scene, wanted, recovery = Scene.set(lab, engine), count(200, 10), []
     crossed = times = 0
     near, far = Ends.open(scene)
@@ -88,7 +88,7 @@ class Ends:
 
 
 def test_rekey_under_load(lab: Lab, engine: str, record: Record) -> None:
-    """L4, M36: a new session every 80 ms with data in both directions; nothing is lost, nothing overtakes."""
+    """A new session every 80 ms with data in both directions; nothing is lost, nothing overtakes (L4, M36)."""
     scene, wanted = Scene.set(lab, engine, timings="hasty"), count(1000, 30)
     # A thread that changes its core may find its former packets still queued there, which is the kernel's reordering.
     for core, node in enumerate((scene.one, scene.two)):

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.network
 
 
 def test_port_taken(lab: Lab, engine: str, record: Record) -> None:
-    """B77. Refused while up, and the tunnel goes on; taken while down, the interface waits for another port."""
+    """Refused while up, and the tunnel goes on; taken while down, the interface waits for another port."""
     scene = Scene.set(lab, engine)
     with scene.stream() as stream:
         with scene.a.entered(), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as other:
@@ -57,7 +57,7 @@ def _bound(sock: socket.socket, port: int) -> bool:
 
 
 def test_no_descriptors(lab: Lab, engine: str, record: Record) -> None:
-    """B49: the daemon may open nothing more. Its clients are refused, its packets pass."""
+    """The daemon cannot open another descriptor: its clients are refused, and its packets pass."""
     scene = Scene.set(lab, engine)
     pid = scene.one.process.pid
     with scene.stream() as stream, ExitStack() as clients:
@@ -115,7 +115,7 @@ def _cpu_seconds(pid: int) -> float:
 
 
 def test_memory_cap_with_a_flood(lab: Lab, engine: str, record: Record) -> None:
-    """B62, M50: garbage, false handshakes and packets that cannot leave, under a cap of 24 MiB more address space."""
+    """Garbage, false handshakes and packets that cannot leave, under a cap of 24 MiB more address space (M50)."""
     scene = Scene.set(lab, engine)
     pid = scene.one.process.pid
     stranger = RawPeer(scene.b, ("192.0.2.2", 40000), scene.one.key.public, ("192.0.2.1", 51820))
@@ -147,7 +147,7 @@ def _address_space(pid: int) -> int:
 
 
 def test_process_stopped(lab: Lab, engine: str, record: Record) -> None:
-    """B63 without a suspend: the process stands still for longer than a session lives, then everything is due."""
+    """Without a suspend: the process stands still for longer than a session lives, then everything is due."""
     seconds = count(200, 4)
     scene = Scene.set(lab, engine, timings="real" if seconds == 200 else "short")
     with scene.stream(interval=0.02) as stream:

@@ -14,7 +14,7 @@ pytestmark = pytest.mark.network
 
 
 def test_interface_down_and_up(lab: Lab, engine: str, record: Record) -> None:
-    """B47. Each time a new session: with the interface down all keys are forgotten."""
+    """Each time there is a new session, because an interface that is down forgets all keys."""
     scene, times = Scene.set(lab, engine), count(100, 5)
     recovery = []
     with scene.stream() as stream:
@@ -38,7 +38,7 @@ def test_interface_down_and_up(lab: Lab, engine: str, record: Record) -> None:
 
 
 def test_interface_deleted(lab: Lab, engine: str, record: Record) -> None:
-    """B48. The daemon ends in order; started again it is back with the first packet."""
+    """The daemon ends cleanly; after a restart the first packet arrives."""
     scene, times = Scene.set(lab, engine), count(10, 1)
     recovery = []
     with scene.stream() as stream:

@@ -57,7 +57,7 @@ def test_64_clients_at_once(lab: Lab, engine: str, record: Record) -> None:
 
 
 def test_slow_and_rude_clients(lab: Lab, engine: str, record: Record) -> None:
-    """B50, B54: one byte at a time, never reading, endless lines, NULs, half a set, gone in the middle."""
+    """Clients that send single bytes, never read, send endless lines or NULs, or disconnect within a set."""
     scene, rounds = Scene.set(lab, engine), count(20, 2)
     with scene.stream() as stream, ExitStack() as stack:
         for _ in range(20):

@@ -68,7 +68,7 @@ def test_route_flaps(lab: Lab, engine: str, record: Record) -> None:
 
 
 def test_address_removed(lab: Lab, engine: str, record: Record) -> None:
-    """B44: the source that packets are pinned to goes away and the host gets another."""
+    """The source address that packets are pinned to is removed, and the host gets another."""
     scene, times = Scene.set(lab, engine), count(20, 4)
     former, latter, recovery = "192.0.2.1/24", "192.0.2.7/24", []
     with scene.stream() as stream:
@@ -89,7 +89,7 @@ def test_address_removed(lab: Lab, engine: str, record: Record) -> None:
 
 @pytest.mark.parametrize(("has", "lacks"), [("v4", "v6"), ("v6", "v4")], ids=["v4-only", "v6-only"])
 def test_one_family_only(lab: Lab, engine: str, record: Record, has: str, lacks: str) -> None:
-    """B76: hosts without any address of the other family."""
+    """Hosts that have addresses of one family only."""
     a, b = lab.neighbours()
     for host in (a, b):
         if lacks == "v6":
@@ -132,7 +132,7 @@ def qdisc(host: Host, *words: str) -> None:
     ids=["qdisc", "sndbuf"],
 )
 def test_no_buffers(lab: Lab, engine: str, record: Record, name: str, words: tuple[str, ...]) -> None:
-    """B44: more is sent than the kernel has room for. Drops, no stall, and all is well after."""
+    """More is sent than the kernel has buffers for: packets are dropped, nothing stalls, and the tunnel recovers."""
     scene = Scene.set(lab, engine)
     with scene.stream() as stream:
         qdisc(scene.a, *words)
@@ -185,7 +185,6 @@ def rejected() -> str:
     ids=["eperm", "icmp"],
 )
 def test_filtered(lab: Lab, engine: str, record: Record, name: str, happens: str, at_peer: bool, rules: str) -> None:
-    """B43, B44"""
     scene, times, recovery = Scene.set(lab, engine), count(50, 5), []
     host = scene.b if at_peer else scene.a
     with scene.stream() as stream, Capture(scene.b, "eth0") as wire:
@@ -201,7 +200,7 @@ def test_filtered(lab: Lab, engine: str, record: Record, name: str, happens: str
 
 
 def test_size_black_hole(lab: Lab, engine: str, record: Record) -> None:
-    """B78: the way swallows what is larger than 600 bytes, and says nothing."""
+    """The path drops packets larger than 600 bytes silently."""
     scene, router = routed(lab, engine)
     hole = "table inet chaos { chain f { type filter hook forward priority 0; meta length > 600 drop; }; }"
     for host in (scene.a, scene.b):
@@ -249,7 +248,7 @@ def ports(wire: Capture) -> set[int]:
 
 
 def test_nat_rebinding(lab: Lab, engine: str, record: Record) -> None:
-    """B42: every 5 s (in short: at once) the NAT forgets its mapping and takes another port."""
+    """Every 5 s (in short: at once) the NAT forgets its mapping and takes another port."""
     scene, router = routed(lab, engine)
     times, recovery = count(24, 4), []
     with scene.stream() as stream, Capture(scene.b, "eth0") as wire:
@@ -275,7 +274,7 @@ def test_nat_rebinding(lab: Lab, engine: str, record: Record) -> None:
 
 
 def test_reordered_by_4096(lab: Lab, engine: str, record: Record) -> None:
-    """B27: each 4,096 data messages arrive in reverse; all of them are taken, each once."""
+    """Each 4,096 data messages arrive in reverse; all of them are taken, each once."""
     a, middle, b = lab.switched(3)
     name = implementation(engine)
     _, two = lab.tunnel(a, name, b, name, endpoint="192.0.2.2:5000")

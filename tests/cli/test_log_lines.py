@@ -29,14 +29,13 @@ def test_there_are_wireguard_gos_two_levels_and_warnings() -> None:
 
 
 def test_bytes_of_others_stay_on_one_short_line() -> None:
-    """B71"""
     line = LineFormatter("wg0").format(record("from %s", "\x1b[2J\n\r\x00\u202e" + "A" * 100_000))
     assert "from \\x1b[2J\\n\\r\\x00\\u202eAAA" in line
     assert line.isprintable() and len(line) < 1200
 
 
 def test_an_exception_is_one_line_that_tells_where() -> None:
-    """B72: no value of a variable is in it."""
+    """The line contains no value of a variable."""
     secret = PrivateKey(bytes(range(32)))
     try:
         raise RuntimeError(f"cannot use {secret}")
@@ -50,7 +49,6 @@ def test_an_exception_is_one_line_that_tells_where() -> None:
 
 
 def test_one_line_a_second_of_each_class_comes_through() -> None:
-    """B71"""
     now = 100.0
     limit = RateLimit(clock=lambda: now)
     assert limit.filter(record("a", rate_class="a"))

@@ -67,7 +67,7 @@ def _address(text: str) -> bytes:
 
 
 def test_longest_match_wins_whoever_owns_the_shorter_one() -> None:
-    """M45: the /32 inside somebody's /24 belongs to its own peer."""
+    """The /32 inside somebody's /24 belongs to its own peer (M45)."""
     table: AllowedIPs[str] = AllowedIPs()
     table.insert(Prefix.parse("10.0.0.0/24"), "a")
     table.insert(Prefix.parse("10.0.0.7/32"), "b")

@@ -47,7 +47,7 @@ def test_runs_of_counters_equal_a_naive_set(runs: list[tuple[int, int]]) -> None
 
 
 def test_window_is_8128_wide() -> None:
-    """M24, B27, B28: the oldest counter that still passes, and the first that does not."""
+    """The oldest counter that still passes, and the first that does not (M24)."""
     window = ReplayWindow()
     assert window.accept(WINDOW_SIZE)
     assert WINDOW_SIZE == 8128
@@ -56,7 +56,7 @@ def test_window_is_8128_wide() -> None:
 
 
 def test_named_verdicts() -> None:
-    """M24: first, duplicate, jump, late, too late, and the same again far along."""
+    """First, duplicate, jump, late, too late, and the same again far along (M24)."""
     for base in (0, 1 << 32, 1 << 63):
         window = ReplayWindow()
         verdicts = [

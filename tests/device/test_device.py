@@ -152,7 +152,7 @@ async def test_a_port_that_is_taken_is_refused_also_while_down(world: World) -> 
 
 @scenario
 async def test_the_end_of_the_tun_ends_the_device(world: World) -> None:
-    """B48; gotatun does not end."""
+    """gotatun goes on running."""
     device, tun = await world.device(1)
     tun.delete()
     await device.wait_closed()
@@ -216,7 +216,6 @@ async def test_a_set_that_cannot_have_its_port_applies_nothing(world: World) -> 
 
 @scenario
 async def test_too_many_peers_apply_nothing(world: World) -> None:
-    """B59."""
     device, _ = await world.device(1)
     device._interface.peers.max_peers = 2
     device.configure(DeviceChange(peers=(peer_change(),)))
@@ -294,7 +293,7 @@ async def test_a_prefix_moves_to_the_peer_that_was_given_it_last(world: World) -
 
 @scenario
 async def test_the_own_key_is_no_peer_in_either_order(world: World) -> None:
-    """M51."""
+    """Our own public key is never a peer (M51)."""
     device, _ = await world.device(1)
     key = PrivateKey(b"\x01" * 32)
     device.configure(DeviceChange(peers=(PeerChange(key.public_key()),)))
@@ -345,7 +344,7 @@ async def test_drops_of_engine_and_protocol_are_one_list(world: World) -> None:
 
 @scenario
 async def test_no_secret_is_printed_or_logged(world: World) -> None:
-    """B72, I33."""
+    """Events, log lines and representations hold no secret bytes (I33)."""
     lines: list[str] = []
 
     class Collect(logging.Handler):

@@ -19,14 +19,14 @@ from wyrmhole.wire.prefix import Prefix
 
 
 def test_ecn_goes_outside_and_the_rest_of_tos_does_not() -> None:
-    """M48: RFC 6040, and no DSCP."""
+    """The outer header gets the ECN field as in RFC 6040, and no DSCP (M48)."""
     a, _ = connected()
     a.tunnel(ipv4(A_INNER, B_INNER, tos=0xB8 | 2))
     assert a.sent[-1][3] == 2
 
 
 def test_handshake_messages_are_marked_af41() -> None:
-    """M48."""
+    """Handshake messages carry DSCP AF41, like the kernel's (M48)."""
     a, _ = connected()
     a.engine.send_to_peer(1, b"handshake")
     assert a.sent[-1][1:] == (b"handshake", None, 0x88)
@@ -45,7 +45,7 @@ def test_cookie_replies_are_not_marked() -> None:
 def test_congestion_outside_goes_inside_where_it_can_be_carried(
     outer_is_v6: bool, inner_is_v6: bool, is_train: bool
 ) -> None:
-    """M48, all 16 pairs: RFC 6040, figure 4, and like the kernel no drop. DSCP (here 0x40) stays."""
+    """All 16 pairs: RFC 6040, figure 4, and like the kernel no drop. DSCP (here 0x40) stays (M48)."""
     a, b = connected()
     for side, prefix in ((a, "fd00::2/128"), (b, "fd00::1/128")):
         side.engine.insert_allowed_ip(1, Prefix.parse(prefix))

@@ -28,7 +28,7 @@ from wyrmhole.wire.endpoint import Endpoint
 
 @pytest.mark.parametrize("kind", [1, 2])
 def test_handshake_messages_with_a_valid_mac1_are_reported(kind: int) -> None:
-    """M37. A response also needs an initiation under way."""
+    """A response also needs an initiation under way (M37)."""
     _, b = connected()
     b.engine.begin_initiation(0)
     b.network(handshake_message(kind), A_OUTER, source=b"here")
@@ -36,7 +36,7 @@ def test_handshake_messages_with_a_valid_mac1_are_reported(kind: int) -> None:
 
 
 def test_the_handshake_queue_is_bounded_tells_its_depth_and_comes_last() -> None:
-    """M38, M50."""
+    """A full queue drops, and its depth decides whether there is load (M38, M50)."""
     a, b = connected()
     for number in range(MAX_QUEUED_HANDSHAKES + 3):
         b.network(handshake_message(), outer(number))
@@ -51,7 +51,7 @@ def test_the_handshake_queue_is_bounded_tells_its_depth_and_comes_last() -> None
 
 @pytest.mark.parametrize("is_v6", [False, True])
 def test_under_load_who_was_silent_before_goes_first(is_v6: bool) -> None:
-    """B8, B10: one source, or one /64, gets a place in the queue and then none, and leaves room for others."""
+    """A flooding address or /64 gets one slot in the queue, so that other sources have room."""
     _, b = connected()
     flood = [Endpoint(f"2001:db8::{number:x}" if is_v6 else "198.51.100.1", 7) for number in range(1, 2001)]
     for source in flood:

@@ -50,7 +50,7 @@ from wyrmhole.wire.prefix import Prefix
     ],
 )
 def test_bad_datagrams_are_dropped_by_name_and_answered_by_silence(data: bytes, reason: DropReason) -> None:
-    """M4, M5, M6, M7, M8, M37, M50, B1, B2, B3, B6, B24, B25, B29."""
+    """Wrong lengths, types, reserved bits, MACs, indices and tags get no answer (M4 to M8, M37, M50)."""
     _, b = connected()
     b.network(data, A_OUTER)
     assert b.drops() == {reason: 1}
@@ -60,7 +60,7 @@ def test_bad_datagrams_are_dropped_by_name_and_answered_by_silence(data: bytes, 
 
 
 def test_a_duplicate_is_delivered_once() -> None:
-    """B26, I3."""
+    """No inner packet is delivered twice (I3)."""
     a, b = connected()
     a.tunnel(ipv4(A_INNER, B_INNER))
     (datagram,) = a.take()
@@ -71,7 +71,7 @@ def test_a_duplicate_is_delivered_once() -> None:
 
 
 def test_a_forged_counter_does_not_move_the_window() -> None:
-    """M23, I9, I12: a million ahead with a bad tag, then the true packets."""
+    """A counter far ahead with an invalid tag does not make the genuine packets too old (M23, I9, I12)."""
     a, b = connected()
     a.tunnel(ipv4(A_INNER, B_INNER, b"1"))
     a.tunnel(ipv4(A_INNER, B_INNER, b"2"))
@@ -84,7 +84,7 @@ def test_a_forged_counter_does_not_move_the_window() -> None:
 
 
 def test_a_forged_packet_changes_nothing() -> None:
-    """I11, I12: no endpoint, no mark, no counter."""
+    """Endpoint, marks and counters stay as they were (I11, I12)."""
     a, b = connected()
     a.tunnel(ipv4(A_INNER, B_INNER))
     (datagram,) = a.take()
@@ -109,7 +109,7 @@ def test_a_forged_packet_changes_nothing() -> None:
     ids=["one byte", "version 0", "version 7", "v4 length 16", "v4 beyond", "v4 header 16", "v6 wraps", "short v6"],
 )
 def test_authenticated_nonsense_is_dropped_and_still_roams(inner: bytes) -> None:
-    """M47, M44, B31, B32: an IPv6 length of 65,528 wraps in wireguard-go and delivers a fragment."""
+    """An IPv6 length of 65,528 wraps in wireguard-go and delivers a fragment (M47, M44)."""
     _, b = connected()
     nonce = bytes(4) + (7).to_bytes(8, "little")
     sealed = bytearray(struct.pack("<IIQ", 4, 20, 7) + bytes(len(inner) + 16))
@@ -121,7 +121,7 @@ def test_authenticated_nonsense_is_dropped_and_still_roams(inner: bytes) -> None
 
 
 def test_padding_is_trimmed_by_the_inner_length() -> None:
-    """M47."""
+    """The inner length, not the padded one, is delivered (M47)."""
     a, b = connected()
     a.tunnel(ipv4(A_INNER, B_INNER, b"odd"))
     carry(a, b)
@@ -129,7 +129,7 @@ def test_padding_is_trimmed_by_the_inner_length() -> None:
 
 
 def test_the_inner_source_must_belong_to_the_peer_by_the_whole_table() -> None:
-    """M45, B33: a /32 of another peer inside this peer's /24."""
+    """A /32 of another peer inside this peer's /24 (M45)."""
     a, b = connected()
     b.engine.insert_allowed_ip(1, Prefix.parse("10.0.0.0/24"))
     b.engine.add_peer(2)
@@ -141,7 +141,6 @@ def test_the_inner_source_must_belong_to_the_peer_by_the_whole_table() -> None:
 
 
 def test_a_tun_that_refuses_a_packet_costs_that_packet() -> None:
-    """B47."""
     a, b = connected()
     b.tun.refuse = lambda parts: True
     a.tunnel(ipv4(A_INNER, B_INNER))

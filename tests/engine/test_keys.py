@@ -30,7 +30,7 @@ from wyrmhole.protocol.drops import DropReason
 
 
 def test_responder_holds_its_packets_until_the_first_packet_of_the_initiator() -> None:
-    """M18, I8."""
+    """A responder sends nothing before its key is confirmed (M18, I8)."""
     a, b = sides()
     b.tunnel(ipv4(B_INNER, A_INNER, b"early"))
     b.engine.install_keypair(1, params(20, 10, initiator=False))
@@ -45,14 +45,14 @@ def test_responder_holds_its_packets_until_the_first_packet_of_the_initiator() -
 
 
 def test_the_initiator_confirms_with_a_keepalive_when_nothing_is_staged() -> None:
-    """M19."""
+    """The initiator sends first, at once (M19)."""
     a, _ = sides()
     a.engine.install_keypair(1, params(10, 20, initiator=True))
     assert [len(data) for data in a.take()] == [32]
 
 
 def test_reordering_across_a_rekey_loses_nothing() -> None:
-    """M36, I15: previous, current and next all open."""
+    """The previous, the current and the next keypair all decrypt (M36, I15)."""
     a, b = connected()
     a.tunnel(ipv4(A_INNER, B_INNER, b"old"))
     old = a.take()
@@ -68,7 +68,7 @@ def test_reordering_across_a_rekey_loses_nothing() -> None:
 
 
 def test_keys_end_for_sending_and_receiving_at_their_times() -> None:
-    """M29."""
+    """A keypair ends with its age (M29)."""
     a, b = connected()
     a.tunnel(ipv4(A_INNER, B_INNER, b"one"))
     a.now += 178 * SECOND
@@ -85,7 +85,7 @@ def test_keys_end_for_sending_and_receiving_at_their_times() -> None:
 
 
 def test_the_message_limit_holds_for_sending() -> None:
-    """M25, M26: the last counter is used once, what does not fit waits, and a rekey was asked for."""
+    """The last counter is used once, what does not fit waits, and a rekey was asked for (M25, M26)."""
     a, b = sides()
     limited = replace(params(10, 20, initiator=True), rekey_after_messages=3, reject_after_messages=5)
     b.engine.install_keypair(1, params(20, 10, initiator=False))
@@ -104,7 +104,7 @@ def test_the_message_limit_holds_for_sending() -> None:
 
 
 def test_the_message_limit_holds_for_a_super_packet() -> None:
-    """M25: the part of a batch beyond the limit is staged, in order."""
+    """The part of a batch beyond the limit is staged, in order (M25)."""
     a, b = sides()
     a.engine.install_keypair(1, replace(params(10, 20, initiator=True), reject_after_messages=3))
     a.take()
@@ -118,7 +118,7 @@ def test_the_message_limit_holds_for_a_super_packet() -> None:
 
 
 def test_the_message_limit_holds_for_receiving() -> None:
-    """M25, B25."""
+    """No counter at or beyond Reject-After-Messages is accepted (M25)."""
     a, b = sides()
     b.engine.install_keypair(1, replace(params(20, 10, initiator=False), reject_after_messages=2))
     a.engine.install_keypair(1, params(10, 20, initiator=True))
@@ -130,7 +130,7 @@ def test_the_message_limit_holds_for_receiving() -> None:
 
 
 def test_expired_sending_keys_still_receive() -> None:
-    """M52."""
+    """Keys that must not send any more still open what is under way (M52)."""
     a, b = connected()
     b.engine.expire_sending_keys(1)
     a.tunnel(ipv4(A_INNER, B_INNER))
@@ -142,7 +142,7 @@ def test_expired_sending_keys_still_receive() -> None:
 
 
 def test_only_the_initiator_asks_to_rekey_once_per_key() -> None:
-    """M27, M28."""
+    """The initiator asks to rekey on sending and on receiving, once for each key (M27, M28)."""
     a, b = connected()
     for side, inner in ((a, (A_INNER, B_INNER)), (b, (B_INNER, A_INNER))):
         side.now += 121 * SECOND
@@ -153,7 +153,7 @@ def test_only_the_initiator_asks_to_rekey_once_per_key() -> None:
 
 
 def test_keepalives_sent_ask_to_rekey_as_data_does() -> None:
-    """M27: once for each key, and the initiator only."""
+    """Once for each key, and the initiator only (M27)."""
     a, b = connected()
     for side in (a, b):
         side.engine.send_keepalive(1)
@@ -165,7 +165,7 @@ def test_keepalives_sent_ask_to_rekey_as_data_does() -> None:
 
 
 def test_keepalives_sent_count_as_messages() -> None:
-    """M26."""
+    """The message limit counts keepalives too (M26)."""
     a, _ = sides()
     a.engine.install_keypair(1, replace(params(10, 20, initiator=True), rekey_after_messages=3))
     for _ in range(2):
@@ -177,7 +177,7 @@ def test_keepalives_sent_count_as_messages() -> None:
 
 @pytest.mark.parametrize("train", [1, 2])
 def test_keepalives_received_ask_to_rekey_near_the_end(train: int) -> None:
-    """M28: once, and the initiator only."""
+    """Once, and the initiator only (M28)."""
     a, b = connected()
     a.now += 165 * SECOND
     for _ in range(3 * train):
@@ -190,7 +190,7 @@ def test_keepalives_received_ask_to_rekey_near_the_end(train: int) -> None:
 
 @pytest.mark.parametrize("inner", [b"data", b""])
 def test_a_late_message_of_the_previous_session_does_not_ask_to_renew_the_new_one(inner: bytes) -> None:
-    """M28: the current session counts."""
+    """Only the age of the current session matters (M28)."""
     a, b = connected()
     if inner:
         b.tunnel(ipv4(B_INNER, A_INNER, inner))

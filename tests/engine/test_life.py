@@ -30,7 +30,7 @@ from wyrmhole.wire.prefix import Prefix
 
 
 def test_tun_events_are_reported_and_its_end_is_survived() -> None:
-    """B48: EBADFD ends the reading, not the process."""
+    """EBADFD ends the reading, not the process."""
     a, _ = connected()
     a.tun.events.append(TunEvent.MTU)
     a.tun.gone = True

@@ -53,7 +53,7 @@ def test_activity_is_said_once_until_released() -> None:
 
 
 def test_counters_are_whole_datagrams() -> None:
-    """I31."""
+    """Counters are sums of whole messages, handshakes and padding included (I31)."""
     a, b = connected()
     a.tunnel(ipv4(A_INNER, B_INNER))
     a.engine.send_to_peer(1, bytes(148))
@@ -65,7 +65,7 @@ def test_counters_are_whole_datagrams() -> None:
 
 
 def test_roaming_is_followed_and_said_once() -> None:
-    """M44: with the local address that it came to."""
+    """Answers leave from the local address that the peer wrote to (M44)."""
     a, b = connected()
     elsewhere = Endpoint("203.0.113.9", 9)
     for _ in range(3):

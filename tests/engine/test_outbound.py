@@ -32,7 +32,7 @@ def test_a_packet_arrives_as_it_was() -> None:
 
 
 def test_transport_messages_have_header_counter_and_padding() -> None:
-    """M7, M20, M22: counters from 0 (the keepalive), multiples of 16."""
+    """Counters from 0 (the keepalive), multiples of 16 (M7, M20, M22)."""
     a, _ = connected()
     for size in range(40):
         a.tunnel(ipv4(A_INNER, B_INNER, bytes(size)))
@@ -44,7 +44,7 @@ def test_transport_messages_have_header_counter_and_padding() -> None:
 
 @pytest.mark.parametrize(("mtu", "size", "padded"), [(1420, 1420, 1420), (1420, 1419, 1420), (1420, 1401, 1408)])
 def test_padding_never_goes_beyond_the_mtu(mtu: int, size: int, padded: int) -> None:
-    """M22."""
+    """Packets are padded to multiples of 16, but not beyond the MTU (M22)."""
     a, _ = connected()
     a.engine.set_mtu(mtu)
     a.tunnel(ipv4(A_INNER, B_INNER, bytes(size - 20)))
@@ -52,7 +52,7 @@ def test_padding_never_goes_beyond_the_mtu(mtu: int, size: int, padded: int) -> 
 
 
 def test_a_packet_above_the_mtu_is_padded_by_its_remainder() -> None:
-    """M22: a change of the MTU that nobody told us of."""
+    """The MTU changed, and the change was not reported yet (M22)."""
     a, _ = connected()
     a.engine.set_mtu(1300)
     a.tunnel(ipv4(A_INNER, B_INNER, bytes(1330)))
@@ -60,7 +60,7 @@ def test_a_packet_above_the_mtu_is_padded_by_its_remainder() -> None:
 
 
 def test_no_peer_for_the_destination_is_told_to_the_sender() -> None:
-    """M46."""
+    """The sender gets an ICMP error (M46)."""
     a, _ = connected()
     a.tunnel(ipv4(A_INNER, "10.9.9.9"))
     assert a.drops() == {DropReason.NO_ROUTE: 1}
@@ -74,7 +74,7 @@ def test_no_peer_for_the_destination_is_told_to_the_sender() -> None:
 
 
 def test_a_peer_without_endpoint_is_told_to_the_sender_and_wants_no_key() -> None:
-    """M46."""
+    """The sender gets an ICMP error, and no key is requested (M46)."""
     a, _ = sides()
     a.engine.set_endpoint(1, None)
     a.tunnel(ipv4(A_INNER, B_INNER))
@@ -119,7 +119,7 @@ def test_what_is_no_ip_packet_is_dropped_by_name(frame: bytes) -> None:
     ids=["no size", "csum_start beyond", "wrong version", "unknown type", "partial checksum beyond"],
 )
 def test_an_odd_virtio_header_costs_one_frame(header: tuple[int, ...]) -> None:
-    """B36: wireguard-go ends the device over any other error than too many segments."""
+    """wireguard-go ends the device over any other error than too many segments."""
     a, b = connected()
     a.tun.inject(struct.pack("=BBHHHH", *header) + ipv4(A_INNER, B_INNER, bytes(400), protocol=6))
     a.engine.turn()
@@ -130,7 +130,7 @@ def test_an_odd_virtio_header_costs_one_frame(header: tuple[int, ...]) -> None:
 
 
 def test_our_own_datagram_routed_into_the_tunnel_is_dropped() -> None:
-    """B37: a route loop; in wireguard-go it takes 1.7 CPUs without end."""
+    """A route loop; in wireguard-go it takes 1.7 CPUs without end."""
     a, _ = connected()
     a.engine.insert_allowed_ip(1, Prefix.parse("0.0.0.0/0"))
     a.tunnel(udp("192.0.2.1", B_OUTER.host, (51820, B_OUTER.port)))
@@ -141,7 +141,6 @@ def test_our_own_datagram_routed_into_the_tunnel_is_dropped() -> None:
 
 
 def test_a_failed_send_is_counted_and_a_rejected_source_forgotten() -> None:
-    """B44."""
     a, _ = connected()
     a.engine.set_endpoint(1, B_OUTER, b"pinned")
     a.bind.outcome = SendOutcome.SOURCE_REJECTED

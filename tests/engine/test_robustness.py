@@ -45,7 +45,7 @@ from wyrmhole.wire.prefix import Prefix
 
 @pytest.mark.parametrize("size", [1, 3, 4, 16, 20, 31])
 def test_a_train_of_datagrams_shorter_than_a_message_is_dropped_and_ends(size: int) -> None:
-    """B4: the first bytes name a key that we have, and all bytes together would be long enough for a message."""
+    """The first bytes name a key that we have, and all bytes together would be long enough for a message."""
     _, b = connected()
     header = struct.pack("<IIQ", 4, 20, 7) + bytes(15)
     b.network(header[:size] * 8, A_OUTER, segment=size)
@@ -66,7 +66,7 @@ def test_a_handshake_message_with_data_behind_it_in_one_train() -> None:
 
 
 def test_more_peers_than_trains_each_get_theirs_in_order() -> None:
-    """I24: packets to many peers, one of each in turn."""
+    """Packets to many peers, one of each in turn (I24)."""
     a, _ = connected()
     count = MAX_TRAINS + 3
     for number in range(2, count + 2):
@@ -85,7 +85,7 @@ def test_more_peers_than_trains_each_get_theirs_in_order() -> None:
 
 
 def test_the_largest_packet_there_is_becomes_one_datagram() -> None:
-    """B35: whether so much can be sent is the socket's to say."""
+    """Only the socket decides whether it can be sent."""
     a, _ = connected()
     a.tunnel(ipv4(A_INNER, B_INNER, bytes(65_515)))
     a.tunnel(ipv4(A_INNER, B_INNER))
@@ -107,7 +107,7 @@ def test_a_lost_train_counts_all_its_packets_and_no_bytes() -> None:
 
 
 def test_a_super_packet_without_a_route_counts_its_packets_and_one_answer() -> None:
-    """M46."""
+    """Each packet is counted, and one ICMP error answers them (M46)."""
     a, _ = connected()
     a.tun.inject(uso(udp(A_INNER, "10.9.9.9", (1, 2), bytes(400)), 100))
     a.engine.turn()
@@ -116,7 +116,7 @@ def test_a_super_packet_without_a_route_counts_its_packets_and_one_answer() -> N
 
 
 def test_staged_packets_keep_their_own_ecn() -> None:
-    """M48."""
+    """Each outer header has the ECN field of its own packet (M48)."""
     a, _ = sides()
     a.tunnel(*[ipv4(A_INNER, B_INNER, tos=tos) for tos in (0, 1, 2, 3, 3)])
     a.engine.install_keypair(1, params(10, 20, initiator=True))
@@ -124,7 +124,7 @@ def test_staged_packets_keep_their_own_ecn() -> None:
 
 
 def test_a_loop_is_seen_through_the_scope_of_a_link_local_endpoint() -> None:
-    """B37: the kernel gives such a sender's address with the name of the interface."""
+    """The kernel gives such a sender's address with the name of the interface."""
     a, b = connected()
     a.engine.insert_allowed_ip(1, Prefix.parse("::/0"))
     b.tunnel(ipv4(B_INNER, A_INNER))
@@ -162,7 +162,7 @@ def test_a_lone_packet_leaves_before_the_tun_is_asked_for_more(monkeypatch: pyte
 
 
 def test_what_was_staged_for_a_responder_waits_for_an_answer_like_other_data() -> None:
-    """M34: the packet that confirms the key came before, so it is no answer to what leaves because of it."""
+    """The packet that confirms the key came before, so it is no answer to what leaves because of it (M34)."""
     a, b = sides()
     b.tunnel(ipv4(B_INNER, A_INNER))
     b.engine.install_keypair(1, params(20, 10, initiator=False))
@@ -175,7 +175,7 @@ def test_what_was_staged_for_a_responder_waits_for_an_answer_like_other_data() -
 
 
 def test_many_changes_of_an_endpoint_are_one_report_with_the_latest() -> None:
-    """B40: who can move packets about does not fill the queue."""
+    """An attacker who redirects packets cannot fill the queue of reports."""
     a, b = connected()
     for port in range(1, 50):
         a.tunnel(ipv4(A_INNER, B_INNER))
@@ -187,7 +187,7 @@ def test_many_changes_of_an_endpoint_are_one_report_with_the_latest() -> None:
 
 
 def test_a_key_that_will_not_be_renewed_yet_is_asked_for_again() -> None:
-    """M26, M27: the protocol may decline (`expect_key`); the next packet then asks anew."""
+    """The protocol may decline (`expect_key`); the next packet then asks anew (M26, M27)."""
     a, _ = connected()
     a.now += 121 * SECOND
     for _ in range(2):
@@ -332,7 +332,7 @@ def running(tun: MemoryTun, bind: MemoryBind, other_inner: str, other: Endpoint,
 
 
 def test_two_threads_carry_both_directions_through_a_change_of_keys() -> None:
-    """M36: nothing is lost, doubled or reordered."""
+    """Nothing is lost, doubled or reordered (M36)."""
     network = MemoryNetwork(queue_limit=100_000)
     tun_a, tun_b = CountingTun("a", 600), CountingTun("b", 600)
     b = running(tun_b, network.bind(B_OUTER.host), A_INNER, A_OUTER, initiator=False)
@@ -388,7 +388,7 @@ def arrivals(draw: st.DrawFn) -> list[tuple[bytes, int]]:
 @settings(max_examples=150, deadline=None)
 @given(arrivals())
 def test_every_datagram_is_delivered_reported_or_dropped_by_name(trains: list[tuple[bytes, int]]) -> None:
-    """B1 to B6, B24 to B33, M50, I17, I30: no exception, no answer, and the sum is right (keepalives aside)."""
+    """No exception, no answer, and the sum is right (keepalives aside) (M50, I17, I30)."""
     _, b = connected()
     b.engine.poll_reports(10_000)
     total = 0
@@ -403,7 +403,7 @@ def test_every_datagram_is_delivered_reported_or_dropped_by_name(trains: list[tu
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.binary(max_size=12), st.integers(0, 300), st.integers(0, 40)), min_size=1, max_size=8))
 def test_any_frame_of_a_tun_is_sent_answered_or_dropped_by_name(frames: list[tuple[bytes, int, int]]) -> None:
-    """B36: odd virtio headers, cut packets."""
+    """Odd virtio headers, cut packets."""
     a, _ = connected()
     for header, size, cut in frames:
         packet = udp(A_INNER, B_INNER, (1, 2), bytes(size))
@@ -418,7 +418,7 @@ def test_any_frame_of_a_tun_is_sent_answered_or_dropped_by_name(frames: list[tup
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 1400), st.integers(0, 3)), min_size=1, max_size=150))
 def test_whatever_the_sizes_order_and_content_hold_and_trains_have_the_shape(packets: list[tuple[int, int]]) -> None:
-    """I2, I4: equal sizes but for the last, 64 datagrams and 65,507 bytes at most, one ECN for all."""
+    """Equal sizes but for the last, 64 datagrams and 65,507 bytes at most, one ECN for all (I2, I4)."""
     a, b = connected()
     a.bind.trains.clear()
     whole = [ipv4(A_INNER, B_INNER, bytes((n & 255,)) * size, tos=ecn) for n, (size, ecn) in enumerate(packets)]

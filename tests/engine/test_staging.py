@@ -24,7 +24,7 @@ from wyrmhole.wire.prefix import Prefix
 
 
 def test_staged_packets_leave_in_order_when_the_key_comes() -> None:
-    """M49, and a key is asked for once."""
+    """A key is requested once (M49)."""
     a, b = sides()
     packets = [ipv4(A_INNER, B_INNER, b"%d" % number) for number in range(5)]
     for packet in packets:
@@ -37,7 +37,7 @@ def test_staged_packets_leave_in_order_when_the_key_comes() -> None:
 
 
 def test_the_oldest_of_128_gives_way() -> None:
-    """M49, I17."""
+    """At most 128 packets wait for a peer; the oldest is dropped first (M49, I17)."""
     a, b = sides()
     for number in range(130):
         a.tunnel(ipv4(A_INNER, B_INNER, b"%d" % number))
@@ -70,7 +70,7 @@ def staged(a: Side, number: int) -> int:
 
 
 def test_staged_bytes_of_a_device_are_capped() -> None:
-    """I17: memory is bounded however many peers do not answer, and a burst for each of a hundred leaves room."""
+    """Memory is bounded however many peers do not answer, and a burst for each of a hundred leaves room (I17)."""
     a, _ = sides()
     addresses = silent_peers(a, 100)
     for inner in addresses:
@@ -90,7 +90,7 @@ def test_staged_bytes_of_a_device_are_capped() -> None:
 
 
 def test_silent_peers_with_steady_traffic_leave_room_for_the_first_packets_of_another() -> None:
-    """I17: they share what there is, whoever came first; 92 of them once used all of it up."""
+    """Peers share the space for staged packets; 92 silent peers once used all of it (I17)."""
     a, b = sides()
     addresses = silent_peers(a, 200)
     for _ in range(130):
@@ -111,7 +111,7 @@ def test_silent_peers_with_steady_traffic_leave_room_for_the_first_packets_of_an
 
 
 def test_giving_up_drops_by_name_and_asks_again_for_the_next_packet() -> None:
-    """M32, L5."""
+    """After the last attempt, staged packets are dropped and the next packet starts again (M32, L5)."""
     a, _ = sides()
     a.tunnel(ipv4(A_INNER, B_INNER))
     a.engine.flush_staged(1)
@@ -121,7 +121,7 @@ def test_giving_up_drops_by_name_and_asks_again_for_the_next_packet() -> None:
 
 
 def test_a_removed_peer_s_packets_and_keys_are_gone() -> None:
-    """B80, L10."""
+    """Removal leaves nothing (L10)."""
     a, b = connected()
     b.tunnel(ipv4(B_INNER, A_INNER))
     late = b.take()

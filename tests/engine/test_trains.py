@@ -83,7 +83,7 @@ def test_packets_of_two_peers_read_together_go_to_each_in_one_train() -> None:
 
 
 def test_a_train_is_opened_whole_and_a_bad_one_inside_costs_only_itself() -> None:
-    """B4: sizes, a short tail, a corrupt datagram and a duplicate in one receive."""
+    """Sizes, a short tail, a corrupt datagram and a duplicate in one receive."""
     a, b = connected()
     packets = [ipv4(A_INNER, B_INNER, b"%03d" % number) for number in range(10)] + [ipv4(A_INNER, B_INNER, b"")]
     for packet in packets:

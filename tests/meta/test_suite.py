@@ -1,8 +1,10 @@
-"""Rules of the suite itself: what test modules share is furniture, not another test module."""
+"""Rules of the suite itself: shared code is in support modules, and docstrings are sentences."""
 
 from __future__ import annotations
 
 import ast
+import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,3 +29,27 @@ def test_no_module_imports_a_test_module(path: Path) -> None:
     """A test module that serves as a library runs its tests where nobody looks for them, and cannot be split."""
     for name in imported(path):
         assert not (name.startswith("tests.") and ".test_" in name), f"{name} belongs into tests/support"
+
+
+TABLES = {
+    "M": (ROOT / "docs" / "conformance.md").read_text(),
+    "I": (ROOT / "docs" / "reliability.md").read_text(),
+    "L": (ROOT / "docs" / "reliability.md").read_text(),
+}
+CODE = re.compile(r"\b([A-Z])(\d{1,2})\b(?! ?=)")
+PROSE = [path for path in MODULES if path.is_relative_to(ROOT / "tests") or path.is_relative_to(ROOT / "fuzz")]
+
+
+def docstrings(path: Path) -> Iterator[str]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            yield ast.get_docstring(node) or ""
+
+
+@pytest.mark.parametrize("path", [*PROSE, *sorted((ROOT / "src").rglob("*.py"))], ids=lambda path: path.stem)
+def test_a_docstring_is_a_sentence_and_its_codes_have_a_row_in_a_table(path: Path) -> None:
+    for doc in docstrings(path):
+        assert not doc or re.search(r"[A-Za-z]{2}", CODE.sub("", doc)), f"only codes: {doc!r}"
+        for letter, number in CODE.findall(doc):
+            if letter in "BMIL":
+                assert f"\n| {letter}{number} |" in TABLES.get(letter, ""), f"{letter}{number} is in no table: {doc!r}"

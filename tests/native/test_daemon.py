@@ -106,7 +106,7 @@ def with_workers(lab: Lab, workers: int) -> tuple[Host, Host, Node, Node]:
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
 def test_workers_keep_the_order_of_each_flow_and_use_no_nonce_twice(lab: Lab, workers: int) -> None:
-    """I1, I4: both sides with so many workers; every datagram of the wire is looked at."""
+    """Both sides have several workers, and every datagram on the wire is examined (I1, I4)."""
     a, b, one, two = with_workers(lab, workers)
     assert {thread for thread in threads_of(one) if thread.startswith("wyrmhole-")} == {
         f"wyrmhole-{number}" for number in range(workers)

@@ -155,7 +155,7 @@ def test_peers_of_both_families_get_what_was_read_in_one_turn() -> None:
 
 
 def test_datagrams_of_every_odd_length_are_dropped_by_name() -> None:
-    """B1 to B6: up to the longest that UDP carries."""
+    """All lengths up to the longest datagram of UDP are tried."""
     with connected("127.0.0.1") as (place, _, b), sender(place, b) as sock:
         lengths = [*range(200), 1500, 9000, 65_507]
         for length in lengths:
@@ -167,7 +167,7 @@ def test_datagrams_of_every_odd_length_are_dropped_by_name() -> None:
 
 @pytest.mark.parametrize("count", [64, 65, 128])
 def test_a_train_of_128_segments_is_taken_whole(count: int) -> None:
-    """B4: wireguard-go and others have room for 64 only."""
+    """wireguard-go and others have room for 64 segments only."""
     with connected("127.0.0.1") as (place, _, b), sender(place, b) as sock:
         segment = struct.pack("<IIQ", 4, 20, 7) + bytes(32)
         control = [(socket.SOL_UDP, UDP_SEGMENT, struct.pack("=H", len(segment)))]

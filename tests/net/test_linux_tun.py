@@ -263,7 +263,7 @@ def test_reading_an_empty_or_down_interface_is_no_error(tun: LinuxTun) -> None:
 
 @pytest.mark.network
 def test_writing_to_a_down_interface_loses_the_frame_and_counts(tun: LinuxTun) -> None:
-    """B47: and it works again once up."""
+    """Writing works again when the interface is up."""
     assert tun.write([HEADER, PING]) is False
     assert tun.counters.unwritten == {errno.EIO: 1}
     assert tun.write(super_packet()) is False
@@ -298,7 +298,6 @@ def test_a_refused_super_packet_turns_its_offload_off(tun: LinuxTun, gso_type: i
 
 @pytest.mark.network
 def test_deletion_is_told_once_and_does_not_spin(tun: LinuxTun) -> None:
-    """B48."""
     tun.poll_events()
     ip("link", "del", tun.name)
     assert events(tun) == [TunEvent.DELETED]
@@ -348,7 +347,7 @@ def test_closing_a_lent_tun_leaves_its_owner_alone(tun: LinuxTun) -> None:
 def test_an_interface_in_another_namespace_is_followed(
     tun: LinuxTun, may_ask: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """B47. Without the right to look into the other namespace only the MTU cannot be told."""
+    """Without the permission to enter the other namespace, only the MTU is unknown."""
 
     def refuse(*_arguments: object) -> None:
         raise PermissionError(errno.EPERM, "not permitted")
@@ -402,7 +401,7 @@ def test_an_interface_that_comes_home_is_no_longer_probed(tun: LinuxTun, monkeyp
 
 @pytest.mark.network
 def test_the_end_of_another_namespace_ends_the_interface(tun: LinuxTun) -> None:
-    """B48: this process does not keep the namespace alive."""
+    """This process does not keep the namespace alive."""
     with namespaces(1) as (namespace,):
         ip("link", "set", tun.name, "netns", namespace.name)
         assert tun.poll_events() == [TunEvent.DOWN]

@@ -78,7 +78,7 @@ def test_descriptors_do_not_leak_into_children_and_do_not_block(bind: UdpBind) -
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("tos", [0, 1, 3, 0x88, 0xFF])
 def test_a_datagram_arrives_with_its_addresses_and_its_tos(bind: UdpBind, other: UdpBind, host: str, tos: int) -> None:
-    """M48: the outer ECN field and DSCP are told, and set."""
+    """The outer ECN field and DSCP are told, and set (M48)."""
     assert bind.send(b"hello", 0, sockaddr(other, host), None, tos) == SendOutcome.SENT
     received = receive(other)
     assert bytes(received.view) == b"hello"
@@ -93,7 +93,7 @@ def test_a_datagram_arrives_with_its_addresses_and_its_tos(bind: UdpBind, other:
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("tos", [0, 2])
 def test_a_train_arrives_whole_with_its_size_and_its_source(bind: UdpBind, other: UdpBind, host: str, tos: int) -> None:
-    """B4: also the short last datagram. The source and the TOS survive UDP_GRO."""
+    """Also the short last datagram. The source and the TOS survive UDP_GRO."""
     train = b"".join(bytes([n]) * 1400 for n in range(40)) + b"end"
     assert bind.send(train, 1400, sockaddr(other, host), None, tos) == SendOutcome.SENT
     received = receive(other)
@@ -140,7 +140,7 @@ def test_a_source_that_was_never_ours_is_rejected_and_the_datagram_sent(bind: Ud
 
 
 def test_a_taken_port_is_refused_in_either_family() -> None:
-    """B77: EADDRINUSE for a chosen port, and nothing stays open."""
+    """EADDRINUSE for a chosen port, and nothing stays open."""
     for family, wildcard in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
         with socket.socket(family, socket.SOCK_DGRAM) as owner:
             if family == socket.AF_INET6:
@@ -156,7 +156,6 @@ def test_a_taken_port_is_refused_in_either_family() -> None:
 
 
 def test_a_random_port_that_is_taken_in_ipv6_is_tried_again() -> None:
-    """B77."""
     taken: list[socket.socket] = []
 
     class Unlucky(socket.socket):
@@ -180,7 +179,7 @@ def test_a_random_port_that_is_taken_in_ipv6_is_tried_again() -> None:
     ("missing", "host"), [(socket.AF_INET6, "127.0.0.1"), (socket.AF_INET, "::1")], ids=["no IPv6", "no IPv4"]
 )
 def test_one_family_is_enough_and_has_the_configured_port(missing: int, host: str) -> None:
-    """B76: the reported port is right and a configured one kept."""
+    """The reported port is right and a configured one kept."""
     script = Script(missing=frozenset({missing}))
     bind = UdpBind(socket_factory=script.factory)
     port = bind.open(0)
@@ -194,7 +193,6 @@ def test_one_family_is_enough_and_has_the_configured_port(missing: int, host: st
 
 
 def test_no_family_at_all_is_an_error() -> None:
-    """B76."""
     script = Script(missing=frozenset({socket.AF_INET, socket.AF_INET6}))
     bind = UdpBind(socket_factory=script.factory)
     with pytest.raises(OSError) as caught:
@@ -270,7 +268,7 @@ PKTINFO6 = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO)
     ],
 )
 def test_odd_control_messages_count_as_absent(control: list[tuple[int, int, bytes]]) -> None:
-    """B4, B5: no size, a size of 0 or one not below the length means one datagram; an odd source means none."""
+    """No size, a size of 0 or one not below the length means one datagram; an odd source means none."""
 
     class Odd(socket.socket):
         def recvmsg_into(self, buffers: Any, ancbufsize: int = 0, flags: int = 0) -> Any:
@@ -284,7 +282,7 @@ def test_odd_control_messages_count_as_absent(control: list[tuple[int, int, byte
 
 
 def test_a_cut_off_datagram_is_skipped_and_the_next_one_taken() -> None:
-    """B3: truncation is detected."""
+    """A truncated datagram is detected."""
     messages: list[Any] = [(6, [], socket.MSG_TRUNC, ("192.0.2.1", 9)), (6, [], 0, ("192.0.2.2", 9))]
 
     class Cutting(socket.socket):

@@ -197,7 +197,7 @@ def wait_until(condition: Callable[[], bool]) -> bool:
 
 @FAMILIES
 def test_a_train_above_the_mtu_of_its_own_link_arrives_as_fragments(pair: list[Namespace], version: int) -> None:
-    """B44: EMSGSIZE is remembered for the destination; trains to others stay whole."""
+    """EMSGSIZE is remembered for the destination; trains to others stay whole."""
     for namespace, device in zip(pair, ("east", "west"), strict=True):
         namespace.ip("link", "set", device, "mtu", "1300")
     with opened(*pair) as (sender, receiver):
@@ -262,7 +262,7 @@ def test_bulk_passes_a_router_with_a_narrow_link(version: int) -> None:
 
 
 def test_a_train_partly_marked_by_congestion_is_not_merged_under_one_mark(pair: list[Namespace]) -> None:
-    """M48: UDP_GRO never puts datagrams of different ECN fields into one train."""
+    """UDP_GRO never puts datagrams of different ECN fields into one train (M48)."""
     with opened(*pair) as (sender, receiver):
         for tos in (1, 1, 3, 1):
             sender.send(bytes(2800), 1400, at("10.1.0.2"), None, tos)
@@ -275,7 +275,6 @@ def test_a_train_partly_marked_by_congestion_is_not_merged_under_one_mark(pair: 
 
 @pytest.mark.parametrize("when", ["all", "default"])
 def test_ipv6_switched_off_by_sysctl_is_no_obstacle(when: str) -> None:
-    """B76."""
     with namespaces(2) as (a, b):
         for namespace in (a, b):
             namespace.sysctl(f"net.ipv6.conf.{when}.disable_ipv6", "1")
@@ -289,7 +288,7 @@ def test_ipv6_switched_off_by_sysctl_is_no_obstacle(when: str) -> None:
 
 
 def test_a_lost_route_drops_and_counts_and_a_new_one_works_at_once(pair: list[Namespace]) -> None:
-    """B44: ENETUNREACH is not the end of anything."""
+    """ENETUNREACH costs the datagram and nothing else."""
     with opened(*pair) as (asker, answerer):
         asker.send(b"q", 0, at("10.1.0.2"))
         question = answerer.must_receive()

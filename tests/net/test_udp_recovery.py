@@ -119,7 +119,7 @@ def test_switched_off_trains_go_as_single_datagrams(script: Script) -> None:
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EINVAL])
 def test_a_kernel_that_refuses_trains_gets_single_datagrams_for_good(number: int) -> None:
-    """B45: the refused train is sent again once, and no further train is tried."""
+    """The refused train is sent again once, and no further train is tried."""
     script = fail_trains(number)
     bind = opened(script)
     assert bind.send(TRAIN, SIZE, ANY_SOCKADDR, SOURCE) == SendOutcome.SENT
@@ -133,7 +133,7 @@ def test_a_kernel_that_refuses_trains_gets_single_datagrams_for_good(number: int
 
 
 def test_a_refusal_in_one_family_leaves_the_other_alone() -> None:
-    """B45: per socket."""
+    """Each socket remembers its own refusal."""
     script = fail_trains(errno.EIO)
     bind = opened(script)
     bind.send(TRAIN, SIZE, ANY_SOCKADDR, None)
@@ -158,7 +158,7 @@ def test_the_split_parts_already_sent_are_not_sent_again(script: Script) -> None
 
 
 def test_an_oversized_train_is_fragmented_for_that_destination_only(script: Script) -> None:
-    """B44: EMSGSIZE."""
+    """The kernel reports EMSGSIZE."""
     script.judge = lambda attempt: errno.EMSGSIZE if attempt.segment_size and attempt.sockaddr == ANY_SOCKADDR else 0
     bind = opened(script)
     for _ in range(2):
@@ -218,7 +218,7 @@ def test_an_older_kernels_limit_of_64_datagrams_is_found_out(script: Script) -> 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENETUNREACH])
 @pytest.mark.parametrize("size", [0, SIZE])
 def test_a_source_that_no_longer_works_is_dropped_and_told(number: int, size: int) -> None:
-    """B44: EADDRNOTAVAIL clears the sticky source."""
+    """EADDRNOTAVAIL clears the sticky source."""
     script = Script(judge=lambda attempt: number if attempt.source is not None else 0)
     bind = opened(script)
     data = TRAIN if size else b"one"
@@ -229,7 +229,7 @@ def test_a_source_that_no_longer_works_is_dropped_and_told(number: int, size: in
 
 
 def test_without_any_route_the_source_is_not_blamed() -> None:
-    """B44: ENETUNREACH."""
+    """ENETUNREACH keeps the sticky source."""
     bind = opened(Script(judge=lambda attempt: errno.ENETUNREACH))
     assert bind.send(b"one", 0, ANY_SOCKADDR, SOURCE) == SendOutcome.DROPPED
     assert bind.counters.dropped == {errno.ENETUNREACH: 1}
@@ -248,7 +248,7 @@ def test_a_bad_source_and_refused_trains_together_lose_nothing() -> None:
 
 
 def test_a_pending_refusal_does_not_cost_the_datagram(script: Script) -> None:
-    """B43: ECONNREFUSED tells of an earlier datagram."""
+    """ECONNREFUSED concerns an earlier datagram, so this one is sent again."""
     pending = [errno.ECONNREFUSED]
     script.judge = lambda attempt: pending.pop() if pending else 0
     bind = opened(script)
@@ -258,7 +258,7 @@ def test_a_pending_refusal_does_not_cost_the_datagram(script: Script) -> None:
 
 
 def test_a_full_socket_buffer_is_waited_for(script: Script) -> None:
-    """B44: EAGAIN."""
+    """EAGAIN delays the send until there is space."""
     pending = [errno.EAGAIN]
     script.judge = lambda attempt: pending.pop() if pending else 0
     bind = opened(script)
@@ -268,7 +268,7 @@ def test_a_full_socket_buffer_is_waited_for(script: Script) -> None:
 
 
 def test_one_send_waits_a_bounded_time_in_all() -> None:
-    """B44: EAGAIN. Not once more for each datagram of a train."""
+    """EAGAIN starts one wait for a whole train, not one for each datagram."""
     script = Script(judge=lambda attempt: errno.EAGAIN)
     bind = UdpBind(gso=False, socket_factory=script.factory)
     bind.open(0)
@@ -297,7 +297,7 @@ def test_one_send_waits_a_bounded_time_in_all() -> None:
 @pytest.mark.parametrize("size", [0, SIZE])
 @pytest.mark.parametrize("source", [None, SOURCE])
 def test_a_lasting_error_is_counted_and_ends(number: int, size: int, source: bytes | None) -> None:
-    """B44: every kind drops that part only, with a bounded number of attempts, and the next send is as before."""
+    """Every kind drops that part only, with a bounded number of attempts, and the next send is as before."""
     script = Script(judge=lambda attempt: number)
     bind = opened(script)
     data = TRAIN if size else b"one"
@@ -327,7 +327,7 @@ def test_the_cache_of_control_messages_is_bounded(bind: UdpBind) -> None:
 
 
 def test_pending_errors_do_not_hide_the_datagram_behind_them(bind: UdpBind, script: Script) -> None:
-    """B43: an ICMP error is consumed, and the socket kept."""
+    """An ICMP error is consumed, and the socket kept."""
     port = bind._v4.port if bind._v4 else 0
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.sendto(b"hello", ("127.0.0.1", port))
@@ -339,7 +339,7 @@ def test_pending_errors_do_not_hide_the_datagram_behind_them(bind: UdpBind, scri
 
 
 def test_a_dead_socket_is_replaced_under_its_descriptor(bind: UdpBind, script: Script) -> None:
-    """B46: the port, the options and the place in the poll set stay."""
+    """The port, the options and the place in the poll set stay."""
     filenos = tuple(bind.filenos())
     fileno = filenos[0]
     script.receiving = [errno.ENOTCONN] * 4
@@ -368,7 +368,7 @@ def test_a_duplicate_of_a_dead_socket_does_not_keep_its_port(bind: UdpBind, scri
 
 
 def test_a_socket_that_keeps_dying_comes_back_after_a_wait(bind: UdpBind, script: Script) -> None:
-    """B46: the second death within a minute is answered later; a timer stands at the descriptor until then."""
+    """The second death within a minute is answered later; a timer stands at the descriptor until then."""
     fileno = bind.filenos()[0]
     script.receiving = [errno.ENOTCONN] * 8
     bind.receive(fileno)
@@ -382,7 +382,7 @@ def test_a_socket_that_keeps_dying_comes_back_after_a_wait(bind: UdpBind, script
 
 
 def test_a_port_lost_while_reopening_is_taken_again_when_free(bind: UdpBind, script: Script) -> None:
-    """B46: another process may hold the port for a while."""
+    """Another process may hold the port for a while."""
     fileno = bind.filenos()[0]
     port = bind._v4.port if bind._v4 else 0
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as thief:

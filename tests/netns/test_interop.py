@@ -65,7 +65,6 @@ def test_large_pings_and_fragments_pass(lab: Lab, peer: str) -> None:
 
 @pytest.mark.parametrize("peer", PEERS)
 def test_both_may_begin_at_once(lab: Lab, peer: str) -> None:
-    """B21"""
     a, b = lab.neighbours()
     one, two = lab.tunnel(a, SUBJECT, b, peer, endpoint=OUTER["v4"], back="192.0.2.1:51820")
     with_b = b.spawn("ping", "-q", "-n", "-c", "1", one.addresses[0], output=subprocess.DEVNULL)
@@ -77,7 +76,7 @@ def test_both_may_begin_at_once(lab: Lab, peer: str) -> None:
 
 @pytest.mark.parametrize("peer", PEERS)
 def test_a_preshared_key_on_one_side_only_never_completes(lab: Lab, peer: str) -> None:
-    """M17"""
+    """Both sides need the same preshared key (M17)."""
     a, one, _, two = two_ends(lab, peer, "initiator")
     one.set(
         "peer", two.key.public, "preshared-key", "/dev/stdin", text="FpCyhws9cxwWoV4xELtfJvjJN+zQVRPISllRWgeopVE=\n"

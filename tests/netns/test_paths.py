@@ -77,7 +77,7 @@ def test_jumbo_frames_pass(lab: Lab) -> None:
 
 
 def test_ciphertext_is_padded_to_sixteen_and_never_above_the_mtu(lab: Lab) -> None:
-    """M22"""
+    """On the wire, padding fills up to 16 bytes but not beyond the MTU (M22)."""
     a, b = lab.neighbours()
     _, two = lab.tunnel(a, SUBJECT, b, SUBJECT, endpoint=NEIGHBOUR["v4"], mtu=1419)
     with Capture(b, "eth0") as wire:
@@ -94,7 +94,6 @@ def test_ciphertext_is_padded_to_sixteen_and_never_above_the_mtu(lab: Lab) -> No
 
 @pytest.mark.parametrize("families", [("v4", "v6"), ("v6", "v4")], ids=["v4-only", "v6-only"])
 def test_a_host_with_one_family_is_enough(lab: Lab, families: tuple[str, str]) -> None:
-    """B76"""
     has, lacks = families
     a, b = lab.neighbours()
     for host in (a, b):
@@ -122,7 +121,7 @@ def test_a_host_with_one_family_is_enough(lab: Lab, families: tuple[str, str]) -
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_congestion_marks_pass_the_tunnel_and_dscp_does_not(lab: Lab, family: str) -> None:
-    """M48"""
+    """ECN is carried as RFC 6040 says, DSCP is not (M48)."""
     a, b = lab.neighbours()
     _, two = lab.tunnel(a, SUBJECT, b, SUBJECT, endpoint=NEIGHBOUR[family])
     with Capture(b, "eth0") as wire:
@@ -154,11 +153,11 @@ def lonely(lab: Lab) -> Node:
 
 @pytest.mark.parametrize("address", ["10.77.0.2", "10.77.0.3"])
 def test_a_sender_is_told_that_a_host_cannot_be_reached(lonely: Node, address: str) -> None:
-    """M46"""
+    """A packet that no peer owns is answered with an ICMP error (M46)."""
     assert "Destination Host Unreachable" in ping_reply(lonely.host, address)
 
 
 @pytest.mark.parametrize("address", ["fd77::2", "fd77::3"])
 def test_a_sender_is_told_that_a_v6_host_cannot_be_reached(lonely: Node, address: str) -> None:
-    """M46"""
+    """A packet that no peer owns is answered with an ICMPv6 error (M46)."""
     assert "Destination unreachable: Address unreachable" in ping_reply(lonely.host, address)

@@ -69,7 +69,7 @@ def bench(lab: Lab) -> Iterator[Bench]:
 
 
 def test_what_is_not_authentic_is_dropped_and_moves_no_window(bench: Bench) -> None:
-    """M7, M8, M23, B24, B25, B29: wrong tags at high counters, unknown indices, reserved bits, cut-off messages."""
+    """Wrong tags at high counters, unknown indices, reserved bits, cut-off messages (M7, M8, M23)."""
     true = bench.session.seal(inner_packet(b"true"), 50)
     bad_tag = true[:-1] + bytes([true[-1] ^ 1])
     for counter in (10**6, 2**63, 2**64 - 1):
@@ -82,14 +82,14 @@ def test_what_is_not_authentic_is_dropped_and_moves_no_window(bench: Bench) -> N
 
 
 def test_each_message_is_delivered_once(bench: Bench) -> None:
-    """B26, I3"""
+    """A repeated message is dropped (I3)."""
     message = bench.tell(b"once")
     bench.raw.send(message, message)
     assert bench.delivered() == [b"once"]
 
 
 def test_a_message_late_by_8127_is_delivered_and_one_by_8129_is_not(bench: Bench) -> None:
-    """M24, B27, B28"""
+    """The replay window covers 8,128 counters (M24)."""
     bench.tell(b"first", 20_000)
     for behind, name in ((1, b"near"), (4000, b"middle"), (8127, b"last"), (8129, b"late"), (20_000, b"zero")):
         bench.tell(name, 20_000 - behind)
@@ -98,7 +98,7 @@ def test_a_message_late_by_8127_is_delivered_and_one_by_8129_is_not(bench: Bench
 
 
 def test_counters_end_at_reject_after_messages(bench: Bench) -> None:
-    """M25"""
+    """The first counter that is refused is Reject-After-Messages (M25)."""
     for counter in (REJECT_AFTER_MESSAGES, 2**64 - 1):
         bench.tell(b"beyond", counter)
     assert bench.delivered() == []
@@ -107,7 +107,7 @@ def test_counters_end_at_reject_after_messages(bench: Bench) -> None:
 
 
 def test_a_reflected_message_is_dropped(bench: Bench) -> None:
-    """B22: the node's own messages come back to it."""
+    """The node's own messages come back to it."""
     bench.node.host.count_pings("10.77.0.2", 1, wait=1)
     echo = bench.raw.receive(4)
     bench.raw.send(echo)
@@ -118,7 +118,7 @@ def test_a_reflected_message_is_dropped(bench: Bench) -> None:
 
 
 def test_a_borrowed_source_is_not_delivered_and_its_sender_is_followed_all_the_same(bench: Bench) -> None:
-    """M44, M45, B33: the message is authentic, so the peer is there."""
+    """The message is authentic, so its sender's endpoint is followed (M44, M45)."""
     bench.raw.move(("192.0.2.2", 40002))
     bench.raw.send(bench.session.seal(inner_packet(b"borrowed", source=66)))
     until(lambda: bench.node.show_of(bench.raw.key.public, "endpoints") == ["192.0.2.2:40002"], "the endpoint followed")
@@ -126,7 +126,7 @@ def test_a_borrowed_source_is_not_delivered_and_its_sender_is_followed_all_the_s
 
 
 def test_an_inner_length_that_lies_is_not_believed(bench: Bench) -> None:
-    """M47, B31, B32"""
+    """A packet whose inner length is impossible is dropped (M47)."""
     packet = inner_packet(b"lie")
     for claimed in (0, 19, len(packet) + 1, 65_535):
         bench.raw.send(bench.session.seal(packet[:2] + claimed.to_bytes(2, "big") + packet[4:]))
@@ -139,14 +139,14 @@ def test_an_inner_length_that_lies_is_not_believed(bench: Bench) -> None:
 
 
 def test_padding_is_cut_off_and_none_is_needed(bench: Bench) -> None:
-    """M22, M47: what pads more than it must, or not at all, is understood."""
+    """Messages with more padding than necessary, or with none, are accepted (M22, M47)."""
     for extra in (0, 1, 13, 200):
         bench.raw.send(bench.session.seal(inner_packet(b"padded") + bytes(extra)))
     assert bench.delivered() == [b"padded"] * 4
 
 
 def test_an_empty_message_is_a_keepalive(bench: Bench) -> None:
-    """M33, B30: nothing is delivered, and nothing answers it."""
+    """Nothing is delivered, and nothing answers it (M33)."""
     bench.raw.send(*(bench.session.seal() for _ in range(5)))
     assert bench.delivered() == []
     assert [message for message in bench.raw.waiting(wait=0.3) if len(message) == 32] == []
@@ -156,7 +156,7 @@ def test_an_empty_message_is_a_keepalive(bench: Bench) -> None:
 
 
 def test_counters_begin_at_zero_and_rise_by_one(bench: Bench) -> None:
-    """M20, I2"""
+    """Counters of one key start at 0 and have no gap (M20, I2)."""
     host: Host = bench.node.host
     host.count_pings("10.77.0.2", 5, wait=1)
     messages = [bench.raw.receive(4) for _ in range(5)]
@@ -165,7 +165,7 @@ def test_counters_begin_at_zero_and_rise_by_one(bench: Bench) -> None:
 
 
 def test_a_responder_says_nothing_under_a_key_that_was_not_confirmed(lab: Lab) -> None:
-    """M18: pings wait until the initiator has spoken, and then leave."""
+    """Pings wait until the initiator has spoken, and then leave (M18)."""
     node, raw = lonely_node(lab, SUBJECT)
     with raw:
         session = raw.begin()
@@ -176,7 +176,7 @@ def test_a_responder_says_nothing_under_a_key_that_was_not_confirmed(lab: Lab) -
 
 
 def test_sessions_overlap_so_that_late_packets_count(bench: Bench) -> None:
-    """M36: what was sealed for the former session is delivered when the next is in use, and not after two more."""
+    """What was sealed for the former session is delivered when the next is in use, and not after two more (M36)."""
     former = bench.session
     late = [former.seal(inner_packet(b"late")) for _ in range(2)]
     bench.session = bench.raw.connect()

@@ -64,14 +64,14 @@ def spoilt(message: bytes, at: int) -> bytes:
 
 
 def test_an_initiation_that_is_not_exactly_right_is_met_by_silence(answering: tuple[Node, RawPeer]) -> None:
-    """M4, M8, M37, B3: its length, its reserved bits, and every byte that mac1 covers."""
+    """Its length, its reserved bits, and every byte that mac1 covers (M4, M8, M37)."""
     _, raw = answering
     message, _ = raw.initiation()
     raw.stays_unanswered(*bent(message), *(spoilt(message, at) for at in range(132)))
 
 
 def test_valid_macs_do_not_make_a_message(answering: tuple[Node, RawPeer]) -> None:
-    """B6, B7, B13, B14: random fields behind a right mac1, low-order ephemeral keys, a stranger's key."""
+    """Random fields behind a right mac1, low-order ephemeral keys, a stranger's key."""
     node, raw = answering
     message, _ = raw.initiation()
     random = [raw.with_macs(message[:8] + os.urandom(108) + bytes(32)) for _ in range(20)]
@@ -83,7 +83,7 @@ def test_valid_macs_do_not_make_a_message(answering: tuple[Node, RawPeer]) -> No
 
 
 def test_a_replayed_initiation_changes_nothing(answering: tuple[Node, RawPeer]) -> None:
-    """M13, B15: no reply, and the endpoint stays where it is."""
+    """No reply, and the endpoint stays where it is (M13)."""
     node, raw = answering
     message, sent = raw.initiation()
     raw.send(message)
@@ -99,7 +99,7 @@ def test_a_replayed_initiation_changes_nothing(answering: tuple[Node, RawPeer]) 
 
 
 def test_an_older_timestamp_is_refused(answering: tuple[Node, RawPeer]) -> None:
-    """M13"""
+    """An initiation needs a later timestamp than the last that was accepted (M13)."""
     _, raw = answering
     older, _ = raw.initiation()
     raw.begin()
@@ -107,7 +107,7 @@ def test_an_older_timestamp_is_refused(answering: tuple[Node, RawPeer]) -> None:
 
 
 def test_a_timestamp_counts_only_after_it_was_authenticated(answering: tuple[Node, RawPeer]) -> None:
-    """M14: a message with a spoilt timestamp leaves no trace, and the true one with the same is answered."""
+    """A message with a spoilt timestamp leaves no trace, and the true one with the same is answered (M14)."""
     _, raw = answering
     message, sent = raw.initiation()
     raw.send(raw.with_macs(spoilt(message, 90)), raw.with_macs(spoilt(message, 115)), message)
@@ -115,7 +115,7 @@ def test_a_timestamp_counts_only_after_it_was_authenticated(answering: tuple[Nod
 
 
 def test_every_response_has_fresh_keys_and_indices(answering: tuple[Node, RawPeer]) -> None:
-    """M9, M10"""
+    """Nothing of one handshake is used in another (M9, M10)."""
     _, raw = answering
     seen: list[tuple[bytes, bytes]] = []
     while len(seen) < 20:
@@ -128,7 +128,7 @@ def test_every_response_has_fresh_keys_and_indices(answering: tuple[Node, RawPee
 
 
 def test_fuzz_is_met_by_silence_and_costs_no_memory(answering: tuple[Node, RawPeer]) -> None:
-    """M50, B1, B2, B3, B5, B24: 60,000 datagrams of every length and type."""
+    """60,000 datagrams of every length and type (M50)."""
     node, raw = answering
     before = 0
     for round_ in range(6):
@@ -146,7 +146,7 @@ def test_fuzz_is_met_by_silence_and_costs_no_memory(answering: tuple[Node, RawPe
 
 
 def test_a_response_that_is_not_exactly_right_completes_nothing(asking: tuple[Node, RawPeer]) -> None:
-    """M5, M8, B18, B19: and the right one does so afterwards, for the same initiation."""
+    """The genuine response to the same initiation still completes the handshake (M5, M8)."""
     node, raw = asking
     message, session = raw.respond(raw.receive(1))
     raw.send(*bent(message), *(spoilt(message, at) for at in range(76)))
@@ -157,7 +157,7 @@ def test_a_response_that_is_not_exactly_right_completes_nothing(asking: tuple[No
 
 
 def test_a_first_message_follows_the_response_at_once(asking: tuple[Node, RawPeer]) -> None:
-    """M19, M20: an empty one if there is nothing to say, with counter 0."""
+    """An empty one if there is nothing to say, with counter 0 (M19, M20)."""
     _, raw = asking
     answer, session = raw.respond(raw.receive(1))
     raw.send(answer)
@@ -167,7 +167,6 @@ def test_a_first_message_follows_the_response_at_once(asking: tuple[Node, RawPee
 
 
 def test_of_two_responses_the_first_counts(asking: tuple[Node, RawPeer]) -> None:
-    """B20"""
     _, raw = asking
     question = raw.receive(1)
     answers = [raw.respond(question) for _ in range(2)]
@@ -178,7 +177,7 @@ def test_of_two_responses_the_first_counts(asking: tuple[Node, RawPeer]) -> None
 
 
 def test_a_response_with_a_zero_secret_is_refused(asking: tuple[Node, RawPeer]) -> None:
-    """M16: the check is on the initiator's side too."""
+    """The check is on the initiator's side too (M16)."""
     _, raw = asking
     question = raw.receive(1)
     answer, session = raw.respond(question)
@@ -187,7 +186,7 @@ def test_a_response_with_a_zero_secret_is_refused(asking: tuple[Node, RawPeer]) 
 
 
 def test_attempts_have_fresh_keys_and_indices_and_keep_their_distance(asking: tuple[Node, RawPeer]) -> None:
-    """M9, M10, M30, M43: ten attempts, never two within Rekey-Timeout, however much data is waiting."""
+    """Ten attempts, never two within Rekey-Timeout, however much data is waiting (M9, M10, M30, M43)."""
     node, raw = asking
     times: list[float] = []
     seen: list[bytes] = []
@@ -201,7 +200,7 @@ def test_attempts_have_fresh_keys_and_indices_and_keep_their_distance(asking: tu
 
 
 def test_no_packet_goes_to_a_key_of_low_order(lab: Lab) -> None:
-    """M16: seven such peers with keepalive; the eighth, a sound one, shows that all had their turn."""
+    """Seven such peers with keepalive; the eighth, a sound one, shows that all had their turn (M16)."""
     a, b = lab.neighbours()
     node, sound = lab.node(a, SUBJECT), Key.generate()
     keys = [*(base64.b64encode(point).decode() for point in LOW_ORDER), sound.public]
@@ -220,7 +219,7 @@ def test_no_packet_goes_to_a_key_of_low_order(lab: Lab) -> None:
 
 
 def test_a_cookie_is_kept_for_the_next_attempt_and_does_nothing_else(asking: tuple[Node, RawPeer]) -> None:
-    """M6, M41, M42, B41: no attempt comes of it, the endpoint stays, wrong ones are ignored."""
+    """No attempt comes of it, the endpoint stays, wrong ones are ignored (M6, M41, M42)."""
     node, raw = asking
     question = raw.receive(1)
     reply = raw.cookie_reply(question)
@@ -234,7 +233,7 @@ def test_a_cookie_is_kept_for_the_next_attempt_and_does_nothing_else(asking: tup
 
 
 def test_a_cookie_for_an_older_attempt_is_refused(asking: tuple[Node, RawPeer]) -> None:
-    """M40, I22"""
+    """A cookie reply counts for the message that caused it (M40, I22)."""
     _, raw = asking
     first = raw.receive(1)
     raw.receive(1)
@@ -243,7 +242,7 @@ def test_a_cookie_for_an_older_attempt_is_refused(asking: tuple[Node, RawPeer]) 
 
 
 def test_under_load_only_a_cookie_for_this_address_and_port_helps(answering: tuple[Node, RawPeer]) -> None:
-    """M38, M39: under a flood of messages with a right mac1. Cookie replies are 64 bytes, so they amplify nothing.
+    """Under a flood of messages with a valid mac1 (M38, M39). Cookie replies are 64 bytes, so they amplify nothing.
 
     The flood has an address of its own, and who asks was silent for longer than `protocol.quiet_sources` remembers.
     """

@@ -17,7 +17,7 @@ ENDPOINT = "192.0.2.2:51821"
 
 @pytest.mark.parametrize("peer", [SHORT, *OTHERS])
 def test_nothing_is_lost_over_many_renewals(lab: Lab, peer: str) -> None:
-    """L4: steady pings, 7 s, a new session every 2 s, and each ping is answered once."""
+    """Steady pings, 7 s, a new session every 2 s, and each ping is answered once (L4)."""
     a, b = lab.neighbours()
     _, two = lab.tunnel(a, SHORT, b, peer, endpoint=ENDPOINT)
     a.ping(two.addresses[0])
@@ -29,7 +29,7 @@ def test_nothing_is_lost_over_many_renewals(lab: Lab, peer: str) -> None:
 @pytest.mark.parametrize("direction", [(), ("-R",)], ids=["out", "in"])
 @pytest.mark.parametrize("peer", [SHORT, *OTHERS])
 def test_bulk_goes_on_over_renewals(lab: Lab, peer: str, direction: tuple[str, ...]) -> None:
-    """M36: with data in flight in both key slots no datagram is lost; the rate is one the path carries easily."""
+    """With data in flight in both key slots no datagram is lost; the rate is one the path carries easily (M36)."""
     a, b = lab.neighbours()
     _, two = lab.tunnel(a, SHORT, b, peer, endpoint=ENDPOINT)
     a.ping(two.addresses[0])
@@ -42,7 +42,7 @@ def test_bulk_goes_on_over_renewals(lab: Lab, peer: str, direction: tuple[str, .
 
 
 def test_only_the_first_initiator_renews(lab: Lab) -> None:
-    """M27: traffic one way or the other, the responder never begins."""
+    """Traffic one way or the other, the responder never begins (M27)."""
     a, b = lab.neighbours()
     one, two = lab.tunnel(a, SHORT, b, SHORT, endpoint=ENDPOINT, back="192.0.2.1:51820")
     a.ping(two.addresses[0])
@@ -53,7 +53,7 @@ def test_only_the_first_initiator_renews(lab: Lab) -> None:
 
 
 def test_a_peer_that_lost_its_memory_is_reached_again(lab: Lab) -> None:
-    """L2, M34: the other daemon is killed and started anew; only this side talks."""
+    """The other daemon is killed and started anew; only this side talks (L2, M34)."""
     a, b = lab.neighbours()
     one, two = lab.tunnel(a, SHORT, b, SHORT, endpoint=ENDPOINT)
     a.ping(two.addresses[0])

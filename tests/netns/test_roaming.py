@@ -1,4 +1,4 @@
-"""Addresses, ports and NATs that change under a living session: M44, B42, and the source that replies leave from."""
+"""Addresses, ports and NATs that change under a living session: M44, and the source that replies leave from."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def endpoint_of(node: Node, other: Node) -> str:
 def test_an_address_that_changes_under_traffic_is_followed_without_a_handshake(
     lab: Lab, family: str, peer: str
 ) -> None:
-    """M44"""
+    """Authenticated data moves the endpoint (M44)."""
     a, one, b, two = joined(lab, family, peer)
     with Capture(b, "eth0") as wire, a.pinging(two.addresses[0]):
         a.readdress("eth0", FORMER[family], LATTER[family])
@@ -51,7 +51,7 @@ def test_an_address_that_changes_under_traffic_is_followed_without_a_handshake(
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_responder_that_moves_is_followed_when_it_speaks(lab: Lab, family: str) -> None:
-    """M44"""
+    """Authenticated data moves the endpoint in both roles (M44)."""
     a, one, b, two = joined(lab, family)
     b.readdress("eth0", FORMER[family].replace("1/", "2/"), LATTER[family])
     b.ping(one.addresses[0])
@@ -70,7 +70,7 @@ def test_a_session_moves_between_the_families(lab: Lab) -> None:
 
 
 def test_a_forged_packet_moves_nobody(lab: Lab) -> None:
-    """M44, M23: the right index and a wrong tag, from elsewhere, with a counter far ahead."""
+    """The right index and a wrong tag, from elsewhere, with a counter far ahead (M44, M23)."""
     a, one, b, two = joined(lab)
     with Capture(b, "eth0") as wire:
         a.ping(two.addresses[0])
@@ -144,7 +144,6 @@ def masquerade(ports: str) -> str:
 
 @pytest.mark.parametrize("peer", PEERS)
 def test_a_nat_that_forgets_its_mapping_is_repaired_by_the_next_packet(lab: Lab, peer: str) -> None:
-    """B42"""
     client, router, server = lab.routed()
     router.nft(masquerade("40000-40009"))
     one, two = lab.tunnel(client, SUBJECT, server, peer, endpoint="198.51.100.2:51821")
@@ -161,7 +160,7 @@ def test_a_nat_that_forgets_its_mapping_is_repaired_by_the_next_packet(lab: Lab,
 
 
 def test_a_keepalive_holds_the_way_back_open(lab: Lab) -> None:
-    """M53, L6: the mapping lives 2 s, the client says nothing by itself, and the server reaches it all the same."""
+    """The mapping lives 2 s, the client says nothing by itself, and the server reaches it all the same (M53, L6)."""
     client, router, server = lab.routed()
     router.nft(masquerade("40000-40009"))
     for name in ("net.netfilter.nf_conntrack_udp_timeout", "net.netfilter.nf_conntrack_udp_timeout_stream"):
@@ -174,7 +173,7 @@ def test_a_keepalive_holds_the_way_back_open(lab: Lab) -> None:
 
 
 def test_a_keepalive_that_is_set_later_begins_at_once(lab: Lab) -> None:
-    """M53"""
+    """A persistent keepalive starts when it is configured (M53)."""
     a, b = lab.neighbours()
     one, two = lab.tunnel(a, SUBJECT, b, SUBJECT, endpoint=ENDPOINT["v4"])
     one.set("peer", two.key.public, "persistent-keepalive", "25")
@@ -266,7 +265,7 @@ def test_only_marked_packets_find_the_way_when_routes_ask_for_a_mark(lab: Lab) -
 
 
 def test_a_peer_behind_the_tunnel_of_its_own_does_not_run_away(lab: Lab) -> None:
-    """B37: the endpoint is routed into the tunnel; no more than a handful of packets may come of it."""
+    """The endpoint is routed into the tunnel; no more than a handful of packets may come of it."""
     a, _ = lab.neighbours()
     node = lab.node(a, SUBJECT)
     node.configure(peer_section(STRANGER, "0.0.0.0/0", endpoint="198.51.100.9:1"))

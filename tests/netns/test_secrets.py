@@ -121,7 +121,7 @@ def set_the_interface_down(node: Node, _raw: RawPeer) -> None:
 
 @pytest.mark.parametrize("end", [expire, remove_the_peer, set_the_interface_down], ids=lambda end: end.__name__)
 def test_no_session_key_is_left_in_memory(lab: Lab, end: Callable[[Node, RawPeer], None]) -> None:
-    """B72, M35: the daemon as responder, with sessions replaced by others on the way."""
+    """The daemon as responder, with sessions replaced by others on the way (M35)."""
     node, raw = lonely_node(lab, SHORT)
     with raw:
         sessions = []

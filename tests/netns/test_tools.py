@@ -146,7 +146,7 @@ def test_a_removed_peer_is_cut_off_and_may_come_back(lab: Lab) -> None:
 
 
 def test_another_private_key_ends_the_sessions_and_begins_others(lab: Lab) -> None:
-    """M52"""
+    """A new private key ends all sessions (M52)."""
     a, one, _, two = joined(lab)
     key = Key.generate()
     two.set("peer", key.public, "allowed-ips", "10.77.0.1/32")
@@ -156,7 +156,7 @@ def test_another_private_key_ends_the_sessions_and_begins_others(lab: Lab) -> No
 
 
 def test_the_own_key_is_no_peer(lab: Lab) -> None:
-    """M51"""
+    """Our own public key is never a peer (M51)."""
     a, _ = lab.neighbours()
     node = lab.node(a, SUBJECT)
     node.configure()
@@ -169,7 +169,7 @@ def test_the_own_key_is_no_peer(lab: Lab) -> None:
 
 
 def test_a_hundred_thousand_allowed_ips_in_one_set(lab: Lab) -> None:
-    """B58: 130,560 prefixes are counted exactly, looked up, and replaced."""
+    """130,560 prefixes are counted exactly, looked up, and replaced."""
     a, one, b, two = joined(lab)
     networks = [f"10.{x}.{y}.{z}/32" for x, y, z in itertools.product(range(100, 102), range(255), range(256))]
     peer = peer_section(two.key.public, *inner(2), *networks, endpoint=ENDPOINT)
@@ -251,7 +251,7 @@ def test_an_interface_may_be_renamed(lab: Lab) -> None:
 
 
 def test_every_pair_of_three_talks_and_nobody_borrows_an_address(lab: Lab) -> None:
-    """M45: B may not use the address inside of A's network that belongs to C."""
+    """B may not use the address inside of A's network that belongs to C (M45)."""
     hosts = lab.switched(3)
     nodes = [lab.node(host, SUBJECT) for host in hosts]
     for number, node in enumerate(nodes, 1):

@@ -14,7 +14,7 @@ from wyrmhole.protocol.constants import SECOND, Timings
 
 
 def test_data_is_never_lost_on_a_network_that_only_reorders(make_world: MakeWorld) -> None:
-    """M36, L4: with shortened renewals and delays of up to 0.3 s."""
+    """With shortened renewals and delays of up to 0.3 s (M36, L4)."""
     short = Timings(4 * SECOND, 12 * SECOND, 3 * SECOND, SECOND, 2 * SECOND)
     world = make_world(timings=short, seed=7)
     a, b = connected(world)
@@ -35,7 +35,7 @@ def test_data_is_never_lost_on_a_network_that_only_reorders(make_world: MakeWorl
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_network_that_loses_a_third_and_doubles_some_heals(make_world: MakeWorld, seed: int) -> None:
-    """I1, I3, L1: nothing twice, and once the faults stop data flows within 15.4 s."""
+    """No packet arrives twice, and after the faults data flows within 15.4 s (I1, I3, L1)."""
     world = make_world(seed=seed)
     a, b = world.pair()
 

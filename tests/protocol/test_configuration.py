@@ -33,7 +33,7 @@ def test_a_packet_that_came_before_the_interface_was_up_still_starts_a_handshake
 
 
 def test_a_new_private_key_stops_sending_at_once_and_handshakes_anew(make_world: MakeWorld) -> None:
-    """M52."""
+    """A new private key ends sending under the old sessions (M52)."""
     world = make_world()
     a, b = connected(world)
     world.run(10 * SECOND)
@@ -50,7 +50,7 @@ def test_a_new_private_key_stops_sending_at_once_and_handshakes_anew(make_world:
 
 
 def test_our_own_key_is_no_peer(make_world: MakeWorld) -> None:
-    """M51: neither added, nor kept when the private key becomes it."""
+    """Neither added, nor kept when the private key becomes it (M51)."""
     world = make_world()
     a, b = world.pair()
     assert a.interface.add_peer(a.key.public_key()) is None
@@ -84,7 +84,7 @@ LOW_ORDER = [
 
 @pytest.mark.parametrize("public", LOW_ORDER, ids=lambda raw: raw.hex()[:6])
 def test_a_low_order_peer_key_gets_no_packet(make_world: MakeWorld, public: bytes) -> None:
-    """M16: static-static comes out zero, so nothing leaves; boringtun and gotatun answer such keys."""
+    """Static-static comes out zero, so nothing leaves; boringtun and gotatun answer such keys (M16)."""
     from wyrmhole.protocol.keys import PublicKey
 
     world = make_world()
@@ -100,7 +100,7 @@ def test_a_low_order_peer_key_gets_no_packet(make_world: MakeWorld, public: byte
 
 @pytest.mark.parametrize("public", LOW_ORDER, ids=lambda raw: raw.hex()[:6])
 def test_a_low_order_ephemeral_is_refused_in_both_roles(make_world: MakeWorld, public: bytes) -> None:
-    """M16, B13."""
+    """An all-zero shared secret ends the handshake (M16)."""
     from wyrmhole.protocol.cookie import mac1_key
     from wyrmhole.protocol.primitives import mac
 
@@ -129,7 +129,7 @@ def test_a_low_order_ephemeral_is_refused_in_both_roles(make_world: MakeWorld, p
 
 
 def test_a_removed_peer_leaves_nothing_behind(make_world: MakeWorld) -> None:
-    """L10, I14, I19, B80."""
+    """No index, timer or key is left, and a late message does nothing (L10, I14, I19)."""
     world = make_world()
     a, b = connected(world)
     late = world.sent(MESSAGE_TRANSPORT)[0]
@@ -144,7 +144,7 @@ def test_a_removed_peer_leaves_nothing_behind(make_world: MakeWorld) -> None:
 
 
 def test_at_most_three_keypairs_and_one_handshake_for_a_peer(make_world: MakeWorld) -> None:
-    """I14, I15."""
+    """Keypairs move from next to current to previous, and no peer has more (I14, I15)."""
     world = make_world()
     a, b = connected(world)
     world.filters.append(lose(MESSAGE_TRANSPORT))
@@ -185,7 +185,7 @@ def test_a_packet_that_came_before_the_interface_was_up_gets_its_handshake(make_
 
 
 def test_transfer_counters_include_handshakes_and_headers(make_world: MakeWorld) -> None:
-    """I31."""
+    """Counters are the sums of whole messages, handshakes included (I31)."""
     world = make_world()
     a, b = connected(world)
     a_sent = sum(len(flight.data) for flight in world.wire if flight.sender == "a")

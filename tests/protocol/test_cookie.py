@@ -28,13 +28,13 @@ def with_cookie(checker: CookieChecker, generator: CookieGenerator, now: int = 0
 
 
 def test_labels() -> None:
-    """M3."""
+    """The labels of mac1 and of cookies are the whitepaper's (M3)."""
     assert mac1_key(PUBLIC) == hash2s(b"mac1----" + PUBLIC.raw)
     assert cookie_key(PUBLIC) == hash2s(b"cookie--" + PUBLIC.raw)
 
 
 def test_mac1_is_valid_for_its_receiver_only() -> None:
-    """M37."""
+    """The key of mac1 comes from the receiver's public key (M37)."""
     checker, generator = pair()
     message = generator.add_macs(BODY, 0)
     assert len(message) == INITIATION_SIZE
@@ -47,7 +47,7 @@ def test_mac1_is_valid_for_its_receiver_only() -> None:
 
 
 def test_mac2_is_zeros_without_a_cookie_and_valid_with_one() -> None:
-    """M43."""
+    """mac2 is the MAC of the message under the latest cookie, or zeros (M43)."""
     checker, generator = pair()
     message = generator.add_macs(BODY, 0)
     assert message[-16:] == bytes(16)
@@ -57,7 +57,7 @@ def test_mac2_is_zeros_without_a_cookie_and_valid_with_one() -> None:
 
 
 def test_a_cookie_belongs_to_address_and_port() -> None:
-    """M39."""
+    """A cookie covers the sender's address and port (M39)."""
     checker, generator = pair()
     with_cookie(checker, generator)
     message = generator.add_macs(BODY, 1)
@@ -66,7 +66,7 @@ def test_a_cookie_belongs_to_address_and_port() -> None:
 
 
 def test_a_reply_to_an_older_message_is_refused() -> None:
-    """M40: the associated data is the mac1 that caused it."""
+    """The associated data is the mac1 that caused it (M40)."""
     checker, generator = pair()
     old = generator.add_macs(BODY, 0)
     generator.add_macs(BODY + b"", 0)
@@ -77,7 +77,6 @@ def test_a_reply_to_an_older_message_is_refused() -> None:
 
 
 def test_a_reply_counts_once_and_only_if_something_was_sent() -> None:
-    """B41."""
     checker, generator = pair()
     message = generator.add_macs(BODY, 0)
     reply = CookieReply.parse(checker.create_reply(message, 9, HERE, 0))
@@ -87,7 +86,7 @@ def test_a_reply_counts_once_and_only_if_something_was_sent() -> None:
 
 
 def test_cookies_and_secrets_last_120_seconds() -> None:
-    """M39, M41, I22."""
+    """Neither side uses a cookie or its secret for longer (M39, M41, I22)."""
     checker, generator = pair()
     with_cookie(checker, generator)
     late = COOKIE_LIFETIME + 1
@@ -100,7 +99,7 @@ def test_cookies_and_secrets_last_120_seconds() -> None:
 
 
 def test_a_reply_is_less_than_half_of_what_it_answers() -> None:
-    """B8: no amplification."""
+    """A cookie reply does not amplify."""
     checker, generator = pair()
     message = generator.add_macs(BODY, 0)
     assert len(checker.create_reply(message, 9, HERE, 0)) * 2 < len(message)

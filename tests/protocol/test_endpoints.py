@@ -14,7 +14,7 @@ from wyrmhole.wire.messages import (
 
 
 def test_the_endpoint_follows_authenticated_data(make_world: MakeWorld) -> None:
-    """M44, B42, L6."""
+    """The latest address that sent authenticated data is the endpoint (M44, L6)."""
     world = make_world()
     a, b = connected(world)
     a.endpoint = type(a.endpoint)("198.51.100.9", 7)
@@ -27,7 +27,7 @@ def test_the_endpoint_follows_authenticated_data(make_world: MakeWorld) -> None:
 
 
 def test_a_cookie_reply_moves_nothing(make_world: MakeWorld) -> None:
-    """M42, B41, I11: not even a genuine one from another address."""
+    """Not even a genuine one from another address (M42, I11)."""
     world = make_world()
     a, b = world.pair()
     b.plane.queue_depth = 1000

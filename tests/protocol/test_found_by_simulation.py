@@ -13,8 +13,8 @@ from wyrmhole.wire.messages import MESSAGE_INITIATION, MESSAGE_RESPONSE, MESSAGE
 
 
 def test_a_hopeless_series_ends_although_initiations_of_the_other_side_arrive(make_world: MakeWorld) -> None:
-    """L9: each of them put the retransmission off, and what was put off began to count anew. Nothing of a arrives,
-    everything of b does, and b always has something to say."""
+    """Each of them put the retransmission off, and what was put off began to count anew. Nothing of a arrives,
+    everything of b does, and b always has something to say (L9)."""
     world = make_world()
     a, b = world.pair()
     world.filters.append(lose(sender="a"))
@@ -26,7 +26,7 @@ def test_a_hopeless_series_ends_although_initiations_of_the_other_side_arrive(ma
 
 
 def test_two_keepalives_that_are_due_together_are_one(make_world: MakeWorld) -> None:
-    """I20, I21: the passive one is sent, which puts the persistent one off."""
+    """The passive one is sent, which puts the persistent one off (I20, I21)."""
     world = make_world()
     a, b = world.pair()
     a.send(b)
@@ -40,7 +40,7 @@ def test_two_keepalives_that_are_due_together_are_one(make_world: MakeWorld) -> 
 
 
 def test_packets_that_wait_while_the_private_key_changes_leave_under_the_new_one(make_world: MakeWorld) -> None:
-    """L9: the series of attempts ended with the key, and nothing but another packet began the next."""
+    """The series of attempts ended with the key, and nothing but another packet began the next (L9)."""
     world = make_world()
     a, b = world.pair()
     world.filters.append(lose())
@@ -55,7 +55,7 @@ def test_packets_that_wait_while_the_private_key_changes_leave_under_the_new_one
 
 
 def test_packets_that_wait_are_dropped_by_name_when_there_can_be_no_handshake(make_world: MakeWorld) -> None:
-    """L9: the private key is taken away."""
+    """The private key is taken away (L9)."""
     world = make_world()
     a, b = world.pair()
     world.filters.append(lose(MESSAGE_INITIATION, MESSAGE_RESPONSE))
@@ -69,7 +69,7 @@ def test_packets_that_wait_are_dropped_by_name_when_there_can_be_no_handshake(ma
 def test_crossed_handshakes_do_not_cross_again_whatever_the_spacing_of_packets(
     make_world: MakeWorld, spacing: int
 ) -> None:
-    """L3: packets that left both sides at the same moment, more than 5 s apart, made them cross at each renewal."""
+    """Packets that left both sides at the same moment, more than 5 s apart, made them cross at each renewal (L3)."""
     world = make_world()
     a, b = world.pair()
     for _ in range(1000 // spacing):

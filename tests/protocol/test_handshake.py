@@ -23,14 +23,14 @@ from wyrmhole.wire.messages import (
 
 
 def test_first_packet_starts_a_handshake_and_arrives(make_world: MakeWorld) -> None:
-    """M19: the staged packet itself confirms the key, so no keepalive is needed."""
+    """The staged packet itself confirms the key, so no keepalive is needed (M19)."""
     world = make_world()
     connected(world)
     assert [flight.kind for flight in world.wire] == [MESSAGE_INITIATION, MESSAGE_RESPONSE, MESSAGE_TRANSPORT]
 
 
 def test_initiator_confirms_with_a_keepalive_when_it_has_nothing_to_say(make_world: MakeWorld) -> None:
-    """M19: within one round trip of message 2."""
+    """Within one round trip of message 2 (M19)."""
     world = make_world()
     a, b = world.pair()
     a.plane.send_keepalive(a.peer_of(b).id)
@@ -42,7 +42,7 @@ def test_initiator_confirms_with_a_keepalive_when_it_has_nothing_to_say(make_wor
 
 
 def test_responder_sends_nothing_under_the_key_before_it_is_confirmed(make_world: MakeWorld) -> None:
-    """M18, I8."""
+    """The responder's packets wait for the initiator's first message (M18, I8)."""
     world = make_world()
     a, b = world.pair()
     world.filters.append(lose(MESSAGE_TRANSPORT, sender="a"))
@@ -58,7 +58,7 @@ def test_responder_sends_nothing_under_the_key_before_it_is_confirmed(make_world
 
 
 def test_staged_packets_leave_in_order_and_the_oldest_give_way(make_world: MakeWorld) -> None:
-    """M49, L9."""
+    """At most 128 packets wait, and each is sent or dropped by name (M49, L9)."""
     world = make_world()
     a, b = world.pair()
     for number in range(130):
@@ -69,7 +69,7 @@ def test_staged_packets_leave_in_order_and_the_oldest_give_way(make_world: MakeW
 
 
 def test_with_a_preshared_key_on_both_sides(make_world: MakeWorld) -> None:
-    """M17."""
+    """The preshared key is mixed into message 2 (M17)."""
     world = make_world()
     a, b = world.pair(psk=PresharedKey(b"p" * 32))
     a.send(b)
@@ -78,7 +78,7 @@ def test_with_a_preshared_key_on_both_sides(make_world: MakeWorld) -> None:
 
 
 def test_a_preshared_key_on_one_side_never_completes_and_none_equals_zeros(make_world: MakeWorld) -> None:
-    """M17."""
+    """No preshared key is the same as one of zeros (M17)."""
     world = make_world()
     a, b = world.pair()
     a.interface.set_preshared_key(a.peer_of(b), PresharedKey(b"p" * 32))
@@ -93,7 +93,7 @@ def test_a_preshared_key_on_one_side_never_completes_and_none_equals_zeros(make_
 
 
 def test_a_changed_preshared_key_waits_for_the_next_handshake(make_world: MakeWorld) -> None:
-    """I26: the live session goes on."""
+    """The live session goes on (I26)."""
     world = make_world()
     a, b = connected(world)
     for node, other in ((a, b), (b, a)):
@@ -111,7 +111,7 @@ def test_a_changed_preshared_key_waits_for_the_next_handshake(make_world: MakeWo
 
 
 def test_both_sides_initiate_at_once(make_world: MakeWorld) -> None:
-    """B21, L3: data flows both ways after one round trip."""
+    """Data flows both ways after one round trip (L3)."""
     world = make_world()
     a, b = world.pair()
     a.send(b, b"from a")
@@ -121,7 +121,7 @@ def test_both_sides_initiate_at_once(make_world: MakeWorld) -> None:
 
 
 def test_crossed_handshakes_do_not_cross_again_at_every_renewal(make_world: MakeWorld) -> None:
-    """L3: at most one initiation in 120 s afterwards."""
+    """At most one initiation in 120 s afterwards (L3)."""
     world = make_world()
     a, b = world.pair()
     a.send(b)
@@ -137,7 +137,6 @@ def test_crossed_handshakes_do_not_cross_again_at_every_renewal(make_world: Make
 
 
 def test_a_second_response_to_one_initiation_is_nothing(make_world: MakeWorld) -> None:
-    """B18, B19, B20."""
     world = make_world()
     a, b = connected(world)
     response = world.sent(MESSAGE_RESPONSE)[0]
@@ -152,7 +151,7 @@ def test_a_second_response_to_one_initiation_is_nothing(make_world: MakeWorld) -
 
 
 def test_a_replayed_initiation_gets_no_answer_and_moves_nothing(make_world: MakeWorld) -> None:
-    """M13, B15, I11."""
+    """An initiation needs a later timestamp, and without it moves no endpoint (M13, I11)."""
     world = make_world()
     a, b = connected(world)
     initiation = world.sent(MESSAGE_INITIATION)[0]
@@ -165,7 +164,6 @@ def test_a_replayed_initiation_gets_no_answer_and_moves_nothing(make_world: Make
 
 
 def test_reflected_messages_are_dropped(make_world: MakeWorld) -> None:
-    """B22."""
     world = make_world()
     a, b = connected(world)
     before = len(world.wire)
@@ -178,7 +176,7 @@ def test_reflected_messages_are_dropped(make_world: MakeWorld) -> None:
 
 
 def test_a_corrupt_timestamp_does_not_use_the_true_one_up(make_world: MakeWorld) -> None:
-    """M14: the timestamp counts only when its tag verifies."""
+    """The timestamp counts only when its tag verifies (M14)."""
     world = make_world()
     a, b = world.pair()
 
@@ -201,7 +199,7 @@ def test_a_corrupt_timestamp_does_not_use_the_true_one_up(make_world: MakeWorld)
 
 
 def test_initiations_of_one_peer_have_a_floor(make_world: MakeWorld) -> None:
-    """M15, B61: a peer that restarts every 10 ms is served every 20 ms at most."""
+    """A peer that restarts every 10 ms is served every 20 ms at most (M15)."""
     world = make_world(delay=MS)
     b = world.node("b")
     for number in range(20):

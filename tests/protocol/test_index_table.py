@@ -7,7 +7,7 @@ from wyrmhole.protocol.index_table import IndexTable
 
 
 def test_indices_are_unique_and_zero_is_never_drawn() -> None:
-    """M9, I14: also when the random source repeats itself."""
+    """Also when the random source repeats itself (M9, I14)."""
     draws = iter([b"\0\0\0\0", b"\1\0\0\0", b"\1\0\0\0", b"\2\0\0\0"])
     table: IndexTable[str] = IndexTable(lambda size: next(draws))
     assert (table.insert("a"), table.insert("b")) == (1, 2)
@@ -26,7 +26,7 @@ def test_a_freed_index_leads_nowhere() -> None:
 
 
 def test_indices_show_no_pattern() -> None:
-    """M9: chi-square of each byte over 1e5 draws, and neighbours do not follow from each other."""
+    """Chi-square of each byte over 1e5 draws, and neighbours do not follow from each other (M9)."""
     table: IndexTable[int] = IndexTable(random.Random(2).randbytes)
     drawn = [table.insert(number) for number in range(100_000)]
     for shift in (0, 8, 16, 24):

@@ -20,7 +20,7 @@ from wyrmhole.wire.messages import (
 
 
 def test_data_that_gets_no_answer_is_answered_by_one_keepalive_after_ten_seconds(make_world: MakeWorld) -> None:
-    """M33: ten seconds after the first unanswered data, not after the last."""
+    """Ten seconds after the first unanswered data, not after the last (M33)."""
     world = make_world()
     a, b = connected(world)
     world.run(30 * SECOND)
@@ -35,7 +35,7 @@ def test_data_that_gets_no_answer_is_answered_by_one_keepalive_after_ten_seconds
 
 
 def test_two_idle_peers_fall_silent(make_world: MakeWorld) -> None:
-    """I20: keepalives do not answer keepalives."""
+    """Keepalives do not answer keepalives (I20)."""
     world = make_world()
     a, b = connected(world)
     b.send(a)
@@ -58,7 +58,7 @@ def test_an_answer_in_time_needs_no_keepalive(make_world: MakeWorld) -> None:
 
 
 def test_one_way_traffic_gets_one_keepalive_in_ten_seconds(make_world: MakeWorld) -> None:
-    """I21."""
+    """Passive keepalives are at least 10 s apart (I21)."""
     world = make_world()
     a, b = connected(world)
     world.run(30 * SECOND)
@@ -72,7 +72,7 @@ def test_one_way_traffic_gets_one_keepalive_in_ten_seconds(make_world: MakeWorld
 
 
 def test_data_without_any_answer_starts_a_handshake_after_fifteen_seconds(make_world: MakeWorld) -> None:
-    """M34, M31: with jitter."""
+    """Up to 333 ms of jitter are added (M34, M31)."""
     world = make_world()
     a, b = connected(world)
     world.run(30 * SECOND)
@@ -87,7 +87,7 @@ def test_data_without_any_answer_starts_a_handshake_after_fifteen_seconds(make_w
 
 
 def test_a_peer_that_lost_its_state_is_found_again_by_the_other_side_s_traffic(make_world: MakeWorld) -> None:
-    """L2, B62: within 15.4 s although only the other side talks."""
+    """Within 15.4 s although only the other side talks (L2)."""
     world = make_world()
     a, b = connected(world)
     world.run(20 * SECOND)
@@ -101,7 +101,7 @@ def test_a_peer_that_lost_its_state_is_found_again_by_the_other_side_s_traffic(m
 
 
 def test_persistent_keepalive_starts_at_once_and_keeps_its_interval(make_world: MakeWorld) -> None:
-    """M53, L6: at interface up, when set later, and only after a full quiet interval."""
+    """At interface up, when set later, and only after a full quiet interval (M53, L6)."""
     world = make_world()
     a, b = world.pair()
     start = world.now
@@ -115,7 +115,7 @@ def test_persistent_keepalive_starts_at_once_and_keeps_its_interval(make_world: 
 
 
 def test_persistent_keepalive_is_put_off_by_any_traffic(make_world: MakeWorld) -> None:
-    """M53, I21."""
+    """A persistent keepalive needs a full quiet interval (M53, I21)."""
     world = make_world()
     a, b = connected(world)
     a.interface.set_persistent_keepalive(a.peer_of(b), 25, world.now)
@@ -131,7 +131,7 @@ def test_persistent_keepalive_is_put_off_by_any_traffic(make_world: MakeWorld) -
 
 
 def test_persistent_keepalive_starts_when_the_interface_comes_up(make_world: MakeWorld) -> None:
-    """M53; wireguard-go does not."""
+    """Unlike wireguard-go, the keepalive does not wait for traffic (M53)."""
     world = make_world()
     a, b = world.pair()
     a.interface.down()
@@ -146,7 +146,7 @@ def test_persistent_keepalive_starts_when_the_interface_comes_up(make_world: Mak
 
 
 def test_persistent_keepalive_outlives_a_handshake_that_gave_up(make_world: MakeWorld) -> None:
-    """L6."""
+    """A peer behind a NAT stays reachable after an outage (L6)."""
     world = make_world()
     a, b = world.pair()
     world.filters.append(lose())

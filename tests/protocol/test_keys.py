@@ -19,7 +19,6 @@ def test_text_forms_round_trip(raw: bytes) -> None:
 
 @pytest.mark.parametrize("text", ["", "00" * 31, "00" * 33, "g" * 64, "0" * 63, "0x" + "0" * 62, " " + "0" * 63])
 def test_bad_hex_is_refused_without_being_repeated(text: str) -> None:
-    """B51, B72."""
     with pytest.raises(ValueError, match=r"key is") as caught:
         PublicKey.from_hex(text)
     assert not text or text not in str(caught.value)
@@ -33,7 +32,6 @@ def test_bad_base64_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("kind", [PrivateKey, PresharedKey])
 def test_secrets_do_not_print_or_pickle(kind: type[Key]) -> None:
-    """B72."""
     key = kind(RAW)
     assert key.hex()[:6] not in repr(key) + str(key) + f"{key}"
     assert key.base64()[:4] not in repr(key)

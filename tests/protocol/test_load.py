@@ -15,7 +15,7 @@ from wyrmhole.wire.messages import (
 
 
 def test_under_load_the_second_attempt_carries_the_cookie_and_is_served(make_world: MakeWorld) -> None:
-    """M38, M41, M43: no immediate resend; mac2 is zeros first and right afterwards."""
+    """No immediate resend; mac2 is zeros first and right afterwards (M38, M41, M43)."""
     world = make_world()
     a, b = world.pair()
     b.plane.queue_depth = 1000
@@ -32,7 +32,7 @@ def test_under_load_the_second_attempt_carries_the_cookie_and_is_served(make_wor
 
 
 def test_a_cookie_of_one_port_is_refused_on_another(make_world: MakeWorld) -> None:
-    """M39: boringtun and gotatun bind the cookie to the address alone."""
+    """boringtun and gotatun bind the cookie to the address alone (M39)."""
     world = make_world()
     a, b = world.pair()
     b.plane.queue_depth = 1000
@@ -45,7 +45,7 @@ def test_a_cookie_of_one_port_is_refused_on_another(make_world: MakeWorld) -> No
 
 
 def test_load_ends_a_second_after_the_queue_drained(make_world: MakeWorld) -> None:
-    """I23, L8."""
+    """One second after the queue drained, no cookie is asked for (I23, L8)."""
     world = make_world()
     a, b = world.pair()
     c = world.node("c")

@@ -1,4 +1,4 @@
-"""Token buckets per source (B9, B10, B11)."""
+"""Token buckets per source."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ def v6(subnet: int, host: int) -> bytes:
 
 
 def test_burst_then_twenty_a_second() -> None:
-    """B9."""
     limiter = RateLimiter()
     assert [limiter.allow(V4, 0) for _ in range(7)] == [True] * LIMITER_BURST + [False] * 2
     assert sum(limiter.allow(V4, 1 + tick * SECOND // 1000) for tick in range(1000)) == LIMITER_RATE - 1
 
 
 def test_a_whole_slash_64_is_one_source() -> None:
-    """B10."""
     limiter = RateLimiter()
     assert sum(limiter.allow(v6(1, host), 0) for host in range(100)) == LIMITER_BURST
     assert limiter.allow(v6(2, 0), 0)
@@ -31,7 +29,6 @@ def test_a_whole_slash_64_is_one_source() -> None:
 
 
 def test_a_full_table_refuses_strangers_and_serves_those_it_knows() -> None:
-    """B11."""
     limiter = RateLimiter(max_sources=10)
     for subnet in range(10):
         assert limiter.allow(v6(subnet, 1), 0)
@@ -50,7 +47,7 @@ def test_idle_sources_make_room() -> None:
 
 @given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, SECOND)), max_size=200))
 def test_no_source_ever_passes_more_than_burst_plus_rate(events: list[tuple[int, int]]) -> None:
-    """I18: tokens stay between none and the burst, whatever the order."""
+    """Tokens stay between none and the burst, whatever the order (I18)."""
     limiter, now = RateLimiter(max_sources=3), 0
     passed: dict[int, list[int]] = {}
     for source, delay in events:

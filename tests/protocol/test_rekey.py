@@ -22,7 +22,7 @@ from wyrmhole.wire.messages import (
 
 
 def test_only_the_initiator_renews_after_120_seconds_of_sending(make_world: MakeWorld) -> None:
-    """M27."""
+    """Rekey-After-Time is the initiator's rule (M27)."""
     world = make_world()
     a, b = connected(world)
     world.run(119 * SECOND)
@@ -37,7 +37,7 @@ def test_only_the_initiator_renews_after_120_seconds_of_sending(make_world: Make
 
 
 def test_no_renewal_without_traffic(make_world: MakeWorld) -> None:
-    """M27, M29: a quiet session ends without a word."""
+    """A quiet session ends without a word (M27, M29)."""
     world = make_world()
     connected(world)
     world.run(30 * SECOND)
@@ -47,8 +47,8 @@ def test_no_renewal_without_traffic(make_world: MakeWorld) -> None:
 
 
 def test_initiator_that_only_receives_renews_near_the_end_once(make_world: MakeWorld) -> None:
-    """M28: at 165 s. It answers nothing, and what it would send in answer to data is lost with the timer: the data
-    comes in the last seconds."""
+    """At 165 s. It answers nothing, and what it would send in answer to data is lost with the timer: the data comes in
+    the last seconds (M28)."""
     world = make_world()
     a, b = connected(world)
     start = world.now
@@ -63,7 +63,7 @@ def test_initiator_that_only_receives_renews_near_the_end_once(make_world: MakeW
 
 @pytest.mark.parametrize(("age", "passes"), [(179_900 * MS, True), (180_100 * MS, False)])
 def test_a_session_receives_until_180_seconds_and_no_longer(make_world: MakeWorld, age: int, passes: bool) -> None:
-    """M29, I6: the age is counted at the receiver."""
+    """The age is counted at the receiver (M29, I6)."""
     world = make_world()
     a, b = connected(world)
     birth = world.sent(MESSAGE_INITIATION)[0].at + world.delay
@@ -78,7 +78,7 @@ def test_a_session_receives_until_180_seconds_and_no_longer(make_world: MakeWorl
 
 
 def test_nothing_is_sent_on_a_session_that_could_end_before_it_arrives(make_world: MakeWorld) -> None:
-    """M29, L4: the packet waits for a handshake, in both roles."""
+    """The packet waits for a handshake, in both roles (M29, L4)."""
     world = make_world()
     a, b = connected(world)
     world.run(179_500 * MS - SECOND)
@@ -90,7 +90,7 @@ def test_nothing_is_sent_on_a_session_that_could_end_before_it_arrives(make_worl
 
 
 def test_a_datagram_delayed_beyond_180_seconds_is_refused(make_world: MakeWorld) -> None:
-    """M29."""
+    """Reject-After-Time counts at the receiver (M29)."""
     world = make_world()
     a, b = connected(world)
     kept: list[Flight] = []
@@ -105,7 +105,7 @@ def test_a_datagram_delayed_beyond_180_seconds_is_refused(make_world: MakeWorld)
 
 
 def test_no_packet_is_lost_or_reordered_over_a_thousand_seconds_of_renewals(make_world: MakeWorld) -> None:
-    """L4, M36."""
+    """Renewals lose nothing, because the previous keypair still receives (L4, M36)."""
     world = make_world()
     a, b = connected(world)
     for number in range(1000):
@@ -119,7 +119,7 @@ def test_no_packet_is_lost_or_reordered_over_a_thousand_seconds_of_renewals(make
 
 @pytest.mark.parametrize("spacing", [7, 13, 29, 61, 119, 164, 171, 179, 181, 239, 545])
 def test_no_packet_is_lost_at_any_spacing(make_world: MakeWorld, spacing: int) -> None:
-    """L4: also in the last seconds of a session, in both roles."""
+    """Also in the last seconds of a session, in both roles (L4)."""
     world = make_world()
     a, b = connected(world)
     for number in range(30):
@@ -133,7 +133,7 @@ def test_no_packet_is_lost_at_any_spacing(make_world: MakeWorld, spacing: int) -
 
 
 def test_packets_under_way_while_the_key_changes_still_open(make_world: MakeWorld) -> None:
-    """M36: the previous keypair."""
+    """The previous keypair still decrypts (M36)."""
     world = make_world()
     a, b = connected(world)
     kept: list[Flight] = []
@@ -153,7 +153,7 @@ def test_packets_under_way_while_the_key_changes_still_open(make_world: MakeWorl
 
 
 def test_all_keys_are_gone_after_540_seconds_without_a_session(make_world: MakeWorld) -> None:
-    """M35, I16, I19: and no timer is left."""
+    """No timer is left either (M35, I16, I19)."""
     world = make_world()
     a, b = connected(world)
     world.run(541 * SECOND)
@@ -165,7 +165,7 @@ def test_all_keys_are_gone_after_540_seconds_without_a_session(make_world: MakeW
 
 
 def test_a_failed_series_of_attempts_leaves_no_key_either(make_world: MakeWorld) -> None:
-    """M35."""
+    """Keys are erased also when no new session came (M35)."""
     world = make_world()
     a, b = world.pair()
     world.filters.append(lose())

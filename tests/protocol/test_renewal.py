@@ -55,7 +55,7 @@ def ages(world: World, since: int, until: int) -> list[int]:
 @pytest.mark.parametrize("interval", [1, 10, 25, 55])
 @pytest.mark.parametrize("both", [False, True])
 def test_persistent_keepalives_renew_a_session(make_world: MakeWorld, interval: int, both: bool) -> None:
-    """M27: the initiator sends nothing but keepalives for an hour."""
+    """The initiator sends nothing but keepalives for an hour (M27)."""
     world = make_world()
     a, b = connected(world)
     start = world.now
@@ -84,7 +84,7 @@ def test_persistent_keepalives_of_both_renew_after_handshakes_that_crossed(make_
 
 @pytest.mark.parametrize(("interval", "renewed"), [(11, 165), (25, 175), (8, 168)])
 def test_received_keepalives_renew_near_the_end_once(make_world: MakeWorld, interval: int, renewed: int) -> None:
-    """M28: the initiator has nothing to send, and the other side nothing but keepalives."""
+    """The initiator has nothing to send, and the other side nothing but keepalives (M28)."""
     world = make_world()
     a, b = connected(world)
     start = world.now
@@ -96,7 +96,7 @@ def test_received_keepalives_renew_near_the_end_once(make_world: MakeWorld, inte
 
 
 def test_the_responder_s_keepalives_do_not_renew_for_it(make_world: MakeWorld) -> None:
-    """M27: only the initiator renews."""
+    """Only the initiator renews (M27)."""
     world = make_world()
     a, b = connected(world)
     keep_alive(b, a, 10)
@@ -105,7 +105,7 @@ def test_the_responder_s_keepalives_do_not_renew_for_it(make_world: MakeWorld) -
 
 
 def test_keepalives_that_answer_data_renew_a_session(make_world: MakeWorld) -> None:
-    """M27, M33: an initiator that only receives data answers it every ten seconds, like the kernel module."""
+    """An initiator that only receives data answers it every ten seconds, like the kernel module (M27, M33)."""
     world = make_world()
     a, b = connected(world)
     start = world.now
@@ -118,7 +118,7 @@ def test_keepalives_that_answer_data_renew_a_session(make_world: MakeWorld) -> N
 
 
 def test_a_late_message_under_the_previous_session_renews_nothing(make_world: MakeWorld) -> None:
-    """M28: its own session is old, the current one is new."""
+    """Its own session is old, the current one is new (M28)."""
     world = make_world()
     a, b = connected(world)
     world.run(118 * SECOND)
@@ -147,7 +147,7 @@ def test_a_late_message_under_the_previous_session_renews_nothing(make_world: Ma
 
 @pytest.mark.parametrize("spacing", [5, 60, 80])
 def test_synchronous_senders_do_not_cross_again(make_world: MakeWorld, spacing: int) -> None:
-    """L3: at any spacing that keeps a session in use."""
+    """At any spacing that keeps a session in use (L3)."""
     world = make_world()
     first, second = crossed(world)
     start = world.now
@@ -267,7 +267,7 @@ def test_dropped_keypairs_of_another_peer_free_nothing(make_world: MakeWorld) ->
 
 
 def test_a_private_key_that_is_set_last_starts_persistent_keepalives_at_once(make_world: MakeWorld) -> None:
-    """M53, like the kernel module; whatever was tried less than five seconds ago."""
+    """Like the kernel module; whatever was tried less than five seconds ago (M53)."""
     world = make_world()
     a, b = world.pair()
     key = a.key
@@ -300,7 +300,7 @@ def test_another_private_key_waits_for_the_next_keepalive(make_world: MakeWorld)
 
 
 def test_an_endpoint_that_is_set_last_starts_persistent_keepalives_at_once(make_world: MakeWorld) -> None:
-    """M53: the kernel module has one waiting."""
+    """The kernel module has one waiting (M53)."""
     world = make_world()
     a, b = world.node("a"), world.node("b")
     a.know(b, endpoint=False)

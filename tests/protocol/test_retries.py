@@ -22,7 +22,7 @@ from wyrmhole.wire.messages import (
 
 @pytest.mark.parametrize("lost", [MESSAGE_INITIATION, MESSAGE_RESPONSE])
 def test_a_lost_handshake_message_is_made_up_for_after_rekey_timeout(make_world: MakeWorld, lost: int) -> None:
-    """M30, M31, L1."""
+    """An unanswered initiation is followed by another after 5 s and jitter (M30, M31, L1)."""
     world = make_world()
     a, b = world.pair()
     losses = [lost]
@@ -41,7 +41,7 @@ def test_a_lost_handshake_message_is_made_up_for_after_rekey_timeout(make_world:
 
 
 def test_every_attempt_has_fresh_keys_and_indices(make_world: MakeWorld) -> None:
-    """M9, M10, I10: nothing in two initiations is the same, and the timestamps rise."""
+    """Nothing in two initiations is the same, and the timestamps rise (M9, M10, I10)."""
     world = make_world()
     a, b = world.pair()
     world.filters.append(lose())
@@ -53,7 +53,7 @@ def test_every_attempt_has_fresh_keys_and_indices(make_world: MakeWorld) -> None
 
 
 def test_one_initiation_in_five_seconds_whatever_asks_for_it(make_world: MakeWorld) -> None:
-    """M30, I7: a stream of packets, restarts of the reason, and no answer."""
+    """A stream of packets, restarts of the reason, and no answer (M30, I7)."""
     world = make_world()
     a, b = world.pair()
     world.filters.append(lose())
@@ -67,7 +67,7 @@ def test_one_initiation_in_five_seconds_whatever_asks_for_it(make_world: MakeWor
 
 
 def test_retries_carry_jitter(make_world: MakeWorld) -> None:
-    """M31."""
+    """Up to 333 ms are added to each wait (M31)."""
     world = make_world()
     a, b = world.pair()
     world.filters.append(lose())
@@ -79,7 +79,7 @@ def test_retries_carry_jitter(make_world: MakeWorld) -> None:
 
 
 def test_gives_up_after_twenty_initiations_and_starts_again_with_the_next_packet(make_world: MakeWorld) -> None:
-    """M32, L5, L9: the last one leaves 90 to 102 s after the first, staged packets are dropped by name."""
+    """The last one leaves 90 to 102 s after the first, staged packets are dropped by name (M32, L5, L9)."""
     world = make_world()
     a, b = world.pair()
     world.filters.append(lose())
@@ -100,7 +100,7 @@ def test_gives_up_after_twenty_initiations_and_starts_again_with_the_next_packet
 
 
 def test_traffic_that_goes_on_does_not_keep_a_hopeless_handshake_alive(make_world: MakeWorld) -> None:
-    """M32, L9."""
+    """Only the series of attempts decides when to give up (M32, L9)."""
     world = make_world()
     a, b = world.pair()
     world.filters.append(lose())

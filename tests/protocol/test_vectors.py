@@ -105,7 +105,7 @@ def test_hchacha20_of_the_xchacha_draft_section_2_2_1() -> None:
 
 
 def test_xchacha20_poly1305_of_the_xchacha_draft_appendix_a_3_1() -> None:
-    """M40: the AEAD of cookie replies."""
+    """The AEAD of cookie replies (M40)."""
     key = bytes(range(0x80, 0xA0))
     nonce = bytes(range(0x40, 0x58))
     ad = unhex("50515253c0c1c2c3c4c5c6c7")
@@ -122,7 +122,7 @@ def test_xchacha20_poly1305_of_the_xchacha_draft_appendix_a_3_1() -> None:
 
 
 def test_construction_and_identifier_are_those_of_the_whitepaper() -> None:
-    """M1, M2, M3: the strings, and the first chaining key and hash that follow from them."""
+    """The strings, and the first chaining key and hash that follow from them (M1, M2, M3)."""
     assert (len(CONSTRUCTION), len(IDENTIFIER)) == (37, 34)
     assert (LABEL_MAC1, LABEL_COOKIE) == (b"mac1----", b"cookie--")
     chaining_key = primitives.hash2s(CONSTRUCTION)
@@ -132,7 +132,7 @@ def test_construction_and_identifier_are_those_of_the_whitepaper() -> None:
 
 
 def test_the_published_noise_vector_with_its_prologue_and_payloads() -> None:
-    """M1, M2, M17, M21: Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s, from the cacophony set, through the product's code."""
+    """Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s, from the cacophony set, through the product's code (M1, M2, M17, M21)."""
     vector = json.loads((VECTORS / "noise_ikpsk2_25519_chachapoly_blake2s.json").read_text())
     initiator, responder = PrivateKey(unhex(vector["init_static"])), PrivateKey(unhex(vector["resp_static"]))
     psk = PresharedKey(unhex(vector["init_psks"][0]))

@@ -78,7 +78,7 @@ def test_ten_thousand_packets_overtake_one() -> None:
 
 @pytest.mark.parametrize("seed", range(1, 7))
 def test_idle_with_keepalives(seed: int) -> None:
-    """L11, for three hours: on one side, on the other, on both."""
+    """For three hours: on one side, on the other, on both (L11)."""
     outcome = carry_out(Run(seed, 3, "idle", trials=("keepalives_renew_sessions",)))
     assert outcome.violation is None, f"{outcome.violation}\n{outcome.run.line()}"
     assert outcome.counts["sessions"] > 0
@@ -106,7 +106,7 @@ def test_a_deluge_amid_faults_holds() -> None:
 
 
 def test_the_same_seed_gives_the_same_trace_in_another_process() -> None:
-    """I29: also when hashes of strings and bytes are salted otherwise."""
+    """Also when hashes of strings and bytes are salted otherwise (I29)."""
     program = (
         "from wyrmhole.simulation.runs.run import Run, carry_out;"
         "print(carry_out(Run(seed=5, hours=0.1, profile='storm')).digest)"

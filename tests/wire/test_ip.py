@@ -31,7 +31,6 @@ def test_addresses() -> None:
 
 @pytest.mark.parametrize("packet", [b"", b"\x45", V4.emit()[:19], V6.emit()[:39], b"\x55" + bytes(60), bytes(60)])
 def test_what_is_no_ip_packet_has_no_addresses(packet: bytes) -> None:
-    """B31"""
     assert ip.source_of(packet) is None
     assert ip.destination_of(packet) is None
     assert ip.length_of(packet) == 0
@@ -40,7 +39,7 @@ def test_what_is_no_ip_packet_has_no_addresses(packet: bytes) -> None:
 
 @pytest.mark.parametrize("packet", [V4.emit(), V6.emit(), replace(V4, ip_options=bytes([1] * 8)).emit()])
 def test_the_length_field_trims_padding(packet: bytes) -> None:
-    """M47"""
+    """The inner length, not the padded one, is delivered (M47)."""
     assert ip.length_of(packet) == len(packet)
     assert ip.length_of(packet + bytes(15)) == len(packet)
     assert ip.length_of(packet[:-1]) == 0
@@ -48,12 +47,11 @@ def test_the_length_field_trims_padding(packet: bytes) -> None:
 
 @pytest.mark.parametrize("total", [0, 1, 19, 36, 65535])
 def test_an_ipv4_length_below_the_header_or_above_the_packet(total: int) -> None:
-    """M47, B32"""
+    """An impossible length makes the packet invalid (M47)."""
     assert ip.length_of(patched(V4.emit(), 2, total.to_bytes(2, "big"))) == 0
 
 
 def test_an_ipv4_length_below_a_header_with_options() -> None:
-    """B32"""
     packet = replace(V4, ip_options=bytes([1] * 8)).emit()
     assert ip.length_of(patched(packet, 2, (27).to_bytes(2, "big"))) == 0
     assert ip.length_of(patched(packet, 2, (28).to_bytes(2, "big"))) == 28
@@ -61,13 +59,13 @@ def test_an_ipv4_length_below_a_header_with_options() -> None:
 
 
 def test_an_ipv6_length_that_would_wrap_in_16_bits() -> None:
-    """B32: 65,535 + 40 is 39 there."""
+    """65,535 + 40 is 39 there."""
     for payload in (65_496, 65_535):
         assert ip.length_of(patched(V6.emit(), 4, payload.to_bytes(2, "big"))) == 0
 
 
 def test_a_jumbogram_is_refused() -> None:
-    """B32: its length field is 0 and its length is in a hop-by-hop option."""
+    """Its length field is 0 and its length is in a hop-by-hop option."""
     packet = patched(V6.emit(), 4, b"\0\0")
     assert ip.length_of(patched(packet, 6, b"\0")) == 0
     assert ip.length_of(patched(packet, 6, b"\x3b")) == 40
@@ -107,8 +105,8 @@ def test_a_wrong_header_checksum_stays_wrong_under_an_ecn_mark() -> None:
 
 
 def test_decapsulation_of_ecn_follows_rfc_6040() -> None:
-    """M48: figure 4 of the RFC, but for its one drop, which the kernel does not do either; rows are what arrived
-    inside, columns what arrived outside."""
+    """Figure 4 of the RFC, but for its one drop, which the kernel does not do either; rows are what arrived inside,
+    columns what arrived outside (M48)."""
     not_ect, ect1, ect0, ce = ip.ECN_NOT_ECT, ip.ECN_ECT1, ip.ECN_ECT0, ip.ECN_CE
     columns = (not_ect, ect0, ect1, ce)
     figure = {
@@ -123,7 +121,7 @@ def test_decapsulation_of_ecn_follows_rfc_6040() -> None:
 
 
 def test_icmp_host_unreachable() -> None:
-    """M46, RFC 792: from the address that is not reachable, with the packet's beginning quoted."""
+    """RFC 792: from the address that is not reachable, with the packet's beginning quoted (M46)."""
     packet = V4.emit()
     for no_route in (False, True):
         error = ip.unreachable(packet + bytes(13), no_route=no_route)
@@ -146,7 +144,7 @@ def test_icmp_quotes_no_more_than_576_bytes_hold() -> None:
 
 @pytest.mark.parametrize(("no_route", "code"), [(True, 0), (False, 3)])
 def test_icmpv6_unreachable(no_route: bool, code: int) -> None:
-    """M46, RFC 4443 3.1"""
+    """RFC 4443 3.1 (M46)."""
     packet = V6.emit()
     error = ip.unreachable(packet, no_route=no_route)
     assert error is not None

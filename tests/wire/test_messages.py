@@ -38,27 +38,27 @@ SIZES = {1: 148, 2: 92, 3: 64}
 
 
 def test_initiation_layout() -> None:
-    """M4, M8"""
+    """148 bytes, and three reserved bytes of zero (M4, M8)."""
     expected = b"\x01\0\0\0\x01\x02\x03\x04" + b"e" * 32 + b"s" * 48 + b"t" * 28 + b"1" * 16 + b"2" * 16
     assert INITIATION.emit() == expected
     assert len(expected) == messages.INITIATION_SIZE == 148
 
 
 def test_response_layout() -> None:
-    """M5, M8"""
+    """92 bytes, and three reserved bytes of zero (M5, M8)."""
     indices_ = b"\x01\x02\x03\x04\x05\x06\x07\x08"
     assert RESPONSE.emit() == b"\x02\0\0\0" + indices_ + b"e" * 32 + b"n" * 16 + b"1" * 16 + b"2" * 16
     assert len(RESPONSE.emit()) == messages.RESPONSE_SIZE == 92
 
 
 def test_cookie_reply_layout() -> None:
-    """M6, M8"""
+    """64 bytes, and three reserved bytes of zero (M6, M8)."""
     assert COOKIE_REPLY.emit() == b"\x03\0\0\0\x01\x02\x03\x04" + b"n" * 24 + b"c" * 32
     assert len(COOKIE_REPLY.emit()) == messages.COOKIE_REPLY_SIZE == 64
 
 
 def test_transport_header_layout() -> None:
-    """M7, M20: the counter is 64 bits, little endian."""
+    """The counter is 64 bits, little endian (M7, M20)."""
     header = messages.TRANSPORT_HEADER.pack(messages.MESSAGE_TRANSPORT, 0x04030201, 0x0807060504030201)
     assert header == bytes.fromhex("04000000 01020304 0102030405060708")
     assert len(header) == messages.TRANSPORT_HEADER_SIZE
@@ -93,7 +93,7 @@ def test_parse_gives_back_what_was_emitted(message: Initiation | Response | Cook
 
 @pytest.mark.parametrize("message", [INITIATION, RESPONSE, COOKIE_REPLY])
 def test_one_byte_more_or_less_is_a_wrong_length(message: Initiation | Response | CookieReply) -> None:
-    """M4, M5, M6, B3"""
+    """Handshake messages have one length each (M4, M5, M6)."""
     data = message.emit()
     for changed in (data[:-1], data + b"\0", data + bytes(65_507 - len(data))):
         with pytest.raises(WrongLength):
@@ -103,7 +103,7 @@ def test_one_byte_more_or_less_is_a_wrong_length(message: Initiation | Response 
 
 
 def test_transport_messages_have_at_least_32_bytes() -> None:
-    """M7, B29"""
+    """A header of 16 bytes and a tag (M7)."""
     with pytest.raises(WrongLength):
         classify(b"\x04" + bytes(30))
     for size in (32, 33, 1452, 65_535):
@@ -112,14 +112,12 @@ def test_transport_messages_have_at_least_32_bytes() -> None:
 
 @pytest.mark.parametrize("size", range(4))
 def test_less_than_a_type_word_is_too_short(size: int) -> None:
-    """B1"""
     with pytest.raises(TooShort):
         classify(b"\x01\0\0\0"[:size])
 
 
 @pytest.mark.parametrize("kind", [0, *range(5, 256)])
 def test_other_types_are_unknown(kind: int) -> None:
-    """B2"""
     for size in (4, 32, 64, 92, 148):
         with pytest.raises(UnknownType):
             classify(bytes((kind,)) + bytes(size - 1))
@@ -128,7 +126,7 @@ def test_other_types_are_unknown(kind: int) -> None:
 @pytest.mark.parametrize("bit", range(8, 32))
 @pytest.mark.parametrize("message", [INITIATION.emit(), RESPONSE.emit(), COOKIE_REPLY.emit(), b"\x04" + bytes(31)])
 def test_each_reserved_bit_makes_the_type_unknown(message: bytes, bit: int) -> None:
-    """M8, B2"""
+    """The reserved bytes must be zero (M8)."""
     kind = int.from_bytes(message[:4], "little") | 1 << bit
     with pytest.raises(UnknownType):
         classify(kind.to_bytes(4, "little") + message[4:])

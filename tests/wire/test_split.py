@@ -69,7 +69,7 @@ def test_the_smallest_segments_that_linux_makes_are_all_there() -> None:
 @pytest.mark.parametrize("protocol", [TCP, UDP])
 @pytest.mark.parametrize("version", [4, 6])
 def test_a_segment_size_that_no_packet_could_have(version: int, protocol: int) -> None:
-    """B36, found by fuzzing: one segment is all there is, and no length overflows."""
+    """Found by fuzzing: one segment is all there is, and no length overflows."""
     packet = Packet(b"x" * 50, version=version, protocol=protocol)
     for size in (51, 65_500, 65_535):
         assert split(packet.frame(size)) == [packet.emit()]
@@ -168,7 +168,6 @@ BAD_FRAMES = {
 
 @pytest.mark.parametrize("frame", BAD_FRAMES.values(), ids=BAD_FRAMES)
 def test_a_header_that_does_not_fit_is_one_clear_error(frame: bytes) -> None:
-    """B36"""
     with pytest.raises(OffloadError):
         split(frame)
 
@@ -190,7 +189,6 @@ def test_the_unchanged_frame_of_these_tests_is_good() -> None:
 @given(st.binary(max_size=120))
 @example(b"\x01\x01" + bytes(8) + b"\x45")
 def test_any_bytes_are_packets_or_an_offload_error(frame: bytes) -> None:
-    """B36"""
     try:
         packets = split(frame)
     except OffloadError:
@@ -200,7 +198,6 @@ def test_any_bytes_are_packets_or_an_offload_error(frame: bytes) -> None:
 
 @given(super_packets(), st.data())
 def test_a_damaged_frame_is_packets_or_an_offload_error(drawn: tuple[Packet, int], data: st.DataObject) -> None:
-    """B36"""
     frame = bytearray(drawn[0].frame(drawn[1]))
     for _ in range(data.draw(st.integers(1, 4))):
         frame[data.draw(st.integers(0, min(len(frame) - 1, 90)))] = data.draw(st.integers(0, 255))

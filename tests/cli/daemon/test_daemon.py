@@ -30,7 +30,6 @@ def test_it_is_there_when_the_caller_returns_and_gone_with_its_interface(host: H
 
 
 def test_the_daemon_is_detached_and_leaves_no_core(host: Host) -> None:
-    """B72"""
     host.start()
     pid = host.daemon()
     assert os.readlink(f"/proc/{pid}/cwd") == "/"
@@ -350,7 +349,6 @@ def test_a_taken_port_is_refused_whole_and_the_former_one_stays(host: Host) -> N
 
 
 def test_a_configuration_of_many_peers_is_counted_exactly(host: Host, tmp_path: Path) -> None:
-    """B58"""
     host.start()
     keys = [os.urandom(32) for _ in range(500)]
     peers = (

@@ -61,7 +61,6 @@ def test_device_keys_are_read() -> None:
 
 
 def test_zero_means_unset_and_is_not_the_same_as_absent() -> None:
-    """B51"""
     change = parse_set([f"private_key={'0' * 64}", "listen_port=0", "fwmark=0"])
     assert change.private_key is not None and change.private_key.is_zero
     assert (change.listen_port, change.fwmark) == (0, 0)
@@ -124,7 +123,6 @@ BAD_FLAGS = ["", "false", "True", "1", "true "]
     ],
 )
 def test_bad_device_values_are_invalid(key: str, values: list[str]) -> None:
-    """B51"""
     for value in values:
         assert errno_of(f"{key}={value}") == errno.EINVAL, value
 
@@ -162,7 +160,6 @@ def test_an_empty_section_leaves_everything_as_it_is() -> None:
 
 
 def test_uppercase_keys_are_the_same_keys() -> None:
-    """B51"""
     assert parse_set([PEER.upper().replace("PUBLIC_KEY", "public_key")]).peers == parse_set([PEER]).peers
 
 
@@ -172,7 +169,6 @@ def test_a_zero_preshared_key_is_kept_as_the_wish_for_none() -> None:
 
 
 def test_sections_of_one_peer_stay_apart_and_in_order() -> None:
-    """B52"""
     change = parse_set([PEER, "remove=true", f"public_key={OTHER_KEY}", PEER, "allowed_ip=10.0.0.0/8"])
     assert [peer.public_key.hex() for peer in change.peers] == [KEY, OTHER_KEY, KEY]
     assert [peer.remove for peer in change.peers] == [True, False, False]
@@ -229,7 +225,6 @@ def test_a_line_without_equals_sign_is_a_protocol_error(line: str) -> None:
 
 
 def test_errors_do_not_repeat_values() -> None:
-    """B72"""
     secret = "5ec2e7" * 11
     for lines in (
         [f"private_key={secret}"],

@@ -70,7 +70,6 @@ def test_a_get_with_lines_is_invalid() -> None:
 
 @pytest.mark.parametrize("value", [b"\0", b"\xff\xfe", "é".encode(), b"1\r\r", b"\r1", b"\x80"])
 def test_odd_bytes_in_a_set_are_invalid(value: bytes) -> None:
-    """B50"""
     (refusal,) = feed(b"set=1\nlisten_port=" + value + b"\n\n")
     assert isinstance(refusal, Refusal) and refusal.error.errno_value == errno.EINVAL
 
@@ -96,7 +95,6 @@ def test_a_length_is_plain_digits_without_leading_zeros(address: str, length: st
 
 @pytest.mark.parametrize("start", [b"\n", b"get=2\n", b"set\n", b"GET /\r\n", b"\0\n", b"\xff\n", b"get=1\r\n"])
 def test_what_begins_as_no_operation_ends_the_conversation(start: bytes) -> None:
-    """B50"""
     (refusal,) = feed(start + b"get=1\n\n")
     assert isinstance(refusal, Refusal) and refusal.final and refusal.error.errno_value == errno.EPROTO
 
@@ -104,7 +102,6 @@ def test_what_begins_as_no_operation_ends_the_conversation(start: bytes) -> None
 @pytest.mark.parametrize("start", [b"", b"set=1\n", b"get=1\n", b"set=1\nbad\n"])
 @pytest.mark.parametrize("end", [b"", b"\n\n"])
 def test_an_endless_line_ends_the_conversation(start: bytes, end: bytes) -> None:
-    """B50"""
     (refusal,) = feed(start + b"x" * (MAX_LINE + 1) + end)
     assert isinstance(refusal, Refusal) and refusal.final and refusal.error.errno_value == errno.EPROTO
 
@@ -118,7 +115,6 @@ def test_nothing_is_kept_or_read_after_a_final_refusal() -> None:
 
 
 def test_an_endless_operation_ends_the_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
-    """B50"""
     monkeypatch.setattr("wyrmhole.control.uapi.format.MAX_OPERATION", 1000)
     parser = UapiParser()
     operations = [operation for _ in range(100) for operation in parser.feed(b"set=1\nlisten_port=1\n")]
@@ -153,7 +149,6 @@ def test_an_end_between_operations_needs_no_answer() -> None:
 
 @given(st.lists(st.binary(max_size=200)))
 def test_no_bytes_raise(chunks: list[bytes]) -> None:
-    """B50"""
     parser = UapiParser()
     for chunk in chunks:
         parser.feed(chunk)
@@ -207,7 +202,7 @@ def test_how_bytes_are_cut_does_not_matter(lines: list[str], random: Random) -> 
 
 
 def test_a_set_of_every_size_in_use_is_taken() -> None:
-    """B58, B59: 130,560 allowed ips of one peer, and 65,536 peers."""
+    """130,560 allowed ips of one peer, and 65,536 peers."""
     ips = "".join(f"allowed_ip=10.{i >> 16}.{i >> 8 & 255}.{i & 255}/32\n" for i in range(130_560))
     (operation,) = feed(f"set=1\n{PEER}\n{ips}\n".encode())
     assert isinstance(operation, SetOperation) and len(operation.change.peers[0].allowed_ips) == 130_560

@@ -85,7 +85,6 @@ async def test_a_bug_in_the_device_costs_one_operation(tmp_path: Path, path: str
 
 @pytest.mark.parametrize("rubbish", [b"x" * 5000, b"GET / HTTP/1.1\r\n\r\n", b"\0\n", b"\n"])
 def test_rubbish_is_answered_and_the_connection_closed(tmp_path: Path, path: str, rubbish: bytes) -> None:
-    """B50"""
 
     @on_a_loop
     async def run() -> None:
@@ -131,7 +130,6 @@ async def test_a_large_get_comes_whole(tmp_path: Path, path: str) -> None:
 
 @on_a_loop
 async def test_a_get_is_one_picture_while_a_set_changes_everything(tmp_path: Path, path: str) -> None:
-    """B53"""
     device = FakeDevice(peers=10_000)
     async with serving(tmp_path, device):
         reading, writing = await Client.connect(path), await Client.connect(path)
@@ -161,7 +159,6 @@ async def test_a_client_in_the_middle_of_a_set_delays_nobody(tmp_path: Path, pat
 
 @on_a_loop
 async def test_a_client_that_does_not_read_delays_nobody_and_costs_little(tmp_path: Path, path: str) -> None:
-    """B54"""
     async with serving(tmp_path, FakeDevice(peers=5000)):
         deaf, other = await Client.connect(path), await Client.connect(path)
         deaf.writer.write(b"get=1\n\n" * 100)
@@ -171,7 +168,7 @@ async def test_a_client_that_does_not_read_delays_nobody_and_costs_little(tmp_pa
 
 @on_a_loop
 async def test_a_client_that_never_reads_is_dropped(tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """B54: and until then the reply is not made further than it is taken."""
+    """Until then, the reply is produced only as fast as the client reads."""
     made = 0
 
     def counting(status: DeviceStatus) -> Iterator[bytes]:
@@ -193,7 +190,6 @@ async def test_a_client_that_never_reads_is_dropped(tmp_path: Path, path: str, m
 
 @on_a_loop
 async def test_a_client_that_stops_in_the_middle_is_dropped(tmp_path: Path, path: str) -> None:
-    """B50"""
     async with serving(tmp_path, FakeDevice(), stall_seconds=0.05):
         client = await Client.connect(path)
         await client.write(b"set=1\nlisten_port=2")
@@ -291,7 +287,6 @@ async def test_a_rude_close_is_forgotten(tmp_path: Path, path: str) -> None:
 
 @on_a_loop
 async def test_other_users_are_not_heard(tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """B55"""
     monkeypatch.setattr(uapi_server, "_peer_uid", lambda accepted: os.geteuid() + 12345)
     async with serving(tmp_path, FakeDevice()):
         client = await Client.connect(path)
@@ -300,7 +295,6 @@ async def test_other_users_are_not_heard(tmp_path: Path, path: str, monkeypatch:
 
 @on_a_loop
 async def test_the_credentials_of_a_client_are_those_of_its_process(tmp_path: Path, path: str) -> None:
-    """B55"""
     ours, theirs = socket.socketpair(socket.AF_UNIX)
     with ours, theirs:
         assert uapi_server._peer_uid(ours) == os.geteuid()
@@ -308,7 +302,6 @@ async def test_the_credentials_of_a_client_are_those_of_its_process(tmp_path: Pa
 
 @on_a_loop
 async def test_running_out_of_descriptors_is_told_and_survived(tmp_path: Path, path: str) -> None:
-    """B49"""
     async with serving(tmp_path, FakeDevice()):
         clients = [await Client.connect(path) for _ in range(3)]
         await asyncio.gather(*(client.ask("get=1\n\n") for client in clients))
@@ -335,7 +328,6 @@ async def test_running_out_of_descriptors_is_told_and_survived(tmp_path: Path, p
 async def test_without_a_spare_descriptor_accepting_pauses(
     tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """B49"""
     monkeypatch.setattr(uapi_server, "_open_spare", lambda: None)
     monkeypatch.setattr(uapi_server, "ACCEPT_PAUSE_SECONDS", 0.01)
     async with serving(tmp_path, FakeDevice()) as server:
@@ -429,7 +421,6 @@ async def test_a_server_that_never_started_can_be_closed(tmp_path: Path, path: s
 
 @on_a_loop
 async def test_a_refusal_is_told_without_its_value(tmp_path: Path, path: str, caplog: pytest.LogCaptureFixture) -> None:
-    """B72"""
     secret = "5ec2e7" * 10 + "zzzz"
     with caplog.at_level(logging.DEBUG, "wyrmhole"):
         async with serving(tmp_path, FakeDevice()):

@@ -35,7 +35,6 @@ def leave_stale_socket(path: Path) -> None:
 
 
 def test_directory_and_socket_are_private_whatever_the_umask(tmp_path: Path) -> None:
-    """B55"""
     directory = tmp_path / "run"
     former = os.umask(0)
     try:
@@ -58,14 +57,12 @@ def test_it_listens_and_is_gone_after_close(listener: UapiListener, path: Path) 
 
 
 def test_a_name_in_use_is_refused_and_left_alone(listener: UapiListener, tmp_path: Path, path: Path) -> None:
-    """B56"""
     with pytest.raises(SocketInUse, match=r"wg0\.sock is in use by another process"):
         UapiListener.create("wg0", str(tmp_path))
     assert listener.is_in_place
 
 
 def test_a_listener_that_is_slow_to_accept_is_in_use_too(tmp_path: Path, path: Path) -> None:
-    """B56"""
     with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as waiting:
         busy.bind(str(path))
         busy.listen(0)
@@ -75,7 +72,6 @@ def test_a_listener_that_is_slow_to_accept_is_in_use_too(tmp_path: Path, path: P
 
 
 def test_a_stale_socket_is_replaced(tmp_path: Path, path: Path) -> None:
-    """B56"""
     leave_stale_socket(path)
     listener = UapiListener.create("wg0", str(tmp_path))
     with socket.socket(socket.AF_UNIX) as client:
@@ -85,7 +81,6 @@ def test_a_stale_socket_is_replaced(tmp_path: Path, path: Path) -> None:
 
 @pytest.mark.parametrize("target", ["file", "socket", "nothing"])
 def test_a_symbolic_link_is_refused_and_not_followed(tmp_path: Path, path: Path, target: str) -> None:
-    """B56"""
     aim = tmp_path / "aim"
     if target == "file":
         aim.write_text("precious")
@@ -106,7 +101,6 @@ def test_another_file_in_its_place_is_refused_and_kept(tmp_path: Path, path: Pat
 
 
 def test_a_directory_that_others_may_write_in_is_refused(tmp_path: Path) -> None:
-    """B55"""
     tmp_path.chmod(0o777)
     with pytest.raises(DeviceError, match="change its owner to root and its mode to 0755"):
         UapiListener.create("wg0", str(tmp_path))
