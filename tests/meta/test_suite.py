@@ -7,8 +7,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(path for room in ("tests", "fuzz", "bench", "examples") for path in (ROOT / room).rglob("*.py"))
 
@@ -24,11 +22,11 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_module_imports_a_test_module(path: Path) -> None:
-    """A test module that serves as a library runs its tests where nobody looks for them, and cannot be split."""
-    for name in imported(path):
-        assert not (name.startswith("tests.") and ".test_" in name), f"{name} belongs into tests/support"
+def test_no_module_imports_a_test_module() -> None:
+    """A test module that serves as a library cannot be split, and its tests run with another room's fixtures."""
+    for path in MODULES:
+        for name in imported(path):
+            assert not (name.startswith("tests.") and ".test_" in name), f"{path}: {name} belongs in tests/support"
 
 
 TABLES = {
@@ -46,10 +44,10 @@ def docstrings(path: Path) -> Iterator[str]:
             yield ast.get_docstring(node) or ""
 
 
-@pytest.mark.parametrize("path", [*PROSE, *sorted((ROOT / "src").rglob("*.py"))], ids=lambda path: path.stem)
-def test_a_docstring_is_a_sentence_and_its_codes_have_a_row_in_a_table(path: Path) -> None:
-    for doc in docstrings(path):
-        assert not doc or re.search(r"[A-Za-z]{2}", CODE.sub("", doc)), f"only codes: {doc!r}"
-        for letter, number in CODE.findall(doc):
-            if letter in "BMIL":
-                assert f"\n| {letter}{number} |" in TABLES.get(letter, ""), f"{letter}{number} is in no table: {doc!r}"
+def test_a_docstring_is_a_sentence_and_its_codes_have_a_row_in_a_table() -> None:
+    for path in [*PROSE, *sorted((ROOT / "src").rglob("*.py"))]:
+        for doc in docstrings(path):
+            assert not doc or re.search(r"[A-Za-z]{2}", CODE.sub("", doc)), f"{path}: only codes: {doc!r}"
+            for letter, number in CODE.findall(doc):
+                row = f"\n| {letter}{number} |"
+                assert letter not in "BMIL" or row in TABLES.get(letter, ""), f"{path}: {letter}{number} has no row"
