@@ -6,18 +6,22 @@ The program reads `gso_segs` of the packet (struct __sk_buff in linux/bpf.h, Lin
 from __future__ import annotations
 
 import os
+import socket
 import struct
 from collections.abc import Iterator
-from contextlib import contextmanager
-
-from pyroute2 import IPRoute
+from contextlib import closing, contextmanager
 
 from tests.netns.host import Host
+from wyrmhole.net import netlink
 from wyrmhole.system import libc
 
 _SCHED_CLS = 3
 _GSO_SEGS = 164
-_EGRESS = "ffff:fff3"
+_RTM_NEWQDISC, _RTM_DELQDISC, _RTM_NEWTFILTER, _NEW = 36, 37, 44, 0x600
+_TC_MESSAGE = struct.Struct("=BxxxiIII")
+_CLSACT_HANDLE, _CLSACT, _EGRESS = 0xFFFF_0000, 0xFFFF_FFF1, 0xFFFF_FFF3
+_ALL_PROTOCOLS = 1 << 16 | socket.htons(3)
+_TCA_KIND, _TCA_OPTIONS, _TCA_BPF_FD, _TCA_BPF_FLAGS, _DIRECT_ACTION = 1, 2, 6, 8, 1
 _TC_OK, _TC_SHOT = 0, 2
 
 
@@ -38,15 +42,21 @@ def loses_batches(host: Host, link: str) -> Iterator[None]:
     """Within, the host's link does so."""
     program = libc.load_bpf(_SCHED_CLS, _program(), b"GPL", b"gso_damage")
     try:
-        with host.entered(), IPRoute() as route:
-            index = route.link_lookup(ifname=link)[0]
-            route.tc("add", "clsact", index)
-            route.tc(
-                "add-filter", "bpf", index, ":1", fd=program, name="gso_damage", parent=_EGRESS, classid=1,
-                direct_action=True,
-            )  # fmt: skip
-        yield
-        with host.entered(), IPRoute() as route:
-            route.tc("del", "clsact", index)
+        with host.entered():
+            entered = netlink.Client()
+        with closing(entered) as client:
+            index = client.link(link, None).interface
+            qdisc = _TC_MESSAGE.pack(0, index, _CLSACT_HANDLE, _CLSACT, 0) + _kind(b"clsact")
+            options = netlink.emit_attribute(_TCA_BPF_FD, struct.pack("=I", program))
+            options += netlink.emit_attribute(_TCA_BPF_FLAGS, struct.pack("=I", _DIRECT_ACTION))
+            every_packet = _TC_MESSAGE.pack(0, index, 0, _EGRESS, _ALL_PROTOCOLS) + _kind(b"bpf")
+            client.change(_RTM_NEWQDISC, _NEW, qdisc)
+            client.change(_RTM_NEWTFILTER, _NEW, every_packet + netlink.emit_attribute(_TCA_OPTIONS, options))
+            yield
+            client.change(_RTM_DELQDISC, 0, qdisc)
     finally:
         os.close(program)
+
+
+def _kind(name: bytes) -> bytes:
+    return netlink.emit_attribute(_TCA_KIND, name + b"\0")

@@ -12,7 +12,7 @@ from wyrmhole.errors import how_to_install
 MISSING = """wyrmhole: {name} is not installed: {remedy}
 The daemon wyrmholed and the library do not need it."""
 
-EXTRA = {"click", "pyroute2", "segno"}
+EXTRA = {"click", "segno"}
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Set up an interface by rtnetlink: up, MTU, addresses, routes. What ip(8) does, in any namespace one has a socket of.
+"""Set up an interface by rtnetlink, as ip(8) does: up, MTU, addresses, routes. The socket decides in which namespace.
 
 Source: rtnetlink(7), linux/if_link.h, linux/if_addr.h, linux/rtnetlink.h.
 """
@@ -9,6 +9,8 @@ import ipaddress
 import socket
 import struct
 import time
+from collections.abc import Iterator
+from typing import NamedTuple
 
 from wyrmhole.net import netlink
 
@@ -21,15 +23,16 @@ MAIN_TABLE = 254
 LOOK_SECONDS, LOOKS = 0.001, 1000
 """A millisecond as a rule; an interface that is down never gets there."""
 
-_RTM_NEWADDR, _RTM_DELADDR, _RTM_DELROUTE = 20, 21, 25
 _REPLACE, _CREATE = 0x100, 0x400
 _IFF_UP = 0x1
 _IFLA_MTU, _IFLA_TXQLEN, _IFLA_AF_SPEC, _IFLA_INET6_ADDR_GEN_MODE = 4, 13, 26, 8
 _NO_LINK_LOCAL = b"\x01"
-_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS, _IFA_F_NODAD = 1, 2, 8, 0x02
-_RTA_DST, _RTA_OIF = 1, 4
-_RTA_TABLE = 15
-_PROTOCOL_STATIC, _SCOPE_LINK, _SCOPE_GLOBAL, _UNICAST = 4, 253, 0, 1
+_IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS, _IFA_PROTO, _IFA_F_NODAD = 1, 2, 8, 11, 0x02
+_MADE_BY_KERNEL = b"\x03"
+_RTA_DST, _RTA_OIF, _RTA_METRICS, _RTA_TABLE, _RTAX_MTU = 1, 4, 8, 15, 2
+PROTOCOL_BOOT, PROTOCOL_STATIC = 3, 4
+"""Who made a route: ip(8) without more, and an administrator."""
+_SCOPE_LINK, _SCOPE_GLOBAL, _UNICAST = 253, 0, 1
 _EXCLUSIVE = 0x200
 _AF_INET_CONF, _RP_FILTER = 1, 8
 
@@ -37,6 +40,25 @@ _LINK = struct.Struct("=BxHiII")
 _ADDRESS = struct.Struct("=BBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
 _UINT = struct.Struct("=I")
+
+
+class Address(NamedTuple):
+    interface: int
+    address: Interface
+    is_kernel_made: bool
+    """A link-local one that the kernel made by itself. Linux before 5.18 does not tell."""
+
+
+class Route(NamedTuple):
+    version: int
+    table: int
+    device: int
+    """0: none, or several."""
+    length: int
+    network: int
+    """Without the bits after `length`."""
+    mtu: int = 0
+    """Its own; 0: that of its device."""
 
 
 def set_up(client: netlink.Client, index: int, *, mtu: int | None = None, queue: int | None = None) -> None:
@@ -64,15 +86,34 @@ def add_address(client: netlink.Client, index: int, address: Interface) -> None:
     The kernel begins to take packets to an IPv6 address some time after it said that it has it (addrconf_dad_work): the
     answer to a program's first packet would be lost now and then.
     """
-    client.change(_RTM_NEWADDR, _CREATE | _REPLACE, _address(index, address))
+    client.change(netlink.RTM_NEWADDR, _CREATE | _REPLACE, _address(index, address, _IFA_F_NODAD))
     looks = LOOKS if address.version == 6 else 0
     while looks and not client.is_local(str(address.ip)):
         time.sleep(LOOK_SECONDS)
         looks -= 1
 
 
+def claim_address(client: netlink.Client, index: int, address: Interface) -> None:
+    """Add an address that the interface must not have yet, with the kernel's own checks: what `ip address add` does.
+    Raises Refused: EEXIST if it has."""
+    client.change(netlink.RTM_NEWADDR, _CREATE | _EXCLUSIVE, _address(index, address, 0))
+
+
+def addresses(client: netlink.Client, family: int = socket.AF_UNSPEC) -> Iterator[Address]:
+    """Those of all interfaces, in the kernel's order. Raises OSError; asks nothing else meanwhile."""
+    for message in client.dump(netlink.RTM_GETADDR, _ADDRESS.pack(family, 0, 0, 0, 0)):
+        if message.kind != netlink.RTM_NEWADDR or len(message.payload) < _ADDRESS.size:
+            continue
+        _, length, _, _, index = _ADDRESS.unpack_from(message.payload)
+        attributes = netlink.parse_attributes(message.payload, _ADDRESS.size)
+        packed = attributes.get(_IFA_LOCAL) or attributes.get(_IFA_ADDRESS) or b""
+        if len(packed) in (4, 16):
+            address = ipaddress.ip_interface((packed, length))
+            yield Address(index, address, attributes.get(_IFA_PROTO) == _MADE_BY_KERNEL)
+
+
 def remove_address(client: netlink.Client, index: int, address: Interface) -> None:
-    client.change(_RTM_DELADDR, 0, _address(index, address))
+    client.change(netlink.RTM_DELADDR, 0, _address(index, address, 0))
 
 
 def add_route(client: netlink.Client, index: int, network: Network) -> None:
@@ -80,13 +121,39 @@ def add_route(client: netlink.Client, index: int, network: Network) -> None:
     client.change(netlink.RTM_NEWROUTE, _CREATE | _REPLACE, _route(index, network))
 
 
-def remove_route(client: netlink.Client, index: int, network: Network, table: int = MAIN_TABLE) -> None:
-    client.change(_RTM_DELROUTE, 0, _route(index, network, table))
+def remove_route(
+    client: netlink.Client, index: int, network: Network, table: int = MAIN_TABLE, protocol: int = PROTOCOL_STATIC
+) -> None:
+    """Raises Refused: ESRCH if it is gone."""
+    client.change(netlink.RTM_DELROUTE, 0, _route(index, network, table, protocol))
 
 
-def reserve_route(client: netlink.Client, index: int, network: Network, table: int) -> None:
+def reserve_route(
+    client: netlink.Client, index: int, network: Network, table: int, protocol: int = PROTOCOL_STATIC
+) -> None:
     """Add a route to a table that must not have this prefix yet. Raises Refused: EEXIST if it has."""
-    client.change(netlink.RTM_NEWROUTE, _CREATE | _EXCLUSIVE, _route(index, network, table))
+    client.change(netlink.RTM_NEWROUTE, _CREATE | _EXCLUSIVE, _route(index, network, table, protocol))
+
+
+def routes(client: netlink.Client, family: int) -> list[Route]:
+    """All of a family, of every table. Raises OSError."""
+    body = _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
+    messages = client.dump(netlink.RTM_GETROUTE, body)
+    return [parse_route(message) for message in messages if len(message.payload) >= _ROUTE.size]
+
+
+def parse_route(message: netlink.Message) -> Route:
+    family, length, _, _, small, *_ = _ROUTE.unpack_from(message.payload)
+    attributes = netlink.parse_attributes(message.payload, _ROUTE.size)
+    metrics = netlink.parse_attributes(memoryview(attributes.get(_RTA_METRICS, b"")), 0)
+    return Route(
+        4 if family == socket.AF_INET else 6,
+        _value(attributes.get(_RTA_TABLE)) or small,
+        _value(attributes.get(_RTA_OIF)),
+        length,
+        int.from_bytes(attributes.get(_RTA_DST, b""), "big"),
+        _value(metrics.get(_RTAX_MTU)),
+    )
 
 
 def accept_any_source(client: netlink.Client, index: int) -> None:
@@ -96,17 +163,17 @@ def accept_any_source(client: netlink.Client, index: int) -> None:
     client.change(netlink.RTM_NEWLINK, 0, _LINK.pack(0, 0, index, 0, 0) + families)
 
 
-def _address(index: int, address: Interface) -> bytes:
-    body = _ADDRESS.pack(_family(address), address.network.prefixlen, _IFA_F_NODAD, 0, index)
+def _address(index: int, address: Interface, flags: int) -> bytes:
+    body = _ADDRESS.pack(_family(address), address.network.prefixlen, flags, 0, index)
     for kind in (_IFA_LOCAL, _IFA_ADDRESS):
         body += netlink.emit_attribute(kind, address.ip.packed)
-    return body + _number(_IFA_FLAGS, _IFA_F_NODAD)
+    return body + _number(_IFA_FLAGS, flags or None)
 
 
-def _route(index: int, network: Network, table: int = MAIN_TABLE) -> bytes:
+def _route(index: int, network: Network, table: int = MAIN_TABLE, protocol: int = PROTOCOL_STATIC) -> bytes:
     scope = _SCOPE_LINK if network.version == 4 else _SCOPE_GLOBAL
     small = table if table < 256 else 0
-    body = _ROUTE.pack(_family(network), network.prefixlen, 0, 0, small, _PROTOCOL_STATIC, scope, _UNICAST, 0)
+    body = _ROUTE.pack(_family(network), network.prefixlen, 0, 0, small, protocol, scope, _UNICAST, 0)
     if network.prefixlen:
         body += netlink.emit_attribute(_RTA_DST, network.network_address.packed)
     return body + _number(_RTA_OIF, index) + _number(_RTA_TABLE, table)
@@ -114,6 +181,10 @@ def _route(index: int, network: Network, table: int = MAIN_TABLE) -> bytes:
 
 def _number(kind: int, value: int | None) -> bytes:
     return b"" if value is None else netlink.emit_attribute(kind, _UINT.pack(value))
+
+
+def _value(attribute: bytes | None) -> int:
+    return int(_UINT.unpack(attribute)[0]) if attribute is not None and len(attribute) == _UINT.size else 0
 
 
 def _family(value: Interface | Network) -> int:

@@ -35,15 +35,16 @@ NLMSG_ERROR, NLMSG_DONE = 2, 3
 RTM_NEWLINK = 16
 RTM_DELLINK = 17
 RTM_GETLINK = 18
-RTM_NEWROUTE = 24
-RTM_GETROUTE = 26
+RTM_NEWADDR, RTM_DELADDR, RTM_GETADDR = 20, 21, 22
+RTM_NEWROUTE, RTM_DELROUTE, RTM_GETROUTE = 24, 25, 26
 RTM_NEWNSID = 88
 RTM_GETNSID = 90
 
 _NLM_F_REQUEST, _NLM_F_ACK, _NLM_F_DUMP = 1, 4, 0x300
 _RTA_DST, _RTA_SRC, _RTA_OIF, _RTA_MARK = 1, 2, 4, 16
 _ROUTE_TYPE, _RTN_LOCAL = 7, 2
-_IFLA_IFNAME, _IFLA_MTU, _IFLA_EXT_MASK, _IFLA_GSO_MAX_SEGS, _IFLA_TARGET_NETNSID = 3, 4, 29, 40, 46
+_IFLA_IFNAME, _IFLA_MTU, _IFLA_LINKINFO, _IFLA_EXT_MASK, _IFLA_GSO_MAX_SEGS, _IFLA_TARGET_NETNSID = 3, 4, 18, 29, 40, 46
+_IFLA_INFO_KIND = 1
 _RTEXT_FILTER_SKIP_STATS = 8
 _NETNSA_NSID, _NETNSA_FD = 1, 3
 _SOL_NETLINK, _NETLINK_LISTEN_ALL_NSID, _NETLINK_GET_STRICT_CHK = 270, 8, 12
@@ -71,6 +72,8 @@ class Link(NamedTuple):
     interface: int
     flags: int
     mtu: int
+    kind: str = ""
+    """As ip(8) prints it: tun, wireguard, veth; empty if it has none."""
 
 
 def open_listener(groups: int) -> socket.socket:
@@ -168,24 +171,38 @@ class Client:
         except Refused:
             return False
 
-    def _route(self, destination: str, source: str | None, mark: int) -> Message:
-        reply = self._ask(RTM_GETROUTE, _emit_route_request(destination, source, mark))
+    def route(self, destination: str, interface: int = 0) -> Message:
+        """The route to that address, by that interface if one is named. Raises Refused without a route, OSError."""
+        return self._route(destination, None, 0, interface)
+
+    def _route(self, destination: str, source: str | None, mark: int, interface: int = 0) -> Message:
+        reply = self._ask(RTM_GETROUTE, _emit_route_request(destination, source, mark, interface))
         if reply.kind != RTM_NEWROUTE or len(reply.payload) < _ROUTE.size:
             raise OSError(errno.EPROTO, "the kernel answered a route request with something else")
         return reply
 
     def link(self, name: str, namespace_id: int | None) -> Link:
         """The interface of that name, here or in the network namespace of that id. Raises Refused (ENODEV), OSError."""
-        body = _LINK.pack(0, 0, 0, 0, 0) + emit_attribute(_IFLA_IFNAME, name.encode() + b"\0")
+        return self._link(0, emit_attribute(_IFLA_IFNAME, os.fsencode(name) + b"\0"), namespace_id)
+
+    def link_at(self, index: int) -> Link:
+        """The interface of that index. Raises Refused (ENODEV), OSError."""
+        return self._link(index, b"", None)
+
+    def _link(self, wanted: int, name: bytes, namespace_id: int | None) -> Link:
+        body = _LINK.pack(0, 0, wanted, 0, 0) + name
         body += emit_attribute(_IFLA_EXT_MASK, _UINT.pack(_RTEXT_FILTER_SKIP_STATS))
         if namespace_id is not None:
             body += emit_attribute(_IFLA_TARGET_NETNSID, _INT.pack(namespace_id))
         reply = self._ask(RTM_GETLINK, body)
-        mtu = parse_attributes(reply.payload, _LINK.size).get(_IFLA_MTU, b"")
+        attributes = parse_attributes(reply.payload, _LINK.size)
+        mtu = attributes.get(_IFLA_MTU, b"")
         if reply.kind != RTM_NEWLINK or len(mtu) != _UINT.size:
             raise OSError(errno.EPROTO, "the kernel answered a link request with something else")
         _family, _kind, index, flags, _change = _LINK.unpack_from(reply.payload)
-        return Link(index, flags, _UINT.unpack(mtu)[0])
+        info = parse_attributes(memoryview(attributes.get(_IFLA_LINKINFO, b"")), 0)
+        kind = info.get(_IFLA_INFO_KIND, b"").rstrip(b"\0").decode("ascii", "replace")
+        return Link(index, flags, _UINT.unpack(mtu)[0], kind)
 
     def namespace_id(self, namespace: int) -> int:
         """The id by which this network namespace knows the one open as descriptor `namespace`.
@@ -265,7 +282,7 @@ def _check(message: Message) -> None:
             raise Refused(number, os.strerror(number))
 
 
-def _emit_route_request(destination: str, source: str | None, mark: int) -> bytes:
+def _emit_route_request(destination: str, source: str | None, mark: int, interface: int) -> bytes:
     packed = ipaddress.ip_address(destination).packed
     bits = len(packed) * 8
     body = emit_attribute(_RTA_DST, packed)
@@ -273,6 +290,8 @@ def _emit_route_request(destination: str, source: str | None, mark: int) -> byte
         body += emit_attribute(_RTA_SRC, ipaddress.ip_address(source).packed)
     if mark:
         body += emit_attribute(_RTA_MARK, _UINT.pack(mark))
+    if interface:
+        body += emit_attribute(_RTA_OIF, _UINT.pack(interface))
     family = socket.AF_INET if bits == 32 else socket.AF_INET6
     return _ROUTE.pack(family, bits, bits if source is not None else 0, 0, 0, 0, 0, 0, 0) + body
 

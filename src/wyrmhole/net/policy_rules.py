@@ -20,10 +20,12 @@ FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
 _RTM_NEWRULE, _RTM_DELRULE, _RTM_GETRULE = 32, 33, 34
 _CREATE, _EXCLUSIVE = 0x400, 0x200
-_FRA_SRC, _FRA_PRIORITY, _FRA_TABLE, _FRA_OIFNAME, _FRA_PROTOCOL = 2, 6, 15, 17, 21
+_FRA_SRC, _FRA_PRIORITY, _FRA_FWMARK, _FRA_SUPPRESS_PREFIXLEN, _FRA_TABLE = 2, 6, 10, 14, 15
+_FRA_OIFNAME, _FRA_PROTOCOL = 17, 21
 _RTA_TABLE = 15
 _TO_TABLE = 1
-_OIF_DETACHED = 0x10
+_INVERT, _OIF_DETACHED = 0x2, 0x10
+_SUPPRESS_NOTHING = 0xFFFF_FFFF
 
 _RULE = struct.Struct("=BBBBBBBBI")
 _ROUTE = struct.Struct("=BBBBBBBBI")
@@ -32,15 +34,19 @@ _UINT = struct.Struct("=I")
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Have packets that leave by an interface, or that come from an address, looked up in a table.
+    """Have packets looked up in a table: those that leave by an interface, come from an address or have a mark.
 
-    `oif` matches only sockets that are bound to the interface (SO_BINDTODEVICE).
+    `oif` matches only sockets that are bound to the interface (SO_BINDTODEVICE). `inverted`: the packets that do not
+    match. `suppressed`: a route of at most that prefix length does not count as found, and the next rule is tried.
     """
 
     family: int
     table: int
     oif: str = ""
     source: bytes = b""
+    mark: int = 0
+    inverted: bool = False
+    suppressed: int | None = None
     priority: int | None = None
     protocol: int = PROTOCOL
     detached: bool = False
@@ -48,7 +54,7 @@ class Rule:
 
 
 def add(client: netlink.Client, rule: Rule) -> None:
-    """Raises Refused: EAFNOSUPPORT or EOPNOTSUPP on a kernel without policy routing."""
+    """Raises Refused: EEXIST if it is there, EAFNOSUPPORT or EOPNOTSUPP on a kernel without policy routing."""
     client.change(_RTM_NEWRULE, _CREATE | _EXCLUSIVE, _emit(rule))
 
 
@@ -93,25 +99,34 @@ def has_routes(table: int, family: int, *, unknown: bool = False) -> bool:
 
 def _emit(rule: Rule) -> bytes:
     small = rule.table if rule.table < 256 else 0
-    body = _RULE.pack(rule.family, 0, len(rule.source) * 8, 0, small, 0, 0, _TO_TABLE, 0)
+    body = _RULE.pack(rule.family, 0, len(rule.source) * 8, 0, small, 0, 0, _TO_TABLE, _INVERT if rule.inverted else 0)
     if rule.source:
         body += netlink.emit_attribute(_FRA_SRC, rule.source)
     if rule.oif:
         body += netlink.emit_attribute(_FRA_OIFNAME, rule.oif.encode() + b"\0")
-    if rule.priority is not None:
-        body += _number(_FRA_PRIORITY, rule.priority)
-    return body + _number(_FRA_TABLE, rule.table) + netlink.emit_attribute(_FRA_PROTOCOL, bytes((rule.protocol,)))
+    if rule.mark:
+        body += _number(_FRA_FWMARK, rule.mark)
+    for kind, value in ((_FRA_SUPPRESS_PREFIXLEN, rule.suppressed), (_FRA_PRIORITY, rule.priority)):
+        if value is not None:
+            body += _number(kind, value)
+    if rule.protocol:
+        body += netlink.emit_attribute(_FRA_PROTOCOL, bytes((rule.protocol,)))
+    return body + _number(_FRA_TABLE, rule.table)
 
 
 def _parse(message: netlink.Message) -> Rule:
     family, _, source_bits, _, table, _, _, _, flags = _RULE.unpack_from(message.payload)
     attributes = netlink.parse_attributes(message.payload, _RULE.size)
     source = attributes.get(_FRA_SRC, b"")
+    suppressed = _uint(attributes.get(_FRA_SUPPRESS_PREFIXLEN), _SUPPRESS_NOTHING)
     return Rule(
         family=family,
         table=_uint(attributes.get(_FRA_TABLE), table),
         oif=attributes.get(_FRA_OIFNAME, b"").rstrip(b"\0").decode("utf-8", "surrogateescape"),
         source=source if source_bits == len(source) * 8 else b"",
+        mark=_uint(attributes.get(_FRA_FWMARK), 0),
+        inverted=bool(flags & _INVERT),
+        suppressed=None if suppressed == _SUPPRESS_NOTHING else suppressed,
         priority=_uint(attributes.get(_FRA_PRIORITY), 0),
         protocol=(attributes.get(_FRA_PROTOCOL) or b"\0")[0],
         detached=bool(flags & _OIF_DETACHED),

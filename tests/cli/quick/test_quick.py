@@ -17,7 +17,7 @@ from wyrmhole.cli.quick import dns, firewall, save
 from wyrmhole.cli.quick import host as quick_host
 from wyrmhole.cli.quick import routing as quick_routing
 from wyrmhole.cli.quick.daemon import Daemon
-from wyrmhole.cli.quick.host import Host, Route, Taken
+from wyrmhole.cli.quick.host import Host, Taken
 from wyrmhole.cli.quick.names import RETRIES_BESIDE_A_USABLE_PEER, EndpointLookup
 from wyrmhole.cli.quick.quick import Undo
 from wyrmhole.cli.quick.routing import Routing
@@ -27,6 +27,7 @@ from wyrmhole.control.config.file import Config, ConfigPeer
 from wyrmhole.control.config.values import ConfigEndpoint
 from wyrmhole.control.uapi.socket import LOCK_NAME
 from wyrmhole.errors import DeviceError
+from wyrmhole.net.link_setup import MAIN_TABLE, Route
 from wyrmhole.protocol.keys import PublicKey
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
@@ -256,7 +257,7 @@ class FakeHost(Host):
     def routes(self, version: int) -> list[Route]:
         return [route for route in self.table if route.version == version]
 
-    def add_route(self, prefix: Prefix, table: int = quick_host.MAIN_TABLE) -> None:
+    def add_route(self, prefix: Prefix, table: int = MAIN_TABLE) -> None:
         self.before_add()
         wanted = (prefix.version, table, prefix.length, prefix.network)
         if any((route.version, route.table, route.length, route.network) == wanted for route in self.table):

@@ -8,54 +8,40 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import os
 import socket
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 from wyrmhole.control.config.values import Address
 from wyrmhole.errors import DeviceError
+from wyrmhole.net import link_setup, netlink, policy_rules
+from wyrmhole.net.link_setup import MAIN_TABLE, Network, Route
+from wyrmhole.net.policy_rules import FAMILIES, Rule
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.ip import IPV6_MINIMUM_MTU
 from wyrmhole.wire.messages import OVERHEAD_V6, USUAL_OUTER_MTU
 from wyrmhole.wire.prefix import Prefix
 
-MAIN_TABLE, LOCAL_TABLE = 254, 255
-RTPROT_BOOT = 3
-SCOPE_LINK = 253
-FIB_RULE_INVERT = 2
-FR_ACT_TO_TBL = 1
-FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
+LOCAL_TABLE = 255
 RULE_TRIES = 100
 """Other programs add rules at the same time, and may take the place that was free when this one looked."""
 
 IPV6_SETTINGS = Path("/proc/sys/net/ipv6/conf")
-MADE_BY_KERNEL = 3
-"""IFAPROT_KERNEL_LL: a link-local address that the kernel made by itself. Linux 5.18 and later tell."""
 
 IPV6_ADDRESSES = Path("/proc/net/if_inet6")
-
-Selectors = dict[str, Any]
-"""What names a routing rule to pyroute2."""
-
-
-class Route(NamedTuple):
-    version: int
-    table: int
-    device: int
-    length: int
-    network: int
-    """Without the bits after `length`."""
 
 
 class MarkRule(NamedTuple):
     version: int
     table: int
-    rule: Selectors
-    main_rule: Selectors | None
+    rule: Rule
+    main_rule: Rule | None
 
 
 class Taken(DeviceError):
@@ -66,10 +52,9 @@ class Host:
     """A context manager: it holds one netlink socket, of the network namespace it was made in."""
 
     def __init__(self, interface: str) -> None:
-        from pyroute2 import IPRoute
-
         self.interface = interface
-        self._ip: Any = IPRoute()
+        with _explained("ask the kernel about interfaces and routes"):
+            self._kernel = netlink.Client()
         self._covered: dict[int, set[tuple[int, int]]] = {}
         """By IP version: length and leading bits of each route of the main table by this interface."""
 
@@ -79,25 +64,34 @@ class Host:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._ip.close()
+        self._kernel.close()
 
     @property
     def exists(self) -> bool:
-        return bool(self._ip.link_lookup(ifname=self.interface))
+        return self._look_up() is not None
 
     @property
     def kind(self) -> str:
         """Of the interface, as ip(8) prints it: tun, wireguard, veth; empty if it has none."""
-        link = self._ip.get_links(self._index)[0].get_attr("IFLA_LINKINFO")
-        return str(link.get_attr("IFLA_INFO_KIND") or "") if link is not None else ""
+        return self._link_at(self._index).kind
 
     @cached_property
     def _index(self) -> int:
         """Looked up once: a name is no way to ask for an interface 10,000 times."""
-        found = self._ip.link_lookup(ifname=self.interface)
-        if not found:
+        found = self._look_up()
+        if found is None:
             raise DeviceError(f"{self.interface} is gone")
-        return int(found[0])
+        return found
+
+    def _look_up(self) -> int | None:
+        try:
+            return self._kernel.link(self.interface, None).interface
+        except netlink.Refused:
+            return None
+
+    def _link_at(self, index: int) -> netlink.Link:
+        with _explained(f"look up {self.name_of(index)}"):
+            return self._kernel.link_at(index)
 
     def forget(self) -> None:
         """The interface was deleted or made anew."""
@@ -142,91 +136,63 @@ class Host:
 
     def add_address(self, address: Address) -> None:
         with _explained(f"add the address {address}"):
-            self._ip.addr(
-                "add",
-                index=self._index,
-                address=str(address.ip),
-                prefixlen=address.network.prefixlen,
-                family=FAMILIES[address.version],
-            )
+            link_setup.claim_address(self._kernel, self._index, address)
         self._covered.clear()
 
     def addresses(self) -> list[Address]:
         """Those of the interface, in the kernel's order, without a link-local one that the kernel made."""
-        found = []
-        for message in self._ip.get_addr(index=self._index):
-            if message.get_attr("IFA_PROTO") == MADE_BY_KERNEL:
-                continue
-            text = message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS")
-            found.append(ipaddress.ip_interface(f"{text}/{message['prefixlen']}"))
-        return found
+        index = self._index
+        with _explained("list addresses"):
+            found = list(link_setup.addresses(self._kernel))
+        return [each.address for each in found if each.interface == index and not each.is_kernel_made]
 
     def set_up(self, mtu: int) -> None:
         with _explained(f"bring {self.interface} up with MTU {mtu}"):
-            self._ip.link("set", index=self._index, mtu=mtu, state="up")
+            link_setup.set_up(self._kernel, self._index, mtu=mtu)
         self._covered.clear()
 
     def mtu(self) -> int:
-        return self._mtu_of(self._index)
+        return self._link_at(self._index).mtu
 
     def delete(self) -> None:
         with _explained(f"delete {self.interface}"):
-            self._ip.link("del", index=self._index)
+            link_setup.delete(self._kernel, self._index)
         self.forget()
-
-    def _mtu_of(self, index: int) -> int:
-        return int(self._ip.get_links(index)[0].get_attr("IFLA_MTU"))
 
     # Routes
 
     def path_mtu(self, endpoint: Endpoint) -> int:
         """Of the route to an endpoint: its own MTU if it has one, else its link's; 0: there is no route."""
-        family = socket.AF_INET6 if endpoint.is_v6 else socket.AF_INET
-        # A link-local address is on every link; its scope names the right one.
-        link = {"oif": endpoint.scope_id} if endpoint.scope_id else {}
         try:
-            route = self._ip.route("get", dst=endpoint.host, family=family, **link)
-        except _netlink_error():
+            # A link-local address is on every link; its scope names the right one.
+            message = self._kernel.route(endpoint.host, endpoint.scope_id)
+        except netlink.Refused:
             return 0
-        return self._mtu_of_route(next(iter(route)))
+        return self._mtu_of_route(link_setup.parse_route(message))
 
     def default_mtu(self) -> int:
         """Of the IPv4 default route; 0: there is none."""
-        for route in self._ip.get_default_routes(family=socket.AF_INET):
-            return self._mtu_of_route(route)
+        for route in self.routes(4):
+            if (route.table, route.length) == (MAIN_TABLE, 0):
+                return self._mtu_of_route(route)
         return 0
 
-    def _mtu_of_route(self, route: Any) -> int:
-        metrics = route.get_attr("RTA_METRICS")
-        stated = metrics.get_attr("RTAX_MTU") if metrics is not None else None
-        link = route.get_attr("RTA_OIF")
-        return int(stated or (self._mtu_of(link) if link else 0))
+    def _mtu_of_route(self, route: Route) -> int:
+        return route.mtu or (self._link_at(route.device).mtu if route.device else 0)
 
     def add_route(self, prefix: Prefix, table: int = MAIN_TABLE) -> None:
         """Raises Taken, and DeviceError for any other reason."""
         try:
-            self._change_route("add", prefix, table)
-        except _netlink_error() as error:
-            kind = Taken if getattr(error, "code", 0) == errno.EEXIST else DeviceError
+            link_setup.reserve_route(self._kernel, self._index, _network(prefix), table, link_setup.PROTOCOL_BOOT)
+        except OSError as error:
+            kind = Taken if error.errno == errno.EEXIST else DeviceError
             raise kind(_explain(f"add the route {prefix.emit()}{_in_table(table)}", error)) from error
         if table == MAIN_TABLE and prefix.version in self._covered:
             self._covered[prefix.version].add((prefix.length, prefix.network >> prefix.bits - prefix.length))
 
     def delete_route(self, prefix: Prefix, table: int) -> None:
         with _explained(f"delete the route {prefix.emit()}{_in_table(table)}"):
-            self._change_route("del", prefix, table)
-
-    def _change_route(self, action: str, prefix: Prefix, table: int) -> None:
-        scope = {"scope": SCOPE_LINK} if prefix.version == 4 else {}
-        self._ip.route(
-            action,
-            dst=prefix.emit(),
-            family=FAMILIES[prefix.version],
-            oif=self._index,
-            table=table,
-            proto=RTPROT_BOOT,
-            **scope,
-        )
+            link_setup.remove_route(self._kernel, self._index, _network(prefix), table, link_setup.PROTOCOL_BOOT)
 
     def has_route(self, prefix: Prefix) -> bool:
         """Whether packets to the prefix go through the interface already, by the main table.
@@ -247,7 +213,8 @@ class Host:
         """All of them, of every table."""
         if version not in self.versions:
             return []
-        return [_route(message, version) for message in self._ip.get_routes(family=FAMILIES[version])]
+        with _explained("list routes"):
+            return link_setup.routes(self._kernel, FAMILIES[version])
 
     def name_of(self, device: int) -> str:
         """Of an interface, by its index; for messages."""
@@ -263,27 +230,28 @@ class Host:
 
     # Rules
 
-    def add_rules(self, version: int, table: int) -> Iterator[Selectors]:
+    def add_rules(self, version: int, table: int) -> Iterator[Rule]:
         """Packets without the mark go by `table`; before that, they go by the main table where it has more than a
         default route. Yields each rule when it is there, in the form that `delete_rule` takes."""
-        mark = {"fwmark": table, "table": table, "flags": FIB_RULE_INVERT}
-        main = {"table": MAIN_TABLE, "suppress_prefixlen": 0}
+        family = FAMILIES[version]
+        mark = Rule(family, table, mark=table, inverted=True, protocol=0)
+        main = Rule(family, MAIN_TABLE, suppressed=0, protocol=0)
         _, is_crowded = self._place(version)
         # The kernel puts a rule behind those of the same priority, and otherwise each goes before the last one.
-        for selectors in (main, mark) if is_crowded else (mark, main):
-            yield self._add_rule(version, selectors)
+        for rule in (main, mark) if is_crowded else (mark, main):
+            yield self._add_rule(version, rule)
 
-    def _add_rule(self, version: int, selectors: Selectors) -> Selectors:
+    def _add_rule(self, version: int, wanted: Rule) -> Rule:
         with _explained(f"add a routing rule for IPv{version}"):
             for _ in range(RULE_TRIES):
                 place, is_crowded = self._place(version)
-                rule = {"family": FAMILIES[version], "priority": place, "action": FR_ACT_TO_TBL, **selectors}
+                rule = replace(wanted, priority=place)
                 try:
-                    self._ip.rule("add", **rule)
+                    policy_rules.add(self._kernel, rule)
                     return rule
-                except _netlink_error() as error:
+                except netlink.Refused as error:
                     # Another `up` put the same rule into the same place between the look and now.
-                    if getattr(error, "code", 0) != errno.EEXIST:
+                    if error.errno != errno.EEXIST:
                         raise
                     if is_crowded:
                         raise DeviceError(
@@ -299,16 +267,16 @@ class Host:
         send packets to this host's own addresses into the tunnel.
         """
         rules = [
-            (rule.get_attr("FRA_PRIORITY") or 0, rule.get_attr("FRA_TABLE") == LOCAL_TABLE)
-            for rule in self._ip.get_rules(family=FAMILIES[version])
+            (rule.priority or 0, rule.table == LOCAL_TABLE)
+            for rule in policy_rules.rules(self._kernel, FAMILIES[version])
         ]
         local = max((priority for priority, is_local in rules if is_local), default=0)
         place = min((priority for priority, _ in rules if priority > local), default=local + 1) - 1
         return place, place == local
 
-    def delete_rule(self, rule: Selectors) -> None:
+    def delete_rule(self, rule: Rule) -> None:
         with _explained("delete a routing rule"):
-            self._ip.rule("del", **rule)
+            policy_rules.remove(self._kernel, rule)
 
     def mark_rules(self, version: int) -> list[MarkRule]:
         """The rules by mark that `add_rules` makes, each with the one for the main table that stands nearest before it,
@@ -316,15 +284,14 @@ class Host:
         if version not in self.versions:
             return []
         found: list[MarkRule] = []
-        main: list[Selectors] = []
-        rules = list(self._ip.get_rules(family=FAMILIES[version]))
-        for rule in sorted(rules, key=lambda rule: rule.get_attr("FRA_PRIORITY") or 0):
-            if _is_suppressing(rule):
-                main.append(_selectors(rule))
-            elif _is_table_rule(rule):
-                found.append(
-                    MarkRule(version, rule.get_attr("FRA_TABLE"), _selectors(rule), main.pop() if main else None)
-                )
+        main: list[Rule] = []
+        with _explained("list routing rules"):
+            rules = policy_rules.rules(self._kernel, FAMILIES[version])
+        for rule in sorted(rules, key=lambda rule: rule.priority or 0):
+            if rule.suppressed == 0 and rule.table == MAIN_TABLE:
+                main.append(rule)
+            elif rule.inverted and rule.table and rule.mark == rule.table:
+                found.append(MarkRule(version, rule.table, rule, main.pop() if main else None))
         return [_with_main_behind(rule, main) for rule in found]
 
 
@@ -339,63 +306,36 @@ def too_narrow(mtu: int) -> str | None:
     return f"MTU {mtu} is below {IPV6_MINIMUM_MTU}, the least for IPv6" if mtu < IPV6_MINIMUM_MTU else None
 
 
-def _with_main_behind(rule: MarkRule, main: list[Selectors]) -> MarkRule:
+def _with_main_behind(rule: MarkRule, main: list[Rule]) -> MarkRule:
     """Take one of the same priority out of `main` for a rule that has none."""
     if rule.main_rule is not None:
         return rule
-    behind = [selectors for selectors in main if selectors["priority"] == rule.rule["priority"]]
+    behind = [other for other in main if other.priority == rule.rule.priority]
     if not behind:
         return rule
     main.remove(behind[0])
     return rule._replace(main_rule=behind[0])
 
 
-def _selectors(rule: Any) -> Selectors:
-    place = {"family": rule["family"], "priority": rule.get_attr("FRA_PRIORITY") or 0, "action": FR_ACT_TO_TBL}
-    if _is_suppressing(rule):
-        return {**place, "table": MAIN_TABLE, "suppress_prefixlen": 0}
-    table = rule.get_attr("FRA_TABLE")
-    return {**place, "table": table, "fwmark": table, "flags": FIB_RULE_INVERT}
-
-
-def _is_table_rule(rule: Any) -> bool:
-    table = rule.get_attr("FRA_TABLE")
-    return bool(rule["flags"] & FIB_RULE_INVERT and table and rule.get_attr("FRA_FWMARK") == table)
-
-
-def _is_suppressing(rule: Any) -> bool:
-    return bool(rule.get_attr("FRA_SUPPRESS_PREFIXLEN") == 0 and rule.get_attr("FRA_TABLE") == MAIN_TABLE)
-
-
-def _route(message: Any, version: int) -> Route:
-    length = message["dst_len"]
-    destination = message.get_attr("RTA_DST")
-    table = message.get_attr("RTA_TABLE") or message["table"]
-    network = int(ipaddress.ip_address(destination)) if destination else 0
-    return Route(version, table, message.get_attr("RTA_OIF") or 0, length, network)
+def _network(prefix: Prefix) -> Network:
+    if prefix.version == 4:
+        return ipaddress.IPv4Network((prefix.network, prefix.length))
+    return ipaddress.IPv6Network((prefix.network, prefix.length))
 
 
 def _in_table(table: int) -> str:
     return "" if table == MAIN_TABLE else f" in table {table}"
 
 
-def _netlink_error() -> type[Exception]:
-    from pyroute2 import NetlinkError
-
-    error: type[Exception] = NetlinkError
-    return error
-
-
 @contextmanager
 def _explained(what: str) -> Iterator[None]:
     try:
         yield
-    except _netlink_error() as error:
+    except OSError as error:
         raise DeviceError(_explain(what, error)) from error
 
 
-def _explain(what: str, error: Exception) -> str:
-    code = getattr(error, "code", 0)
-    hint = ": run as root" if code == errno.EPERM else ""
-    name = errno.errorcode.get(code, str(code))
-    return f"cannot {what}: {name}, {error.args[1] if len(error.args) > 1 else error}{hint}"
+def _explain(what: str, error: OSError) -> str:
+    number = error.errno or 0
+    hint = ": run as root" if number == errno.EPERM else ""
+    return f"cannot {what}: {errno.errorcode.get(number, number)}, {error.strerror or os.strerror(number)}{hint}"

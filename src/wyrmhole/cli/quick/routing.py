@@ -19,8 +19,9 @@ from functools import partial
 from pathlib import Path
 
 from wyrmhole.cli.quick import firewall
-from wyrmhole.cli.quick.host import MAIN_TABLE, Host, MarkRule, Route, Taken, too_narrow
+from wyrmhole.cli.quick.host import Host, MarkRule, Taken, too_narrow
 from wyrmhole.errors import DeviceError
+from wyrmhole.net.link_setup import MAIN_TABLE, Route
 from wyrmhole.wire.ip import IPV6_MINIMUM_MTU
 from wyrmhole.wire.prefix import Prefix
 
@@ -155,9 +156,7 @@ class Routing:
 
     def _steer(self, version: int, table: int, undo: Note) -> None:
         for rule in self.host.add_rules(version, table):
-            selectors = (
-                f"not fwmark {table} table {table}" if "fwmark" in rule else "table main suppress_prefixlength 0"
-            )
+            selectors = f"not fwmark {table} table {table}" if rule.mark else "table main suppress_prefixlength 0"
             undo(partial(self.host.delete_rule, rule))
             self.say(f"ip -{version} rule add {selectors}")
         own = [str(address.ip) for address in self.host.addresses() if address.version == version]
