@@ -18,9 +18,9 @@ _EDGES = {"wire", "net", "system"}
 _ENGINE = _DATAPATH | {"net", "engine"}
 _DEVICE = _ENGINE | {"device", "errors", "system"}
 _CONTROL = _DEVICE | {"control", "control.uapi", "control.config"}
-_COMMON = _CONTROL | {"library.common"}
+_COMMON = _CONTROL | {"library.common", "namespaces"}
 _SERVICES = _COMMON | {"library.services"}
-_CLI = _CONTROL | {"sandbox", "cli"}
+_CLI = _CONTROL | {"sandbox", "cli", "namespaces"}
 _QUICK = _CLI | {"cli.quick"}
 _CONFINED = _QUICK | {"cli.confined"}
 _DOCTOR = _CONFINED | {"cli.doctor"}
@@ -60,6 +60,7 @@ ROOMS: dict[str, set[str]] = {
     "simulation": _WORLD_FLOOR | {"simulation.runs", "simulation.world"},
     "errors": set(),
     "system": {"system"},
+    "namespaces": {"namespaces", "net", "system", "errors"},
     "__main__": {"cli"},
 }
 """For each room, and each sub-room as `room.sub`, those that its files may import from."""

@@ -9,7 +9,7 @@ from contextlib import closing
 
 import pytest
 
-from tests.net.namespaces import Namespace, namespaces
+from tests.support.namespaces import Namespace, namespaces
 from wyrmhole.net import link_setup, netlink, policy_rules
 from wyrmhole.net.link_setup import Route
 from wyrmhole.net.policy_rules import FAMILIES, Rule

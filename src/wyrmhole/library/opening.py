@@ -20,9 +20,9 @@ from wyrmhole.library.configured_device import ConfiguredDevice
 from wyrmhole.library.configuring import check_config, warn_of_servers
 from wyrmhole.library.runtimes import check_runtime
 from wyrmhole.library.stacks.configure import configure_stack
-from wyrmhole.library.stacks.refusals import DESCRIPTOR_LIMIT
 from wyrmhole.library.stacks.stack import Stack
 from wyrmhole.library.tunnel import Tunnel
+from wyrmhole.namespaces.refusals import DESCRIPTOR_LIMIT
 
 STACKS = ("auto", "netns")
 HOW_TO_USE = "use `async with wyrmhole.open(...) as tunnel`, or `tunnel = await wyrmhole.open(...)`"

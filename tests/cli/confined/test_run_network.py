@@ -301,7 +301,7 @@ def test_what_cannot_be_enclosed_does_not_run(runner: Runner) -> None:
         hide = ("unshare", "-m", "sh", "-c", 'mount -t tmpfs none /dev/net && exec "$@"', "sh")
         result = runner.host.try_run(*hide, *runner.words("echo", "outside"), environ=environ())
         assert result.returncode == 1 and "outside" not in result.stdout
-        assert "open /dev/net/tun: No such file or directory): there is no usable TUN device" in result.stderr
+        assert "enclosed: opening /dev/net/tun: there is no /dev/net/tun: modprobe tun" in result.stderr
     text = runner.config.read_text()
     runner.config.write_text(text.replace("Address", "#"))
     assert "no Address" in runner("echo", "outside", status=1)

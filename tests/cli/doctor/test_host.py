@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,9 +12,8 @@ from typing import Any
 
 import pytest
 
-from wyrmhole.cli.doctor import checks
 from wyrmhole.cli.doctor import host as diagnosis_host
-from wyrmhole.cli.doctor.finding import Verdict, reason
+from wyrmhole.cli.doctor.finding import reason
 
 
 def without(*families: int) -> Callable[..., socket.socket]:
@@ -99,25 +97,6 @@ def test_name_servers_of_the_host(
 def test_landlock_is_found_or_the_reason_is_told() -> None:
     (finding,) = diagnosis_host.landlock()
     assert finding.found.startswith(("version ", "not available: "))
-
-
-def namespaces(monkeypatch: pytest.MonkeyPatch, output: str) -> Verdict:
-    done = subprocess.CompletedProcess([], 1, stdout=output, stderr="")
-    monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
-    return next(iter(checks._namespaces()))
-
-
-def test_what_run_does_without_a_mount_namespace_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    finding = namespaces(monkeypatch, "user namespace\nmount namespace: Operation not permitted\n")
-    assert finding.level == "poor"
-    assert "stops at `mount namespace` (Operation not permitted)" in finding.found
-    assert "`wyrmhole run` refuses" in finding.advice and "the library works" in finding.advice
-
-
-def test_a_namespace_that_is_refused_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
-    finding = namespaces(monkeypatch, "user namespace: No space left on device\n")
-    assert finding.level == "bad" and "No space left on device" in finding.found
-    assert "user.max_user_namespaces" in finding.advice
 
 
 def test_a_reason_has_no_number() -> None:

@@ -19,8 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.tunnels import FAR_V4, Ends, echo, open_descriptors, run, sockets_of, tunnels
-from wyrmhole.errors import NamespaceError
-from wyrmhole.library.stacks import helper_channel, netns_helper, refusals
+from wyrmhole.library.stacks import helper_channel, netns_helper
 from wyrmhole.library.stacks.helper_channel import Helper
 from wyrmhole.library.stacks.namespace import MAX_BATCH_AHEAD, NamespaceStack
 from wyrmhole.library.stacks.netns_helper import REPLY, REQUEST
@@ -337,45 +336,3 @@ def test_a_helper_that_reads_nothing_any_more_is_slow_and_does_not_block() -> No
 def test_the_numbers_of_the_protocol_are_those_it_is_documented_with() -> None:
     assert (REQUEST.size, REPLY.size) == (20, 12)
     assert "number:u32  count:u32  family:i32  kind:i32  protocol:i32" in (netns_helper.__doc__ or "")
-
-
-# Refusals
-
-
-@pytest.mark.parametrize(
-    ("stage", "number", "says"),
-    [
-        ("unshare", errno.ENOSPC, "max_user_namespaces"),
-        ("unshare", errno.EPERM, "device='tun'"),
-        ("unshare", errno.EINVAL, "no user or network namespaces"),
-        ("open", errno.ENOENT, "no /dev/net/tun"),
-        ("open", errno.EACCES, "not readable and writable"),
-        ("open", errno.EPERM, "device cgroup"),
-        ("open", errno.ENODEV, "modprobe tun"),
-        ("spawn", errno.EAGAIN, "process limit"),
-        ("spawn", errno.ENOENT, "interpreter"),
-        ("pass", errno.EMFILE, "ulimit -n"),
-        ("attach", errno.EPERM, "security module"),
-        ("packet", errno.ETIMEDOUT, "never reached the TUN"),
-        ("link", errno.EOPNOTSUPP, "not supported"),
-    ],
-)
-def test_a_refusal_says_which_step_why_and_that_nothing_goes_around(stage: str, number: int, says: str) -> None:
-    error = refusals.refusal(stage, number)
-    assert isinstance(error, NamespaceError)
-    assert isinstance(error, OSError)
-    assert (error.errno, error.stage) == (number, stage)
-    assert says in str(error)
-    assert errno.errorcode[number] in str(error)
-    assert "nothing goes around it" in str(error)
-
-
-def test_what_the_system_forbids_is_named_by_its_setting(monkeypatch: pytest.MonkeyPatch) -> None:
-    settings = {"/proc/sys/kernel/unprivileged_userns_clone": "0"}
-    monkeypatch.setattr(refusals, "_setting", lambda path: settings.get(path, ""))
-    assert "unprivileged_userns_clone" in str(refusals.refusal("unshare", errno.EPERM))
-    settings.clear()
-    settings["/proc/self/status"] = "Name:\tx\nSeccomp:\t2\n"
-    assert "seccomp" in str(refusals.refusal("unshare", errno.EPERM))
-    settings["/proc/sys/kernel/apparmor_restrict_unprivileged_userns"] = "1"
-    assert "AppArmor" in str(refusals.refusal("attach", errno.EPERM))

@@ -3,7 +3,7 @@
 Steps: user namespace (only where the caller is not root), network and mount namespace; the TUN with addresses and
 routes (`confined_network`); name servers of its own (`confined_names`); then the descriptor goes to the parent, which
 runs the tunnel outside, and when that answers `go`, a guard is left (`confined_guard`), and exec. A failure is reported
-to the parent as `STEP: REASON`, and the program is not started: it never runs in the network of the host. A dot on the
+to the parent in words, and the program is not started: it never runs in the network of the host. A dot on the
 channel means that there is progress.
 """
 
@@ -24,7 +24,8 @@ from wyrmhole.cli.confined.guard import leave_guard
 from wyrmhole.cli.confined.names import replace_resolvers
 from wyrmhole.cli.confined.network import configure, open_ping
 from wyrmhole.errors import DeviceError
-from wyrmhole.net import tun_ioctl
+from wyrmhole.namespaces import refusals, steps
+from wyrmhole.namespaces.steps import Step, StepRefused
 from wyrmhole.system import libc
 
 MAX_PLAN = 64 << 20
@@ -42,11 +43,10 @@ def main() -> int:
     try:
         plan = json.loads(lines.readline(MAX_PLAN))
         tun = enclose(plan, lambda: channel.sendall(b"."))
+    except StepRefused as refused:
+        return report_failure(channel, explain(refused))
     except (OSError, ValueError, DeviceError) as error:
-        # A parent that is gone neither sent the plan nor hears the reason.
-        with suppress(OSError):
-            channel.sendall(f"{error}\n".encode())
-        return 1
+        return report_failure(channel, str(error))
     descriptors = array.array("i", [tun]).tobytes()
     channel.sendmsg([b"ready\n"], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, descriptors)])
     os.close(tun)
@@ -57,6 +57,17 @@ def main() -> int:
     end_with_parent(0)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     return become(plan["command"])
+
+
+def explain(refused: StepRefused) -> str:
+    return f"{refusals.TITLES[refused.step]}: {refusals.explain(refused.step, refused.errno or 0)}"
+
+
+def report_failure(channel: socket.socket, reason: str) -> int:
+    """A parent that is gone neither sent the plan nor hears the reason."""
+    with suppress(OSError):
+        channel.sendall(f"{reason}\n".encode())
+    return 1
 
 
 def end_with_parent(number: int) -> None:
@@ -78,34 +89,17 @@ def become(command: list[str]) -> int:
 
 
 def enclose(plan: dict[str, Any], report: Callable[[], None]) -> int:
-    """Be in namespaces with a tunnel; returns the TUN. Raises DeviceError whose text is `STEP: REASON`."""
+    """Be in namespaces with a tunnel; returns the TUN. Raises StepRefused, and DeviceError for its network."""
     if plan["user"]:
-        _step("user namespace", _enter_user_namespace)
-    _step("network namespace", lambda: libc.unshare(libc.CLONE_NEWNET))
-    tun: int = _step("open /dev/net/tun", lambda: os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC))
-    flags = tun_ioctl.IFF_TUN | tun_ioctl.IFF_NO_PI | tun_ioctl.IFF_VNET_HDR
-    _step("make a TUN", lambda: tun_ioctl.attach(tun, plan["name"], flags))
+        steps.enter_user_namespace()
+    steps.enter_network_namespace()
+    tun = steps.make_tun(plan["name"])
     configure(plan, report, warn)
     open_ping(plan["user"], warn)
-    _step("mount namespace", lambda: libc.unshare(libc.CLONE_NEWNS))
-    _step("name servers of its own", lambda: replace_resolvers(plan["resolv_conf"]))
+    steps.enter_mount_namespace()
+    with steps.taking(Step.NAMES):
+        replace_resolvers(plan["resolv_conf"])
     return tun
-
-
-def _step(name: str, step: Callable[[], Any]) -> Any:
-    try:
-        return step()
-    except OSError as error:
-        raise DeviceError(f"{name}: {error.strerror or error}") from error
-
-
-def _enter_user_namespace() -> None:
-    """With the caller mapped to itself: files, and `id`, look as outside, and exec drops every capability."""
-    uid, gid = os.geteuid(), os.getegid()
-    libc.unshare(libc.CLONE_NEWUSER)
-    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-        with open(f"/proc/self/{name}", "w") as file:
-            file.write(text)
 
 
 if __name__ == "__main__":

@@ -35,16 +35,6 @@ READY_SECONDS = 20.0
 
 FORWARDED = (signal.SIGTERM, signal.SIGHUP)
 
-ADVICE = {
-    "user namespace": "this system refuses unprivileged user namespaces: `wyrmhole doctor` says what to change,"
-    " or run this as root",
-    "network namespace": "this system refuses network namespaces: `wyrmhole doctor` says what to change",
-    "open /dev/net/tun": "there is no usable TUN device: `wyrmhole doctor` says what to change",
-    "make a TUN": "`wyrmhole doctor` says what to change",
-    "mount namespace": "without one the program would have the host's name servers, and not the tunnel's",
-    "name servers of its own": "without them the program would have the host's name servers, and not the tunnel's",
-}
-
 
 @dataclass(frozen=True, slots=True)
 class Confinement:
@@ -147,8 +137,7 @@ def _receive_tun(channel: socket.socket) -> int:
     if data == b"ready\n" and ancillary:
         return int(array.array("i", ancillary[0][2][:4])[0])
     reason = data.decode(errors="replace").strip() or "it ended"
-    advice = ADVICE.get(reason.partition(": ")[0], "")
-    raise DeviceError(f"the program cannot be enclosed ({reason}){': ' if advice else ''}{advice}")
+    raise DeviceError(f"the program cannot be enclosed: {reason}")
 
 
 async def _serve(

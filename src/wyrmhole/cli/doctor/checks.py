@@ -18,13 +18,15 @@ from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 
-from wyrmhole.cli.confined.namespace_probe import STEPS
 from wyrmhole.cli.doctor import host as diagnosis_host
 from wyrmhole.cli.doctor.finding import Verdict as Verdict
 from wyrmhole.cli.doctor.finding import reason
+from wyrmhole.cli.doctor.namespace_probe import OFFLOADS
 from wyrmhole.control.uapi import client
 from wyrmhole.control.uapi.socket import DEFAULT_DIRECTORY
 from wyrmhole.device.clock import SystemClock, is_plausible, is_synchronised
+from wyrmhole.namespaces import refusals
+from wyrmhole.namespaces.steps import Step
 from wyrmhole.net import udp_offload
 from wyrmhole.protocol.keys import KEY_SIZE
 from wyrmhole.protocol.primitives import library_text, open_handshake, seal_handshake
@@ -91,45 +93,35 @@ def _tun() -> Iterator[Verdict]:
     try:
         os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
         yield Verdict("good", "TUN", "/dev/net/tun opens")
-    except FileNotFoundError:
-        advice = "modprobe tun; in a container: --device /dev/net/tun"
-        yield Verdict("bad", "TUN", "there is no /dev/net/tun", advice)
     except OSError as error:
-        advice = "chmod 666 /dev/net/tun (what distributions have), or --device /dev/net/tun for a container"
-        yield Verdict("bad", "TUN", f"/dev/net/tun does not open: {error.strerror}", advice)
-
-
-NAMESPACE_ADVICE = {
-    "user namespace": "sysctl kernel.unprivileged_userns_clone=1, user.max_user_namespaces>0 and"
-    " kernel.apparmor_restrict_unprivileged_userns=0; containers: a seccomp profile that allows unshare",
-    "network namespace": "AppArmor forbids it (kernel.apparmor_restrict_unprivileged_userns=0, or a profile with"
-    " `userns,`), or user.max_net_namespaces is 0",
-    "open /dev/net/tun": "see TUN above",
-    "make a TUN": "the kernel refuses a TUN to the owner of the namespace: use the daemon as root",
-    "a socket": "the seccomp profile forbids sockets",
-    "mount namespace": "the library works; `wyrmhole run` refuses, because names would be asked of the host's servers",
-}
+        cause, remedy = refusals.explain(Step.OPEN, error.errno or 0)
+        yield Verdict("bad", "TUN", cause, remedy)
 
 
 def _namespaces() -> Iterator[Verdict]:
     result = subprocess.run(
-        [sys.executable, "-m", "wyrmhole.cli.confined.namespace_probe"],
+        [sys.executable, "-m", "wyrmhole.cli.doctor.namespace_probe"],
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
         timeout=PROBE_SECONDS,
         check=False,
     )
-    lines = result.stdout.splitlines()
-    if lines[:-1] == list(STEPS):
+    outcome = result.stdout.strip()
+    if outcome.startswith(OFFLOADS):
         works = "a tunnel without root works: user, network and mount namespace, TUN, sockets"
         yield Verdict("good", "namespaces", works)
-        yield _tun_offloads(lines[-1].partition(": ")[2])
+        yield _tun_offloads(outcome.removeprefix(OFFLOADS))
         return
-    step, _, why = (lines[-1] if lines else "").partition(": ")
-    level = "poor" if step == "mount namespace" else "bad"
-    found = f"a tunnel without root stops at `{step or 'the start'}` ({why or result.stderr.strip()[-80:]})"
-    yield Verdict(level, "namespaces", found, NAMESPACE_ADVICE.get(step, ""))
+    name, _, number = outcome.partition(" ")
+    if not number:
+        found = f"a tunnel without root cannot be tried: {result.stderr.strip()[-80:] or 'its process ended'}"
+        yield Verdict("bad", "namespaces", found)
+        return
+    step = Step(name)
+    cause, remedy = refusals.explain(step, int(number))
+    found = f"a tunnel without root fails at {refusals.TITLES[step]}: {cause}"
+    yield Verdict("poor" if step is Step.MOUNT else "bad", "namespaces", found, remedy)
 
 
 def _offloads() -> Iterator[Verdict]:

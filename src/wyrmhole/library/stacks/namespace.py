@@ -37,9 +37,10 @@ from typing import Self
 from wyrmhole.errors import NamespaceError, TunnelError
 from wyrmhole.library.common.descriptors import nofile
 from wyrmhole.library.common.fork_guard import ForkGuard
-from wyrmhole.library.stacks import refusals
 from wyrmhole.library.stacks.helper_channel import MAX_BATCH, Helper
 from wyrmhole.library.stacks.stack import HelperGone, HelperSlow, Socket, SocketVerbs, StackAbilities
+from wyrmhole.namespaces import refusals
+from wyrmhole.namespaces.steps import Step
 from wyrmhole.net import link_setup, netlink
 from wyrmhole.net.link_setup import Interface, Network
 from wyrmhole.net.linux_tun import LinuxTun
@@ -72,11 +73,11 @@ _BBR = "bbr"
 log = logging.getLogger("wyrmhole")
 
 
-class _Step:
-    """A stage of opening: an OSError that leaves it becomes the sentence for that stage."""
+class _Taking:
+    """A step of opening: an OSError that leaves it becomes the sentence for that step."""
 
-    def __init__(self, stage: str) -> None:
-        self.stage = stage
+    def __init__(self, step: Step) -> None:
+        self.step = step
 
     def __enter__(self) -> Self:
         return self
@@ -85,7 +86,7 @@ class _Step:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if isinstance(error, OSError) and not isinstance(error, TunnelError):
-            raise refusals.refusal(self.stage, error.errno or errno.EIO) from error
+            raise refusals.refusal(self.step, error.errno or errno.EIO) from error
 
 
 class _Spares:
@@ -122,13 +123,13 @@ class NamespaceStack(SocketVerbs):
         self._spares: dict[int, _Spares] = {socket.AF_INET: _Spares(), socket.AF_INET6: _Spares()}
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, tun_fd)
-            with _Step("socket"):
+            with _Taking(Step.SOCKET):
                 setup, client, listener = self._make(3, socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
                 (diag,) = self._make(1, socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
             for sock in (setup, client, listener, diag):
                 undo.callback(sock.close)
             self._keep_namespaces(setup, undo)
-            with _Step("attach"):
+            with _Taking(Step.ATTACH):
                 self._tun = LinuxTun.attach_elsewhere(tun_fd, INTERFACE_NAME, (client, listener))
             undo.pop_all()
         self._setup, self._diag = netlink.Client(setup), SockDiag(diag)
@@ -145,7 +146,7 @@ class NamespaceStack(SocketVerbs):
             raise
         try:
             stack._find_traits()
-            with _Step("link"):
+            with _Taking(Step.LINK):
                 stack._index = stack._setup.link(INTERFACE_NAME, None).interface
                 link_setup.set_up(stack._setup, link_setup.LOOPBACK)
                 with contextlib.suppress(OSError):
@@ -187,14 +188,14 @@ class NamespaceStack(SocketVerbs):
         """See `Stack.configure`. The first call also sees a packet come out. Raises NamespaceError."""
         with self._lock:
             self._check()
-            with _Step("link"):
+            with _Taking(Step.LINK):
                 link_setup.set_up(self._setup, self._index, mtu=mtu, queue=QUEUE_PACKETS)
-            with _Step("address"):
+            with _Taking(Step.ADDRESS):
                 self._set_addresses(addresses)
-            with _Step("route"):
+            with _Taking(Step.ROUTE):
                 self._set_routes(routes)
             if not self._proven and self._addresses:
-                with _Step("packet"):
+                with _Taking(Step.PACKET):
                     self._prove()
                 self._proven = True
 
@@ -252,7 +253,7 @@ class NamespaceStack(SocketVerbs):
 
     def _find_traits(self) -> None:
         """BBR, where it is loaded, does not take every lost packet for a full queue."""
-        with _Step("socket"):
+        with _Taking(Step.SOCKET):
             (sock,) = self._make(1, socket.AF_INET, socket.SOCK_STREAM, 0)
         with sock:
             try:
@@ -339,7 +340,7 @@ class NamespaceStack(SocketVerbs):
         former, self._helper = self._helper, None
         status = 0 if former is None else former.end()
         if not self._namespaces:
-            raise NamespaceError(errno.EPIPE, refusals.helper_failed(error, status), stage="setns")
+            raise NamespaceError(errno.EPIPE, refusals.helper_failed(error, status), stage=Step.SETNS.value)
         log.warning("the tunnel's helper process failed (%s; exit status %d); another one takes over", error, status)
         self._helper, _ = Helper.start(self._namespaces)
         return self._helper

@@ -1,0 +1,181 @@
+"""Why a step to a network of one's own was refused, and what to do: one table for the library, `run` and `doctor`.
+
+Steps report what happened. The system's settings are read only to explain it, because they do not predict success.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from wyrmhole.errors import NamespaceError
+from wyrmhole.namespaces.steps import Step
+from wyrmhole.system import libc
+
+
+class Reason(NamedTuple):
+    cause: str
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.cause}: {self.remedy}" if self.remedy else self.cause
+
+
+TITLES = {
+    Step.SPAWN: "starting the helper process",
+    Step.UNSHARE: "making namespaces (unshare)",
+    Step.SETNS: "entering the namespaces again (setns)",
+    Step.USER: "making a user namespace",
+    Step.NETWORK: "making a network namespace",
+    Step.OPEN: "opening /dev/net/tun",
+    Step.PASS: "taking over descriptors",
+    Step.ATTACH: "making the TUN interface (TUNSETIFF)",
+    Step.LINK: "setting up the interface",
+    Step.ADDRESS: "giving the interface an address",
+    Step.ROUTE: "giving the namespace a route",
+    Step.SOCKET: "making a socket inside",
+    Step.PACKET: "seeing a packet come out of the namespace",
+    Step.MOUNT: "making a mount namespace",
+    Step.NAMES: "giving the program name servers of its own",
+}
+
+LIBRARY, COMMAND = "give the program CAP_NET_ADMIN and use device='tun'", "run it as root"
+"""The way without a user namespace."""
+
+RUN_NEEDS_IT = (
+    "only `wyrmhole run` needs it, and refuses without: names would be asked of the host's servers, not the tunnel's"
+)
+NOTHING_OUTSIDE = "No tunnel was opened, and nothing goes around it"
+DESCRIPTOR_LIMIT = Reason("descriptor limit reached", "raise it (ulimit -n), or close what is not needed")
+
+_LIMITS = {
+    Step.USER: "user.max_user_namespaces",
+    Step.NETWORK: "user.max_net_namespaces",
+    Step.MOUNT: "user.max_mnt_namespaces",
+}
+_CAP_SYS_ADMIN = 21
+
+
+def explain(step: Step, number: int, other_way: str = COMMAND) -> Reason:
+    """The reason for this errno at that step. `other_way` is what the user can do instead."""
+    if number in (errno.EMFILE, errno.ENFILE):
+        return DESCRIPTOR_LIMIT
+    explainer = _EXPLAINERS.get(step, _explain_inside)
+    reason = explainer(step, number, other_way) or Reason(os.strerror(number))
+    if step in (Step.MOUNT, Step.NAMES):
+        return Reason(reason.cause, "; ".join(filter(None, (reason.remedy, RUN_NEEDS_IT))))
+    return reason
+
+
+def refusal(step: Step, number: int) -> NamespaceError:
+    """What the library raises for this errno at that step."""
+    reason = explain(step, number, LIBRARY)
+    name = errno.errorcode.get(number, str(number))
+    message = f"No private network namespace: {reason}. Failed at {TITLES[step]} with {name}. {NOTHING_OUTSIDE}"
+    return NamespaceError(number, message, stage=step.value)
+
+
+def helper_failed(error: OSError, status: int) -> str:
+    return f"No private network namespace: its helper process failed ({error}; exit status {status}). {NOTHING_OUTSIDE}"
+
+
+def _explain_spawn(_step: Step, number: int, _other_way: str) -> Reason | None:
+    if number == errno.EAGAIN:
+        return Reason("process limit reached", "raise it (ulimit -u, or the pids limit of the container)")
+    if number in (errno.ENOENT, errno.EACCES):
+        cause = "the Python interpreter cannot be started again (sys.executable)"
+        return Reason(cause, "run in an installed Python")
+    return None
+
+
+def _explain_unshare(step: Step, number: int, other_way: str) -> Reason | None:
+    if number == errno.ENOSPC:
+        limit = _LIMITS.get(step, "user.max_user_namespaces or user.max_net_namespaces")
+        return Reason(f"{limit} is 0 or used up", "raise it with sysctl")
+    if number in (errno.EPERM, errno.EACCES):
+        return _explain_forbidden_unshare(step, other_way)
+    if number in (errno.EINVAL, errno.ENOSYS):
+        kind = f"{step} namespaces" if step in _LIMITS else "user or network namespaces"
+        return Reason(f"this kernel has no {kind}")
+    return None
+
+
+def _explain_forbidden_unshare(step: Step, other_way: str) -> Reason:
+    makes_user_namespace = step not in (Step.NETWORK, Step.MOUNT)
+    if not makes_user_namespace and not libc.permitted_capabilities() >> _CAP_SYS_ADMIN & 1 and os.geteuid() == 0:
+        remedy = "run it as an ordinary user, or give the container --cap-add SYS_ADMIN"
+        return Reason("root has no CAP_SYS_ADMIN here", remedy)
+    if makes_user_namespace and _setting("/proc/sys/kernel/unprivileged_userns_clone") == "0":
+        return Reason("this system disables user namespaces for users", "sysctl kernel.unprivileged_userns_clone=1")
+    if _is_restricted_by_apparmor():
+        return _apparmor(other_way)
+    if _is_filtered():
+        remedy = f"run the container with a profile that allows it, or {other_way}"
+        return Reason("the container's seccomp profile forbids unshare", remedy)
+    return Reason("the process is in a chroot or a security module refused", other_way)
+
+
+def _explain_open(_step: Step, number: int, _other_way: str) -> Reason | None:
+    return {
+        errno.ENOENT: Reason("there is no /dev/net/tun", "modprobe tun (containers: --device /dev/net/tun)"),
+        errno.EACCES: Reason(
+            "/dev/net/tun is not readable and writable for this user", "chmod 0666 it, as most systems do"
+        ),
+        errno.EPERM: Reason(
+            "/dev/net/tun is denied by the device cgroup", "start the container with --device /dev/net/tun"
+        ),
+        errno.ENODEV: Reason("the tun module is not loaded", "modprobe tun"),
+        errno.ENXIO: Reason("the tun module is not loaded", "modprobe tun"),
+    }.get(number)
+
+
+def _explain_packet(_step: Step, _number: int, _other_way: str) -> Reason:
+    return Reason("a packet sent inside never reached the TUN: this kernel's namespaces or TUN driver are incomplete")
+
+
+def _explain_inside(_step: Step, number: int, other_way: str) -> Reason | None:
+    """A step inside of the namespaces, where the caller has every capability."""
+    if number not in (errno.EPERM, errno.EACCES):
+        return None
+    if _is_restricted_by_apparmor():
+        return _apparmor(other_way)
+    return Reason(f"a security module refused it ({os.strerror(number)})", "look at the audit log")
+
+
+def _apparmor(other_way: str) -> Reason:
+    return Reason(
+        "AppArmor restricts user namespaces for this program (Ubuntu 23.10 and later)",
+        f"install an AppArmor profile that grants it `userns,`, or {other_way}",
+    )
+
+
+_EXPLAINERS: dict[Step, Callable[[Step, int, str], Reason | None]] = {
+    Step.SPAWN: _explain_spawn,
+    Step.UNSHARE: _explain_unshare,
+    Step.SETNS: _explain_unshare,
+    Step.USER: _explain_unshare,
+    Step.NETWORK: _explain_unshare,
+    Step.MOUNT: _explain_unshare,
+    Step.OPEN: _explain_open,
+    Step.PACKET: _explain_packet,
+}
+
+
+def _is_restricted_by_apparmor() -> bool:
+    return _setting("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == "1"
+
+
+def _is_filtered() -> bool:
+    """Whether a seccomp filter is in force; see proc(5)."""
+    status = _setting("/proc/self/status")
+    return any(line.split() == ["Seccomp:", "2"] for line in status.splitlines())
+
+
+def _setting(path: str) -> str:
+    try:
+        return Path(path).read_text().strip()
+    except OSError:
+        return ""
