@@ -26,6 +26,7 @@ LOOK_SECONDS, LOOKS = 0.001, 1000
 _REPLACE, _CREATE = 0x100, 0x400
 _IFF_UP = 0x1
 _IFLA_MTU, _IFLA_TXQLEN, _IFLA_AF_SPEC, _IFLA_INET6_ADDR_GEN_MODE = 4, 13, 26, 8
+_IFLA_IFNAME, _IFLA_LINKINFO, _IFLA_NET_NS_FD, _IFLA_INFO_KIND, _IFLA_INFO_DATA, _VETH_INFO_PEER = 3, 18, 28, 1, 2, 1
 _NO_LINK_LOCAL = b"\x01"
 _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS, _IFA_PROTO, _IFA_F_NODAD = 1, 2, 8, 11, 0x02
 _MADE_BY_KERNEL = b"\x03"
@@ -74,6 +75,16 @@ def refuse_link_local(client: netlink.Client, index: int) -> None:
     mode = netlink.emit_attribute(_IFLA_INET6_ADDR_GEN_MODE, _NO_LINK_LOCAL)
     families = netlink.emit_attribute(_IFLA_AF_SPEC, netlink.emit_attribute(socket.AF_INET6, mode))
     client.change(netlink.RTM_NEWLINK, 0, _LINK.pack(0, 0, index, 0, 0) + families)
+
+
+def add_cable(client: netlink.Client, name: str, there: int) -> None:
+    """Make a veth pair: one end here, the other, of the same name, in the network namespace open as `there`.
+    Raises Refused: EEXIST if the name is taken here or there."""
+    label = netlink.emit_attribute(_IFLA_IFNAME, name.encode() + b"\0")
+    link = _LINK.pack(0, 0, 0, 0, 0) + label
+    peer = netlink.emit_attribute(_VETH_INFO_PEER, link + _number(_IFLA_NET_NS_FD, there))
+    info = netlink.emit_attribute(_IFLA_INFO_KIND, b"veth") + netlink.emit_attribute(_IFLA_INFO_DATA, peer)
+    client.change(netlink.RTM_NEWLINK, _CREATE | _EXCLUSIVE, link + netlink.emit_attribute(_IFLA_LINKINFO, info))
 
 
 def delete(client: netlink.Client, index: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import ipaddress
+import os
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -111,3 +112,17 @@ def test_a_claimed_address_is_read_back_and_claimed_once(client: netlink.Client)
     with pytest.raises(netlink.Refused) as error:
         link_setup.claim_address(client, index, wanted[0])
     assert error.value.errno == errno.EEXIST
+
+
+def test_a_cable_joins_two_namespaces(client: netlink.Client) -> None:
+    with namespaces(1) as (other,):
+        with other.entered():
+            there = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+            elsewhere = netlink.Client()
+        with closing(elsewhere):
+            link_setup.add_cable(client, "cable", there)
+            assert (client.link("cable", None).kind, elsewhere.link("cable", None).kind) == ("veth", "veth")
+            with pytest.raises(netlink.Refused) as error:
+                link_setup.add_cable(client, "cable", there)
+            assert error.value.errno == errno.EEXIST
+        os.close(there)
