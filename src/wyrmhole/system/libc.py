@@ -13,7 +13,6 @@ import ctypes
 import errno
 import os
 import struct
-from collections.abc import Sequence
 
 CLONE_NEWNS, CLONE_NEWUSER, CLONE_NEWNET = 0x0002_0000, 0x1000_0000, 0x4000_0000
 MS_BIND, MS_REC, MS_PRIVATE = 1 << 12, 1 << 14, 1 << 18
@@ -170,7 +169,7 @@ class _Message(ctypes.Structure):
     _fields_ = (("header", _MessageHeader), ("sent", ctypes.c_uint))
 
 
-def sendmmsg(fileno: int, messages: Sequence[bytes]) -> int:
+def sendmmsg(fileno: int, messages: list[bytes]) -> int:
     """Send by a connected socket; returns how many messages were sent."""
     vectors = (_Vector * len(messages))(*[_Vector(message, len(message)) for message in messages])
     entries = (_Message * len(messages))()

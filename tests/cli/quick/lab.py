@@ -57,7 +57,7 @@ class Quick:
 
     def daemon(self) -> int:
         """The daemon's pid."""
-        words = ["pgrep", "-f", f"wyrmholed {self.name}$"]
+        words = ["pgrep", "-f", f"wyrmhole.cli.daemon.main {self.name}$"]
         return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()[0])
 
     def clean(self) -> None:

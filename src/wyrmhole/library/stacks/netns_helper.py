@@ -69,11 +69,9 @@ def call(name: str, *arguments: int) -> None:
     if function is not None:
         function(*arguments)
         return
-    # Only now and last: nothing else comes from where wyrmhole is installed.
-    sys.path.append(os.path.abspath(f"{__file__}/../../../.."))
-    from wyrmhole.system import libc
-
-    getattr(libc, name)(*arguments)
+    # This file alone: the package around it would take as long to import as the rest of this program.
+    sys.path.append(os.path.abspath(f"{__file__}/../../../system"))
+    getattr(__import__("libc"), name)(*arguments)
 
 
 def serve(channel: _socket.socket) -> None:
