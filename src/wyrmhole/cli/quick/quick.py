@@ -252,11 +252,16 @@ class Quick:
             firewall.remove(self.name)
         finally:
             if self._is_automatic:
-                if self._wants_default_route or _has_default_route(status):
+                if self._may_have_rules(status):
                     marks |= {self.config.interface.fwmark or 0, status.fwmark if status else 0} - {0}
-                    if not marks and not host.exists:
-                        marks = Routing(host, self.say, self.warn).orphaned_tables() - other_marks(self.name)
-                Routing(host, self.say, self.warn).remove_rules(marks)
+                routing = Routing(host, self.say, self.warn)
+                routing.remove_rules(marks)
+                # Afterwards, because the interface of a killed daemon may vanish between any two looks.
+                if not marks and not host.exists and self._may_have_rules(status):
+                    routing.remove_rules(routing.orphaned_tables() - other_marks(self.name))
+
+    def _may_have_rules(self, status: DeviceStatus | None) -> bool:
+        return self._wants_default_route or _has_default_route(status)
 
     def _delete(self, host: Host, daemon: Daemon) -> None:
         if host.exists:
