@@ -16,27 +16,27 @@ from wyrmhole.cli.doctor import checks
 from wyrmhole.cli.doctor.finding import Verdict
 from wyrmhole.errors import NamespaceError
 from wyrmhole.namespaces import refusals
-from wyrmhole.namespaces.steps import Step, StepRefused
+from wyrmhole.namespaces.steps import Stage, StepRefused
 from wyrmhole.system import libc
 
 CAUSES = [
-    (Step.UNSHARE, errno.ENOSPC, "max_user_namespaces"),
-    (Step.UNSHARE, errno.EINVAL, "no user or network namespaces"),
-    (Step.USER, errno.ENOSPC, "user.max_user_namespaces is 0 or used up"),
-    (Step.NETWORK, errno.ENOSPC, "user.max_net_namespaces is 0 or used up"),
-    (Step.MOUNT, errno.ENOSPC, "user.max_mnt_namespaces is 0 or used up"),
-    (Step.NETWORK, errno.EINVAL, "no network namespaces"),
-    (Step.OPEN, errno.ENOENT, "no /dev/net/tun"),
-    (Step.OPEN, errno.EACCES, "not readable and writable"),
-    (Step.OPEN, errno.EPERM, "device cgroup"),
-    (Step.OPEN, errno.ENODEV, "modprobe tun"),
-    (Step.SPAWN, errno.EAGAIN, "process limit"),
-    (Step.SPAWN, errno.ENOENT, "interpreter"),
-    (Step.PASS, errno.EMFILE, "ulimit -n"),
-    (Step.ATTACH, errno.EPERM, "security module"),
-    (Step.NAMES, errno.EACCES, "security module"),
-    (Step.PACKET, errno.ETIMEDOUT, "never reached the TUN"),
-    (Step.LINK, errno.EOPNOTSUPP, "not supported"),
+    (Stage.UNSHARE, errno.ENOSPC, "max_user_namespaces"),
+    (Stage.UNSHARE, errno.EINVAL, "no user or network namespaces"),
+    (Stage.USER, errno.ENOSPC, "user.max_user_namespaces is 0 or used up"),
+    (Stage.NETWORK, errno.ENOSPC, "user.max_net_namespaces is 0 or used up"),
+    (Stage.MOUNT, errno.ENOSPC, "user.max_mnt_namespaces is 0 or used up"),
+    (Stage.NETWORK, errno.EINVAL, "no network namespaces"),
+    (Stage.OPEN, errno.ENOENT, "no /dev/net/tun"),
+    (Stage.OPEN, errno.EACCES, "not readable and writable"),
+    (Stage.OPEN, errno.EPERM, "device cgroup"),
+    (Stage.OPEN, errno.ENODEV, "modprobe tun"),
+    (Stage.SPAWN, errno.EAGAIN, "process limit"),
+    (Stage.SPAWN, errno.ENOENT, "interpreter"),
+    (Stage.PASS, errno.EMFILE, "ulimit -n"),
+    (Stage.ATTACH, errno.EPERM, "security module"),
+    (Stage.NAMES, errno.EACCES, "security module"),
+    (Stage.PACKET, errno.ETIMEDOUT, "never reached the TUN"),
+    (Stage.LINK, errno.EOPNOTSUPP, "not supported"),
 ]
 
 
@@ -49,7 +49,7 @@ def settings(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(("step", "number", "says"), CAUSES)
-def test_the_library_reports_step_cause_and_that_nothing_goes_around(step: Step, number: int, says: str) -> None:
+def test_the_library_reports_step_cause_and_that_nothing_goes_around(step: Stage, number: int, says: str) -> None:
     error = refusals.refusal(step, number)
     assert isinstance(error, NamespaceError)
     assert isinstance(error, OSError)
@@ -60,7 +60,7 @@ def test_the_library_reports_step_cause_and_that_nothing_goes_around(step: Step,
     assert "nothing goes around it" in str(error)
 
 
-def doctor(monkeypatch: pytest.MonkeyPatch, step: Step, number: int) -> Verdict:
+def doctor(monkeypatch: pytest.MonkeyPatch, step: Stage, number: int) -> Verdict:
     done = subprocess.CompletedProcess([], 1, stdout=f"{step} {number}\n", stderr="")
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: done)
     return next(iter(checks._namespaces()))
@@ -68,7 +68,7 @@ def doctor(monkeypatch: pytest.MonkeyPatch, step: Step, number: int) -> Verdict:
 
 @pytest.mark.parametrize(("step", "number", "says"), CAUSES)
 def test_run_and_doctor_give_the_same_cause_and_remedy(
-    monkeypatch: pytest.MonkeyPatch, step: Step, number: int, says: str
+    monkeypatch: pytest.MonkeyPatch, step: Stage, number: int, says: str
 ) -> None:
     cause, remedy = refusals.explain(step, number)
     ran, finding = child.explain(StepRefused(step, number)), doctor(monkeypatch, step, number)
@@ -81,36 +81,36 @@ def test_run_and_doctor_give_the_same_cause_and_remedy(
 def test_what_the_system_forbids_is_named_by_its_setting(
     settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert "device='tun'" in str(refusals.refusal(Step.UNSHARE, errno.EPERM))
+    assert "device='tun'" in str(refusals.refusal(Stage.UNSHARE, errno.EPERM))
     settings["/proc/sys/kernel/unprivileged_userns_clone"] = "0"
-    assert "unprivileged_userns_clone" in str(refusals.refusal(Step.UNSHARE, errno.EPERM))
+    assert "unprivileged_userns_clone" in str(refusals.refusal(Stage.UNSHARE, errno.EPERM))
     monkeypatch.setattr(os, "geteuid", lambda: 1000)
-    assert "unprivileged_userns_clone" not in str(refusals.explain(Step.NETWORK, errno.EPERM)), "it is in one already"
+    assert "unprivileged_userns_clone" not in str(refusals.explain(Stage.NETWORK, errno.EPERM)), "it is in one already"
     settings.clear()
     settings["/proc/self/status"] = "Name:\tx\nSeccomp:\t2\n"
-    assert "seccomp" in str(refusals.refusal(Step.UNSHARE, errno.EPERM))
+    assert "seccomp" in str(refusals.refusal(Stage.UNSHARE, errno.EPERM))
     settings["/proc/sys/kernel/apparmor_restrict_unprivileged_userns"] = "1"
-    for step in (Step.ATTACH, Step.NETWORK, Step.MOUNT):
+    for step in (Stage.ATTACH, Stage.NETWORK, Stage.MOUNT):
         assert "AppArmor" in str(refusals.refusal(step, errno.EPERM))
 
 
 def test_root_in_a_container_is_told_the_capability_that_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 0)
     monkeypatch.setattr(libc, "permitted_capabilities", lambda: 0)
-    for step in (Step.NETWORK, Step.MOUNT):
+    for step in (Stage.NETWORK, Stage.MOUNT):
         reason = refusals.explain(step, errno.EPERM)
         assert "CAP_SYS_ADMIN" in reason.cause and "as root" not in reason.remedy
 
 
-@pytest.mark.parametrize("step", [Step.MOUNT, Step.NAMES])
+@pytest.mark.parametrize("step", [Stage.MOUNT, Stage.NAMES])
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOSPC, errno.EIO])
 def test_run_refuses_without_names_of_its_own_and_doctor_says_so(
-    monkeypatch: pytest.MonkeyPatch, step: Step, number: int
+    monkeypatch: pytest.MonkeyPatch, step: Stage, number: int
 ) -> None:
     for said in (child.explain(StepRefused(step, number)), doctor(monkeypatch, step, number).advice):
         assert "only `wyrmhole run` needs it, and refuses without" in said
-    assert doctor(monkeypatch, Step.MOUNT, number).level == "poor", "the library works"
-    assert doctor(monkeypatch, Step.USER, number).level == "bad"
+    assert doctor(monkeypatch, Stage.MOUNT, number).level == "poor", "the library works"
+    assert doctor(monkeypatch, Stage.USER, number).level == "bad"
 
 
 def test_a_probe_that_breaks_down_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +121,7 @@ def test_a_probe_that_breaks_down_is_reported(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_every_step_has_a_title() -> None:
-    assert set(refusals.TITLES) == set(Step)
+    assert set(refusals.TITLES) == set(Stage)
 
 
 def test_no_other_file_knows_the_settings() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from wyrmhole.errors import NamespaceError
-from wyrmhole.namespaces.steps import Step
+from wyrmhole.namespaces.steps import Stage
 from wyrmhole.system import libc
 
 
@@ -25,21 +25,21 @@ class Reason(NamedTuple):
 
 
 TITLES = {
-    Step.SPAWN: "starting the helper process",
-    Step.UNSHARE: "making namespaces (unshare)",
-    Step.SETNS: "entering the namespaces again (setns)",
-    Step.USER: "making a user namespace",
-    Step.NETWORK: "making a network namespace",
-    Step.OPEN: "opening /dev/net/tun",
-    Step.PASS: "taking over descriptors",
-    Step.ATTACH: "making the TUN interface (TUNSETIFF)",
-    Step.LINK: "setting up the interface",
-    Step.ADDRESS: "giving the interface an address",
-    Step.ROUTE: "giving the namespace a route",
-    Step.SOCKET: "making a socket inside",
-    Step.PACKET: "seeing a packet come out of the namespace",
-    Step.MOUNT: "making a mount namespace",
-    Step.NAMES: "giving the program name servers of its own",
+    Stage.SPAWN: "starting the helper process",
+    Stage.UNSHARE: "making namespaces (unshare)",
+    Stage.SETNS: "entering the namespaces again (setns)",
+    Stage.USER: "making a user namespace",
+    Stage.NETWORK: "making a network namespace",
+    Stage.OPEN: "opening /dev/net/tun",
+    Stage.PASS: "taking over descriptors",
+    Stage.ATTACH: "making the TUN interface (TUNSETIFF)",
+    Stage.LINK: "setting up the interface",
+    Stage.ADDRESS: "giving the interface an address",
+    Stage.ROUTE: "giving the namespace a route",
+    Stage.SOCKET: "making a socket inside",
+    Stage.PACKET: "seeing a packet come out of the namespace",
+    Stage.MOUNT: "making a mount namespace",
+    Stage.NAMES: "giving the program name servers of its own",
 }
 
 LIBRARY, COMMAND = "give the program CAP_NET_ADMIN and use device='tun'", "run it as root"
@@ -52,25 +52,25 @@ NOTHING_OUTSIDE = "No tunnel was opened, and nothing goes around it"
 DESCRIPTOR_LIMIT = Reason("descriptor limit reached", "raise it (ulimit -n), or close what is not needed")
 
 _LIMITS = {
-    Step.USER: "user.max_user_namespaces",
-    Step.NETWORK: "user.max_net_namespaces",
-    Step.MOUNT: "user.max_mnt_namespaces",
+    Stage.USER: "user.max_user_namespaces",
+    Stage.NETWORK: "user.max_net_namespaces",
+    Stage.MOUNT: "user.max_mnt_namespaces",
 }
 _CAP_SYS_ADMIN = 21
 
 
-def explain(step: Step, number: int, other_way: str = COMMAND) -> Reason:
+def explain(step: Stage, number: int, other_way: str = COMMAND) -> Reason:
     """The reason for this errno at that step. `other_way` is what the user can do instead."""
     if number in (errno.EMFILE, errno.ENFILE):
         return DESCRIPTOR_LIMIT
     explainer = _EXPLAINERS.get(step, _explain_inside)
     reason = explainer(step, number, other_way) or Reason(os.strerror(number))
-    if step in (Step.MOUNT, Step.NAMES):
+    if step in (Stage.MOUNT, Stage.NAMES):
         return Reason(reason.cause, "; ".join(filter(None, (reason.remedy, RUN_NEEDS_IT))))
     return reason
 
 
-def refusal(step: Step, number: int) -> NamespaceError:
+def refusal(step: Stage, number: int) -> NamespaceError:
     """What the library raises for this errno at that step."""
     reason = explain(step, number, LIBRARY)
     name = errno.errorcode.get(number, str(number))
@@ -82,7 +82,7 @@ def helper_failed(error: OSError, status: int) -> str:
     return f"No private network namespace: its helper process failed ({error}; exit status {status}). {NOTHING_OUTSIDE}"
 
 
-def _explain_spawn(_step: Step, number: int, _other_way: str) -> Reason | None:
+def _explain_spawn(_step: Stage, number: int, _other_way: str) -> Reason | None:
     if number == errno.EAGAIN:
         return Reason("process limit reached", "raise it (ulimit -u, or the pids limit of the container)")
     if number in (errno.ENOENT, errno.EACCES):
@@ -91,7 +91,7 @@ def _explain_spawn(_step: Step, number: int, _other_way: str) -> Reason | None:
     return None
 
 
-def _explain_unshare(step: Step, number: int, other_way: str) -> Reason | None:
+def _explain_unshare(step: Stage, number: int, other_way: str) -> Reason | None:
     if number == errno.ENOSPC:
         limit = _LIMITS.get(step, "user.max_user_namespaces or user.max_net_namespaces")
         return Reason(f"{limit} is 0 or used up", "raise it with sysctl")
@@ -103,8 +103,8 @@ def _explain_unshare(step: Step, number: int, other_way: str) -> Reason | None:
     return None
 
 
-def _explain_forbidden_unshare(step: Step, other_way: str) -> Reason:
-    makes_user_namespace = step not in (Step.NETWORK, Step.MOUNT)
+def _explain_forbidden_unshare(step: Stage, other_way: str) -> Reason:
+    makes_user_namespace = step not in (Stage.NETWORK, Stage.MOUNT)
     if not makes_user_namespace and not libc.permitted_capabilities() >> _CAP_SYS_ADMIN & 1 and os.geteuid() == 0:
         remedy = "run it as an ordinary user, or give the container --cap-add SYS_ADMIN"
         return Reason("root has no CAP_SYS_ADMIN here", remedy)
@@ -118,7 +118,7 @@ def _explain_forbidden_unshare(step: Step, other_way: str) -> Reason:
     return Reason("the process is in a chroot or a security module refused", other_way)
 
 
-def _explain_open(_step: Step, number: int, _other_way: str) -> Reason | None:
+def _explain_open(_step: Stage, number: int, _other_way: str) -> Reason | None:
     return {
         errno.ENOENT: Reason("there is no /dev/net/tun", "modprobe tun (containers: --device /dev/net/tun)"),
         errno.EACCES: Reason(
@@ -132,11 +132,11 @@ def _explain_open(_step: Step, number: int, _other_way: str) -> Reason | None:
     }.get(number)
 
 
-def _explain_packet(_step: Step, _number: int, _other_way: str) -> Reason:
+def _explain_packet(_step: Stage, _number: int, _other_way: str) -> Reason:
     return Reason("a packet sent inside never reached the TUN: this kernel's namespaces or TUN driver are incomplete")
 
 
-def _explain_inside(_step: Step, number: int, other_way: str) -> Reason | None:
+def _explain_inside(_step: Stage, number: int, other_way: str) -> Reason | None:
     """A step inside of the namespaces, where the caller has every capability."""
     if number not in (errno.EPERM, errno.EACCES):
         return None
@@ -152,15 +152,15 @@ def _apparmor(other_way: str) -> Reason:
     )
 
 
-_EXPLAINERS: dict[Step, Callable[[Step, int, str], Reason | None]] = {
-    Step.SPAWN: _explain_spawn,
-    Step.UNSHARE: _explain_unshare,
-    Step.SETNS: _explain_unshare,
-    Step.USER: _explain_unshare,
-    Step.NETWORK: _explain_unshare,
-    Step.MOUNT: _explain_unshare,
-    Step.OPEN: _explain_open,
-    Step.PACKET: _explain_packet,
+_EXPLAINERS: dict[Stage, Callable[[Stage, int, str], Reason | None]] = {
+    Stage.SPAWN: _explain_spawn,
+    Stage.UNSHARE: _explain_unshare,
+    Stage.SETNS: _explain_unshare,
+    Stage.USER: _explain_unshare,
+    Stage.NETWORK: _explain_unshare,
+    Stage.MOUNT: _explain_unshare,
+    Stage.OPEN: _explain_open,
+    Stage.PACKET: _explain_packet,
 }
 
 

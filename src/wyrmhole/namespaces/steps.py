@@ -16,7 +16,7 @@ from wyrmhole.net import tun_ioctl
 from wyrmhole.system import libc
 
 
-class Step(StrEnum):
+class Stage(StrEnum):
     """The value is what `NamespaceError.stage` reports."""
 
     SPAWN = "spawn"
@@ -39,13 +39,13 @@ class Step(StrEnum):
 class StepRefused(OSError):
     """The system refused a step, with this errno."""
 
-    def __init__(self, step: Step, number: int) -> None:
+    def __init__(self, step: Stage, number: int) -> None:
         super().__init__(number, os.strerror(number))
         self.step = step
 
 
 @contextmanager
-def taking(step: Step) -> Iterator[None]:
+def taking(step: Stage) -> Iterator[None]:
     """An OSError inside becomes the refusal of this step."""
     try:
         yield
@@ -61,7 +61,7 @@ def enter_user_namespace(*, as_root: bool = False) -> None:
     uid, gid = os.geteuid(), os.getegid()
     inner_uid, inner_gid = (0, 0) if as_root else (uid, gid)
     maps = ("setgroups", "deny"), ("uid_map", f"{inner_uid} {uid} 1"), ("gid_map", f"{inner_gid} {gid} 1")
-    with taking(Step.USER):
+    with taking(Stage.USER):
         libc.unshare(libc.CLONE_NEWUSER)
         for name, text in maps:
             with open(f"/proc/self/{name}", "w") as file:
@@ -70,22 +70,22 @@ def enter_user_namespace(*, as_root: bool = False) -> None:
 
 def enter_network_namespace() -> None:
     """Enter a new network namespace. Raises StepRefused."""
-    with taking(Step.NETWORK):
+    with taking(Stage.NETWORK):
         libc.unshare(libc.CLONE_NEWNET)
 
 
 def enter_mount_namespace() -> None:
     """Enter a new mount namespace. Raises StepRefused."""
-    with taking(Step.MOUNT):
+    with taking(Stage.MOUNT):
         libc.unshare(libc.CLONE_NEWNS)
 
 
 def make_tun(name: str) -> int:
     """Make a TUN in the network namespace of the caller; returns its descriptor. Raises StepRefused."""
-    with taking(Step.OPEN):
+    with taking(Stage.OPEN):
         tun = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        with taking(Step.ATTACH):
+        with taking(Stage.ATTACH):
             tun_ioctl.attach(tun, name, tun_ioctl.IFF_TUN | tun_ioctl.IFF_NO_PI | tun_ioctl.IFF_VNET_HDR)
     except BaseException:
         os.close(tun)

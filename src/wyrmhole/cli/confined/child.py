@@ -25,7 +25,7 @@ from wyrmhole.cli.confined.names import replace_resolvers
 from wyrmhole.cli.confined.network import configure, open_ping
 from wyrmhole.errors import DeviceError
 from wyrmhole.namespaces import refusals, steps
-from wyrmhole.namespaces.steps import Step, StepRefused
+from wyrmhole.namespaces.steps import Stage, StepRefused
 from wyrmhole.system import libc
 
 MAX_PLAN = 64 << 20
@@ -97,7 +97,7 @@ def enclose(plan: dict[str, Any], report: Callable[[], None]) -> int:
     configure(plan, report, warn)
     open_ping(plan["user"], warn)
     steps.enter_mount_namespace()
-    with steps.taking(Step.NAMES):
+    with steps.taking(Stage.NAMES):
         replace_resolvers(plan["resolv_conf"])
     return tun
 

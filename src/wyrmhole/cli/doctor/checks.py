@@ -26,7 +26,7 @@ from wyrmhole.control.uapi import client
 from wyrmhole.control.uapi.socket import DEFAULT_DIRECTORY
 from wyrmhole.device.clock import SystemClock, is_plausible, is_synchronised
 from wyrmhole.namespaces import refusals
-from wyrmhole.namespaces.steps import Step
+from wyrmhole.namespaces.steps import Stage
 from wyrmhole.net import udp_offload
 from wyrmhole.protocol.keys import KEY_SIZE
 from wyrmhole.protocol.primitives import library_text, open_handshake, seal_handshake
@@ -94,7 +94,7 @@ def _tun() -> Iterator[Verdict]:
         os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
         yield Verdict("good", "TUN", "/dev/net/tun opens")
     except OSError as error:
-        cause, remedy = refusals.explain(Step.OPEN, error.errno or 0)
+        cause, remedy = refusals.explain(Stage.OPEN, error.errno or 0)
         yield Verdict("bad", "TUN", cause, remedy)
 
 
@@ -118,10 +118,10 @@ def _namespaces() -> Iterator[Verdict]:
         found = f"a tunnel without root cannot be tried: {result.stderr.strip()[-80:] or 'its process ended'}"
         yield Verdict("bad", "namespaces", found)
         return
-    step = Step(name)
+    step = Stage(name)
     cause, remedy = refusals.explain(step, int(number))
     found = f"a tunnel without root fails at {refusals.TITLES[step]}: {cause}"
-    yield Verdict("poor" if step is Step.MOUNT else "bad", "namespaces", found, remedy)
+    yield Verdict("poor" if step is Stage.MOUNT else "bad", "namespaces", found, remedy)
 
 
 def _offloads() -> Iterator[Verdict]:

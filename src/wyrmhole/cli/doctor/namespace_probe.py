@@ -10,7 +10,7 @@ import socket
 import sys
 
 from wyrmhole.namespaces import steps
-from wyrmhole.namespaces.steps import Step, StepRefused
+from wyrmhole.namespaces.steps import Stage, StepRefused
 from wyrmhole.net import tun_ioctl
 
 OFFLOADS = "offloads: "
@@ -21,7 +21,7 @@ def main() -> int:
         steps.enter_user_namespace()
         steps.enter_network_namespace()
         tun = steps.make_tun("probe")
-        with steps.taking(Step.SOCKET):
+        with steps.taking(Stage.SOCKET):
             socket.socket(socket.AF_INET, socket.SOCK_STREAM).close()
         steps.enter_mount_namespace()
     except StepRefused as refused:

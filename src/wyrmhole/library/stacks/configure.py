@@ -10,7 +10,7 @@ from wyrmhole.control.config.file import Config
 from wyrmhole.errors import NamespaceError, TunnelError
 from wyrmhole.library.stacks.stack import Stack
 from wyrmhole.namespaces import refusals
-from wyrmhole.namespaces.steps import Step
+from wyrmhole.namespaces.steps import Stage
 from wyrmhole.net.link_setup import Interface, Network
 from wyrmhole.wire.messages import DEFAULT_MTU
 
@@ -43,7 +43,7 @@ def reconfigure_stack(stack: Stack, old: Config, new: Config) -> Callable[[], No
 def reason_of_stack(error: OSError) -> str:
     """Without the words that belong to the opening of a tunnel."""
     if isinstance(error, NamespaceError) and isinstance(error.__cause__, OSError):
-        return f"{refusals.TITLES[Step(error.stage)]} failed: {error.__cause__.strerror}"
+        return f"{refusals.TITLES[Stage(error.stage)]} failed: {error.__cause__.strerror}"
     return str(error.strerror or error)
 
 

@@ -23,14 +23,14 @@ from wyrmhole.errors import NamespaceError
 from wyrmhole.library.stacks.netns_helper import REPLY, REQUEST
 from wyrmhole.library.stacks.stack import HelperGone, HelperSlow
 from wyrmhole.namespaces import refusals
-from wyrmhole.namespaces.steps import Step
+from wyrmhole.namespaces.steps import Stage
 
 MAX_BATCH = 253
 """The kernel passes no more descriptors with one message (SCM_MAX_FD)."""
 START_PATIENCE = 10.0
 """Seconds for a helper to say hello; 0.02 is usual, and a machine that starts a hundred at once may be slow."""
 END_PATIENCE = 5.0
-STAGES = (Step.UNSHARE, Step.SETNS, Step.OPEN)
+STAGES = (Stage.UNSHARE, Stage.SETNS, Stage.OPEN)
 ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH")
 """All that a Python of an unusual place may need; the rest of the program's environment is none of the helper's."""
 
@@ -66,7 +66,7 @@ class Helper:
                 helper = cls(spawn([theirs.fileno(), *namespaces]), ours)
             except OSError as error:
                 ours.close()
-                raise refusals.refusal(Step.SPAWN, error.errno or errno.EIO) from error
+                raise refusals.refusal(Stage.SPAWN, error.errno or errno.EIO) from error
         try:
             return helper, helper._hear_hello()
         except BaseException:
@@ -113,13 +113,13 @@ class Helper:
             answer = self._hear(0, START_PATIENCE)
         except (HelperGone, HelperSlow) as error:
             raise NamespaceError(
-                errno.EPIPE, refusals.helper_failed(error, self.end()), stage=Step.SPAWN.value
+                errno.EPIPE, refusals.helper_failed(error, self.end()), stage=Stage.SPAWN.value
             ) from error
         if answer.errno:
-            raise refusals.refusal(STAGES[answer.stage] if answer.stage < len(STAGES) else Step.SPAWN, answer.errno)
+            raise refusals.refusal(STAGES[answer.stage] if answer.stage < len(STAGES) else Stage.SPAWN, answer.errno)
         if answer.is_cut:
             close_all(answer.descriptors)
-            raise refusals.refusal(Step.PASS, errno.EMFILE)
+            raise refusals.refusal(Stage.PASS, errno.EMFILE)
         return answer.descriptors
 
     def _hear(self, number: int, patience: float) -> _Answer:

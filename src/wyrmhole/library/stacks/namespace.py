@@ -40,7 +40,7 @@ from wyrmhole.library.common.fork_guard import ForkGuard
 from wyrmhole.library.stacks.helper_channel import MAX_BATCH, Helper
 from wyrmhole.library.stacks.stack import HelperGone, HelperSlow, Socket, SocketVerbs, StackAbilities
 from wyrmhole.namespaces import refusals
-from wyrmhole.namespaces.steps import Step
+from wyrmhole.namespaces.steps import Stage
 from wyrmhole.net import link_setup, netlink
 from wyrmhole.net.link_setup import Interface, Network
 from wyrmhole.net.linux_tun import LinuxTun
@@ -76,7 +76,7 @@ log = logging.getLogger("wyrmhole")
 class _Taking:
     """A step of opening: an OSError that leaves it becomes the sentence for that step."""
 
-    def __init__(self, step: Step) -> None:
+    def __init__(self, step: Stage) -> None:
         self.step = step
 
     def __enter__(self) -> Self:
@@ -123,13 +123,13 @@ class NamespaceStack(SocketVerbs):
         self._spares: dict[int, _Spares] = {socket.AF_INET: _Spares(), socket.AF_INET6: _Spares()}
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, tun_fd)
-            with _Taking(Step.SOCKET):
+            with _Taking(Stage.SOCKET):
                 setup, client, listener = self._make(3, socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
                 (diag,) = self._make(1, socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
             for sock in (setup, client, listener, diag):
                 undo.callback(sock.close)
             self._keep_namespaces(setup, undo)
-            with _Taking(Step.ATTACH):
+            with _Taking(Stage.ATTACH):
                 self._tun = LinuxTun.attach_elsewhere(tun_fd, INTERFACE_NAME, (client, listener))
             undo.pop_all()
         self._setup, self._diag = netlink.Client(setup), SockDiag(diag)
@@ -146,7 +146,7 @@ class NamespaceStack(SocketVerbs):
             raise
         try:
             stack._find_traits()
-            with _Taking(Step.LINK):
+            with _Taking(Stage.LINK):
                 stack._index = stack._setup.link(INTERFACE_NAME, None).interface
                 link_setup.set_up(stack._setup, link_setup.LOOPBACK)
                 with contextlib.suppress(OSError):
@@ -188,14 +188,14 @@ class NamespaceStack(SocketVerbs):
         """See `Stack.configure`. The first call also sees a packet come out. Raises NamespaceError."""
         with self._lock:
             self._check()
-            with _Taking(Step.LINK):
+            with _Taking(Stage.LINK):
                 link_setup.set_up(self._setup, self._index, mtu=mtu, queue=QUEUE_PACKETS)
-            with _Taking(Step.ADDRESS):
+            with _Taking(Stage.ADDRESS):
                 self._set_addresses(addresses)
-            with _Taking(Step.ROUTE):
+            with _Taking(Stage.ROUTE):
                 self._set_routes(routes)
             if not self._proven and self._addresses:
-                with _Taking(Step.PACKET):
+                with _Taking(Stage.PACKET):
                     self._prove()
                 self._proven = True
 
@@ -253,7 +253,7 @@ class NamespaceStack(SocketVerbs):
 
     def _find_traits(self) -> None:
         """BBR, where it is loaded, does not take every lost packet for a full queue."""
-        with _Taking(Step.SOCKET):
+        with _Taking(Stage.SOCKET):
             (sock,) = self._make(1, socket.AF_INET, socket.SOCK_STREAM, 0)
         with sock:
             try:
@@ -340,7 +340,7 @@ class NamespaceStack(SocketVerbs):
         former, self._helper = self._helper, None
         status = 0 if former is None else former.end()
         if not self._namespaces:
-            raise NamespaceError(errno.EPIPE, refusals.helper_failed(error, status), stage=Step.SETNS.value)
+            raise NamespaceError(errno.EPIPE, refusals.helper_failed(error, status), stage=Stage.SETNS.value)
         log.warning("the tunnel's helper process failed (%s; exit status %d); another one takes over", error, status)
         self._helper, _ = Helper.start(self._namespaces)
         return self._helper
