@@ -1,4 +1,4 @@
-"""Why a step to a network of one's own was refused, and what to do: one table for the library, `run` and `doctor`.
+"""Why a step to a private network was refused, and what to do: one table for the library, `run` and `doctor`.
 
 Steps report what happened. The system's settings are read only to explain it, because they do not predict success.
 """

@@ -1,4 +1,4 @@
-"""The steps to a network of one's own: namespaces, a TUN in them, and what a program needs inside.
+"""The steps to a private network: namespaces, a TUN in them, and what a program needs inside.
 
 The library takes them in a helper process, which makes the user and the network namespace at once (`unshare`) and may
 enter them again (`setns`). `wyrmhole run` and `doctor` take them in a child, one by one. `refusals` explains each.
