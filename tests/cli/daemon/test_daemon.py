@@ -219,7 +219,7 @@ def test_a_renamed_interface_is_found_by_its_former_name(host: Host, program: st
             shown = host.run(wyrmhole, *words)
             assert shown.returncode == 0 and host.name in shown.stdout + shown.stderr
             assert f"Warning: {host.name} is now the interface {present}" in shown.stderr
-        assert host.run(wyrmhole, "show", "no-such0").stderr.endswith("lists those that are served\n")
+        assert host.run(wyrmhole, "show", "no-such0").stderr.endswith("lists the interfaces that have a daemon\n")
         assert host.run(wyrmhole, "show", "lo").stderr.endswith("no user-space daemon serves it: use wg\n")
     finally:
         daemon.terminate()
