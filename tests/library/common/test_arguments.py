@@ -95,7 +95,7 @@ VERBS: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
     ("forward target", lambda t: t.forward(":0", None), TypeError, "HOST:PORT must be a str"),
     ("forward text", lambda t: t.forward("5432", "db:5432"), ValueError, "'5432' is not HOST:PORT"),
     ("forward port", lambda t: t.forward(":70000", "db:5432"), ValueError, "the port must be at most 65535"),
-    ("forward proto", lambda t: t.forward(":0", "db:1", proto="sctp"), ValueError, "the protocol is tcp or udp"),
+    ("forward proto", lambda t: t.forward(":0", "db:1", proto="sctp"), ValueError, "the protocol must be tcp or udp"),
     (
         "forward proto type",
         lambda t: t.forward(":0", "db:1", proto=17),
@@ -121,7 +121,7 @@ VERBS: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
     ("peer asked", lambda t: t.peers[7], TypeError, "a public key must be"),
     ("peer removed", lambda t: t.peers.remove(None), TypeError, "a public key must be"),
     ("peer handshake", lambda t: t.peers.handshake(b"x"), TypeError, "a public key must be"),
-    ("reload", lambda t: t.reload(5), TypeError, "a configuration is the path of a file"),
+    ("reload", lambda t: t.reload(5), TypeError, "a configuration must be the path of a file"),
     ("reload nothing", lambda t: t.reload(""), ValueError, "the configuration is empty"),
     ("pickle a peer", lambda t: pickle.dumps(next(iter(t.peers.values()))), TypeError, "belongs to the process"),
     ("pickle", lambda t: pickle.dumps(t), TypeError, "belongs to the process that opened it"),

@@ -1,8 +1,8 @@
-"""The daemon of one interface, as `up` starts it and `down` sees it off.
+"""Start and end the daemon of an interface, for `up` and `down`.
 
-It writes to a log of its own, /run/wireguard/NAME.log. The terminal of `up` is not its place: whoever reads the output
-of `up` to its end would wait for the daemon. From the log `up` also takes what the daemon said about a refusal, which
-the UAPI reduces to a number. The file is there from `up` to `down`, so after a crash it shows that something is left.
+The daemon writes to its own log, /run/wireguard/NAME.log, instead of the terminal of `up`: a program that reads the
+output of `up` to its end would wait for the daemon. `up` also takes the reason of a refusal from the log, because the
+UAPI reduces it to a number. The file exists from `up` to `down`, so after a crash it shows that remains are left.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ from wyrmhole.control.uapi.socket import DEFAULT_DIRECTORY, remove_if_dead
 from wyrmhole.errors import DeviceError
 
 START_SECONDS = 60.0
-"""Many times what a start takes on a busy machine of one core."""
+"""Many times the start time on a busy machine with one core."""
 
-PATIENCE_SECONDS = 5.0
-"""How long a start may go on after a signal that ends `up`."""
+INTERRUPTED_START_SECONDS = 5.0
+"""How long a start may continue after a signal that ends `up`."""
 
 GONE_SECONDS = 5.0
-"""How long a daemon whose interface is gone may take to end."""
+"""How long a daemon may take to end after its interface was removed."""
 
 POLL_SECONDS = 0.02
 LOG_LIMIT = 16 << 20
-"""Bytes; the daemon stops logging there, because /run is memory."""
+"""In bytes. The daemon stops logging at this size, because /run is memory."""
 
 _OWN_VARIABLES = ("WG_TUN_FD", "WG_UAPI_FD", "WG_PROCESS_FOREGROUND")
-"""For a daemon that another program starts: the descriptors do not reach this one, and it must not stay in the
-foreground."""
+"""Variables for a daemon that another program starts. This daemon does not inherit the descriptors, and must not stay
+in the foreground."""
 
 _REFUSAL = re.compile(r"[A-Z]+: \(\S+\) \S+ \S+ UAPI: refused an operation \(\w+\): (.*)")
 
@@ -50,12 +50,12 @@ class Daemon:
         self.socket = Path(directory, f"{name}.sock")
         self.log = Path(directory, f"{name}.log")
         self.may_run = False
-        """Whether something of a start of this object's is left to take back."""
+        """Whether this object started a daemon that must be ended if `up` fails."""
 
     # Start
 
     def start(self, interrupts: Interrupts, log_level: str = "error") -> None:
-        """Returns when it answers. `log_level`: as LOG_LEVEL says it. Raises DeviceError with its own words."""
+        """Start the daemon and wait until it answers. Raises DeviceError with the daemon's own reason."""
         log = self._new_log()
         try:
             self._start(log, interrupts, log_level)
@@ -78,7 +78,7 @@ class Daemon:
         environment = {name: value for name, value in os.environ.items() if name not in _OWN_VARIABLES}
         environment["LOG_LEVEL"] = log_level
         with log.open("ab") as file:
-            # A session of its own: Ctrl-C is for this program, which then takes the daemon back.
+            # The daemon gets its own session, because Ctrl-C is for this program, which then ends the daemon.
             process = subprocess.Popen(
                 [sys.executable, "-m", "wyrmhole.cli.daemon.main", self._name],
                 stdin=subprocess.DEVNULL,
@@ -94,54 +94,56 @@ class Daemon:
         if status is None:
             raise DeviceError(f"the daemon did not start in {START_SECONDS:.0f} s")
         if status:
-            # It refused, perhaps because the name is another daemon's: then nothing here is this one's.
+            # It refused to start, perhaps because another daemon has the name. Nothing here belongs to it.
             self.may_run = False
             raise DeviceError(f"the daemon did not start: {_last_words(log) or f'status {status}'}")
 
     def explain(self, port: int | None) -> str:
-        """What it logged about the last refusal; empty if nothing. `port`: the one that the file asks for."""
-        words = [match[1] for line in _tail(self.log) if (match := _REFUSAL.fullmatch(line))]
-        said = words[-1] if words else ""
-        if port and f"port {port}" in said and (holder := holder_of_udp_port(port)):
-            said += f" ({holder} has it)"
-        return said
+        """Return the logged reason of the last refusal, or nothing. `port` is the ListenPort of the file."""
+        reasons = [match[1] for line in _tail(self.log) if (match := _REFUSAL.fullmatch(line))]
+        reason = reasons[-1] if reasons else ""
+        if port and f"port {port}" in reason and (holder := holder_of_udp_port(port)):
+            reason += f" ({holder} has it)"
+        return reason
 
     # End
 
     @property
     def process(self) -> Process | None:
-        """The process that listens on its socket, running or stopped."""
+        """The process that listens on the daemon's socket, running or stopped."""
         return holder_of_unix_socket(str(self.socket))
 
     def end(self) -> str | None:
-        """Wait until it ends, as a daemon does whose interface is gone. One that does not is killed. Returns a sentence
-        about that."""
+        """Wait until the daemon ends, because its interface was removed.
+
+        If it does not, kill it and return a warning.
+        """
         process = self.process
         deadline = Deadline(GONE_SECONDS)
         while self.socket.exists() and not deadline.is_over:
-            # Without CAP_SYS_PTRACE, as in most containers, the process is not found, and its file alone is watched.
+            # Without CAP_SYS_PTRACE, as in most containers, the process is not found, and only its file is watched.
             if process is not None and (state := _state(process.pid)) in ("", "Z", "T"):
                 return self._kill() if state == "T" else self._settle()
             time.sleep(POLL_SECONDS)
         return None if self._tidy() else self._kill()
 
     def _settle(self) -> str | None:
-        """After the process is gone: its first thread may be so while another still holds the socket."""
+        """Clean up after the process. Its first thread may have ended while another still holds the socket."""
         deadline = Deadline(GONE_SECONDS)
         while not (is_tidy := self._tidy()) and not deadline.is_over:
             time.sleep(POLL_SECONDS)
         return None if is_tidy else f"a process still serves {self.socket}: stop it by hand"
 
     def _kill(self) -> str | None:
-        # Asked for again, right before: a number of a process may be another's by now.
+        # Looked up again, because the number may belong to another process now.
         if (process := self.process) is None:
             return self._settle()
         os.kill(process.pid, signal.SIGKILL)
-        said = self._settle()
-        return said or f"the daemon of {self._name} (pid {process.pid}) did not end and was killed"
+        problem = self._settle()
+        return problem or f"the daemon of {self._name} (pid {process.pid}) did not end and was killed"
 
     def _tidy(self) -> bool:
-        """Remove the socket's file that a killed daemon leaves, and the log. False: a process serves the socket."""
+        """Remove the socket file of a killed daemon, and the log. Return False if a process serves the socket."""
         try:
             remove_if_dead(str(self.socket))
             self.log.unlink(missing_ok=True)
@@ -151,13 +153,13 @@ class Daemon:
 
 
 def _wait(process: subprocess.Popen[bytes], interrupts: Interrupts) -> int | None:
-    """Its status; None: it did not end, and was killed."""
+    """Return the status of the process, or None if it did not end and was killed."""
     deadline = Deadline(START_SECONDS)
     while not deadline.is_over:
         with suppress(subprocess.TimeoutExpired):
             return process.wait(0.25)
         if interrupts.is_pending:
-            deadline.shorten(PATIENCE_SECONDS)
+            deadline.shorten(INTERRUPTED_START_SECONDS)
     process.kill()
     process.wait()
     return None
@@ -173,14 +175,14 @@ def _tail(path: Path) -> list[str]:
 
 
 def _last_words(log: Path) -> str:
-    """The daemon's sentence about its failure, or its last line."""
+    """Return the daemon's reason for its failure, or the last line of its log."""
     lines = [line for line in _tail(log) if line.strip()]
-    said = [line for line in lines if line.startswith("wyrmholed: ")] or lines
-    return said[-1].removeprefix("wyrmholed: ") if said else ""
+    reasons = [line for line in lines if line.startswith("wyrmholed: ")] or lines
+    return reasons[-1].removeprefix("wyrmholed: ") if reasons else ""
 
 
 def _state(pid: int) -> str:
-    """As proc(5) writes it: T is stopped, Z a zombie; empty: there is no such process."""
+    """Return the state in proc(5): T for stopped, Z for a zombie, or nothing if the process does not exist."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
     except (OSError, IndexError):

@@ -1,4 +1,4 @@
-"""How long a wait may still take."""
+"""A time limit for several waits together."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class Deadline:
 
     @property
     def remaining(self) -> float:
-        """Seconds; 0 once it is over."""
+        """The remaining seconds; 0 after the end."""
         return max(0.0, (self._end - _clock.boottime()) / 1e9)
 
     @property
@@ -21,5 +21,5 @@ class Deadline:
         return self.remaining == 0.0
 
     def shorten(self, seconds: float) -> None:
-        """Have it end that soon, unless it ends sooner."""
+        """End after this time, unless the deadline is earlier."""
         self._end = min(self._end, _clock.boottime() + int(seconds * 1e9))

@@ -1,6 +1,6 @@
-"""Name servers of a tunnel: handed to resolvconf(8), or to systemd-resolved where there is only that.
+"""Register a tunnel's name servers with resolvconf(8), or with systemd-resolved if resolvconf is missing.
 
-With neither there is no program that owns /etc/resolv.conf, and this one does not write it behind anybody's back.
+Without either, no program manages /etc/resolv.conf, and `up` does not change the file itself.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ INTERFACE_ORDER = Path("/etc/resolvconf/interface-order")
 
 
 class NameService:
-    """`servers` empty: nothing is done, as by wg-quick(8), search domains or not."""
+    """The name servers of an interface.
+
+    Without servers nothing is done, even with search domains, like in wg-quick(8).
+    """
 
     def __init__(self, interface: str, servers: Sequence[object], search: Sequence[str]) -> None:
         self._interface = interface
@@ -29,11 +32,11 @@ class NameService:
         self._search = list(search)
 
     def require(self) -> None:
-        """Raises DeviceError when servers are wanted and nobody could be told."""
+        """Raise DeviceError if there are servers but no program to register them with."""
         if self._servers and not (shutil.which("resolvconf") or shutil.which("resolvectl")):
             raise DeviceError(
-                "DNS is given, but neither resolvconf nor resolvectl is here to set it:"
-                " install resolvconf (or openresolv), or replace DNS by a PostUp command"
+                "cannot set DNS: neither resolvconf nor resolvectl is installed"
+                " (install resolvconf or openresolv, or replace DNS by a PostUp command)"
             )
 
     def set(self) -> None:
@@ -57,9 +60,9 @@ class NameService:
 
     @property
     def _record(self) -> str:
-        """Debian's resolvconf orders records by prefixes: the first of its list comes before all others.
+        """The name of the record. Debian's resolvconf orders records by prefixes; the first of its list comes first.
 
-        Its list survives a change to systemd's resolvconf, which is a link and takes no prefixes.
+        The list may remain after a change to systemd's resolvconf, which is a link and accepts no prefixes.
         """
         program = shutil.which("resolvconf")
         is_link = program is not None and os.path.islink(program)
@@ -83,5 +86,5 @@ def _run(arguments: list[str], text: str = "") -> None:
     except OSError as error:
         raise DeviceError(f"{arguments[0]} cannot be run: {error.strerror}") from error
     if result.returncode:
-        said = result.stderr.strip().splitlines()
-        raise DeviceError(f"{' '.join(arguments[:2])} failed: {said[0] if said else result.returncode}")
+        lines = result.stderr.strip().splitlines()
+        raise DeviceError(f"{' '.join(arguments[:2])} failed: {lines[0] if lines else result.returncode}")

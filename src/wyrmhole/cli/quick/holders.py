@@ -1,6 +1,6 @@
-"""Find the process that holds something: a Unix socket by its path, a UDP port, a TUN by its interface.
+"""Find the process that holds a Unix socket (by path), a UDP port, or a TUN (by interface).
 
-/proc is read, which shows root all of it. A process in another PID namespace is not found.
+It reads /proc, where root sees all processes except those in other PID namespaces.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Process(NamedTuple):
 
 
 def holder_of_unix_socket(path: str) -> Process | None:
-    """The process that listens there."""
+    """Return the process that listens on a path."""
     inodes = set()
     for line in _lines(PROC / "net/unix"):
         words = line.split()
@@ -66,7 +66,7 @@ def holder_of_tun(interface: str) -> Process | None:
 
 
 def tun_of(pid: int) -> str | None:
-    """The interface of a process's TUN."""
+    """Return the interface of a process's TUN."""
     for fd in _names(PROC / str(pid) / "fdinfo"):
         for line in _lines(PROC / str(pid) / "fdinfo" / fd):
             if line.startswith("iff:\t"):

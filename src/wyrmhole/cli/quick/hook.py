@@ -1,7 +1,7 @@
-"""One hook of a file: a command for bash(1), which is ended whole when a signal ends the command that runs it.
+"""Run a hook with bash(1), and end it with all its children if a signal ends `up` or `down`.
 
-A hook stays in the process group of the terminal, because it may ask for a password there. A signal for the group
-would therefore reach `up` itself, so the hook's children are found by their parents.
+A hook stays in the process group of the terminal, because it may ask for a password there. A signal to the group would
+also reach `up` itself, so the hook's children are found by their parents.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ END_SECONDS = 2.0
 
 
 def run_hook(text: str, environment: Mapping[str, str], interrupts: Interrupts) -> int:
-    """Return the status of its shell. Raises DeviceError if there is no bash, and what a signal raises in `interrupts`;
-    then nothing of the hook runs any more but what it moved to a process group of its own."""
+    """Run a hook and return the status of its shell. Raises DeviceError if bash is missing.
+
+    A signal raises SystemExit. Then all processes of the hook have ended, except those in other process groups.
+    """
     try:
         process = subprocess.Popen([*SHELL, text], env=environment)
     except FileNotFoundError:
-        raise DeviceError("hooks are for bash(1), which is not here: install it") from None
+        raise DeviceError("cannot run hooks: bash is not installed") from None
     try:
         with interrupts.waiting():
             return process.wait()
@@ -40,7 +42,7 @@ def run_hook(text: str, environment: Mapping[str, str], interrupts: Interrupts) 
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End the shell first, so that it starts nothing else, and then its children."""
+    """End the shell first, so that it starts no more commands, and then its children."""
     running = [descriptor for pid in _family(process.pid) if (descriptor := _open(pid)) is not None]
     try:
         for number in (signal.SIGTERM, signal.SIGKILL):
@@ -53,7 +55,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
         for descriptor in running:
             os.close(descriptor)
     if not running:
-        # Before Linux 5.3 there are no such descriptors: the shell alone.
+        # Linux before 5.3 has no process descriptors: end only the shell.
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(END_SECONDS)
@@ -62,14 +64,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _open(pid: int) -> int | None:
-    """A descriptor, because the number may be another process's before the signal is sent."""
+    """Open a process descriptor, because the number may be reused before the signal is sent."""
     with suppress(OSError):
         return os.pidfd_open(pid)
     return None
 
 
 def _have_ended(running: list[int]) -> bool:
-    """Wait for it; False: some did not in END_SECONDS."""
+    """Wait for the end of all. Return False if some have not ended in END_SECONDS."""
     deadline = Deadline(END_SECONDS)
     poll = select.poll()
     for descriptor in running:
@@ -86,7 +88,7 @@ def _have_ended(running: list[int]) -> bool:
 
 
 def _family(pid: int) -> list[int]:
-    """The process, its children, theirs, and so on, as far as they are in its process group."""
+    """Return the process and all its descendants in the same process group."""
     children: defaultdict[int, list[int]] = defaultdict(list)
     group = os.getpgid(pid)
     for process, parent, process_group in _processes():
@@ -99,7 +101,7 @@ def _family(pid: int) -> list[int]:
 
 
 def _processes() -> Iterator[tuple[int, int, int]]:
-    """Number, parent and process group of each."""
+    """Yield number, parent and process group of each process."""
     for path in Path("/proc").glob("[0-9]*/stat"):
         with suppress(OSError, ValueError, IndexError):
             fields = path.read_text().rpartition(")")[2].split()

@@ -1,4 +1,4 @@
-"""The running state of an interface, written into its file. Comments, names of peers and names of hosts stay."""
+"""Write the running state of an interface to its file. Comments, peer names and host names are kept."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wyrmhole.device.status import DeviceStatus, PeerStatus
 
 
 def merge_status(config: Config, status: DeviceStatus) -> None:
-    """Make the file's values those of the running interface."""
+    """Set the file's values to those of the running interface."""
     interface = config.interface
     interface.private_key = status.private_key
     interface.listen_port = status.listen_port or None
@@ -33,15 +33,15 @@ def _merge_peer(peer: ConfigPeer, status: PeerStatus) -> ConfigPeer:
     if status.persistent_keepalive or peer.persistent_keepalive:
         peer.persistent_keepalive = status.persistent_keepalive
     if peer.endpoint is None or not peer.endpoint.is_name:
-        # With the name of a scope's interface: its number is another one after a restart.
+        # A scope is written as an interface name, because its number changes with a restart.
         peer.endpoint = None if status.endpoint is None else ConfigEndpoint.parse(emit_endpoint(status.endpoint))
     return peer
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Readable by the owner alone; either the whole new file is there or the old one. Raises OSError.
+    """Replace a file atomically. The new file is readable only by its owner. Raises OSError.
 
-    Each call has a temporary file of its own, so that of two at once one wins whole. A file of another user stays his.
+    Each call has its own temporary file, so that concurrent calls do not mix. The owner of the file does not change.
     """
     target = path.resolve()
     fd, name = tempfile.mkstemp(".tmp", f".{target.name}.", target.parent)
@@ -62,7 +62,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Have the new name survive a loss of power too. Not every file system can be asked for that."""
+    """Sync the folder, so that the new name survives a power failure. Some file systems do not support it."""
     with suppress(OSError):
         fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:

@@ -1,10 +1,10 @@
-"""Signals that end `up` and `down`: noted when they arrive, acted on where nothing is half done.
+"""Signals that end `up` and `down`. They are recorded on arrival and take effect between two steps.
 
-A signal that raised in the middle of a netlink request would leave a socket whose next answer belongs to the question
-before. So the handler only notes the number. `check` raises between two steps, and the handler itself raises inside
-`waiting`, where the command waits for a hook or a name server.
+An exception in the middle of a netlink request would leave a socket whose next answer belongs to that request. So the
+handler only records the number. `check` raises between two steps, and the handler itself raises inside `waiting`, where
+the command waits for a hook or a name server.
 
-SIGHUP is among them: it arrives when the SSH session ends which the tunnel's new default route just cut off.
+SIGHUP is included: it arrives when the tunnel's new default route cuts off the SSH session.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ ENDING = (
     signal.SIGUSR2,
     signal.SIGALRM,
 )
-"""Every signal that people, terminals and service managers send, and that would end a program which does not ask."""
+"""All signals that users, terminals and service managers send, and that end a program by default."""
 
 
 class Interrupts:
-    """Without `watch` no signal is handled and nothing here ever raises."""
+    """The state of signals. Without `watch`, no signal is handled and no method raises."""
 
     def __init__(self) -> None:
         self._number = 0
@@ -35,7 +35,7 @@ class Interrupts:
         self._is_held = False
 
     def watch(self) -> None:
-        """Handle the signals. One that is ignored, as SIGHUP under nohup(1), stays ignored."""
+        """Handle the signals. An ignored one, such as SIGHUP under nohup(1), stays ignored."""
         for number in ENDING:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, self._note)
@@ -45,14 +45,14 @@ class Interrupts:
         return self._number != 0 and not self._is_held
 
     def check(self) -> None:
-        """Raises SystemExit with the shell's status if a signal arrived. It does so once."""
+        """Raise SystemExit with the shell's status, once, if a signal has arrived."""
         if self.is_pending:
             self._is_held = True
             raise SystemExit(128 + self._number)
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Let a signal raise at once."""
+        """Let a signal raise SystemExit at once within the block."""
         self._is_waiting = True
         try:
             self.check()
@@ -62,9 +62,9 @@ class Interrupts:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Let nothing end what is inside: it undoes, its steps are bounded, and half of it would be worse than all.
+        """Ignore signals within the block, which undoes steps: it is bounded, and must not be left half done.
 
-        A signal that arrives meanwhile is forgotten: what follows belongs to it, as PostDown to `down`.
+        A signal that arrives within the block is forgotten, because the rest of the command belongs to the undoing.
         """
         before = self._is_held, self._number
         self._is_held = True

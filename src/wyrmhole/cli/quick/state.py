@@ -1,4 +1,4 @@
-"""What `down` finds of an interface: its daemon's answer, or what a daemon left that does not answer any more."""
+"""Find the state of an interface for `down`: the daemon's status, or the remains of a daemon that does not answer."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from wyrmhole.device.status import DeviceStatus
 from wyrmhole.errors import DeviceError, WyrmholeError
 
 VANISH_SECONDS = 2.0
-"""How long the kernel may take to remove the TUN of a process that was killed."""
+"""How long the kernel may take to remove the TUN of a killed process."""
 
 POLL_SECONDS = 0.02
 
 
 def look(host: Host, daemon: Daemon, warn: Callable[[str], None]) -> DeviceStatus | None:
-    """The daemon's state; None: it does not answer, and the interface is to be taken down without it.
+    """Return the daemon's state, or None if it does not answer and the interface must be taken down without it.
 
-    Raises DeviceError when there is nothing to take down, or when what has the name is no daemon's.
+    Raises DeviceError if there is nothing to take down, or if the interface does not belong to a daemon.
     """
     name = host.interface
     try:
@@ -43,7 +43,7 @@ def look(host: Host, daemon: Daemon, warn: Callable[[str], None]) -> DeviceStatu
 
 
 def other_marks(name: str) -> set[int]:
-    """The marks of all other interfaces whose daemons answer."""
+    """Return the marks of all other interfaces whose daemons answer."""
     found = set()
     for other in client.interfaces():
         try:
