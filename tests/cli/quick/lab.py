@@ -15,6 +15,7 @@ from tests.netns.host import Host
 from tests.netns.implementations import COMMANDS, SUBJECT
 from tests.netns.lab import Lab
 from tests.netns.node import SOCKETS, Key, peer_section, unique_name
+from wyrmhole.cli.quick.holders import DAEMON_MODULE
 
 
 @contextmanager
@@ -57,7 +58,7 @@ class Quick:
 
     def daemon(self) -> int:
         """The daemon's pid."""
-        words = ["pgrep", "-f", f"wyrmhole.cli.daemon.main {self.name}$"]
+        words = ["pgrep", "-f", f"{DAEMON_MODULE} {self.name}$"]
         return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()[0])
 
     def clean(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import signal
 import socket
@@ -17,6 +18,7 @@ from wyrmhole.cli.quick import dns, firewall, save
 from wyrmhole.cli.quick import host as quick_host
 from wyrmhole.cli.quick import routing as quick_routing
 from wyrmhole.cli.quick.daemon import Daemon
+from wyrmhole.cli.quick.holders import DAEMON_MODULE, Process
 from wyrmhole.cli.quick.host import Host, Taken
 from wyrmhole.cli.quick.names import RETRIES_BESIDE_A_USABLE_PEER, EndpointLookup
 from wyrmhole.cli.quick.quick import Undo
@@ -375,3 +377,21 @@ def test_a_filter_is_strict_if_the_larger_value_says_so(tmp_path: Path, monkeypa
     assert quick_routing._strict_filters("wg0") == "eth0, eth2"
     (tmp_path / "all/rp_filter").write_text("2\n")
     assert quick_routing._strict_filters("wg0") == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "interface"),
+    [
+        (["/usr/bin/python3", "-m", DAEMON_MODULE, "wg0"], "wg0"),
+        (["/usr/bin/python3", "/usr/bin/wyrmholed", "-f", "wg0"], "wg0"),
+        (["wyrmholed", "wg0"], "wg0"),
+        (["/usr/bin/python3", "-m", "http.server", "wg0"], None),
+        (["wyrmholed"], None),
+    ],
+)
+def test_a_daemon_is_known_by_its_command_line(words: list[str], interface: str | None) -> None:
+    assert Process(7, words).daemon_of == interface
+
+
+def test_the_daemon_that_up_runs_exists() -> None:
+    assert importlib.util.find_spec(DAEMON_MODULE) is not None

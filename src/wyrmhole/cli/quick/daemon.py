@@ -19,7 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from wyrmhole.cli.quick.deadline import Deadline
-from wyrmhole.cli.quick.holders import Process, holder_of_udp_port, holder_of_unix_socket
+from wyrmhole.cli.quick.holders import DAEMON_MODULE, Process, holder_of_udp_port, holder_of_unix_socket
 from wyrmhole.cli.quick.signals import Interrupts
 from wyrmhole.control.uapi.socket import DEFAULT_DIRECTORY, remove_if_dead
 from wyrmhole.errors import DeviceError
@@ -80,7 +80,7 @@ class Daemon:
         with log.open("ab") as file:
             # The daemon gets its own session, because Ctrl-C is for this program, which then ends the daemon.
             process = subprocess.Popen(
-                [sys.executable, "-m", "wyrmhole.cli.daemon.main", self._name],
+                [sys.executable, "-m", DAEMON_MODULE, self._name],
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=file,

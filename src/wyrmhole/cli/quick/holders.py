@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 PROC = Path("/proc")
+DAEMON_MODULE = "wyrmhole.cli.daemon.main"
+"""What `up` runs: such a process has no `wyrmholed` in its command line."""
 
 
 class Process(NamedTuple):
@@ -28,7 +30,7 @@ class Process(NamedTuple):
     @property
     def daemon_of(self) -> str | None:
         """The interface, if this is a wyrmholed."""
-        is_ours = any("wyrmholed" in word for word in self.words[:3])
+        is_ours = any("wyrmholed" in word or word == DAEMON_MODULE for word in self.words[:3])
         return self.words[-1] if is_ours and len(self.words) > 1 else None
 
 
