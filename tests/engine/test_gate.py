@@ -186,6 +186,7 @@ def test_a_closed_engine_forgets_secrets_and_initiations() -> None:
     assert b.engine.poll_reports() == []
 
 
+@pytest.mark.portable_only
 def test_the_secret_of_a_cookie_reply_reaches_the_engine_and_ends_with_the_private_key() -> None:
     """The protocol's half: what its own cookie reply taught an honest peer passes the engine's full queue."""
     _, b = connected()

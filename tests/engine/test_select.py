@@ -49,10 +49,10 @@ def test_without_the_native_engine_auto_says_why_and_native_what_to_do(monkeypat
 def test_the_library_that_seals_can_be_chosen() -> None:
     """Never required: who insists on it where it is missing is told why there is none."""
     pytest.importorskip("wyrmhole.engine._native")
-    engine, reason = select_engine("native", clock=lambda: 0, options=NativeOptions(aead="ring"))
-    assert reason.startswith("Native engine with ring")
+    engine, reason = select_engine("native", clock=lambda: 0, options=NativeOptions(aead="aws-lc"))
+    assert reason.startswith("Native engine with aws-lc")
     engine.close()
-    with pytest.raises(EngineUnavailable, match="use auto, ring or vector"):
+    with pytest.raises(EngineUnavailable, match="use auto, aws-lc or vector"):
         select_engine("native", clock=lambda: 0, options=NativeOptions(aead="rot13"))
     try:
         engine, reason = select_engine("native", clock=lambda: 0, options=NativeOptions(aead="vector"))

@@ -11,15 +11,8 @@ from wyrmhole.protocol.drops import MEANINGS, DropReason, Oddity
 
 CORE = Path(__file__).parents[2] / "rust" / "core" / "src"
 
-PROTOCOLS_OWN = {
-    DropReason.UNDER_LOAD,
-    DropReason.BAD_COOKIE,
-    DropReason.BAD_HANDSHAKE,
-    DropReason.UNKNOWN_PEER,
-    DropReason.REPLAYED_HANDSHAKE,
-    DropReason.HANDSHAKE_FLOOD,
-}
-"""Reasons above the seam: handshakes are handled in Python only, so no engine has names for them."""
+PROTOCOLS_OWN = {DropReason.BAD_COOKIE}
+"""Reasons above the seam: only Python reads the cookie replies that we receive, so no engine has a name for them."""
 
 
 def names_in(begin: str) -> list[tuple[str, str]]:

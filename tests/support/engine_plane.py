@@ -93,4 +93,7 @@ class EnginePlane:
 
     def receive(self, datagram: bytes, endpoint: Endpoint) -> None:
         self.bind.arrive(datagram, endpoint.sockaddr, source=b"source")
-        self.engine.turn()
+        if self.engine.answers_initiations:
+            self.engine.turn(queue_depth=self.queue_depth)
+        else:
+            self.engine.turn()

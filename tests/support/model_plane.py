@@ -24,6 +24,7 @@ from wyrmhole.protocol.data_plane import (
     PeerId,
     Report,
     Roamed,
+    SessionLimits,
     Source,
 )
 from wyrmhole.protocol.primitives import InvalidTag, mac, same
@@ -48,6 +49,8 @@ class PlanePeer:
 
 
 class ModelPlane:
+    answers_initiations = False
+
     def __init__(self, clock: Callable[[], int], transmit: Callable[[Endpoint, bytes], None]) -> None:
         self._clock = clock
         self._transmit = transmit
@@ -69,7 +72,14 @@ class ModelPlane:
 
     def set_cookie_secret(self, secret: bytes | bytearray | None, until: int) -> None: ...
 
-    def begin_initiation(self, local_index: int) -> None: ...
+    def answer_initiations(self, private_key: bytes | None, limits: SessionLimits) -> None: ...
+
+    def set_identity(self, peer: PeerId, public_key: bytes, preshared_key: bytes | None) -> None: ...
+
+    def set_peer_cookie(self, peer: PeerId, cookie: bytes, until: int) -> None: ...
+
+    def begin_initiation(self, local_index: int) -> bool:
+        return True
 
     def end_initiation(self, local_index: int) -> None: ...
 

@@ -1,8 +1,8 @@
 //! Twin: wyrmhole/datapath/aead.py.
 //!
-//! ChaCha20-Poly1305 (RFC 8439) behind one small trait, so that a machine's faster library can take ring's place.
+//! ChaCha20-Poly1305 (RFC 8439) behind one small trait, so that a machine's faster library can take the place of AWS-LC.
 
-use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 
 use crate::messages::TAG_SIZE;
 
@@ -31,27 +31,27 @@ pub fn nonce(counter: u64) -> [u8; 12] {
 }
 
 /// The backend that is always there.
-pub struct Ring;
+pub struct AwsLc;
 
-struct RingKey(LessSafeKey);
+struct AwsLcKey(LessSafeKey);
 
-impl Aead for Ring {
+impl Aead for AwsLc {
     fn name(&self) -> &'static str {
-        "ring"
+        "aws-lc"
     }
 
     fn key(&self, key: &[u8; 32]) -> Box<dyn TransportCipher> {
-        Box::new(RingKey(ring_key(key)))
+        Box::new(AwsLcKey(aws_lc_key(key)))
     }
 }
 
-fn ring_key(key: &[u8; 32]) -> LessSafeKey {
+fn aws_lc_key(key: &[u8; 32]) -> LessSafeKey {
     // It fails only for a wrong length.
     #[allow(clippy::unwrap_used)]
     LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, key).unwrap())
 }
 
-impl TransportCipher for RingKey {
+impl TransportCipher for AwsLcKey {
     fn seal(&self, counter: u64, text: &mut [u8]) {
         let at = text.len() - TAG_SIZE;
         let (plain, place) = text.split_at_mut(at);
@@ -67,21 +67,13 @@ impl TransportCipher for RingKey {
     }
 }
 
-impl Drop for RingKey {
-    /// ring does not wipe its keys, so another one is put in the place of this one.
-    fn drop(&mut self) {
-        self.0 = ring_key(&[0; 32]);
-        std::hint::black_box(&self.0);
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn what_is_sealed_opens_and_what_was_touched_does_not() {
-        let key = Ring.key(&[7; 32]);
+        let key = AwsLc.key(&[7; 32]);
         for length in [0, 1, 16, 1420] {
             let mut text = vec![5; length + TAG_SIZE];
             key.seal(9, &mut text);

@@ -14,6 +14,8 @@ pub const MAX_QUEUED_HANDSHAKES: usize = 1024;
 pub const UNDER_LOAD_QUEUE_DEPTH: usize = MAX_QUEUED_HANDSHAKES / 8;
 /// How long load lasts afterwards.
 pub const UNDER_LOAD_HOLD: u64 = SECOND;
+/// Initiations of one peer are at least this far apart.
+pub const HANDSHAKE_FLOOR: u64 = SECOND / 50;
 /// Handshake messages per second from one source.
 pub const LIMITER_RATE: u64 = 20;
 /// Handshake messages at once from one source.

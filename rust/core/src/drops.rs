@@ -46,6 +46,11 @@ reasons! {
     ReportQueueFull = "report_queue_full",
     InternalError = "internal_error",
     RateLimited = "rate_limited",
+    UnderLoad = "under_load",
+    BadHandshake = "bad_handshake",
+    UnknownPeer = "unknown_peer",
+    ReplayedHandshake = "replayed_handshake",
+    HandshakeFlood = "handshake_flood",
 }
 
 impl DropReason {
@@ -57,8 +62,13 @@ impl DropReason {
 }
 
 /// Counters by cause, shared by all threads.
-#[derive(Default)]
 pub struct Drops([AtomicU64; NAMES.len()]);
+
+impl Default for Drops {
+    fn default() -> Self {
+        Self([const { AtomicU64::new(0) }; NAMES.len()])
+    }
+}
 
 impl Drops {
     /// One packet more.

@@ -4,18 +4,15 @@
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 
-use blake2::Blake2sMac;
-use blake2::digest::consts::U16;
-use blake2::digest::{KeyInit, Mac};
 use zeroize::Zeroizing;
 
+use crate::cookie::is_mac2;
 use crate::drops::DropReason;
-use crate::messages::{
-    MAC_SIZE, MESSAGE_COOKIE_REPLY, MESSAGE_INITIATION, MESSAGE_RESPONSE, mac1_parts, mac2_parts, reply_index,
-};
+use crate::messages::{MESSAGE_COOKIE_REPLY, MESSAGE_INITIATION, MESSAGE_RESPONSE, mac1_parts, reply_index};
+use crate::primitives::is_mac;
 use crate::ratelimiter::RateLimiter;
 use crate::tables::IndexHasher;
 
@@ -70,6 +67,30 @@ impl Gate {
         lock(&self.awaited).insert(index, Awaited { response: true, cookie_replies: COOKIE_REPLIES });
     }
 
+    /// Keep the index from other uses until `end_initiation`. False: it is in use.
+    pub fn reserve(&self, index: u32) -> bool {
+        let mut awaited = lock(&self.awaited);
+        let is_free = !awaited.contains_key(&index);
+        if is_free {
+            awaited.insert(index, Awaited { response: false, cookie_replies: 0 });
+        }
+        is_free
+    }
+
+    /// The secret of the cookies that we give out, while it is valid.
+    pub fn cookie_secret(&self, now: u64) -> Option<Zeroizing<[u8; 32]>> {
+        read(&self.cookie_secret).as_ref().filter(|it| now <= it.until).map(|it| it.key.clone())
+    }
+
+    /// Use this secret from now on, unless there is a valid one; returns the one in use.
+    pub fn renew_cookie_secret(&self, fresh: Zeroizing<[u8; 32]>, now: u64, until: u64) -> Zeroizing<[u8; 32]> {
+        let mut secret = write(&self.cookie_secret);
+        if secret.as_ref().is_none_or(|it| now > it.until) {
+            *secret = Some(CookieSecret { key: fresh, until });
+        }
+        secret.as_ref().map(|it| it.key.clone()).unwrap_or_default()
+    }
+
     /// It was answered or abandoned.
     pub fn end_initiation(&self, index: u32) {
         lock(&self.awaited).remove(&index);
@@ -108,18 +129,9 @@ impl Gate {
     }
 
     fn has_proven_itself(&self, message: &[u8], from: SocketAddr, now: u64) -> bool {
-        let (covered, mac2) = mac2_parts(message);
-        if mac2 == [0; MAC_SIZE] {
-            return false;
-        }
         let secret = read(&self.cookie_secret);
         let Some(secret) = secret.as_ref().filter(|it| now <= it.until) else { return false };
-        let port = from.port().to_be_bytes();
-        let cookie = match from.ip() {
-            IpAddr::V4(address) => mac_of(&*secret.key, &[&address.octets(), &port]),
-            IpAddr::V6(address) => mac_of(&*secret.key, &[&address.octets(), &port]),
-        };
-        is_mac(&*cookie, &[covered], mac2) && lock(&self.limiter).allow(from.ip(), now)
+        is_mac2(&secret.key, message, from) && lock(&self.limiter).allow(from.ip(), now)
     }
 
     /// Forget keys, secrets and initiations.
@@ -128,21 +140,6 @@ impl Gate {
         self.set_cookie_secret(None, 0);
         lock(&self.awaited).clear();
     }
-}
-
-fn keyed(key: &[u8], parts: &[&[u8]]) -> Option<Blake2sMac<U16>> {
-    let mut mac = Blake2sMac::<U16>::new_from_slice(key).ok()?;
-    parts.iter().for_each(|part| mac.update(part));
-    Some(mac)
-}
-
-/// A key of a wrong length, which does not occur, gives zeros.
-fn mac_of(key: &[u8], parts: &[&[u8]]) -> Zeroizing<[u8; MAC_SIZE]> {
-    Zeroizing::new(keyed(key, parts).map_or([0; MAC_SIZE], |mac| mac.finalize().into_bytes().into()))
-}
-
-fn is_mac(key: &[u8], parts: &[&[u8]], expected: &[u8]) -> bool {
-    keyed(key, parts).is_some_and(|mac| mac.verify_slice(expected).is_ok())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -100,6 +100,8 @@ pub struct EnginePeer {
     state: Mutex<PeerState>,
     tx_bytes: AtomicU64,
     rx_bytes: AtomicU64,
+    /// Its public key, once the responder knows it.
+    pub identity: OnceLock<[u8; 32]>,
     /// Made with the first drop: most peers have none.
     drops: OnceLock<Box<Drops>>,
 }
@@ -113,6 +115,7 @@ impl EnginePeer {
             state: Mutex::default(),
             tx_bytes: AtomicU64::new(0),
             rx_bytes: AtomicU64::new(0),
+            identity: OnceLock::new(),
             drops: OnceLock::new(),
         }
     }

@@ -7,12 +7,11 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use crate::constants::{MAX_QUEUED_HANDSHAKES, UNDER_LOAD_HOLD, UNDER_LOAD_QUEUE_DEPTH};
 use crate::drops::DropReason;
 use crate::gate::Queue;
+use crate::handshake_queues::{HandshakeDatagram, HandshakeQueues};
 use crate::ip::Address;
-use crate::peer::{EnginePeer, Source};
-use crate::quiet_sources::QuietSources;
+use crate::peer::EnginePeer;
 
 /// A few for each of 65,536 peers is all there can be; this bound is against a control thread that stopped.
 pub const MAX_REPORTS: usize = 1 << 16;
@@ -33,6 +32,10 @@ pub enum Report {
     SocketBroken(i32),
     /// A message was dropped: cause, sender, the peer if it proved that it was one, its address inside.
     Refused(DropReason, SocketAddr, Option<u64>, Option<Address>),
+    /// An initiation of an unknown public key: the key, and the sender.
+    Stranger([u8; 32], SocketAddr),
+    /// The engine answered the peer's initiation: sender, the session's index, when.
+    Answered(u64, SocketAddr, u32, u64),
     /// The system refused a handshake message to the peer, with this errno.
     SendFailed(u64, i32),
     /// Every worker carried out its orders up to the question of this number; beyond the limit of a call.
@@ -41,61 +44,16 @@ pub enum Report {
     Failed(String),
 }
 
-/// A message of type 1, 2 or 3 that passed the gate.
-pub struct HandshakeDatagram {
-    /// The message.
-    pub data: Box<[u8]>,
-    /// Whence it came.
-    pub from: SocketAddr,
-    /// Where it arrived.
-    pub source: Option<Source>,
-    /// How many messages of types 1 and 2 waited behind it when it was taken; replies to us do not count as load.
-    pub queue_depth: usize,
-}
-
 #[derive(Default)]
 struct Queues {
     reports: VecDeque<Report>,
-    replies: VecDeque<HandshakeDatagram>,
-    proven: VecDeque<HandshakeDatagram>,
-    others: VecDeque<HandshakeDatagram>,
+    handshakes: HandshakeQueues,
     applied: Option<u64>,
-    quiet_sources: QuietSources,
-    selects_until: u64,
 }
 
 impl Queues {
     fn has_some(&self) -> bool {
-        self.applied.is_some()
-            || !(self.reports.is_empty() && self.replies.is_empty() && self.proven.is_empty() && self.others.is_empty())
-    }
-
-    fn waiting(&mut self, queue: Queue) -> &mut VecDeque<HandshakeDatagram> {
-        match queue {
-            Queue::Replies => &mut self.replies,
-            Queue::Proven => &mut self.proven,
-            Queue::Others => &mut self.others,
-        }
-    }
-
-    fn is_refused_under_load(&mut self, from: SocketAddr, now: u64) -> bool {
-        if self.others.len() >= UNDER_LOAD_QUEUE_DEPTH {
-            self.selects_until = now + UNDER_LOAD_HOLD;
-        }
-        now < self.selects_until && !self.quiet_sources.was_quiet(from, now)
-    }
-
-    /// Up to so many, those that proved more first.
-    fn take_handshakes(&mut self, limit: usize) -> Vec<HandshakeDatagram> {
-        let mut taken = Vec::new();
-        for queue in [Queue::Replies, Queue::Proven, Queue::Others] {
-            while taken.len() < limit {
-                let Some(mut handshake) = self.waiting(queue).pop_front() else { break };
-                handshake.queue_depth = self.proven.len() + self.others.len();
-                taken.push(handshake);
-            }
-        }
-        taken
+        self.applied.is_some() || !(self.reports.is_empty() && self.handshakes.is_empty())
     }
 }
 
@@ -126,21 +84,13 @@ impl Reports {
         self.has_some.store(true, Ordering::SeqCst);
     }
 
-    /// Under load, a message that has proved nothing about its source is taken only if the source was quiet: a flood
-    /// would leave an honest peer no place. Replies need no bound: there are nine for each initiation.
+    /// See `HandshakeQueues::push`.
     ///
     /// # Errors
     /// Why it is dropped.
     pub fn push_handshake(&self, queue: Queue, handshake: HandshakeDatagram, now: u64) -> Result<(), DropReason> {
         let mut queues = self.lock();
-        if queue == Queue::Others && queues.is_refused_under_load(handshake.from, now) {
-            return Err(DropReason::RateLimited);
-        }
-        let waiting = queues.waiting(queue);
-        if queue != Queue::Replies && waiting.len() >= MAX_QUEUED_HANDSHAKES {
-            return Err(DropReason::HandshakeQueueFull);
-        }
-        waiting.push_back(handshake);
+        queues.handshakes.push(queue, handshake, now)?;
         self.has_some.store(true, Ordering::SeqCst);
         Ok(())
     }
@@ -152,7 +102,8 @@ impl Reports {
         let mut queues = self.lock();
         let count = queues.reports.len().min(limit);
         let mut reports: Vec<Report> = queues.reports.drain(..count).collect();
-        let handshakes = queues.take_handshakes(limit - reports.len());
+        let left = limit - reports.len();
+        let handshakes = (0..left).map_while(|_| queues.handshakes.pop()).collect();
         reports.extend(queues.applied.take().map(Report::Applied));
         self.has_some.store(queues.has_some(), Ordering::SeqCst);
         (reports, handshakes)

@@ -19,11 +19,14 @@ use crate::allowed_ips::{AllowedIps, Prefix};
 use crate::constants::{MAX_STAGED_BYTES, MAX_STAGED_PACKETS, STAGED_SHARE};
 use crate::drops::{DropReason, Drops, Oddities};
 use crate::gate::Gate;
+use crate::handshake_queues::{HandshakeDatagram, Initiations};
 use crate::ip::Address;
 use crate::keypair::{Dropped, Keypair, KeypairParams};
+use crate::messages::MESSAGE_INITIATION;
 use crate::peer::{EnginePeer, Marks, PeerState, Source};
 use crate::refusals::Refusals;
-use crate::reports::{HandshakeDatagram, Report, Reports};
+use crate::reports::{Report, Reports};
+use crate::responder::Responder;
 use crate::train_health::{PATH_QUIET, TrainHealth};
 
 /// Receiver indices are random numbers of our own choice: they are their own hash.
@@ -118,6 +121,10 @@ pub struct Tables {
     pub gate: Gate,
     /// Which refusals it is told of.
     pub refusals: Refusals,
+    /// What answers initiations.
+    pub responder: Responder,
+    /// What waits for it.
+    pub initiations: Initiations,
     aead: Box<dyn Aead>,
     peers: RwLock<HashMap<u64, Entry>>,
     routes: RwLock<AllowedIps<Arc<EnginePeer>>>,
@@ -144,6 +151,8 @@ impl Tables {
             reports: Reports::default(),
             gate: Gate::default(),
             refusals: Refusals::default(),
+            responder: Responder::default(),
+            initiations: Initiations::default(),
             aead,
             peers: RwLock::default(),
             routes: RwLock::default(),
@@ -210,6 +219,22 @@ impl Tables {
         }
     }
 
+    /// A handshake message of a peer that proved who it is.
+    pub fn refuse_handshake_of(&self, peer: &EnginePeer, reason: DropReason, from: SocketAddr, now: u64) {
+        self.drop_of(peer, reason, 1);
+        if self.refusals.allow(true, now) {
+            self.report(Report::Refused(reason, from, Some(peer.id), None));
+        }
+    }
+
+    /// An initiation of a static key that no peer has.
+    pub fn refuse_stranger(&self, public: [u8; 32], from: SocketAddr, now: u64) {
+        self.drops.one(DropReason::UnknownPeer);
+        if self.refusals.allow(false, now) {
+            self.report(Report::Stranger(public, from));
+        }
+    }
+
     // Peers
 
     /// A peer by its number.
@@ -239,6 +264,7 @@ impl Tables {
     /// With its keys, routes and staged packets.
     pub fn remove_peer(&self, id: u64) {
         let Some(entry) = write(&self.peers).remove(&id) else { return };
+        self.responder.forget(&entry.peer);
         {
             let mut routes = write(&self.routes);
             for prefix in entry.prefixes.iter().map(|packed| packed.unpack()) {
@@ -385,7 +411,8 @@ impl Tables {
         self.has_mac1_key.load(Ordering::Relaxed)
     }
 
-    /// Report a message of type 1, 2 or 3 of the right length if it passes the gate.
+    /// Queue a message of type 1, 2 or 3 of the right length if it passes the gate: an initiation for the responder, if
+    /// it answers, everything else as a report.
     ///
     /// # Errors
     /// Why it is dropped.
@@ -398,7 +425,41 @@ impl Tables {
         now: u64,
     ) -> Result<(), DropReason> {
         let queue = self.gate.admit(kind, data, from, now)?;
-        self.reports.push_handshake(queue, HandshakeDatagram { data: data.into(), from, source, queue_depth: 0 }, now)
+        let handshake = HandshakeDatagram { data: data.into(), from, source, queue_depth: 0 };
+        if kind == MESSAGE_INITIATION && self.responder.answers() {
+            self.initiations.push(queue, handshake, now)
+        } else {
+            self.reports.push_handshake(queue, handshake, now)
+        }
+    }
+
+    /// An unused receiver index. It stays reserved until `gate.end_initiation`. 0 is never drawn: it reads as "none"
+    /// elsewhere.
+    pub fn draw_index(&self, random: &dyn Fn(&mut [u8])) -> u32 {
+        loop {
+            let mut bytes = [0; 4];
+            random(&mut bytes);
+            let index = u32::from_le_bytes(bytes);
+            if index != 0 && self.gate.reserve(index) {
+                if !read(&self.indices).contains_key(&index) {
+                    return index;
+                }
+                self.gate.end_initiation(index);
+            }
+        }
+    }
+
+    /// Whether the control thread may use this index for an initiation: no session has it.
+    pub fn begin_initiation(&self, index: u32) -> bool {
+        if !self.gate.reserve(index) {
+            return false;
+        }
+        if read(&self.indices).contains_key(&index) {
+            self.gate.end_initiation(index);
+            return false;
+        }
+        self.gate.begin_initiation(index);
+        true
     }
 
     // Reports about a peer, whose state is locked

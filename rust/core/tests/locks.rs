@@ -7,7 +7,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use wyrmhole_core::aead::Ring;
+use wyrmhole_core::aead::AwsLc;
 use wyrmhole_core::allowed_ips::Prefix;
 use wyrmhole_core::checksum::{fold, pseudo_header};
 use wyrmhole_core::edges::{Edges, Gather, SendOutcome};
@@ -97,7 +97,7 @@ fn prove(tables: &Tables) {
 
 #[test]
 fn sending_holds_none() {
-    let tables = Arc::new(without_key(Box::new(Ring)));
+    let tables = Arc::new(without_key(Box::new(AwsLc)));
     let (mut world, mut outbound) = (World::new(&tables), Outbound::default());
     outbound.frame(&mut turn(&tables, &mut world), &mut frame(100, 0));
     assert_eq!(world.take_calls(), 0, "it waits for a key");
@@ -121,7 +121,7 @@ fn sending_holds_none() {
 
 #[test]
 fn receiving_holds_none() {
-    let (a, b) = (Arc::new(without_key(Box::new(Ring))), Arc::new(without_key(Box::new(Ring))));
+    let (a, b) = (Arc::new(without_key(Box::new(AwsLc))), Arc::new(without_key(Box::new(AwsLc))));
     a.install_keypair(1, params(1, 2, true), &[2; 32], &[3; 32]);
     let (mut world, mut outbound) = (World::new(&a), Outbound::default());
     let mut super_packet = frame(3000, 1000);

@@ -6,7 +6,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::net::SocketAddr;
 
-use wyrmhole_core::aead::Ring;
+use wyrmhole_core::aead::AwsLc;
 use wyrmhole_core::drops::NAMES;
 use wyrmhole_core::edges::{Edges, Gather, SendOutcome};
 use wyrmhole_core::inbound::{Arrival, Inbound};
@@ -68,7 +68,7 @@ impl Edges for World {
 
 /// With a key; two sides with each other's indices understand each other.
 fn side(index: u32, other: u32, is_initiator: bool) -> Tables {
-    let tables = without_key(Box::new(Ring));
+    let tables = without_key(Box::new(AwsLc));
     let (send, receive) = if is_initiator { ([2; 32], [3; 32]) } else { ([3; 32], [2; 32]) };
     tables.install_keypair(1, params(index, other, is_initiator), &send, &receive);
     // Something came back on this path, so trains may leave.

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use wyrmhole_core::aead::Ring;
+use wyrmhole_core::aead::AwsLc;
 use wyrmhole_core::edges::{Edges, Gather, SendOutcome, Turn};
 use wyrmhole_core::inbound::{Arrival, Inbound};
 use wyrmhole_core::keypair::KeypairParams;
@@ -32,7 +32,7 @@ impl Edges for Nowhere {
 pub fn run(data: &[u8]) {
     let [tos, segment_size, rest @ ..] = data else { return };
     let _ = messages::classify(rest);
-    let tables = Tables::new(Box::new(Ring));
+    let tables = Tables::new(Box::new(AwsLc));
     tables.set_mac1_key(Some([1; 32]));
     tables.add_peer(1);
     let params = KeypairParams {

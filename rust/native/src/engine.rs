@@ -17,18 +17,21 @@ use std::thread::JoinHandle;
 use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use pyo3::types::{PyByteArray, PyBytes, PyDict, PyList};
-use wyrmhole_core::aead::{Aead, Ring};
+use wyrmhole_core::aead::{Aead, AwsLc};
 use wyrmhole_core::allowed_ips::Prefix;
 use wyrmhole_core::drops::DropReason;
 use wyrmhole_core::edges::{Edges, Turn};
+use wyrmhole_core::handshake_queues::HandshakeDatagram;
 use wyrmhole_core::ip::Address;
 use wyrmhole_core::keypair::KeypairParams;
 use wyrmhole_core::outbound::{HANDSHAKE_TOS, Outbound, transmit};
 use wyrmhole_core::peer::{EnginePeer, Source};
-use wyrmhole_core::reports::{HandshakeDatagram, Report};
+use wyrmhole_core::reports::Report;
+use wyrmhole_core::responder::SessionLimits;
 use wyrmhole_core::tables::Tables;
 use zeroize::Zeroizing;
 
+use crate::answering::{Answering, SharedBind};
 use crate::foreign::{ForeignBind, ForeignTun, parse_host};
 use crate::io::stack;
 use crate::io::sys::EventFd;
@@ -65,6 +68,8 @@ pub struct Engine {
     notify: Mutex<Option<Arc<EventFd>>>,
     sender: Mutex<Sender>,
     handles: Mutex<Vec<WorkerHandle>>,
+    answering_threads: Mutex<Vec<JoinHandle<()>>>,
+    answering_bind: Arc<SharedBind>,
     threaded: bool,
     is_closed: AtomicBool,
     /// How many keypairs had retired when the workers were last told.
@@ -117,10 +122,10 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// The backend of that name. Raises ValueError with the reason when it is not to be had.
 fn aead_of(name: &str) -> PyResult<Box<dyn Aead>> {
     match name {
-        "ring" => Ok(Box::new(Ring)),
-        "auto" => Ok(vector::load().map_or_else(|_| Box::new(Ring) as Box<dyn Aead>, |it| Box::new(it))),
+        "aws-lc" => Ok(Box::new(AwsLc)),
+        "auto" => Ok(vector::load().map_or_else(|_| Box::new(AwsLc) as Box<dyn Aead>, |it| Box::new(it))),
         "vector" => vector::load().map(|it| Box::new(it) as Box<dyn Aead>).map_err(PyValueError::new_err),
-        _ => Err(PyValueError::new_err(format!("there is no AEAD backend {name:?}: use auto, ring or vector"))),
+        _ => Err(PyValueError::new_err(format!("there is no AEAD backend {name:?}: use auto, aws-lc or vector"))),
     }
 }
 
@@ -151,6 +156,8 @@ impl Engine {
             tables,
             is_closed: AtomicBool::new(false),
             wiped: AtomicU64::new(0),
+            answering_threads: Mutex::default(),
+            answering_bind: Arc::default(),
         })
     }
 
@@ -214,7 +221,7 @@ impl Engine {
     /// When this returns no worker touches the sockets any more.
     fn detach_bind(&self, py: Python<'_>) {
         self.tables.set_listen_port(0);
-        self.drop_sender_bind();
+        self.drop_sender_bind(py);
         self.order_all(py, || Order::Bind(None));
     }
 
@@ -256,22 +263,35 @@ impl Engine {
         });
     }
 
+    /// Answer the initiations that wait, on this thread, of an engine without threads. `more`: as if so many more
+    /// waited, for tests of what happens under load.
+    fn answer_waiting(&self, py: Python<'_>, more: usize) {
+        if let (Some(answering), false) = (self.answering(), self.threaded) {
+            py.detach(|| answering.turn(more));
+        }
+    }
+
     /// Stop, join the threads, wipe keys. Idempotent.
     fn close(&self, py: Python<'_>) {
         self.is_closed.store(true, Ordering::Relaxed);
         self.order_all(py, || Order::Stop);
+        self.tables.initiations.close();
         let handles = std::mem::take(&mut *lock(&self.handles));
         py.detach(|| {
             for handle in handles {
                 handle.thread.map(JoinHandle::join);
             }
+            for thread in std::mem::take(&mut *lock(&self.answering_threads)) {
+                let _ = thread.join();
+            }
         });
-        self.drop_sender_bind();
+        self.drop_sender_bind(py);
         for peer in self.tables.all_peers() {
             self.tables.remove_peer(peer.id);
         }
         *lock(&self.notify) = None;
         self.tables.gate.close();
+        self.tables.responder.close();
     }
 
     // Tables
@@ -288,14 +308,47 @@ impl Engine {
         Ok(())
     }
 
-    fn begin_initiation(&self, index: u32) {
-        if !self.is_closed.load(Ordering::Relaxed) {
-            self.tables.gate.begin_initiation(index);
-        }
+    /// False: a session has the index, so another one is needed.
+    fn begin_initiation(&self, index: u32) -> bool {
+        self.is_closed.load(Ordering::Relaxed) || self.tables.begin_initiation(index)
     }
 
     fn end_initiation(&self, index: u32) {
         self.tables.gate.end_initiation(index);
+    }
+
+    /// Answer initiations from now on, with this static key. `limits` of the sessions: reject after, send for
+    /// (nanoseconds), rekey after, reject after (messages). None: do not.
+    fn answer_initiations(&self, private: Option<&Bound<'_, PyAny>>, limits: (u64, u64, u64, u64)) -> PyResult<()> {
+        stack::with_wiped_stack(|| -> PyResult<()> {
+            let private = private.map(session_key_of).transpose()?;
+            let limits = SessionLimits {
+                reject_after: limits.0,
+                send_for: limits.1,
+                rekey_after_messages: limits.2,
+                reject_after_messages: limits.3,
+            };
+            self.tables.responder.set_private_key(private.as_deref(), limits);
+            Ok(())
+        })
+    }
+
+    /// The peer's public key and, if it has one, preshared key.
+    fn set_identity(&self, peer: u64, public: &[u8], psk: Option<&[u8]>) -> PyResult<()> {
+        let (public, psk) = (key_of(public)?, psk.map(key_of).transpose()?.unwrap_or_default());
+        if let Some(peer) = self.tables.peer(peer) {
+            self.tables.responder.set_identity(&peer, *public, psk);
+        }
+        Ok(())
+    }
+
+    /// The peer's cookie for us, valid up to and including `until`.
+    fn set_peer_cookie(&self, peer: u64, cookie: &[u8], until: u64) -> PyResult<()> {
+        let cookie = cookie.try_into().map_err(|_| PyValueError::new_err("a cookie has 16 bytes"))?;
+        if let Some(peer) = self.tables.peer(peer) {
+            self.tables.responder.set_cookie(&peer, cookie, until);
+        }
+        Ok(())
     }
 
     fn add_peer(&self, peer: u64) {
@@ -515,6 +568,7 @@ impl Engine {
 impl Drop for Engine {
     /// For an engine that nobody closed. Its threads are not waited for: they may need the interpreter to end.
     fn drop(&mut self) {
+        self.tables.initiations.close();
         for handle in lock(&self.handles).iter() {
             handle.mailbox.post(Order::Stop);
             handle.wake.ring();
@@ -550,6 +604,10 @@ fn append_report(taken: &Bound<'_, PyList>, report: Report) -> PyResult<()> {
         Report::TrainsLost(peer) => taken.append(("trains_lost", peer)),
         Report::TunBroken => taken.append(("tun_broken",)),
         Report::SocketBroken(fd) => taken.append(("socket_broken", fd)),
+        Report::Stranger(public, from) => {
+            taken.append(("stranger", PyBytes::new(taken.py(), &public), endpoint_of(&from)))
+        }
+        Report::Answered(peer, from, index, now) => taken.append(("answered", peer, endpoint_of(&from), index, now)),
         Report::SendFailed(peer, error) => taken.append(("send_failed", peer, error)),
         Report::Refused(reason, from, peer, inner) => {
             let inner = inner.map(|inner| bytes_of(taken.py(), inner));
@@ -615,10 +673,16 @@ impl Engine {
         outbound.flush(&mut turn);
     }
 
-    fn drop_sender_bind(&self) {
+    fn drop_sender_bind(&self, py: Python<'_>) {
+        self.set_answering_bind(py, None);
         let mut sender = lock(&self.sender);
         sender.io.bind = None;
         sender.kernel_binds.clear();
+    }
+
+    /// Waits for a thread that is sending, which may need the interpreter for a Python edge.
+    fn set_answering_bind(&self, py: Python<'_>, bind: Option<BindEdge>) {
+        py.detach(|| *self.answering_bind.write().unwrap_or_else(PoisonError::into_inner) = bind);
     }
 
     fn use_binds(&self, py: Python<'_>, binds: Vec<BindEdge>, port: u16) {
@@ -628,6 +692,8 @@ impl Engine {
             let mut sender = lock(&self.sender);
             sender.outbound.set_limits(first.limits());
             sender.io.bind = Some(first.share());
+            drop(sender);
+            self.set_answering_bind(py, Some(first.share()));
         }
         self.order(py, binds.into_iter().map(|bind| Order::Bind(Some(bind))).collect());
     }
@@ -658,8 +724,24 @@ impl Engine {
                 let builder = std::thread::Builder::new().name(format!("wyrmhole-{number}"));
                 let spawned = builder.spawn(move || worker.run());
                 handle.thread = Some(spawned.map_err(refused)?);
+                self.start_answering(number)?;
             }
         }
+        Ok(())
+    }
+
+    /// None: the engine is closed.
+    fn answering(&self) -> Option<Answering> {
+        let (bind, notify) = (Arc::clone(&self.answering_bind), lock(&self.notify).clone()?);
+        Some(Answering::new(Arc::clone(&self.tables), self.clock.share(), bind, notify))
+    }
+
+    /// As many as workers, so that a machine's processors all answer while there is no data.
+    fn start_answering(&self, number: usize) -> PyResult<()> {
+        let Some(answering) = self.answering() else { return Ok(()) };
+        let builder = std::thread::Builder::new().name(format!("wyrmhole-h{number}"));
+        let spawned = builder.spawn(move || answering.run());
+        lock(&self.answering_threads).push(spawned.map_err(refused)?);
         Ok(())
     }
 }

@@ -3,8 +3,10 @@
 
 #![deny(unsafe_code)]
 
+mod answering;
 mod engine;
 mod foreign;
+mod handshake_face;
 #[allow(unsafe_code)]
 pub mod io;
 mod worker;
@@ -14,7 +16,7 @@ use std::alloc::System;
 use pyo3::prelude::*;
 use zeroizing_alloc::ZeroAlloc;
 
-/// Memory is wiped when it is freed: ring does not wipe its keys. The packet path allocates nothing, so pays nothing.
+/// Memory is wiped when it is freed, whoever had it. The packet path allocates nothing, so pays nothing.
 #[global_allocator]
 static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
@@ -25,5 +27,6 @@ const INTERFACE: u32 = 4;
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<engine::Engine>()?;
+    module.add_submodule(&handshake_face::module(module.py())?)?;
     module.add("INTERFACE", INTERFACE)
 }

@@ -26,6 +26,7 @@ from wyrmhole.net.bind import Bind, KernelBind, doubts_trains
 from wyrmhole.net.tun import KernelTun, Tun, TunEvent
 from wyrmhole.protocol.data_plane import (
     Active,
+    Answered,
     DataPlane,
     HandshakeDatagram,
     KeyConfirmed,
@@ -38,7 +39,9 @@ from wyrmhole.protocol.data_plane import (
     Refused,
     Roamed,
     SendFailed,
+    SessionLimits,
     Source,
+    Stranger,
     TrainsLost,
 )
 from wyrmhole.protocol.drops import DropReason, Oddity
@@ -104,13 +107,14 @@ class _WeakProxy:
 
 
 class NativeEngine:
-    """See engine.contract. `clock` gives boottime nanoseconds. `aead` is auto, ring or vector. With `spins`, workers
+    """See engine.contract. `clock` gives boottime nanoseconds. `aead` is auto, aws-lc or vector. With `spins`, workers
     look for work for up to 100 us before they sleep, where that was worth it of late.
 
     Raises ImportError when the extension was built from other sources, ValueError for a backend that is not there.
     """
 
     kind = EngineKind.NATIVE
+    answers_initiations = True
     shares_interpreter = False
 
     def __init__(
@@ -225,9 +229,11 @@ class NativeEngine:
     def fileno(self) -> int:
         return self._watch.fileno()
 
-    def turn(self, timeout_ms: int = 0) -> None:
-        """Move what there is, on this thread, and look after the edges: for engines that have no threads."""
+    def turn(self, timeout_ms: int = 0, *, queue_depth: int = 0) -> None:
+        """Move what there is, on this thread, and look after the edges: for engines that have no threads. Initiations
+        are answered as if `queue_depth` more waited."""
         self._native.turn(timeout_ms)
+        self._native.answer_waiting(queue_depth)
         self._look_after_edges()
 
     def poll_reports(self, limit: int = 256) -> list[EngineReport]:
@@ -254,7 +260,8 @@ class NativeEngine:
 
     set_mac1_key = _passed_on(DataPlane.set_mac1_key)
     set_cookie_secret = _passed_on(DataPlane.set_cookie_secret)
-    begin_initiation = _passed_on(DataPlane.begin_initiation)
+    set_identity = _passed_on(DataPlane.set_identity)
+    set_peer_cookie = _passed_on(DataPlane.set_peer_cookie)
     end_initiation = _passed_on(DataPlane.end_initiation)
     add_peer = _passed_on(DataPlane.add_peer)
     remove_peer = _passed_on(DataPlane.remove_peer)
@@ -268,6 +275,13 @@ class NativeEngine:
     note_handshake = _passed_on(DataPlane.note_handshake)
     forget_unanswered = _passed_on(DataPlane.forget_unanswered)
     forget_received = _passed_on(DataPlane.forget_received)
+
+    def begin_initiation(self, local_index: int) -> bool:
+        return self._native.begin_initiation(local_index)
+
+    def answer_initiations(self, private_key: bytes | None, limits: SessionLimits) -> None:
+        messages = limits.rekey_after_messages, limits.reject_after_messages
+        self._native.answer_initiations(private_key, (limits.reject_after, limits.send_for, *messages))
 
     def insert_allowed_ip(self, peer: PeerId, prefix: Prefix) -> None:
         self._native.insert_allowed_ip(peer, prefix.network_bytes, prefix.length)
@@ -314,6 +328,11 @@ class NativeEngine:
         if kind == "refused":
             name, endpoint, peer, inner = values
             return (Refused(DropReason(name), Endpoint(*endpoint), peer, inner),)
+        if kind == "answered":
+            peer, endpoint, index, at = values
+            return (Answered(peer, Endpoint(*endpoint), index, at),)
+        if kind == "stranger":
+            return (Stranger(values[0], Endpoint(*values[1])),)
         if kind == "roamed":
             return (Roamed(values[0], Endpoint(*values[1])),)
         if kind == "keypairs_dropped":

@@ -24,7 +24,7 @@ from wyrmhole.engine.mailbox import Mailbox
 from wyrmhole.engine.polled import eventfds
 from wyrmhole.net.bind import Bind
 from wyrmhole.net.tun import Tun
-from wyrmhole.protocol.data_plane import PeerId
+from wyrmhole.protocol.data_plane import PeerId, SessionLimits
 from wyrmhole.protocol.drops import DropReason, Oddity
 
 SWITCH_INTERVAL = 50e-6
@@ -82,6 +82,7 @@ class PortableEngine:
     """See engine.contract. `clock` gives boottime nanoseconds."""
 
     kind = EngineKind.PORTABLE
+    answers_initiations = False
     shares_interpreter = True
 
     def __init__(self, clock: Callable[[], int], *, threaded: bool = True) -> None:
@@ -179,9 +180,19 @@ class PortableEngine:
 
     # DataPlane: changes
 
+    def answer_initiations(self, private_key: bytes | None, limits: SessionLimits) -> None:
+        """The control thread answers them, which needs the interpreter as much as this engine would."""
+
+    def set_identity(self, peer: PeerId, public_key: bytes, preshared_key: bytes | None) -> None: ...
+
+    def set_peer_cookie(self, peer: PeerId, cookie: bytes, until: int) -> None: ...
+
+    def begin_initiation(self, local_index: int) -> bool:
+        self._post(partial(self._tables.gate.begin_initiation, local_index))
+        return True
+
     set_mac1_key = _posted(_tables, Tables.set_mac1_key)
     set_cookie_secret = _posted(_gate, Gate.set_cookie_secret)
-    begin_initiation = _posted(_gate, Gate.begin_initiation)
     end_initiation = _posted(_gate, Gate.end_initiation)
     add_peer = _posted(_tables, Tables.add_peer)
     remove_peer = _posted(_tables, Tables.remove_peer)

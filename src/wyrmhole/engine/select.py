@@ -23,7 +23,7 @@ class EngineUnavailable(Exception):
 @dataclass(frozen=True, slots=True)
 class NativeOptions:
     """What only the native engine heeds. `workers` threads, each with a TUN queue and sockets of its own; `aead` is
-    auto, ring or vector (libIPSec_MB); `spins`: a worker looks for more for a moment before it sleeps."""
+    auto, aws-lc or vector (libIPSec_MB); `spins`: a worker looks for more for a moment before it sleeps."""
 
     workers: int = 1
     aead: str = "auto"

@@ -92,14 +92,14 @@ class CookieGenerator:
             self._cookie = None
         return message + (_NO_MAC2 if self._cookie is None else mac(self._cookie, message))
 
-    def consume_reply(self, reply: CookieReply, now: int) -> bool:
-        """Keep the cookie if the reply answers the last message sent. Only that: sending again waits for its timer
-        (6.6), and the reply proves nothing about where it came from. One message earns one cookie."""
+    def consume_reply(self, reply: CookieReply, now: int) -> bytes | None:
+        """Keep and return the cookie if the reply answers the last message sent. Only that: sending again waits for its
+        timer (6.6), and the reply proves nothing about where it came from. One message earns one cookie."""
         if self._last_mac1 is None:
-            return False
+            return None
         try:
             cookie = xopen(cookie_key(self._public), reply.nonce, reply.encrypted_cookie, self._last_mac1)
         except InvalidTag:
-            return False
+            return None
         self._cookie, self._birth, self._last_mac1 = cookie, now, None
-        return True
+        return cookie

@@ -54,6 +54,18 @@ class KeypairParams:
     """Nothing is sent at or after this: a little before `reject_at`, so that what is sent still arrives in time."""
 
 
+@dataclass(frozen=True, slots=True)
+class SessionLimits:
+    """How long sessions may be used that a data plane begins by itself. Times are nanoseconds from the handshake on."""
+
+    reject_after: int
+    """Nothing is sent or received afterwards."""
+    send_for: int
+    """Nothing is sent afterwards."""
+    rekey_after_messages: int
+    reject_after_messages: int
+
+
 @dataclass(slots=True)
 class Marks:
     """When things last happened to a peer; see the module docstring."""
@@ -160,8 +172,38 @@ class Refused:
     """The 4- or 16-byte address of the sender inside the tunnel, for a packet of a peer."""
 
 
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """The data plane answered an initiation of this peer: the response left, and the peer's next keypair has this
+    index."""
+
+    peer: PeerId
+    endpoint: Endpoint
+    local_index: int
+    at: int
+    """When, in nanoseconds of the device's clock."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stranger:
+    """An initiation of a static key that no peer has was refused. Reported as seldom as `Refused`."""
+
+    public_key: bytes
+    endpoint: Endpoint
+
+
 Report = (
-    HandshakeDatagram | KeyWanted | KeyConfirmed | KeypairsDropped | Roamed | Active | SendFailed | TrainsLost | Refused
+    Answered
+    | Stranger
+    | HandshakeDatagram
+    | KeyWanted
+    | KeyConfirmed
+    | KeypairsDropped
+    | Roamed
+    | Active
+    | SendFailed
+    | TrainsLost
+    | Refused
 )
 
 
@@ -171,6 +213,20 @@ class DataPlane(Protocol):
     Calls about a peer that is not there are ignored: removal races with everything.
     """
 
+    answers_initiations: bool
+    """Whether it answers initiations by itself. It is then told what it needs for that by the three calls below, and
+    reports `Answered` instead of the initiation. Who is a peer and what follows from a session stays above."""
+
+    def answer_initiations(self, private_key: bytes | None, limits: SessionLimits) -> None:
+        """Answer with this static key (32 bytes) from now on. Nothing more is begun under the former one when this
+        returns. None: do not answer."""
+
+    def set_identity(self, peer: PeerId, public_key: bytes, preshared_key: bytes | None) -> None:
+        """The keys by which the peer is known, 32 bytes each. The preshared key is used from the next handshake on."""
+
+    def set_peer_cookie(self, peer: PeerId, cookie: bytes, until: int) -> None:
+        """The peer's cookie for us (16 bytes), valid up to and including `until`: mac2 of our responses."""
+
     def set_mac1_key(self, key: bytes | None) -> None:
         """BLAKE2s key of mac1 for messages to us (32 bytes); None: no private key, every handshake message drops."""
 
@@ -178,9 +234,9 @@ class DataPlane(Protocol):
         """The 32-byte secret of the cookies in our cookie replies, valid up to and including `until`. Messages with a
         mac2 that follows from it are queued apart and are not refused for their source. None: there is none."""
 
-    def begin_initiation(self, local_index: int) -> None:
+    def begin_initiation(self, local_index: int) -> bool:
         """An initiation with this sender index is about to leave: only now is a response or a cookie reply to it
-        reported."""
+        reported. False: a session that the data plane began has this index, so draw another one."""
 
     def end_initiation(self, local_index: int) -> None:
         """The initiation was answered or abandoned."""

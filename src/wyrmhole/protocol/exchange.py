@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from wyrmhole.protocol import noise, tai64n
-from wyrmhole.protocol.constants import HANDSHAKE_FLOOR, UNDER_LOAD_HOLD, UNDER_LOAD_QUEUE_DEPTH
+from wyrmhole.protocol.constants import COOKIE_LIFETIME, HANDSHAKE_FLOOR, UNDER_LOAD_HOLD, UNDER_LOAD_QUEUE_DEPTH
 from wyrmhole.protocol.cookie import CookieChecker
 from wyrmhole.protocol.data_plane import DataPlane, HandshakeDatagram
 from wyrmhole.protocol.drops import DropReason
@@ -121,7 +121,7 @@ class Exchange:
             return None
         ephemeral = self._random(KEY_SIZE)
         self.abandon(peer)
-        index = self.indices.insert(peer)
+        index = self._draw_index(peer)
         stamp = tai64n.next_stamp(self._wall_clock(), peer.last_stamp_sent)
         try:
             sent, body = noise.create_initiation(
@@ -133,13 +133,24 @@ class Exchange:
                 payload=stamp,
             )
         except ZeroSharedSecret:
-            self.indices.remove(index)
+            self._free_index(index)
             return None
         peer.sent, peer.last_stamp_sent = sent, stamp
-        if self._data_plane is not None:
-            self._data_plane.begin_initiation(index)
         message = Initiation(index, body.ephemeral, body.encrypted_static, body.encrypted_payload, _NO_MACS, _NO_MACS)
         return self._with_macs(peer, message.emit(), now)
+
+    def _draw_index(self, peer: Peer) -> int:
+        """One that neither an initiation nor a session has."""
+        while True:
+            index = self.indices.insert(peer)
+            if self._data_plane is None or self._data_plane.begin_initiation(index):
+                return index
+            self.indices.remove(index)
+
+    def _free_index(self, index: int) -> None:
+        self.indices.remove(index)
+        if self._data_plane is not None:
+            self._data_plane.end_initiation(index)
 
     def abandon(self, peer: Peer) -> None:
         """Forget the initiation that waits for a response."""
@@ -186,7 +197,10 @@ class Exchange:
 
     def _shield(self, datagram: HandshakeDatagram, checker: CookieChecker, now: int) -> tuple[bool, Reply | None]:
         """Under load: whether the message is refused, and what the source gets for it."""
-        if not checker.mac2_is_valid(datagram.data, datagram.endpoint, now):
+        # A data plane that answers initiations makes the cookies too. What is left are responses to our initiations,
+        # which are limited by their source alone.
+        makes_cookies = self._data_plane is None or not self._data_plane.answers_initiations
+        if makes_cookies and not checker.mac2_is_valid(datagram.data, datagram.endpoint, now):
             self.drops[DropReason.UNDER_LOAD] += 1
             self._report(CookieReplySent(datagram.endpoint))
             sender = int.from_bytes(datagram.data[4:8], "little")
@@ -199,10 +213,13 @@ class Exchange:
     def _consume_cookie_reply(self, datagram: HandshakeDatagram, now: int) -> None:
         reply = CookieReply.parse(datagram.data)
         peer = self.indices.get(reply.receiver)
-        if peer is None or not peer.cookies.consume_reply(reply, now):
+        cookie = None if peer is None else peer.cookies.consume_reply(reply, now)
+        if peer is None or cookie is None:
             self._refuse(DropReason.BAD_COOKIE, datagram.endpoint)
-        else:
-            self._report(CookieReceived(peer.public_key))
+            return
+        self._report(CookieReceived(peer.public_key))
+        if self._data_plane is not None:
+            self._data_plane.set_peer_cookie(peer.id, cookie, now + COOKIE_LIFETIME)
 
     def _consume_initiation(self, datagram: HandshakeDatagram, now: int) -> Accepted | None:
         assert self.private_key is not None

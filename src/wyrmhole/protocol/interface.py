@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Iterable
 from wyrmhole.protocol.constants import Timings
 from wyrmhole.protocol.data_plane import (
     Active,
+    Answered,
     DataPlane,
     HandshakeDatagram,
     KeyConfirmed,
@@ -29,11 +30,14 @@ from wyrmhole.protocol.data_plane import (
     Refused,
     Report,
     SendFailed,
+    Stranger,
     TrainsLost,
 )
 from wyrmhole.protocol.data_plane import Roamed as RoamedReport
+from wyrmhole.protocol.drops import DropReason
 from wyrmhole.protocol.events import (
     BatchesLost,
+    CookieReplySent,
     EndpointFlapping,
     Event,
     HandshakeRefused,
@@ -129,6 +133,7 @@ class Interface:
             self._remove_own_key(private_key.public_key())
         is_first = self.private_key is None
         self.exchange.set_private_key(private_key)
+        self.renewal.answer_initiations(private_key)
         checker = self.exchange.checker
         self._data_plane.set_mac1_key(None if checker is None else checker.mac1_key)
         for peer in self.peers:
@@ -147,9 +152,11 @@ class Interface:
         peer = self.peers.get(public_key)
         if peer is None:
             peer = self.peers.create(public_key)
-            # Worked out here, it costs each handshake one Diffie-Hellman less; a configuration has the time.
-            self.exchange.static_static(peer)
             self._data_plane.add_peer(peer.id)
+            self._data_plane.set_identity(peer.id, public_key.raw, None)
+            if not self._data_plane.answers_initiations:
+                # Worked out here, it costs each handshake one Diffie-Hellman less; a configuration has the time.
+                self.exchange.static_static(peer)
         return peer
 
     def remove_peer(self, peer: Peer) -> None:
@@ -163,7 +170,9 @@ class Interface:
 
     def set_preshared_key(self, peer: Peer, preshared_key: PresharedKey | None) -> None:
         """Used from the next handshake on."""
-        peer.preshared_key = None if preshared_key is None or preshared_key.is_zero else preshared_key
+        key = None if preshared_key is None or preshared_key.is_zero else preshared_key
+        peer.preshared_key = key
+        self._data_plane.set_identity(peer.id, peer.public_key.raw, None if key is None else key.raw)
 
     def set_endpoint(self, peer: Peer, endpoint: Endpoint, now: int) -> None:
         """The first endpoint of a peer while up sends a persistent keepalive at once (rule M53)."""
@@ -246,6 +255,10 @@ class Interface:
         if isinstance(report, Refused):
             self._handle_refusal(report)
             return
+        if isinstance(report, Stranger):
+            stranger = PublicKey(report.public_key)
+            self._events.append(HandshakeRefused(DropReason.UNKNOWN_PEER, report.endpoint, stranger))
+            return
         peer = self.peers.by_id(report.peer)
         if peer is None:
             return
@@ -257,6 +270,8 @@ class Interface:
             if peer.send_error != report.errno:
                 peer.send_error = report.errno
                 self._events.append(SendRefused(peer.public_key, report.errno))
+        elif isinstance(report, Answered):
+            self._handle_answered(peer, report, now)
         elif isinstance(report, TrainsLost):
             self._events.append(BatchesLost(peer.public_key))
         elif self.is_up:
@@ -266,11 +281,16 @@ class Interface:
             self._wanted_while_down.add(peer.id)
 
     def _handle_refusal(self, report: Refused) -> None:
-        if report.peer is None:
+        if report.reason is DropReason.UNDER_LOAD:
+            self._events.append(CookieReplySent(report.endpoint))
+        elif report.peer is None:
             self._events.append(HandshakeRefused(report.reason, report.endpoint))
-        elif (peer := self.peers.by_id(report.peer)) is not None and report.inner_source is not None:
-            inner = ip.text_of(report.inner_source)
-            self._events.append(PacketRefused(peer.public_key, report.endpoint, inner))
+        elif (peer := self.peers.by_id(report.peer)) is not None:
+            if report.inner_source is None:
+                self._events.append(HandshakeRefused(report.reason, report.endpoint, peer.public_key))
+            else:
+                inner = ip.text_of(report.inner_source)
+                self._events.append(PacketRefused(peer.public_key, report.endpoint, inner))
 
     def handle_timeout(self, now: int) -> None:
         """Do what is due at `now`."""
@@ -319,6 +339,20 @@ class Interface:
             peer.roaming = Roaming()
         if peer.roaming.move(old, endpoint, now):
             self._events.append(EndpointFlapping(peer.public_key, (old, endpoint)))
+
+    def _handle_answered(self, peer: Peer, report: Answered, now: int) -> None:
+        """What `_handle_handshake` and `_answer` do, after a data plane has answered by itself."""
+        if not self.is_up:
+            # It was answered while the interface went down.
+            self._data_plane.forget_keypairs(peer.id)
+            return
+        self.exchange.indices.replace(report.local_index, peer)
+        peer.last_initiation_consumed = peer.last_handshake_sent = report.at
+        if peer.endpoint != report.endpoint:
+            self._move(peer, report.endpoint, now)
+        self._events.append(ResponseSent(peer.public_key, report.endpoint))
+        self.renewal.note_session(peer, report.local_index, report.at)
+        self.renewal.rearm(peer, now)
 
     def _answer(self, accepted: Accepted, now: int) -> None:
         peer = accepted.peer

@@ -15,7 +15,7 @@ from wyrmhole.protocol.constants import (
     REKEY_TIMEOUT_JITTER,
     Timings,
 )
-from wyrmhole.protocol.data_plane import NEVER, DataPlane, KeypairParams, KeyWanted, Marks, PeerId
+from wyrmhole.protocol.data_plane import NEVER, DataPlane, KeypairParams, KeyWanted, Marks, PeerId, SessionLimits
 from wyrmhole.protocol.events import (
     Event,
     HandshakeCompleted,
@@ -28,6 +28,7 @@ from wyrmhole.protocol.events import (
     SessionExpired,
 )
 from wyrmhole.protocol.exchange import Accepted, Completed, Exchange
+from wyrmhole.protocol.keys import PrivateKey
 from wyrmhole.protocol.peer import LONG_AGO, Peer, Session
 from wyrmhole.protocol.timer_wheel import TimerWheel
 from wyrmhole.protocol.timers import Timer
@@ -124,6 +125,21 @@ class Renewal:
         peer.begin(Session(outcome.local_index, now, yields), is_initiator=is_initiator)
         peer.timers.began_session(now + self.timings.zero_keys_after)
         self._data_plane.install_keypair(peer.id, self._keypair_params(outcome, is_initiator=is_initiator, now=now))
+
+    def note_session(self, peer: Peer, local_index: int, at: int) -> None:
+        """The data plane began a session by itself, as responder."""
+        peer.begin(Session(local_index, at, yields=False), is_initiator=False)
+        peer.timers.began_session(at + self.timings.zero_keys_after)
+
+    def answer_initiations(self, private_key: PrivateKey | None) -> None:
+        """A data plane that answers initiations does so with this identity; None: it does not."""
+        limits = SessionLimits(
+            reject_after=self.timings.reject_after,
+            send_for=self.timings.reject_after - self.timings.send_margin,
+            rekey_after_messages=REKEY_AFTER_MESSAGES,
+            reject_after_messages=REJECT_AFTER_MESSAGES,
+        )
+        self._data_plane.answer_initiations(None if private_key is None else private_key.raw, limits)
 
     def _keypair_params(self, outcome: Accepted | Completed, *, is_initiator: bool, now: int) -> KeypairParams:
         return KeypairParams(

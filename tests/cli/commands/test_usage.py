@@ -53,16 +53,16 @@ def test_the_plain_command_line_of_wg_quick() -> None:
 
 
 def test_each_option_of_the_engine_has_a_variable_because_wg_quick_passes_none() -> None:
-    options = ["--engine", "native", "--workers", "4", "--aead", "ring", "--without", "tso,gro", "wg0"]
+    options = ["--engine", "native", "--workers", "4", "--aead", "aws-lc", "--without", "tso,gro", "wg0"]
     environ = {
         "WYRMHOLE_ENGINE": "native",
         "WYRMHOLE_WORKERS": "4",
-        "WYRMHOLE_AEAD": "ring",
+        "WYRMHOLE_AEAD": "aws-lc",
         "WYRMHOLE_WITHOUT": "gro,tso",
     }
     settings = parse_settings(options, {})
     assert settings == parse_settings(["wg0"], environ)
-    assert (settings.workers, settings.aead, settings.without) == (4, "ring", frozenset({"tso", "gro"}))
+    assert (settings.workers, settings.aead, settings.without) == (4, "aws-lc", frozenset({"tso", "gro"}))
 
 
 @pytest.mark.parametrize(

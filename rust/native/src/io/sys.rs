@@ -36,6 +36,18 @@ pub fn boottime() -> u64 {
     time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
 }
 
+/// Fill with secret bytes (getrandom(2), which waits until the system has entropy).
+pub fn random(bytes: &mut [u8]) {
+    let mut filled = 0;
+    while filled < bytes.len() {
+        let rest = &mut bytes[filled..];
+        // SAFETY: the kernel writes into `rest` and no further than its length.
+        let got = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
+        // It fails only when a signal came before the first byte.
+        filled += usize::try_from(got).unwrap_or(0);
+    }
+}
+
 /// A descriptor of our own for what somebody else's number stands for now (F_DUPFD_CLOEXEC). Its owner may close that
 /// number at any time, and whatever is opened under it afterwards is not ours to touch.
 ///

@@ -1,10 +1,10 @@
 //! Intel's multi-buffer library (`libIPSec_MB`), where the machine has it: wide vectors seal a full packet in about 60 %
-//! of ring's time.
+//! of AWS-LC's time.
 //!
 //! It is loaded at run time and never needed. Its C interface is a structure of function pointers and a job record, both
 //! without a stable layout, so a version is used only if its layout was looked at (the offsets below are those of the
-//! 1.3 header), and only after everything it seals and opens was compared with ring. Managers are not shared between
-//! threads: each thread that seals has its own. Short packets stay with ring, which is as fast there.
+//! 1.3 header), and only after everything it seals and opens was compared with AWS-LC. Managers are not shared between
+//! threads: each thread that seals has its own. Short packets stay with AWS-LC, which is as fast there.
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -12,14 +12,14 @@ use std::ptr;
 use std::sync::OnceLock;
 
 use subtle::ConstantTimeEq;
-use wyrmhole_core::aead::{Aead, Ring, TransportCipher, nonce};
+use wyrmhole_core::aead::{Aead, AwsLc, TransportCipher, nonce};
 use wyrmhole_core::messages::TAG_SIZE;
 use zeroize::Zeroizing;
 
 const NAME: &CStr = c"libIPSec_MB.so.1";
 /// Version 1.3.x, as `imb_get_version` gives it: a byte for each part.
 const KNOWN_VERSIONS: std::ops::RangeInclusive<u32> = 0x1_0300..=0x1_03FF;
-/// Below, ring is at least as fast.
+/// Below, AWS-LC is at least as fast.
 const LEAST: usize = 256;
 
 // Of IMB_MGR.
@@ -194,7 +194,7 @@ thread_local! {
 /// The backend; `load` makes it.
 pub struct Vector(());
 
-/// The backend, compared with ring, or why there is none.
+/// The backend, compared with AWS-LC, or why there is none.
 ///
 /// # Errors
 /// One sentence for the log.
@@ -209,7 +209,7 @@ pub fn load() -> Result<Vector, String> {
 
 struct VectorKey {
     raw: Zeroizing<[u8; 32]>,
-    ring: Box<dyn TransportCipher>,
+    fallback: Box<dyn TransportCipher>,
 }
 
 impl Aead for Vector {
@@ -218,11 +218,11 @@ impl Aead for Vector {
     }
 
     fn key(&self, key: &[u8; 32]) -> Box<dyn TransportCipher> {
-        Box::new(VectorKey { raw: Zeroizing::new(*key), ring: Ring.key(key) })
+        Box::new(VectorKey { raw: Zeroizing::new(*key), fallback: AwsLc.key(key) })
     }
 }
 
-/// None: ring does it.
+/// None: AWS-LC does it.
 fn with_manager<T>(length: usize, act: impl FnOnce(&Manager) -> Option<T>) -> Option<T> {
     if length < LEAST || GAVE_UP.get() {
         return None;
@@ -240,7 +240,7 @@ impl TransportCipher for VectorKey {
         if with_manager(length, seal).is_some() {
             place.copy_from_slice(&tag);
         } else {
-            self.ring.seal(counter, text);
+            self.fallback.seal(counter, text);
         }
     }
 
@@ -250,7 +250,7 @@ impl TransportCipher for VectorKey {
         let open = |manager: &Manager| manager.run(&self.raw, counter, sealed, DECRYPT, &mut tag).then_some(());
         match with_manager(length, open) {
             Some(()) => tag.ct_eq(given).into(),
-            None => self.ring.open(counter, text),
+            None => self.fallback.open(counter, text),
         }
     }
 }
@@ -258,18 +258,18 @@ impl TransportCipher for VectorKey {
 /// Lengths around every boundary of blocks and vectors, up to the longest packet of common MTUs and one super-packet.
 fn self_test() -> Result<(), String> {
     let key = std::array::from_fn(|at| at as u8 ^ 0x5A);
-    let (vector, ring) = (Vector(()).key(&key), Ring.key(&key));
+    let (vector, fallback) = (Vector(()).key(&key), AwsLc.key(&key));
     let lengths = (LEAST..2100).step_by(7).chain([1280, 1420, 1440, 8920, 65_535]);
     for length in lengths {
         let plain: Vec<u8> = (0..length + TAG_SIZE).map(|at| (at * 31) as u8).collect();
         let (mut ours, mut theirs) = (plain.clone(), plain.clone());
         let counter = length as u64 * 0x1_0000_0001;
         vector.seal(counter, &mut ours);
-        ring.seal(counter, &mut theirs);
+        fallback.seal(counter, &mut theirs);
         let opens = ours == theirs && vector.open(counter, &mut theirs) && theirs[..length] == plain[..length];
         ours[length / 2] ^= 1;
         if GAVE_UP.get() || !opens || vector.open(counter, &mut ours) {
-            return Err(format!("libIPSec_MB does not agree with ring on {length} bytes"));
+            return Err(format!("libIPSec_MB does not agree with AWS-LC on {length} bytes"));
         }
     }
     Ok(())

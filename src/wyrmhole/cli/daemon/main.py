@@ -1,6 +1,6 @@
 """wyrmholed: the daemon that wg(8) and wg-quick(8) use instead of wireguard-go.
 
-    wyrmholed [-f|--foreground] [--engine auto|portable|native] [--workers N] [--aead auto|ring|vector]
+    wyrmholed [-f|--foreground] [--engine auto|portable|native] [--workers N] [--aead auto|aws-lc|vector]
               [--without WHAT[,WHAT]...] [--user NAME] [--no-sandbox] INTERFACE
 
 The environment is that of wireguard-go: LOG_LEVEL (verbose, debug, error, silent), WG_PROCESS_FOREGROUND=1, WG_TUN_FD

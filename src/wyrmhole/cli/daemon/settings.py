@@ -89,7 +89,7 @@ def parse_settings(arguments: Sequence[str], environ: Mapping[str, str]) -> Daem
         engine=_parse_choice(parser, "WYRMHOLE_ENGINE", options.engine, ("auto", "portable", "native")),
         log_level=environ.get("LOG_LEVEL", ""),
         workers=_parse_workers(parser, options.workers),
-        aead=_parse_choice(parser, "WYRMHOLE_AEAD", options.aead, ("auto", "ring", "vector")),
+        aead=_parse_choice(parser, "WYRMHOLE_AEAD", options.aead, ("auto", "aws-lc", "vector")),
         without=_parse_switches(parser, options.without),
         tun_fd=_parse_fd(parser, environ, "WG_TUN_FD"),
         uapi_fd=_parse_fd(parser, environ, "WG_UAPI_FD"),
@@ -128,7 +128,7 @@ def _parser(environ: Mapping[str, str]) -> ArgumentParser:
     )
     parser.add_argument(
         "--aead",
-        choices=("auto", "ring", "vector"),
+        choices=("auto", "aws-lc", "vector"),
         default=environ.get("WYRMHOLE_AEAD", "auto"),
         help="cipher library of the native engine; vector is libIPSec_MB",
     )

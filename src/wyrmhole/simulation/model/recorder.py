@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from wyrmhole.engine.portable import PortableEngine
-from wyrmhole.protocol.data_plane import KeypairParams, Marks, PeerCounters, PeerId, Source
+from wyrmhole.protocol.data_plane import KeypairParams, Marks, PeerCounters, PeerId, SessionLimits, Source
 from wyrmhole.protocol.interface import Interface
 from wyrmhole.protocol.peer import Peer
 from wyrmhole.simulation.model.checks import Check, require
@@ -18,6 +18,8 @@ from wyrmhole.wire.prefix import Prefix
 class Recorder:
     """See protocol.data_plane.DataPlane. `interface` is set once it is made; `routes_change` is called after each
     call that changes the table of allowed ips, while packets could be looked up in it."""
+
+    answers_initiations = False
 
     def __init__(self, engine: PortableEngine, shadow: Shadow, routes_change: Callable[[], None]) -> None:
         self.interface: Interface
@@ -33,8 +35,17 @@ class Recorder:
     def set_cookie_secret(self, secret: bytes | bytearray | None, until: int) -> None:
         self._engine.set_cookie_secret(secret, until)
 
-    def begin_initiation(self, local_index: int) -> None:
-        self._engine.begin_initiation(local_index)
+    def answer_initiations(self, private_key: bytes | None, limits: SessionLimits) -> None:
+        self._engine.answer_initiations(private_key, limits)
+
+    def set_identity(self, peer: PeerId, public_key: bytes, preshared_key: bytes | None) -> None:
+        self._engine.set_identity(peer, public_key, preshared_key)
+
+    def set_peer_cookie(self, peer: PeerId, cookie: bytes, until: int) -> None:
+        self._engine.set_peer_cookie(peer, cookie, until)
+
+    def begin_initiation(self, local_index: int) -> bool:
+        return self._engine.begin_initiation(local_index)
 
     def end_initiation(self, local_index: int) -> None:
         self._engine.end_initiation(local_index)
