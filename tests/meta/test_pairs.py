@@ -18,10 +18,12 @@ CORE = ROOT / "rust" / "core" / "src"
 NATIVE = ROOT / "rust" / "native" / "src"
 
 WITHOUT_TWIN = {
+    "handshake_queues": "datapath/tables.py has these queues: in Python only the control thread takes from them",
     "lib": "the list of the others",
     "patience": "a Python thread does not spin, because it would keep the interpreter from the others",
 }
 OTHER_NAMES = {
+    "responder": "protocol/exchange.py also sends initiations and reads responses, which stay in Python",
     "sending": "net/udp_socket.py also opens and reads the socket, which is the extension's io/sys.rs",
     "edges": "net/bind.py and net/tun.py are contracts of whole edges; the core needs five calls of them",
 }
@@ -35,8 +37,8 @@ FORMATS_WITHOUT_TWIN = {
 }
 
 ELSEWHERE = {
+    "SessionLimits": "protocol.data_plane",
     "Address": "wire.ip: bytes",
-    "HandshakeDatagram": "protocol.data_plane",
     "KeypairParams": "protocol.data_plane",
     "Marks": "protocol.data_plane",
     "Prefix": "wire.prefix",
@@ -45,6 +47,13 @@ ELSEWHERE = {
 }
 """Types of the core whose Python form is in a file below the twin."""
 RUST_ONLY = {
+    "Answer": "Exchange's Accepted and Reply",
+    "AwsLc": "a library that seals",
+    "CryptoError": "InvalidTag and ZeroSharedSecret",
+    "ExchangeKey": "the library's X25519PrivateKey",
+    "Refusal": "InvalidTag, ZeroSharedSecret and UnknownPeer",
+    "Responder": "the half of Exchange that answers",
+    "StaticKey": "PrivateKey, in protocol.keys",
     "Aead": "the library that seals can be chosen",
     "Arrival": "wire.datagram.Received without the bytes, which stay in the receive slot",
     "Drops": "a Counter in Python",
@@ -58,7 +67,6 @@ RUST_ONLY = {
     "PeerState": "what is locked of an EnginePeer",
     "RawSocket": "the kernel's socket, which tests replace",
     "RetryingSender": "the part of UdpSocket that sends",
-    "Ring": "a library that seals",
     "Segments": "segments are laid down in the wire buffer; a list of packets in Python",
     "SendError": "errno in Python",
     "TrainLimits": "constants in Python, whose binds split longer trains by themselves",
@@ -67,6 +75,17 @@ RUST_ONLY = {
     "Turn": "attributes of the step in Python",
 }
 PYTHON_ONLY = {
+    "Accepted": "see Answer",
+    "Completed": "responses are read above the seam",
+    "CookieChecker": "functions in Rust, whose gate keeps the secret",
+    "CookieGenerator": "cookies for us are read above the seam",
+    "Exchange": "see Responder",
+    "InitiationBody": "a part of the message's bytes in Rust",
+    "Reply": "see Answer",
+    "ResponseBody": "a part of the message's bytes in Rust",
+    "Symmetric": "private in Rust",
+    "UnknownPeer": "see Refusal",
+    "ZeroSharedSecret": "see CryptoError",
     "Bind": "see edges.rs",
     "BindCounters": "the extension counts nothing of its own",
     "CookieReply": "handshake messages are read above the seam",
