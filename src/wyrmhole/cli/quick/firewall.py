@@ -1,7 +1,7 @@
-"""The firewall rules with which wg-quick(8) guards a tunnel that has the default route, word for word.
+"""The firewall rules of wg-quick(8) for a tunnel with the default route, word for word.
 
-Two things: packets to the tunnel's own addresses that come in elsewhere are dropped, and the mark of the tunnel's own
-UDP packets is carried over to their answers, which the reverse path filter would otherwise throw away.
+They drop packets to the tunnel's addresses that arrive on other interfaces, and copy the mark of the tunnel's own UDP
+packets to the answers, which the reverse path filter would otherwise drop.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from wyrmhole.errors import DeviceError
 
 TIMEOUT = 20.0
-"""Seconds for one run of nft or iptables, and LINE_TIMEOUT more for each line that it is given."""
+"""Seconds for one run of nft or iptables, plus LINE_TIMEOUT for each line of input."""
 
 LINE_TIMEOUT = 0.05
 
@@ -22,7 +22,7 @@ _MARK = re.compile(r"mark (?:set )?(0x[0-9a-f]+|\d+)")
 
 
 def nft_rules(interface: str, version: int, mark: int, addresses: Iterable[str]) -> str:
-    """A script for `nft -f`. `addresses`: the interface's own, of that IP version, without lengths."""
+    """Return a script for `nft -f`. `addresses` are the interface's own, of one IP version, without lengths."""
     family = "ip6" if version == 6 else "ip"
     table = f"{family} wg-quick-{interface}"
     guards = [
@@ -30,7 +30,7 @@ def nft_rules(interface: str, version: int, mark: int, addresses: Iterable[str])
         for address in addresses
     ]
     lines = [
-        # Begun anew, in the same transaction: one that a crash left behind has the rules of then.
+        # Replaced in one transaction, because a table that a crash left behind has outdated rules.
         f"add table {table}",
         f"delete table {table}",
         f"add table {table}",
@@ -45,7 +45,7 @@ def nft_rules(interface: str, version: int, mark: int, addresses: Iterable[str])
 
 
 def iptables_rules(interface: str, mark: int, addresses: Iterable[str]) -> str:
-    """The same for `iptables-restore -n`, where there is no nft."""
+    """Return the same rules for `iptables-restore -n`, for hosts without nft."""
     marker = _marker(interface)
     guards = [
         f"-I PREROUTING ! -i {interface} -d {address} -m addrtype ! --src-type LOCAL -j DROP {marker}"
@@ -64,15 +64,15 @@ def iptables_rules(interface: str, mark: int, addresses: Iterable[str]) -> str:
 
 
 def require() -> None:
-    """Raises DeviceError when there is no program that could set the rules."""
+    """Raise DeviceError if no program can set the rules."""
     if not (shutil.which("nft") or shutil.which("iptables-restore")):
         raise DeviceError("a default route through a tunnel needs firewall rules: install nftables (or iptables)")
 
 
 def add(interface: str, version: int, mark: int, addresses: Iterable[str], say: Callable[[str], None]) -> None:
-    """By nft, and where that fails (the program is installed, the kernel has no nf_tables) by iptables.
+    """Set the rules by nft or, if that fails (for example in a kernel without nf_tables), by iptables.
 
-    Raises DeviceError with what each of them said: without the rules anybody on the local network could find out the
+    Raises DeviceError with the errors of both. Without the rules, any host on the local network could find out the
     tunnel's addresses, and a strict reverse path filter would drop its packets.
     """
     own = list(addresses)
@@ -98,7 +98,7 @@ def add(interface: str, version: int, mark: int, addresses: Iterable[str], say: 
 
 
 def marks(interface: str) -> set[int]:
-    """The marks in the rules that `add` made: what an interface had that is no more."""
+    """Return the marks in the rules of `add`. They outlive the interface."""
     found = set()
     for table in _tables(interface):
         found |= {int(match[1], 0) for line in _output("nft", "list", *table.split()) for match in _MARK.finditer(line)}
@@ -110,7 +110,7 @@ def marks(interface: str) -> set[int]:
 
 
 def remove(interface: str) -> None:
-    """Take back what `add` made, by nft and by iptables; nothing there is fine. Raises DeviceError."""
+    """Remove the rules of `add`, by nft and by iptables, if there are any. Raises DeviceError."""
     if tables := _tables(interface):
         _run(["nft", "-f", "-"], "".join(f"delete {line}\n" for line in tables))
     for program in ("iptables", "ip6tables"):
@@ -119,7 +119,7 @@ def remove(interface: str) -> None:
 
 
 def _tables(interface: str) -> list[str]:
-    """As nft names them: `table ip wg-quick-wg0`."""
+    """Return the interface's tables in nft's form: `table ip wg-quick-wg0`."""
     if not shutil.which("nft"):
         return []
     return [line for line in _output("nft", "list", "tables") if line.endswith(f" wg-quick-{interface}")]
@@ -142,7 +142,7 @@ def _deletions(program: str, interface: str) -> Iterator[str]:
 
 
 def _output(*arguments: str) -> list[str]:
-    """Nothing where the kernel lacks what the program shows."""
+    """Return the output lines of a program; none if the kernel lacks the feature."""
     return _call(list(arguments), "").stdout.splitlines()
 
 

@@ -1,11 +1,11 @@
-"""The endpoint names of a file, for `up` and `syncconf`: a tunnel is of use if any peer can be used.
+"""Resolve the endpoint names of a file, for `up` and `syncconf`. One usable peer is enough.
 
-All names are asked for at the same time, so the slowest one sets the pace and not their sum. A failure that may pass
-(no name server answers yet, as at boot) is tried again like wg(8) does: 15 times in about 70 s, or as often as
-WG_ENDPOINT_RESOLUTION_RETRIES says. Without that variable, and with a peer that can be used already, twice is enough.
+All names are looked up concurrently, so the slowest one determines the time. A temporary failure (no name server
+answers yet, for example at boot) is retried like in wg(8): 15 times in about 70 s, or WG_ENDPOINT_RESOLUTION_RETRIES
+times. Without that variable, and if a peer is already usable, it is retried twice.
 
-The command ends before a name comes back, so it reports each peer whose endpoint it leaves alone, and the command that
-sets it later.
+The command does not wait for names that stay unresolved. For each such peer, it prints the command that sets the
+endpoint later.
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ from wyrmhole.wire.endpoint import Endpoint
 
 RETRIES_BESIDE_A_USABLE_PEER = 2
 AT_ONCE = 16
-"""Look-ups at a time, a thread each."""
+"""Limit of concurrent look-ups, each with a thread."""
 
 ANSWER_SECONDS = 30.0
-"""For each AT_ONCE names: three name servers, two questions of 5 s to each, as resolv.conf(5) has it by default."""
+"""Limit for each AT_ONCE names: three name servers with two queries of 5 s, the defaults of resolv.conf(5)."""
 
 Answer = Endpoint | OSError
 
 
 @dataclass(frozen=True, slots=True)
 class EndpointLookup:
-    """`retries`: the text of WG_ENDPOINT_RESOLUTION_RETRIES. `warn` takes a sentence for the user."""
+    """Resolves names. `retries` is WG_ENDPOINT_RESOLUTION_RETRIES; `warn` shows a sentence to the user."""
 
     retries: str
     warn: Callable[[str], None]
@@ -55,13 +55,13 @@ class EndpointLookup:
     wait: Callable[[float], None] = time.sleep
 
     def resolve(self, config: Config, interface: str) -> Callable[[ConfigEndpoint], Endpoint | None]:
-        """A resolver that knows the answers. Raises DeviceError when every peer waits for a name."""
+        """Look up all names, and return a resolver with the answers. Raises DeviceError if no peer is usable."""
         found: dict[ConfigEndpoint, Endpoint] = {}
         given = [peer.endpoint for peer in config.peers]
         for endpoint in filter(None, given):
             if (literal := endpoint.literal) is not None:
                 found[endpoint] = literal
-        failed = self._ask_again_and_again(found, [endpoint for endpoint in given if endpoint], None in given)
+        failed = self._resolve_with_retries(found, [endpoint for endpoint in given if endpoint], None in given)
         if failed and not found and None not in given:
             reasons = [f"endpoint {name.emit()}: {error.strerror or error}" for name, error in failed.items()]
             more = f"; and {len(reasons) - 3} more" if len(reasons) > 3 else ""
@@ -77,10 +77,10 @@ class EndpointLookup:
             f"later: wyrmhole set {interface} peer {key} endpoint {endpoint.emit()}"
         )
 
-    def _ask_again_and_again(
+    def _resolve_with_retries(
         self, found: dict[ConfigEndpoint, Endpoint], endpoints: list[ConfigEndpoint], can_wait: bool
     ) -> dict[ConfigEndpoint, OSError]:
-        """Add to `found`. Returns the names without an answer. `can_wait`: a peer without an endpoint is usable."""
+        """Add the answers to `found`, and return the failures. `can_wait` means that a peer needs no endpoint."""
         failed: dict[ConfigEndpoint, OSError] = {}
         pending = list(dict.fromkeys(endpoint for endpoint in endpoints if endpoint not in found))
         delay, tried = FIRST_DELAY, 0
@@ -115,7 +115,7 @@ class EndpointLookup:
         )
 
     def _ask(self, endpoints: list[ConfigEndpoint]) -> dict[ConfigEndpoint, Answer]:
-        """In threads that nobody waits for: the system's look-up cannot be stopped."""
+        """Look up names in daemon threads, because a system look-up cannot be stopped."""
         questions: queue.SimpleQueue[ConfigEndpoint] = queue.SimpleQueue()
         answers: queue.SimpleQueue[tuple[ConfigEndpoint, Answer]] = queue.SimpleQueue()
         for endpoint in endpoints:

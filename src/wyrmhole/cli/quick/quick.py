@@ -1,11 +1,11 @@
 """`up`, `down` and `save`: what wg-quick(8) does, without its dependence on ip(8), wg(8) and grep.
 
-`up` goes daemon, hooks, keys and peers, addresses, MTU, DNS, routes, hooks. Each step notes how it is taken back.
-Whatever fails, and whatever signal arrives, what was made is taken back in the other order.
+The steps of `up` are: daemon, hooks, keys and peers, addresses, MTU, DNS, routes, hooks. Each step records how to undo
+it. After a failure or a signal, all steps are undone in reverse order.
 
-`down` finds what to take back by looking: the firewall and the name servers' record by the interface's name, the rules
-by the interface's routes. So it also undoes what wg-quick brought up, and it needs the daemon for `SaveConfig` only: a
-daemon that crashed or hangs keeps nothing from being removed.
+`down` finds what to remove by inspection: the firewall and the name servers' record by the interface's name, the rules
+by the interface's routes. So it also takes down interfaces of wg-quick, and it needs the daemon only for `SaveConfig`:
+a daemon that has crashed or hangs does not prevent the removal.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Say = Callable[[str], None]
 
 
 class Undo:
-    """How to take back what was made, newest first. A step that fails is reported, and the others follow."""
+    """The undo steps of `up`, run newest first. A step that fails is reported, and does not stop the others."""
 
     def __init__(self, warn: Say) -> None:
         self._warn = warn
@@ -70,7 +70,7 @@ class Quick:
     warn: Say
     interrupts: Interrupts = field(default_factory=Interrupts)
     verbose: bool = False
-    """The daemon logs each handshake, whatever LOG_LEVEL says."""
+    """Whether the daemon logs each handshake, regardless of LOG_LEVEL."""
 
     @property
     def name(self) -> str:
@@ -81,21 +81,21 @@ class Quick:
         return NameService(self.name, self.config.interface.dns_servers, self.config.interface.dns_domains)
 
     def _step(self, text: str) -> None:
-        """Say what comes next, unless a signal says that nothing does."""
+        """Print the next step, unless a signal has arrived."""
         self.interrupts.check()
         self.say(text)
 
     # Up
 
     def up(self) -> None:
-        """Raises DeviceError, and SystemExit after a signal; then nothing of it is left."""
+        """Bring up the interface. Raises DeviceError, or SystemExit after a signal; then all steps have been undone."""
         self._dns.require()
         if self._wants_default_route:
             firewall.require()
         undo = Undo(self.warn)
         with Host(self.name) as host:
             if host.exists:
-                raise DeviceError(f"{self.name} already exists: `wyrmhole down {self.name}` first")
+                raise DeviceError(f"{self.name} already exists: run `wyrmhole down {self.name}` first")
             try:
                 self._bring_up(host, undo)
                 self.interrupts.check()
@@ -129,7 +129,7 @@ class Quick:
         if level in ("debug", "verbose"):
             self.say(f"wyrmholed logs to {daemon.log}")
         if marks := firewall.marks(self.name):
-            # A life of this interface before this one ended without `down`.
+            # An earlier instance of this interface ended without `down`.
             firewall.remove(self.name)
             Routing(host, self._step, self.warn).remove_rules(marks)
 
@@ -141,17 +141,17 @@ class Quick:
                 self.warn(sentence)
 
     def _configure(self) -> DeviceStatus:
-        """Add to what PreUp set. Returns what the interface has then."""
+        """Add the file's configuration to that of PreUp. Returns the resulting state."""
         change = add_change(self.config, self.names.resolve(self.config, self.name))
         try:
             client.apply(self.name, change)
         except UapiError as error:
-            said = Daemon(self.name).explain(self.config.interface.listen_port)
-            raise DeviceError(f"the daemon of {self.name} refused: {said}" if said else str(error)) from error
+            reason = Daemon(self.name).explain(self.config.interface.listen_port)
+            raise DeviceError(f"the daemon of {self.name} refused: {reason}" if reason else str(error)) from error
         return client.get(self.name)
 
     def _add_addresses(self, host: Host, mtu: int) -> None:
-        """`mtu`: what the interface gets right after."""
+        """Add the addresses. `mtu` is the MTU that the interface gets afterwards."""
         addresses = self.config.interface.addresses
         reason = (host.lacks(6) or too_narrow(mtu)) if any(address.version == 6 for address in addresses) else None
         if reason and all(address.version == 6 for address in addresses):
@@ -164,7 +164,8 @@ class Quick:
             host.add_address(address)
 
     def _path_mtu(self, host: Host, status: DeviceStatus) -> int:
-        """A narrow path does not take IPv6 off the interface, which the kernel would do below 1280."""
+        """Return the MTU of the narrowest path, but at least 1280 with IPv6, which the kernel would otherwise
+        remove."""
         uses_v6 = any(address.version == 6 for address in self.config.interface.addresses)
         mtu = best_mtu(host, (peer.endpoint for peer in status.peers))
         return max(mtu, IPV6_MINIMUM_MTU) if uses_v6 else mtu
@@ -179,7 +180,8 @@ class Quick:
         return self._is_automatic and any(prefix.length == 0 for prefix in prefixes)
 
     def _add_routes(self, host: Host, status: DeviceStatus, undo: Undo) -> None:
-        """By what the interface has: a hook may have added peers, and of two peers with one prefix the last has it."""
+        """Add routes for the running peers: a hook may have added some, and of two with one prefix only the last has
+        it."""
         table = self.config.interface.table
         if table == "off":
             return
@@ -201,12 +203,12 @@ class Quick:
     # Down
 
     def down(self) -> None:
-        """Raises DeviceError."""
+        """Take down the interface. Raises DeviceError."""
         interface = self.config.interface
         daemon = Daemon(self.name)
         with Host(self.name) as host:
             status = look(host, daemon, self.warn)
-            # What a hook needs may be gone with the daemon, and must not keep the rest here.
+            # Without the daemon, a hook may fail, which must not prevent the removal.
             self._run_hooks(interface.pre_down, must_succeed=status is not None)
             with self.interrupts.held():
                 if interface.save_config:
@@ -227,11 +229,11 @@ class Quick:
             ) from error
 
     def _take_down(self, host: Host, daemon: Daemon, status: DeviceStatus | None) -> None:
-        """Remove whatever there is; each step is tried even if one before it failed."""
+        """Remove everything that exists. Each step is tried even if an earlier one failed."""
         try:
             self._dns.unset()
         except DeviceError as error:
-            # As for wg-quick(8): the program that has the record may have been replaced since `up`.
+            # Like in wg-quick(8): the program that holds the record may have been replaced since `up`.
             self.warn(f"the record of name servers may be left: {error}")
         problems = []
         steps: tuple[Callable[[], None], ...] = (
@@ -273,7 +275,7 @@ class Quick:
     # Save
 
     def save(self) -> None:
-        """Write what the interface is now into the file. Raises DeviceError and OSError."""
+        """Write the running state to the file. Raises DeviceError and OSError."""
         with Host(self.name) as host:
             self._save(host, client.get(self.name))
 
@@ -303,7 +305,7 @@ def _has_default_route(status: DeviceStatus | None) -> bool:
 
 
 def table_number(name: str) -> int:
-    """Of a routing table that has a name. Raises DeviceError."""
+    """Return the number of a named routing table. Raises DeviceError."""
     for path in TABLE_NAMES:
         with suppress(OSError):
             for line in path.read_text().splitlines():

@@ -1,13 +1,13 @@
-"""Routes and rules of one interface: what `up` makes, and what `down` may take back.
+"""The routes and rules of an interface: `up` adds them, and `down` removes them.
 
-A default route goes into a table of its own, whose number is the tunnel's mark: packets without the mark go by that
-table, the tunnel's own packets by the main one, and whatever the main table knows better than by its default route
-keeps its way.
+A default route goes into its own table, whose number is the tunnel's mark. Packets without the mark use that table, and
+the tunnel's own packets use the main one. Destinations for which the main table has a route other than its default
+route are not affected.
 
-A mark names a table and not its owner: a split tunnel may well carry the mark of a full one, so that its own packets
-bypass it. What belongs to an interface is therefore found by its routes. The default route reserves the table (the
-kernel refuses a second one), and a rule is taken back only if the table it names has the default route of this
-interface, or none at all after a crash took it.
+A mark identifies a table, not its owner: a split tunnel may have the mark of a full one, so that its own packets bypass
+the latter. Therefore the routes show what belongs to an interface. The default route reserves the table (the kernel
+refuses a second one), and a rule is removed only if its table has the default route of this interface, or none after a
+crash.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from wyrmhole.wire.prefix import Prefix
 
 FIRST_TABLE = 51820
 MAX_TABLES = 1000
-"""Tables that are looked at: more tunnels with a default route than any host has."""
+"""Limit of tables to try: more tunnels with a default route than any host has."""
 
 KERNEL_TABLES = range(253, 256)
-"""default, main and local, which no tunnel may have for itself."""
+"""The tables default, main and local, which no tunnel may use for itself."""
 
 SYSCTLS = Path("/proc/sys/net/ipv4/conf")
 
@@ -53,8 +53,10 @@ class Routing:
     # Up
 
     def usable(self, prefixes: Iterable[Prefix]) -> list[Prefix]:
-        """Without those of an IP version that the interface cannot have. Narrow ones come first, so that a route which
-        a wider one would make superfluous is there before it. Raises DeviceError where they would leave in the clear.
+        """Remove prefixes of an IP version that the interface cannot have. Raises DeviceError if packets would leave
+        outside the tunnel.
+
+        Long prefixes come first, so that a route is added before a shorter one that makes it superfluous.
         """
         wanted = sorted(dict.fromkeys(prefixes), key=lambda prefix: -prefix.length)
         reason = self.host.lacks(6) if any(prefix.version == 6 for prefix in wanted) else None
@@ -75,7 +77,7 @@ class Routing:
         return [prefix for prefix in wanted if prefix.version == 4]
 
     def add(self, prefix: Prefix, table: int | None) -> None:
-        """One that is not to split off the tunnel's own packets."""
+        """Add a route that needs no rules."""
         if table is None and self.host.has_route(prefix):
             return
         suffix = "" if table is None else f" table {table}"
@@ -130,7 +132,7 @@ class Routing:
         raise DeviceError(f"no routing table from {FIRST_TABLE} to {FIRST_TABLE + MAX_TABLES - 1} is free")
 
     def _try_table(self, prefixes: Sequence[Prefix], table: int) -> str | None:
-        """Put the routes there. Returns who has one there already; then none was added."""
+        """Add the routes to a table. If another interface has one there, return its name and add none."""
         added: list[Prefix] = []
         try:
             for prefix in prefixes:
@@ -148,7 +150,8 @@ class Routing:
         return others or "another route"
 
     def _others_in(self, table: int) -> str:
-        """The interfaces whose default route is in the table, of either IP version: they share the mark."""
+        """Return the other interfaces with a default route in the table, of either IP version, because both share the
+        mark."""
         own = self.host.index
         routes = [route for version in self.host.versions for route in self.host.routes(version)]
         found = {route.device for route in routes if (route.table, route.length) == (table, 0) and route.device != own}
@@ -168,8 +171,10 @@ class Routing:
     # Down
 
     def remove_rules(self, marks: Collection[int]) -> None:
-        """Those of this interface. `marks` were its own: their rules go too where their table has no default route
-        left, as after a crash."""
+        """Remove the rules of this interface.
+
+        Rules for its former `marks` are removed too if their table has no default route, as after a crash.
+        """
         own = self.host.index
         for version in self.host.versions:
             rules = self.host.mark_rules(version)
@@ -180,7 +185,7 @@ class Routing:
                     self._remove(rule)
 
     def orphaned_tables(self) -> set[int]:
-        """Those that rules name and that have no default route: nobody knows any more whose they were."""
+        """Return the tables that rules refer to but that have no default route, so that their owner is unknown."""
         found = set()
         for version in self.host.versions:
             owners = _owners(self.host.routes(version))
@@ -196,7 +201,7 @@ class Routing:
 
 
 def _owners(routes: Iterable[Route]) -> dict[int, set[int]]:
-    """By table: the interfaces that have a default route in it."""
+    """Map each table to the interfaces that have a default route in it."""
     found: defaultdict[int, set[int]] = defaultdict(set)
     for route in routes:
         if route.length == 0:
@@ -205,7 +210,7 @@ def _owners(routes: Iterable[Route]) -> dict[int, set[int]]:
 
 
 def validate_marks(interface: str, say: Say, warn: Say) -> None:
-    """Have the reverse path filter look at marks. Raises DeviceError if it would throw the tunnel's packets away."""
+    """Make the reverse path filter respect marks. Raises DeviceError if it would drop the tunnel's packets."""
     setting = SYSCTLS / "all/src_valid_mark"
     try:
         if setting.read_text().strip() == "1":
@@ -223,8 +228,10 @@ def validate_marks(interface: str, say: Say, warn: Say) -> None:
 
 
 def _strict_filters(interface: str) -> str:
-    """The interfaces whose reverse path filter is strict: the larger of its own value and that of `all` counts. The
-    tunnel's packets do not arrive by `interface` itself."""
+    """Return the interfaces with a strict reverse path filter: the larger of their own value and that of `all` counts.
+
+    The tunnel's own packets do not arrive on `interface` itself.
+    """
     values = {}
     for path in SYSCTLS.glob("*/rp_filter"):
         try:
