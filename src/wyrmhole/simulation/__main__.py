@@ -1,4 +1,4 @@
-"""`python -m wyrmhole.simulation`: run seeds, print what fails with the line that repeats it, and cut it down."""
+"""`python -m wyrmhole.simulation`: run seeds, print each failure with the command that repeats it, and shrink it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wyrmhole.simulation.world.scenario import MAX_HOSTS, PROFILES
 
 SOAK_CALM_HOURS = 24.0
 SOAK_STORM_HOURS = 0.1
-"""A soak takes two runs of each seed: a day in which little happens, and six minutes in which everything does."""
+"""A soak makes two runs of each seed: 24 quiet hours and six minutes of constant faults."""
 PROGRESS_EVERY = 50
 SECONDS = 1e-9
 
@@ -41,7 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
             print(f"{runs} runs, {peer_hours:,.0f} peer-hours, {failed} violations", file=sys.stderr, flush=True)
         if outcome.violation is not None:
             failed += 1
-            _tell(outcome, options.shrink)
+            _report(outcome, wants_shrinking=options.shrink)
         elif options.runs == 1 and not options.soak:
             print(f"trace {outcome.digest}")
     elapsed = (SystemClock().boottime() - started) * SECONDS
@@ -56,28 +56,38 @@ def main(arguments: list[str] | None = None) -> int:
 def _parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m wyrmhole.simulation",
-        description="Simulated hosts under faults in virtual time; every invariant of docs/reliability.md is checked.",
+        description="Simulate hosts under faults in virtual time and check every invariant of docs/reliability.md.",
     )
-    parser.add_argument("--seed", type=int, default=1, help="the first seed (1)")
-    parser.add_argument("--runs", type=int, default=1, help="how many seeds, counting up (1)")
-    parser.add_argument("--hours", type=float, default=1.0, help="virtual hours of each run (1)")
+    parser.add_argument("--seed", type=int, default=1, help="first seed (default 1)")
+    parser.add_argument("--runs", type=int, default=1, help="number of consecutive seeds (default 1)")
+    parser.add_argument("--hours", type=float, default=1.0, help="virtual hours of each run (default 1)")
     parser.add_argument(
-        "--hosts", type=int, choices=range(2, MAX_HOSTS + 1), metavar="2..16", help="drawn if not given"
+        "--hosts",
+        type=int,
+        choices=range(2, MAX_HOSTS + 1),
+        metavar="2..16",
+        help="number of hosts; drawn from the seed by default",
     )
-    parser.add_argument("--profile", choices=sorted(PROFILES), default="storm", help="how much happens (storm)")
-    parser.add_argument("--keep", type=_numbers, metavar="N,N,...", help="only these steps of the scenario, or none")
+    parser.add_argument(
+        "--profile", choices=sorted(PROFILES), default="storm", help="how many faults happen (default storm)"
+    )
+    parser.add_argument(
+        "--keep", type=_numbers, metavar="N,N,...", help="run only these steps of the scenario, or none"
+    )
     parser.add_argument(
         "--trials",
         type=_names,
         metavar="NAME,...",
-        help=f"by name or code, or none; drawn if not given: {', '.join(_trial_texts())}",
+        help=f"trials by name or code, or none; drawn from the seed by default: {', '.join(_trial_texts())}",
     )
     parser.add_argument(
-        "--fail-edge", type=_edge, metavar="N:WAY", help="this call of a TUN or socket fails, in this way"
+        "--fail-edge", type=_edge, metavar="N:MODE", help="let call N of a TUN or socket fail, in failure mode MODE"
     )
-    parser.add_argument("--jobs", type=int, default=1, help="processes (1)")
-    parser.add_argument("--soak", type=float, metavar="PEER-HOURS", help="seeds until there are so many peer-hours")
-    parser.add_argument("--no-shrink", dest="shrink", action="store_false", help="do not cut failing scenarios down")
+    parser.add_argument("--jobs", type=int, default=1, help="number of processes (default 1)")
+    parser.add_argument(
+        "--soak", type=float, metavar="PEER-HOURS", help="run seeds until this many peer-hours are done"
+    )
+    parser.add_argument("--no-shrink", dest="shrink", action="store_false", help="do not shrink failing scenarios")
     return parser.parse_args(arguments)
 
 
@@ -86,8 +96,8 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _edge(text: str) -> tuple[int, int]:
-    number, _, way = text.partition(":")
-    return int(number), int(way or 0)
+    number, _, mode = text.partition(":")
+    return int(number), int(mode or 0)
 
 
 def _names(text: str) -> tuple[str, ...]:
@@ -124,7 +134,7 @@ def _until(peer_hours: float, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
 
 
 def _carry_out_all(runs: Iterator[Run], jobs: int) -> Iterator[Outcome]:
-    """Outcomes in the order of the runs, or as they come with several processes."""
+    """Yield outcomes in the order of the runs, or, with several processes, in the order in which they finish."""
     if jobs == 1:
         yield from map(carry_out, runs)
         return
@@ -140,11 +150,11 @@ def _carry_out_all(runs: Iterator[Run], jobs: int) -> Iterator[Outcome]:
                 future.cancel()
 
 
-def _tell(outcome: Outcome, wants_less: bool) -> None:
+def _report(outcome: Outcome, *, wants_shrinking: bool) -> None:
     print(f"{outcome.violation}\n  {outcome.run.line()}", flush=True)
-    if wants_less:
+    if wants_shrinking:
         least = shrink(outcome)
-        print(f"  cut down to {len(least.run.scenario().steps)} steps: {least.run.line()}", flush=True)
+        print(f"  shrunk to {len(least.run.scenario().steps)} steps: {least.run.line()}", flush=True)
 
 
 if __name__ == "__main__":

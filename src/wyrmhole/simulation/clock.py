@@ -9,11 +9,14 @@ MILLISECOND = 1_000_000
 YEAR = 365 * 24 * 3600 * SECOND
 _MILLION = 1_000_000
 EPOCH = 1_700_000_000 * SECOND
-"""Where wall clocks begin."""
+"""The initial value of every wall clock."""
 
 
 class HostClock:
-    """`world` gives the world's time in ns; `drift` is parts per million, fast when positive."""
+    """The clocks of one host.
+
+    `world` returns the world's time in ns; `drift` is in parts per million, and a positive drift runs fast.
+    """
 
     def __init__(self, world: Callable[[], int], drift: int = 0) -> None:
         self._world = world
@@ -27,5 +30,5 @@ class HostClock:
         return self.boottime() + self.wall_offset
 
     def world_time(self, boottime: int) -> int:
-        """The first world time at which the host's clock shows at least this."""
+        """Return the first world time at which the host's clock shows at least `boottime`."""
         return -(-boottime * _MILLION // (_MILLION + self.drift))

@@ -1,6 +1,7 @@
-"""Inner packets of the simulated hosts: IP packets that carry a number, so that each can be followed.
+"""Inner packets of the simulated hosts: IP packets that carry a number, by which each can be tracked.
 
-Host n owns 10.0.n.0/24 and fd00:0:0:n::/64. The protocol is 253 (experiments, RFC 3692), which nothing coalesces.
+Host n owns 10.0.n.0/24 and fd00:0:0:n::/64. The IP protocol is 253 (for
+experiments, RFC 3692), which is never coalesced.
 """
 
 from __future__ import annotations
@@ -19,8 +20,11 @@ _NUMBER = struct.Struct(">Q")
 
 @dataclass(slots=True)
 class PacketRecord:
-    """One packet that the TUN of host `sender` gave. `owner` is the public key that had its destination then;
-    `sealed` and `delivered` say what became of it, `at` when it was last looked at (see Ledger.forget)."""
+    """One packet read from the TUN of host `sender`.
+
+    `owner` is the public key that owned the destination at that time. `at` is the time of the last change
+    (see Ledger.forget).
+    """
 
     data: bytes
     sender: int
@@ -39,14 +43,14 @@ def v6_prefix(number: int) -> Prefix:
 
 
 def address(number: int, low: int, *, v6: bool) -> bytes:
-    """The host's inner address number `low` (1 to 255)."""
+    """Return the host's inner address number `low` (1 to 255)."""
     if v6:
         return (v6_prefix(number).network | low).to_bytes(16, "big")
     return (v4_prefix(number).network | low).to_bytes(4, "big")
 
 
 def build(source: bytes, destination: bytes, number: int, size: int) -> bytes:
-    """An IP packet of `size` bytes in all, at least MIN_SIZE, with the number and filler that depends on it."""
+    """Build an IP packet of `size` bytes (at least MIN_SIZE) whose payload repeats the number."""
     v6 = len(source) == 16
     payload = (_NUMBER.pack(number) * (size // 8 + 1))[: max(size - (IPV6_HEADER_SIZE if v6 else IPV4_HEADER_SIZE), 8)]
     if v6:
@@ -58,7 +62,7 @@ def build(source: bytes, destination: bytes, number: int, size: int) -> bytes:
 
 
 def number_of(packet: bytes) -> int | None:
-    """The number of a packet that `build` made; None for another (an ICMP error)."""
+    """Return the number of a packet that `build` made, or None for any other packet (such as an ICMP error)."""
     start = IPV6_HEADER_SIZE if packet[0] >> 4 == 6 else IPV4_HEADER_SIZE
     protocol = packet[6] if start == IPV6_HEADER_SIZE else packet[9]
     if protocol != PROTOCOL:
@@ -72,16 +76,16 @@ def source_of(packet: bytes) -> bytes:
 
 
 def length_of(packet: bytes) -> int:
-    """What the header says."""
+    """Return the packet's length according to its header."""
     if packet[0] >> 4 == 6:
         return IPV6_HEADER_SIZE + int.from_bytes(packet[4:6], "big")
     return int.from_bytes(packet[2:4], "big")
 
 
-def longest_prefix(routes: dict[Prefix, bytes], where: bytes) -> bytes | None:
-    """The owner of an address by looking at every prefix: slow, and plainly right."""
-    version = 6 if len(where) == 16 else 4
-    value = int.from_bytes(where, "big")
+def longest_prefix(routes: dict[Prefix, bytes], destination: bytes) -> bytes | None:
+    """Return the owner of an address by examining every prefix: slow, but obviously correct."""
+    version = 6 if len(destination) == 16 else 4
+    value = int.from_bytes(destination, "big")
     best: tuple[int, bytes | None] = (-1, None)
     for prefix, owner in routes.items():
         shift = prefix.bits - prefix.length

@@ -1,8 +1,8 @@
-"""The invariants by name, and the exception for one that does not hold.
+"""The invariants by name, and the exception that is raised when one does not hold.
 
-I1 to I33 are safety: checked after every event, whatever the network and the attacker do. L1 to L11 are liveness:
-checked after the world has healed. Two of them name what this daemon does not have (a state file, the hand-off of
-sessions to a new process); their rows state the promise that stands in that place.
+I1 to I33 are safety invariants, checked after every event, whatever the network and the attacker do. L1 to L11 are
+liveness invariants, checked after the world has healed. I27 and I28 concern features that this daemon does not have (a
+state file, the hand-over of sessions to a new process) and state what it guarantees instead.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from enum import Enum
 
 
 class Check(Enum):
-    """The value is the sentence that must hold; `code` is its number in docs/reliability.md."""
+    """An invariant. The value is the sentence that must hold; `code` is its number in docs/reliability.md."""
 
     code: str
 
@@ -116,10 +116,10 @@ class Check(Enum):
 
 
 class Violation(Exception):
-    """A check does not hold. `at` is virtual seconds since the start, set by the world."""
+    """A check that does not hold. `at` is the virtual time in seconds since the start; the world sets it."""
 
     def __init__(self, check: Check, message: str) -> None:
-        # Both arguments, because a violation is pickled on its way from another process.
+        # Exception needs both arguments so that a violation from a worker process can be unpickled.
         super().__init__(check, message)
         self.check = check
         self.message = message
@@ -130,6 +130,6 @@ class Violation(Exception):
 
 
 def require(holds: bool, check: Check, message: str) -> None:
-    """Raises Violation unless it holds."""
+    """Raise Violation unless the check holds."""
     if not holds:
         raise Violation(check, message)

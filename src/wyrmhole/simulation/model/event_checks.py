@@ -1,4 +1,4 @@
-"""Events are what logs are made of: none may show a secret, and they must be few (I33)."""
+"""Checks of events, which end up in logs: no event may show a secret, and their rate is bounded (I33)."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from wyrmhole.simulation.clock import SECOND
 from wyrmhole.simulation.model.checks import Check, require
 
 EVENTS_PER_SECOND = 60
-"""Of one class and peer: a peer may complete 50 handshakes a second (rule M15)."""
+"""The limit for one event class and peer. A peer may complete 50 handshakes a second (rule M15)."""
 
 
 class EventChecks:
-    """Of host `number`, over all its lives. `recent` has the times of the events of the last second, by class and
-    peer."""
+    """Checks the events of host `number` over all its lives.
+
+    `recent` holds the times of the events of the last second, by class and peer.
+    """
 
     def __init__(self, number: int) -> None:
         self.recent: dict[tuple[str, bytes], list[int]] = {}
@@ -29,7 +31,7 @@ class EventChecks:
         self.recent = {what: times for what, times in recent.items() if times}
         times = self.recent.setdefault((type(event).__name__, event.peer.raw), [])
         times.append(now)
-        text = f"host {self._number}: {len(times)} {type(event).__name__} in a second"
+        text = f"host {self._number}: {len(times)} {type(event).__name__} events of one peer within a second"
         require(len(times) <= EVENTS_PER_SECOND, Check.EVENTS_ARE_HARMLESS, text)
 
     def _check_text(self, event: Event, secrets: Iterable[bytes]) -> None:

@@ -1,7 +1,8 @@
-"""What all hosts of a world did, over all their lives: which keys sealed what, which messages are genuine.
+"""A record of what all hosts of a world did over all their lives: packets, sending keys, and genuine messages.
 
-A run may last for weeks, so nothing here grows with it. What can still be delivered or accepted is kept whole; of a
-session that ended a fingerprint of its key stays, until 50,000 more have ended. `forget` is called now and then.
+A run may last for weeks of virtual time, so the ledger must not grow with it. It keeps whatever can still be delivered
+or accepted. Of an ended session it keeps only a fingerprint of the key, until about 50,000 more sessions have ended.
+The world calls `forget` at each audit.
 """
 
 from __future__ import annotations
@@ -18,27 +19,28 @@ from wyrmhole.simulation.packets import PacketRecord
 from wyrmhole.wire.messages import RESPONSE_RECEIVER_OFFSET, SENDER_OFFSET, before_mac1
 
 LifeId = tuple[int, int]
-"""(host number, how many lives it had before)."""
+"""(host number, number of the life, from 1)."""
 MEMORY = 1200 * SECOND
-"""How long a packet or a handshake message is kept after its last use. A session ends after 180 s and a trial looks
-back for 600 s; what is delivered later is unknown, and that is a violation too."""
+"""How long a packet or a handshake message is kept after its last use. A session ends after 180 s, and a trial looks
+back for 600 s. A packet that is delivered after this time is unknown to the ledger, which is a violation too."""
 RETIRED = 1 << 16
-"""Places in one table of `RetiredKeys`, each of 16 bytes."""
+"""Slots in one table of `RetiredKeys`, each of 16 bytes."""
 
 
 @dataclass(slots=True)
 class KeyUse:
-    """One sending key: who has it, and the counter that must come next."""
+    """One sending key: the life that owns it, and the counter that must be used next."""
 
     life: LifeId
     next_counter: int = 0
 
 
 class RetiredKeys:
-    """Which life had a sending key that is no longer in use: of the latest 49,152 keys, and of up to as many more.
+    """Remembers which life owned a sending key that is no longer in use, for at least the latest 49,152 such keys.
 
-    Two hash tables of fixed size, each an array of fingerprints of 64 bits and one of lives. A full table becomes the
-    former one, and the one before that is forgotten."""
+    There are two hash tables of fixed size, each with an array of 64-bit fingerprints and an array of lives. When the
+    newer table is three quarters full, it replaces the older one, and a new table is begun.
+    """
 
     def __init__(self, size: int = RETIRED) -> None:
         self._size = size
@@ -51,32 +53,35 @@ class RetiredKeys:
     def add(self, key: bytes, life: LifeId) -> None:
         if self._used >= self._size // 4 * 3:
             self._tables, self._used = (self._empty(), self._tables[0]), 0
-        marks, lives = self._tables[0]
-        mark = _fingerprint(key)
-        place = self._place(marks, mark)
-        self._used += not marks[place]
-        marks[place], lives[place] = mark, life[0] << 48 | life[1]
+        fingerprints, lives = self._tables[0]
+        fingerprint = _fingerprint(key)
+        slot = self._slot(fingerprints, fingerprint)
+        self._used += not fingerprints[slot]
+        fingerprints[slot], lives[slot] = fingerprint, life[0] << 48 | life[1]
 
     def life_of(self, key: bytes) -> LifeId | None:
-        mark = _fingerprint(key)
-        for marks, lives in self._tables:
-            place = self._place(marks, mark)
-            if marks[place]:
-                return lives[place] >> 48, lives[place] & (1 << 48) - 1
+        fingerprint = _fingerprint(key)
+        for fingerprints, lives in self._tables:
+            slot = self._slot(fingerprints, fingerprint)
+            if fingerprints[slot]:
+                return lives[slot] >> 48, lives[slot] & (1 << 48) - 1
         return None
 
-    def _place(self, marks: array[int], mark: int) -> int:
-        """Where the fingerprint is, or the empty place where it belongs."""
-        place = mark % self._size
-        while marks[place] not in (0, mark):
-            place = (place + 1) % self._size
-        return place
+    def _slot(self, fingerprints: array[int], fingerprint: int) -> int:
+        """Return the slot of the fingerprint, or the empty slot where it belongs."""
+        slot = fingerprint % self._size
+        while fingerprints[slot] not in (0, fingerprint):
+            slot = (slot + 1) % self._size
+        return slot
 
 
 @dataclass(frozen=True, slots=True)
 class Genuine:
-    """A handshake message that a host made. `secret` is the preshared key that it stands for, `cookie` what a cookie
-    reply holds. `to` is the public key it was made for; None: whoever sent the message that earned the cookie."""
+    """A handshake message that a host made.
+
+    `to` is the public key of the receiver; it is None for a cookie reply, whose receiver is unproven. `secret` is the
+    preshared key of a response, `cookie` the cookie inside a cookie reply.
+    """
 
     kind: int
     sender: bytes
@@ -87,16 +92,16 @@ class Genuine:
 
 
 class Ledger:
-    """`digest` is the hash over everything that happened, in order: equal seeds give equal digests."""
+    """The record of a world. `digest` hashes everything that happened, in order: equal seeds give equal digests."""
 
     def __init__(self) -> None:
         self.packets: dict[int, PacketRecord] = {}
         self.owners: dict[bytes, int] = {}
-        """Which host has, or had, a public key."""
+        """The host that has or had each public key."""
         self.keys: dict[bytes, KeyUse] = {}
-        """Those of sessions that are in some slot."""
+        """The sending keys of sessions that are in a slot."""
         self._genuine: dict[bytes, tuple[Genuine, int]] = {}
-        """With the time when it was made or last seen under way."""
+        """Each message with the time when it was made or last seen in flight, by its authenticated part."""
         self._retired = RetiredKeys()
         self.now = 0
         """The world's time at the last `forget`."""
@@ -111,11 +116,11 @@ class Ledger:
         self._hash.update(now.to_bytes(8, "little") + host.to_bytes(2, "little") + what)
 
     def made(self, message: bytes, genuine: Genuine) -> None:
-        self._genuine[_said(message)] = genuine, self.now
+        self._genuine[_authenticated_part(message)] = genuine, self.now
 
     def genuine(self, message: bytes) -> Genuine | None:
-        """What a host made, whatever somebody did to its macs."""
-        found = self._genuine.get(_said(message))
+        """Return the record of a message that a host made, even if its macs were replaced on the way."""
+        found = self._genuine.get(_authenticated_part(message))
         return None if found is None else found[0]
 
     def new_key(self, key: bytes, life: LifeId) -> None:
@@ -124,53 +129,58 @@ class Ledger:
         if former is not None:
             if former != life:
                 raise Violation(
-                    Check.LIVES_SHARE_NOTHING, f"host {life[0]}: a sending key of life {former} is used again by {life}"
+                    Check.LIVES_SHARE_NOTHING, f"host {life[0]}: life {life} reuses a sending key of life {former}"
                 )
-            raise Violation(Check.NONCES_ARE_UNIQUE, f"host {life[0]} installed one sending key twice")
+            raise Violation(Check.NONCES_ARE_UNIQUE, f"host {life[0]} installed the same sending key twice")
         self.keys[key] = KeyUse(life)
 
     def retire_key(self, key: bytes) -> None:
-        """Its session left the last slot: nothing can be sealed under it any more."""
+        """Record that the key's session left its slot: nothing can be sealed under the key any more."""
         self._retired.add(key, self.keys.pop(key).life)
 
     def seal(self, key: bytes, counter: int) -> None:
-        """A datagram under this key and counter left."""
+        """Record that a datagram under this key and counter left."""
         use = self.keys[key]
         require(
             counter >= use.next_counter,
             Check.NONCES_ARE_UNIQUE,
-            f"host {use.life[0]} sealed with counter {counter} again",
+            f"host {use.life[0]} sealed with counter {counter} twice",
         )
         require(
             counter == use.next_counter,
             Check.COUNTERS_HAVE_NO_GAP,
-            f"host {use.life[0]}: {counter} follows {use.next_counter - 1}",
+            f"host {use.life[0]}: counter {counter} follows {use.next_counter - 1}",
         )
         use.next_counter = counter + 1
 
-    def forget(self, now: int, staged: Set[int], under_way: list[bytes]) -> None:
-        """Drop what nothing can come of any more. `staged` are the numbers of packets that wait for a key, `under_way`
-        the handshake messages that may still arrive, be replayed or be taken from a queue."""
+    def forget(self, now: int, staged: Set[int], in_flight: list[bytes]) -> None:
+        """Forget old packets and messages that can no longer be delivered or accepted.
+
+        `staged` has the numbers of packets that wait for a keypair, `in_flight` the handshake messages that may still
+        arrive, be replayed or be taken from a queue.
+        """
         self.now = now
         oldest = now - MEMORY
         for number in [number for number, record in self.packets.items() if record.at < oldest]:
             if number not in staged:
                 del self.packets[number]
-        for said in map(_said, under_way):
-            if said in self._genuine:
-                self._genuine[said] = self._genuine[said][0], now
-        for said in [said for said, (_, at) in self._genuine.items() if at < oldest]:
-            del self._genuine[said]
+        for part in map(_authenticated_part, in_flight):
+            if part in self._genuine:
+                self._genuine[part] = self._genuine[part][0], now
+        for part in [part for part, (_, at) in self._genuine.items() if at < oldest]:
+            del self._genuine[part]
 
 
 def _fingerprint(key: bytes) -> int:
-    """Session keys are random already; 0 is an empty place."""
+    """Take eight bytes of the key, which is random already; 0 marks an empty slot."""
     return int.from_bytes(key[:8], "little") or 1
 
 
-def _said(message: bytes) -> bytes:
-    """The part of a handshake message that Noise authenticates: not the indices, and not the macs, which everybody
-    who knows the receiver's public key can make."""
+def _authenticated_part(message: bytes) -> bytes:
+    """Return the part of a handshake message that Noise authenticates.
+
+    This excludes the indices and the macs: anybody who knows the receiver's public key can compute a mac1.
+    """
     if message[0] == 3:
         return message
     return before_mac1(message)[SENDER_OFFSET + 4 if message[0] == 1 else RESPONSE_RECEIVER_OFFSET + 4 :]

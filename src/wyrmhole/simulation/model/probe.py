@@ -1,7 +1,4 @@
-"""What the checks need to know of an interface and its engine: their state as one value, and what memory holds.
-
-`reachable` walks the objects of the package, for secrets that should be gone.
-"""
+"""The state of an interface and its engine as one value, and a walk over the objects that they hold in memory."""
 
 from __future__ import annotations
 
@@ -16,14 +13,14 @@ from wyrmhole.protocol.interface import Interface
 
 
 class Fingerprint(NamedTuple):
-    """Everything that input may not change without proving itself."""
+    """All state that unauthenticated input must not change."""
 
     interface: InterfaceState
     engine: EngineState
 
     @property
     def endpoints(self) -> tuple[object, ...]:
-        """Of each peer, as the protocol and as the engine has them."""
+        """The peers' endpoints, as known to the protocol and to the engine."""
         return (
             tuple([peer.endpoint for peer in self.interface.peers]),
             tuple([peer.sockaddr for peer in self.engine.peers]),
@@ -35,7 +32,7 @@ def fingerprint(interface: Interface, engine: PortableEngine) -> Fingerprint:
 
 
 def difference(before: object, after: object) -> str:
-    """The path to the first value that differs, and both values."""
+    """Return the path to the first value that differs, and both values."""
     if isinstance(before, tuple) and isinstance(after, tuple) and len(before) == len(after):
         names = getattr(before, "_fields", range(len(before)))
         for name, old, new in zip(names, before, after, strict=True):
@@ -45,7 +42,7 @@ def difference(before: object, after: object) -> str:
 
 
 def reachable(*roots: object) -> Iterator[object]:
-    """Every object of the package, container or bytes that can be reached from the roots."""
+    """Yield every object that can be reached from the roots through containers and objects of the package."""
     seen: set[int] = set()
     waiting: list[object] = list(roots)
     while waiting:

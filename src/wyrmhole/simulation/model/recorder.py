@@ -1,4 +1,4 @@
-"""The data plane between an interface and its engine: tells the shadow of each call, then passes it on."""
+"""A data plane between an interface and its engine that shows the shadow each call, then forwards it."""
 
 from __future__ import annotations
 
@@ -16,8 +16,11 @@ from wyrmhole.wire.prefix import Prefix
 
 
 class Recorder:
-    """See protocol.data_plane.DataPlane. `interface` is set once it is made; `routes_change` is called after each
-    call that changes the table of allowed ips, while packets could be looked up in it."""
+    """Implements protocol.data_plane.DataPlane.
+
+    `interface` is set after construction. `routes_change` is called after each single change of the table of allowed
+    IPs, because a packet could be looked up at that time.
+    """
 
     answers_initiations = False
 
@@ -76,12 +79,12 @@ class Recorder:
     # Sessions
 
     def install_keypair(self, peer: PeerId, params: KeypairParams) -> None:
-        it = self._shadow.peers[peer]
-        self._shadow.install(it, params)
+        shadow_peer = self._shadow.peers[peer]
+        self._shadow.install(shadow_peer, params)
         self._shadow.installing = params.is_initiator
         self._engine.install_keypair(peer, params)
         self._shadow.installing = False
-        self.check_slots(it)
+        self.check_slots(shadow_peer)
 
     def forget_keypairs(self, peer: PeerId) -> None:
         self._shadow.clear_slots(self._shadow.peers[peer])
@@ -102,21 +105,21 @@ class Recorder:
     # Messages
 
     def send_to_peer(self, peer: PeerId, datagram: bytes) -> None:
-        it, config = self._shadow.peers[peer], self._peer(peer)
+        shadow_peer, config = self._shadow.peers[peer], self._peer(peer)
         if datagram[0] == 1:
-            self._shadow.initiation_left(it, datagram, config.last_stamp_sent or b"")
+            self._shadow.initiation_left(shadow_peer, datagram, config.last_stamp_sent or b"")
         else:
             secret = b"" if config.preshared_key is None else config.preshared_key.raw
-            self._shadow.response_left(it, datagram, secret)
+            self._shadow.response_left(shadow_peer, datagram, secret)
         before = self._engine.counters(peer).tx_bytes
         self._engine.send_to_peer(peer, datagram)
-        arrived = self._engine.counters(peer).tx_bytes - before
+        counted = self._engine.counters(peer).tx_bytes - before
         require(
-            arrived in (0, len(datagram)),
+            counted in (0, len(datagram)),
             Check.COUNTERS_ARE_SUMS,
-            f"a handshake message of {len(datagram)} counts as {arrived}",
+            f"a handshake message of {len(datagram)} bytes counts as {counted} bytes",
         )
-        it.tx += arrived
+        shadow_peer.tx += counted
 
     def send_to(self, endpoint: Endpoint, source: Source | None, datagram: bytes) -> None:
         self._shadow.cookie_left(datagram)
@@ -147,12 +150,12 @@ class Recorder:
     def counters(self, peer: PeerId) -> PeerCounters:
         return self._engine.counters(peer)
 
-    def check_slots(self, it: ShadowPeer) -> None:
-        found = self._engine.inspect_peer(it.id).slots
+    def check_slots(self, peer: ShadowPeer) -> None:
+        found = self._engine.inspect_peer(peer.id).slots
         require(
-            found == it.slots,
+            found == peer.slots,
             Check.KEYPAIRS_ROTATE_IN_ORDER,
-            f"host {self._shadow.life[0]}: slots {found}, not {it.slots}",
+            f"host {self._shadow.life[0]}: slots {found}, not {peer.slots}",
         )
 
     def _peer(self, peer: PeerId) -> Peer:

@@ -1,9 +1,9 @@
-"""The reference model of one life of a host: what the protocol's rules make of what happens to it.
+"""The reference model of one life of a host: what state the host must be in, by the rules of the protocol.
 
-The shadow sees what goes into and comes out of an interface and its engine (their data-plane calls, datagrams, inner
-packets) and works out by the simplest means what must be so: sessions in three slots, replay windows as sets of
-numbers, routes by looking at every prefix, packets that wait as a list. It opens every datagram that leaves with keys
-of its own. Where engine and model differ, a named check fails.
+The shadow sees the input and output of an interface and its engine (data-plane calls, datagrams, inner packets). From
+these it derives the expected state by the simplest means: sessions in three slots, replay windows as sets of numbers,
+routes by examining every prefix, staged packets as a list. It opens every datagram that leaves with its own copies of
+the keys. Where engine and model differ, a named check fails.
 
 `now` is always the host's own boottime.
 """
@@ -41,7 +41,7 @@ from wyrmhole.wire.prefix import Prefix
 
 
 class Shadow:
-    """Calls on it come before the engine acts on the same thing, so that what the engine sends meets the new state."""
+    """The model of one life. It must learn of each input before the engine does: it checks output against new state."""
 
     def __init__(self, ledger: Ledger, life: LifeId) -> None:
         self.ledger = ledger
@@ -56,19 +56,19 @@ class Shadow:
         self.by_remote: dict[int, list[Session]] = {}
         self.drops: Counter[str] = Counter()
         self.outputs: list[tuple[SockAddr, bytes]] = []
-        """What left since the host last emptied it."""
+        """The datagrams that left since the host last cleared this list."""
         self.expected: deque[bytes] = deque()
-        """Inner packets that must come out of the TUN in this turn."""
+        """Inner packets that the engine must write to the TUN in this turn."""
         self.refusal = Check.REPLAY_WINDOW_IS_A_SET
-        """The check that the latest refused datagram stands for."""
+        """The check that fails if the engine delivers the datagram that the model refused last."""
         self.injecting: int | None = None
         self.installing = False
         self.last_deep_queue = -LOAD_HOLD - 1
         self.input: bytes = b""
-        """The handshake message that is being worked on."""
+        """The handshake message that the protocol is handling."""
         self.input_from: SockAddr = NOWHERE
         self.proved: PeerId | None = None
-        """Whom that message was accepted from."""
+        """The peer that this message was accepted from."""
         self._owners: dict[bytes, bytes | None] = {}
 
     # Configuration
@@ -77,10 +77,10 @@ class Shadow:
         self.routes = dict(routes)
         self._owners.clear()
 
-    def owner(self, where: bytes) -> bytes | None:
-        if where not in self._owners:
-            self._owners[where] = packets.longest_prefix(self.routes, where)
-        return self._owners[where]
+    def owner(self, destination: bytes) -> bytes | None:
+        if destination not in self._owners:
+            self._owners[destination] = packets.longest_prefix(self.routes, destination)
+        return self._owners[destination]
 
     def peer_of(self, public: bytes | None) -> ShadowPeer | None:
         return next((peer for peer in self.peers.values() if peer.public == public), None)
@@ -100,9 +100,9 @@ class Shadow:
         require(
             params.local_index not in self.by_local,
             Check.INDICES_ARE_UNIQUE,
-            f"index {params.local_index:#x} drawn while in use",
+            f"index {params.local_index:#x} was drawn while in use",
         )
-        # Copies: whoever installs the keys wipes the buffers they came in.
+        # Copy the keys, because the caller wipes its buffers after installing them.
         params = replace(params, send_key=bytes(params.send_key), receive_key=bytes(params.receive_key))
         self.ledger.new_key(bytes(params.send_key), self.life)
         session = Session(params, peer.id, self.now, self.identity, confirmed=params.is_initiator)
@@ -137,13 +137,13 @@ class Shadow:
         peer.previous = peer.current = peer.next = None
 
     def end(self) -> None:
-        """The life is over: none of its keys is used again."""
+        """End the life: none of its keys may be used again."""
         self.stopped = True
         for peer in self.peers.values():
             self.clear_slots(peer)
 
     def secrets(self) -> Iterator[bytes]:
-        """The keys of every session that is in a slot."""
+        """Yield the keys of every session that is in a slot."""
         for session in self.by_local.values():
             yield bytes(session.params.send_key)
             yield bytes(session.params.receive_key)
@@ -165,7 +165,7 @@ class Shadow:
     # Packets from the TUN
 
     def inject(self, number: int, packet: bytes, destination: bytes) -> bool:
-        """A packet is about to come from the TUN. True: it must leave in this very turn."""
+        """Note a packet that is about to come from the TUN. Return whether it must leave in this turn."""
         owner = self.owner(destination)
         self.ledger.packets[number] = packets.PacketRecord(packet, self.life[0], owner, self.ledger.now)
         self.injecting = number
@@ -197,7 +197,7 @@ class Shadow:
         require(
             waited <= MAX_WAIT,
             Check.STAGED_PACKETS_HAVE_AN_END,
-            f"host {self.life[0]}: a packet waited {waited / SECOND:.1f} s for a key",
+            f"host {self.life[0]}: a packet waited {waited / SECOND:.1f} s for a keypair",
         )
 
     def check_waiting(self) -> None:
@@ -208,8 +208,10 @@ class Shadow:
     # What leaves
 
     def sent(self, sockaddr: SockAddr, data: bytes, arrives: bool) -> None:
-        """A datagram is given to the socket; not `arrives`: which refuses it."""
-        require(not self.stopped, Check.STOPPED_MEANS_SILENT, f"host {self.life[0]} sends after it was stopped")
+        """Check a datagram that is given to the socket. `arrives` is false if the socket refuses it."""
+        require(
+            not self.stopped, Check.STOPPED_MEANS_SILENT, f"host {self.life[0]} sent a datagram after it was stopped"
+        )
         self.outputs.append((sockaddr, data))
         if data[0] == 4:
             self._sealed(sockaddr, data, arrives)
@@ -223,7 +225,7 @@ class Shadow:
         require(
             sockaddr == peer.endpoint,
             Check.ENDPOINTS_FOLLOW_PROOF,
-            f"host {self.life[0]} sends to {sockaddr}, not {peer.endpoint}",
+            f"host {self.life[0]} sent to {sockaddr}, not to {peer.endpoint}",
         )
         if plain:
             self._packet_left(peer, plain)
@@ -239,7 +241,9 @@ class Shadow:
                 return session, session.sealing.open_copy(nonce, data[16:], None)
             except InvalidTag:
                 continue
-        raise Violation(Check.KEYPAIRS_ROTATE_IN_ORDER, f"host {self.life[0]} sealed under a key that is in no slot")
+        raise Violation(
+            Check.KEYPAIRS_ROTATE_IN_ORDER, f"host {self.life[0]} sealed under a key that is not in any slot"
+        )
 
     def _check_session(self, peer: ShadowPeer, session: Session, counter: int) -> None:
         where = f"host {self.life[0]}, session {session.params.local_index:#x}"
@@ -247,7 +251,7 @@ class Shadow:
         require(
             session.confirmed,
             Check.RESPONDERS_WAIT_FOR_CONFIRMATION,
-            f"{where}: a responder sends before it is confirmed",
+            f"{where}: a responder sent before confirmation",
         )
         require(
             session is peer.current, Check.KEYPAIRS_ROTATE_IN_ORDER, f"{where}: sent under a key that is not current"
@@ -257,7 +261,7 @@ class Shadow:
         require(
             session.identity == self.identity,
             Check.SECRETS_ARE_NOT_MIXED,
-            f"{where}: sent under the former private key",
+            f"{where}: sent in a session of the former private key",
         )
 
     def _packet_left(self, peer: ShadowPeer, plain: bytes) -> None:
@@ -265,12 +269,12 @@ class Shadow:
         record = self.ledger.packets.get(-1 if number is None else number)
         if number is None or record is None or plain[: packets.length_of(plain)] != record.data:
             raise Violation(
-                Check.PACKETS_ARRIVE_INTACT, f"host {self.life[0]} sealed a packet that its TUN did not give"
+                Check.PACKETS_ARRIVE_INTACT, f"host {self.life[0]} sealed a packet that was not read from its TUN"
             )
         require(
             record.owner == peer.public,
             Check.PACKETS_GO_TO_THEIR_OWNER,
-            f"host {self.life[0]}: packet {number} left to another peer",
+            f"host {self.life[0]}: packet {number} went to another peer than its owner",
         )
         require(
             not record.sealed,
@@ -291,7 +295,7 @@ class Shadow:
             require(
                 number == self.injecting,
                 Check.STAGED_PACKETS_ARE_ACCOUNTED_FOR,
-                f"host {self.life[0]}: packet {number} left late",
+                f"host {self.life[0]}: packet {number} left after its turn without being staged",
             )
 
     def _keepalive_left(self, peer: ShadowPeer) -> None:
@@ -305,16 +309,18 @@ class Shadow:
         require(
             bool(peer.data_received_since),
             Check.KEEPALIVES_CAUSE_NO_KEEPALIVE,
-            f"{where}: a keepalive, and no data was waiting for an answer",
+            f"{where}: a keepalive left although no received data was unanswered",
         )
         since = self.now - peer.data_received_since
         require(
-            since >= KEEPALIVE, Check.KEEPALIVES_ARE_SPACED, f"{where}: a keepalive {since / SECOND:.3f} s after data"
+            since >= KEEPALIVE,
+            Check.KEEPALIVES_ARE_SPACED,
+            f"{where}: a keepalive left {since / SECOND:.3f} s after data was received",
         )
         require(
             self.now - peer.last_passive >= KEEPALIVE,
             Check.KEEPALIVES_ARE_SPACED,
-            f"{where}: a second keepalive within 10 s",
+            f"{where}: two keepalives left within 10 s",
         )
         peer.last_passive = self.now
 
@@ -325,7 +331,10 @@ class Shadow:
     # What arrives
 
     def arrive(self, sockaddr: SockAddr, data: bytes) -> ShadowPeer | None:
-        """A datagram is about to be given to the engine; whom it is accepted from, if it is data that proves itself."""
+        """Note a datagram that is about to be given to the engine.
+
+        Return the peer if it is authentic transport data.
+        """
         if len(data) < 32 or data[:4] != b"\4\0\0\0":
             return None
         session = self.by_local.get(int.from_bytes(data[4:8], "little"))
@@ -357,20 +366,22 @@ class Shadow:
         return peer
 
     def delivered(self, packet: bytes, identities: Container[bytes]) -> None:
-        """A packet came out of the TUN of a host that had these public keys."""
+        """Check a packet that was written to the TUN of a host with these public keys, past and present."""
         number = packets.number_of(packet)
         if number is None:
             return
         where = f"host {self.life[0]}: packet {number}"
         record = self.ledger.packets.get(number)
         if record is None or record.data != packet:
-            raise Violation(Check.PACKETS_ARRIVE_INTACT, f"{where} is not what was sent")
+            raise Violation(Check.PACKETS_ARRIVE_INTACT, f"{where} differs from what was sent")
         owner = self.ledger.owners.get(self.owner(packets.source_of(packet)) or b"")
-        require(owner == record.sender, Check.PACKETS_ARRIVE_INTACT, f"{where} has another peer's source")
-        require(record.owner in identities, Check.PACKETS_GO_TO_THEIR_OWNER, f"{where} was not for this host")
-        require(not record.delivered, Check.PACKETS_ARRIVE_ONCE, f"{where} is delivered twice")
+        require(
+            owner == record.sender, Check.PACKETS_ARRIVE_INTACT, f"{where} has a source that belongs to another peer"
+        )
+        require(record.owner in identities, Check.PACKETS_GO_TO_THEIR_OWNER, f"{where} was sent to another host")
+        require(not record.delivered, Check.PACKETS_ARRIVE_ONCE, f"{where} was delivered twice")
         if not self.expected or self.expected.popleft() != packet:
-            raise Violation(self.refusal, f"{where} is delivered and should have been refused")
+            raise Violation(self.refusal, f"{where} was delivered but should have been refused")
         record.delivered = True
         self.ledger.counts["packets delivered"] += 1
 
@@ -381,7 +392,7 @@ class Shadow:
             self.expected.clear()
             raise Violation(
                 Check.REPLAY_WINDOW_IS_A_SET,
-                f"host {self.life[0]}: packet {number} was refused and should have been delivered",
+                f"host {self.life[0]}: packet {number} was refused but should have been delivered",
             )
 
     # Handshakes
@@ -391,9 +402,11 @@ class Shadow:
         require(
             gap >= REKEY_TIMEOUT,
             Check.INITIATIONS_ARE_SPACED,
-            f"host {self.life[0]}: an initiation {gap / SECOND:.3f} s after another",
+            f"host {self.life[0]}: two initiations left within {gap / SECOND:.3f} s",
         )
-        require(stamp > peer.stamp_sent, Check.TIMESTAMPS_RISE, f"host {self.life[0]} repeats or lowers its timestamp")
+        require(
+            stamp > peer.stamp_sent, Check.TIMESTAMPS_RISE, f"host {self.life[0]} repeated or lowered its timestamp"
+        )
         peer.last_initiation, peer.stamp_sent = self.now, stamp
         peer.initiations += 1
         self.ledger.counts["initiations"] += 1
@@ -407,7 +420,11 @@ class Shadow:
         if any(mac2_of(data)):
             fresh = [cookie for at, cookie in peer.cookies if self.now - at <= COOKIE_LIFETIME]
             valid = any(mac(cookie, before_mac2(data)) == mac2_of(data) for cookie in fresh)
-            require(valid, Check.COOKIES_ARE_FRESH, f"host {self.life[0]}: a mac2 without a fresh cookie of that peer")
+            require(
+                valid,
+                Check.COOKIES_ARE_FRESH,
+                f"host {self.life[0]}: a mac2 was made without a fresh cookie of that peer",
+            )
         self.mark_sent(peer)
 
     def cookie_left(self, data: bytes) -> None:
@@ -415,14 +432,14 @@ class Shadow:
         require(
             quiet < LOAD_HOLD,
             Check.LOAD_ENDS,
-            f"host {self.life[0]}: a cookie reply {quiet / SECOND:.3f} s after the load",
+            f"host {self.life[0]}: a cookie reply left {quiet / SECOND:.3f} s after the load",
         )
         reply = CookieReply.parse(data)
         cookie = xopen(cookie_key(PublicKey(self.identity)), reply.nonce, reply.encrypted_cookie, mac1_of(self.input))
         self.ledger.made(data, Genuine(3, self.identity, None, cookie=cookie))
         self.ledger.counts["cookie replies"] += 1
 
-    def cookie_came(self, data: bytes) -> None:
+    def cookie_arrived(self, data: bytes) -> None:
         genuine = self.ledger.genuine(data)
         peer = None if genuine is None else self.peer_of(genuine.sender)
         if peer is not None and genuine is not None:
@@ -430,18 +447,19 @@ class Shadow:
             peer.cookies.append((self.now, genuine.cookie))
 
     def handshake_proved(self, peer: ShadowPeer, size: int, secret: bytes) -> None:
-        """The protocol accepted the message it works on (`input`); `secret` is our preshared key for the peer."""
+        """Check that the protocol was right to accept `input`. `secret` is our preshared key for the peer."""
         where = f"host {self.life[0]}"
         genuine = self.ledger.genuine(self.input)
         if genuine is None or genuine.to != self.identity or genuine.sender != peer.public:
             raise Violation(
-                Check.UNPROVEN_INPUT_CHANGES_NOTHING, f"{where} accepted a handshake message that no peer sent to it"
+                Check.UNPROVEN_INPUT_CHANGES_NOTHING,
+                f"{where} accepted a handshake message that this peer did not send to it",
             )
         if genuine.kind == 1:
             require(
                 genuine.stamp > peer.stamp_accepted,
                 Check.TIMESTAMPS_RISE,
-                f"{where} accepted a timestamp that is not new",
+                f"{where} accepted an old timestamp",
             )
             peer.stamp_accepted = genuine.stamp
         else:
@@ -450,7 +468,11 @@ class Shadow:
                 Check.SECRETS_ARE_NOT_MIXED,
                 f"{where} completed a handshake with another preshared key",
             )
-        require(size == len(self.input), Check.COUNTERS_ARE_SUMS, f"{where} counts a handshake message wrongly")
+        require(
+            size == len(self.input),
+            Check.COUNTERS_ARE_SUMS,
+            f"{where} counted {size} bytes for a handshake message of {len(self.input)}",
+        )
         self.proved = peer.id
         peer.rx += size
         peer.last_traversal = self.now
@@ -459,14 +481,16 @@ class Shadow:
         return mac(mac1_key(PublicKey(self.identity)), before_mac1(data)) == mac1_of(data)
 
     def check_silence(self, source: Endpoint) -> None:
-        """What left because of input that did not prove itself: nothing, or one cookie to its source (I13)."""
+        """Check that unproven input caused at most one cookie reply to its source (I13)."""
         for sockaddr, data in self.outputs:
-            fine = data[0] == 3 and len(data) == 64 and sockaddr == source.sockaddr and self.mac1_is_valid(self.input)
+            is_cookie = data[0] == 3 and len(data) == 64
             require(
-                fine,
+                is_cookie and sockaddr == source.sockaddr and self.mac1_is_valid(self.input),
                 Check.UNPROVEN_SOURCES_GET_NOTHING,
-                f"host {self.life[0]} answers what did not prove itself: type {data[0]}",
+                f"host {self.life[0]} answered unproven input with a message of type {data[0]}",
             )
         require(
-            len(self.outputs) <= 1, Check.UNPROVEN_SOURCES_GET_NOTHING, f"host {self.life[0]} answers one message twice"
+            len(self.outputs) <= 1,
+            Check.UNPROVEN_SOURCES_GET_NOTHING,
+            f"host {self.life[0]} answered one message twice",
         )

@@ -1,6 +1,6 @@
-"""What the model knows of one peer: its sessions in three slots, its marks, and the packets that wait for a key.
+"""The model of one peer: its sessions in three slots, its marks, and its staged packets.
 
-The numbers are the whitepaper's, written down again here, so that a wrong constant in the protocol shows.
+The constants of the whitepaper are repeated here so that a wrong constant in the protocol is found.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from wyrmhole.wire.endpoint import SockAddr
 SECOND = 1_000_000_000
 REJECT_AFTER = 180 * SECOND
 SEND_MARGIN = 1 * SECOND
-"""What the daemon stops sending before REJECT_AFTER (docs/architecture.md)."""
+"""How long before REJECT_AFTER the daemon stops sending on a keypair (docs/architecture.md)."""
 REKEY_TIMEOUT = 5 * SECOND
 KEEPALIVE = 10 * SECOND
 COOKIE_LIFETIME = 120 * SECOND
@@ -24,14 +24,14 @@ MESSAGE_LIMIT = (1 << 64) - (1 << 13) - 1
 WINDOW = 8128
 MAX_STAGED = 128
 MAX_WAIT = 21 * (5342 * SECOND // 1000) + SECOND // 10
-"""20 initiations, each up to 5.333 s after the one before (rule M32) and the timer wheel's rounding; the last may have
-been put off by one that came."""
+"""The longest wait of a staged packet: 20 initiations, each up to 5.333 s after the one before (rule M32), the timer
+wheel's rounding, and one more interval because an initiation of the peer may postpone the last attempt."""
 NOWHERE: SockAddr = ("", 0)
 
 
 @dataclass(slots=True)
 class Session:
-    """A keypair as the model has it. `seen` holds the counters that were accepted; `identity` our public key then."""
+    """The model of a keypair. `seen` holds the accepted counters, `identity` our public key at the handshake."""
 
     params: KeypairParams
     peer: PeerId
@@ -49,7 +49,7 @@ class Session:
         self.opening = TransportCipher(self.params.receive_key)
 
     def accepts(self, counter: int) -> bool:
-        """The window as a set of numbers."""
+        """Return whether the replay window, kept as a set of numbers, accepts the counter, and add it."""
         if counter in self.seen or counter <= self.greatest - WINDOW:
             return False
         self.seen.add(counter)
@@ -61,7 +61,7 @@ class Session:
 
 @dataclass(slots=True)
 class ShadowPeer:
-    """One peer of this life: its slots, its marks, and in `staged` (packet number, since when)."""
+    """One peer in one life. `staged` holds (packet number, time of staging)."""
 
     id: PeerId
     public: bytes

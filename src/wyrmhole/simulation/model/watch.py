@@ -1,7 +1,7 @@
-"""The checks around an interface, at each report, timer and change of routes.
+"""Checks around an interface at each report, timer and change of routes.
 
-A `Watch` is what the driver's turn takes for the interface (`device.turn.Core`): it passes each call on and compares
-what came of it with the shadow. Input that proves nothing must leave the whole state as it was.
+A `Watch` stands in for the interface in the driver's turn (`device.turn.Core`): it forwards each call and compares the
+result with the shadow. Input that does not authenticate must leave the whole state unchanged.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from wyrmhole.simulation.model.shadow_peer import ShadowPeer
 from wyrmhole.wire.prefix import Prefix
 
 DEEP_QUEUE = 128
-"""Handshakes that wait when load begins."""
+"""The number of waiting handshake messages at which load begins."""
 
 
 class Watch:
-    """Of one life of host `number`. All methods raise Violation."""
+    """Watches one life of host `number`. Every method may raise Violation."""
 
     def __init__(
         self,
@@ -48,7 +48,7 @@ class Watch:
         self._change: tuple[dict[Prefix, bytes], dict[Prefix, bytes]] | None = None
 
     def begin(self) -> None:
-        """Something is about to happen."""
+        """Prepare the shadow for the next event."""
         self._shadow.now = self._clock.boottime()
         self._shadow.outputs.clear()
 
@@ -69,7 +69,9 @@ class Watch:
         self._interface.handle_timeout(now)
         for peer, wall in walls:
             same = peer.last_handshake_wall == wall
-            require(same, Check.HANDSHAKE_TIMES_ARE_TRUE, f"{self._where}: a timer counts as a handshake")
+            require(
+                same, Check.HANDSHAKE_TIMES_ARE_TRUE, f"{self._where}: a timer changed the time of the latest handshake"
+            )
 
     def poll_event(self) -> Event | None:
         return self._interface.poll_event()
@@ -78,7 +80,7 @@ class Watch:
         return self._interface.poll_timeout()
 
     def _handle_handshake(self, report: HandshakeDatagram, now: int) -> None:
-        """A handshake message either proves itself, or nothing moves."""
+        """Check that a handshake message that does not authenticate changes nothing."""
         shadow = self._shadow
         shadow.now = now
         shadow.outputs.clear()
@@ -86,7 +88,7 @@ class Watch:
         if report.queue_depth >= DEEP_QUEUE:
             shadow.last_deep_queue = now
         if report.data[0] == 3:
-            shadow.cookie_came(report.data)
+            shadow.cookie_arrived(report.data)
         # In a flood, the state after one message is the state before the next.
         before = self._unmoved or self.state()
         self._interface.handle_report(report, now)
@@ -107,7 +109,7 @@ class Watch:
         if peer is None or shadow is None or peer.last_handshake_wall == shadow.handshake_wall:
             return
         check, is_now = Check.HANDSHAKE_TIMES_ARE_TRUE, peer.last_handshake_wall == self._clock.wall()
-        require(completes, check, f"{self._where}: the time of the latest handshake changes without a handshake")
+        require(completes, check, f"{self._where}: the time of the latest handshake changed without a handshake")
         require(is_now, check, f"{self._where}: the time of the latest handshake is not the present time")
         shadow.handshake_wall = peer.last_handshake_wall
 
@@ -117,7 +119,7 @@ class Watch:
         return probe.fingerprint(self._interface, self._engine)
 
     def check_accepted(self, peer: ShadowPeer) -> None:
-        """Data of this peer proved itself."""
+        """Check endpoint, slots and counters after authentic data from this peer."""
         state = self._engine.inspect_peer(peer.id)
         same = state.sockaddr == peer.endpoint
         text = f"{self._where}: endpoint {state.sockaddr}, not {peer.endpoint}"
@@ -128,26 +130,26 @@ class Watch:
         self._audits.counters(peer)
 
     def check_refused(self, before: probe.Fingerprint) -> None:
-        """Nothing that arrived proved itself."""
+        """Check that datagrams that do not authenticate changed nothing and got no answer."""
         self.check_unmoved(before)
-        text = f"{self._where} answers a datagram that proves nothing"
+        text = f"{self._where} answered a datagram that does not authenticate"
         require(not self._shadow.outputs, Check.UNPROVEN_SOURCES_GET_NOTHING, text)
 
     def check_unmoved(self, before: probe.Fingerprint) -> None:
         present = self.state()
         if present != before:
             same = present.endpoints == before.endpoints
-            text = f"{self._where}: an endpoint moved by input that does not prove itself"
+            text = f"{self._where}: input that does not authenticate moved an endpoint"
             require(same, Check.ENDPOINTS_FOLLOW_PROOF, text)
             what = probe.difference(before, present)
-            text = f"{self._where}: input that does not prove itself moved {what}"
+            text = f"{self._where}: input that does not authenticate changed {what}"
             raise Violation(Check.UNPROVEN_INPUT_CHANGES_NOTHING, text)
 
     # Configuration
 
     @contextmanager
     def owing(self) -> Iterator[None]:
-        """Meanwhile, persistent keepalives may leave at once (rule M53)."""
+        """Allow persistent keepalives to leave at once inside the block (rule M53)."""
         for peer in self._shadow.peers.values():
             peer.persistent_owed = True
         yield
@@ -156,30 +158,30 @@ class Watch:
 
     @contextmanager
     def routing(self, routes: dict[Prefix, bytes]) -> Iterator[None]:
-        """Meanwhile, the table changes from what the model has to these routes."""
+        """Expect the table to change to these routes inside the block."""
         self._change = (dict(self._shadow.routes), routes)
         yield
         self._change = None
         self._shadow.set_routes(routes)
 
     def check_routes(self) -> None:
-        """In the middle of a change, each prefix of both tables has its old owner or its new one."""
+        """Check, during a change, that each prefix of both tables has its old owner or its new one."""
         if self._change is None:
             return
         old, new = self._change
         for prefix in old:
             if prefix in new:
-                where = prefix.network.to_bytes(prefix.bits // 8, "big")
-                found = self._engine.owner_of(where)
+                address = prefix.network.to_bytes(prefix.bits // 8, "big")
+                found = self._engine.owner_of(address)
                 public = None if found is None else self._shadow.peers[found].public
-                fine = public in {packets.longest_prefix(old, where), packets.longest_prefix(new, where)}
-                text = f"{self._where}: {prefix.emit()} has no owner during a change"
-                require(fine, Check.ROUTES_CHANGE_WITHOUT_A_GAP, text)
+                is_owned = public in {packets.longest_prefix(old, address), packets.longest_prefix(new, address)}
+                text = f"{self._where}: {prefix.emit()} has a wrong owner or none during a change"
+                require(is_owned, Check.ROUTES_CHANGE_WITHOUT_A_GAP, text)
 
     def check_removed(self, peer_id: PeerId, indices: set[int]) -> None:
-        """Nothing of a removed peer is left. `indices` were those of its keypairs and its handshake."""
+        """Check that a removed peer left no key and no timer. `indices` are those that it had before."""
         state = self._interface.inspect()
         left = indices & (self._engine.inspect().indices | state.indices)
-        text = f"{self._where}: {len(left)} keys of a removed peer are still there"
+        text = f"{self._where}: {len(left)} indices of a removed peer remain"
         require(not left, Check.SECRETS_ARE_FORGOTTEN, text)
         require(peer_id not in state.armed, Check.TIMERS_HAVE_OWNERS, f"{self._where}: a removed peer has a timer")

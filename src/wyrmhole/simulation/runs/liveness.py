@@ -1,7 +1,7 @@
-"""After the faults: the world heals, and what must then work within a deadline is tried.
+"""Liveness: the world heals after the faults, and trials check what must then work within a deadline.
 
-Each trial is a small scenario on a healed world for one of L1 to L8 or L11. L9 is checked whenever a packet waits, L10
-at the end. Deadlines count from the first packet after healing, on a network without loss.
+Each trial is a small scenario on a healed world for one of L1 to L8 or L11. L9 is checked whenever a packet is staged,
+L10 at the end. Deadlines count from the first packet after healing, on a network without loss.
 """
 
 from __future__ import annotations
@@ -21,21 +21,22 @@ from wyrmhole.simulation.world.world import World
 ONE_WAY = 20 * MILLISECOND
 RTT = 2 * ONE_WAY
 SLACK = RTT + 200 * MILLISECOND
-"""A round trip, the timer wheel's ticks, and up to 1 % of a clock that drifts."""
+"""A round trip, the timer wheel's ticks, and a clock drift of up to 1 %."""
 SESSION = 5400 * MILLISECOND + SLACK
 BOTH_WAYS = 15_400 * MILLISECOND + SLACK
 GIVE_UP = 110 * SECOND
 QUIET = 800 * SECOND
 TRIALS_PER_RUN = 3
 SAME_CLOCK = 1000
-"""Parts per million that two clocks may differ: 1 % of 180 s is more than the margin of a session's end."""
+"""The largest difference of two clocks, in parts per million, at which a trial without loss is fair: 1 % of 180 s
+exceeds the margin at the end of a session."""
 
 Play = Callable[[World, Random, Host, Host], None]
 
 
 @dataclass(frozen=True, slots=True)
 class Trial:
-    """`code` is the number of the check that it is about, and part of the seed of its random numbers."""
+    """A liveness trial. `code` is the number of its check, and part of the seed of its random numbers."""
 
     name: str
     code: str
@@ -43,11 +44,11 @@ class Trial:
 
 
 TRIALS: dict[str, Trial] = {}
-"""By name, in the order in which they are drawn."""
+"""All trials by name. Drawing depends on their order."""
 
 
 def trial(check: Check | None) -> Callable[[Play], Play]:
-    """Register a trial under the function's name. Without a check of its own, the invariants are all it is about."""
+    """Register a trial under the function's name. A trial without its own check exercises the safety invariants."""
 
     def add(play: Play) -> Play:
         TRIALS[play.__name__] = Trial(play.__name__, "quiet" if check is None else check.code, play)
@@ -57,12 +58,12 @@ def trial(check: Check | None) -> Callable[[Play], Play]:
 
 
 def trial_named(text: str) -> str | None:
-    """The name of the trial with this name or code; None if there is no such trial."""
+    """Return the name of the trial with this name or code, or None if it is unknown."""
     return next((each.name for each in TRIALS.values() if text in (each.name, each.code)), None)
 
 
 def heal(world: World) -> None:
-    """Faults end: the network carries everything, all hosts run, and their settings agree."""
+    """End all faults: the network delivers everything, all hosts run, and their settings agree."""
     world.cancel_steps()
     world.network.weather = Weather(delay=ONE_WAY)
     world.network.cuts.clear()
@@ -101,13 +102,16 @@ def _settle_host(world: World, host: Host) -> None:
 
 
 def _agree(world: World, host: Host, other: Host) -> None:
-    """What an administrator would set right: keys, prefixes and addresses. A peer that starts again with its wall
-    clock set back is added anew, because what it sent before the crash is nowhere written down."""
+    """Correct keys, prefixes and addresses, like an administrator.
+
+    A peer that restarted with its wall clock set back is removed and added again: after a crash it no longer knows its
+    latest timestamp.
+    """
     settings = world.cast.settings_for(host, other)
     known = host.settings.peers.get(other.number)
     shadow = host.shadow.peer_of(other.public.raw)
-    behind = shadow is not None and emit(other.clock.wall()) <= shadow.stamp_accepted
-    if known is None or known.public != other.public or behind:
+    is_behind = shadow is not None and emit(other.clock.wall()) <= shadow.stamp_accepted
+    if known is None or known.public != other.public or is_behind:
         world.administrator.forget(host.number, other.number)
         world.administrator.add(host.number, settings)
     world.administrator.reconfigure(
@@ -121,7 +125,7 @@ def _agree(world: World, host: Host, other: Host) -> None:
 
 
 def run_trials(world: World, names: Sequence[str] | None = None) -> None:
-    """These trials, or some that the seed draws; then everything is removed (L10) and stopped (I28)."""
+    """Run these trials, or some drawn from the seed; then remove all peers (L10) and stop all hosts (I28)."""
     heal(world)
     drawn = Random(f"{world.scenario.seed}/trials").sample(list(TRIALS), TRIALS_PER_RUN)
     for name in drawn if names is None else names:
@@ -130,7 +134,7 @@ def run_trials(world: World, names: Sequence[str] | None = None) -> None:
 
 
 def run_trial(world: World, random: Random, name: str) -> None:
-    """One trial on two hosts that have addresses of their own; L6 takes one behind a NAT if there is any."""
+    """Run one trial on two random hosts that are not behind a NAT."""
     reachable = [host for host in world.hosts.values() if host.number not in world.network.nats]
     first, second = random.sample(reachable, 2)
     TRIALS[name].play(world, random, first, second)
@@ -148,11 +152,11 @@ def remove_all(world: World) -> None:
         host.stop()
 
 
-# Means
+# Helpers
 
 
 def _fresh(world: World, *hosts: Host) -> None:
-    """Forget all sessions of these hosts."""
+    """End all sessions of these hosts."""
     for host in hosts:
         host.down()
     for host in hosts:
@@ -160,7 +164,7 @@ def _fresh(world: World, *hosts: Host) -> None:
 
 
 def _connected(world: World, a: Host, b: Host) -> None:
-    """A session, and nothing that waits for anything."""
+    """Establish a new session, with nothing pending."""
     _fresh(world, a, b)
     _must_arrive(world, Check.CONNECTS_WITH_TRAFFIC, [world.send(a.number, b.number)], 2 * SESSION)
     _both_ways(world, Check.CONNECTS_WITH_TRAFFIC, a, b)
@@ -169,11 +173,8 @@ def _connected(world: World, a: Host, b: Host) -> None:
 def _must_arrive(world: World, check: Check, numbers: list[int | None], within: int) -> None:
     world.run_for(within)
     for number in numbers:
-        require(
-            world.delivery.was_delivered(number),
-            check,
-            f"packet {number} did not arrive within {within / SECOND:.3f} s",
-        )
+        text = f"packet {number} did not arrive within {within / SECOND:.3f} s"
+        require(world.delivery.was_delivered(number), check, text)
 
 
 def _both_ways(world: World, check: Check, a: Host, b: Host, within: int = RTT) -> None:
@@ -181,13 +182,13 @@ def _both_ways(world: World, check: Check, a: Host, b: Host, within: int = RTT) 
 
 
 def _talk(world: World, host: Host, other: Host, every: int, duration: int) -> None:
-    """Packets on a schedule, while the world goes on."""
+    """Plan packets at a fixed interval."""
     for when in range(world.now, world.now + duration, every):
         world.at(when, world.send, host.number, other.number)
 
 
 def _initiations(a: Host, b: Host) -> int:
-    """Of both sides together."""
+    """Return the number of initiations of both sides together."""
     return a.shadow_of(b).initiations + b.shadow_of(a).initiations
 
 
@@ -196,7 +197,7 @@ def _initiations(a: Host, b: Host) -> int:
 
 @trial(Check.CONNECTS_WITH_TRAFFIC)
 def connects_with_traffic(world: World, random: Random, a: Host, b: Host) -> None:
-    """Whatever state the faults left, or none."""
+    """Start from the state that the faults left, or from none."""
     if random.random() < 0.5:
         _fresh(world, a, b)
     start = world.now
@@ -209,7 +210,7 @@ def connects_with_traffic(world: World, random: Random, a: Host, b: Host) -> Non
         require(
             made,
             Check.CONNECTS_WITH_TRAFFIC,
-            f"hosts {a.number} and {b.number} have no session after {SESSION / SECOND:.1f} s",
+            f"hosts {a.number} and {b.number} have not made a session in {SESSION / SECOND:.1f} s",
         )
     world.run_until(start + BOTH_WAYS)
     _both_ways(world, Check.CONNECTS_WITH_TRAFFIC, a, b)
@@ -217,10 +218,10 @@ def connects_with_traffic(world: World, random: Random, a: Host, b: Host) -> Non
 
 @trial(Check.RECOVERS_AFTER_STATE_LOSS)
 def recovers_after_state_loss(world: World, random: Random, a: Host, b: Host) -> None:
-    """One side crashes and knows no address of the other, which goes on talking."""
+    """One side crashes and restarts without the other's endpoint, while the other continues to send."""
     _connected(world, a, b)
     if emit(b.clock.wall()) <= a.shadow_of(b).stamp_accepted:
-        return  # its stamps were forced up, which a crash forgets: see `_agree`
+        return  # its timestamps are ahead of its clock, and a crash would lose them: see `_agree`
     b.crash()
     b.settings.peers[a.number].endpoint = None
     world.run_for(random.randrange(1, 5) * SECOND)
@@ -233,7 +234,7 @@ def recovers_after_state_loss(world: World, random: Random, a: Host, b: Host) ->
 
 @trial(Check.CONVERGES_AFTER_CROSSED_HANDSHAKES)
 def converges_after_crossed_handshakes(world: World, random: Random, a: Host, b: Host) -> None:
-    """Both begin within one way of each other, and go on talking over several renewals."""
+    """Both sides initiate within one one-way delay, then send over several renewals."""
     world.run_for(6 * SECOND)
     _fresh(world, a, b)
     before = _initiations(a, b)
@@ -247,20 +248,20 @@ def converges_after_crossed_handshakes(world: World, random: Random, a: Host, b:
     require(
         converged - before <= 4,
         Check.CONVERGES_AFTER_CROSSED_HANDSHAKES,
-        f"{converged - before} initiations before two sides converged",
+        f"hosts {a.number} and {b.number} needed {converged - before} initiations to converge",
     )
     world.run_for(480 * SECOND)
     renewals = _initiations(a, b) - converged
     require(
         renewals <= 5,
         Check.CONVERGES_AFTER_CROSSED_HANDSHAKES,
-        f"{renewals} initiations of hosts {a.number} and {b.number} in 480 s",
+        f"hosts {a.number} and {b.number} sent {renewals} initiations in 480 s",
     )
 
 
 @trial(Check.RENEWALS_LOSE_NOTHING)
 def renewals_lose_nothing(world: World, random: Random, a: Host, b: Host) -> None:
-    """One spacing on each side, up to beyond the end of a session; for some 600 s."""
+    """One or both sides send at a fixed spacing for 600 s. The spacing may exceed the life of a session."""
     if abs(a.clock.drift - b.clock.drift) > SAME_CLOCK:
         return
     _connected(world, a, b)
@@ -279,7 +280,7 @@ def _send_into(world: World, host: Host, other: Host, numbers: list[int | None])
 
 @trial(Check.STARTS_AGAIN_AFTER_GIVING_UP)
 def starts_again_after_giving_up(world: World, random: Random, a: Host, b: Host) -> None:
-    """The other side is away until the attempts end, then comes back; the next packet finds it."""
+    """The other side is down until the attempts end. After its return, the next packet must reach it."""
     _fresh(world, a)
     b.down()
     a.gave_up.clear()
@@ -288,7 +289,7 @@ def starts_again_after_giving_up(world: World, random: Random, a: Host, b: Host)
     require(
         b.public.raw in a.gave_up,
         Check.STAGED_PACKETS_HAVE_AN_END,
-        f"host {a.number} does not give up within {GIVE_UP / SECOND:.0f} s",
+        f"host {a.number} did not give up within {GIVE_UP / SECOND:.0f} s",
     )
     b.up()
     before = _initiations(a, b)
@@ -296,15 +297,18 @@ def starts_again_after_giving_up(world: World, random: Random, a: Host, b: Host)
     require(
         _initiations(a, b) == before + 1,
         Check.STARTS_AGAIN_AFTER_GIVING_UP,
-        f"host {a.number} does not start again with a new packet",
+        f"host {a.number} did not initiate again for a new packet",
     )
     _must_arrive(world, Check.STARTS_AGAIN_AFTER_GIVING_UP, [number], 2 * RTT)
 
 
 @trial(Check.STAYS_REACHABLE_BEHIND_A_NAT)
 def stays_reachable_behind_a_nat(world: World, random: Random, a: Host, b: Host) -> None:
-    """The side behind the NAT says nothing by itself. Both begin anew: who lost a session that the other still has
-    is reached again when that one ends it, for a keepalive expects no answer."""
+    """The side behind the NAT sends nothing but persistent keepalives.
+
+    Both sides begin without a session. If only one had lost it, that side would stay unreachable until the other ended
+    the session, because a keepalive expects no answer.
+    """
     if not world.network.nats:
         return
     inside = world.hosts[random.choice(list(world.network.nats))]
@@ -331,7 +335,7 @@ def stays_reachable_behind_a_nat(world: World, random: Random, a: Host, b: Host)
 
 @trial(Check.CONNECTS_AFTER_THE_CLOCK_STEPPED_BACK)
 def connects_after_the_clock_stepped_back(world: World, random: Random, a: Host, b: Host) -> None:
-    """The wall clock goes back, by seconds or years, while the machine runs."""
+    """The wall clock steps back by seconds or years while the machine runs."""
     _connected(world, a, b)
     before = a.clock.wall_offset
     a.clock.wall_offset -= random.choice((SECOND, 3600 * SECOND, YEAR, 10 * YEAR))
@@ -343,7 +347,7 @@ def connects_after_the_clock_stepped_back(world: World, random: Random, a: Host,
 
 @trial(Check.NEEDS_NO_COOKIE_AFTER_A_FLOOD)
 def needs_no_cookie_after_a_flood(world: World, random: Random, a: Host, b: Host) -> None:
-    """A flood ends; two seconds later nobody needs a cookie."""
+    """Two seconds after the end of a flood, no handshake needs a cookie."""
     _fresh(world, a, b)
     world.assaults.flood_once(b.number, 300, random.choice((1, 24)))
     world.run_for(2 * SECOND)
@@ -353,13 +357,13 @@ def needs_no_cookie_after_a_flood(world: World, random: Random, a: Host, b: Host
     require(
         world.ledger.counts["cookie replies"] == cookies,
         Check.NEEDS_NO_COOKIE_AFTER_A_FLOOD,
-        f"host {b.number} still asks for cookies",
+        f"host {b.number} still demands cookies two seconds after a flood",
     )
 
 
 @trial(Check.KEEPALIVES_RENEW_SESSIONS)
 def keepalives_renew_sessions(world: World, random: Random, a: Host, b: Host) -> None:
-    """An hour in which nothing passes but persistent keepalives."""
+    """For an hour, only persistent keepalives pass."""
     _connected(world, a, b)
     _fresh(world, a, b)
     duration = 3600 * SECOND
@@ -371,7 +375,7 @@ def keepalives_renew_sessions(world: World, random: Random, a: Host, b: Host) ->
 
 @trial(None)
 def forgets_secrets_when_quiet(world: World, random: Random, a: Host, b: Host) -> None:
-    """Nobody says anything for so long that all secrets and timers are gone (I16, I19)."""
+    """All hosts are silent for so long that no secret and no timer may remain (I16, I19)."""
     for host in world.hosts.values():
         for number in host.settings.peers:
             world.administrator.reconfigure(host.number, number, keepalive=0)

@@ -1,4 +1,4 @@
-"""One run from a seed to its outcome, and the line that repeats it."""
+"""One run from a seed to its outcome, and the command that repeats it."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from wyrmhole.simulation.world.world import World
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What decides a run. `keep` are the numbers of the scenario's steps that happen; None: all. `hosts` None draws
-    2 to 16. `trials` are the liveness trials; None draws some. `fails` is the number of an edge call that fails, and
-    the number of the way in which it does (`simulation.edges`)."""
+    """The parameters that determine a run.
+
+    `keep` has the numbers of the scenario's steps that happen; None keeps all. If `hosts` is None, 2 to 16 are drawn;
+    if `trials` is None, some liveness trials are drawn. `fails` is (edge call, failure mode); see `world.edges`.
+    """
 
     seed: int
     hours: float
@@ -30,7 +32,7 @@ class Run:
         return drawn.keep(None if self.keep is None else list(self.keep))
 
     def line(self) -> str:
-        """The command that repeats it bit for bit."""
+        """Return the command that repeats the run exactly."""
         words = ["python -m wyrmhole.simulation", f"--seed {self.seed}", f"--hours {_exact(self.hours)}"]
         words += [f"--profile {self.profile}"]
         words += [] if self.hosts is None else [f"--hosts {self.hosts}"]
@@ -41,13 +43,13 @@ class Run:
 
 
 def _exact(hours: float) -> str:
-    """In full where six digits would be another number: another duration is another run."""
+    """Format the hours exactly: a rounded duration would be a different run."""
     return f"{hours:g}" if float(f"{hours:g}") == hours else repr(hours)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """`digest` is the hash of all that happened; `violation` what did not hold, None when all did."""
+    """The result of a run. `digest` is the hash of everything that happened; `violation` is None if all checks held."""
 
     run: Run
     peer_hours: float

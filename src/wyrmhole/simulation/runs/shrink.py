@@ -1,7 +1,8 @@
-"""Cut a failing run down: fewer steps, and only the trial that fails, while the same named check still fails.
+"""Shrink a failing run to fewer steps and to the failing trial, while the same check still fails.
 
-The way is delta debugging (Zeller and Hildebrandt, 2002): leave out chunks, halve the chunks when none can be left
-out. Every candidate is a whole run, so the number of runs is bounded and not their outcome perfect.
+The method is delta debugging (Zeller and Hildebrandt, 2002): leave out chunks of steps, and halve the chunk size when
+no chunk can be left out. Every candidate is a whole run, so the number of runs is bounded, and the result may not be
+minimal.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ MAX_RUNS = 300
 
 
 def shrink(outcome: Outcome, max_runs: int = MAX_RUNS) -> Outcome:
-    """The smallest failing outcome found. Raises ValueError for one that did not fail."""
+    """Return the smallest failing outcome found. Raises ValueError if the run did not fail."""
     if outcome.violation is None:
         raise ValueError("only a run that failed can be shrunk")
     return _Shrinker(outcome, max_runs).best
@@ -32,7 +33,7 @@ class _Shrinker:
         self._steps()
 
     def _fails(self, run: Run) -> bool:
-        """Whether this run fails as the first one did; then it is the best so far."""
+        """Return whether this run fails the same check; if so, keep it as the best."""
         if not self._left:
             return False
         self._left -= 1
@@ -47,17 +48,17 @@ class _Shrinker:
         kept = list(range(len(run.scenario().steps))) if run.keep is None else list(run.keep)
         chunk = max(1, len(kept) // 2)
         while kept and self._left:
-            kept, cut = self._pass(kept, chunk)
-            if not cut:
+            kept, was_cut = self._pass(kept, chunk)
+            if not was_cut:
                 if chunk == 1:
                     return
                 chunk //= 2
 
     def _pass(self, kept: list[int], chunk: int) -> tuple[list[int], bool]:
-        """Try to leave out each chunk once, the last first: what happens late is rarely the cause."""
-        cut = False
+        """Try to leave out each chunk once, the last first, because late steps are rarely the cause."""
+        was_cut = False
         for start in range((len(kept) - 1) // chunk * chunk, -1, -chunk):
             fewer = kept[:start] + kept[start + chunk :]
             if self._fails(replace(self.best.run, keep=tuple(fewer))):
-                kept, cut = fewer, True
-        return kept, cut
+                kept, was_cut = fewer, True
+        return kept, was_cut

@@ -1,4 +1,4 @@
-"""Steps in which somebody changes the configuration of a host."""
+"""Steps that change the configuration of a host."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from wyrmhole.simulation.world.settings import PeerSettings
 from wyrmhole.wire.prefix import Prefix
 
 ATTEMPT = 5400 * MILLISECOND
-"""Until a handshake that waits for Rekey-Timeout is done."""
+"""The time in which a handshake completes that must first wait for Rekey-Timeout."""
 CLOCKS = 1.02
-"""Two clocks may drift by 1 % in opposite directions."""
+"""The factor between two clocks that drift by 1 % in opposite directions."""
 WATCH_EVERY = 3 * SECOND
 
 
 def handshake_age(interval: int, other: int) -> int:
-    """How old the latest handshake may get while persistent keepalives flow and all of them arrive.
+    """Return how old the latest handshake may get while all persistent keepalives arrive.
 
-    The initiator renews with its first keepalive after 120 s. If the other side's come first, nothing leaves it, and it
-    renews with the first that it receives after 165 s; or the session ends at 179 s, and the next one renews."""
+    The initiator renews with the first keepalive that it sends after 120 s. If the other side's keepalives always come
+    first, the initiator sends nothing; it then renews with the first keepalive that it receives after 165 s, or the
+    session ends at 179 s and the next keepalive renews it.
+    """
     flows = min(each for each in (interval, other) if each)
     if interval and (not other or interval < other):
         return int((120 + flows) * SECOND * CLOCKS) + ATTEMPT
@@ -36,7 +38,7 @@ def handshake_age(interval: int, other: int) -> int:
 
 
 class Administrator:
-    """Changes the settings of hosts, and their interfaces with them. What a sleeping host is told waits."""
+    """Changes the settings of hosts and their interfaces. A change on a sleeping host waits until it wakes."""
 
     def __init__(self, cast: Cast, schedule: Schedule, delivery: Delivery, random: Random) -> None:
         self._cast = cast
@@ -45,7 +47,7 @@ class Administrator:
         self._random = random
 
     def steps(self) -> dict[str, Call]:
-        """The steps of a scenario that this class carries out."""
+        """Return the steps that this class carries out, by name."""
         return {
             "readd": self.remove_and_add,
             "change_psk": self.change_psk,
@@ -56,10 +58,10 @@ class Administrator:
             "idle": self.idle,
         }
 
-    # What steps and trials do
+    # Changes that steps and trials make
 
     def reconfigure(self, a: int, b: int, **changes: Any) -> None:
-        """Host a's settings for peer b change, in its file and in its interface if there is one."""
+        """Change host a's settings for peer b, in its file and, if it runs, in its interface."""
         host = self._cast.hosts[a]
         if self._cast.waits(a, functools.partial(self.reconfigure, a, b, **changes)) or b not in host.settings.peers:
             return
@@ -68,7 +70,7 @@ class Administrator:
             host.apply_peer(settings)
 
     def forget(self, a: int, b: int) -> PeerSettings | None:
-        """Remove the peer; returns what it was. The host must not sleep."""
+        """Remove the peer and return its former settings. The host must not be asleep."""
         host = self._cast.hosts[a]
         settings = host.settings.peers.get(b)
         if settings is not None and host.running:
@@ -88,7 +90,7 @@ class Administrator:
                 host.apply_peer(settings)
 
     def readd(self, a: int, b: int, **changes: Any) -> None:
-        """Host a forgets peer b and gets to know it anew."""
+        """Remove peer b from host a and add it again."""
         settings = self.forget(a, b)
         if settings is not None:
             self.add(a, dataclasses.replace(settings, **changes))
@@ -96,7 +98,7 @@ class Administrator:
     # Steps
 
     def remove_and_add(self, a: int, b: int, gap: int) -> None:
-        """Host a has no such peer for a time."""
+        """Remove peer b from host a and add it again `gap` ns later."""
         if self._cast.waits(a, self.remove_and_add, a, b, gap):
             return
         settings = self.forget(a, b)
@@ -104,7 +106,7 @@ class Administrator:
             self._schedule.after(gap, self.add, a, settings)
 
     def change_psk(self, a: int, b: int, gap: int) -> None:
-        """One side first, the other a while later."""
+        """Change the preshared key on one side first, on the other `gap` ns later."""
         psk = PresharedKey(self._random.randbytes(32))
         self.reconfigure(a, b, psk=psk)
         self._schedule.after(gap, self._change_psk, b, a, psk)
@@ -113,7 +115,7 @@ class Administrator:
         self.reconfigure(a, b, psk=psk)
 
     def change_key(self, a: int, gap: int) -> None:
-        """A new identity, which the others learn of later, one by one."""
+        """Give the host a new identity, of which the others learn one by one, within `gap` ns."""
         if self._cast.waits(a, self.change_key, a, gap):
             return
         self._cast.hosts[a].change_key(PrivateKey(self._random.randbytes(32)))
@@ -137,7 +139,7 @@ class Administrator:
         self.reconfigure(a, b, keepalive=interval)
 
     def change_routes(self, a: int) -> None:
-        """Part of somebody's network moves to another peer, and the order of prefixes changes."""
+        """Move half of a random host's network to another peer, and shuffle that peer's prefixes."""
         host = self._cast.hosts[a]
         if not host.settings.peers or self._cast.waits(a, self.change_routes, a):
             return
@@ -150,18 +152,20 @@ class Administrator:
         self.reconfigure(a, owner, prefixes=[*prefixes, half])
 
     def idle(self, a: int, b: int, interval: int, other: int, duration: int) -> None:
-        """Host a initiates a session with b, which persistent keepalives of these intervals then keep alive, without
-        data: of a, of b, or of both."""
+        """Let host a initiate a session with b, which persistent keepalives then keep alive without data.
+
+        `interval` is that of a, `other` that of b; either may be 0.
+        """
         self._delivery.send(a, b)
         self._schedule.after(2 * SECOND, self.keepalive, a, b, interval)
         self._schedule.after(3 * SECOND, self.keepalive, b, a, other)
-        # The first packet may have to wait for an attempt, and is answered by a keepalive.
+        # The first packet may have to wait for a handshake, and is answered by a keepalive.
         self._schedule.after(
             25 * SECOND, self._watch_handshake, a, b, handshake_age(interval, other), self._schedule.now + duration
         )
 
     def _watch_handshake(self, a: int, b: int, most: int, end: int) -> None:
-        """L11, every few seconds: the age that `wg show` gives, on both sides."""
+        """Check every 3 s, on both sides, the age of the handshake that `wg show` displays (L11)."""
         for host, other in ((self._cast.hosts[a], self._cast.hosts[b]), (self._cast.hosts[b], self._cast.hosts[a])):
             peer = host.interface.peer(other.public)
             age = most + 1 if peer is None else host.clock.wall() - peer.last_handshake_wall

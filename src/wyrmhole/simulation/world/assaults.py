@@ -12,11 +12,11 @@ from wyrmhole.simulation.world.network import Captured, Network
 from wyrmhole.simulation.world.schedule import Call, Schedule
 
 QUIET_AGAIN = 4200 * MILLISECOND
-"""Until a source that flooded counts as quiet again."""
+"""The time until a source that flooded counts as quiet again."""
 
 
 class Assaults:
-    """Delivers what the attacker makes, to the hosts that it chooses."""
+    """Delivers the attacker's datagrams to hosts."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class Assaults:
         self._random = random
 
     def steps(self) -> dict[str, Call]:
-        """The steps of a scenario that this class carries out."""
+        """Return the steps that this class carries out, by name."""
         return {
             "replay": self.replay,
             "reflect": self.reflect,
@@ -45,17 +45,17 @@ class Assaults:
         }
 
     def replay(self, a: int, count: int) -> None:
-        """What was heard comes again, from where it came or from elsewhere."""
-        for heard in self._heard(count):
+        """Replay captured datagrams, from their own source or from another."""
+        for heard in self._captured(count):
             source = heard.source if self._random.random() < 0.5 else self._attacker.address()
             self._delivery.deliver(heard.destination, source, [heard.data])
 
     def reflect(self, a: int, count: int) -> None:
-        """A host gets its own datagrams back."""
-        for heard in self._heard(count):
+        """Send captured datagrams back to the hosts that sent them."""
+        for heard in self._captured(count):
             self._delivery.deliver(heard.source, heard.destination, [heard.data])
 
-    def _heard(self, count: int) -> list[Captured]:
+    def _captured(self, count: int) -> list[Captured]:
         captured = self._network.captured
         return [captured[self._random.randrange(len(captured))] for _ in range(count)] if captured else []
 
@@ -68,8 +68,10 @@ class Assaults:
             host.receive(source, [data])
 
     def flood(self, a: int, count: int, sources: int) -> None:
-        """Valid mac1s from some sources. When those count as quiet again, they come back with their cookies, behind
-        another flood."""
+        """Flood the host with initiations that have a valid mac1.
+
+        When the sources count as quiet again, flood it once more and then use the cookies that the sources earned.
+        """
         self._schedule.after(QUIET_AGAIN, self._flood_again, a, count, self.flood_once(a, count, sources))
 
     def flood_once(self, a: int, count: int, sources: int) -> list[Attack]:

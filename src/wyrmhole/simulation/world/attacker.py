@@ -1,7 +1,7 @@
-"""Who hears everything and knows all public keys: replays, reflects, splices, forges and floods.
+"""An attacker that hears everything and knows all public keys. It replays, reflects, splices, forges and floods.
 
-It has no private key, so nothing that it makes may be accepted. What it replays may be genuine and unspent, and then
-is accepted, from wherever it comes: that is the protocol (rule M44).
+It has no private key, so nothing that it makes may be accepted. A genuine datagram that it replays before the receiver
+has seen it is accepted from any source, as the protocol demands (rule M44).
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ _LENGTHS = (0, 1, 3, 4, 31, 32, 33, 63, 64, 65, 91, 92, 93, 147, 148, 149, 200, 
 _MACS = 32
 _MAILBOXES = 256
 Attack = tuple[SockAddr, bytes]
-"""(from where it claims to come, datagram)."""
+"""(claimed source, datagram)."""
 
 
 class Attacker:
     def __init__(self, network: Network, random: Random) -> None:
         self.mail: dict[SockAddr, bytes] = {}
-        """The last datagram that came to each of its addresses."""
+        """The last datagram that arrived at each of the attacker's addresses."""
         self._network = network
         self._random = random
 
     def hears(self, address: SockAddr, data: bytes) -> None:
-        """A datagram went to an address where no host is."""
+        """Keep a datagram that was sent to an address without a host."""
         if len(self.mail) >= _MAILBOXES:
             self.mail.clear()
         self.mail[address] = data
@@ -42,7 +42,7 @@ class Attacker:
         return (f"198.51.100.{random.randrange(1, 255)}", random.randrange(1, 65_536))
 
     def garbage(self, count: int) -> list[Attack]:
-        """Datagrams of all types and lengths that know nothing."""
+        """Return random datagrams of all types and lengths."""
         random = self._random
         made: list[Attack] = []
         for _ in range(count):
@@ -51,7 +51,7 @@ class Attacker:
         return made
 
     def forged(self, public: PublicKey, count: int) -> list[Attack]:
-        """Made of what was heard: a live index with another counter or tag, and messages with a valid mac1."""
+        """Return altered copies of captured datagrams, and random initiations with a valid mac1."""
         random, heard = self._random, list(self._network.captured)
         made: list[Attack] = []
         for _ in range(count):
@@ -65,7 +65,7 @@ class Attacker:
         return genuine if self._random.random() < 0.5 else self.address()
 
     def _twist(self, public: PublicKey, heard: list[Captured]) -> bytes:
-        """One heard datagram, changed; handshake messages get a valid mac1 again."""
+        """Return an altered copy of one captured datagram. A handshake message gets a new valid mac1."""
         random = self._random
         data = bytearray(random.choice(heard).data)
         if data[0] == 4 and len(data) >= 32:
@@ -84,7 +84,7 @@ class Attacker:
         return bytes(data)
 
     def initiation(self, public: PublicKey) -> bytes:
-        """An initiation of random bytes, with a mac1 that is right: it costs the receiver a Diffie-Hellman."""
+        """Return random bytes as an initiation with a valid mac1, which costs the receiver one Diffie-Hellman."""
         body = b"\1\0\0\0" + self._random.randbytes(112)
         return body + mac(mac1_key(public), body) + bytes(16)
 
@@ -93,7 +93,7 @@ class Attacker:
         return [(addresses[number % sources], self.initiation(public)) for number in range(count)]
 
     def with_cookies(self, public: PublicKey, sent: list[Attack], each: int) -> list[Attack]:
-        """From each address that got a cookie reply to the message it sent: more messages, with a valid mac2."""
+        """Return `each` more initiations, with a valid mac2, from every address that received a cookie reply."""
         made: list[Attack] = []
         for address, message in sent:
             reply = self.mail.get(address)
@@ -107,7 +107,7 @@ class Attacker:
 
 
 def _cookie_of(public: PublicKey, message: bytes, reply: CookieReply) -> bytes | None:
-    """The cookie in the owner's reply to the message; None if the reply answers another message."""
+    """Return the cookie in the reply to the message, or None if the reply answers another message."""
     try:
         return xopen(cookie_key(public), reply.nonce, reply.encrypted_cookie, mac1_of(message))
     except InvalidTag:

@@ -1,4 +1,4 @@
-"""The hosts of a world: who they are, when their timers wake them, and what waits while one of them sleeps."""
+"""The hosts of a world: their creation, their timers, and the calls that wait while a host sleeps."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from wyrmhole.simulation.world.settings import PeerSettings
 from wyrmhole.wire.endpoint import SockAddr
 
 RESTART = 2 * SECOND
-"""Until an interface whose TUN was deleted is started again."""
+"""The delay before an interface whose TUN was deleted is started again."""
 
 
 class Cast:
-    """Fills `hosts` by number. `transmit` carries their datagrams."""
+    """Fills `hosts`, by number. `transmit` carries their datagrams."""
 
     def __init__(
         self,
@@ -39,7 +39,7 @@ class Cast:
         self._network = network
         self._wakes: dict[int, int] = {}
         self._asleep: dict[int, list[tuple[Call, tuple[Any, ...]]]] = {}
-        """Calls that wait until the host wakes."""
+        """Calls that wait until a host wakes, by its number."""
         for number in range(1, scenario.hosts + 1):
             hosts[number] = self._make_host(number, ledger, calls, transmit)
 
@@ -58,7 +58,7 @@ class Cast:
         )
 
     def introduce(self) -> None:
-        """Every host knows every other, but no address behind a NAT."""
+        """Give every host every other as a peer, without an endpoint if that one is behind a NAT."""
         for host in self.hosts.values():
             self._network.place(host.number, host.address)
             for other in self.hosts.values():
@@ -67,13 +67,14 @@ class Cast:
 
     def settings_for(self, host: Host, other: Host) -> PeerSettings:
         endpoint = None if other.number in self._network.nats else other.address
-        # Only some, because one that cannot reach host 1 for hours tries every five seconds, and little else happens.
+        # Only every fourth host: a host that cannot reach host 1 for hours retries every five seconds, and these
+        # retries would dominate the run.
         keepalive = 25 if host.number in self._network.nats and host.number % 4 == 3 and other.number == 1 else 0
         prefixes = [packets.v4_prefix(other.number), packets.v6_prefix(other.number)]
         return PeerSettings(other.number, other.public, prefixes, None, endpoint, keepalive)
 
     def close(self) -> None:
-        """Release the descriptors of engines."""
+        """Release the engines' descriptors."""
         for host in self.hosts.values():
             if host.running:
                 host.crash()
@@ -86,7 +87,7 @@ class Cast:
     # Timers
 
     def wake(self, host: Host, when: int) -> None:
-        """The host's next timer may be due then."""
+        """Plan to run the host's timers at `when`, unless an earlier time is planned."""
         due = self._wakes.get(host.number)
         if due is None or when < due:
             self._wakes[host.number] = max(when, self._schedule.now)
@@ -101,7 +102,7 @@ class Cast:
     # Sleep
 
     def waits(self, number: int, call: Call, *arguments: Any) -> bool:
-        """Whether the host sleeps; the call is then made when it wakes or starts again."""
+        """Return whether the host sleeps. If so, the call is made when it wakes or starts again."""
         host = self.hosts[number]
         if host.running and not host.awake:
             self._asleep.setdefault(number, []).append((call, arguments))
@@ -109,6 +110,6 @@ class Cast:
         return False
 
     def catch_up(self, number: int) -> None:
-        """The host woke: make the calls that waited for it."""
+        """Make the calls that waited for the host to wake."""
         for call, arguments in self._asleep.pop(number, []):
             call(*arguments)

@@ -1,4 +1,4 @@
-"""The way of a datagram from one host to another, and of a packet into a host's TUN."""
+"""Delivery of datagrams from one host to another, and of packets into a host's TUN."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ MAX_TRAIN = 64
 
 
 class Delivery:
-    """Carries what the hosts send; the network decides which copies arrive when."""
+    """Carries the hosts' datagrams. The network decides which copies arrive, and when."""
 
     def __init__(
         self,
@@ -50,12 +50,13 @@ class Delivery:
             self._schedule.at(when, self.arrive, destination, source, copy)
 
     def arrive(self, destination: SockAddr, source: SockAddr, data: bytes) -> None:
-        """Deliver a datagram with those behind it that a socket would return as one train."""
+        """Deliver a datagram together with the following ones that a socket would return in one train."""
         train = [data]
-        while len(train[-1]) == len(data) and (also := self._schedule.next_of(self.arrive)) is not None:
-            if also[0] != destination or also[1] != source or len(also[2]) > len(data) or len(train) == MAX_TRAIN:
+        while len(train[-1]) == len(data) and (following := self._schedule.next_of(self.arrive)) is not None:
+            is_same_flow = following[:2] == (destination, source)
+            if not is_same_flow or len(following[2]) > len(data) or len(train) == MAX_TRAIN:
                 break
-            train.append(also[2])
+            train.append(following[2])
             self._schedule.drop_next()
         self.deliver(destination, source, train)
 
@@ -65,19 +66,19 @@ class Delivery:
             self._hosts[number].receive(source, train)
 
     def in_flight(self) -> list[bytes]:
-        """What may still arrive: datagrams on their way, held back, or known to the attacker."""
+        """Return all datagrams that may still arrive: in flight, held back, or captured by the attacker."""
         heard = [heard.data for heard in self._network.captured]
         return heard + self._network.all_held() + [arguments[2] for arguments in self._schedule.planned(self.arrive)]
 
     def send(self, source: int, destination: int, size: int = 48, *, v6: bool = False, as_host: int = 0) -> int | None:
-        """A program on one host sends a packet to another. Returns its number, or None if the host is not up."""
+        """Send a packet from a program on one host to another. Return its number, or None if the host is not up."""
         host = self._hosts[source]
         if not host.running or not host.awake or not host.interface.is_up or host.tun.gone:
             return None
         number = next(self._numbers)
-        where = packets.address(destination, self._random.choice((1, 200)), v6=v6)
-        packet = packets.build(packets.address(as_host or source, 1, v6=v6), where, number, size)
-        host.inject(number, packet, where)
+        inner = packets.address(destination, self._random.choice((1, 200)), v6=v6)
+        packet = packets.build(packets.address(as_host or source, 1, v6=v6), inner, number, size)
+        host.inject(number, packet, inner)
         return number
 
     def was_delivered(self, number: int | None) -> bool:

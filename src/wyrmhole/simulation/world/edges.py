@@ -1,8 +1,8 @@
-"""A TUN and a bind of lists, each call of which can be made to fail.
+"""A TUN and a bind that are kept in lists and can be made to fail at each call.
 
-They differ from the memory twins in `net` in what a simulation needs: no locks, everything that passes is seen, and
-`failing` says how many of the next sends or writes fail. `EdgeCalls` numbers all calls of a world, so that a run can be
-repeated with each of them failing in turn.
+Unlike the edges in memory of `net`, they have no locks, they show everything that passes, and the next `failing` sends
+or writes fail. `EdgeCalls` numbers all edge calls of a world, so that a run can be repeated with each call failing in
+turn.
 """
 
 from __future__ import annotations
@@ -32,20 +32,20 @@ FAILURES = {
     "bind.stale": ("stale",),
     "bind.source": ("invalid",),
 }
-"""The ways in which each call may fail, as `net.tun.Tun` and `net.bind.Bind` say. Clocks and randomness do not fail."""
+"""The failure modes of each call that `net.tun.Tun` and `net.bind.Bind` allow. Clocks and randomness do not fail."""
 
 
 class EdgeCalls:
-    """Numbers the edge calls of all hosts of a world, from 0. Call number `fails[0]` fails in its way `fails[1]`."""
+    """Numbers the edge calls of all hosts of a world, from 0. Call `fails[0]` fails in its failure mode `fails[1]`."""
 
     def __init__(self, fails: tuple[int, int] | None = None) -> None:
         self.names: list[str] | None = None
-        """Set to a list: the name of each call is noted."""
+        """The names of all calls so far, recorded if this is set to a list."""
         self._fails = fails
         self._number = 0
 
     def fails(self, name: str) -> str:
-        """How this call fails; empty: it does not."""
+        """Return the failure mode of this call, or an empty text if the call succeeds."""
         number, self._number = self._number, self._number + 1
         if self.names is not None:
             self.names.append(name)
@@ -58,7 +58,8 @@ class EdgeCalls:
 
 
 class ListTun:
-    """`on_write` sees each packet that comes out, also one whose write is then made to fail (`failing` of the next)."""
+    """A TUN. `on_write` sees each packet that is written, even if the write then fails; the next `failing` writes
+    do."""
 
     def __init__(
         self, on_write: Callable[[bytes], None], mtu: int = DEFAULT_MTU, calls: EdgeCalls | None = None
@@ -123,8 +124,11 @@ class ListTun:
 
 
 class ListBind:
-    """`on_send(sockaddr, datagram, sent)` sees each datagram, trains cut up. `address` is where it is; `failing` of
-    the next sends are dropped; `stale` makes the engine ask about its sources."""
+    """A bind at `address`.
+
+    `on_send(sockaddr, datagram, sent)` sees each datagram; a train is split first. The next `failing` sends are
+    dropped. `stale` makes the engine verify its source addresses.
+    """
 
     def __init__(
         self, on_send: Callable[[SockAddr, bytes, bool], None], address: bytes, calls: EdgeCalls | None = None

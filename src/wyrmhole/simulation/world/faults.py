@@ -1,4 +1,4 @@
-"""Steps in which the network or a machine fails."""
+"""Steps in which the network or a host fails."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wyrmhole.wire.endpoint import Endpoint
 
 
 class Faults:
-    """Each fault of a duration ends by itself."""
+    """Causes faults. A fault that has a duration ends by itself."""
 
     def __init__(self, cast: Cast, schedule: Schedule, network: Network) -> None:
         self._cast = cast
@@ -21,7 +21,7 @@ class Faults:
         self._roams = itertools.count(1)
 
     def steps(self) -> dict[str, Call]:
-        """The steps of a scenario that this class carries out."""
+        """Return the steps that this class carries out, by name."""
         return {
             "weather": self.weather,
             "cut": self.cut,
@@ -46,14 +46,14 @@ class Faults:
             self._network.weather = Weather()
 
     def cut(self, a: int, b: int, duration: int) -> None:
-        """One way only; another step may cut the other."""
+        """Cut one direction; another step may cut the opposite one."""
         self._network.cuts[a, b] = self._schedule.now + duration
 
     def hole(self, a: int, b: int, duration: int, size: int) -> None:
         self._network.holes[a, b] = (self._schedule.now + duration, size)
 
     def roam(self, a: int) -> None:
-        """The host gets another address, or its NAT another port."""
+        """Give the host another address, or its NAT another port."""
         host = self._cast.hosts[a]
         if a in self._network.nats:
             self._network.rebind(a)
@@ -84,7 +84,7 @@ class Faults:
             self._schedule.after(duration, self._cast.restart, a)
 
     def toggle(self, a: int, duration: int) -> None:
-        """The TUN goes down, and up again."""
+        """Take the TUN down, and up again `duration` ns later."""
         host = self._cast.hosts[a]
         if host.running and host.awake and host.interface.is_up:
             host.down()
@@ -98,7 +98,7 @@ class Faults:
             host.up()
 
     def busy(self, a: int, duration: int) -> None:
-        """The control thread has no time: packets pass, reports wait."""
+        """Keep the control thread busy: packets pass, reports wait."""
         host = self._cast.hosts[a]
         host.busy_until = host.now + duration
         self._cast.wake(host, self._schedule.now + duration)

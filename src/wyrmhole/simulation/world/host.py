@@ -1,7 +1,7 @@
-"""One simulated machine: an interface, the portable engine without its thread, and the model that watches them.
+"""One simulated machine: an interface, the portable engine without its thread, and the model that checks them.
 
-A host outlives its interface. Its settings survive a crash; keys, sessions, counters and everything else of a life do
-not. The control thread is the real driver's turn (`device.turn`), called whenever reports wait or a timer is due.
+A host has several lives. Its settings survive a crash; keys, sessions, counters and all other state do not. The control
+thread is the real driver's turn (`device.turn`), called whenever reports wait or a timer is due.
 """
 
 from __future__ import annotations
@@ -38,12 +38,15 @@ from wyrmhole.wire.prefix import Prefix
 PORT = 51820
 PLAIN = bytes(10)
 IDENTITIES = 256
-"""Public keys of one host, the latest: more than it can have while a packet is under way."""
+"""How many of its latest public keys a host remembers: more than it can have while a packet is in flight."""
 
 
 class Host:
-    """`transmit(destination, datagram)` carries what it sends; `wake` is told when its next timer may be due, `ended`
-    when the interface ended by itself."""
+    """A simulated machine.
+
+    `transmit` carries a datagram of this host to its destination. `wake` is called with the world time at which the
+    next timer may be due, and `ended` when the interface has ended by itself.
+    """
 
     def __init__(
         self,
@@ -65,7 +68,7 @@ class Host:
         self.running = False
         self.awake = True
         self.busy_until = 0
-        """Boottime until which reports wait, as when the control thread is busy."""
+        """The boottime until which the control thread is busy: reports wait until then."""
         self.gave_up: set[bytes] = set()
         self.events = EventChecks(number)
         self._seed = seed
@@ -89,10 +92,10 @@ class Host:
     # Lives
 
     def start(self) -> None:
-        """Begin a life with what the settings say."""
+        """Begin a life, configured by the settings."""
         assert not self.running
         if self.lives:
-            # The former one is a circle of objects with some megabytes, which nothing else may free for a long time.
+            # The former life is a reference cycle of several megabytes, which might stay uncollected for long.
             gc.collect()
         self.lives += 1
         self.running = self.awake = True
@@ -119,7 +122,7 @@ class Host:
         self.up()
 
     def crash(self) -> None:
-        """The process is gone at once: nothing more is sent, nothing is kept."""
+        """End the process at once: nothing more is sent, and all state is lost."""
         self.running = False
         self.shadow.end()
         self.engine.close()
@@ -127,7 +130,7 @@ class Host:
         self.bind.close()
 
     def stop(self) -> None:
-        """An orderly end. What the engine is asked afterwards must send nothing (I28)."""
+        """Shut down in order, and check that the engine sends nothing afterwards (I28)."""
         self.down()
         self.shadow.stopped = True
         self.engine.send_to(self.address, None, bytes(64))
@@ -135,7 +138,7 @@ class Host:
         self.crash()
 
     def up(self) -> None:
-        """As the device does it: with a socket of its own each time. It stays down when it cannot have the port."""
+        """Bring the interface up with a new socket, like the device. It stays down if the port is taken."""
         self.watch.begin()
         self.bind.close()
         self.bind = self._make_bind()
@@ -171,7 +174,7 @@ class Host:
     # Configuration
 
     def apply_peer(self, settings: PeerSettings) -> None:
-        """Make the peer what the settings say, as one `set` of the UAPI does."""
+        """Configure the peer by these settings, like one `set` operation of the UAPI."""
         self.watch.begin()
         peer = self.interface.peer(settings.public) or self.interface.add_peer(settings.public)
         assert peer is not None
@@ -198,7 +201,7 @@ class Host:
         self.watch.check_removed(peer.id, indices)
 
     def change_key(self, key: PrivateKey) -> None:
-        """Another identity; peers learn of it in their own time."""
+        """Change the host's identity. The settings of its peers are changed elsewhere."""
         self.settings.key = key
         if len(self.identities) == IDENTITIES:
             del self.ledger.owners[self.identities[0]]
@@ -217,7 +220,8 @@ class Host:
         return self.settings.routes({peer.public for peer in self.shadow.peers.values()})
 
     def routes_changed(self) -> None:
-        """The kernel's routes, not ours: the engine asks which of its source addresses still hold."""
+        """Simulate a change of the kernel's routes: the engine verifies which of its source addresses are still
+        valid."""
         if not self.interface.is_up:
             return
         self.bind.address = self.address.host.encode()
@@ -229,7 +233,7 @@ class Host:
     # Packets
 
     def inject(self, number: int, packet: bytes, destination: bytes) -> None:
-        """A program sends this packet, which has this inner destination."""
+        """Let a program send this packet to this inner destination."""
         self.watch.begin()
         at_once = self.shadow.inject(number, packet, destination)
         self.tun.inject(PLAIN + packet)
@@ -240,13 +244,13 @@ class Host:
             require(
                 sealed,
                 Check.PEERS_DO_NOT_BLOCK_EACH_OTHER,
-                f"host {self.number}: packet {number} waits though its peer has a key",
+                f"host {self.number}: packet {number} waits although its peer has a keypair",
             )
         self.shadow.turn_is_over()
         self.settle()
 
     def receive(self, sockaddr: SockAddr, datagrams: list[bytes]) -> None:
-        """Datagrams from one sender; several are a train, equal but for the last."""
+        """Receive datagrams from one sender; several form a train, equally long except for the last."""
         if not self.running or not self.awake or not self.interface.is_up:
             return
         self.watch.begin()
@@ -257,7 +261,7 @@ class Host:
         while self.bind.waiting:
             self.engine.turn()
         if self.tun.gone:
-            # Until the loop hears of it, what arrives has nowhere to go.
+            # Until the loop handles the report, no packet can be delivered.
             self.shadow.expected.clear()
         self.shadow.turn_is_over()
         if before is None:
@@ -267,7 +271,7 @@ class Host:
         self.settle()
 
     def receive_garbage(self, datagrams: list[tuple[SockAddr, bytes]]) -> None:
-        """A flood: all of it is there before the control thread looks."""
+        """Receive a flood, all of it before the control thread runs."""
         if not self.running or not self.awake or not self.interface.is_up:
             return
         self.watch.begin()
@@ -291,7 +295,7 @@ class Host:
     # The control thread
 
     def settle(self) -> None:
-        """After anything that happened: turns while reports wait, and a wake-up at the next deadline."""
+        """Handle all reports, and plan a wake-up at the next deadline. Called after each event."""
         if self.now < self.busy_until:
             self._wake(self, self.clock.world_time(self.busy_until))
             return
@@ -304,7 +308,7 @@ class Host:
             self._wake(self, self.clock.world_time(deadline))
 
     def _end(self) -> None:
-        """Like the device when its TUN is deleted."""
+        """Stop, like the device when its TUN is deleted."""
         self._tun_is_gone = False
         self.stop()
         self._ended(self)
@@ -314,7 +318,7 @@ class Host:
             turn.take_reports(self.watch, self.engine, self.now, self._driven)
 
     def fire(self) -> None:
-        """Timers may be due."""
+        """Run the timers that are due."""
         if not self.running or not self.awake:
             return
         if self.now >= self.busy_until:
@@ -341,7 +345,7 @@ class Host:
             self.audits.memory()
 
     def audit(self) -> None:
-        """The invariants about the whole state, between two events."""
+        """Check the invariants of the whole state."""
         if self.running and self.awake and self.now >= self.busy_until:
             self.watch.begin()
             self.drain()
@@ -349,11 +353,11 @@ class Host:
                 self.audits.everything(self.now)
 
     def staged(self) -> set[int]:
-        """The numbers of the packets that wait for a key."""
+        """Return the numbers of the staged packets."""
         return {number for peer in self.shadow.peers.values() for number, _ in peer.staged}
 
     def queued_handshakes(self) -> list[bytes]:
-        """What arrived and was not looked at yet, because the control thread is busy or the machine sleeps."""
+        """Return handshake messages that still wait because the control thread is busy or the host sleeps."""
         return self.engine.queued_handshakes()
 
     def shadow_of(self, other: Host) -> ShadowPeer:

@@ -1,4 +1,4 @@
-"""The network between the hosts: addresses, NATs, and what it does to datagrams, all of it drawn from one seed."""
+"""The network between the hosts: addresses, NATs, and faults of delivery. All randomness comes from one seed."""
 
 from __future__ import annotations
 
@@ -12,15 +12,18 @@ from wyrmhole.wire.endpoint import Endpoint, SockAddr
 from wyrmhole.wire.ip import MAX_PACKET_SIZE
 
 CAPTURED = 512
-"""Datagrams that an attacker remembers."""
+"""The number of datagrams that the attacker remembers."""
 MAX_SIZE = MAX_PACKET_SIZE
 
 
 @dataclass(frozen=True, slots=True)
 class Weather:
-    """What happens to each datagram on its way. Times in ns, the others are probabilities. A datagram that is
-    `reordered` is up to `late` later; or, where `overtaken` is not 0, held until a drawn number of others, up to that
-    one, have overtaken it on the same way."""
+    """The faults that datagrams meet. `delay`, `jitter` and `late` are times in ns.
+
+    The other values are probabilities, except `overtaken`, which is a count. A reordered datagram arrives up to `late`
+    later. If `overtaken` is not 0, it is instead held until a random number of datagrams, at most `overtaken`, have
+    passed it in the same direction.
+    """
 
     delay: int = 10 * MILLISECOND
     jitter: int = 0
@@ -35,7 +38,7 @@ class Weather:
 
 @dataclass(slots=True)
 class Nat:
-    """A NAT in front of one host: a mapping lives `timeout` ns after the last datagram out, then has another port."""
+    """A NAT in front of one host. A mapping ends `timeout` ns after the last datagram out; the next uses a new port."""
 
     timeout: int
     mapped: Endpoint | None = None
@@ -45,7 +48,7 @@ class Nat:
 
 @dataclass(frozen=True, slots=True)
 class Captured:
-    """A datagram as somebody on the path saw it."""
+    """A datagram as seen on the path."""
 
     source: SockAddr
     destination: SockAddr
@@ -53,33 +56,34 @@ class Captured:
 
 
 class Network:
-    """Who is where, and which copies of a datagram arrive when. It delivers nothing itself."""
+    """Knows the hosts' addresses, and decides which copies of a datagram arrive when. It delivers nothing itself."""
 
     def __init__(self, random: Random) -> None:
         self.weather = Weather()
-        self.places: dict[tuple[str, int], int] = {}
+        self.addresses: dict[tuple[str, int], int] = {}
+        """The host at each outer address and port."""
         self.nats: dict[int, Nat] = {}
         self.cuts: dict[tuple[int, int], int] = {}
-        """(from, to): until when nothing passes."""
+        """(from, to): the time until which nothing passes."""
         self.holes: dict[tuple[int, int], tuple[int, int]] = {}
-        """(from, to): (until when, the size of what no longer passes)."""
+        """(from, to): (end time, size of the largest datagram that passes)."""
         self.captured: deque[Captured] = deque(maxlen=CAPTURED)
         self.most_overtaken = 0
-        """How many others went before the one that was held longest."""
+        """The largest number of datagrams that have overtaken one."""
         self._held: dict[tuple[int, int], list[tuple[int, int, bytes]]] = {}
-        """(from, to): a heap of (how many must have passed, how many had when it came, datagram)."""
+        """(from, to): a heap of (count of passed datagrams at which to release, count when held, datagram)."""
         self._passed: Counter[tuple[int, int]] = Counter()
         self._random = random
 
     def place(self, host: int, address: Endpoint) -> None:
-        """The host is at this address and no other, unless a NAT is in front of it."""
-        for place in [place for place, owner in self.places.items() if owner == host]:
-            del self.places[place]
+        """Move the host to this address. Behind a NAT it has none."""
+        for former in [former for former, owner in self.addresses.items() if owner == host]:
+            del self.addresses[former]
         if host not in self.nats:
-            self.places[address.host, address.port] = host
+            self.addresses[address.host, address.port] = host
 
     def source_of(self, host: int, address: Endpoint, now: int) -> SockAddr:
-        """Where the world sees the host's datagrams come from."""
+        """Return the source address of the host's datagrams as others see it."""
         nat = self.nats.get(host)
         if nat is None:
             return address.sockaddr
@@ -87,25 +91,25 @@ class Network:
             self.rebind(host)
             nat.ports += 1
             nat.mapped = Endpoint(f"203.0.113.{host}", nat.ports)
-            self.places[nat.mapped.host, nat.mapped.port] = host
+            self.addresses[nat.mapped.host, nat.mapped.port] = host
         nat.used = now
         return nat.mapped.sockaddr
 
     def rebind(self, host: int) -> None:
-        """The NAT forgets its mapping."""
+        """Let the NAT forget its mapping."""
         nat = self.nats[host]
         if nat.mapped is not None:
-            self.places.pop((nat.mapped.host, nat.mapped.port), None)
+            self.addresses.pop((nat.mapped.host, nat.mapped.port), None)
             nat.mapped = None
 
     def receiver(self, destination: SockAddr, now: int) -> int | None:
-        """The host that is at the address now."""
-        host = self.places.get((destination[0], destination[1]))
+        """Return the host at this address, or None."""
+        host = self.addresses.get((destination[0], destination[1]))
         nat = self.nats.get(-1 if host is None else host)
         return None if nat is not None and now - nat.used > nat.timeout else host
 
     def copies(self, sender: int, receiver: int, data: bytes, now: int) -> list[tuple[int, bytes]]:
-        """What becomes of a datagram: (when, bytes) of each copy that arrives."""
+        """Return (arrival time, bytes) of each copy of a datagram that arrives, and of datagrams that it releases."""
         if self.cuts.get((sender, receiver), 0) > now:
             return []
         until, size = self.holes.get((sender, receiver), (0, MAX_SIZE))
@@ -118,28 +122,28 @@ class Network:
             self._hold((sender, receiver), self._spoil(data))
             return []
         count = 2 if weather.duplicated and random.random() < weather.duplicated else 1
-        copies = [(now + self._way(), self._spoil(data)) for _ in range(count)]
+        copies = [(now + self._latency(), self._spoil(data)) for _ in range(count)]
         return copies + [(copies[-1][0], late) for late in self._released((sender, receiver))]
 
-    def _hold(self, way: tuple[int, int], data: bytes) -> None:
-        passed = self._passed[way]
+    def _hold(self, direction: tuple[int, int], data: bytes) -> None:
+        passed = self._passed[direction]
         most = self.weather.overtaken
-        # Limits are where bugs are: one in ten waits for the most there may be.
+        # One in ten is overtaken by the maximum, because bugs are likely at limits.
         after = passed + (most if self._random.random() < 0.1 else self._random.randrange(1, most + 1))
-        heapq.heappush(self._held.setdefault(way, []), (after, passed, data))
+        heapq.heappush(self._held.setdefault(direction, []), (after, passed, data))
 
-    def _released(self, way: tuple[int, int]) -> list[bytes]:
-        """Another one passed: those that were held for it."""
-        self._passed[way] += 1
-        held, released = self._held.get(way, []), []
-        while held and held[0][0] <= self._passed[way]:
+    def _released(self, direction: tuple[int, int]) -> list[bytes]:
+        """Count a datagram that passed, and return those that were held for it."""
+        self._passed[direction] += 1
+        held, released = self._held.get(direction, []), []
+        while held and held[0][0] <= self._passed[direction]:
             after, passed, data = heapq.heappop(held)
             self.most_overtaken = max(self.most_overtaken, after - passed)
             released.append(data)
         return released
 
     def held(self, sender: int, receiver: int) -> list[bytes]:
-        """Datagrams that wait to be overtaken."""
+        """Return the datagrams that wait to be overtaken."""
         return [data for _, _, data in self._held.get((sender, receiver), [])]
 
     def all_held(self) -> list[bytes]:
@@ -148,14 +152,14 @@ class Network:
     def forget_held(self) -> None:
         self._held.clear()
 
-    def _way(self) -> int:
+    def _latency(self) -> int:
         weather, random = self.weather, self._random
-        way = weather.delay
+        latency = weather.delay
         if weather.jitter:
-            way += random.randrange(weather.jitter)
+            latency += random.randrange(weather.jitter)
         if weather.late and weather.reordered and random.random() < weather.reordered:
-            way += random.randrange(weather.late)
-        return way
+            latency += random.randrange(weather.late)
+        return latency
 
     def _spoil(self, data: bytes) -> bytes:
         weather, random = self.weather, self._random
@@ -168,7 +172,7 @@ class Network:
 
 
 def draw_weather(random: Random) -> Weather:
-    """Each fault is absent half of the time, so that they come alone and together."""
+    """Draw random weather. Each fault is absent half of the time, so that faults occur alone and combined."""
 
     def maybe(most: float) -> float:
         return random.random() * most if random.random() < 0.5 else 0.0

@@ -1,8 +1,8 @@
-"""What happens in a run, drawn from its seed before anything runs: a list of steps.
+"""The steps of a run, which follow from its seed alone.
 
-A list can be cut: a run of some of a seed's steps is as repeatable as one of all, which is what the shrinker works
-with. Steps come in clusters with quiet time between them, because most of a tunnel's life is quiet, and its bugs are
-where things happen together. They are drawn as they are needed, so that a run of weeks has no list of weeks.
+A run of some of a seed's steps is as repeatable as a run of all of them; the shrinker relies on this. Steps come in
+clusters with quiet time between them: most of a tunnel's life is quiet, and bugs show where events coincide. Steps are
+drawn when they are needed, because a list for weeks of virtual time would be too long.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from wyrmhole.simulation.world.network import Weather, draw_weather
 
 HOUR = 3600 * SECOND
 CLUSTER = 60 * SECOND
-"""Steps of a cluster lie within this time."""
+"""The time within which the steps of a cluster lie."""
 MAX_HOSTS = 16
 Arguments = tuple[object, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """At `at` ns of the world, the step `what` with these arguments (see World)."""
+    """The step `what` with these arguments, `at` ns after the start (see World)."""
 
     at: int
     what: str
@@ -34,8 +34,10 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """How much happens: clusters per host and hour, and steps in each; and how many deluges in a run, each of them
-    as much work as a storm. `idle`: nothing happens but persistent keepalives."""
+    """How much happens: clusters per host and hour, steps per cluster, and deluges per run.
+
+    A deluge costs as much work as a storm. If `idle`, only persistent keepalives are sent.
+    """
 
     clusters: float
     steps: int
@@ -51,13 +53,16 @@ PROFILES = {
 }
 DELUGE = 12_000
 OVERTAKEN = 10_000
-"""Packets that a deluge has, and that may overtake one of them: more than a replay window of 8,128 holds."""
+"""The packets of a deluge, and how many of them may overtake one: more than the replay window of 8,128 holds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scenario:
-    """A world and its steps. `nats` are the hosts behind one, with the timeout of its mappings in seconds; `drifts`
-    are parts per million, one for each host."""
+    """A world and its steps.
+
+    `nats` maps each host behind a NAT to the timeout of the NAT's mappings in seconds. `drifts` has the clock drift of
+    each host in parts per million.
+    """
 
     seed: int
     hosts: int
@@ -65,10 +70,10 @@ class Scenario:
     drifts: tuple[int, ...]
     nats: dict[int, int]
     steps: Collection[Step]
-    """Those that are drawn are in the order of their times; a few chosen ones need not be."""
+    """Drawn steps are in the order of their times; chosen ones need not be."""
 
     def keep(self, numbers: list[int] | None) -> Scenario:
-        """The same with some of its steps only; None: all."""
+        """Return the same scenario with only these steps; None keeps all."""
         if numbers is None:
             return self
         wanted = set(numbers)
@@ -77,11 +82,11 @@ class Scenario:
 
 
 def draw(seed: int, *, hours: float, hosts: int | None = None, profile: str = "calm") -> Scenario:
-    """The scenario of a seed; `hosts` None draws 2 to 16."""
+    """Return the scenario of a seed. If `hosts` is None, 2 to 16 are drawn."""
     random = Random(f"{seed}/scenario")
     number = random.choice((2, 2, 3, 3, 4, 5, 8, MAX_HOSTS)) if hosts is None else hosts
     drifts = tuple(_draw_drift(random) for _ in range(number))
-    # The first two hosts have addresses of their own, so that the liveness trials have somebody to work on.
+    # The first two hosts are never behind a NAT, because the liveness trials need two reachable hosts.
     nats = {host: random.randrange(30, 120) for host in range(3, number + 1) if random.random() < 0.3}
     duration = int(hours * HOUR)
     steps: Collection[Step] = DrawnSteps(random, number, duration, PROFILES[profile])
@@ -91,13 +96,13 @@ def draw(seed: int, *, hours: float, hosts: int | None = None, profile: str = "c
 
 
 class DrawnSteps(Collection[Step]):
-    """The steps that follow from the state of `random`. They are drawn anew whenever somebody goes through them."""
+    """The steps that follow from the state of `random`. Each iteration draws them again."""
 
     def __init__(self, random: Random, hosts: int, duration: int, profile: Profile) -> None:
         self._drawn_from = (random.getstate(), hosts, duration, profile)
         self._deluges: list[Step] = []
         if profile.deluges:
-            # They are drawn after all others.
+            # Deluges are drawn after all other steps.
             for _ in _draw_steps(random, hosts, duration, profile):
                 pass
             self._deluges = [_draw_deluge(random, hosts, duration) for _ in range(profile.deluges)]
@@ -121,7 +126,10 @@ def _draw_drift(random: Random) -> int:
 
 
 def _draw_steps(random: Random, hosts: int, duration: int, profile: Profile) -> Iterator[Step]:
-    """In the order of their times. Those that wait to be given belong to clusters that overlap."""
+    """Yield steps in the order of their times.
+
+    Clusters overlap, so steps wait in a heap until all earlier ones exist.
+    """
     waiting: list[tuple[int, int, Step]] = []
     order = itertools.count()
     mean = HOUR / (profile.clusters * hosts)
@@ -129,10 +137,10 @@ def _draw_steps(random: Random, hosts: int, duration: int, profile: Profile) -> 
     while at < duration:
         pair = _pair(random, hosts)
         for _ in range(random.randrange(1, 2 * profile.steps)):
-            # Most steps of a cluster are about two hosts, or faults and traffic would seldom meet.
-            about = pair if random.random() < 0.8 else _pair(random, hosts)
+            # Most steps of a cluster concern the same two hosts; otherwise faults would seldom meet traffic.
+            concerned = pair if random.random() < 0.8 else _pair(random, hosts)
             when = int(at + random.random() ** 2 * CLUSTER)
-            step = Step(min(when, duration - 1), *_draw_step(random, about))
+            step = Step(min(when, duration - 1), *_draw_step(random, concerned))
             heapq.heappush(waiting, (step.at, next(order), step))
         at += random.expovariate(1 / mean)
         while waiting and waiting[0][0] <= at:
@@ -141,23 +149,25 @@ def _draw_steps(random: Random, hosts: int, duration: int, profile: Profile) -> 
 
 
 def _draw_deluge(random: Random, hosts: int, duration: int) -> Step:
-    """from, to, how many, ns between two, and the weather meanwhile."""
+    """Draw sender, receiver, count, spacing in ns, and weather."""
     weather = Weather(reordered=random.choice((0.001, 0.01, 0.1)), overtaken=OVERTAKEN)
     spacing = random.choice((1_000, 10_000, 100_000))
     return Step(random.randrange(duration), "deluge", (*_pair(random, hosts), DELUGE, spacing, weather))
 
 
 def _draw_idle(random: Random, host: int, duration: int, has_nat: bool) -> Step:
-    """A host and the first one keep their session alive; see `Administrator.idle`."""
+    """Draw a step in which a host and host 1 keep their session alive; see `Administrator.idle`."""
     return Step(SECOND, "idle", (host, 1, *draw_idle(random, has_nat), duration - SECOND))
 
 
 def draw_idle(random: Random, has_nat: bool) -> tuple[int, int]:
-    """The intervals of two sides, 0 for none: on the initiator's side, on the other, or on both. A side behind a NAT
-    keeps its mapping alive itself."""
+    """Draw the persistent keepalive intervals of the initiator and of the other side; one of them may be 0.
+
+    An initiator behind a NAT always has an interval, because it must keep its mapping alive.
+    """
     interval = random.choice((1, 5, 10, 15, 25, 25, 25, 40, 60))
-    ways = ((interval, 0), (interval, 2 * interval + 1), (0, interval), (interval, interval))
-    return random.choice(ways[:2] if has_nat else ways)
+    intervals = ((interval, 0), (interval, 2 * interval + 1), (0, interval), (interval, interval))
+    return random.choice(intervals[:2] if has_nat else intervals)
 
 
 def _pair(random: Random, hosts: int) -> tuple[int, int]:
@@ -172,12 +182,12 @@ def _draw_step(random: Random, pair: tuple[int, int]) -> tuple[str, Arguments]:
 
 
 def _duration(random: Random, most: int) -> int:
-    """Seconds up to `most`, short ones as likely as long ones."""
+    """Draw a duration in ns of 1 to `most` seconds, uniformly on a logarithmic scale."""
     return int(SECOND * most ** random.random())
 
 
 def _talk(random: Random, pair: tuple[int, int]) -> Arguments:
-    """from, to, how many, ns between two, bytes, IPv6, answered."""
+    """Draw sender, receiver, count, spacing in ns, size, whether IPv6, and whether answered."""
     count = random.choice((1, 1, 2, 5, 20, 20))
     spacing = int(10 ** random.uniform(5, 10.5))
     return (*pair, count, spacing, random.choice((48, 48, 200, 1420)), random.random() < 0.3, random.random() < 0.5)
@@ -201,12 +211,12 @@ def _suspend(random: Random, pair: tuple[int, int]) -> Arguments:
 
 
 def _one_and_gap(most: int) -> Callable[[Random, tuple[int, int]], Arguments]:
-    """One host and a time."""
+    """Return a function that draws one host and a duration of up to `most` seconds."""
     return lambda random, pair: (pair[0], _duration(random, most))
 
 
 def _two_and_gap(most: int) -> Callable[[Random, tuple[int, int]], Arguments]:
-    """Two hosts and a time."""
+    """Return a function that draws two hosts and a duration of up to `most` seconds."""
     return lambda random, pair: (*pair, _duration(random, most))
 
 
@@ -258,6 +268,6 @@ _DRAWN: dict[str, tuple[int, Drawn]] = {
     "forge": (4, _one_and_count(20)),
     "flood": (1, _flood),
 }
-"""Each step's weight, and how its arguments are drawn."""
+"""The weight of each step, and the function that draws its arguments."""
 _NAMES = list(_DRAWN)
 _WEIGHTS = [weight for weight, _ in _DRAWN.values()]

@@ -1,4 +1,4 @@
-"""Virtual time: one heap of (time, order, call), in which all that will happen waits."""
+"""Virtual time: one heap of all planned events, each a (time, place, call, arguments)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ Arguments = tuple[Any, ...]
 
 
 class Schedule:
-    """`now` is the world's time in ns. Of two events at one time, the one that was planned first happens first."""
+    """The planned events.
+
+    `now` is the world's time in ns; of two events at the same time, the first planned runs first.
+    """
 
     def __init__(self, now: int) -> None:
         self.now = now
@@ -29,7 +32,10 @@ class Schedule:
         self.at(self.now + delay, call, *arguments)
 
     def reserve(self, count: int) -> int:
-        """Keep so many places in the order free for `at_place`. Returns the first; events planned later come after."""
+        """Reserve `count` places in the order for `at_place`, before all events planned later.
+
+        Return the first place.
+        """
         first = next(self._order)
         self._order = itertools.count(first + count)
         return first
@@ -45,7 +51,7 @@ class Schedule:
         self.now = max(self.now, end)
 
     def next_of(self, call: Call) -> Arguments | None:
-        """The arguments of the next event, if it is this call and due now."""
+        """Return the arguments of the next event if it is this call and due now, otherwise None."""
         heap = self._heap
         return heap[0][3] if heap and heap[0][0] == self.now and heap[0][2] == call else None
 
@@ -53,10 +59,10 @@ class Schedule:
         heapq.heappop(self._heap)
 
     def planned(self, call: Call) -> Iterator[Arguments]:
-        """The arguments of each event that is this call."""
+        """Yield the arguments of each planned event that is this call."""
         return (arguments for _, _, each, arguments in self._heap if each == call)
 
     def keep_only(self, call: Call) -> None:
-        """Cancel all events but those that are this call."""
+        """Cancel all events except those that are this call."""
         self._heap = [event for event in self._heap if event[2] == call]
         heapq.heapify(self._heap)

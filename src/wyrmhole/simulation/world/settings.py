@@ -1,4 +1,4 @@
-"""What a host's configuration file says. It survives a crash; everything else of a life does not."""
+"""The configuration file of a host, which survives a crash; all other state does not."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from wyrmhole.wire.prefix import Prefix
 
 @dataclass(slots=True)
 class PeerSettings:
-    """The section of the peer that is host `number`."""
+    """The configuration of one peer, which is host `number`."""
 
     number: int
     public: PublicKey
@@ -28,12 +28,13 @@ class Settings:
     peers: dict[int, PeerSettings] = field(default_factory=dict)
 
     def routes(self, known: set[bytes]) -> dict[Prefix, bytes]:
-        """The owner of each prefix, of the peers known so far: at the start of a life they come one by one."""
+        """Return the owner of each prefix, among the known peers: at the start of a life, peers are added one by
+        one."""
         peers = (peer for peer in self.peers.values() if peer.public.raw in known)
         return {prefix: peer.public.raw for peer in peers for prefix in peer.prefixes}
 
     def take_prefix(self, prefix: Prefix) -> None:
-        """Remove the prefix from its owner. Like in the table, a prefix has one owner at most."""
+        """Remove the prefix from its owner, because a prefix has at most one owner."""
         for peer in self.peers.values():
             peer.prefixes = [each for each in peer.prefixes if each != prefix]
 

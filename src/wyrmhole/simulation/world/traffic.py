@@ -11,7 +11,7 @@ from wyrmhole.simulation.world.schedule import Call, Schedule
 
 
 class Traffic:
-    """What programs on the hosts send to each other."""
+    """Sends packets of programs on the hosts."""
 
     def __init__(self, hosts: dict[int, Host], schedule: Schedule, delivery: Delivery, faults: Faults) -> None:
         self._hosts = hosts
@@ -20,7 +20,7 @@ class Traffic:
         self._faults = faults
 
     def steps(self) -> dict[str, Call]:
-        """The steps of a scenario that this class carries out."""
+        """Return the steps that this class carries out, by name."""
         return {
             "talk": self.talk,
             "burst": self.talk,
@@ -38,12 +38,15 @@ class Traffic:
             self._schedule.after(spacing, self.talk, a, b, count - 1, spacing, size, v6, answered)
 
     def deluge(self, a: int, b: int, count: int, spacing: int, weather: Weather) -> None:
-        """So many packets that thousands of them overtake one; the first asks for a session."""
+        """Send so many packets that thousands can overtake one.
+
+        The first packet, a second earlier, starts a session.
+        """
         self._delivery.send(a, b)
         self._schedule.after(SECOND, self._faults.weather, weather, count * spacing + SECOND)
         self._schedule.after(SECOND, self.talk, a, b, count, spacing, 48, False, False)
 
     def spoof_inside(self, a: int, b: int) -> None:
-        """A program on one host sends with the inner source of a third."""
+        """Send a packet with the inner source address of a third host."""
         others = [number for number in self._hosts if number not in (a, b)]
         self._delivery.send(a, b, as_host=others[0] if others else b)

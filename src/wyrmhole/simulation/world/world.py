@@ -1,15 +1,19 @@
 """A world: hosts, a network, an attacker, virtual time, and the steps of a scenario.
 
-    safety   the steps happen; after every event, each host is compared with its model (host, model/watch)
-    healing  faults end, settings agree again; then the liveness trials run (runs/liveness)
+A run has two phases:
 
-    schedule               what will happen when
-    cast, delivery         the hosts, and what passes between them
-    traffic, faults,       the steps of a scenario, by what they are about
+    safety   the steps happen; after every event, each host is compared with its model (host, model/watch)
+    healing  faults end and settings are made to agree; then the liveness trials run (runs/liveness)
+
+The work is divided among these files:
+
+    schedule               planned events, in order
+    cast, delivery         the hosts, and the datagrams between them
+    traffic, faults,       the steps of a scenario, by subject
     administrator, assaults
 
-Everything follows from the scenario: each source of randomness is a `random.Random` seeded with a text that names it,
-nothing reads a clock, and no order depends on a hash. `digest` is the hash of all that happened.
+A run depends on the scenario alone: each source of randomness is a `random.Random` seeded with a text that names it,
+nothing reads a clock, and no order depends on a hash. `digest` is the hash of everything that happened.
 """
 
 from __future__ import annotations
@@ -41,7 +45,7 @@ MAX_STEPS = 1 << 40
 
 
 class World:
-    """`fails` is the edge call that fails, and its way: see EdgeCalls."""
+    """A world at the start of its scenario. `fails` selects an edge call that fails: see EdgeCalls."""
 
     def __init__(self, scenario: Scenario, fails: tuple[int, int] | None = None) -> None:
         seed = scenario.seed
@@ -75,7 +79,7 @@ class World:
         return self.schedule.now
 
     def close(self) -> None:
-        """Release the descriptors of engines; safe after a violation."""
+        """Release the engines' descriptors. Safe after a violation."""
         self.cast.close()
 
     def at(self, when: int, call: Call, *arguments: Any) -> None:
@@ -94,7 +98,7 @@ class World:
     # The scenario
 
     def run_steps(self) -> None:
-        """Safety under faults: all hosts start, then all steps happen, to the end of the scenario."""
+        """Start all hosts and run all steps, until the scenario ends."""
         for host in self.hosts.values():
             host.start()
         first = self.schedule.reserve(MAX_STEPS)
@@ -108,7 +112,7 @@ class World:
         self.audit()
 
     def _plan_step(self, steps: Iterator[Step], place: int) -> None:
-        """The next step waits for its time, with the place in the order that it has among all events."""
+        """Plan the next step at its time, with its reserved place in the order of events."""
         step = next(steps, None)
         if step is not None:
             self.schedule.at_place(START + step.at, place, self._step, step, steps, place)
@@ -118,16 +122,16 @@ class World:
         self._steps[step.what](*step.arguments)
 
     def cancel_steps(self) -> None:
-        """Cancel what steps planned for later, and lose the datagrams in flight; timers stay."""
+        """Cancel events that steps have planned, and lose the datagrams in flight. Timers stay."""
         self.schedule.keep_only(self.cast.fire)
 
     # Audits
 
     def _plan_audit(self, end: int) -> None:
         if self.now + AUDIT_EVERY < end:
-            self.schedule.after(AUDIT_EVERY, self._audit_and_go_on, end)
+            self.schedule.after(AUDIT_EVERY, self._audit_and_plan, end)
 
-    def _audit_and_go_on(self, end: int) -> None:
+    def _audit_and_plan(self, end: int) -> None:
         self.audit()
         self._plan_audit(end)
 
@@ -137,7 +141,7 @@ class World:
         self._forget()
 
     def _forget(self) -> None:
-        """The ledger keeps what may still be delivered or accepted."""
+        """Let the ledger forget what can no longer be delivered or accepted."""
         staged: set[int] = set()
         messages = self.delivery.in_flight()
         for host in self.hosts.values():
@@ -149,13 +153,13 @@ class World:
     # Errors
 
     def guarded(self, call: Callable[[], None]) -> None:
-        """Run; whatever is raised becomes a violation with its time."""
+        """Make the call. Any exception becomes a violation that carries the virtual time."""
         try:
             call()
         except Violation as violation:
             violation.at = (self.schedule.now - START) / SECOND
             raise
         except Exception as error:
-            crossed = Violation(Check.NO_EXCEPTION_ESCAPES, f"{type(error).__name__}: {error}")
-            crossed.at = (self.schedule.now - START) / SECOND
-            raise crossed from error
+            escaped = Violation(Check.NO_EXCEPTION_ESCAPES, f"{type(error).__name__}: {error}")
+            escaped.at = (self.schedule.now - START) / SECOND
+            raise escaped from error
