@@ -1,4 +1,4 @@
-"""What holds bytes."""
+"""The type of arguments that hold bytes."""
 
 from __future__ import annotations
 

@@ -1,21 +1,22 @@
-"""Coalescing: received IP packets in, TUN frames out, neighbours of one flow merged into super-packets.
+"""Coalescing: turn received IP packets into TUN frames, merging adjacent packets of a flow into super-packets.
 
-Theory of operation. Only what the kernel's own GRO would merge is merged: packets of one TCP flow with the same
-acknowledgment number, window, options, TOS, TTL and DF bit, adjacent in sequence; or of one UDP flow; equal in size but
-for a smaller last one, with PSH on none but the last. Whoever splits the super-packet again gets the same packets, with
-one liberty that RFC 6864 gives: the identification of an IPv4 packet with DF set may change.
+Theory of operation. The coalescer merges only what the kernel's own GRO would merge: packets of one TCP flow, adjacent
+in sequence, with equal acknowledgment number, window, options, TOS, TTL and DF bit; or packets of one UDP flow. All
+have the same size, except that the last may be smaller, and only the last may have PSH set. Splitting the super-packet
+again yields the same packets, except that the identification of an IPv4 packet with DF set may differ, as RFC 6864
+permits.
 
-The kernel trusts a super-packet's checksums, so both checksums of every packet are verified before it is merged: a
-packet that arrived corrupt goes through on its own, and its receiver finds out.
+The kernel trusts a super-packet's checksums, so both checksums of every packet are verified before it is merged. A
+packet that arrived corrupt is passed on alone, and its receiver detects the fault.
 
-A flow has at most one open group. A packet that does not fit its flow's group closes it, so the order within a flow
-holds. A packet whose flow cannot be told (fragments, IP options, IPv6 extension headers) closes all groups.
+A flow has at most one open group. A packet that does not fit its flow's group closes the group, which preserves the
+order within the flow. A packet whose flow is unknown (fragments, IP options, IPv6 extension headers) closes all groups.
 
-Speed. All work is done in `take`, and a packet alone in its batch is not even parsed. A group knows which header its
-next packet must have: `expected` is that header as one integer, with the words that may vary masked out, and grows by a
-constant per packet (sequence number, identification). One mask and one comparison thus check a dozen fields at once,
-and one division checks the whole packet's sum. Everything else (the last packet of a group, the first of another) goes
-through the slow path, which parses. Groups end before sequence number or identification would wrap.
+Speed. All work is done in `take`, and a packet alone in its batch is not even parsed. A group knows the header of its
+next packet: `expected` is that header as one integer, with the varying words masked out, and grows by a constant per
+packet (sequence number, identification). One mask and one comparison therefore check a dozen fields at once, and one
+division checks the sum of the whole packet. All other packets (the last of a group, the first of another) take the slow
+path, which parses. Groups end before sequence number or identification would wrap.
 """
 
 from __future__ import annotations
@@ -40,20 +41,21 @@ from wyrmhole.wire.ip import (
 from wyrmhole.wire.virtio import F_NEEDS_CSUM, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, PLAIN_HEADER, VirtioHeader
 
 MAX_TCP_SEGMENTS = 1023
-"""One part per segment and one for the headers: IOV_MAX of a gathering write is 1024."""
+"""A gathering write accepts 1024 parts (IOV_MAX): one per segment, and one for the headers."""
 
 _ACK, _PSH = 0x10, 0x08
 _UNPREPARED, _CLOSED = -1, -2
 
 _Flow = tuple[int, bytes]
-"""Protocol, and addresses with ports as they stand in the packet."""
+"""The protocol, and the packet's bytes of addresses and ports."""
 
 
 @dataclass(slots=True)
 class Frame:
-    """One frame to write. `parts`: virtio header (with rewritten packet headers, if merged), then views of packets.
+    """One frame to write to the TUN.
 
-    `packets` are the packets inside, unmerged: what to write one by one when the kernel refuses the super-packet.
+    `parts` has the virtio header (followed by rewritten packet headers if merged), then views of packets. `packets` has
+    the packets unmerged, to be written one by one if the kernel refuses the super-packet.
     """
 
     parts: list[Buffer]
@@ -61,14 +63,14 @@ class Frame:
 
 
 def plain(packet: Buffer) -> Frame:
-    """The frame of one packet without offloads."""
+    """Return the frame of one packet without offloads."""
     return Frame([PLAIN_HEADER, packet], [packet])
 
 
 class Coalescer:
-    """`tso` and `uso`, which may be set at any time, say which super-packets the kernel takes.
+    """Merges the packets of a batch. `tso` and `uso` tell which super-packets the kernel accepts; both may change.
 
-    Packets are complete IP packets, trimmed to their length. They may be views into a receive buffer: frames refer to
+    Packets are complete IP packets, trimmed to their length. They may be views into a receive buffer. Frames refer to
     them, so the buffer must not change until the frames that `take` returned are written.
     """
 
@@ -81,7 +83,7 @@ class Coalescer:
         """Add one packet to the batch; order matters."""
 
     def take(self) -> list[Frame]:
-        """The frames of all packets since the last call, in the order of their first packets."""
+        """Return the frames of all packets since the last call, in the order of their first packets."""
         if len(self._pending) == 1:
             return [plain(self._pending.pop())]
         merges = self.tso or self.uso
@@ -101,7 +103,7 @@ class Coalescer:
         return [unit if isinstance(unit, Frame) else unit.emit() for unit in units]
 
     def _place(self, raw: bytes, packet: Buffer, units: list[_Group | Frame]) -> _Group | None:
-        """Put a packet where it belongs; returns the group that the next one may continue."""
+        """Add a packet to its group or as a frame. Return the group that the next packet may continue."""
         flow = self._flow(raw)
         if flow is None:
             units.append(plain(packet))
@@ -119,7 +121,7 @@ class Coalescer:
         return group
 
     def _flow(self, raw: bytes) -> _Flow | None:
-        """The packet's flow, or None when it has none that could have a group."""
+        """Return the packet's flow, or None if the packet cannot be merged."""
         version = raw[0] >> 4 if raw else 0
         if version == 4 and len(raw) >= IPV4_HEADER_SIZE:
             protocol, is_plain = raw[9], raw[0] == 0x45 and not (raw[6] & 0xBF or raw[7])
@@ -141,7 +143,7 @@ def _word(raw: bytes, at: int) -> int:
 
 
 def _header_length(raw: bytes, protocol: int) -> int:
-    """Length of IP and transport header together, or 0 if the packet may not be merged."""
+    """Return the length of IP and transport header together, or 0 if the packet may not be merged."""
     start = IPV4_HEADER_SIZE if raw[0] >> 4 == 4 else IPV6_HEADER_SIZE
     if protocol == PROTOCOL_UDP:
         fits = (
@@ -157,8 +159,8 @@ def _header_length(raw: bytes, protocol: int) -> int:
 class _Layout:
     """Masks over the headers of one shape, as integers of `header` bytes in network order.
 
-    `strict` covers all that the next packet of a group must have; `loose` leaves out lengths and PSH, in which the
-    last one may differ.
+    `strict` covers everything in which the next packet of a group must agree. `loose` leaves out lengths and PSH, in
+    which the last packet may differ.
     """
 
     __slots__ = ("header", "identification_unit", "loose", "protocol", "sequence_unit", "start", "strict", "version")
@@ -185,11 +187,14 @@ class _Layout:
         self.identification_unit = 1 << 8 * (header - 6) if version == 4 and not is_atomic else 0
 
 
-_layout = cache(_Layout)  # 48 shapes at most
+_layout = cache(_Layout)  # there are at most 48 shapes
 
 
 class _Group:
-    """Packets of one flow that become one frame. `raw` is the first one's bytes, `payload` its payload's length."""
+    """Packets of one flow that become one frame.
+
+    `raw` has the bytes of the first packet, `payload` the payload's size.
+    """
 
     __slots__ = ("capacity", "expected", "flags", "layout", "packets", "payload", "raw", "residue", "step")
 
@@ -205,7 +210,7 @@ class _Group:
         return self.expected == _CLOSED
 
     def append(self, raw: bytes, packet: Buffer) -> bool:
-        """The fast path: whether this is the next packet, of the same size, intact; then it is in."""
+        """Fast path: add the packet if it is the next, of the same size, and intact. Return whether it was added."""
         layout = self.layout
         if (
             len(raw) != len(self.raw)
@@ -220,7 +225,7 @@ class _Group:
         return True
 
     def join(self, raw: bytes, packet: Buffer, header: int) -> bool:
-        """The slow path, for a packet of the same flow: the second of a group, or its last."""
+        """Slow path: add a packet of the same flow, the second of a group or its last. Return whether it was added."""
         if header != self.layout.header or self.is_closed:
             return False
         if self.expected == _UNPREPARED and not self._prepare():
@@ -228,7 +233,7 @@ class _Group:
         return self.append(raw, packet) or self._append_last(raw, packet)
 
     def _prepare(self) -> bool:
-        """Verify the first packet and work out what the next ones must look like."""
+        """Verify the first packet and compute what the following ones must look like."""
         raw, layout = self.raw, self.layout
         sequence = int.from_bytes(raw[layout.start + 4 : layout.start + 8], "big")
         capacity = (MAX_PACKET_SIZE - layout.header) // self.payload
@@ -290,9 +295,9 @@ class _Group:
 
 
 def _intact_residue(raw: bytes, layout: _Layout) -> int:
-    """What the residue of the whole packet is when its transport checksum holds, given an intact IPv4 header.
+    """Return the residue of the whole packet if its transport checksum is valid. An IPv4 header must be intact.
 
-    Transport and pseudo-header sum to zero, and so does an IPv4 header; byte-swapping is a multiplication by 256.
+    Transport and pseudo-header sum to zero, and so does an IPv4 header. Byte-swapping is a multiplication by 256.
     """
     length = (layout.protocol + len(raw) - layout.start) << 8
     if layout.version == 4:

@@ -6,7 +6,7 @@ import ipaddress
 from dataclasses import dataclass
 
 SockAddr = tuple[str, int] | tuple[str, int, int, int]
-"""What `socket.recvmsg` gives and `socket.sendmsg` takes: (host, port) or (host, port, flowinfo, scope id)."""
+"""An address of `socket.recvmsg` and `socket.sendmsg`: (host, port) or (host, port, flowinfo, scope id)."""
 
 MAX_PORT = 65_535
 _MAX_SCOPE_ID = 0xFFFFFFFF
@@ -14,7 +14,7 @@ _MAX_SCOPE_ID = 0xFFFFFFFF
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Numeric host, port 0..65535, and for link-local IPv6 the interface index as `scope_id`."""
+    """A numeric host, a port 0..65535, and for link-local IPv6 the interface index as `scope_id`."""
 
     host: str
     port: int
@@ -22,9 +22,9 @@ class Endpoint:
 
     @classmethod
     def parse(cls, text: str) -> Endpoint:
-        """Parse `ip:port` or `[ip6]:port`, a numeric `%scope` allowed. Raises ValueError; names are not resolved.
+        """Parse `ip:port` or `[ip6]:port`, with an optional numeric `%scope`. Names are not resolved.
 
-        An IPv4-mapped IPv6 address becomes the IPv4 address, which is what the kernel would send to.
+        An IPv4-mapped IPv6 address becomes the IPv4 address, to which the kernel would send. Raises ValueError.
         """
         host, separator, port_text = text.rpartition(":")
         if not separator or not (port_text.isascii() and port_text.isdigit()) or int(port_text) > MAX_PORT:
@@ -32,7 +32,9 @@ class Endpoint:
         bracketed = host.startswith("[") and host.endswith("]")
         address = ipaddress.ip_address(host[1:-1] if bracketed else host)
         if bracketed != (address.version == 6):
-            raise ValueError(f"endpoint {text!r}: an IPv6 address, and only that, goes in brackets")
+            raise ValueError(
+                f"endpoint {text!r}: brackets are required around an IPv6 address and not allowed around IPv4"
+            )
         return cls.from_address(address, int(port_text))
 
     @classmethod
@@ -61,7 +63,7 @@ class Endpoint:
 
     @property
     def address_bytes(self) -> bytes:
-        """4 or 16 bytes, network order: what cookies and the rate limiter are keyed on."""
+        """The address as 4 or 16 bytes in network order: the key of cookies and of the rate limiter."""
         return ipaddress.ip_address(self.host).packed
 
     def emit(self) -> str:

@@ -1,6 +1,6 @@
-"""The few fields of IPv4 (RFC 791) and IPv6 (RFC 8200) packets that a tunnel looks at, and the errors it sends back.
+"""The fields of IPv4 (RFC 791) and IPv6 (RFC 8200) packets that a tunnel reads, and the ICMP errors that it returns.
 
-Functions take any bytes: what does not fit gives None or 0, never an exception, because every packet passes here.
+Functions accept any bytes. For invalid packets they return None or 0 and never raise, because every packet passes here.
 """
 
 from __future__ import annotations
@@ -18,9 +18,10 @@ TCP_HEADER_SIZE = 20
 """Without options."""
 UDP_HEADER_SIZE = 8
 MAX_PACKET_SIZE = 65_535
-"""What the length field of IPv4 holds. IPv6's counts without the header, but nothing longer passes a TUN."""
+"""The maximum of the IPv4 length field. The IPv6 field excludes the header, but a TUN passes no longer packets
+either."""
 IPV6_MINIMUM_MTU = 1280
-"""Every link has at least this (RFC 8200 5). Below it the kernel takes IPv6 off an interface without an error."""
+"""The minimum MTU of every IPv6 link (RFC 8200 5). Below it, the kernel silently disables IPv6 on an interface."""
 
 PROTOCOL_ICMP = 1
 PROTOCOL_TCP = 6
@@ -30,15 +31,16 @@ PROTOCOL_ICMPV6 = 58
 HOP_BY_HOP = 0
 FRAGMENT = 44
 WALKABLE_EXTENSIONS = frozenset({HOP_BY_HOP, 43, 60, 135})
-"""Hop-by-hop options, routing, destination options, mobility. The second byte of each is its length in units of 8 bytes
-after the first 8 (RFC 8200 4.2, RFC 6275 6.1.1), so one step finds what follows. The transport header of a super-packet
-is looked for behind these: the kernel segments behind no others, and a fragment is never a super-packet."""
+"""Hop-by-hop options, routing, destination options, mobility. The second byte of each is its length in units of 8
+bytes, not counting the first 8 (RFC 8200 4.2, RFC 6275 6.1.1), so one step finds the next header. In a super-packet,
+only these may precede the transport header: the kernel does not segment behind others, and a fragment is never a
+super-packet."""
 QUOTABLE_EXTENSIONS = WALKABLE_EXTENSIONS | {FRAGMENT}
-"""Walked to learn whether a packet may be answered by an ICMP error, which a first fragment may (RFC 4443 2.4 e). A
-fragment header has 8 bytes and no length field."""
+"""Headers to skip when deciding whether a packet may be answered by an ICMP error: a first fragment may be (RFC 4443
+2.4 e). A fragment header has 8 bytes and no length field."""
 ANY_EXTENSION = QUOTABLE_EXTENSIONS | {51, 139, 140}
-"""Also authentication, HIP and shim6, whose lengths count differently or which nothing here looks behind. A packet with
-any of these may belong to any flow, so it must not be overtaken."""
+"""Also authentication, HIP and shim6, which are never walked; the length field of authentication has another unit. A
+packet with any of these may belong to any flow, so it must not be overtaken."""
 
 ECN_MASK = 3
 ECN_NOT_ECT = 0
@@ -53,23 +55,23 @@ _ICMPV6_NO_ROUTE = 0
 _ICMPV6_ADDRESS_UNREACHABLE = 3
 _ICMPV6_REDIRECT = 137
 _ICMP_QUERIES = frozenset({0, 8, 13, 14, 15, 16, 17, 18})
-"""Types that are no errors (RFC 1122 3.2.2); unknown ones are taken for errors."""
+"""The ICMP types that are not errors (RFC 1122 3.2.2). Unknown types count as errors."""
 _V4_NO_HOST = frozenset({0, 127})
 _V4_MULTICAST = 224
-"""First byte from which on an address is a group, reserved, or the limited broadcast."""
+"""The first byte at and above which an address is multicast, reserved, or the limited broadcast."""
 _V6_UNSPECIFIED = bytes(16)
 _V6_LOOPBACK = bytes(15) + b"\x01"
 _ICMP_QUOTE = 548
-"""RFC 1812 4.3.2.3: as much of the packet as fits into 576 bytes."""
+"""Quote as much of the packet as fits into an error of 576 bytes (RFC 1812 4.3.2.3)."""
 
 
 def version_of(packet: Buffer) -> int:
-    """4, 6, or whatever the nibble says; 0 for nothing."""
+    """Return the version nibble, which is 4 or 6 in an IP packet, or 0 for an empty packet."""
     return packet[0] >> 4 if len(packet) else 0
 
 
 def destination_of(packet: Buffer) -> bytes | None:
-    """The destination address, 4 or 16 bytes; None if this is no IP packet with a whole header."""
+    """Return the destination address (4 or 16 bytes), or None if this is not an IP packet with a complete header."""
     length = len(packet)
     if length >= IPV4_HEADER_SIZE and 0x45 <= packet[0] <= 0x4F:
         return bytes(packet[16:20])
@@ -79,7 +81,7 @@ def destination_of(packet: Buffer) -> bytes | None:
 
 
 def outline_of(packet: bytes) -> tuple[bytes, int, int] | None:
-    """(destination, protocol, ECN bits), for the path out, which needs all three; None as for `destination_of`."""
+    """Return (destination, protocol, ECN bits) for the outbound path, or None like `destination_of`."""
     if len(packet) >= IPV4_HEADER_SIZE and 0x45 <= packet[0] <= 0x4F:
         return packet[16:20], packet[9], packet[1] & ECN_MASK
     if len(packet) >= IPV6_HEADER_SIZE and packet[0] >> 4 == 6:
@@ -88,7 +90,7 @@ def outline_of(packet: bytes) -> tuple[bytes, int, int] | None:
 
 
 def source_of(packet: Buffer) -> bytes | None:
-    """The source address, 4 or 16 bytes; None if this is no IP packet with a whole header."""
+    """Return the source address (4 or 16 bytes), or None if this is not an IP packet with a complete header."""
     length = len(packet)
     if length >= IPV4_HEADER_SIZE and 0x45 <= packet[0] <= 0x4F:
         return bytes(packet[12:16])
@@ -98,10 +100,10 @@ def source_of(packet: Buffer) -> bytes | None:
 
 
 def length_of(packet: Buffer) -> int:
-    """How long the packet says it is, at most what is there: padding may follow (rule M47).
+    """Return the length that the packet's header claims; padding may follow (rule M47).
 
-    0: it is no IP packet, or claims more than is there, or less than its header, or is a jumbogram (RFC 2675), whose
-    length field is 0 and whose length no TUN takes. Computed in full width: no claim wraps around.
+    Return 0 if this is not an IP packet, if the claim exceeds the bytes present or is less than the header, or if it is
+    a jumbogram (RFC 2675), whose length field is 0 and which no TUN accepts. A claim cannot wrap around.
     """
     present = len(packet)
     if present >= IPV4_HEADER_SIZE and packet[0] >> 4 == 4:
@@ -115,17 +117,17 @@ def length_of(packet: Buffer) -> int:
 
 
 def origin_of(packet: bytes) -> tuple[int, bytes]:
-    """(`length_of`, source), for the path in, which needs both. The source means nothing if the length is 0."""
+    """Return (`length_of`, source) for the inbound path. The source is meaningless if the length is 0."""
     return length_of(packet), packet[12:16] if packet[:1] < b"\x50" else packet[8:24]
 
 
 def text_of(address: bytes | None) -> str:
-    """Canonical text of a 4- or 16-byte address, as the kernel gives it for a socket."""
+    """Return the canonical text of a 4- or 16-byte address, like the kernel's for a socket; empty for None."""
     return "" if address is None else str(ipaddress.ip_address(address))
 
 
 def udp_ports(packet: Buffer) -> tuple[int, int] | None:
-    """(source, destination) of an unfragmented UDP packet without IPv6 extension headers; else None."""
+    """Return (source, destination) of an unfragmented UDP packet without IPv6 extension headers, otherwise None."""
     if len(packet) >= IPV4_HEADER_SIZE and packet[0] >> 4 == 4:
         if packet[9] != PROTOCOL_UDP or packet[6] & 0x1F or packet[7]:
             return None
@@ -142,7 +144,7 @@ def udp_ports(packet: Buffer) -> tuple[int, int] | None:
 
 
 def ecn_of(packet: Buffer) -> int:
-    """The two ECN bits (RFC 3168); 0 for what is no IP packet."""
+    """Return the two ECN bits (RFC 3168), or 0 if this is not an IP packet."""
     if len(packet) < IPV4_HEADER_SIZE:
         return 0
     version = packet[0] >> 4
@@ -150,21 +152,28 @@ def ecn_of(packet: Buffer) -> int:
 
 
 def is_unheeded(outer: int, inner: int) -> bool:
-    """Whether congestion met outside cannot be told inside: the inner packet's sender does not understand marks."""
+    """Return whether an outer congestion mark cannot be passed on, because the inner packet's sender does not use
+    ECN."""
     return outer == ECN_CE and inner == ECN_NOT_ECT
 
 
 def decapsulate_ecn(outer: int, inner: int) -> int:
-    """The ECN bits to deliver (RFC 6040 section 4.2, figure 4): congestion met outside goes inside. Like the kernel,
-    and unlike the figure, an inner packet that cannot carry the mark is delivered unchanged: a correct sender marks the
-    outer packet as the inner one, so only a broken path has made this mark, and dropping would cut the peers off."""
+    """Return the ECN bits to deliver (RFC 6040 section 4.2, figure 4): an outer congestion mark is copied inwards.
+
+    Like the kernel, and unlike the figure, an inner packet that cannot carry the mark is delivered unchanged. A correct
+    sender copies the inner bits to the outer header, so only a broken path can have set this mark, and dropping the
+    packet would cut the peers off.
+    """
     if outer == ECN_CE:
         return ECN_NOT_ECT if inner == ECN_NOT_ECT else ECN_CE
     return ECN_ECT1 if (outer, inner) == (ECN_ECT1, ECN_ECT0) else inner
 
 
 def with_ecn(packet: Buffer, ecn: int) -> bytes:
-    """An IP packet with other ECN bits. A wrong IPv4 header checksum stays wrong: it is updated, not recomputed."""
+    """Return the IP packet with other ECN bits.
+
+    The IPv4 header checksum is updated: if it was wrong, it stays wrong.
+    """
     changed = bytearray(packet)
     if changed[0] >> 4 == 4:
         before = int.from_bytes(changed[:2], "big")
@@ -177,10 +186,10 @@ def with_ecn(packet: Buffer, ecn: int) -> bytes:
 
 
 def unreachable(packet: Buffer, *, no_route: bool) -> bytes | None:
-    """The ICMP error for a packet that cannot go on: no route, or its host cannot be reached (rule M46).
+    """Return the ICMP error for a packet without a route or whose destination cannot be reached (rule M46).
 
-    It comes from the address that could not be reached, the only one that surely routes back into the tunnel's
-    interface. None: such a packet gets no answer (RFC 1122 3.2.2, RFC 4443 2.4 e).
+    The source of the error is the unreachable address: only this address is certain to be routed to the tunnel's
+    interface. Return None if the packet must not be answered (RFC 1122 3.2.2, RFC 4443 2.4 e).
     """
     whole = bytes(packet[: length_of(packet)])
     if not whole:
@@ -192,7 +201,8 @@ def unreachable(packet: Buffer, *, no_route: bool) -> bytes | None:
 
 
 def _may_answer_v4(packet: bytes) -> bool:
-    """Not for errors, later fragments, group or broadcast destinations, or sources that are no single host."""
+    """Return false for errors, later fragments, multicast or broadcast destinations, and sources that are not a
+    host."""
     if packet[12] in _V4_NO_HOST or packet[12] >= _V4_MULTICAST or packet[16] in _V4_NO_HOST:
         return False
     if packet[16] >= _V4_MULTICAST or packet[6] & 0x1F or packet[7]:
@@ -202,7 +212,7 @@ def _may_answer_v4(packet: bytes) -> bool:
 
 
 def _may_answer_v6(packet: bytes) -> bool:
-    """Not for errors, redirects, later fragments, multicast destinations, or sources that are no single host."""
+    """Return false for errors, redirects, later fragments, multicast destinations, and sources that are not a host."""
     source = packet[8:24]
     if source in (_V6_UNSPECIFIED, _V6_LOOPBACK) or 0xFF in (packet[8], packet[24]):
         return False
@@ -221,7 +231,7 @@ def _icmp(packet: bytes) -> bytes:
     source, destination = packet[12:16], packet[16:20]
     body = struct.pack(">BBHI", _ICMP_DESTINATION_UNREACHABLE, _ICMP_HOST_UNREACHABLE, 0, 0) + packet[:_ICMP_QUOTE]
     body = body[:2] + checksum(body).to_bytes(2, "big") + body[4:]
-    # Precedence "internetwork control" (RFC 1812 4.3.2.5), and DF, so that the identification need not be unique.
+    # Precedence is "internetwork control" (RFC 1812 4.3.2.5). With DF set, the identification need not be unique.
     start = struct.pack(">BBHHHBB", 0x45, 0xC0, IPV4_HEADER_SIZE + len(body), 0, 0x4000, 64, PROTOCOL_ICMP)
     header_sum = checksum(start + destination + source)
     return start + header_sum.to_bytes(2, "big") + destination + source + body

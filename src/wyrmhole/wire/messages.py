@@ -1,7 +1,7 @@
 """The four messages: layout, parse, emit (whitepaper 5.4). All integers are little endian.
 
-The type word is one byte and three reserved ones that are zero; reading it as a 32-bit integer checks both, as the
-kernel and wireguard-go do.
+The type word is the type byte and three reserved zero bytes. Reading it as a 32-bit integer checks both, like the
+kernel and wireguard-go.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ TRANSPORT_HEADER_SIZE = 16
 TAG_SIZE = 16
 MAC_SIZE = 16
 TRANSPORT_OVERHEAD = TRANSPORT_HEADER_SIZE + TAG_SIZE
-"""What a transport message adds to its packet; the size of one without a packet, a keepalive."""
+"""The bytes that a transport data message adds to its packet, and the size of a keepalive, which has none."""
 OVERHEAD_V4 = IPV4_HEADER_SIZE + UDP_HEADER_SIZE + TRANSPORT_OVERHEAD
 OVERHEAD_V6 = IPV6_HEADER_SIZE + UDP_HEADER_SIZE + TRANSPORT_OVERHEAD
-"""What the tunnel adds to a packet outside."""
+"""The bytes that the tunnel adds to a packet, including the outer headers."""
 USUAL_OUTER_MTU = 1500
 DEFAULT_MTU = USUAL_OUTER_MTU - OVERHEAD_V6
-"""1420, like the kernel's: packets fit the usual link over either family."""
+"""1420, like the kernel: an outer packet of either family then fits the usual link."""
 
 TYPE_SIZE = 4
 SENDER_OFFSET = 4
-"""The sender's index in messages of type 1 and 2."""
+"""Offset of the sender's index in messages of types 1 and 2."""
 RECEIVER_OFFSET = 4
-"""The receiver's index in messages of type 3 and 4."""
+"""Offset of the receiver's index in messages of types 3 and 4."""
 RESPONSE_RECEIVER_OFFSET = 8
 
 TRANSPORT_HEADER = struct.Struct("<IIQ")
@@ -54,35 +54,35 @@ HANDSHAKE_SIZES = {
 
 
 class MessageError(ValueError):
-    """The bytes are no such message."""
+    """The bytes are not a valid message of the expected type."""
 
 
 class TooShort(MessageError):
-    """Not even a type word."""
+    """The bytes are shorter than a type word."""
 
 
 class UnknownType(MessageError):
-    """A type of no message, or of another one; also reserved bytes that are not zero."""
+    """The message type is unknown or unexpected, or a reserved byte is not zero."""
 
 
 class WrongLength(MessageError):
-    """The type is known, and its messages have another size."""
+    """The type is known, but its messages have another size."""
 
 
 def classify(data: Buffer) -> int:
-    """The message type, when type word and length fit. Raises TooShort, UnknownType, WrongLength."""
+    """Return the message type after checking type word and length. Raises TooShort, UnknownType or WrongLength."""
     if len(data) < TYPE_SIZE:
-        raise TooShort("a message has at least a type word")
+        raise TooShort("a message must have at least a type word")
     kind = int.from_bytes(data[:TYPE_SIZE], "little")
     if kind == MESSAGE_TRANSPORT:
         if len(data) < TRANSPORT_OVERHEAD:
-            raise WrongLength("a transport message has at least a header and a tag")
+            raise WrongLength("a transport data message must have at least a header and a tag")
         return kind
     size = HANDSHAKE_SIZES.get(kind)
     if size is None:
-        raise UnknownType("no message has this type word")
+        raise UnknownType("unknown message type, or reserved bytes that are not zero")
     if len(data) != size:
-        raise WrongLength(f"a message of type {kind} is {size} bytes")
+        raise WrongLength(f"a message of type {kind} must have {size} bytes")
     return kind
 
 
@@ -93,7 +93,8 @@ def _fields(layout: struct.Struct, kind: int, data: Buffer) -> tuple[Any, ...]:
 
 
 def _emit(layout: struct.Struct, kind: int, *fields: int | bytes) -> bytes:
-    """Pack, and read back: `struct` pads and cuts bytes of a wrong size without a word."""
+    """Pack the fields, then unpack to verify them, because `struct` silently pads and truncates bytes of a wrong
+    size."""
     try:
         data = layout.pack(kind, *fields)
     except struct.error as error:
@@ -116,11 +117,11 @@ class Initiation:
 
     @classmethod
     def parse(cls, data: Buffer) -> Self:
-        """148 bytes of type 1. Raises MessageError."""
+        """Parse 148 bytes of type 1. Raises MessageError."""
         return cls(*_fields(_INITIATION, MESSAGE_INITIATION, data))
 
     def emit(self) -> bytes:
-        """148 bytes. Raises MessageError when a field has a wrong size."""
+        """Return the message of 148 bytes. Raises MessageError if a field has a wrong size."""
         return _emit(
             _INITIATION,
             MESSAGE_INITIATION,
@@ -146,11 +147,11 @@ class Response:
 
     @classmethod
     def parse(cls, data: Buffer) -> Self:
-        """92 bytes of type 2. Raises MessageError."""
+        """Parse 92 bytes of type 2. Raises MessageError."""
         return cls(*_fields(_RESPONSE, MESSAGE_RESPONSE, data))
 
     def emit(self) -> bytes:
-        """92 bytes. Raises MessageError when a field has a wrong size."""
+        """Return the message of 92 bytes. Raises MessageError if a field has a wrong size."""
         return _emit(
             _RESPONSE,
             MESSAGE_RESPONSE,
@@ -165,7 +166,7 @@ class Response:
 
 @dataclass(frozen=True, slots=True)
 class CookieReply:
-    """The answer of a responder under load (whitepaper 5.4.7)."""
+    """The cookie reply of a receiver under load (whitepaper 5.4.7)."""
 
     receiver: int
     nonce: bytes
@@ -173,24 +174,24 @@ class CookieReply:
 
     @classmethod
     def parse(cls, data: Buffer) -> Self:
-        """64 bytes of type 3. Raises MessageError."""
+        """Parse 64 bytes of type 3. Raises MessageError."""
         return cls(*_fields(_COOKIE_REPLY, MESSAGE_COOKIE_REPLY, data))
 
     def emit(self) -> bytes:
-        """64 bytes. Raises MessageError when a field has a wrong size."""
+        """Return the message of 64 bytes. Raises MessageError if a field has a wrong size."""
         return _emit(_COOKIE_REPLY, MESSAGE_COOKIE_REPLY, self.receiver, self.nonce, self.encrypted_cookie)
 
 
-# The macs are the last fields of both handshake messages, so these serve types 1 and 2 alike (whitepaper 5.4.4).
+# The macs are the last fields of both handshake messages, so these functions serve types 1 and 2 (whitepaper 5.4.4).
 
 
 def before_mac1(message: bytes) -> bytes:
-    """What mac1 covers."""
+    """Return the part of the message that mac1 covers."""
     return message[: -2 * MAC_SIZE]
 
 
 def before_mac2(message: bytes) -> bytes:
-    """What mac2 covers: everything before it, mac1 included."""
+    """Return the part of the message that mac2 covers, which includes mac1."""
     return message[:-MAC_SIZE]
 
 

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 
 class Prefix(NamedTuple):
-    """`network` is the address as an integer with its host bits cleared; `length` 0..32 or 0..128."""
+    """An IP prefix. `network` is the address as an integer with its host bits cleared; `length` is 0..32 or 0..128."""
 
     version: int
     network: int
@@ -15,7 +15,7 @@ class Prefix(NamedTuple):
 
     @classmethod
     def parse(cls, text: str) -> Prefix:
-        """Parse `address/length`; host bits are masked as wg(8) does. Raises ValueError, also without `/length`."""
+        """Parse `address/length`, masking host bits like wg(8). Raises ValueError, also if `/length` is missing."""
         address_text, slash, length_text = text.partition("/")
         if not slash or not (length_text.isascii() and length_text.isdigit()):
             raise ValueError(f"allowed ip {text!r} is not address/length")
@@ -31,7 +31,7 @@ class Prefix(NamedTuple):
 
     @property
     def network_bytes(self) -> bytes:
-        """4 or 16 bytes, network order."""
+        """The network address as 4 or 16 bytes in network order."""
         return self.network.to_bytes(self.bits // 8, "big")
 
     def emit(self) -> str:

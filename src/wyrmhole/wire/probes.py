@@ -1,7 +1,7 @@
-"""IP packets that ask a host whether it is there, and what their answers mean.
+"""IP packets that probe whether a host is reachable, and the parsing of their answers.
 
-ICMP echo (RFC 792, RFC 4443) and UDP, over IPv4 and IPv6 without options. Builders return whole IP packets with right
-checksums; `read_answer` takes any bytes and returns None for what answers no probe.
+Probes are ICMP echo requests (RFC 792, RFC 4443) and UDP packets, over IPv4 and IPv6 without options. Builders return
+complete IP packets with valid checksums. `read_answer` accepts any bytes and returns None if they cannot be an answer.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _UDP = struct.Struct("!HHHH")
 _ECHO_REQUEST = {4: 8, 6: 128}
 _ECHO_REPLY = {4: 0, 6: 129}
 _ERRORS = {4: frozenset({3, 11}), 6: frozenset({1, 2, 3})}
-"""Destination unreachable and time exceeded; for IPv6 packet too big as well."""
+"""ICMP types: destination unreachable and time exceeded; for IPv6 also packet too big."""
 _PORT_UNREACHABLE = {(4, 3, 3), (6, 1, 4)}
 _TOO_BIG = {(4, 3, 4), (6, 2, 0)}
 _HOP_LIMIT = 64
@@ -31,7 +31,7 @@ _HOP_LIMIT = 64
 class EchoReply:
     source: IpAddress
     identity: int
-    """32 bits: identifier and sequence number."""
+    """Identifier and sequence number, 16 bits each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +39,16 @@ class UdpReply:
     source: IpAddress
     source_port: int
     port: int
-    """Ours."""
+    """The local port."""
     payload: bytes
 
 
 @dataclass(frozen=True, slots=True)
 class IcmpRefusal:
-    """An ICMP error about a probe. `identity` is that of the echo, or the source port of the UDP packet."""
+    """An ICMP error about a probe.
+
+    `identity` is the identity of an echo request, or the source port of a UDP packet.
+    """
 
     source: IpAddress
     identity: int
@@ -61,7 +64,7 @@ def header_size(version: int) -> int:
 
 
 def echo_request(source: IpAddress, destination: IpAddress, identity: int, length: int) -> bytes:
-    """An echo request of `length` bytes in all, at least header + 8."""
+    """Build an echo request of `length` bytes, at least the IP header and 8."""
     version = source.version
     padding = bytes(max(0, length - header_size(version) - _ECHO.size))
     body = _ECHO.pack(_ECHO_REQUEST[version], 0, 0, identity >> 16, identity & 0xFFFF) + padding
@@ -75,7 +78,7 @@ def udp_packet(source: IpAddress, source_port: int, destination: IpAddress, port
     length = ip.UDP_HEADER_SIZE + len(payload)
     body = _UDP.pack(source_port, port, length, 0) + payload
     total = _pseudo_sum(source, destination, ip.PROTOCOL_UDP, length)
-    # A computed zero is sent as all ones: zero means that there is no checksum (RFC 768).
+    # A computed zero is sent as all ones, because zero means that there is no checksum (RFC 768).
     body = body[:6] + (checksum(body, total) or 0xFFFF).to_bytes(2, "big") + body[8:]
     return _header(source, destination, ip.PROTOCOL_UDP, length) + body
 
@@ -88,20 +91,20 @@ def _header(source: IpAddress, destination: IpAddress, protocol: int, length: in
     addresses = source.packed + destination.packed
     if source.version == 6:
         return struct.pack("!IHBB", 6 << 28, length, protocol, _HOP_LIMIT) + addresses
-    # DF, so that a packet that is too big for a path is reported and not cut up.
+    # With DF set, a packet that is too big for the path is reported instead of fragmented.
     start = struct.pack("!BBHHHBB", 0x45, 0, 20 + length, 0, 0x4000, _HOP_LIMIT, protocol)
     return start + checksum(start + addresses).to_bytes(2, "big") + addresses
 
 
 def read_answer(packet: Buffer) -> Answer | None:
-    """What a packet answers, by its form; whether it is the caller's probe is for the caller to compare."""
+    """Parse a packet that has the form of an answer. The caller must compare it with its own probes."""
     found = _parts(packet)
     if found is None:
         return None
     source, protocol, body = found
     if protocol == ip.PROTOCOL_UDP and len(body) >= ip.UDP_HEADER_SIZE:
-        theirs, ours, length, _ = _UDP.unpack_from(body)
-        return UdpReply(source, theirs, ours, body[ip.UDP_HEADER_SIZE : length])
+        source_port, port, length, _ = _UDP.unpack_from(body)
+        return UdpReply(source, source_port, port, body[ip.UDP_HEADER_SIZE : length])
     if protocol in (ip.PROTOCOL_ICMP, ip.PROTOCOL_ICMPV6) and len(body) >= _ECHO.size:
         return _icmp_answer(source, body)
     return None
@@ -116,17 +119,17 @@ def _icmp_answer(source: IpAddress, body: bytes) -> Answer | None:
     quoted = _parts(body[_ECHO.size :])
     if quoted is None or len(quoted[2]) < _ECHO.size:
         return None
-    where = (source.version, kind, code)
+    error = (source.version, kind, code)
     if quoted[1] == ip.PROTOCOL_UDP:
         identity = int(_UDP.unpack_from(quoted[2])[0])
     else:
         _, _, _, high, low = _ECHO.unpack_from(quoted[2])
         identity = high << 16 | low
-    return IcmpRefusal(source, identity, where in _PORT_UNREACHABLE, where in _TOO_BIG)
+    return IcmpRefusal(source, identity, error in _PORT_UNREACHABLE, error in _TOO_BIG)
 
 
 def _parts(packet: Buffer) -> tuple[IpAddress, int, bytes] | None:
-    """Source, protocol and what follows the header. Packets with extension headers are not ours."""
+    """Return source, protocol and the bytes after the header. Probes and their answers have no extension headers."""
     data, version = bytes(packet), ip.version_of(packet)
     if version == 4 and len(data) >= ip.IPV4_HEADER_SIZE:
         return ipaddress.IPv4Address(data[12:16]), data[9], data[(data[0] & 15) * 4 :]

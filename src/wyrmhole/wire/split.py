@@ -1,14 +1,14 @@
-"""Splitting: one TUN frame in, complete IP packets out.
+"""Splitting: turn one TUN frame into complete IP packets.
 
-A super-packet is up to 64 KiB of one TCP or UDP flow under one set of headers, to be cut into segments of `gso_size`
-bytes of payload. The headers of its segments differ in a few words only: IPv4 identification, lengths in the last
-segment, TCP sequence number and flags, checksums. The rest is taken out of the loop: a run is a row of segments of one
-size and with the same flags, and what is constant over it is computed once, its part of the checksums included. A
-segment then costs one sum over its payload and one `pack` that lays down headers and payload together.
+A super-packet holds up to 64 KiB of one TCP or UDP flow under one set of headers and is split into segments of
+`gso_size` bytes of payload. The headers of the segments differ in a few words only: IPv4 identification, lengths in the
+last segment, TCP sequence number and flags, checksums. A run is a sequence of segments of equal size with equal flags;
+its constant words, and their part of the checksums, are computed once outside the loop. A segment then costs one sum
+over its payload and one `pack` that writes headers and payload together.
 
-The transport checksum starts from the pseudo-header's sum, which the kernel leaves in the checksum field, so that the
-final destination of a source route needs no special case. Offsets in the virtio header are compared with what the
-packet's own headers say, and never used in their place; its header length is not read at all.
+The transport checksum starts from the pseudo-header's sum, which the kernel leaves in the checksum field. The final
+destination of a source route therefore needs no special case. The offsets in the virtio header must equal those of the
+packet's own headers, and only the latter are used. The virtio header's length hint is not read at all.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ from wyrmhole.wire.virtio import (
 )
 
 MAX_SEGMENTS = 8192
-"""A TCP peer can push the segments of Linux down to 8 bytes of payload (TCP_MIN_GSO_SIZE): 8190 segments in the largest
-super-packet. More than that comes from no sane kernel, and would only multiply memory."""
+"""A TCP peer can make Linux use segments of 8 bytes of payload (TCP_MIN_GSO_SIZE), which is 8190 segments in the
+largest super-packet. A correct kernel never makes more, and more would only consume memory."""
 
 _FIN, _PSH, _CWR = 0x01, 0x08, 0x80
 _V4_FRAGMENT = 0x3FFF  # more-fragments bit and offset
@@ -51,10 +51,10 @@ _HEADER_SIZES = {PROTOCOL_TCP: TCP_HEADER_SIZE, PROTOCOL_UDP: UDP_HEADER_SIZE}
 
 
 def split(frame: Buffer) -> list[bytes]:
-    """The complete IP packets of one TUN frame, in order, all checksums filled in.
+    """Return the complete IP packets of one TUN frame, in order, with all checksums filled in.
 
-    Raises OffloadError, for this whole frame, when header and packet do not fit each other. A packet without
-    offloads is passed on as it is; that it is an IP packet is for the caller to check.
+    Raises OffloadError, for the whole frame, if header and packet are inconsistent. A packet without offloads is
+    returned unchanged; the caller must check that it is an IP packet.
     """
     header = VirtioHeader.parse(frame)
     packet = bytes(frame[VIRTIO_HEADER_SIZE:])
@@ -66,9 +66,9 @@ def split(frame: Buffer) -> list[bytes]:
 
 
 def complete(packet: bytes, csum_start: int, csum_offset: int) -> bytes:
-    """Finish the partial checksum of one packet; raises OffloadError when its field lies beyond the packet.
+    """Complete the partial checksum of one packet. Raises OffloadError if its field lies beyond the packet.
 
-    0 is written as 0xFFFF, its other form, because in UDP 0 means no checksum.
+    A sum of 0 is written as the equivalent 0xFFFF, because 0 means no checksum in UDP.
     """
     field = csum_start + csum_offset
     if field + 2 > len(packet):
@@ -87,14 +87,17 @@ def _split_super_packet(packet: bytes, header: VirtioHeader) -> list[bytes]:
     start = _transport_start(packet, protocol)
     if start + _HEADER_SIZES[protocol] > len(packet):
         raise OffloadError("a super-packet is shorter than its headers")
-    place = (header.csum_start, header.csum_offset)
-    if not header.flags & F_NEEDS_CSUM or place != (start, _CHECKSUM_OFFSETS[protocol]):
-        raise OffloadError("a super-packet's checksum is not where its headers say")
+    field = (header.csum_start, header.csum_offset)
+    if not header.flags & F_NEEDS_CSUM or field != (start, _CHECKSUM_OFFSETS[protocol]):
+        raise OffloadError("a super-packet's checksum field is not where its own headers place it")
     return (_split_tcp if protocol == PROTOCOL_TCP else _split_udp)(packet, start, header.gso_size)
 
 
 def _transport_start(packet: bytes, protocol: int) -> int:
-    """The offset of the transport header, if it is one of `protocol`, as the IP headers tell."""
+    """Return the offset of the transport header according to the IP headers.
+
+    Raises OffloadError for another protocol.
+    """
     found, start = _walk_v4(packet) if packet[0] >> 4 == 4 else _walk_v6(packet)
     if found != protocol:
         raise OffloadError(f"a super-packet should carry protocol {protocol}, but carries {found}")
@@ -124,7 +127,7 @@ def _word(packet: bytes, at: int) -> int:
 
 
 def _starts(packet: bytes, payload: int, gso_size: int) -> range:
-    """Where the payload of each segment starts. A super-packet without payload is one segment."""
+    """Return the offsets of the segments' payloads. A super-packet without payload is one segment."""
     if gso_size == 0:
         raise OffloadError("a super-packet has segments of size 0")
     starts = range(payload, max(len(packet), payload + 1), gso_size)
@@ -134,16 +137,19 @@ def _starts(packet: bytes, payload: int, gso_size: int) -> range:
 
 
 class _IpWords:
-    """The first 12 bytes of the IP header of segments of one size: 4 constant bytes, a word, 4 bytes, a word.
+    """The first 12 bytes of the IP header of equal segments: 4 constant bytes, a word, 4 constant bytes, a word.
 
-    In IPv4 the words are identification and header checksum, which differ per segment (`step` 1). In IPv6 they are the
-    payload length and a piece of the source address, and constant.
+    In IPv4 the words are identification and header checksum, which differ per segment (`step` is 1). In IPv6 they are
+    the payload length and a part of the source address, which are constant.
     """
 
     __slots__ = ("between", "first", "front", "second", "step", "total")
 
     def __init__(self, packet: bytes, start: int, length: int) -> None:
-        """`length` is that of the whole segment; `total` the sum of the IPv4 header without its two words."""
+        """Compute the parts for segments of `length` bytes.
+
+        `total` is the sum of the IPv4 header without the two words.
+        """
         self.first, self.between, self.second = _word(packet, 4), packet[6:10], _word(packet, 10)
         if packet[0] >> 4 == 4:
             self.step = 1
@@ -156,7 +162,7 @@ class _IpWords:
 
 
 def _split_tcp(packet: bytes, start: int, gso_size: int) -> list[bytes]:
-    """CWR stays on the first segment only, FIN and PSH on the last (as the kernel's tcp_gso_segment does)."""
+    """Split a TCP super-packet. CWR stays on the first segment, FIN and PSH on the last, like in tcp_gso_segment."""
     payload = start + (packet[start + 12] >> 4) * 4
     if not start + 20 <= payload <= len(packet):
         raise OffloadError("a super-packet has a bad TCP header length")
@@ -182,7 +188,7 @@ class _TcpRun:
         self.packet, self.start, self.payload = packet, start, payload
 
     def emit(self, starts: range, index: int, flags: int, size: int) -> list[bytes]:
-        """Segments number `index` and following, with `size` bytes of payload each and these flags."""
+        """Return the segments from number `index`, each with `size` bytes of payload and these flags."""
         packet, start, payload = self.packet, self.start, self.payload
         ip = _IpWords(packet, start, payload + size)
         front, between, second, step, total = ip.front, ip.between, ip.second, ip.step, ip.total
@@ -210,13 +216,13 @@ class _TcpRun:
 def _split_udp(packet: bytes, start: int, gso_size: int) -> list[bytes]:
     starts = _starts(packet, start + 8, gso_size)
     last = len(starts) - 1
-    # One segment may be smaller than `gso_size` says, which then fits no header.
+    # A single segment may be smaller than `gso_size`, which may then exceed a UDP length.
     segments = _emit_udp(packet, start, starts[:last], 0, gso_size) if last else []
     return segments + _emit_udp(packet, start, starts[last:], last, len(packet) - starts[last])
 
 
 def _emit_udp(packet: bytes, start: int, starts: range, index: int, size: int) -> list[bytes]:
-    """Segments number `index` and following, with `size` bytes of payload each."""
+    """Return the segments from number `index`, each with `size` bytes of payload."""
     ip = _IpWords(packet, start, start + 8 + size)
     front, between, second, step, total = ip.front, ip.between, ip.second, ip.step, ip.total
     middle, length = packet[12 : start + 4], 8 + size
