@@ -280,7 +280,7 @@ def test_a_config_that_is_no_tunnel_is_refused_before_anything_is_made() -> None
             await wyrmhole.open(f"[Interface]\nPrivateKey = {key}\n")
         with pytest.raises(FileNotFoundError):
             await wyrmhole.open("/nonexistent/wg0.conf")
-        with pytest.raises(ValueError, match="no engine 'steam': use auto"):
+        with pytest.raises(ValueError, match="unknown engine 'steam': use auto"):
             await wyrmhole.open(f"[Interface]\nPrivateKey = {key}\nAddress = 10.0.0.1/24\n", engine="steam")
 
     run(scenario())

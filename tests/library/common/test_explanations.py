@@ -409,7 +409,7 @@ def test_a_read_that_times_out_has_words() -> None:
         server = await asyncio.start_server(hang, "127.0.0.1", 0)
         url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
         async with httpx.AsyncClient(transport=AsyncTunnelTransport(Loopback()), timeout=0.1) as client:
-            assert await text_of(client.get(url), httpx.ReadTimeout) == "nothing came within 0.1 s"
+            assert await text_of(client.get(url), httpx.ReadTimeout) == "received nothing within 0.1 s"
         async with httpx.AsyncClient(transport=AsyncTunnelTransport(Silent()), timeout=0.1) as client:
             assert SILENCE in await text_of(client.get(url), httpx.ConnectTimeout)
         server.close()
