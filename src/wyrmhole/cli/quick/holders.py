@@ -13,9 +13,6 @@ from typing import NamedTuple
 
 PROC = Path("/proc")
 DAEMON_MODULE = "wyrmhole.cli.daemon.main"
-"""What `up` runs: such a process has no `wyrmholed` in its command line."""
-
-DAEMON_MODULE = "wyrmhole.cli.daemon.main"
 """The module that `up` runs as the daemon."""
 
 
