@@ -1,6 +1,6 @@
-"""The protocol's numbers by their names (whitepaper sections 5 and 6), and below them our own limits with reasons.
+"""The constants of the protocol by their names (whitepaper sections 5 and 6), and our own limits with reasons.
 
-Durations are nanoseconds: every deadline in this package is an integer on a boottime clock.
+Durations are in nanoseconds: every deadline in this package is an integer on a boottime clock.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ IDENTIFIER = b"WireGuard v1 zx2c4 Jason@zx2c4.com"
 LABEL_MAC1 = b"mac1----"
 LABEL_COOKIE = b"cookie--"
 
-# Specification: 6.1. The two message limits of the paper, as wireguard-go has them.
+# Specification: 6.1. The two message limits are those of wireguard-go.
 REKEY_AFTER_MESSAGES = 1 << 60
 REJECT_AFTER_MESSAGES = (1 << 64) - (1 << 13) - 1
 COOKIE_LIFETIME = 120 * SECOND
@@ -25,7 +25,7 @@ REKEY_TIMEOUT_JITTER = 333 * MILLISECOND
 
 @dataclass(frozen=True, slots=True)
 class Timings:
-    """The five times of section 6.1. They are one value so that tests may shorten them together."""
+    """The five times of section 6.1, as one value so that tests can shorten them together."""
 
     rekey_after: int = 120 * SECOND
     reject_after: int = 180 * SECOND
@@ -35,36 +35,46 @@ class Timings:
 
     @property
     def rekey_on_receive_after(self) -> int:
-        """Reject-After-Time - Keepalive-Timeout - Rekey-Timeout (6.2): the initiator renews while it still can."""
+        """Reject-After-Time - Keepalive-Timeout - Rekey-Timeout (6.2), which leaves the initiator time to renew."""
         return max(self.reject_after - self.keepalive - self.rekey_timeout, self.rekey_after)
 
     @property
     def rekey_when_yielding_after(self) -> int:
-        """Ours: the side of two crossed handshakes that lets the other renew waits no longer than this: a
-        Rekey-Timeout after even a silent other side should have renewed."""
+        """How old a session may get, after crossed handshakes, before the side that yields renews it (ours).
+
+        This is a Rekey-Timeout later than the time at which even a side that only receives should have renewed.
+        """
         return self.rekey_on_receive_after + self.rekey_timeout
 
     @property
     def send_margin(self) -> int:
-        """Ours: a session stops sending this long before it stops receiving. The other side's session is older or
-        younger by the way of a handshake message, and data under way must not meet its end: it is staged for the
-        next session. A second covers every round trip that the retransmission timer is made for."""
+        """How long before it stops receiving a session stops sending (ours).
+
+        The ages of the two sides' sessions differ by the delay of a handshake message, and data in flight must arrive
+        before the other side's session ends. Later packets are staged for the next session. One second covers every
+        round trip for which the retransmission timer is suitable.
+        """
         return self.rekey_timeout // 5
 
     @property
     def max_retries(self) -> int:
-        """Retransmissions by timer before giving up; the kernel and wireguard-go count, they do not measure."""
+        """The number of retransmissions before giving up.
+
+        The kernel and wireguard-go also count instead of measuring.
+        """
         return self.rekey_attempt // self.rekey_timeout
 
     @property
     def silence(self) -> int:
-        """How long a peer may leave packets or initiations unanswered before it is reported silent: as long as data
-        may go unanswered before a new handshake is tried (6.5)."""
+        """How long packets or initiations may go unanswered before the peer is reported silent.
+
+        This equals the time after which unanswered data causes a new handshake (6.5).
+        """
         return self.keepalive + self.rekey_timeout
 
     @property
     def give_up_after(self) -> int:
-        """How long that many retransmissions take at most; longer only if some were put off (6.1)."""
+        """How long all retransmissions take at most, unless some were postponed (6.1)."""
         return (self.max_retries + 1) * (self.rekey_timeout + REKEY_TIMEOUT_JITTER)
 
     @property
@@ -72,30 +82,32 @@ class Timings:
         return 3 * self.reject_after
 
 
-# Ours, or shared with the kernel module and wireguard-go without being in the paper.
+# Ours, or taken from the kernel module and wireguard-go but not in the paper.
 MAX_PEERS = 1 << 16
-"""As wireguard-go: bounds memory against a runaway configuration."""
+"""Bounds memory against a runaway configuration, like in wireguard-go."""
 
 MAX_STAGED_PACKETS = 128
-"""Per peer, as the kernel: a handshake takes one round trip, and more would only be stale."""
+"""Per peer, like the kernel. A handshake takes one round trip, and more packets would only be stale."""
 
 MAX_STAGED_BYTES = 16 << 20
-"""For a device: some 90 peers with full queues; beyond that, memory matters more than packets that may never leave."""
+"""For a device: enough for about 90 peers with full queues. Beyond that, memory matters more than packets that may
+never leave."""
 
 STAGED_SHARE = 8
-"""A peer may hold an eighth of what the device has left. 84 silent peers have full queues then; when there are more,
-each gives its oldest packets up with its next one, so that the first packet of another peer finds room."""
+"""A peer may use one eighth of the bytes that the device has left, which lets 84 silent peers have full queues. With
+more, a peer's next packet displaces its oldest ones, so that there is room for the first packet of another peer."""
 
 MAX_QUEUED_HANDSHAKES = 1024
-"""As wireguard-go: some 0.2 s of work for one core, after which an answer would meet a retransmission."""
+"""Like wireguard-go: about 0.2 s of work for one core. A later answer would meet a retransmission."""
 
 UNDER_LOAD_QUEUE_DEPTH = MAX_QUEUED_HANDSHAKES // 8
 UNDER_LOAD_HOLD = 1 * SECOND
 
 HANDSHAKE_FLOOR = 20 * MILLISECOND
-"""Least time between two accepted initiations of one peer, as the kernel (INITIATIONS_PER_SECOND 50)."""
+"""The minimum time between two accepted initiations of one peer, like the kernel (INITIATIONS_PER_SECOND 50)."""
 
 LIMITER_RATE = 20
 LIMITER_BURST = 5
 LIMITER_MAX_SOURCES = 1 << 16
-"""Handshakes per second and at once for one IPv4 address or IPv6 /64, and how many of those are remembered."""
+"""Handshake messages per second and burst of one source (an IPv4 address or IPv6 /64), and the most sources that are
+remembered."""

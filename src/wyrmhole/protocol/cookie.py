@@ -1,11 +1,11 @@
-"""mac1, mac2 and cookies (whitepaper 5.3, 5.4.4, 5.4.7): who may make us do work.
+"""mac1, mac2 and cookies (whitepaper 5.3, 5.4.4, 5.4.7), which protect a receiver against work for unproven senders.
 
 Every handshake message carries mac1, which proves that the sender knows our public key. Under load, a message must
 also carry mac2, keyed with a cookie: a MAC of the sender's address and port under a secret of ours that changes every
-two minutes. Who lacks one gets it in a cookie reply, encrypted so that only those who know our public key, and sent
-the message in question, can read it.
+two minutes. A sender without a valid cookie receives one in a cookie reply, encrypted so that only somebody who knows
+our public key and sent that very message can read it.
 
-`CookieChecker` is the receiving side of a device, `CookieGenerator` the sending side towards one peer.
+`CookieChecker` is the receiving side of a device, `CookieGenerator` the sending side for one peer.
 """
 
 from __future__ import annotations
@@ -22,18 +22,21 @@ _NO_MAC2 = bytes(MAC_SIZE)
 
 
 def mac1_key(public: PublicKey) -> bytes:
-    """The key of mac1 in messages to the owner of this public key."""
+    """Return the key of mac1 in messages to the owner of this public key."""
     return hash2s(LABEL_MAC1, public.raw)
 
 
 def cookie_key(public: PublicKey) -> bytes:
-    """The key of cookie replies from the owner of this public key."""
+    """Return the key of cookie replies from the owner of this public key."""
     return hash2s(LABEL_COOKIE, public.raw)
 
 
 class CookieChecker:
-    """Checks messages to us and makes cookie replies. `random` gives secret bytes; `now` is boottime nanoseconds.
-    `announce` is called with each new secret of cookies and the last moment at which it is valid."""
+    """Checks messages to us and makes cookie replies.
+
+    `random` returns secret bytes; `now` is in boottime nanoseconds. `announce` is called with each new cookie secret
+    and the last time at which it is valid.
+    """
 
     __slots__ = ("_announce", "_cookie_key", "_random", "_secret", "_secret_birth", "mac1_key")
 
@@ -59,7 +62,7 @@ class CookieChecker:
         return same(mac(self._cookie(endpoint), before_mac2(message)), mac2_of(message))
 
     def create_reply(self, message: bytes, sender: int, endpoint: Endpoint, now: int) -> bytes:
-        """A cookie reply to the message with a valid mac1 whose sender index is `sender`."""
+        """Return a cookie reply to a message that has a valid mac1 and the sender index `sender`."""
         if self._secret is None or now - self._secret_birth > COOKIE_LIFETIME:
             self._secret, self._secret_birth = self._random(32), now
             self._announce(self._secret, now + COOKIE_LIFETIME)
@@ -73,7 +76,7 @@ class CookieChecker:
 
 
 class CookieGenerator:
-    """Adds mac1 and mac2 to messages for one peer, and takes its cookie replies."""
+    """Adds mac1 and mac2 to messages for one peer, and consumes its cookie replies."""
 
     __slots__ = ("_birth", "_cookie", "_last_mac1", "_public")
 
@@ -84,7 +87,7 @@ class CookieGenerator:
         self._last_mac1: bytes | None = None
 
     def add_macs(self, unauthenticated: bytes, now: int) -> bytes:
-        """The message with its two MACs appended; mac2 is zeros without a fresh cookie."""
+        """Append the two MACs to the message. Without a fresh cookie, mac2 is zero."""
         mac1 = mac(mac1_key(self._public), unauthenticated)
         self._last_mac1 = mac1
         message = unauthenticated + mac1
@@ -93,8 +96,11 @@ class CookieGenerator:
         return message + (_NO_MAC2 if self._cookie is None else mac(self._cookie, message))
 
     def consume_reply(self, reply: CookieReply, now: int) -> bytes | None:
-        """Keep and return the cookie if the reply answers the last message sent. Only that: sending again waits for its
-        timer (6.6), and the reply proves nothing about where it came from. One message earns one cookie."""
+        """Keep and return the cookie if the reply answers the last message sent, otherwise return None.
+
+        The message is not sent again: that waits for the timer (6.6). The endpoint does not change, because a cookie
+        reply proves nothing about its source. One message earns one cookie.
+        """
         if self._last_mac1 is None:
             return None
         try:

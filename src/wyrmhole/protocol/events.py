@@ -1,7 +1,7 @@
-"""What an interface reports to its user, as values: what `wg show` would show, and what a log explains.
+"""Events that an interface reports to its user, as values: changes that `wg show` displays or that a log explains.
 
-An event never carries a secret. Those that a remote party can cause at will (`HandshakeRefused`, `CookieReplySent`)
-name where the message came from, so that a log can limit its lines for each source.
+An event never carries a secret. Events that a remote party can cause at will (`HandshakeRefused`, `CookieReplySent`)
+carry the source of the message, so that a log can limit its lines per source.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from wyrmhole.wire.endpoint import Endpoint
 
 @dataclass(frozen=True, slots=True)
 class InitiationSent:
-    """`attempt` counts from 1 within one series of attempts (whitepaper 6.4)."""
+    """An initiation was sent. `attempt` counts from 1 within one series of attempts (whitepaper 6.4)."""
 
     peer: PublicKey
     endpoint: Endpoint
@@ -26,7 +26,7 @@ class InitiationSent:
 
 @dataclass(frozen=True, slots=True)
 class ResponseSent:
-    """An initiation of the peer proved itself and is answered."""
+    """A response was sent to an authentic initiation of the peer."""
 
     peer: PublicKey
     endpoint: Endpoint
@@ -40,7 +40,10 @@ class HandshakeCompleted:
 
 @dataclass(frozen=True, slots=True)
 class HandshakeGaveUp:
-    """No answer for Rekey-Attempt-Time (whitepaper 6.4); the next packet for the peer tries again."""
+    """The peer did not answer for Rekey-Attempt-Time (whitepaper 6.4).
+
+    The next packet for it starts a new handshake.
+    """
 
     peer: PublicKey
     attempts: int = 0
@@ -48,31 +51,33 @@ class HandshakeGaveUp:
 
 @dataclass(frozen=True, slots=True)
 class HandshakeImpossible:
-    """A packet waits for a session that cannot be begun."""
+    """A packet waits for a session, but no handshake is possible."""
 
     peer: PublicKey
     reason: str
-    """A sentence for people: what is missing."""
+    """A text for users that states what is missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class CookieReceived:
-    """The peer is under load: the next initiation carries its cookie (5.4.7)."""
+    """The peer is under load and sent a cookie, which the next initiation carries (5.4.7)."""
 
     peer: PublicKey
 
 
 @dataclass(frozen=True, slots=True)
 class CookieReplySent:
-    """We are under load, and the source has to prove its address first (5.4.7)."""
+    """We are under load, and the source must prove its address first (5.4.7)."""
 
     endpoint: Endpoint
 
 
 @dataclass(frozen=True, slots=True)
 class HandshakeRefused:
-    """A handshake message, or something that is not a message, was dropped. `peer`: whom it names, as far as it proved
-    that; a stranger's key is shown because it could only be read with our private key and its tag was right."""
+    """A handshake message, or a datagram that is not a message, was dropped.
+
+    `peer` is the public key in the message, if its tag was valid. It may be the key of an unknown sender.
+    """
 
     reason: DropReason
     endpoint: Endpoint
@@ -81,8 +86,10 @@ class HandshakeRefused:
 
 @dataclass(frozen=True, slots=True)
 class PacketRefused:
-    """A packet of the peer had an inner source address that is not the peer's (rule M45). Reported only if the data
-    plane was asked to report refusals, and not for every packet."""
+    """A packet of the peer had an inner source address that does not belong to the peer (rule M45).
+
+    Reported only if the data plane was asked to report refusals, and at a limited rate.
+    """
 
     peer: PublicKey
     endpoint: Endpoint
@@ -94,14 +101,17 @@ class PacketRefused:
 
 @dataclass(frozen=True, slots=True)
 class PeerSilent:
-    """Nothing authentic came from the peer for 15 s although something was expected. Once until it is back."""
+    """No authentic packet came from the peer for 15 s although one was expected.
+
+    Reported once until the peer is back.
+    """
 
     peer: PublicKey
     endpoint: Endpoint | None
     initiations: int
-    """Unanswered ones since the last completed handshake; 0: data went unanswered within a session."""
+    """Unanswered initiations since the last completed handshake; 0 if data went unanswered within a session."""
     problem: DropReason | None = None
-    """Why its response was refused, if there was one."""
+    """Why the peer's response was refused, if it sent one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +120,7 @@ class PeerBack:
 
     peer: PublicKey
     silent_for: int
-    """Nanoseconds since it was reported silent."""
+    """Nanoseconds since the peer was reported silent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,7 +137,7 @@ class Roamed:
 
 @dataclass(frozen=True, slots=True)
 class EndpointFlapping:
-    """The peer keeps moving between two endpoints: usually two programs or hosts that use the same private key."""
+    """The peer moves back and forth between two endpoints, usually because two hosts use the same private key."""
 
     peer: PublicKey
     endpoints: tuple[Endpoint, Endpoint]
@@ -135,22 +145,24 @@ class EndpointFlapping:
 
 @dataclass(frozen=True, slots=True)
 class SessionExpired:
-    """No new session for three Reject-After-Times: all keys of the peer are gone (whitepaper 6.3)."""
+    """There was no new session for three Reject-After-Times: all keys of the peer were erased (whitepaper 6.3)."""
 
     peer: PublicKey
 
 
 @dataclass(frozen=True, slots=True)
 class BatchesLost:
-    """GSO batches to this peer are lost on the way; it gets single datagrams instead, and batches are tried later."""
+    """GSO batches to this peer are lost. It gets single datagrams instead, and batches are tried again later."""
 
     peer: PublicKey
 
 
 @dataclass(frozen=True, slots=True)
 class SendRefused:
-    """The system does not send to the peer's endpoint; once for each errno until a handshake completes or the endpoint
-    is set."""
+    """The system refuses to send to the peer's endpoint.
+
+    Reported once for each errno until a handshake completes or the endpoint is set.
+    """
 
     peer: PublicKey
     errno: int
@@ -177,4 +189,4 @@ Event = (
 )
 
 CAUSED_BY_OTHERS = (Roamed, HandshakeRefused, PacketRefused, CookieReplySent)
-"""What anybody, or a peer at will, can cause at any rate: a log limits these."""
+"""Events that a remote party can cause at any rate, so a log must limit them."""

@@ -1,11 +1,12 @@
-"""The handshake messages of a device: from bytes to decisions and back.
+"""Handling of the handshake messages of a device.
 
-`Exchange` joins what one handshake message touches: the identity (our keys), the index table, the shields (cookies,
-rate limiter, load) and Noise. It changes a peer only after a message has proved itself, and names the drop of every
-message that has not. What follows from a completed handshake (keypairs, timers, endpoints) is the interface's.
+`Exchange` combines everything that a handshake message concerns: the identity (our keys), the index table, the defences
+against floods (cookies, rate limiter, load) and Noise. It changes a peer only after a message has authenticated, and
+counts every other message under a drop reason. The interface handles the results of a completed handshake (keypairs,
+timers, endpoints).
 
-The order of checks is that of their cost (whitepaper 5.3): length and mac1 came before (the data plane has them),
-then under load mac2 and the source's rate, then Diffie-Hellman.
+Checks are made in the order of their cost (whitepaper 5.3): the data plane has checked length and mac1 before; under
+load, mac2 and the source's rate follow, then Diffie-Hellman.
 """
 
 from __future__ import annotations
@@ -42,7 +43,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """An initiation proved itself: the response to send and the keys it leads to."""
+    """The result of an authentic initiation: the response to send and the new keys."""
 
     peer: Peer
     response: bytes
@@ -53,7 +54,7 @@ class Accepted:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """A response proved itself."""
+    """The result of an authentic response: the new keys."""
 
     peer: Peer
     keys: noise.TransportKeys
@@ -65,9 +66,11 @@ Outcome = Reply | Accepted | Completed | None
 
 
 class Exchange:
-    """`random` gives bytes, `wall_clock` nanoseconds since 1970, `report` takes events: all three are the caller's. The
-    data plane, if there is one, learns which initiations are under way and by which secret cookies are made, so that it
-    can refuse other messages at the cost of a look-up."""
+    """Handles the handshake messages of a device.
+
+    `random` returns secret bytes, `wall_clock` nanoseconds since 1970, and `report` accepts events. The data plane, if
+    given, learns the pending initiations and the cookie secret, so that it can refuse other messages by one look-up.
+    """
 
     def __init__(
         self,
@@ -91,7 +94,7 @@ class Exchange:
         self._under_load_until = LONG_AGO
 
     def set_private_key(self, private_key: PrivateKey | None) -> None:
-        """Forget everything that followed from the former key."""
+        """Set the identity, and forget everything derived from the former key."""
         self.private_key = private_key
         self.checker = None
         self._set_cookie_secret(None, 0)
@@ -106,7 +109,7 @@ class Exchange:
             self._data_plane.set_cookie_secret(secret, until)
 
     def static_static(self, peer: Peer) -> bytes | None:
-        """dh of both static keys, None without a private key or when it is zero."""
+        """Return dh of both static keys, or None if there is no private key or the result is zero."""
         if peer.static_static is None and self.private_key is not None:
             try:
                 peer.static_static = dh(self.private_key.exchange_key, peer.public_key.raw)
@@ -115,7 +118,7 @@ class Exchange:
         return peer.static_static or None
 
     def create_initiation(self, peer: Peer, now: int) -> bytes | None:
-        """Message 1 for the peer, None if there can be none. Keys and index are fresh; a former attempt ends."""
+        """Return an initiation for the peer, or None if none is possible. It replaces a pending initiation."""
         static_static = self.static_static(peer)
         if self.private_key is None or static_static is None:
             return None
@@ -140,7 +143,7 @@ class Exchange:
         return self._with_macs(peer, message.emit(), now)
 
     def _draw_index(self, peer: Peer) -> int:
-        """One that neither an initiation nor a session has."""
+        """Draw an index that neither an initiation nor a session has."""
         while True:
             index = self.indices.insert(peer)
             if self._data_plane is None or self._data_plane.begin_initiation(index):
@@ -164,7 +167,7 @@ class Exchange:
             self._data_plane.end_initiation(sent.local_index)
 
     def consume(self, datagram: HandshakeDatagram, now: int) -> Outcome:
-        """Work on one message of type 1, 2 or 3. None: nothing came of it (its drop is counted, or it was a cookie)."""
+        """Handle one message of type 1, 2 or 3. Return None if it was dropped and counted, or was a cookie reply."""
         kind = datagram.data[0]
         if self.checker is None:
             self._refuse(DropReason.NO_PRIVATE_KEY, datagram.endpoint)
@@ -196,9 +199,9 @@ class Exchange:
         return now < self._under_load_until
 
     def _shield(self, datagram: HandshakeDatagram, checker: CookieChecker, now: int) -> tuple[bool, Reply | None]:
-        """Under load: whether the message is refused, and what the source gets for it."""
-        # A data plane that answers initiations makes the cookies too. What is left are responses to our initiations,
-        # which are limited by their source alone.
+        """Check a message under load. Return whether it is refused, and the reply to the source."""
+        # A data plane that answers initiations also makes the cookies. Only responses to our initiations remain here,
+        # and they are limited by their source alone.
         makes_cookies = self._data_plane is None or not self._data_plane.answers_initiations
         if makes_cookies and not checker.mac2_is_valid(datagram.data, datagram.endpoint, now):
             self.drops[DropReason.UNDER_LOAD] += 1
@@ -279,6 +282,6 @@ class Exchange:
             peer.problem = DropReason.BAD_HANDSHAKE
             self._refuse(DropReason.BAD_HANDSHAKE, datagram.endpoint, peer.public_key)
             return None
-        # The index goes over to the keypair, so it stays in the table.
+        # The index now belongs to the keypair, so it stays in the table.
         self._forget_sent(peer, peer.sent)
         return Completed(peer, keys, message.receiver, message.sender)

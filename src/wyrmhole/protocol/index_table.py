@@ -1,7 +1,7 @@
-"""The table from 32-bit receiver indices to what they stand for: a handshake under way or a session.
+"""The table from 32-bit receiver indices to pending handshakes and sessions.
 
-An index is drawn at random and fresh for every attempt, so that it tells an observer nothing about how many peers
-there are or which sessions belong together (whitepaper 5.4.2). 0 is never drawn: it reads as "none" elsewhere.
+Each attempt draws a new random index, so that an observer cannot learn from indices how many peers there are or which
+sessions belong together (whitepaper 5.4.2). 0 is never drawn, because it means "none" in other places.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ T = TypeVar("T")
 
 
 class IndexTable(Generic[T]):
-    """Bounded by its user: an entry lives as long as the handshake or keypair that drew it."""
+    """A table whose size its user bounds: an entry lives as long as the handshake or keypair that drew it."""
 
     __slots__ = ("_entries", "_random")
 
@@ -30,14 +30,14 @@ class IndexTable(Generic[T]):
                 return index
 
     def replace(self, index: int, value: T) -> None:
-        """The handshake became a session: same index, another meaning."""
+        """Change the value of an index, because the handshake became a session under the same index."""
         self._entries[index] = value
 
     def get(self, index: int) -> T | None:
         return self._entries.get(index)
 
     def remove(self, index: int) -> None:
-        """Free the index; an unknown one is ignored."""
+        """Free the index. An unknown index is ignored."""
         self._entries.pop(index, None)
 
     def __iter__(self) -> Iterator[int]:

@@ -1,7 +1,8 @@
-"""The state of an interface as a value, for tests and the simulator. No other code of the product looks at it.
+"""The state of an interface as a value, for tests and the simulator only.
 
-The values are named tuples because the simulator takes and compares one around every datagram that proves nothing.
-Counters of drops, the rate limiter, the load clock and received cookies are left out: unproven input may move those.
+The values are named tuples because the simulator compares two of them around every datagram that does not authenticate.
+Drop counters, the rate limiter, the load clock and received cookies are left out, because unproven input may change
+them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from wyrmhole.wire.endpoint import Endpoint
 
 
 class PeerState(NamedTuple):
-    """`sent` is the index of the initiation that waits for its response; `timers` has every field of PeerTimers."""
+    """The state of one peer. `sent` is the index of the pending initiation; `timers` has every field of PeerTimers."""
 
     id: PeerId
     endpoint: Endpoint | None
@@ -29,8 +30,11 @@ class PeerState(NamedTuple):
 
 
 class InterfaceState(NamedTuple):
-    """`indices` are those that lead to a handshake or a session, `armed` the peers with an entry in the timer wheel,
-    `prefixes` counts the allowed ips."""
+    """The state of an interface.
+
+    `indices` are those of handshakes and sessions, `armed` the peers with an entry in the timer wheel. `prefixes`
+    counts the allowed IPs.
+    """
 
     peers: tuple[PeerState, ...]
     indices: frozenset[int]

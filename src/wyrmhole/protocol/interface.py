@@ -1,15 +1,15 @@
 """One WireGuard interface as one pure object: configuration and reports in, data-plane calls and events out.
 
-The methods come in four kinds. Getters (`peers`, `peer`, `poll_timeout`) change nothing. Commands (`set_...`,
-`add_peer`, `up`, `down`) are what a user wants. `handle_report` and `handle_timeout` are what happened. `poll_event`
-gives what a user may want to know. Whoever drives it calls, after any command or handle_..., `poll_event` until None,
-and `handle_timeout` no later than `poll_timeout` says.
+There are four kinds of methods. Getters (`peers`, `peer`, `poll_timeout`) change nothing. Commands (`set_...`,
+`add_peer`, `up`, `down`) carry out the user's wishes. `handle_report` and `handle_timeout` handle what happened.
+`poll_event` returns events for the user. After any command or `handle_...`, the driver must call `poll_event` until it
+returns None, and call `handle_timeout` no later than the time that `poll_timeout` returns.
 
-What to send and which keys to use goes to the data plane by direct calls (see data_plane); packets themselves never
-come here. `now` is nanoseconds on a boottime clock and does not go backwards.
+The interface directs the data plane by direct calls (see data_plane); packets themselves never pass through it. `now`
+is in nanoseconds of a boottime clock and does not go backwards.
 
-Configuration, reports and events are here. When handshakes begin and end and what the timers do is in `renewal`, how
-handshake messages are worked on in `exchange`.
+This module has configuration, reports and events. `renewal` decides when handshakes begin and end and what timers do;
+`exchange` handles handshake messages.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
 
 MAX_EVENTS = 1024
-"""Events that nobody polls: the oldest go."""
+"""The number of events that are kept until polled; beyond it, the oldest are discarded."""
 
 
 class Interface:
-    """`random(n)` gives n secret bytes, `wall_clock()` nanoseconds since 1970; `now` is when it is made."""
+    """A WireGuard interface. `random(n)` returns n secret bytes, `wall_clock()` nanoseconds since 1970."""
 
     def __init__(
         self,
@@ -108,23 +108,26 @@ class Interface:
         return self.peers.get(public_key)
 
     def owner(self, prefix: Prefix) -> Peer | None:
-        """The peer that has exactly this prefix."""
+        """Return the peer that has exactly this prefix, or None."""
         return self._owners.get(prefix)
 
     def poll_timeout(self) -> int | None:
-        """When `handle_timeout` is due; None: nothing is."""
+        """Return when `handle_timeout` is due, or None if no timer is armed."""
         return self.renewal.wheel.next_deadline()
 
     def inspect(self) -> InterfaceState:
-        """A snapshot, for tests and the simulator."""
+        """Return a snapshot of the state, for tests and the simulator."""
         peers = tuple([peer_state(peer) for peer in self.peers])
         return InterfaceState(peers, frozenset(self.exchange.indices), frozenset(self.renewal.wheel), len(self._owners))
 
     # Commands
 
     def set_private_key(self, private_key: PrivateKey | None, now: int) -> None:
-        """Use another identity. Sessions may finish receiving, nothing more is sent under them (rule M52). The first
-        identity of an interface that is up starts its persistent keepalives at once (rule M53)."""
+        """Use another identity.
+
+        Nothing more is sent in existing sessions, which may only finish receiving (rule M52). The first identity of an
+        interface that is up starts persistent keepalives at once (rule M53).
+        """
         if private_key is not None and private_key.is_zero:
             private_key = None
         if private_key == self.private_key:
@@ -145,8 +148,10 @@ class Interface:
             self.renewal.rearm(peer, now)
 
     def add_peer(self, public_key: PublicKey) -> Peer | None:
-        """The peer of this key, made if need be; None for our own key, which is no peer (rule M51).
-        Raises TooManyPeers."""
+        """Return the peer with this key, creating it if it is new, or None for our own key (rule M51).
+
+        Raises TooManyPeers.
+        """
         if self.private_key is not None and self.private_key.public_key() == public_key:
             return None
         peer = self.peers.get(public_key)
@@ -155,7 +160,7 @@ class Interface:
             self._data_plane.add_peer(peer.id)
             self._data_plane.set_identity(peer.id, public_key.raw, None)
             if not self._data_plane.answers_initiations:
-                # Worked out here, it costs each handshake one Diffie-Hellman less; a configuration has the time.
+                # Computed during configuration, this saves one Diffie-Hellman in each handshake.
                 self.exchange.static_static(peer)
         return peer
 
@@ -169,13 +174,13 @@ class Interface:
         self._data_plane.remove_peer(peer.id)
 
     def set_preshared_key(self, peer: Peer, preshared_key: PresharedKey | None) -> None:
-        """Used from the next handshake on."""
+        """Set the preshared key, which the next handshake uses."""
         key = None if preshared_key is None or preshared_key.is_zero else preshared_key
         peer.preshared_key = key
         self._data_plane.set_identity(peer.id, peer.public_key.raw, None if key is None else key.raw)
 
     def set_endpoint(self, peer: Peer, endpoint: Endpoint, now: int) -> None:
-        """The first endpoint of a peer while up sends a persistent keepalive at once (rule M53)."""
+        """Set the endpoint. The first endpoint of a peer starts persistent keepalives at once while up (rule M53)."""
         is_first = peer.endpoint is None
         peer.endpoint, peer.send_error = endpoint, 0
         self._data_plane.set_endpoint(peer.id, endpoint)
@@ -183,34 +188,34 @@ class Interface:
             self.renewal.start_persistent(peer, now, send=True)
 
     def forget_sources(self) -> None:
-        """Packets may leave by another route now: no peer keeps the address that it was last answered from."""
+        """Forget all sticky source addresses, because packets may now leave by another route."""
         for peer in self.peers:
             self._data_plane.clear_source(peer.id)
 
     def set_persistent_keepalive(self, peer: Peer, seconds: int, now: int) -> None:
-        """0 turns it off; turning it on while up sends one at once (rule M53)."""
+        """Set the interval; 0 turns keepalives off. Turning them on while up sends one at once (rule M53)."""
         turned_on = peer.timers.set_persistent_interval(seconds)
         if self.is_up:
             self.renewal.start_persistent(peer, now, send=turned_on)
 
     def request_handshake(self, peer: Peer, now: int) -> None:
-        """Begin a handshake as soon as Rekey-Timeout allows, session or not; one that is under way goes on."""
+        """Begin a handshake as soon as Rekey-Timeout allows, even within a session. A pending handshake continues."""
         if self.is_up and not peer.timers.is_trying:
             self.renewal.initiate(peer, now, is_retry=False)
             self.renewal.rearm(peer, now)
 
     def insert_allowed_ip(self, peer: Peer, prefix: Prefix) -> None:
-        """Give the prefix to the peer, whoever had it."""
+        """Give the prefix to the peer, and take it from its former owner."""
         if self._owners.give(prefix, peer):
             self._data_plane.insert_allowed_ip(peer.id, prefix)
 
     def remove_allowed_ip(self, peer: Peer, prefix: Prefix) -> None:
-        """Take exactly this prefix from the peer, if it has it."""
+        """Take exactly this prefix from the peer, if the peer has it."""
         if self._owners.take(prefix, peer):
             self._data_plane.remove_allowed_ip(peer.id, prefix)
 
     def replace_allowed_ips(self, peer: Peer, prefixes: Iterable[Prefix]) -> None:
-        """The peer has exactly these afterwards. What it keeps never leaves the table on the way."""
+        """Make these the peer's only prefixes. A prefix that it keeps is never absent from the table."""
         wanted = dict.fromkeys(prefixes)
         for prefix in [old for old in peer.allowed_ips if old not in wanted]:
             self.remove_allowed_ip(peer, prefix)
@@ -218,8 +223,10 @@ class Interface:
             self.insert_allowed_ip(peer, prefix)
 
     def up(self, now: int) -> None:
-        """Packets can be sent: persistent keepalives start with one at once (rule M53), and packets that came from the
-        TUN before this call get their handshake."""
+        """Bring the interface up.
+
+        Persistent keepalives start at once (rule M53), and so do handshakes for packets that the TUN delivered before.
+        """
         if self.is_up:
             return
         self.renewal.is_up = True
@@ -230,7 +237,7 @@ class Interface:
             self.handle_report(KeyWanted(peer_id), now)
 
     def down(self) -> None:
-        """No packet leaves from here on; all sessions and handshakes are forgotten."""
+        """Take the interface down: forget all sessions and handshakes, and send nothing more."""
         self.renewal.is_up = False
         self._wanted_while_down.clear()
         for peer in self.peers:
@@ -244,10 +251,10 @@ class Interface:
             self._data_plane.flush_staged(peer.id)
             self._data_plane.release_activity(peer.id)
 
-    # What happened
+    # Reports and timers
 
     def handle_report(self, report: Report, now: int) -> None:
-        """Take one report of the data plane. Reports about peers or sessions that are gone are ignored."""
+        """Handle one report of the data plane. Reports about removed peers or ended sessions are ignored."""
         if isinstance(report, HandshakeDatagram):
             if self.is_up:
                 self._handle_handshake(report, now)
@@ -277,7 +284,7 @@ class Interface:
         elif self.is_up:
             self._handle_session_report(peer, report, now)
         elif isinstance(report, KeyWanted):
-            # The TUN comes up before its sockets are open, or these could not be had yet; it is said only once.
+            # The TUN comes up before its sockets are open, or their port was taken; this is reported only once.
             self._wanted_while_down.add(peer.id)
 
     def _handle_refusal(self, report: Refused) -> None:
@@ -293,7 +300,7 @@ class Interface:
                 self._events.append(PacketRefused(peer.public_key, report.endpoint, inner))
 
     def handle_timeout(self, now: int) -> None:
-        """Do what is due at `now`."""
+        """Run the timers that are due at `now`."""
         for peer_id in self.renewal.wheel.expire(now):
             peer = self.peers.by_id(peer_id)
             if peer is not None:
@@ -341,9 +348,9 @@ class Interface:
             self._events.append(EndpointFlapping(peer.public_key, (old, endpoint)))
 
     def _handle_answered(self, peer: Peer, report: Answered, now: int) -> None:
-        """What `_handle_handshake` and `_answer` do, after a data plane has answered by itself."""
+        """Do the work of `_handle_handshake` and `_answer` after the data plane has answered by itself."""
         if not self.is_up:
-            # It was answered while the interface went down.
+            # The data plane answered while the interface went down.
             self._data_plane.forget_keypairs(peer.id)
             return
         self.exchange.indices.replace(report.local_index, peer)

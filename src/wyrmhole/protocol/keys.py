@@ -1,4 +1,4 @@
-"""The three kinds of 32-byte keys. They print as their first characters at most, and compare in constant time.
+"""The three kinds of 32-byte keys, which compare in constant time. Their `repr` shows at most the first characters.
 
 Text forms are those of wg(8): base64 in files and on screens, hex in the UAPI.
 """
@@ -16,18 +16,18 @@ KEY_SIZE = 32
 
 
 class Key:
-    """32 bytes. Use a subclass: they never equal each other, so one kind cannot stand in for another."""
+    """A key of 32 bytes. Keys of different subclasses never compare equal, so kinds cannot be confused."""
 
     __slots__ = ("_raw",)
 
     def __init__(self, raw: bytes) -> None:
         if len(raw) != KEY_SIZE:
-            raise ValueError(f"a key is {KEY_SIZE} bytes, not {len(raw)}")
+            raise ValueError(f"a key is {KEY_SIZE} bytes long, not {len(raw)}")
         self._raw = bytes(raw)
 
     @classmethod
     def from_hex(cls, text: str) -> Self:
-        """64 hexadecimal digits of either case. Raises ValueError, which does not repeat the text."""
+        """Parse 64 hexadecimal digits of either case. Raises ValueError, whose message does not repeat the text."""
         try:
             raw = binascii.unhexlify(text)
         except ValueError:
@@ -36,7 +36,7 @@ class Key:
 
     @classmethod
     def from_base64(cls, text: str) -> Self:
-        """44 characters as `wg genkey` prints them. Raises ValueError, which does not repeat the text."""
+        """Parse 44 characters as printed by `wg genkey`. Raises ValueError, whose message does not repeat the text."""
         try:
             raw = base64.b64decode(text, validate=True)
         except ValueError:
@@ -73,7 +73,7 @@ class Key:
     __str__ = __repr__
 
     def __reduce__(self) -> str | tuple[object, ...]:
-        raise TypeError(f"{type(self).__name__} is not pickled: keys leave a process only where it says so")
+        raise TypeError(f"cannot pickle {type(self).__name__}: keys leave a process only explicitly (use `raw`)")
 
 
 class PublicKey(Key):
@@ -86,13 +86,16 @@ class PublicKey(Key):
 
 
 class PresharedKey(Key):
-    """All zeros means none: it is mixed in all the same (whitepaper 5.2)."""
+    """A preshared key. An all-zero key means that there is none, and is mixed in like any other (whitepaper 5.2)."""
 
     __slots__ = ()
 
 
 class PrivateKey(Key):
-    """Clamped when made, as wg(8) shows it (RFC 7748 section 5). All zeros means none and stays zero."""
+    """A private key, clamped on creation like in wg(8) (RFC 7748 section 5).
+
+    An all-zero key means none and stays zero.
+    """
 
     __slots__ = ("_exchange", "_public")
 
@@ -105,7 +108,7 @@ class PrivateKey(Key):
 
     @property
     def exchange_key(self) -> X25519PrivateKey:
-        """The library's form, made once: importing costs as much as an exchange."""
+        """The key in the library's form, made once because importing a key costs as much as an exchange."""
         if self._exchange is None:
             self._exchange = X25519PrivateKey.from_private_bytes(self._raw)
         return self._exchange

@@ -4,12 +4,12 @@
     create_initiation -> InitiationSent    e, es, s, ss    consume_initiation -> InitiationReceived
     consume_response  -> TransportKeys     e, ee, se, psk  create_response    -> TransportKeys
 
-Both sides keep a chaining key (everything agreed so far) and a hash (everything said so far, authenticated with each
+Both sides keep a chaining key (all secrets agreed so far) and a hash (all messages so far, authenticated with each
 encryption). State exists only between the two calls of a side and is dropped with them; a failed call changes nothing.
-Functions take their ephemeral private key and indices as arguments: the room knows no randomness.
+Functions take the ephemeral private key and the index as arguments, because the protocol has no source of randomness.
 
-The prologue and the payloads are WireGuard's by default and arguments all the same, so that published Noise vectors
-run through this very code.
+The prologue and the payloads are arguments that default to WireGuard's values, so that published Noise vectors can be
+run through this code.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _NO_PSK = bytes(KEY_SIZE)
 
 
 class UnknownPeer(Exception):
-    """The initiation is well formed, from a static key that is not configured."""
+    """The initiation is well formed but comes from a static key that is not configured."""
 
     def __init__(self, public_key: PublicKey) -> None:
         super().__init__(f"no peer has the public key {public_key}")
@@ -37,7 +37,7 @@ class UnknownPeer(Exception):
 
 @dataclass(frozen=True, slots=True)
 class TransportKeys:
-    """What a handshake leaves behind (5.4.5); each key is 32 bytes, to be wiped by whoever makes ciphers of them."""
+    """The 32-byte keys that a handshake produces (5.4.5). The code that makes ciphers of them must wipe them."""
 
     send: bytearray = field(repr=False)
     receive: bytearray = field(repr=False)
@@ -45,7 +45,7 @@ class TransportKeys:
 
 @dataclass(slots=True)
 class Symmetric:
-    """Chaining key and hash, and the few ways to move them on (Noise 5.2)."""
+    """Chaining key and hash, and the operations on them (Noise 5.2)."""
 
     chaining_key: bytes = field(repr=False)
     hash: bytes = field(repr=False)
@@ -61,7 +61,7 @@ class Symmetric:
         self.hash = hash2s(self.hash, data)
 
     def mix_ephemeral(self, public: bytes) -> None:
-        """In patterns with a psk an ephemeral key goes into the chaining key too (Noise 9.2)."""
+        """Mix an ephemeral key into the hash and, because the pattern has a psk, into the chaining key (Noise 9.2)."""
         self.mix_hash(public)
         self.chaining_key = kdf1(self.chaining_key, public)
 
@@ -88,13 +88,13 @@ class Symmetric:
         return opened
 
     def split(self) -> tuple[bytearray, bytearray]:
-        """Keys from the initiator to the responder, and back."""
+        """Return the keys from initiator to responder and from responder to initiator."""
         return derive_keys(self.chaining_key)
 
 
 @dataclass(frozen=True, slots=True)
 class InitiationSent:
-    """The initiator waits for an answer under `local_index`."""
+    """The state of an initiator that waits for a response under `local_index`."""
 
     symmetric: Symmetric = field(repr=False)
     ephemeral: X25519PrivateKey = field(repr=False)
@@ -103,7 +103,7 @@ class InitiationSent:
 
 @dataclass(frozen=True, slots=True)
 class InitiationReceived:
-    """The responder knows who calls, that the caller holds the static key, and when it says it called."""
+    """The state of a responder: the initiator's static key, which it has proved to hold, and its timestamp."""
 
     symmetric: Symmetric = field(repr=False)
     remote_static: PublicKey
@@ -115,7 +115,7 @@ class InitiationReceived:
 
 @dataclass(frozen=True, slots=True)
 class InitiationBody:
-    """The fields of message 1 that Noise makes."""
+    """The fields of an initiation that Noise produces."""
 
     ephemeral: bytes
     encrypted_static: bytes
@@ -124,7 +124,7 @@ class InitiationBody:
 
 @dataclass(frozen=True, slots=True)
 class ResponseBody:
-    """The fields of message 2 that Noise makes."""
+    """The fields of a response that Noise produces."""
 
     ephemeral: bytes
     encrypted_payload: bytes
@@ -140,7 +140,7 @@ def create_initiation(
     payload: bytes,
     prologue: bytes = IDENTIFIER,
 ) -> tuple[InitiationSent, InitiationBody]:
-    """Start a handshake; `static_static` is dh(static, remote_static). Raises ZeroSharedSecret."""
+    """Create an initiation. `static_static` is dh(static, remote_static). Raises ZeroSharedSecret."""
     ephemeral = X25519PrivateKey.from_private_bytes(ephemeral_private)
     ephemeral_public = ephemeral.public_key().public_bytes_raw()
     symmetric = Symmetric.start(remote_static.raw, prologue)
@@ -162,9 +162,9 @@ def consume_initiation(
     *,
     prologue: bytes = IDENTIFIER,
 ) -> InitiationReceived:
-    """Open message 1. `static_static_of` gives dh(static, key) for a configured peer, None for a stranger.
+    """Open an initiation. `static_static_of` returns dh(static, key) for a configured peer, otherwise None.
 
-    Raises InvalidTag, ZeroSharedSecret, UnknownPeer.
+    Raises InvalidTag, ZeroSharedSecret or UnknownPeer.
     """
     symmetric = Symmetric.start(public.raw, prologue)
     symmetric.mix_ephemeral(body.ephemeral)
@@ -185,7 +185,7 @@ def create_response(
     ephemeral_private: bytes,
     payload: bytes = b"",
 ) -> tuple[TransportKeys, ResponseBody, bytes]:
-    """Answer message 1; also returns the handshake hash (a channel binding). Raises ZeroSharedSecret."""
+    """Create a response. Return keys, body and the handshake hash (a channel binding). Raises ZeroSharedSecret."""
     ephemeral = X25519PrivateKey.from_private_bytes(ephemeral_private)
     ephemeral_public = ephemeral.public_key().public_bytes_raw()
     symmetric = received.symmetric.copy()
@@ -202,7 +202,10 @@ def create_response(
 def consume_response(
     sent: InitiationSent, static: PrivateKey, psk: PresharedKey | None, body: ResponseBody
 ) -> tuple[TransportKeys, bytes, bytes]:
-    """Open message 2: keys, payload, handshake hash. Raises InvalidTag, ZeroSharedSecret; `sent` can be used again."""
+    """Open a response. Return keys, payload and handshake hash.
+
+    Raises InvalidTag or ZeroSharedSecret; `sent` can then be used again.
+    """
     symmetric = sent.symmetric.copy()
     symmetric.mix_ephemeral(body.ephemeral)
     symmetric.mix_key(dh(sent.ephemeral, body.ephemeral))

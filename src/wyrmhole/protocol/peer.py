@@ -1,7 +1,7 @@
-"""One peer as the protocol sees it. Composition only: the parts do the work, `interface` and `exchange` drive them.
+"""The protocol's record of one peer. Its parts do the work, driven by `interface`, `renewal` and `exchange`.
 
-A configured peer without a session is a small record, since there may be tens of thousands: what only a handshake
-needs is made when the first one starts.
+There may be tens of thousands of peers, so a peer without a session is small: parts that only a handshake needs are
+made when the first handshake starts.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ LONG_AGO = -(1 << 62)
 
 @dataclass(frozen=True, slots=True)
 class Session:
-    """What the protocol remembers of a keypair that it gave to the data plane."""
+    """The protocol's record of a keypair that it installed in the data plane."""
 
     index: int
     birth: int
     yields: bool
-    """It came of crossed handshakes, and the other side is the one that renews it."""
+    """The session resulted from crossed handshakes, and the other side must renew it."""
 
 
 class Peer:
@@ -66,36 +66,37 @@ class Peer:
         self.preshared_key: PresharedKey | None = None
         self.endpoint: Endpoint | None = None
         self.allowed_ips: dict[Prefix, None] = {}
-        """In the order they were given."""
+        """The allowed IPs in the order in which they were added."""
         self.timers = PeerTimers()
         self.sent: InitiationSent | None = None
         """The initiation that waits for its response."""
         self.keypair_indices: tuple[int, ...] = ()
         self.session: Session | None = None
-        """The one that packets leave under, as far as reports have told; None: there is none, or its identity ended."""
+        """The session that packets leave in, according to the reports so far; None if there is none or our key
+        changed."""
         self.unconfirmed: tuple[Session, ...] = ()
-        """Sessions of the other side's initiations that nothing came under yet."""
+        """Sessions that the other side initiated and in which nothing was received yet."""
         self.static_static: bytes | None = None
-        """dh(our static key, theirs), made when first needed; b"" when it came out zero."""
+        """dh(our static key, the peer's), computed when first needed; b"" if the result is zero."""
         self.last_stamp_received = b""
         self.last_stamp_sent: bytes | None = None
         self.last_initiation_consumed = LONG_AGO
         self.last_handshake_sent = LONG_AGO
         self.last_handshake_wall = 0
-        """Nanoseconds since 1970 of the last completed handshake; 0: none yet."""
+        """The time of the last completed handshake in nanoseconds since 1970; 0 if there was none."""
         self.unanswered = 0
         """Initiations sent since the last completed handshake."""
         self.unanswered_since = 0
-        """When the first of them left."""
+        """When the first of these initiations was sent."""
         self.is_silent_since: int | None = None
-        """When it was reported silent; None: it is not."""
+        """When the peer was reported silent; None if it is not silent."""
         self.problem: DropReason | None = None
-        """Why its last response was refused, until a handshake completes."""
+        """Why the peer's last response was refused; reset when a handshake completes."""
         self.roaming: Roaming | None = None
         self.send_error = 0
-        """The errno of sending to it that was last told, 0: none."""
+        """The errno last reported for sending to the peer; 0 if there is none."""
         self.drops: dict[DropReason, int] | None = None
-        """Its handshake messages that were refused, by cause; made with the first."""
+        """The peer's refused handshake messages by reason; created with the first."""
         self._cookies: CookieGenerator | None = None
 
     @property
@@ -110,7 +111,7 @@ class Peer:
         self.drops[reason] = self.drops.get(reason, 0) + 1
 
     def begin(self, session: Session, *, is_initiator: bool) -> None:
-        """The data plane got the keypair of this session."""
+        """Record a session whose keypair is being installed in the data plane."""
         self.keypair_indices += (session.index,)
         if is_initiator:
             self.session = session
@@ -118,7 +119,7 @@ class Peer:
             self.unconfirmed += (session,)
 
     def confirm(self, index: int) -> bool:
-        """The first message under this session came. False: it ended since, or its identity did."""
+        """Record that the first message of this session arrived. Return False if the session or our key is gone."""
         session = next((each for each in self.unconfirmed if each.index == index), None)
         if session is None:
             return False
@@ -128,11 +129,11 @@ class Peer:
         return True
 
     def end_sessions(self) -> None:
-        """Nothing more is sent under the present sessions. Their indices are freed when the data plane dropped them."""
+        """Send nothing more in the present sessions. Their indices are freed when the data plane has dropped them."""
         self.session, self.unconfirmed = None, ()
 
     def drop_keypairs(self, indices: Collection[int]) -> list[int]:
-        """The data plane dropped these keypairs; returns the indices that were the peer's."""
+        """Forget keypairs that the data plane dropped. Return those of the indices that were the peer's."""
         gone = [index for index in self.keypair_indices if index in indices]
         self.keypair_indices = tuple(index for index in self.keypair_indices if index not in gone)
         self.unconfirmed = tuple(each for each in self.unconfirmed if each.index not in gone)
@@ -141,7 +142,7 @@ class Peer:
         return gone
 
     def forget_static(self) -> None:
-        """Our private key changed."""
+        """Forget values that depend on our private key."""
         self.static_static = None
 
     def __repr__(self) -> str:

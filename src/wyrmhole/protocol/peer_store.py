@@ -1,4 +1,4 @@
-"""Peers by public key and by number, bounded."""
+"""A bounded store of peers, by public key and by number."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from wyrmhole.protocol.peer import Peer
 
 
 class TooManyPeers(Exception):
-    """The limit of peers is reached; remove some first."""
+    """The maximum number of peers is reached."""
 
 
 class PeerStore:
-    """Numbers start at 1 and are never reused, so a report about a removed peer meets nobody."""
+    """The peers of a device. Numbers start at 1 and are never reused, so a late report cannot hit another peer."""
 
     __slots__ = ("_by_id", "_by_key", "_last_id", "max_peers")
 
@@ -26,9 +26,9 @@ class PeerStore:
         self.max_peers = max_peers
 
     def create(self, public_key: PublicKey) -> Peer:
-        """A new peer for a key that has none. Raises TooManyPeers."""
+        """Create a peer for a new key. Raises TooManyPeers."""
         if len(self._by_id) >= self.max_peers:
-            raise TooManyPeers(f"a device holds at most {self.max_peers} peers")
+            raise TooManyPeers(f"a device can have at most {self.max_peers} peers (remove some first)")
         self._last_id += 1
         peer = Peer(self._last_id, public_key)
         self._by_id[peer.id] = self._by_key[public_key.raw] = peer
@@ -44,7 +44,7 @@ class PeerStore:
         return self._by_id.get(peer_id)
 
     def __iter__(self) -> Iterator[Peer]:
-        """In the order they were added; safe against removal on the way."""
+        """Iterate in the order of addition. Peers may be removed during the iteration."""
         return iter(list(self._by_id.values()))
 
     def __len__(self) -> int:

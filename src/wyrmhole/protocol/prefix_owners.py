@@ -1,7 +1,7 @@
-"""Which peer has which allowed prefix: the one record, and its only writer.
+"""The owners of the allowed prefixes. No other module changes them.
 
-A prefix has one owner, and moves to the peer that is given it last. `Peer.allowed_ips` is the same record by peer, in
-the order in which the prefixes were given. So a look-up in either direction costs the same for any number of peers.
+A prefix has one owner: the peer that it was last given to. `Peer.allowed_ips` holds the same information by peer, in
+the order in which the prefixes were given, so that look-ups in both directions take constant time.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ class PrefixOwners:
         return len(self._owners)
 
     def get(self, prefix: Prefix) -> Peer | None:
-        """The peer that has exactly this prefix."""
+        """Return the peer that has exactly this prefix, or None."""
         return self._owners.get(prefix)
 
     def give(self, prefix: Prefix, peer: Peer) -> bool:
-        """Returns False if the peer had it already."""
+        """Give the prefix to the peer. Return False if the peer already had it."""
         former = self._owners.get(prefix)
         if former is not None:
             del former.allowed_ips[prefix]
@@ -31,7 +31,7 @@ class PrefixOwners:
         return former is not peer
 
     def take(self, prefix: Prefix, peer: Peer) -> bool:
-        """Returns False if the peer does not have exactly this prefix."""
+        """Take the prefix from the peer. Return False if the peer does not have exactly this prefix."""
         if self._owners.get(prefix) is not peer:
             return False
         del self._owners[prefix], peer.allowed_ips[prefix]

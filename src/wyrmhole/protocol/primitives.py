@@ -1,8 +1,8 @@
-"""The cryptographic functions of the whitepaper (5.4) by its names, each from a library.
+"""The cryptographic functions of the whitepaper (5.4), under its names. Each one comes from a library.
 
-Curve25519 and the AEADs are `cryptography`'s (OpenSSL), BLAKE2s and HMAC the standard library's. HChaCha20 is taken
-from the library's ChaCha20: its keystream block is the permuted state plus the input state, so subtracting the input
-words gives the permuted state, whose first and last rows are HChaCha20's output (draft-irtf-cfrg-xchacha-03, 2.2).
+`cryptography` (OpenSSL) provides Curve25519 and the AEADs, the standard library BLAKE2s and HMAC. HChaCha20 is derived
+from the library's ChaCha20: a keystream block is the permuted state plus the input state. Subtracting the input words
+yields the permuted state, whose first and last rows are the output of HChaCha20 (draft-irtf-cfrg-xchacha-03, 2.2).
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ _CHACHA_CONSTANTS = struct.unpack("<4I", b"expand 32-byte k")
 
 
 class ZeroSharedSecret(ValueError):
-    """The other side's key is of low order: the shared secret is all zeros and protects nothing."""
+    """The other side's key is of low order: the shared secret is zero and does not protect anything."""
 
 
 def dh(private: X25519PrivateKey, public: bytes) -> bytes:
-    """Curve25519 (RFC 7748) of a private and a 32-byte public key. Raises ZeroSharedSecret."""
+    """Return Curve25519 (RFC 7748) of a private and a 32-byte public key. Raises ZeroSharedSecret."""
     try:
         return private.exchange(X25519PublicKey.from_public_bytes(public))
     except ValueError:
-        raise ZeroSharedSecret("Diffie-Hellman gave zero") from None
+        raise ZeroSharedSecret("the shared secret is zero: the public key is of low order") from None
 
 
 def hash2s(*parts: bytes) -> bytes:
@@ -64,20 +64,20 @@ def hash2s(*parts: bytes) -> bytes:
 
 
 def mac(key: bytes | bytearray, data: bytes) -> bytes:
-    """Keyed BLAKE2s with 16 bytes of output; the key is at most 32 bytes."""
+    """Return the keyed BLAKE2s of the data, 16 bytes long. The key has at most 32 bytes."""
     return blake2s(data, digest_size=16, key=key).digest()
 
 
 def same(a: bytes, b: bytes) -> bool:
-    """Equality in constant time."""
+    """Compare in constant time."""
     return hmac.compare_digest(a, b)
 
 
 class _Hmac:
     """HMAC-BLAKE2s (RFC 2104) under one key of at most 64 bytes.
 
-    hashlib's BLAKE2s called directly: the library's HMAC looks its hash up anew each time, which costs more than the
-    hashing of 32 bytes, and a handshake has 21 of them.
+    This calls hashlib's BLAKE2s directly. The standard library's HMAC looks its hash up each time, which costs more
+    than hashing 32 bytes, and a handshake needs 21 of these.
     """
 
     __slots__ = ("_inner", "_outer")
@@ -109,35 +109,37 @@ def kdf3(key: bytes, data: bytes) -> tuple[bytes, bytes, bytes]:
 
 
 def derive_keys(key: bytes) -> tuple[bytearray, bytearray]:
-    """`kdf2(key, b"")` into buffers that can be wiped: these two outlive the handshake, and an immutable copy of them
-    would stay in freed memory for as long as nothing happens to be put there."""
+    """Return `kdf2(key, b"")` in buffers that can be wiped.
+
+    These two keys outlive the handshake, and immutable copies would stay in freed memory until it happens to be reused.
+    """
     both = bytearray(64)
     HKDF(_BLAKE2S, 64, key, b"").derive_into(b"", both)
     first, second = both[:32], both[32:]
-    # The library leaves the second key on the stack that it worked on; deriving nothing goes over the same places.
+    # The library leaves the second key on its stack; deriving from a zero key overwrites the same bytes.
     HKDF(_BLAKE2S, 64, _ZERO_KEY, b"").derive_into(b"", both)
     wipe(both)
     return first, second
 
 
 def wipe(secret: bytes | bytearray) -> None:
-    """Overwrite a secret in place; what is immutable can only be let go."""
+    """Overwrite a mutable secret in place. Immutable bytes cannot be wiped."""
     if isinstance(secret, bytearray):
         secret[:] = bytes(len(secret))
 
 
 def seal_handshake(key: bytes, plaintext: bytes, ad: bytes) -> bytes:
-    """ChaCha20-Poly1305 (RFC 8439) with nonce 0: each handshake key seals once."""
+    """Seal by ChaCha20-Poly1305 (RFC 8439) with nonce 0, because each handshake key seals once."""
     return ChaCha20Poly1305(key).encrypt(_ZERO_NONCE, plaintext, ad)
 
 
 def open_handshake(key: bytes, ciphertext: bytes, ad: bytes) -> bytes:
-    """Raises InvalidTag."""
+    """Open the result of `seal_handshake`. Raises InvalidTag."""
     return ChaCha20Poly1305(key).decrypt(_ZERO_NONCE, ciphertext, ad)
 
 
 def hchacha20(key: bytes, nonce: bytes) -> bytes:
-    """32-byte subkey from a 32-byte key and a 16-byte nonce."""
+    """Return the 32-byte subkey of a 32-byte key and a 16-byte nonce."""
     encryptor = Cipher(algorithms.ChaCha20(key, nonce), mode=None).encryptor()
     block = struct.unpack("<16I", encryptor.update(bytes(64)))
     inputs = struct.unpack("<4I", nonce)
@@ -147,19 +149,19 @@ def hchacha20(key: bytes, nonce: bytes) -> bytes:
 
 
 def xseal(key: bytes, nonce: bytes, plaintext: bytes, ad: bytes) -> bytes:
-    """XChaCha20-Poly1305 with a 24-byte nonce (draft-irtf-cfrg-xchacha-03)."""
+    """Seal by XChaCha20-Poly1305 with a 24-byte nonce (draft-irtf-cfrg-xchacha-03)."""
     subkey = hchacha20(key, nonce[:16])
     return ChaCha20Poly1305(subkey).encrypt(bytes(4) + nonce[16:], plaintext, ad)
 
 
 def xopen(key: bytes, nonce: bytes, ciphertext: bytes, ad: bytes) -> bytes:
-    """Raises InvalidTag."""
+    """Open the result of `xseal`. Raises InvalidTag."""
     subkey = hchacha20(key, nonce[:16])
     return ChaCha20Poly1305(subkey).decrypt(bytes(4) + nonce[16:], ciphertext, ad)
 
 
 def library_text() -> str:
-    """The library behind Curve25519 and the AEADs and what it is built on, for a person."""
+    """Return a text that names the library of Curve25519 and the AEADs, and its version of OpenSSL."""
     import cryptography
     from cryptography.hazmat.backends.openssl import backend
 

@@ -1,8 +1,8 @@
 """Token buckets for handshake messages, one per source: an IPv4 address or an IPv6 /64 (whitepaper 5.3).
 
-A bucket holds nanoseconds of credit and one message costs 1/20 s. The table is ordered by last use, so forgetting
-sources that have been quiet for a second takes only as long as there are such. It has a cap: when it is full of
-sources that are busy, unknown ones are refused and known ones still served.
+A bucket holds nanoseconds of credit, and one message costs 1/20 s. The table is ordered by last use, so forgetting idle
+sources never visits busy ones. The table has a cap: while it is full of busy sources, unknown sources are refused and
+known ones are still served.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from wyrmhole.protocol.constants import LIMITER_BURST, LIMITER_MAX_SOURCES, LIMI
 COST = SECOND // LIMITER_RATE
 CAPACITY = COST * LIMITER_BURST
 IDLE = SECOND
-"""A source this long quiet has a full bucket again, so forgetting it changes nothing."""
+"""After this time without a message a bucket is full again, so forgetting the source changes nothing."""
 
 
 class RateLimiter:
@@ -23,7 +23,7 @@ class RateLimiter:
         self._max_sources = max_sources
 
     def allow(self, address: bytes, now: int) -> bool:
-        """Whether one more message from the 4- or 16-byte address may pass at `now` (ns, not decreasing)."""
+        """Return whether one more message from the 4- or 16-byte address may pass at `now` (ns, not decreasing)."""
         source = address if len(address) == 4 else address[:8]
         bucket = self._buckets.pop(source, None)
         if bucket is None:
@@ -45,7 +45,7 @@ class RateLimiter:
             del self._buckets[oldest]
 
     def inspect(self) -> tuple[int, ...]:
-        """The credit of each remembered source, for tests and the simulator."""
+        """Return the credit of each remembered source, for tests and the simulator."""
         return tuple(tokens for tokens, _ in self._buckets.values())
 
     def __len__(self) -> int:

@@ -1,8 +1,8 @@
-"""When handshakes begin, repeat and end, and what the timers do: whitepaper 6.1 to 6.5, for every peer.
+"""Start, repetition and end of handshakes, and the actions of the timers (whitepaper 6.1 to 6.5), for every peer.
 
-`initiate` holds "at most one initiation in Rekey-Timeout", `begin_session` and `complete` what follows from a
-handshake, `ACTIONS` what each timer does. Deadlines and their transitions are in `timers`. Each peer has one entry in
-the timer wheel, which `rearm` sets after every step.
+`initiate` enforces "at most one initiation in Rekey-Timeout". `begin_session` and `complete` apply the results of a
+handshake, and `ACTIONS` has the action of each timer. Deadlines and their transitions are in `timers`. Each peer has
+one entry in the timer wheel, which `rearm` sets after every step.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ from wyrmhole.protocol.timers import Timer
 
 
 class Renewal:
-    """`record` takes events; the rest is as in `Interface`, which calls `rearm` after whatever it does to a peer."""
+    """The policy of handshakes and timers. `record` accepts events; the other arguments are those of `Interface`.
+
+    `Interface` calls `rearm` after each change of a peer.
+    """
 
     def __init__(
         self,
@@ -60,7 +63,7 @@ class Renewal:
     # Handshakes
 
     def want_session(self, peer: Peer, wanted: KeyWanted, now: int) -> None:
-        """Initiate, unless the peer is tried already, or a session with time left began after the report was made."""
+        """Initiate, unless a series is in progress or a session with time left began after the report was made."""
         session = peer.session
         is_current = session is not None and session.index == wanted.renews
         if peer.timers.is_trying:
@@ -73,7 +76,7 @@ class Renewal:
             self.initiate(peer, now, is_retry=False)
 
     def initiate(self, peer: Peer, now: int, *, is_retry: bool) -> None:
-        """Send an initiation, unless one left less than Rekey-Timeout ago (6.1): then as soon as that is over."""
+        """Send an initiation, or postpone it until Rekey-Timeout after the last handshake message (6.1)."""
         timers = peer.timers
         if peer.endpoint is None or self._exchange.private_key is None:
             missing = "the interface has no private key" if peer.endpoint else "the peer has no endpoint"
@@ -98,8 +101,11 @@ class Renewal:
         self._data_plane.send_to_peer(peer.id, message)
 
     def _initiate_later(self, peer: Peer, session: Session, now: int) -> None:
-        """Renew a session that the other side is to renew, unless that one does so within a Rekey-Timeout, which it
-        does if it sends anything. What is sent seldom may ask when the session has no such time left."""
+        """Renew a session that the other side should renew, unless it does so within a Rekey-Timeout.
+
+        The other side does so if it sends anything. If packets are rare, this may be called when the session is already
+        too old to wait.
+        """
         latest = session.birth + self.timings.rekey_when_yielding_after
         if now >= latest:
             self.initiate(peer, now, is_retry=False)
@@ -108,18 +114,20 @@ class Renewal:
         peer.timers.postpone(min(now + self.timings.rekey_timeout + self._jitter(), latest))
 
     def restart(self, peer: Peer, now: int) -> bool:
-        """The interface has another identity: nothing sent so far counts. Returns whether a handshake was tried, which
-        then goes on under the new one."""
+        """Forget the initiations sent under the former identity.
+
+        Return whether a series was in progress; it continues under the new identity.
+        """
         was_trying = peer.timers.is_trying
         peer.timers.stop_trying()
         peer.last_handshake_sent = LONG_AGO
         if was_trying:
-            # Packets wait for this handshake, and no other one may come to ask for the next.
+            # Packets wait for this handshake, and no further packet may come to start another.
             self.initiate(peer, now, is_retry=True)
         return was_trying
 
     def begin_session(self, outcome: Accepted | Completed, now: int) -> None:
-        """Derived keys go to the data plane (5.4.5) and live for three Reject-After-Times at most (6.3)."""
+        """Install the derived keys (5.4.5), which live for at most three Reject-After-Times (6.3)."""
         peer, is_initiator = outcome.peer, isinstance(outcome, Completed)
         yields = is_initiator and self._yields(peer, now)
         peer.begin(Session(outcome.local_index, now, yields), is_initiator=is_initiator)
@@ -127,12 +135,12 @@ class Renewal:
         self._data_plane.install_keypair(peer.id, self._keypair_params(outcome, is_initiator=is_initiator, now=now))
 
     def note_session(self, peer: Peer, local_index: int, at: int) -> None:
-        """The data plane began a session by itself, as responder."""
+        """Record a session that the data plane began by itself, as responder."""
         peer.begin(Session(local_index, at, yields=False), is_initiator=False)
         peer.timers.began_session(at + self.timings.zero_keys_after)
 
     def answer_initiations(self, private_key: PrivateKey | None) -> None:
-        """A data plane that answers initiations does so with this identity; None: it does not."""
+        """Let a data plane that answers initiations use this identity; None stops it."""
         limits = SessionLimits(
             reject_after=self.timings.reject_after,
             send_for=self.timings.reject_after - self.timings.send_margin,
@@ -158,20 +166,21 @@ class Renewal:
         )
 
     def _yields(self, peer: Peer, now: int) -> bool:
-        """Whether the other side is to renew the session that begins now.
+        """Return whether the other side should renew the session that begins now.
 
-        After two crossed handshakes both sides are initiators, and messages that leave both at once would make them
-        cross again at each renewal. So one side gives the other the time to do it: see `_initiate_later`."""
+        After two crossed handshakes both sides are initiators. Simultaneous messages would make their renewals cross
+        again each time, so one side gives the other time to renew: see `_initiate_later`.
+        """
         crossed = now - peer.last_initiation_consumed < self.timings.rekey_timeout
         own = self._exchange.private_key
         return crossed and own is not None and own.public_key().raw < peer.public_key.raw
 
     def complete(self, peer: Peer, *, as_initiator: bool, now: int) -> None:
-        """Both sides have proved that they have the keys."""
+        """Apply a completed handshake: both sides have proved that they have the keys."""
         peer.timers.completed()
         peer.send_error = 0
         if not as_initiator:
-            # Their handshake won; a response to ours would only start one more session.
+            # The peer's handshake completed; a response to ours would only start one more session.
             self._exchange.abandon(peer)
         peer.last_handshake_wall = self._wall_clock()
         self._record(HandshakeCompleted(peer.public_key, as_initiator))
@@ -181,14 +190,14 @@ class Renewal:
             peer.is_silent_since = None
 
     def _stop_trying(self, peer: Peer, reason: str) -> None:
-        """There can be no handshake as things are, so what waits for one would wait for ever."""
+        """End the series and drop the staged packets, because no handshake is possible at present."""
         peer.timers.stop_trying()
         self._data_plane.expect_key(peer.id)
         self._data_plane.flush_staged(peer.id)
         self._record(HandshakeImpossible(peer.public_key, reason))
 
     def _jitter(self) -> int:
-        """0 to 333 ms, uniform."""
+        """Draw a uniform jitter of 0 to 333 ms."""
         return int.from_bytes(self._random(4), "little") % (REKEY_TIMEOUT_JITTER + 1)
 
     # Timers
@@ -201,7 +210,7 @@ class Renewal:
         self.rearm(peer, now)
 
     def rearm(self, peer: Peer, now: int) -> None:
-        """Set the peer's one entry in the wheel; let the data plane say `Active` again when no mark is pending."""
+        """Set the peer's entry in the wheel. If no mark is pending, let the data plane report `Active` again."""
         if not self.is_up:
             self.wheel.cancel(peer.id)
             return
@@ -217,7 +226,7 @@ class Renewal:
             self.wheel.cancel(peer.id)
 
     def run_due(self, peer: Peer, now: int) -> None:
-        """One timer after the other, each with fresh marks: a keepalive that left puts the other keepalive off."""
+        """Run the due timers one by one, each with fresh marks, because one keepalive postpones the other."""
         for _ in Timer:
             marks = self._data_plane.marks(peer.id)
             armed = peer.timers.deadlines(marks, self.timings)
@@ -239,7 +248,7 @@ class Renewal:
         self.initiate(peer, now, is_retry=True)
 
     def _give_up(self, peer: Peer, now: int) -> None:
-        """6.4: nothing more until new traffic wants it."""
+        """End the series: nothing more is sent until new traffic starts another (6.4)."""
         self._exchange.abandon(peer)
         self._data_plane.flush_staged(peer.id)
         self._data_plane.forget_unanswered(peer.id, self._data_plane.marks(peer.id).data_sent_since)
@@ -248,7 +257,8 @@ class Renewal:
 
     def _initiate_postponed(self, peer: Peer, marks: Marks, now: int) -> None:
         if not peer.timers.handshake_under_way:
-            # The series began when it was put off, or a peer whose initiations reach us would keep it alive.
+            # The series began when it was postponed. Beginning it anew would let the peer's initiations prolong it for
+            # ever.
             self.initiate(peer, now, is_retry=True)
 
     def _answer_by_keepalive(self, peer: Peer, marks: Marks, now: int) -> None:
@@ -256,7 +266,7 @@ class Renewal:
         self._data_plane.forget_received(peer.id, marks.data_received_since)
 
     def _renew(self, peer: Peer, marks: Marks, now: int) -> None:
-        """6.5: data went unanswered; whatever was wrong, a new handshake over another source finds out."""
+        """Try a new handshake from a newly chosen source address, because data went unanswered (6.5)."""
         self._data_plane.forget_unanswered(peer.id, marks.data_sent_since)
         peer.timers.renewed(self._jitter())
         self._report_silence(peer, now)
@@ -268,7 +278,7 @@ class Renewal:
         peer.end_sessions()
         self._data_plane.forget_keypairs(peer.id)
         if not peer.timers.handshake_under_way:
-            # A handshake under way has packets that wait for it, and an end of its own.
+            # Packets may wait for a pending handshake, which ends by its own timer.
             self._exchange.abandon(peer)
             self._data_plane.flush_staged(peer.id)
         self._record(SessionExpired(peer.public_key))
@@ -294,4 +304,4 @@ ACTIONS: dict[Timer, Callable[[Renewal, Peer, Marks, int], None]] = {
     Timer.NEW_HANDSHAKE: Renewal._renew,
     Timer.PERSISTENT_KEEPALIVE: Renewal._keep_alive,
 }
-"""What each timer does when it falls due."""
+"""The action of each timer that falls due."""

@@ -1,7 +1,7 @@
-"""Notices a peer that moves back and forth between two endpoints.
+"""Detection of a peer that moves back and forth between two endpoints.
 
-A peer that roams goes somewhere new; one that keeps coming back to where it just was is usually two hosts with one
-private key, each of which takes the session from the other. Times are boottime nanoseconds.
+A roaming peer moves to new endpoints. A peer that keeps returning to its former endpoint is usually two hosts with the
+same private key, which take the session from each other. Times are boottime nanoseconds.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from wyrmhole.protocol.constants import SECOND
 from wyrmhole.wire.endpoint import Endpoint
 
 RETURNS = 3
-"""Coming back once or twice is a phone between Wi-Fi and mobile data."""
+"""Report at the third return: a phone between Wi-Fi and mobile data also returns once or twice."""
 WITHIN = 120 * SECOND
-"""Two hosts with one key take turns every 15 s if both send (no answer, then a new handshake), so three returns fit."""
+"""The time for all returns. Two hosts with one key alternate every 15 s if both send, so three returns fit."""
 QUIET_AFTER = 600 * SECOND
-"""Between two reports about one peer."""
+"""The minimum time between two reports about one peer."""
 
 
 class Roaming:
-    """The recent moves of one peer; made when it moves for the first time."""
+    """The recent moves of one peer, created when it moves for the first time."""
 
     __slots__ = ("_former", "_reported_at", "_returns")
 
@@ -28,7 +28,7 @@ class Roaming:
         self._reported_at = -QUIET_AFTER
 
     def move(self, old: Endpoint, new: Endpoint, now: int) -> bool:
-        """Note a move. True when the peer is to be reported as flapping between these two."""
+        """Record a move. Return whether to report the peer as flapping between these two endpoints."""
         returned, self._former = new == self._former, old
         if not returned:
             self._returns = ()

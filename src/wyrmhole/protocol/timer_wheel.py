@@ -1,11 +1,10 @@
-"""A hierarchical timer wheel: arm and cancel in constant time, whatever the number of entries.
+"""A hierarchical timer wheel: arm and cancel in constant time, for any number of entries.
 
-Time is cut into ticks of 2^23 ns (8.4 ms). Level 0 has a slot for each of the next 64 ticks, level 1 one for each of
-the next 64 times 64 ticks, and so on; five levels reach 104 days. An entry goes into the level where its deadline
-first differs from the present tick (in base-64 digits), and falls to lower levels as the present comes nearer.
-Slots are dicts (insertion order, removal by key), and a bitmap per level tells which are in use, so that
-`next_deadline` looks at a few integers. Deadlines are rounded up to a tick: an entry may expire up to one tick late,
-never early.
+Time is divided into ticks of 2^23 ns (8.4 ms). Level 0 has a slot for each of the next 64 ticks, level 1 one for each
+of the next 64 groups of 64 ticks, and so on; five levels reach 104 days. An entry belongs to the level at which its
+deadline first differs from the present tick (in base-64 digits), and falls to lower levels as time approaches it. Slots
+are dicts (insertion order, removal by key). A bitmap per level shows which slots are in use, so that `next_deadline`
+reads only a few integers. Deadlines are rounded up to a tick: an entry may expire up to one tick late, never early.
 """
 
 from __future__ import annotations
@@ -23,32 +22,32 @@ _REACH = 1 << (_SLOT_BITS * _LEVELS)
 
 
 class TimerWheel(Generic[K]):
-    """At most one deadline for each key. Times are nanoseconds and do not go backwards (earlier ones are ignored)."""
+    """A timer wheel with at most one deadline per key. Times are nanoseconds; a time that goes backwards is ignored."""
 
-    __slots__ = ("_places", "_slots", "_tick", "_used")
+    __slots__ = ("_positions", "_slots", "_tick", "_used")
 
     def __init__(self, now: int) -> None:
         self._tick = now >> TICK_SHIFT
         self._slots: list[dict[int, dict[K, int]]] = [{} for _ in range(_LEVELS)]
         self._used = [0] * _LEVELS
-        self._places: dict[K, tuple[int, int]] = {}
+        self._positions: dict[K, tuple[int, int]] = {}
 
     def arm(self, key: K, deadline: int) -> None:
-        """Set the key's deadline, in place of any other it had. One in the past expires at the next `expire`."""
+        """Set the key's deadline, replacing any former one. A past deadline expires at the next `expire`."""
         self.cancel(key)
         self._place(key, -(-deadline >> TICK_SHIFT))
 
     def cancel(self, key: K) -> None:
-        place = self._places.pop(key, None)
-        if place is not None:
-            level, slot = place
+        position = self._positions.pop(key, None)
+        if position is not None:
+            level, slot = position
             entries = self._slots[level][slot]
             del entries[key]
             if not entries:
                 self._clear(level, slot)
 
     def expire(self, now: int) -> list[K]:
-        """Remove and return the keys whose deadline has come, in order of their ticks."""
+        """Remove and return the keys whose deadline is reached, in order of their ticks."""
         expired: list[K] = []
         target = now >> TICK_SHIFT
         while (due := self._next_tick()) is not None and due <= target:
@@ -60,19 +59,21 @@ class TimerWheel(Generic[K]):
         return expired
 
     def next_deadline(self) -> int | None:
-        """When `expire` should be called next, None if nothing is armed. At most a few early calls per entry are
-        asked for, when it falls to a lower level."""
+        """Return when to call `expire` next, or None if nothing is armed.
+
+        Some of these calls find nothing due: an entry then falls to a lower level, a few times at most.
+        """
         due = self._next_tick()
         return None if due is None else due << TICK_SHIFT
 
     def __iter__(self) -> Iterator[K]:
-        return iter(self._places)
+        return iter(self._positions)
 
     def __contains__(self, key: K) -> bool:
-        return key in self._places
+        return key in self._positions
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._positions)
 
     def _place(self, key: K, tick: int) -> None:
         tick = min(max(tick, self._tick), self._tick + _REACH - 1)
@@ -81,14 +82,14 @@ class TimerWheel(Generic[K]):
         slot = tick >> (level * _SLOT_BITS) & (_SLOTS - 1)
         self._slots[level].setdefault(slot, {})[key] = tick
         self._used[level] |= 1 << slot
-        self._places[key] = (level, slot)
+        self._positions[key] = (level, slot)
 
     def _clear(self, level: int, slot: int) -> None:
         del self._slots[level][slot]
         self._used[level] &= ~(1 << slot)
 
     def _next_tick(self) -> int | None:
-        """The first tick at which a slot in use begins."""
+        """Return the first tick at which a used slot begins."""
         best = None
         for level in range(_LEVELS):
             used = self._used[level]
@@ -106,7 +107,7 @@ class TimerWheel(Generic[K]):
         return best
 
     def _cascade(self) -> None:
-        """Let the entries of the present slots of higher levels fall to where they belong."""
+        """Move the entries of the present slots of higher levels down to their new levels."""
         for level in range(_LEVELS - 1, 0, -1):
             slot = self._tick >> (level * _SLOT_BITS) & (_SLOTS - 1)
             if self._used[level] >> slot & 1:
@@ -122,5 +123,5 @@ class TimerWheel(Generic[K]):
         entries = self._slots[0][slot]
         self._clear(0, slot)
         for key in entries:
-            del self._places[key]
+            del self._positions[key]
         return list(entries)

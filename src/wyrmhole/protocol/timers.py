@@ -1,11 +1,10 @@
 """The timers of one peer (whitepaper section 6; kernel timers.c): what arms each, what ends it, and when it is due.
 
-`PeerTimers` owns its fields: other modules read them and call its transitions, which `renewal` does at each step of a
-handshake or session. The first three timers follow from these calls. The last three follow from packets. Nobody arms or
-cancels those: the data plane keeps the marks, and the deadline is worked out from them when someone looks. While marks
-are pending, the next look is at most Keepalive-Timeout away, because a mark set after this look cannot fall due sooner.
-A data plane on another thread may show a mark for a moment after it was acted on, so the timers remember which marks
-those were.
+`PeerTimers` owns its fields. Other modules read them and call its transitions; `renewal` does so at each step of a
+handshake or session. The first three timers are set by these calls. The last three depend on packets and are never
+armed or cancelled: the data plane keeps the marks, and the deadlines are computed from them at each check. While marks
+are pending, the next check is at most Keepalive-Timeout away, because a mark set after a check cannot fall due sooner.
+A data plane on another thread may briefly show a mark after it was acted on, so the timers remember these marks.
 """
 
 from __future__ import annotations
@@ -17,27 +16,27 @@ from wyrmhole.protocol.data_plane import NEVER, Marks
 
 
 class Timer(Enum):
-    """The reasons to act for a peer. What is done is in `renewal`."""
+    """The reasons to act for a peer. `renewal` defines the actions."""
 
     RETRANSMIT_HANDSHAKE = "retransmit_handshake"
-    """An initiation is out and no response came for Rekey-Timeout and some jitter (6.4)."""
+    """An initiation was sent and no response came for Rekey-Timeout and a jitter (6.4)."""
     INITIATE = "initiate"
     """An initiation was wanted sooner than Rekey-Timeout after the last handshake message (6.1)."""
     ZERO_KEYS = "zero_keys"
     """There was no new session for three Reject-After-Times (6.3)."""
     SEND_KEEPALIVE = "send_keepalive"
-    """Data came Keepalive-Timeout ago and nothing was sent since (6.5)."""
+    """Data was received Keepalive-Timeout ago and nothing was sent since (6.5)."""
     NEW_HANDSHAKE = "new_handshake"
-    """Data left Keepalive-Timeout + Rekey-Timeout and some jitter ago and nothing came since (6.5)."""
+    """Data was sent Keepalive-Timeout + Rekey-Timeout and a jitter ago and nothing was received since (6.5)."""
     PERSISTENT_KEEPALIVE = "persistent_keepalive"
     """Nothing passed in either direction for the configured interval."""
 
 
 class PeerTimers:
-    """Deadlines in boottime nanoseconds; NEVER when not armed. `persistent_interval` is seconds, 0 is off.
+    """Deadlines in boottime nanoseconds, NEVER if not armed. `persistent_interval` is in seconds; 0 turns it off.
 
-    A series is the attempts at one handshake: the first initiation and its retransmissions, until one completes or the
-    series has run too long.
+    A series is the sequence of attempts at one handshake: the first initiation and its retransmissions, until a
+    handshake completes or the series gives up.
     """
 
     __slots__ = (
@@ -69,38 +68,38 @@ class PeerTimers:
         self.persistent_from = NEVER
         self.no_answer_jitter = 0
         self.answered_since = 0
-        """The value of `data_received_since` that a keepalive was last sent for."""
+        """The value of `data_received_since` for which a keepalive was last sent."""
         self.renewed_since = 0
         """The value of `data_sent_since` that the no-answer rule last acted on."""
 
     # Transitions
 
     def begin_series(self, now: int) -> None:
-        """A new handshake is wanted; its first initiation leaves now or is postponed."""
+        """Begin a new series. Its first initiation is sent now or postponed."""
         self.attempts, self.trying_since = 0, now
 
     def postpone(self, until: int) -> None:
-        """The next initiation may not leave before."""
+        """Postpone the next initiation until this time."""
         self.initiate_at = until
 
     def sent_initiation(self, respond_by: int) -> None:
         self.initiate_at, self.retransmit_at = NEVER, respond_by
 
     def begin_attempt(self) -> None:
-        """No response came: the same series goes on."""
+        """Count a retransmission in the same series, because no response came."""
         self.attempts += 1
 
     def stop_trying(self) -> None:
-        """No initiation is sent or repeated any more."""
+        """Send no initiation and no retransmission any more."""
         self.retransmit_at = self.initiate_at = NEVER
 
     def completed(self) -> None:
-        """A handshake did, ours or theirs: the series is over."""
+        """End the series, because a handshake of either side completed."""
         self.attempts = 0
         self.stop_trying()
 
     def gave_up(self, zero_keys_at: int) -> None:
-        """The series ran too long. The keys go in time even without another session."""
+        """End the series without success, and make sure that the keys are erased even without another session."""
         self.attempts = 0
         self.zero_keys_at = min(self.zero_keys_at, zero_keys_at)
 
@@ -108,21 +107,21 @@ class PeerTimers:
         self.zero_keys_at = zero_keys_at
 
     def renewed(self, jitter: int) -> None:
-        """The no-answer rule acted; it waits a little longer or shorter the next time."""
+        """Set the jitter of the no-answer rule, which has acted, for the next time."""
         self.no_answer_jitter = jitter
 
     def set_persistent_interval(self, seconds: int) -> bool:
-        """Returns whether this turned persistent keepalives on."""
+        """Set the interval. Return whether this turned persistent keepalives on."""
         turned_on = seconds > 0 and self.persistent_interval == 0
         self.persistent_interval = seconds
         return turned_on
 
     def start_persistent(self, now: int) -> None:
-        """The interval counts from now, or from a later packet."""
+        """Count the interval from now, or from a later packet."""
         self.persistent_from = now
 
     def expired(self, timer: Timer, marks: Marks, now: int) -> None:
-        """This timer fell due and is acted on: it is not due again at `now`, nor for the same marks."""
+        """Record that this timer is acted on: it is not due again at `now`, nor for the same marks."""
         if timer is Timer.RETRANSMIT_HANDSHAKE:
             self.retransmit_at = NEVER
         elif timer is Timer.INITIATE:
@@ -144,15 +143,15 @@ class PeerTimers:
 
     @property
     def is_trying(self) -> bool:
-        """Also while an initiation waits for Rekey-Timeout to pass: it belongs to the same series."""
+        """Whether a series is in progress, including an initiation that is postponed by Rekey-Timeout."""
         return self.retransmit_at != NEVER or self.initiate_at != NEVER
 
     def is_exhausted(self, now: int, timings: Timings) -> bool:
-        """Whether the series has had all its attempts, or all its time (Rekey-Attempt-Time, 6.4)."""
+        """Return whether the series has used all its attempts or all its time (Rekey-Attempt-Time, 6.4)."""
         return self.attempts > timings.max_retries or now - self.trying_since >= timings.give_up_after
 
     def deadlines(self, marks: Marks, timings: Timings) -> list[tuple[int, Timer]]:
-        """Every armed timer, soonest first."""
+        """Return every armed timer, soonest first."""
         armed = [
             (self.retransmit_at, Timer.RETRANSMIT_HANDSHAKE),
             (self.initiate_at, Timer.INITIATE),
@@ -164,7 +163,7 @@ class PeerTimers:
         return sorted((entry for entry in armed if entry[0] < NEVER), key=lambda entry: entry[0])
 
     def next_deadline(self, marks: Marks, timings: Timings) -> int:
-        """The soonest of `deadlines`; NEVER if none is armed. Every handshake asks, so it makes no list."""
+        """Return the soonest deadline, or NEVER. Every handshake calls this, so it avoids a list."""
         return min(
             self.retransmit_at,
             self.initiate_at,
@@ -175,7 +174,7 @@ class PeerTimers:
         )
 
     def is_pending(self, marks: Marks) -> bool:
-        """Whether a timer follows from the marks."""
+        """Return whether the marks imply a deadline."""
         return marks.data_sent_since not in (0, self.renewed_since) or marks.data_received_since not in (
             0,
             self.answered_since,
