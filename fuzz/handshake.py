@@ -1,7 +1,7 @@
-"""A device under handshake messages that are genuine but for some edits, or invented with a valid mac1.
+"""Means to give a device handshake messages that are genuine except for some edits.
 
-Keys and randomness are fixed, and the results of Diffie-Hellman remembered: the fuzzer is after the logic around them,
-and gets there thirty times as often.
+Keys and randomness are fixed, and results of Diffie-Hellman are cached. The fuzzer tests the logic around them, which
+it then reaches thirty times as often.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ STRANGER = Endpoint("198.51.100.9", 9999)
 
 
 class _Library:
-    """In the place of the library's class: keys made once, which costs as much as an exchange."""
+    """A replacement for the library's class that caches keys, because making a key costs as much as an exchange."""
 
     from_private_bytes = staticmethod(lru_cache(maxsize=4096)(X25519PrivateKey.from_private_bytes))
 
@@ -43,13 +43,13 @@ REPLACED = (
 
 
 def remember_diffie_hellman() -> None:
-    """For the whole process."""
+    """Cache Diffie-Hellman results in the whole process."""
     for module, name, value in REPLACED:
         setattr(module, name, value)
 
 
 def edited(reader: Reader, message: bytes, receiver: Node) -> bytes:
-    """The message with up to 15 bytes changed; mac1 is made right again unless told otherwise."""
+    """Return the message with up to 15 bytes changed. The input decides whether mac1 is made valid again."""
     out = bytearray(message)
     shape = reader.byte()
     for _ in range(shape & 15):
@@ -61,18 +61,19 @@ def edited(reader: Reader, message: bytes, receiver: Node) -> bytes:
 
 
 REPORTS = (CookieReceived, CookieReplySent, HandshakeRefused)
-"""For the log: what they are about is compared by itself."""
+"""Events for the log. They are not compared, because the state that they describe is."""
 
 
 def give(node: Node, message: bytes, *, load: bool) -> None:
-    """From a stranger's address."""
+    """Deliver the message from an unknown address."""
     node.plane.queue_depth = UNDER_LOAD_QUEUE_DEPTH if load else 0
     node.plane.receive(message, STRANGER)
     node.settle()
 
 
 def state_of(node: Node) -> tuple[object, ...]:
-    """What an unauthenticated message must not change (I12), the shields and counters of drops aside."""
+    """Return the state that an unauthenticated message must not change (I12): all but load, cookies and drop
+    counters."""
     plane = node.plane
     return (
         [

@@ -1,4 +1,4 @@
-"""Packets out of the fuzzer's bytes, by the slow builder that the tests have."""
+"""Packets made from the fuzzer's bytes by the slow builder of the tests."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Turns the fuzzer's bytes into decisions. Behind their end everything is zero, so that short inputs stay valid."""
+"""A reader that turns the fuzzer's bytes into decisions. It reads zeros past the end, so short inputs are valid."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Reader:
         return self._at >= len(self._data)
 
     def take(self, count: int) -> bytes:
-        """At most `count` bytes: what is left."""
+        """Return the next `count` bytes, or fewer at the end."""
         taken = self._data[self._at : self._at + count]
         self._at += count
         return taken
@@ -30,9 +30,9 @@ class Reader:
         return self.integer(1)
 
     def choose(self, count: int) -> int:
-        """0 .. count - 1, of at most 256."""
+        """Return a number below `count`, which is at most 256."""
         return self.byte() % count
 
     def block(self) -> bytes:
-        """Bytes with their length, 0 to 255, in front."""
+        """Return bytes that are preceded by their length, 0 to 255."""
         return self.take(self.byte())

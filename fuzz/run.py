@@ -1,9 +1,9 @@
-"""Runs the targets, one after the other, each from the corpus in the repository and what was found before.
+"""Run the targets one after the other, each from the corpus in the repository and the inputs found before.
 
     python -m fuzz.run [--seconds 60] [--runs 1000000] [--minimize] [TARGET ...]
 
-What is found is kept under ~/.cache/wyrmhole/fuzz; `--minimize` writes back to the repository the few inputs that reach
-what all of them reach. An input that fails is written to `fuzz/failures`, and the status is 1.
+New inputs are kept under ~/.cache/wyrmhole/fuzz. `--minimize` selects a few inputs that together reach all coverage and
+writes them to the repository. A failing input is written to `fuzz/failures`, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ CORPUS = HERE / "corpus"
 FAILURES = HERE / "failures"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "wyrmhole" / "fuzz"
 LONGEST = 2048
-"""Bytes of an input: what any target reads of it."""
+"""The maximum size of an input in bytes. No target reads more."""
 MOST_KEPT = 40
-"""Inputs of a target in the repository: they are replayed with every `make test`."""
+"""The maximum number of inputs per target in the repository, because every `make test` replays them."""
 MEMORY_MIB = 2048
 
 
@@ -41,14 +41,16 @@ def names() -> list[str]:
 
 def options() -> argparse.Namespace:
     parser = argparse.ArgumentParser("fuzz.run", description="Run the Python fuzz targets.")
-    parser.add_argument("--seconds", type=int, default=0, help="for each target; 0: no limit")
-    parser.add_argument("--runs", type=int, default=-1, help="executions of each target")
-    parser.add_argument("--minimize", action="store_true", help="rewrite the corpus of the repository instead")
+    parser.add_argument("--seconds", type=int, default=0, help="time limit for each target (0: none)")
+    parser.add_argument("--runs", type=int, default=-1, help="number of executions of each target")
+    parser.add_argument(
+        "--minimize", action="store_true", help="rewrite the corpus of the repository instead of fuzzing"
+    )
     parser.add_argument("targets", nargs="*", default=names(), metavar="TARGET")
     given = parser.parse_args()
     unknown = set(given.targets) - set(names())
     if unknown:
-        parser.error(f"no such target: {', '.join(sorted(unknown))}; there are {', '.join(names())}")
+        parser.error(f"unknown target {', '.join(sorted(unknown))}: choose from {', '.join(names())}")
     return given
 
 
@@ -83,7 +85,7 @@ def write(folder: Path, data: bytes) -> None:
 
 
 def fuzz(name: str, seconds: int, runs: int) -> bool:
-    """Whether all went well. Prints one line."""
+    """Fuzz one target and print one line. Return whether no input failed."""
     found = CACHE / name
     for folder in (found, FAILURES, CORPUS / name):
         folder.mkdir(parents=True, exist_ok=True)
@@ -110,7 +112,7 @@ def fuzz(name: str, seconds: int, runs: int) -> bool:
 
 
 def minimize(name: str) -> bool:
-    """Put few of the inputs that together reach everything into the repository."""
+    """Write a selection of the merged inputs to the repository. Return whether that succeeded."""
     with seeded(name) as made, tempfile.TemporaryDirectory() as folder:
         merged, restart = Path(folder) / "merged", Path(folder) / name
         merged.mkdir()
@@ -119,7 +121,7 @@ def minimize(name: str) -> bool:
         sources = [str(path) for path in (CORPUS / name, CACHE / name, made) if path.exists()]
         result = call(name, "-merge=1", f"-max_len={LONGEST}", str(merged), *sources, restart=str(restart))
         found = sorted((path.read_bytes() for path in merged.iterdir()), key=len)
-    # Evenly from small to large: the small ones alone would never get deep.
+    # Select evenly from small to large, because small inputs alone do not reach deep states.
     kept = found[:: max(1, -(-len(found) // MOST_KEPT))]
     if result.returncode or not kept:
         print(f"{name:16} FAILED\n{result.stdout[-3000:]}", flush=True)

@@ -1,4 +1,4 @@
-"""Where fuzzing starts: real traffic of the memory world, and one plain input of each target's own form."""
+"""The inputs from which fuzzing starts: real traffic of the world in memory, and valid inputs for each target."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from wyrmhole.protocol.constants import SECOND
 
 
 def traffic() -> list[bytes]:
-    """A handshake, data, a keepalive, and under load a cookie reply."""
+    """Return one message of each kind: initiation, response, cookie reply and transport data."""
     world = World(seed=5)
     a, b = world.pair()
     b.plane.queue_depth = 1 << 20
@@ -36,10 +36,10 @@ def packets() -> list[bytes]:
 
 
 def frames() -> list[bytes]:
-    """Frames of a TUN: one packet, and super-packets."""
+    """Return TUN frames with plain packets and with super-packets."""
     plain = [bytes(10) + packet for packet in packets()]
     trains = [Packet(pattern(300), version=version, protocol=protocol) for version in (4, 6) for protocol in (6, UDP)]
-    # The last one was found: a segment size that fits no length field.
+    # The last one once failed: its segment size exceeds every length field.
     return [*plain, *(packet.frame(100) for packet in trains), Packet(b"x", protocol=UDP).frame(65_535)]
 
 
@@ -86,7 +86,7 @@ PersistentKeepalive = 25
 
 
 def socks() -> list[bytes]:
-    """A request by name, one with a password, and a UDP packet. Two bytes of the target's own are in front."""
+    """Return a request by name, one with a password, and a UDP packet, each after two bytes that the target reads."""
     return [
         b"\xff\0\5\1\0\5\1\0\3\7db.test\x15\x38SELECT",
         b"\2\1\5\1\2\1\4user\10password\5\3\0\1\0\0\0\0\0\0",
@@ -104,7 +104,7 @@ def http_requests() -> list[bytes]:
 
 
 def answers() -> list[bytes]:
-    """Behind the kind: flags and counts of a header, and records that name the question at offset 12."""
+    """Return a kind byte, then flags and counts of a header, then records that refer to the question at offset 12."""
     a = b"\xc0\x0c\0\1\0\1\0\0\0\x3c\0\4\x0a\0\0\1"
     aaaa = b"\xc0\x0c\0\x1c\0\1\0\0\0\x3c\0\x10\xfd" + bytes(14) + b"\1"
     alias = b"\xc0\x0c\0\5\0\1\0\0\0\x3c\0\4\1b\xc0\x10" + b"\1b\xc0\x10" + a[2:]
@@ -157,7 +157,7 @@ def of(target: str) -> list[bytes]:
         "initiation": [bytes(2), bytes.fromhex("000108ff"), bytes.fromhex("0210"), bytes.fromhex("01000000")],
         "response": [bytes(2), bytes.fromhex("000108ff"), bytes.fromhex("0410"), bytes.fromhex("03000000")],
         "cookie_reply": [bytes(2), bytes.fromhex("000108ff"), bytes.fromhex("0410"), bytes.fromhex("03000000")],
-        # The second one is what left a tunnel deaf: down, a packet, and up again.
+        # The second one once made a tunnel deaf: down, a packet, up again.
         "state_machine": [bytes.fromhex("000803010008020500010a03010501"), bytes.fromhex("c50000")],
         "wg_quick": [CONFIG.encode(), CONFIG.replace("\n", "\r\n").encode()],
         "socks": socks(),

@@ -1,1 +1,1 @@
-"""One module for each target. `TestOneInput(data)` raises when something is wrong; its docstring is the oracle."""
+"""The targets, one per module. `TestOneInput(data)` raises if its docstring's statement does not hold."""

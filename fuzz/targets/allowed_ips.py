@@ -1,4 +1,4 @@
-"""The trie against a table that is searched from end to end."""
+"""The trie, compared with a table that is searched from end to end."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _OWNERS = "abcd"
 
 
 def read_prefix(reader: Reader) -> Prefix:
-    """Few bits differ, so that prefixes nest, fork and meet."""
+    """Read a prefix. Few bits differ between prefixes, so that they nest, fork and coincide."""
     shape = reader.byte()
     bits = 32 if shape & 1 else 128
     length = reader.byte() % (bits + 1)
@@ -23,7 +23,7 @@ def read_prefix(reader: Reader) -> Prefix:
 
 
 def check_shape(table: AllowedIPs[str]) -> None:
-    """A node without an owner forks; children extend their parent; nothing hangs about when the table is empty."""
+    """Check that a node without an owner has two children, and that children extend their parent's prefix."""
     for trie in (table._v4, table._v6):
         pending = [trie.root] if trie.root is not None else []
         while pending:

@@ -1,4 +1,4 @@
-"""Sums of the internet checksum, modulo 0xFFFF in one step, against words added one by one."""
+"""Checksums by one division modulo 0xFFFF, compared with words added one by one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from fuzz.reader import Reader
 from wyrmhole.wire.checksum import checksum, ones_sum, residue, update
 
 _SHORT, _LONG = 3_000, 65_535
-"""Beyond the first the sum goes by another way; the longest packet is slow and enough now and then."""
+"""Above _SHORT the sum is computed in chunks. A buffer of _LONG is slow, so only one run in 16 uses it."""
 
 
 def word_sum(data: bytes) -> int:
-    """RFC 1071: the words one by one, carries added at the end."""
+    """Add the words one by one, and the carries at the end (RFC 1071)."""
     padded = data + b"\0" * (len(data) & 1)
     total: int = sum(struct.unpack(f">{len(padded) // 2}H", padded))
     while total >> 16:

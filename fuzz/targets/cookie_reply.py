@@ -1,4 +1,4 @@
-"""Message 3 at an initiator."""
+"""Cookie replies to an initiator."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ remember_diffie_hellman()
 
 
 def TestOneInput(data: bytes) -> None:
-    """No cookie reply moves anything or is answered; the next attempt carries mac2 just when the genuine one was among
-    them, and not before its time (M41, M42)."""
+    """A cookie reply changes no state and gets no answer. The next attempt comes at its usual time, and carries mac2 if
+    and only if the genuine reply arrived (M41, M42)."""
     reader = Reader(data)
     shape = reader.byte()
     a, b = pair()
@@ -23,14 +23,14 @@ def TestOneInput(data: bytes) -> None:
     a.world.run(SECOND)
     genuine = a.world.sent(3, "b")[0].data
     assert len(genuine) == 64
-    taken = False
+    has_cookie = False
     for _ in range(1 + (shape & 3)):
         message = edited(reader, genuine, a)
         before, sent = state_of(a), len(a.world.wire)
         give(a, message, load=bool(shape & 4))
         assert state_of(a) == before and len(a.world.wire) == sent
-        taken = taken or message == genuine
+        has_cookie = has_cookie or message == genuine
     assert STRANGER not in [peer.endpoint for peer in a.interface.peers]
     a.world.run(6 * SECOND)
     retry = a.world.sent(1, "a")[-1].data
-    assert (messages.mac2_of(retry) != bytes(16)) == taken
+    assert (messages.mac2_of(retry) != bytes(16)) == has_cookie

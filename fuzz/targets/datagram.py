@@ -10,14 +10,14 @@ _PARSERS: dict[int, type[Initiation | Response | CookieReply]] = {1: Initiation,
 
 
 def expected_kind(data: bytes) -> int | None:
-    """The whitepaper's table: the type is a 32-bit word, sizes are exact, data has at least 32 bytes."""
+    """Return the type by the whitepaper: a 32-bit word, exact sizes, and at least 32 bytes of transport data."""
     kind = int.from_bytes(data[:4], "little") if len(data) >= 4 else 0
     is_message = len(data) >= 32 if kind == 4 else _SIZES.get(kind) == len(data)
     return kind if is_message else None
 
 
 def TestOneInput(data: bytes) -> None:
-    """`classify` agrees with the table; what parses emits the same bytes; what does not raises MessageError only."""
+    """`classify` agrees with `expected_kind`. A message that parses emits the same bytes; others raise MessageError."""
     expected = expected_kind(data)
     try:
         kind: int | None = messages.classify(data)

@@ -1,4 +1,4 @@
-"""What a name server answers."""
+"""Answers of a name server."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ HEADER = 12
 
 
 def TestOneInput(data: bytes) -> None:
-    """An answer that dnspython takes gives addresses of the family asked for, and is kept for a bounded time; anything
-    else raises what the resolver turns into "no answer"."""
+    """An answer that dnspython accepts yields addresses of the requested family and is cached for a bounded time. Any
+    other input raises DNSException, which the resolver handles as "no answer"."""
     reader = Reader(data)
     kind = KINDS[reader.byte() & 1]
     question = dns.message.make_query(NAME, kind, id=1)
-    # Of the header only the flags and counts vary, and the question is repeated: the rest is refused at once.
+    # Only flags and counts of the header vary, and the question is repeated; any other header is refused at once.
     wire = b"\0\1" + reader.take(HEADER - 2).ljust(HEADER - 2, b"\0") + question.to_wire()[HEADER:] + reader.rest()
     try:
         message = dns.message.from_wire(wire)
         if not isinstance(message, dns.message.QueryMessage) or not question.is_response(message):
-            return  # to another question, which dnspython does not take
+            return  # an answer to another question, which dnspython refuses
         rdtype = dns.rdatatype.from_text(kind)
         answer = dns.resolver.Answer(NAME, rdtype, dns.rdataclass.IN, message)
     except dns.exception.DNSException:

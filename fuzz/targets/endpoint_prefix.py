@@ -1,4 +1,4 @@
-"""Endpoints and prefixes as text, against the standard library."""
+"""Endpoints and prefixes as text, compared with the standard library."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from wyrmhole.wire.prefix import Prefix
 
 
 def expected_prefix(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network | None:
-    """What the library makes of it, less what it takes and wg(8) does not: masks, wildcards, scopes, no length."""
+    """Parse by the standard library, without its extensions: masks, wildcards, scopes, a missing length."""
     address, slash, length = text.partition("/")
     if not slash or "%" in address or not (length.isascii() and length.isdigit()):
         return None
@@ -21,8 +21,8 @@ def expected_prefix(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network 
 
 
 def TestOneInput(data: bytes) -> None:
-    """Prefixes parse where the library's do, in both parsers, to the same network. What parses emits text that parses
-    to the same value; everything else is a ValueError or OSError."""
+    """Both parsers accept the same prefixes as the library, as the same networks. A parsed value emits text that parses
+    to the same value. All other text raises ValueError or OSError."""
     text = data.decode(errors="replace")
     check_prefix(text)
     try:

@@ -1,4 +1,4 @@
-"""Trains of datagrams as UDP_GRO gives them: genuine, bent and invented messages, in segments of any size."""
+"""Trains of datagrams like those of UDP_GRO: genuine, altered and invented messages, in segments of any size."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from wyrmhole.protocol.drops import DropReason
 _HANDSHAKE = handshake_message()
 _MOST = 20
 _COLLECT_EVERY = 20
-"""Engines are cycles with descriptors in them, and native ones too few objects to make the collector run in time."""
+"""Executions between two collections. Engines are reference cycles that hold descriptors, and native engines have too
+few objects to trigger the collector early enough."""
 _executions = count()
 _SENT = [ipv4(A_INNER, B_INNER, bytes([number]) * (number * 8)) for number in range(8)]
 _INSTALLED = [kind for kind in KINDS if kind == "portable" or has_native()]
@@ -34,14 +35,14 @@ def read_datagram(reader: Reader, genuine: list[bytes]) -> bytes:
 
 
 def genuine_traffic() -> tuple[Side, list[bytes]]:
-    """A receiver, and what its peer sent to it and was not delivered yet."""
+    """Return a receiver, and datagrams of its peer that were not delivered yet."""
     a, b = connected()
     a.tunnel(*_SENT)
     return b, a.take()
 
 
 def outcome(kind: str, data: bytes) -> tuple[list[bytes], int, dict[DropReason, int]] | None:
-    """What one engine made of the train: delivered, reported, dropped."""
+    """Return what one engine delivered, reported and dropped for the train."""
     reader = Reader(data)
     with chosen(kind):
         b, genuine = genuine_traffic()
@@ -59,8 +60,8 @@ def outcome(kind: str, data: bytes) -> tuple[list[bytes], int, dict[DropReason, 
 
 
 def TestOneInput(data: bytes) -> None:
-    """Each datagram of a train is delivered, reported, a keepalive, or dropped by name; what is delivered was sent, and
-    once. Both engines, where both are installed, say the same."""
+    """Each datagram of a train is delivered, reported, or counted under a drop reason. Delivered packets were sent, and
+    are delivered once. All installed engines have the same outcome."""
     if next(_executions) % _COLLECT_EVERY == 0:
         gc.collect()
     outcomes = [outcome(kind, data) for kind in _INSTALLED]

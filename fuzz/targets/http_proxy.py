@@ -1,4 +1,4 @@
-"""What an HTTP client says to the proxy: the head of a request, and where it leads."""
+"""Requests of an HTTP client to the proxy: their heads and targets."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ USERS = {"user": "password"}
 
 
 def requests(pieces: list[bytes]) -> list[h11.Request | str]:
-    """The first request, or that what came is none. Its head is put right as a whole, like in the relay."""
+    """Return the first request, or a text if it is invalid. Its head is cleaned as a whole, like in the relay."""
     connection = h11.Connection(h11.SERVER, max_incomplete_event_size=LONGEST_HEAD)
     waiting = b""
     for piece in pieces:
@@ -35,15 +35,15 @@ def requests(pieces: list[bytes]) -> list[h11.Request | str]:
         try:
             event = connection.next_event()
         except h11.RemoteProtocolError as error:
-            return [f"no request: {error.error_status_hint}"]
+            return [f"invalid request: {error.error_status_hint}"]
         if isinstance(event, h11.Request):
             return [event]
     return []
 
 
 def TestOneInput(data: bytes) -> None:
-    """A request leads somewhere or is refused with a status and one sentence. What is sent on can be sent, says where
-    it goes in one Host field, carries nothing of this hop, and parses to what was sent."""
+    """A request has a target or is refused with a status and one sentence. A forwarded request has one Host field and
+    no hop-by-hop fields, and parses to the request that was sent."""
     reader = Reader(data)
     cut = 1 + reader.byte()
     stream = reader.rest()
@@ -79,7 +79,7 @@ def check_passed_on(request: h11.Request, target: Target, path: bytes) -> None:
     try:
         sent = upstream.send(h11.Request(method=request.method, target=path, headers=fields))
     except h11.LocalProtocolError:
-        return  # answered with 502 by the relay
+        return  # the relay answers with 502
     (again,) = requests([sent or b""])
     assert isinstance(again, h11.Request)
     assert (again.method, again.target) == (request.method, path)

@@ -1,4 +1,4 @@
-"""Message 1 at a responder."""
+"""Initiations to a responder."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ remember_diffie_hellman()
 
 
 def TestOneInput(data: bytes) -> None:
-    """Only the genuine message is answered by message 2 and moves the endpoint, and only once; whatever differs from it
-    in a byte that is authenticated changes nothing (I11, I12) and gets nothing, or 64 bytes of cookie under load (I13).
-    """
+    """Only the genuine message is answered by a response and moves the endpoint, and only once. A message that differs
+    in an authenticated byte changes nothing (I11, I12) and gets no answer or, under load, a cookie reply of 64 bytes
+    (I13)."""
     reader = Reader(data)
     shape = reader.byte()
     a, b = pair()
@@ -32,7 +32,7 @@ def check(before: object, after: object, message: bytes, genuine: bytes, replies
         assert before == after
         assert [len(reply) for reply in replies] in ([], [64])
         return
-    # The sender's index is not authenticated by message 1 itself; it names where the answer goes.
+    # The initiation does not authenticate the sender's index, which becomes the receiver index of the response.
     same = message[8:116] == genuine[8:116] and message[:4] == genuine[:4]
     if replies:
         assert same and [messages.classify(reply) for reply in replies] == [2]

@@ -1,4 +1,4 @@
-"""What an authenticated peer may put inside: anything at all."""
+"""Inner packets of an authenticated peer, which may hold any bytes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NETWORKS = [ipaddress.ip_network(text) for text in _OWNED]
 
 
 def expected_length(packet: bytes) -> int:
-    """RFC 791 and RFC 8200, said the long way; 0: not an IP packet, or one that claims what is not there."""
+    """Return the length by RFC 791 and RFC 8200, or 0 if this is not an IP packet or claims more bytes than it has."""
     version = packet[0] >> 4
     if version == 4 and len(packet) >= 20:
         header, total = (packet[0] % 16) * 4, int.from_bytes(packet[2:4], "big")
@@ -36,8 +36,8 @@ def expected_source(packet: bytes) -> bool:
 
 
 def TestOneInput(data: bytes) -> None:
-    """Delivered is the packet without its padding when its lengths hold and its source is the peer's; else one named
-    drop. Its fields, the answer to it and its ECN can be asked for without an exception (M47, M45)."""
+    """A packet with valid lengths and a source that belongs to the peer is delivered without its padding; any other is
+    counted under one drop reason. The functions of `wire.ip` never raise (M47, M45)."""
     reader = Reader(data)
     outer_tos = reader.byte()
     packet = reader.rest()

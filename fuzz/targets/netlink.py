@@ -1,4 +1,4 @@
-"""Messages of the kernel's routing socket: lengths within lengths."""
+"""Messages of the kernel's routing socket, which contain nested lengths."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from wyrmhole.net.netlink import parse_attributes, parse_link_index, parse_messa
 
 
 def TestOneInput(data: bytes) -> None:
-    """No exception, no end that is not reached, and nothing that lies outside of what it came in."""
+    """Parsing never raises, always ends, and never reads outside the enclosing message."""
     total = 0
     for message in parse_messages(data):
         total += 16 + len(message.payload)

@@ -6,7 +6,7 @@ from tests.support.pcap import FileHeader, PcapError, parse_file
 
 
 def TestOneInput(data: bytes) -> None:
-    """A file parses up to where PcapError says; its records, written again, parse to the same."""
+    """A file parses completely or until PcapError is raised. Its records, written again, parse to the same records."""
     records = []
     try:
         header = FileHeader.parse(data)
@@ -19,6 +19,6 @@ def TestOneInput(data: bytes) -> None:
     try:
         written = header.emit() + b"".join(record.emit(header) for record in records)
     except PcapError:
-        # More than a second's worth of ticks carries into seconds that do not fit.
+        # A fraction of more than one second carries into the seconds, which may then exceed their field.
         return
     assert list(parse_file(written)) == records

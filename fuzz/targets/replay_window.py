@@ -1,4 +1,4 @@
-"""The sliding window against a set that forgets nothing."""
+"""The sliding window, compared with a set that keeps all counters."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Message 2 at an initiator."""
+"""Responses to an initiator."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ remember_diffie_hellman()
 
 
 def TestOneInput(data: bytes) -> None:
-    """Only the genuine message begins a session, once; anything else changes nothing and gets nothing, or 64 bytes of
-    cookie under load."""
+    """Only the genuine message begins a session, and only once. Any other message changes nothing and gets no answer
+    or, under load, a cookie reply of 64 bytes."""
     reader = Reader(data)
     shape = reader.byte()
     a, b = pair()
@@ -27,8 +27,8 @@ def TestOneInput(data: bytes) -> None:
         give(a, message, load=bool(shape & 4))
         replies = [flight for flight in a.world.wire[sent:] if flight.sender == "a"]
         if replies and replies[0].data[0] == 4:
-            assert not completed, "a response was taken twice"
-            # The sender's index is covered by mac1 only.
+            assert not completed, "a response was accepted twice"
+            # Only mac1 covers the sender's index.
             assert message[:4] == genuine[:4] and message[8:60] == genuine[8:60] and not shape & 4
             completed = True
             continue

@@ -10,9 +10,9 @@ from wyrmhole.library.proxy.socks5 import Negotiation, SocksError, build_packet,
 
 USERS = {"user": "password"}
 LONGEST_HEADER = 4 + 1 + 255 + 2
-"""Bytes of the header of a UDP packet with the longest name."""
+"""The size of the header of a UDP packet with the longest name."""
 LONGEST_WAIT = 513
-"""Bytes that may wait for more: a user and a password of 255 each, with their lengths and the version."""
+"""The most bytes that may be incomplete: a user and a password of 255 bytes each, their lengths and the version."""
 
 
 def negotiate(pieces: list[bytes], users: dict[str, str] | None) -> tuple[Negotiation, bytes]:
@@ -28,8 +28,8 @@ def negotiate(pieces: list[bytes], users: dict[str, str] | None) -> tuple[Negoti
 
 
 def TestOneInput(data: bytes) -> None:
-    """Where the pieces end makes no difference. A negotiation ends with a request, a failure in one line, or waits for
-    more; without the password there is no request. A packet read and built again is the same."""
+    """The division into pieces does not change the outcome. A negotiation ends with a request or a failure of one line,
+    or waits for more bytes. Without the password there is no request. A parsed packet, built again, parses the same."""
     reader = Reader(data)
     cut, users = 1 + reader.byte() % 64, USERS if reader.byte() & 1 else None
     stream = reader.rest()
@@ -42,7 +42,7 @@ def TestOneInput(data: bytes) -> None:
 
 
 def check_socks4(stream: bytes) -> None:
-    """SOCKS4: a request, a refusal, or a wait for no more than the longest one."""
+    """Check that SOCKS4 input is a request, is refused, or waits for at most the longest request."""
     data = bytes((socks4.VERSION,)) + stream
     try:
         request = socks4.parse(data)

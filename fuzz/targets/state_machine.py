@@ -1,6 +1,6 @@
-"""Two interfaces and the network between them; the bytes are what people, programs and the network do to them.
+"""Two interfaces and the network between them, under actions of administrators, programs and the network.
 
-A command is one byte and what it needs. Keys and randomness are fixed, the results of Diffie-Hellman remembered.
+A command is one byte and its arguments. Keys and randomness are fixed, and results of Diffie-Hellman are cached.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ _PSK = PresharedKey(b"\x07" * 32)
 
 
 class Play:
-    """The world, what was said so far, and what the network does to what is said next."""
+    """The world, the texts sent so far, and the fate of the next datagrams."""
 
     def __init__(self, reader: Reader) -> None:
         self.reader = reader
         self.world = World(seed=11)
         self.nodes = self.world.pair()
-        self.said: list[set[bytes]] = [set(), set()]
+        self.sent: list[set[bytes]] = [set(), set()]
         self.number = 0
         self.fate = 0
         self.strict_since = [self.world.now, self.world.now]
-        """Since when a node's configuration did not change: a peer that is added anew may initiate at once."""
+        """The time of each node's last change of configuration. A peer that is added again may initiate at once."""
         self.world.filters.append(self._suffer)
 
     def _suffer(self, flight: Flight) -> list[Flight]:
@@ -70,10 +70,10 @@ class Play:
             return [Flight(flight.at, flight.sender, STRANGER, flight.destination, flight.data)]
         return [flight]
 
-    def say(self, sender: int) -> None:
+    def send(self, sender: int) -> None:
         self.number += 1
         text = b"%d" % self.number
-        self.said[sender].add(text)
+        self.sent[sender].add(text)
         node, other = self.nodes[sender], self.nodes[1 - sender]
         if node.interface.peer(other.key.public_key()) is not None:
             node.send(other, text)
@@ -93,27 +93,27 @@ class Play:
 
     def change(self, node: int) -> None:
         self.strict_since[node] = self.world.now
-        it, other = self.nodes[node], self.nodes[1 - node]
-        peer = it.interface.peer(other.key.public_key())
+        changed, other = self.nodes[node], self.nodes[1 - node]
+        peer = changed.interface.peer(other.key.public_key())
         kind = self.reader.choose(7)
         now = self.world.now
         if kind == 0:
-            it.interface.down()
+            changed.interface.down()
         elif kind == 1:
-            it.interface.up(now)
+            changed.interface.up(now)
         elif kind == 2 and peer is not None:
-            it.interface.set_preshared_key(peer, _PSK if self.reader.byte() & 1 else None)
+            changed.interface.set_preshared_key(peer, _PSK if self.reader.byte() & 1 else None)
         elif kind == 3 and peer is not None:
-            it.interface.set_persistent_keepalive(peer, self.reader.byte() & 0xF0, now)
+            changed.interface.set_persistent_keepalive(peer, self.reader.byte() & 0xF0, now)
         elif kind == 4 and peer is not None:
-            it.interface.remove_peer(peer)
+            changed.interface.remove_peer(peer)
         elif kind == 5 and peer is None:
-            for former in list(it.interface.peers):
-                it.interface.remove_peer(former)
-            it.know(other)
+            for former in list(changed.interface.peers):
+                changed.interface.remove_peer(former)
+            changed.know(other)
         elif kind == 6:
-            self._rekey(it, PrivateKey(bytes([self.reader.byte() | 1] * 32)))
-        it.settle()
+            self._rekey(changed, PrivateKey(bytes([self.reader.byte() | 1] * 32)))
+        changed.settle()
 
     def _rekey(self, node: Node, key: PrivateKey) -> None:
         if all(other.key.public_key() != key.public_key() for other in self.nodes):
@@ -130,7 +130,7 @@ class Play:
         self.fate = self.reader.integer(2)
 
     def commands(self) -> tuple[Callable[[int], None], ...]:
-        return self.say, self.wait, self.set_fate, self.replay, self.say, self.change, self.load, self.forge
+        return self.send, self.wait, self.set_fate, self.replay, self.send, self.change, self.load, self.forge
 
     def run(self) -> None:
         commands = self.commands()
@@ -141,28 +141,28 @@ class Play:
             commands[command & 7](command >> 3 & 1)
             self.check()
 
-    # What must hold
+    # Invariants
 
     def check(self) -> None:
         for number, node in enumerate(self.nodes):
             received = node.received
             assert len(set(received)) == len(received), "I3: delivered twice"
-            assert set(received) <= self.said[1 - number] | {b"after all"}, "I4: nobody said that"
+            assert set(received) <= self.sent[1 - number] | {b"after all"}, "I4: delivered without being sent"
             indices = [peer.keypair_indices for peer in node.interface.peers]
             assert len(node.plane.indices) <= 3 * max(len(indices), 1), "I14: more keypairs than slots"
-            assert all(len(it.staged) <= 128 for it in node.plane.peers.values()), "I17"
+            assert all(len(peer.staged) <= 128 for peer in node.plane.peers.values()), "I17: more than 128 staged"
         self._check_initiations()
 
     def _check_initiations(self) -> None:
-        """One initiation in Rekey-Timeout, whatever asks for it (I7)."""
+        """Check that there is at most one initiation in Rekey-Timeout, whatever its cause (I7)."""
         for number, node in enumerate(self.nodes):
             times = [flight.at for flight in self.world.sent(1, node.name, since=self.strict_since[number] + 1)]
             assert all(b - a >= _REKEY_TIMEOUT for a, b in pairwise(times)), (node.name, times)
 
     def heal(self) -> None:
-        """Everything as it should be, and L1: what is said now arrives."""
+        """End all faults and correct the configuration, then check that a packet arrives (L1)."""
         self.world.filters.clear()
-        # What is still under way may move endpoints.
+        # Datagrams in flight may still move endpoints.
         self.world.run(5 * SECOND)
         for number, node in enumerate(self.nodes):
             other = self.nodes[1 - number]
@@ -175,7 +175,7 @@ class Play:
             node.interface.set_endpoint(peer, other.endpoint, self.world.now)
             node.interface.up(self.world.now)
             node.settle()
-        # Sessions that were agreed on under other circumstances end; whoever keeps one knows within this time.
+        # Sessions made under another configuration end within this time.
         self.world.run(200 * SECOND)
         self.nodes[0].send(self.nodes[1], b"after all")
         self.world.run(16 * SECOND)
@@ -183,8 +183,8 @@ class Play:
 
 
 def TestOneInput(data: bytes) -> None:
-    """After every command the invariants hold, and when the network works again a session does too (I2 in the model
-    plane, I3, I4, I7, I14, I17, L1)."""
+    """The invariants hold after every command (I2 in the model plane, I3, I4, I7, I14, I17), and data arrives when the
+    network works again (L1)."""
     play = Play(Reader(data))
     play.run()
     play.heal()

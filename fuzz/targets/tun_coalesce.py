@@ -1,4 +1,4 @@
-"""Packets of a few flows, joined into frames and cut again."""
+"""Packets of a few flows, merged into frames and split again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _MOST = 24
 
 
 def read_train(reader: Reader) -> list[bytes]:
-    """Packets that mostly follow each other, with a change here and there that forbids to join them."""
+    """Read packets that are mostly consecutive in their flow, with some changes that forbid merging."""
     flows = [read_packet(reader, payload=b"") for _ in range(1 + reader.choose(3))]
     size = 1 + reader.choose(64)
     packets: list[bytes] = []
@@ -51,7 +51,7 @@ def _next(reader: Reader, flows: list[Packet], size: int) -> bytes:
 
 
 def flow_of(packet: bytes) -> bytes:
-    """What keeps its order: addresses, protocol, ports; everything else is a flow of its own."""
+    """Return addresses, protocol and ports, within which order is kept; other packets are each a flow."""
     if packet[0] >> 4 not in (4, 6):
         return packet
     start = 40 if packet[0] >> 4 == 6 else (packet[0] & 15) * 4
@@ -61,10 +61,10 @@ def flow_of(packet: bytes) -> bytes:
 
 
 def without_identification(packet: bytes) -> bytes:
-    """Where fragments are forbidden it means nothing, and super-packets count it up anyway (RFC 6864)."""
+    """Clear the identification, which has no meaning if DF is set and which splitting increments anyway (RFC 6864)."""
     if packet[0] >> 4 != 4 or not packet[6] & 0x40:
         return packet
-    assert not residue(packet[:20]) or packet[0] & 15 != 5, "the header's checksum"
+    assert not residue(packet[:20]) or packet[0] & 15 != 5, "the header's checksum is wrong"
     return packet[:4] + bytes(2) + packet[6:10] + bytes(2) + packet[12:]
 
 
@@ -78,8 +78,8 @@ def check_frame(frame: Frame) -> None:
 
 
 def TestOneInput(data: bytes) -> None:
-    """Each frame, cut again, gives the packets it was made of, byte by byte. No packet is lost or doubled, and
-    packets of one flow keep their order."""
+    """Each frame, split again, yields its original packets, byte by byte. No packet is lost or duplicated, and packets
+    of one flow keep their order."""
     reader = Reader(data)
     switches = reader.byte()
     coalescer = Coalescer(tso=not switches & 1, uso=not switches & 2)

@@ -1,4 +1,4 @@
-"""Super-packets of all shapes against a segmentation that is slow and obvious."""
+"""Super-packets of all shapes, compared with a slow and obvious segmentation."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _LARGEST = MAX_PACKET_SIZE
 
 
 def TestOneInput(data: bytes) -> None:
-    """The segments are those of the slow segmentation, byte by byte; too many, or of size 0, are refused."""
+    """The segments equal those of the slow segmentation. Too many segments, or a size of 0, are refused."""
     reader = Reader(data)
     size = reader.integer(2)
     repeats = 1 + reader.byte()

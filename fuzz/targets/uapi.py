@@ -1,4 +1,4 @@
-"""Whole conversations of the control socket, in pieces as a client may send them."""
+"""Complete conversations on the control socket, divided into pieces as by a client."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def parse(pieces: list[bytes]) -> list[Operation]:
 
 
 def picture(operations: list[Operation]) -> list[object]:
-    """What can be compared: errors are not values."""
+    """Return the operations in a form that can be compared, because errors cannot."""
     return [
         (operation.error.errno_value, str(operation.error), operation.final)
         if isinstance(operation, Refusal)
@@ -43,8 +43,8 @@ def check_change(change: DeviceChange) -> None:
 
 
 def TestOneInput(data: bytes) -> None:
-    """Where the pieces end makes no difference. An operation is a get, a set within its ranges, or a refusal with one
-    of three errnos; only the last one can be final. A set written again is the same set. Nothing repeats a key."""
+    """The division into pieces does not change the outcome. An operation is a get, a set whose values are in range, or
+    a refusal with one of three errnos; only the last refusal can be final. A set, written again, is the same set."""
     reader = Reader(data)
     cut = 1 + reader.byte()
     text = reader.rest()

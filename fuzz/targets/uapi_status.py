@@ -1,4 +1,4 @@
-"""The reply of a daemon to `get=1`, as the command line reads it."""
+"""A daemon's reply to `get=1`, read by the command line."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from wyrmhole.errors import UapiError
 
 
 def TestOneInput(data: bytes) -> None:
-    """A reply is a status or a UapiError of one line that repeats no key. A status written as a daemon does reads the
-    same."""
+    """A reply is a status, or raises a UapiError of one line that does not repeat a key. A status, written like by a
+    daemon, reads the same."""
     text = data.decode(errors="replace")
     try:
         status = parse_get("wg0", text.split("\n"))

@@ -1,4 +1,4 @@
-"""Frames of the TUN, as they would come from a kernel that lies."""
+"""TUN frames with headers that may be inconsistent."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from wyrmhole.wire.virtio import F_NEEDS_CSUM, VIRTIO_HEADER_SIZE, OffloadError,
 
 
 def TestOneInput(data: bytes) -> None:
-    """A header that parses emits the same bytes. `split` gives packets or raises OffloadError; it makes no more of
-    them than it says, loses no payload, and leaves a frame without offloads as it is."""
+    """A header that parses emits the same bytes. `split` returns packets or raises OffloadError. It never returns more
+    packets than its limit, loses no payload, and leaves a frame without offloads unchanged."""
     try:
         header = VirtioHeader.parse(data)
     except OffloadError:

@@ -1,4 +1,4 @@
-"""Configuration files of wg-quick(8), `# friendly_name` comments among them."""
+"""Configuration files of wg-quick(8), including `# friendly_name` comments."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ NAME = "laptop of somebody"
 
 
 def TestOneInput(data: bytes) -> None:
-    """A file that is in order comes back byte for byte, and says the same again when its text, or what it says in a
-    text of its own, is read. An edit changes what it was to change and nothing else.
-    An error is one line that names a line of the file."""
+    """A valid file is emitted byte for byte. Its text, and a new text made from its values, parse to the same
+    configuration. An edit changes only its own value. An error is one line that names a line of the file."""
     text = data.decode(errors="replace")
     config, errors = Config.parse_all(text)
     check_errors(errors, text)
@@ -33,7 +32,7 @@ def check_errors(errors: list[ConfigFileError], text: str) -> None:
 
 
 def check_edits(text: str) -> None:
-    """Every peer gets a name, the interface a port, and one more peer comes; then all of it is taken away again."""
+    """Give every peer a name and the interface a port; then remove all peers. Check the text after each step."""
     config = Config.parse(text)
     before = [replace(peer) for peer in config.peers]
     for peer in config.peers:

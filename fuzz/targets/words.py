@@ -1,4 +1,4 @@
-"""The words of `wyrmhole set`, and what a place to connect to or a number looks like on the command line."""
+"""The words of `wyrmhole set`, and hosts with ports, endpoints and numbers on the command line."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ FILES = ("private-key", "preshared-key")
 
 
 def never(seconds: float) -> None:
-    raise AssertionError("a name that is found needs no waiting")
+    raise AssertionError("waited although the name was found")
 
 
 RESOLVER = NameResolver(0, never, print, lambda host, port: f"192.0.2.1:{port}")
 
 
 def TestOneInput(data: bytes) -> None:
-    """Words are a change within its ranges or a usage error of one line. A place parses to what says itself again."""
+    """Words are a change whose values are in range, or a usage error of one line. Addresses survive being written."""
     text = data.decode(errors="replace")
     words = tuple(text.split("\n"))
     if not set(words) & set(FILES):
         check_words(words)
     for word in words:
-        check_place(word)
+        check_address(word)
         retries = parse_retries(word)
         assert retries is None or retries >= 0
 
@@ -42,7 +42,7 @@ def check_words(words: tuple[str, ...]) -> None:
     assert len(change.peers) <= words.count("peer")
 
 
-def check_place(word: str) -> None:
+def check_address(word: str) -> None:
     try:
         parsed = HostPort.parse(word)
     except ValueError:
