@@ -1,10 +1,11 @@
-"""Sends prebuilt Ethernet frames as fast as it is told, from any source address, without help from the kernel's stack.
+"""Send prebuilt Ethernet frames at a given rate, from any source address, bypassing the kernel's IP stack.
 
 usage: blaster.py INTERFACE FRAMES RATE SECONDS     (root, inside the network namespace of the interface)
 
-FRAMES is a file of frames, each after its length (16 bits, little-endian); they are sent in turn, over and over. RATE
-is frames per second, 0 for as many as go; a packet socket and sendmmsg take some 1.5 us each. It says "ready" when it
-begins; at the end, which SIGTERM brings about sooner, how many frames it sent and the seconds that took.
+FRAMES is a file of frames, each preceded by its length (16 bits, little-endian), which are sent cyclically. RATE is in
+frames per second, or 0 for the maximum; a packet socket and sendmmsg take about 1.5 us per frame. The program prints
+"ready" when it begins. When SECONDS have passed, or at SIGTERM, it prints the number of frames sent and the seconds
+that this took.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ BATCH = 64
 _SOL_PACKET = 263
 _PACKET_QDISC_BYPASS = 20
 _MMSGHDR = struct.Struct("@QI4xQQQQi4xI4x")
-"""struct mmsghdr of a 64-bit Linux: name, its length, iovec, how many, control, its length, flags; sent bytes."""
+"""struct mmsghdr on 64-bit Linux: name, its length, iovec, its count, control, its length, flags; bytes sent."""
 _IOVEC = struct.Struct("@QQ")
 
 
@@ -42,12 +43,12 @@ def read_frames(path: Path) -> list[bytes]:
 def udp_frame(
     macs: tuple[bytes, bytes], source: tuple[str, int], destination: tuple[str, int], payload: bytes
 ) -> bytes:
-    """An Ethernet frame with a UDP datagram over IPv4 or IPv6. `macs` are those of the receiver and the sender."""
+    """Return an Ethernet frame with a UDP datagram over IPv4 or IPv6. `macs` are those of receiver and sender."""
     udp = struct.pack("!HHHH", source[1], destination[1], 8 + len(payload), 0) + payload
     family = socket.AF_INET6 if ":" in source[0] else socket.AF_INET
     addresses = socket.inet_pton(family, source[0]) + socket.inet_pton(family, destination[0])
     if family == socket.AF_INET:
-        # A checksum of zero is none.
+        # A UDP checksum of zero means that there is none.
         header = struct.pack("!BBHHHBBH", 0x45, 0, 20 + len(udp), 0, 0, 64, 17, 0) + addresses
         header = header[:10] + _checksum(header) + header[12:]
         return b"".join((*macs, b"\x08\x00", header, udp))
@@ -62,7 +63,7 @@ def _checksum(data: bytes) -> bytes:
 
 
 class Blaster:
-    """Frames in one buffer, and the kernel's description of them in another."""
+    """A sender that keeps all frames in one buffer, and their mmsghdr structures in another."""
 
     def __init__(self, interface: str, frames: Sequence[bytes]) -> None:
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, 0)
@@ -83,7 +84,7 @@ class Blaster:
         self.is_stopped = False
 
     def send(self, count: int) -> int:
-        """At most so many frames, in one call; how many left."""
+        """Send at most `count` frames with one system call. Return the number sent."""
         count = min(count, self._count - self._next)
         headers = ctypes.c_void_p(ctypes.addressof(self._headers) + self._next * _MMSGHDR.size)
         sent = max(0, int(self._sendmmsg(self._socket.fileno(), headers, count, 0)))
@@ -91,12 +92,12 @@ class Blaster:
         return sent
 
     def run(self, rate: float, seconds: float) -> tuple[int, float]:
-        """Frames sent and the seconds it took."""
+        """Send until the time is over. Return the number of frames and the seconds."""
         total, forgiven, start = 0, 0, time.perf_counter()
         while (now := time.perf_counter() - start) < seconds and not self.is_stopped:
             due = int(now * rate) - total - forgiven if rate else BATCH
             if due > 4 * BATCH:
-                # What could not be sent in time is not made up for: the rate is a ceiling.
+                # The rate is a ceiling: frames that were late are skipped, not sent in a burst.
                 forgiven += due - 4 * BATCH
             if due >= min(BATCH, rate / 1000 or BATCH):
                 total += self.send(min(due, BATCH))

@@ -1,4 +1,4 @@
-"""Many configured peers: how long one `set` takes, and what each of them costs in memory. And how fast a start is.
+"""Many configured peers: the time of one `set`, the memory per peer; and the time of a start.
 
 usage: python bench/configured_peers.py [-n PEERS] [-r ROUNDS] [--no-write] [NAME ...]     (root)
 """
@@ -38,7 +38,7 @@ def ask(name: str, operation: bytes) -> bytes:
 
 
 MORE = 21
-"""Peers added one by one: the first ones find caches cold, and a collection of garbage may fall on any."""
+"""The number of peers added one by one. Their median hides cold caches and garbage collections."""
 
 
 def one(command: str, count: int) -> dict[str, float]:
@@ -62,7 +62,7 @@ def one_more(name: str, number: int) -> float:
 
 
 def start_ms(command: str) -> float:
-    """From exec until the command has returned with a daemon in the background that answers."""
+    """Return the milliseconds from exec until the command has returned and the daemon in the background is ready."""
     with ends() as (a, _):
         words = ["ip", "netns", "exec", a.namespace, *command.replace(" -f ", " ").format(name=a.name).split()]
         environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}

@@ -1,19 +1,19 @@
-"""What is left of a tunnel while strangers flood it.
+"""The performance of a tunnel under floods of unproven senders.
 
-A client (a) and a server (b) have a tunnel; an attacker (c) on another wire of the server sends prebuilt datagrams at a
-rate, from as many addresses as it likes. For each kind of flood:
+A client (a) and a server (b) have a tunnel. An attacker (c) on another link of the server sends prebuilt datagrams at a
+given rate, from one or many addresses. For each kind of flood, the benchmark measures:
 
-- goodput: TCP through the tunnel under the flood, over the same (for `-t` seconds) with the flood going to a socket
-  that nobody reads;
-- honest: how many of 100 new peers, each at an address of its own, have a session after at most two initiations 5 s
-  apart (the second with the cookie, if the first earned one), at the same time;
-- memory: by how much the server grew; answers: bytes sent back, over bytes of the flood.
+- goodput: TCP through the tunnel under the flood, relative to the same measurement (for `-t` seconds) with the flood
+  sent to a socket that nobody reads;
+- honest: how many of 100 new peers, each with its own address, get a session at the same time by at most two
+  initiations 5 s apart (the second with the cookie, if the first earned one);
+- memory: the growth of the server; answers: bytes sent back per byte of the flood.
 
-Each is measured from 3 s after the flood began. Rates are multiples of what the portable engine answers in handshakes
-per second (bench/handshakes.py).
+Measurements begin 3 s after the flood. Rates are multiples of the number of handshakes per second that the portable
+engine answers (bench/handshakes.py).
 
 usage: python bench/flood.py [-x TIMES ...] [-k KIND ...] [-t SECONDS] [--results FILE] [NAME ...]
-       python bench/flood.py --write FILE           (root; after `make test-deps`; FILE is where results are added)
+       python bench/flood.py --write FILE           (root; after `make test-deps`; results are appended to FILE)
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ HONEST_INTERVAL = 0.02
 RETRY = 5.0
 WAIT = 4.9
 SETTLE = 3.0
-"""Seconds from the beginning of a flood to what is measured."""
+"""Seconds from the beginning of a flood to the measurement."""
 DISCARD_PORT = 9
 SPOOFED = 65_536
 ATTACKER, TARGET = ("10.66.0.1", "2001:db8:66::1"), ("10.66.0.2", "2001:db8:66::2")
 
 Macs = tuple[bytes, bytes]
 Frames = Callable[[int], list[bytes]]
-"""Frames for a destination port: that of the server, or that of the socket nobody reads."""
+"""Frames for a destination port: that of the server, or that of the socket that nobody reads."""
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Result:
     kind: str
     times: float
     rate: float
-    """Datagrams per second that really left."""
+    """Datagrams per second that were actually sent."""
     control: float
     """Gb/s while the flood was discarded."""
     goodput: float
@@ -90,7 +90,8 @@ class Result:
 
 @contextlib.contextmanager
 def attacker(b: End) -> Iterator[str]:
-    """A namespace with a wire to the server, which has the way back to all spoofed addresses and asks nobody for it."""
+    """Make a namespace with a link to the server, which has routes and a static neighbour entry for spoofed
+    addresses."""
     name = b.namespace.removesuffix("-b") + "-c"
     sh("ip", "netns", "add", name)
     try:
@@ -132,7 +133,7 @@ def mac_of(namespace: str) -> bytes:
 
 
 def false_initiation(public: str, *, mac1: bool) -> bytes:
-    """A message of type 1 that nobody made: random, with mac1 right or wrong."""
+    """Return random bytes as an initiation, with a valid or invalid mac1."""
     body = b"\1\0\0\0" + os.urandom(112)
     return body + (mac(mac1_key(PublicKey.from_base64(public)), body) if mac1 else os.urandom(16)) + bytes(16)
 
@@ -146,7 +147,7 @@ def one_64(number: int) -> str:
 
 
 def flood_frames(kind: str, macs: Macs, b: End, genuine: list[bytes], index: int) -> Frames:
-    """Prebuilt, so that it costs the attacker nothing while it floods."""
+    """Return a function that builds all frames in advance, so that the attacker does not build them while flooding."""
     dice = random.Random(1)
     if kind == "transport, bad tag":
         payloads = [struct.pack("<IIQ", 4, index, 10_000_000 + n) + dice.randbytes(1280) for n in range(1024)]
@@ -178,16 +179,16 @@ KINDS = (
 
 @contextlib.contextmanager
 def flooding(namespace: str, file: Path, rate: float) -> Iterator[Callable[[], float]]:
-    """Until it is left; then the call gives the datagrams per second that were sent."""
+    """Flood inside the block. Afterwards the yielded function returns the datagrams sent per second."""
     words = ["ip", "netns", "exec", namespace, sys.executable, str(ROOT / "bench" / "blaster.py")]
     process = subprocess.Popen(
         [*words, "v1", str(file), str(rate), "600"], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, text=True
     )
     assert process.stdout is not None
-    said = ""
+    output = ""
 
     def sent() -> float:
-        count, seconds = said.split()
+        count, seconds = output.split()
         return int(count) / float(seconds)
 
     try:
@@ -195,21 +196,21 @@ def flooding(namespace: str, file: Path, rate: float) -> Iterator[Callable[[], f
         yield sent
     finally:
         process.terminate()
-        said = process.communicate()[0]
+        output = process.communicate()[0]
 
 
 # The tunnel's side
 
 
 def goodput(a: End, b: End, seconds: float) -> float:
-    """Gb/s that arrive."""
+    """Return the Gb/s that arrive."""
     out = a.exec("iperf3", "-J", "-c", b.inner, "-t", str(seconds), "-O", "0.3", seconds=seconds + 30, check=False)
     report = json.loads(out)
     return float(report["end"]["sum_received"]["bits_per_second"]) / 1e9 if "error" not in report else 0.0
 
 
 def live_index(a: End, b: End) -> int:
-    """The receiver index of the server in the present session, as the wire shows it."""
+    """Capture the server's receiver index of the present session on the link."""
     script = (
         "import socket\n"
         "s = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(3)); s.bind(('v0', 3)); s.settimeout(10)\n"
@@ -227,7 +228,7 @@ def live_index(a: End, b: End) -> int:
 
 
 class HonestPeer:
-    """Two initiations, 5 s apart, from an address of its own; the cookie of a reply goes into the second."""
+    """A client with its own address that sends up to two initiations, the second with the cookie of a reply."""
 
     def __init__(self, key: PrivateKey, server: PublicKey, address: str, target: tuple[str, int]) -> None:
         self._exchange = Exchange(PeerStore(), os.urandom, time.time_ns)
@@ -257,7 +258,10 @@ class HonestPeer:
 
 
 def connect_all(keys_file: str, public: str, target: str, port: int) -> tuple[int, int]:
-    """How many of the honest connected with one initiation, and with at most two. Inside the client's namespace."""
+    """Connect all honest peers, inside the client's namespace.
+
+    Return how many needed one initiation, and at most two.
+    """
     raw = Path(keys_file).read_bytes()
     keys = [PrivateKey(raw[at : at + 32]) for at in range(0, len(raw), 32)]
     server = PublicKey.from_base64(public)
@@ -268,7 +272,7 @@ def connect_all(keys_file: str, public: str, target: str, port: int) -> tuple[in
         poll.register(fd, select.POLLIN)
     start = time.monotonic()
     starts = [(start + n * HONEST_INTERVAL, peer) for n, peer in enumerate(peers)]
-    plan = sorted([*starts, *((at + RETRY, peer) for at, peer in starts)], key=lambda it: it[0])
+    plan = sorted([*starts, *((at + RETRY, peer) for at, peer in starts)], key=lambda entry: entry[0])
     for due, peer in [*plan, (plan[-1][0] + WAIT, None)]:
         while (left := due - time.monotonic()) > 0:
             for fd, _ in poll.poll(left * 1000):
@@ -281,7 +285,7 @@ def connect_all(keys_file: str, public: str, target: str, port: int) -> tuple[in
 
 @contextlib.contextmanager
 def honest_peers(a: End, b: End, keys_file: Path) -> Iterator[Callable[[], tuple[int, int]]]:
-    """They connect while the block runs; the call waits for all and says how many did, at once and after all."""
+    """Connect honest peers while the block runs. The yielded function waits for them and returns both counts."""
     words = [
         "ip",
         "netns",
@@ -330,7 +334,7 @@ def genuine_initiations(b: End, keys: list[PrivateKey]) -> list[bytes]:
 
 @contextlib.contextmanager
 def tunnel(command: str) -> Iterator[tuple[End, End]]:
-    """A client and a server of that implementation, joined, with an iperf3 server."""
+    """Start a connected client and server of that implementation, with an iperf3 server."""
     with ends() as (a, b):
         for end in (a, b):
             end.start(command)
@@ -345,7 +349,7 @@ def tunnel(command: str) -> Iterator[tuple[End, End]]:
         try:
             while ":5201" not in b.exec("ss", "-ltn"):
                 if server.poll() is not None:
-                    raise RuntimeError("iperf3 does not listen")
+                    raise RuntimeError("iperf3 ended before it listened")
                 time.sleep(0.02)
             yield a, b
         finally:
@@ -354,7 +358,7 @@ def tunnel(command: str) -> Iterator[tuple[End, End]]:
 
 
 def discard(b: End) -> subprocess.Popen[bytes]:
-    """A socket of both families that nobody reads."""
+    """Start a process that holds a socket of both families and never reads it."""
     script = (
         f"import socket, time; s = socket.socket(socket.AF_INET6, 2); s.bind(('::', {DISCARD_PORT})); time.sleep(900)"
     )
@@ -365,7 +369,7 @@ def discard(b: End) -> subprocess.Popen[bytes]:
 
 
 def one(name: str, kind: str, times: float, seconds: float, folder: Path) -> Result:
-    """One kind of flood against one implementation."""
+    """Measure one kind of flood against one implementation."""
     honest, known = ([PrivateKey(os.urandom(32)) for _ in range(count)] for count in (HONEST, 200))
     keys_file = folder / "keys"
     keys_file.write_bytes(b"".join(key.raw for key in honest))
@@ -407,7 +411,7 @@ def measure(result: Result, a: End, b: End, c: str, seconds: float, folder: Path
 
 
 def table(results: list[dict[str, Any]]) -> list[str]:
-    names = list(dict.fromkeys(it["name"] for it in results))
+    names = list(dict.fromkeys(result["name"] for result in results))
     lines = [
         f"`python bench/flood.py` (as root, after `make test-deps`). {results[-1]['machine']}; client, server, attacker"
         f" and iperf3 share them. 1x is {CAPACITY:,} datagrams per second, about the number of handshakes that the"
@@ -416,27 +420,29 @@ def table(results: list[dict[str, Any]]) -> list[str]:
         " honest new peers had a session after one initiation and after at most two; growth of resident memory; bytes"
         " answered per byte of the flood.",
     ]
-    for times in sorted({it["times"] for it in results}):
+    for times in sorted({result["times"] for result in results}):
         lines += ["", f"### {times:g}x", "", "| flood | " + " | ".join(names) + " |", "|---" * (len(names) + 1) + "|"]
         for kind in KINDS:
-            found = {it["name"]: it for it in results if it["kind"] == kind and it["times"] == times}
+            matching = [result for result in results if result["kind"] == kind and result["times"] == times]
+            found = {result["name"]: result for result in matching}
             if found:
                 lines.append(f"| {kind} | " + " | ".join(cell(found.get(name)) for name in names) + " |")
     return lines
 
 
-def cell(it: dict[str, Any] | None) -> str:
-    if it is None:
+def cell(result: dict[str, Any] | None) -> str:
+    if result is None:
         return "-"
-    ratio = it["goodput"] / it["control"] if it["control"] else 0.0
+    goodput, control = result["goodput"], result["control"]
+    ratio = goodput / control if control else 0.0
     return (
-        f"**{ratio:.2f}** ({it['goodput']:.2f}/{it['control']:.2f}); {it['first_try']}, {it['honest']} of 100;"
-        f" {it['memory_kib'] / 1024:+.1f} MiB; {it['answers']:.2f}"
+        f"**{ratio:.2f}** ({goodput:.2f}/{control:.2f}); {result['first_try']}, {result['honest']} of 100;"
+        f" {result['memory_kib'] / 1024:+.1f} MiB; {result['answers']:.2f}"
     )
 
 
 def write_section(lines: list[str]) -> None:
-    """Under "Floods" of docs/reliability.md, in the place of what was there; the text behind the tables stays."""
+    """Replace the section "Floods" of docs/reliability.md, but keep the notes below its tables."""
     path = ROOT / "docs" / "reliability.md"
     text = path.read_text() if path.exists() else "# Reliability\n"
     head, marker, rest = text.partition("\n## Floods\n")

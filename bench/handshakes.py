@@ -1,7 +1,7 @@
-"""Handshakes answered per second: valid initiations of many peers are sent as fast as they are answered.
+"""Handshakes answered per second: valid initiations of many peers, sent as fast as they are answered.
 
-A generator process makes the initiations beforehand, one for each configured peer, and then keeps a window of them
-under way; each peer is used once, because a second initiation within 20 ms would be refused. What counts is responses
+A generator process makes the initiations in advance, one for each configured peer, and then keeps a window of them in
+flight. Each peer is used once, because a second initiation within 20 ms would be refused. The results are the responses
 per second, and the daemon's CPU time for each.
 
 usage: python bench/handshakes.py [-n PEERS] [-r ROUNDS] [--no-write] [NAME ...]     (root; after `make test-deps`)
@@ -26,7 +26,7 @@ from wyrmhole.protocol.keys import PrivateKey, PublicKey
 from wyrmhole.protocol.peer_store import PeerStore
 
 WINDOW = 48
-"""Below the 128 queued messages from which a receiver would think itself under load."""
+"""Initiations in flight: fewer than the 128 queued messages at which a receiver counts as under load."""
 
 
 def initiations(keys: list[PrivateKey], target: PublicKey) -> list[bytes]:
@@ -41,7 +41,7 @@ def initiations(keys: list[PrivateKey], target: PublicKey) -> list[bytes]:
 
 
 def send_all(messages: list[bytes], target: tuple[str, int]) -> tuple[int, float]:
-    """Responses received and the seconds they took."""
+    """Send all messages. Return the number of responses and the seconds that they took."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4 << 20)
         sock.connect(target)

@@ -1,9 +1,9 @@
-"""The library: what a private namespace costs against an interface of the host, and what its sockets cost.
+"""The library: the cost of a private namespace relative to an interface of the host, and the cost of its sockets.
 
     python bench/library.py                        as root; writes a table to docs/benchmarks.md
 
-The far end is another process with a tunnel of its own; both are on loopback. The two ways to get a tunnel are measured
-in turns, so that what else the machine does falls on both.
+The far end is another process with its own tunnel, and both are on loopback. The two kinds of tunnel are measured
+alternately, so that other load on the machine affects both.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ SINK, SOURCE, ECHO = 5001, 5002, 5003
 CHUNK = 1 << 18
 
 
-# The far end: a process of its own
+# The far end, a separate process
 
 
 def far_end(engine: str) -> None:
-    """Prints its key and port as JSON, serves until its standard input ends."""
+    """Print key and port as JSON, and serve until standard input ends."""
     own, peer = PrivateKey(os.urandom(32)), PrivateKey(os.urandom(32))
     text = (
         f"[Interface]\nPrivateKey = {own.base64()}\nAddress = {FAR}/24\n"
@@ -50,8 +50,8 @@ def far_end(engine: str) -> None:
         echoing = tunnel.asynchronous.create_server(Echo, FAR, ECHO, backlog=2048)
         asyncio.run_coroutine_threadsafe(echoing, tunnel.loop).result()
         port = tunnel.stats().listen_port
-        said = {"public": own.public_key().base64(), "private": peer.base64(), "port": port}
-        print(json.dumps(said), flush=True)
+        settings = {"public": own.public_key().base64(), "private": peer.base64(), "port": port}
+        print(json.dumps(settings), flush=True)
         sys.stdin.read()
 
 
@@ -73,7 +73,7 @@ def accept(listener: socket.socket, serve: Callable[[socket.socket], None]) -> N
 
 
 def sink(sock: socket.socket) -> None:
-    """Says how many bytes came when there are no more."""
+    """Read to the end, then send back the number of bytes."""
     view, total = bytearray(CHUNK), 0
     with sock:
         while length := sock.recv_into(view):
@@ -93,15 +93,16 @@ def source(sock: socket.socket) -> None:
 
 @contextmanager
 def far_process(engine: str) -> Iterator[str]:
-    """The near end's configuration."""
+    """Run the far end in a process. Yields the near end's configuration."""
     command = [sys.executable, __file__, "--far", "--engine", engine]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        said = json.loads(process.stdout.readline())
+        settings = json.loads(process.stdout.readline())
         try:
             yield (
-                f"[Interface]\nPrivateKey = {said['private']}\nAddress = {NEAR}/24\n"
-                f"[Peer]\nPublicKey = {said['public']}\nAllowedIPs = {FAR}/32\nEndpoint = 127.0.0.1:{said['port']}\n"
+                f"[Interface]\nPrivateKey = {settings['private']}\nAddress = {NEAR}/24\n"
+                f"[Peer]\nPublicKey = {settings['public']}\nAllowedIPs = {FAR}/32\n"
+                f"Endpoint = 127.0.0.1:{settings['port']}\n"
             )
         finally:
             assert process.stdin is not None
@@ -109,11 +110,11 @@ def far_process(engine: str) -> Iterator[str]:
             process.wait(20)
 
 
-# What is measured
+# Measurements
 
 
 def send(tunnel: wyrmhole.sync.Tunnel, seconds: float) -> float:
-    """Gb/s, as the receiver counted."""
+    """Return the Gb/s that the receiver counted."""
     data = bytes(CHUNK)
     with tunnel.create_connection((FAR, SINK), timeout=30) as sock:
         begin = time.perf_counter()
@@ -134,7 +135,7 @@ def receive(tunnel: wyrmhole.sync.Tunnel, seconds: float) -> float:
 
 
 async def concurrent(tunnel: wyrmhole.Tunnel, count: int) -> float:
-    """Seconds in which so many connections are made at once, answer, and are closed."""
+    """Return the seconds for `count` concurrent connections to open, echo and close."""
 
     async def one() -> None:
         reader, writer = await tunnel.open_connection(FAR, ECHO)
@@ -148,7 +149,7 @@ async def concurrent(tunnel: wyrmhole.Tunnel, count: int) -> float:
 
 
 async def sequential(tunnel: wyrmhole.Tunnel, count: int) -> tuple[float, int]:
-    """Seconds for each, and how many descriptors more there are afterwards, without the sockets made ahead."""
+    """Return the seconds per connection, and the number of leaked descriptors (spare sockets are not counted)."""
     assert isinstance(tunnel.stack, NamespaceStack)
     before = len(os.listdir("/proc/self/fd")) - tunnel.stack.spare_sockets
     begin = time.perf_counter()
@@ -159,7 +160,7 @@ async def sequential(tunnel: wyrmhole.Tunnel, count: int) -> tuple[float, int]:
 
 
 async def first_byte(text: str, engine: str) -> tuple[float, float]:
-    """Seconds until `open` returns, and until the first byte came back. The modules are loaded already."""
+    """Return the seconds until `open` returns and until the first byte came back. Modules are already imported."""
     begin = time.perf_counter()
     async with wyrmhole.open(text, engine=engine) as tunnel:
         opened = time.perf_counter()
@@ -174,23 +175,23 @@ async def first_byte(text: str, engine: str) -> tuple[float, float]:
 def throughput(text: str, engine: str, rounds: int, seconds: float) -> dict[str, dict[str, list[float]]]:
     found: dict[str, dict[str, list[float]]] = {}
     for _ in range(rounds):
-        for way, options in (("namespace", {}), ("interface", {"device": "tun"})):
+        for stack, options in (("namespace", {}), ("interface", {"device": "tun"})):
             wait_for_quiet()
             with wyrmhole.sync.open(text, engine=engine, **options) as tunnel:
                 tunnel.wait_handshake(30)
-                for what, measure in (("send", send), ("receive", receive)):
-                    found.setdefault(way, {}).setdefault(what, []).append(measure(tunnel, seconds))
+                for direction, measure in (("send", send), ("receive", receive)):
+                    found.setdefault(stack, {}).setdefault(direction, []).append(measure(tunnel, seconds))
     return found
 
 
 def wait_for_quiet() -> None:
-    """A hook for those who measure on a machine that others use."""
+    """Wait while the file named by BENCH_WAIT_WHILE exists: a hook for machines that are shared."""
     while os.path.exists(os.environ.get("BENCH_WAIT_WHILE", "/nonexistent")):
         time.sleep(1)
 
 
 def measure(engine: str, options: argparse.Namespace) -> list[str]:
-    """Rows of the table."""
+    """Measure everything with one engine. Return rows of the table."""
     with far_process(engine) as text:
         speeds = throughput(text, engine, options.rounds, options.seconds)
         starts = [asyncio.run(first_byte(text, engine)) for _ in range(options.rounds * 2 + 1)]
@@ -204,13 +205,13 @@ def measure(engine: str, options: argparse.Namespace) -> list[str]:
         at_once, each, leaked = asyncio.run(connections())
     rows = []
 
-    def row(what: str, measured: str, target: str) -> None:
-        rows.append(f"| {engine} | {what} | {measured} | {target} |")
+    def row(name: str, measured: str, target: str) -> None:
+        rows.append(f"| {engine} | {name} | {measured} | {target} |")
 
-    for what in ("send", "receive"):
-        rootless, root = (statistics.median(speeds[way][what]) for way in ("namespace", "interface"))
+    for direction in ("send", "receive"):
+        rootless, root = (statistics.median(speeds[stack][direction]) for stack in ("namespace", "interface"))
         ratio = f"{rootless / root:.2f} of the interface's {root:.2f}"
-        row(f"TCP, {what}", f"{rootless:.2f} Gb/s, {ratio}", "0.9 of it")
+        row(f"TCP, {direction}", f"{rootless:.2f} Gb/s, {ratio}", "0.9 of it")
     opened, answered = (statistics.median(start[part] for start in starts) * 1e3 for part in (0, 1))
     row("`open()`; time to the first byte received", f"{opened:.0f} ms; {answered:.0f} ms", "150 ms")
     row("1,000 concurrent connections: open, echo, close", f"{statistics.median(at_once):.2f} s", "1 s")

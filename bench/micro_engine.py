@@ -1,4 +1,4 @@
-"""Microseconds per packet of the portable engine's two pure steps, with no socket and no TUN.
+"""Microseconds per packet of the portable engine's two pure steps, without sockets and TUN.
 
 usage: python bench/micro_engine.py [ROUNDS]
 """
@@ -26,7 +26,7 @@ MSS = MTU - 52
 
 
 def super_packet(segments: int) -> bytes:
-    """A TSO frame as the kernel gives it, of one TCP flow with timestamps."""
+    """Return a TSO frame like the kernel's, of one TCP flow with timestamps."""
     total = 52 + MSS * segments
     addresses = bytes((10, 0, 0, 1, 10, 0, 0, 2))
     ip = struct.pack(">BBHHHBBH", 0x45, 0, total, 1, 0x4000, 64, 6, 0) + addresses
@@ -38,13 +38,13 @@ def super_packet(segments: int) -> bytes:
 
 
 def ping() -> bytes:
-    """A frame with 84 bytes of ICMP, as ping sends it."""
+    """Return a frame with a ping of 84 bytes."""
     ip = struct.pack(">BBHHHBBH", 0x45, 0, 84, 1, 0x4000, 64, 1, 0) + bytes((10, 0, 0, 1, 10, 0, 0, 2))
     return bytes(10) + ip[:10] + checksum(ip).to_bytes(2, "big") + ip[12:] + bytes(64)
 
 
 def datagram() -> bytes:
-    """A frame with 1300 bytes of UDP, its checksum left to us."""
+    """Return a frame with 1300 bytes of UDP and a partial checksum."""
     ip = struct.pack(">BBHHHBBH", 0x45, 0, 1328, 1, 0x4000, 64, 17, 0) + bytes((10, 0, 0, 1, 10, 0, 0, 2))
     udp = struct.pack(">HHHH", 5000, 5201, 1308, pseudo_header_sum(ip[12:20], 17, 1308))
     virtio = struct.pack("=BBHHHH", 1, 0, 0, 0, 20, 6)

@@ -1,6 +1,6 @@
-"""Microseconds per packet of the wire room's hot functions: `python bench/micro_wire.py`.
+"""Microseconds per packet of the hot functions of the package `wire`: `python bench/micro_wire.py`.
 
-Each figure is the best of several repetitions, in one thread, on whatever machine this runs.
+Each figure is the best of several repetitions in one thread.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ REPETITIONS = 7
 
 
 def best(function: Callable[[], object], per_call: int = 1, calls: int = 200) -> float:
-    """Microseconds for each of the `per_call` things that one call does."""
+    """Return the microseconds for each of the `per_call` items that one call processes."""
     return min(timeit.repeat(function, number=calls, repeat=REPETITIONS)) / calls / per_call * 1e6
 
 
 def super_packet(version: int, protocol: int, segments: int = SEGMENTS, packet: int = PACKET) -> bytes:
-    """A TUN frame whose segments are packets of `packet` bytes."""
+    """Return a TUN frame whose segments become packets of `packet` bytes."""
     start, transport = (20 if version == 4 else 40), (32 if protocol == 6 else 8)
     size = packet - start - transport
     length = transport + segments * size
@@ -82,9 +82,9 @@ def bench_singles() -> None:
         coalescer.add(packet)
         coalescer.take()
 
-    def strangers() -> None:
-        for stranger in others:
-            coalescer.add(stranger)
+    def many_flows() -> None:
+        for other in others:
+            coalescer.add(other)
         coalescer.take()
 
     others = [memoryview(bytes(packet[:20]) + struct.pack(">H", port) + bytes(packet[22:])) for port in range(32)]
@@ -92,7 +92,7 @@ def bench_singles() -> None:
     partial = memoryview(VirtioHeader(F_NEEDS_CSUM, csum_start=20, csum_offset=16).emit() + bytes(packet))
     report("split one packet of 84 bytes, checksum partial", best(lambda: split(partial), calls=5000))
     report("coalesce one packet alone", best(alone, calls=5000))
-    report("coalesce 32 packets of 32 flows, per packet", best(strangers, len(others)))
+    report("coalesce 32 packets of 32 flows, per packet", best(many_flows, len(others)))
 
 
 def main() -> None:

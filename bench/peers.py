@@ -1,6 +1,6 @@
 """wyrmhole beside other user-space implementations: throughput, packets per second, latency, CPU and memory.
 
-Every round runs each implementation once, so that ratios hold while the machine drifts; the table has medians.
+Every round runs each implementation once, so that drift of the machine does not affect ratios. The table has medians.
 
 usage: python bench/peers.py [-r ROUNDS] [-t SECONDS] [--no-write] [NAME ...]     (root; after `make test-deps`)
 """
@@ -70,7 +70,7 @@ def table(results: dict[str, list[Measured]], format_: Callable[[float], str] = 
 
 
 def ratios(results: dict[str, list[Measured]]) -> list[str]:
-    """wyrmhole over each other implementation, from the medians of this run."""
+    """Return a table of the ratios of wyrmhole to each other implementation, from the medians of this run."""
     ours = results.get("wyrmhole") or []
     others = [name for name in results if name != "wyrmhole" and results[name]]
     if not ours or not others:
@@ -87,7 +87,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("-r", "--rounds", type=int, default=3)
     parser.add_argument("-t", "--seconds", type=int, default=4)
-    parser.add_argument("--no-write", action="store_true", help="print only, leave docs/benchmarks.md alone")
+    parser.add_argument("--no-write", action="store_true", help="print only; do not change docs/benchmarks.md")
     parser.add_argument("names", nargs="*", default=list(IMPLEMENTATIONS))
     options = parser.parse_args()
     results: dict[str, list[Measured]] = {name: [] for name in options.names}

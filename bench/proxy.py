@@ -1,7 +1,7 @@
-"""What the proxy costs: one TCP stream through a tunnel, on a socket of the tunnel itself and through SOCKS5.
+"""The cost of the proxy: one TCP stream through a tunnel, on a socket of the tunnel itself and through SOCKS5.
 
-A library's tunnel in one namespace, a daemon in the other. A program of its own moves the bytes in every case; it is
-given a connected socket, which is the tunnel's, or one whose other end is the proxy or a forward. Rounds take turns.
+One namespace has a tunnel of the library, the other a daemon. In each case a separate program moves the bytes. It
+receives a connected socket: one of the tunnel, or one whose other end is the proxy or a forward. The cases alternate.
 
 usage, as root: python bench/proxy.py [-r ROUNDS] [-t SECONDS] [-e ENGINE ...] [--write]
 """
@@ -34,9 +34,9 @@ print("ready", flush=True)
 block = bytearray(1 << 18)
 while True:
     sock, _ = listener.accept()
-    way = sock.recv(1)
+    direction = sock.recv(1)
     try:
-        while sock.recv_into(block) if way == b"u" else sock.sendall(block) is None:
+        while sock.recv_into(block) if direction == b"u" else sock.sendall(block) is None:
             pass
     except OSError:
         pass
@@ -46,31 +46,31 @@ MOVER = """
 import socket, sys, time
 sock = socket.socket(fileno=int(sys.argv[1]))
 sock.setblocking(True)
-way, seconds = sys.argv[2], float(sys.argv[3])
-sock.sendall(way.encode())
+direction, seconds = sys.argv[2], float(sys.argv[3])
+sock.sendall(direction.encode())
 block, moved, start = bytearray(1 << 18), 0, time.monotonic()
 while (now := time.monotonic()) < start + seconds:
-    moved += sock.recv_into(block) if way == "d" else sock.send(block)
+    moved += sock.recv_into(block) if direction == "d" else sock.send(block)
 print(moved * 8 / (now - start) / 1e9)
 """
 NOTE = """The target is that the proxy costs at most 25 %. SOCKS5 and forward move bytes with the same code, so any
 difference between them is noise."""
-WAYS = {"u": "sending", "d": "receiving"}
+DIRECTIONS = {"u": "sending", "d": "receiving"}
 
 
 # In the namespace of the library
 
 
 async def measure(config: str, host: str, engine: str, rounds: int, seconds: float) -> dict[str, list[float]]:
-    """Gb/s by way and path, of each round."""
+    """Return the Gb/s of each round, by direction and path."""
     results: dict[str, list[float]] = {}
     async with wyrmhole.open(config, engine=engine) as tunnel, tunnel_paths(tunnel, host) as paths:
         for _ in range(rounds):
-            for way in WAYS:
+            for direction in DIRECTIONS:
                 for name, connect in paths.items():
                     with await connect() as sock:
-                        speed = await move(sock, way, seconds)
-                    results.setdefault(f"{way} {name}", []).append(speed)
+                        speed = await move(sock, direction, seconds)
+                    results.setdefault(f"{direction} {name}", []).append(speed)
     return results
 
 
@@ -79,7 +79,7 @@ Connect = Callable[[], Coroutine[Any, Any, socket.socket]]
 
 @contextlib.asynccontextmanager
 async def tunnel_paths(tunnel: Any, host: str) -> AsyncIterator[dict[str, Connect]]:
-    """Ways to get a socket that ends at the server."""
+    """Yield functions that return a socket connected to the server, by the name of the path."""
     loop = asyncio.get_running_loop()
     async with (
         await tunnel.proxy("127.0.0.1:0") as proxy,
@@ -111,8 +111,8 @@ async def tunnel_paths(tunnel: Any, host: str) -> AsyncIterator[dict[str, Connec
         yield {"direct": direct, "SOCKS5": by_socks, "forward": by_forward}
 
 
-async def move(sock: socket.socket, way: str, seconds: float) -> float:
-    words = [sys.executable, "-I", "-S", "-c", MOVER, str(sock.fileno()), way, str(seconds)]
+async def move(sock: socket.socket, direction: str, seconds: float) -> float:
+    words = [sys.executable, "-I", "-S", "-c", MOVER, str(sock.fileno()), direction, str(seconds)]
     mover = await asyncio.create_subprocess_exec(*words, pass_fds=[sock.fileno()], stdout=subprocess.PIPE)
     out, _ = await mover.communicate()
     return float(out)
@@ -174,13 +174,14 @@ def heading(rounds: int, seconds: float) -> list[str]:
 
 
 def rows(engine: str, results: dict[str, list[float]]) -> list[str]:
-    """Ratios are medians of those of each round."""
+    """Return rows of the table. Each ratio is the median of the ratios of all rounds."""
     lines = []
-    for way, name in WAYS.items():
-        speeds = [statistics.median(results[f"{way} {path}"]) for path in ("direct", "SOCKS5", "forward")]
+    for direction, name in DIRECTIONS.items():
+        speeds = [statistics.median(results[f"{direction} {path}"]) for path in ("direct", "SOCKS5", "forward")]
         ratios = [
             statistics.median(
-                one / other for one, other in zip(results[f"{way} {path}"], results[f"{way} direct"], strict=True)
+                one / other
+                for one, other in zip(results[f"{direction} {path}"], results[f"{direction} direct"], strict=True)
             )
             for path in ("SOCKS5", "forward")
         ]
@@ -194,7 +195,7 @@ def main() -> None:
     parser.add_argument("-r", type=int, default=5, dest="rounds")
     parser.add_argument("-t", type=float, default=2.0, dest="seconds")
     parser.add_argument("-e", nargs="+", default=["native", "portable"], dest="engines", metavar="ENGINE")
-    parser.add_argument("--write", action="store_true", help="put the table into docs/benchmarks.md")
+    parser.add_argument("--write", action="store_true", help="write the table to docs/benchmarks.md")
     parser.add_argument("--inside", nargs=3, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.inside:

@@ -1,6 +1,6 @@
-"""The rig of the benchmarks: two network namespaces joined by a veth pair, one daemon in each, `wg` to configure.
+"""The rig of the benchmarks: two network namespaces joined by a veth pair, a daemon in each, configured by `wg`.
 
-Everything has a name of its own (the process number is in it), and is removed at the end whatever happens.
+All names are unique, because they contain the process id. Everything is removed at the end, even after a failure.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class End:
         deadline = time.monotonic() + 20
         while not self.exec("wg", "show", self.name, "public-key", check=False):
             if time.monotonic() > deadline or self.process.poll() is not None:
-                raise RuntimeError(f"{command} does not start")
+                raise RuntimeError(f"cannot start {command}: it exited or did not answer within 20 s")
             time.sleep(0.02)
         self.private = sh("wg", "genkey").strip()
         self.public = sh("wg", "pubkey", stdin=self.private).strip()
@@ -80,7 +80,7 @@ class End:
         self.exec("wg", "set", self.name, *words)
 
     def cpu_seconds(self) -> float:
-        """Exact time on a CPU of all live threads."""
+        """Return the exact CPU time of all live threads."""
         assert self.process is not None
         total = 0
         for task in Path(f"/proc/{self.process.pid}/task").iterdir():
@@ -106,7 +106,7 @@ class End:
 
 @contextlib.contextmanager
 def ends() -> Iterator[tuple[End, End]]:
-    """Two joined namespaces without daemons."""
+    """Make two joined namespaces without daemons."""
     number = f"{os.getpid() % 100_000}-{next(_numbers)}"
     made = [
         End(f"bench-{number}-{side}", f"wb{number.replace('-', 'x')}{side}", f"10.99.0.{n}", f"10.88.0.{n}", 51819 + n)
@@ -130,7 +130,7 @@ def ends() -> Iterator[tuple[End, End]]:
 
 @contextlib.contextmanager
 def pair(command: str) -> Iterator[tuple[End, End]]:
-    """Two daemons of one implementation that know each other, with an iperf3 server at the second."""
+    """Start two connected daemons of one implementation, with an iperf3 server at the second."""
     with ends() as (a, b):
         for end in (a, b):
             end.start(command)
@@ -146,7 +146,7 @@ def pair(command: str) -> Iterator[tuple[End, End]]:
             deadline = time.monotonic() + 10
             while ":5201" not in b.exec("ss", "-ltn"):
                 if time.monotonic() > deadline:
-                    raise RuntimeError("iperf3 does not listen")
+                    raise RuntimeError("iperf3 does not listen after 10 s")
                 time.sleep(0.02)
             yield a, b
         finally:
@@ -155,7 +155,7 @@ def pair(command: str) -> Iterator[tuple[End, End]]:
 
 
 def machine() -> str:
-    """One line about where this ran."""
+    """Return one line that describes the machine and the commit."""
     info = Path("/proc/cpuinfo").read_text()
     model = next((line.split(":")[1].strip() for line in info.splitlines() if line.startswith("model name")), "?")
     commit = sh("git", "-C", str(ROOT), "rev-parse", "--short", "HEAD", check=False).strip()
@@ -166,7 +166,7 @@ def machine() -> str:
 
 
 def write_section(title: str, lines: Sequence[str]) -> None:
-    """Put the lines under this heading of docs/benchmarks.md, in the place of what was there."""
+    """Replace the section of this title in docs/benchmarks.md by the lines."""
     path = ROOT / "docs" / "benchmarks.md"
     text = path.read_text() if path.exists() else "# Benchmarks\n"
     head, marker, rest = text.partition(f"\n## {title}\n")
