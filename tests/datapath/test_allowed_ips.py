@@ -1,4 +1,4 @@
-"""The trie against a list that is searched from end to end."""
+"""The trie, compared with a linear search of a list."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _prefix(version: int, address: int, length: int) -> Prefix:
     return Prefix(version, (address & ((1 << bits) - 1)) >> (bits - length) << (bits - length), length)
 
 
-# Few distinct bits at the top, so that prefixes nest and collide often.
+# The top bits take few values, so that prefixes often nest and collide.
 addresses = st.one_of(
     st.integers(0, 7).map(lambda n: n << 29),
     st.integers(0, (1 << 32) - 1),
@@ -35,7 +35,9 @@ operations = st.one_of(
 
 
 @given(st.lists(operations, max_size=40), st.lists(addresses, min_size=1, max_size=10))
-def test_equals_a_naive_list_after_any_operations(script: list[tuple[str, Prefix, str]], probes: list[int]) -> None:
+def test_the_trie_equals_a_naive_list_after_any_operations(
+    script: list[tuple[str, Prefix, str]], probes: list[int]
+) -> None:
     table: AllowedIPs[str] = AllowedIPs()
     naive = NaiveTable()
     for operation, prefix, owner in script:
@@ -66,8 +68,8 @@ def _address(text: str) -> bytes:
     return ipaddress.ip_address(text).packed
 
 
-def test_longest_match_wins_whoever_owns_the_shorter_one() -> None:
-    """The /32 inside somebody's /24 belongs to its own peer (M45)."""
+def test_the_longest_match_wins_across_peers() -> None:
+    """A /32 inside another peer's /24 belongs to its own peer (M45)."""
     table: AllowedIPs[str] = AllowedIPs()
     table.insert(Prefix.parse("10.0.0.0/24"), "a")
     table.insert(Prefix.parse("10.0.0.7/32"), "b")
@@ -75,14 +77,14 @@ def test_longest_match_wins_whoever_owns_the_shorter_one() -> None:
     assert table.lookup(_address("10.0.0.7")) == "b"
 
 
-def test_default_route_takes_what_is_left_in_its_family_only() -> None:
+def test_a_default_route_matches_only_its_own_family() -> None:
     table: AllowedIPs[str] = AllowedIPs()
     table.insert(Prefix.parse("0.0.0.0/0"), "a")
     assert table.lookup(_address("192.0.2.1")) == "a"
     assert table.lookup(_address("2001:db8::1")) is None
 
 
-def test_inserting_again_moves_a_prefix_to_the_other_peer() -> None:
+def test_inserting_a_prefix_again_moves_it_to_the_new_peer() -> None:
     table: AllowedIPs[str] = AllowedIPs()
     table.insert(Prefix.parse("10.0.0.0/8"), "a")
     table.insert(Prefix.parse("10.0.0.0/8"), "b")

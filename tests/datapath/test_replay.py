@@ -1,4 +1,4 @@
-"""The replay window against a naive set, and the verdicts that a kernel-style self-test asks for (M24)."""
+"""The replay window, compared with a naive set, and the verdicts that the kernel's self-test checks (M24)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from wyrmhole.datapath.replay import WINDOW_SIZE, ReplayWindow
 
 
 class NaiveWindow:
-    """Remembers everything."""
+    """Remembers every counter."""
 
     def __init__(self) -> None:
         self.seen: set[int] = set()
@@ -31,7 +31,7 @@ edge = st.sampled_from(
 
 
 @given(st.lists(near | far | edge, max_size=200))
-def test_equals_a_naive_set_for_any_order_of_counters(counters: list[int]) -> None:
+def test_the_window_equals_a_naive_set_for_any_order(counters: list[int]) -> None:
     window, naive = ReplayWindow(), NaiveWindow()
     for counter in counters:
         assert window.would_accept(counter) == (counter not in naive.seen and counter > naive.greatest - WINDOW_SIZE)
@@ -39,14 +39,14 @@ def test_equals_a_naive_set_for_any_order_of_counters(counters: list[int]) -> No
 
 
 @given(st.lists(st.tuples(st.integers(0, 300), st.integers(1, 64)), max_size=60))
-def test_runs_of_counters_equal_a_naive_set(runs: list[tuple[int, int]]) -> None:
+def test_the_window_equals_a_naive_set_for_runs_of_counters(runs: list[tuple[int, int]]) -> None:
     window, naive = ReplayWindow(), NaiveWindow()
     for first, count in runs:
         for counter in range(first, first + count):
             assert window.accept(counter) == naive.accept(counter)
 
 
-def test_window_is_8128_wide() -> None:
+def test_the_window_is_8128_wide() -> None:
     """The oldest counter that still passes, and the first that does not (M24)."""
     window = ReplayWindow()
     assert window.accept(WINDOW_SIZE)
@@ -55,8 +55,8 @@ def test_window_is_8128_wide() -> None:
     assert not window.accept(0)
 
 
-def test_named_verdicts() -> None:
-    """First, duplicate, jump, late, too late, and the same again far along (M24)."""
+def test_the_verdicts_of_the_kernel_s_self_test() -> None:
+    """First, duplicate, jump, late and too late; then the same again at high counters (M24)."""
     for base in (0, 1 << 32, 1 << 63):
         window = ReplayWindow()
         verdicts = [
@@ -82,7 +82,7 @@ def test_named_verdicts() -> None:
             assert window.accept(counter) is verdict, (base, counter)
 
 
-def test_every_counter_once_forwards_and_backwards() -> None:
+def test_every_counter_is_accepted_once_in_either_direction() -> None:
     forwards, backwards = ReplayWindow(), ReplayWindow()
     assert all(forwards.accept(counter) for counter in range(3 * WINDOW_SIZE))
     assert not any(forwards.accept(counter) for counter in range(3 * WINDOW_SIZE))

@@ -1,4 +1,4 @@
-"""Every test of this room runs on each engine, but those marked `portable_only`."""
+"""Run every test in this folder on each engine, except those marked `portable_only`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The promises of `engine/contract.py` that no other file of this room asks both engines to keep."""
+"""Promises of `engine/contract.py` that no other file in this folder tests on both engines."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKET = ipv4(A_INNER, B_INNER)
 
 
 class OtherBind(ListBind):
-    """A second bind, and what it sent."""
+    """A second bind that records the datagrams it sends."""
 
     def __init__(self) -> None:
         self.sent: list[bytes] = []
@@ -33,7 +33,7 @@ def is_readable(side: Side) -> bool:
     return bool(poll.poll(0))
 
 
-def test_a_bind_is_replaced_and_sessions_stay() -> None:
+def test_sessions_survive_a_new_bind() -> None:
     a, b = connected()
     other = OtherBind()
     a.engine.attach_bind(other, 2)
@@ -44,7 +44,7 @@ def test_a_bind_is_replaced_and_sessions_stay() -> None:
     assert b.delivered == [PACKET]
 
 
-def test_a_bind_that_was_detached_is_left_alone() -> None:
+def test_a_detached_bind_is_not_used() -> None:
     a, _ = connected()
     a.take()
     a.engine.detach_bind()
@@ -59,7 +59,7 @@ def test_a_bind_that_was_detached_is_left_alone() -> None:
     assert set(a.drops()) == {DropReason.SEND_FAILED}
 
 
-def test_the_descriptor_is_readable_exactly_while_reports_wait() -> None:
+def test_the_descriptor_is_readable_while_reports_are_queued() -> None:
     a, _ = sides()
     a.engine.poll_reports()
     assert not is_readable(a)
@@ -67,14 +67,14 @@ def test_the_descriptor_is_readable_exactly_while_reports_wait() -> None:
     a.tunnel(PACKET)
     assert is_readable(a)
     assert a.engine.poll_reports(1) == [KeyWanted(1)]
-    assert is_readable(a), "one report is left"
+    assert is_readable(a), "one report is still queued"
     (left,) = a.engine.poll_reports(1)
     assert isinstance(left, HandshakeDatagram)
     a.engine.poll_reports()
     assert not is_readable(a)
 
 
-def test_tun_and_bind_stay_the_caller_s_after_close() -> None:
+def test_close_leaves_the_tun_and_the_bind_open() -> None:
     a, _ = connected()
     a.engine.close()
     for fileno in (a.tun.fileno(), *a.bind.filenos()):
@@ -82,7 +82,7 @@ def test_tun_and_bind_stay_the_caller_s_after_close() -> None:
     assert a.bind.send(b"x", 0, A_OUTER.sockaddr, None) == SendOutcome.SENT
 
 
-def test_a_new_mtu_holds_for_the_next_packet() -> None:
+def test_a_new_mtu_applies_to_the_next_packet() -> None:
     a, _ = connected()
     a.take()
     a.engine.set_mtu(len(PACKET) + 1)

@@ -18,22 +18,22 @@ from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
 
 
-def test_ecn_goes_outside_and_the_rest_of_tos_does_not() -> None:
-    """The outer header gets the ECN field as in RFC 6040, and no DSCP (M48)."""
+def test_only_the_ecn_field_is_copied_to_the_outer_header() -> None:
+    """The outer header gets the ECN field, as RFC 6040 specifies, but not the DSCP (M48)."""
     a, _ = connected()
     a.tunnel(ipv4(A_INNER, B_INNER, tos=0xB8 | 2))
     assert a.sent[-1][3] == 2
 
 
 def test_handshake_messages_are_marked_af41() -> None:
-    """Handshake messages carry DSCP AF41, like the kernel's (M48)."""
+    """Like the kernel's handshake messages, ours carry DSCP AF41 (M48)."""
     a, _ = connected()
     a.engine.send_to_peer(1, b"handshake")
     assert a.sent[-1][1:] == (b"handshake", None, 0x88)
 
 
 def test_cookie_replies_are_not_marked() -> None:
-    """Whoever floods asks for them; like the kernel's."""
+    """A flooder can trigger any number of them. The kernel does not mark them either."""
     a, _ = connected()
     a.engine.send_to(A_OUTER, b"here", b"cookie reply")
     assert a.sent[-1] == (A_OUTER.sockaddr, b"cookie reply", b"here", 0)
@@ -42,10 +42,8 @@ def test_cookie_replies_are_not_marked() -> None:
 @pytest.mark.parametrize("outer_is_v6", [False, True])
 @pytest.mark.parametrize("inner_is_v6", [False, True])
 @pytest.mark.parametrize("is_train", [False, True])
-def test_congestion_outside_goes_inside_where_it_can_be_carried(
-    outer_is_v6: bool, inner_is_v6: bool, is_train: bool
-) -> None:
-    """All 16 pairs: RFC 6040, figure 4, and like the kernel no drop. DSCP (here 0x40) stays (M48)."""
+def test_outer_congestion_marks_are_copied_inside(outer_is_v6: bool, inner_is_v6: bool, is_train: bool) -> None:
+    """All 16 pairs of figure 4 of RFC 6040. Like the kernel, we drop no packet. DSCP (here 0x40) is unchanged (M48)."""
     a, b = connected()
     for side, prefix in ((a, "fd00::2/128"), (b, "fd00::1/128")):
         side.engine.insert_allowed_ip(1, Prefix.parse(prefix))

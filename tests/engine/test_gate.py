@@ -1,4 +1,4 @@
-"""Which handshake messages are queued, and where: each type has a first check of its own."""
+"""Admission of handshake messages: each type has its own first check, which decides whether and where it is queued."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def response(index: int = INDEX, *, filling: int = 0) -> bytes:
 
 
 def initiation_with_cookie(endpoint: Endpoint, secret: bytes = SECRET, now: int = 0) -> bytes:
-    """What an honest peer sends after our cookie reply to its first initiation."""
+    """Return the initiation that an honest peer sends after it received our cookie reply."""
     sender = CookieGenerator(OUR_KEY)
     first = sender.add_macs(b"\1\0\0\0" + bytes(112), now)
     checker = CookieChecker(OUR_KEY, lambda size: secret[:size])
@@ -44,20 +44,20 @@ def handshakes(side: Side) -> list[HandshakeDatagram]:
 
 
 def flood(side: Side, count: int = MAX_QUEUED_HANDSHAKES) -> None:
-    """Initiations with a good mac1 from addresses that do not repeat."""
+    """Send initiations with a valid mac1, each from a new address."""
     for number in range(count):
         side.network(handshake_message(), outer(number))
 
 
-def test_a_cookie_reply_without_an_initiation_is_dropped_by_name() -> None:
+def test_an_unsolicited_cookie_reply_is_dropped() -> None:
     _, b = connected()
     b.network(cookie_reply(), A_OUTER)
     assert b.drops() == {DropReason.UNEXPECTED_COOKIE: 1}
     assert handshakes(b) == []
 
 
-def test_an_initiation_earns_few_cookie_replies() -> None:
-    """One that is forged, by whoever saw the initiation, does not keep the true one out."""
+def test_few_cookie_replies_are_accepted_per_initiation() -> None:
+    """An observer of the initiation can forge a cookie reply, which must not crowd out the genuine one."""
     _, b = connected()
     b.engine.begin_initiation(INDEX)
     b.network(cookie_reply(INDEX + 1), A_OUTER)
@@ -68,7 +68,7 @@ def test_an_initiation_earns_few_cookie_replies() -> None:
     assert b.drops() == {DropReason.UNEXPECTED_COOKIE: 6}
 
 
-def test_an_initiation_that_ended_is_answered_no_more() -> None:
+def test_replies_to_an_ended_initiation_are_dropped() -> None:
     _, b = connected()
     b.engine.begin_initiation(INDEX)
     b.engine.end_initiation(INDEX)
@@ -78,14 +78,14 @@ def test_an_initiation_that_ended_is_answered_no_more() -> None:
     assert b.drops() == {DropReason.UNEXPECTED_COOKIE: 1, DropReason.UNEXPECTED_RESPONSE: 1}
 
 
-def test_a_response_without_an_initiation_is_dropped_by_name() -> None:
+def test_an_unsolicited_response_is_dropped() -> None:
     _, b = connected()
     b.network(response(), A_OUTER)
     assert b.drops() == {DropReason.UNEXPECTED_RESPONSE: 1}
     assert handshakes(b) == []
 
 
-def test_the_receiver_index_of_a_live_session_is_no_initiation() -> None:
+def test_replies_to_the_index_of_a_session_are_dropped() -> None:
     a, b = connected()
     a.tunnel(ipv4(A_INNER, B_INNER))
     index = int.from_bytes(a.take()[-1][4:8], "little")
@@ -94,8 +94,8 @@ def test_the_receiver_index_of_a_live_session_is_no_initiation() -> None:
     assert b.drops() == {DropReason.UNEXPECTED_COOKIE: 1, DropReason.UNEXPECTED_RESPONSE: 1}
 
 
-def test_a_forged_response_does_not_keep_the_real_one_out() -> None:
-    """Whoever sees our initiation knows its index; only the place in front is used up by the first response."""
+def test_a_forged_response_does_not_crowd_out_the_real_one() -> None:
+    """An observer of our initiation knows its index. The first response uses up only the priority slot."""
     _, b = connected()
     b.engine.begin_initiation(INDEX)
     b.network(response(filling=1), outer(1))
@@ -103,7 +103,7 @@ def test_a_forged_response_does_not_keep_the_real_one_out() -> None:
     assert [report.data for report in handshakes(b)] == [response(filling=1), response()]
 
 
-def test_stray_replies_are_no_load_and_mark_no_source() -> None:
+def test_stray_replies_do_not_count_as_load_or_mark_sources() -> None:
     _, b = connected()
     for _ in range(4 * MAX_QUEUED_HANDSHAKES):
         b.network(cookie_reply(), A_OUTER)
@@ -115,7 +115,7 @@ def test_stray_replies_are_no_load_and_mark_no_source() -> None:
     assert taken[0].queue_depth == UNDER_LOAD_QUEUE_DEPTH
 
 
-def test_replies_come_first_in_spite_of_a_full_queue_and_are_no_load() -> None:
+def test_expected_replies_pass_a_full_queue_and_are_not_load() -> None:
     _, b = connected()
     flood(b)
     b.engine.begin_initiation(INDEX)
@@ -130,7 +130,7 @@ def test_replies_come_first_in_spite_of_a_full_queue_and_are_no_load() -> None:
 
 @pytest.mark.parametrize("endpoint", [A_OUTER, Endpoint("2001:db8::7", 7), outer(3)], ids=["v4", "v6", "flooded"])
 def test_a_valid_cookie_passes_a_full_queue_of_quiet_sources(endpoint: Endpoint) -> None:
-    """The last case has the address of one of the forged sources, which was heard a moment ago."""
+    """The last case uses the address of a forged source that has just sent an initiation."""
     _, b = connected()
     b.engine.set_cookie_secret(SECRET, COOKIE_LIFETIME + b.now)
     flood(b)
@@ -144,7 +144,7 @@ def test_a_valid_cookie_passes_a_full_queue_of_quiet_sources(endpoint: Endpoint)
     assert first.queue_depth == MAX_QUEUED_HANDSHAKES
 
 
-def test_a_cookie_of_another_address_port_secret_or_time_proves_nothing() -> None:
+def test_a_cookie_is_valid_for_one_address_secret_and_time() -> None:
     _, b = connected()
     b.engine.set_cookie_secret(SECRET, b.now)
     flood(b)
@@ -160,8 +160,8 @@ def test_a_cookie_of_another_address_port_secret_or_time_proves_nothing() -> Non
     assert sum(b.drops().values()) == 5
 
 
-def test_one_source_with_a_cookie_gets_the_rate_of_an_honest_peer() -> None:
-    """A cookie proves an address, not good intentions: a flood that has one leaves the queue to others that have."""
+def test_a_source_with_a_cookie_is_rate_limited() -> None:
+    """A cookie proves only an address: a flooder with one must not crowd out other sources with cookies."""
     _, b = connected()
     b.engine.set_cookie_secret(SECRET, COOKIE_LIFETIME + b.now)
     flood(b)
@@ -175,7 +175,7 @@ def test_one_source_with_a_cookie_gets_the_rate_of_an_honest_peer() -> None:
     assert handshakes(b)[0].endpoint == greedy
 
 
-def test_a_closed_engine_forgets_secrets_and_initiations() -> None:
+def test_close_forgets_secrets_and_initiations() -> None:
     _, b = connected()
     b.engine.set_cookie_secret(bytearray(SECRET), COOKIE_LIFETIME + b.now)
     b.engine.begin_initiation(INDEX)
@@ -187,8 +187,8 @@ def test_a_closed_engine_forgets_secrets_and_initiations() -> None:
 
 
 @pytest.mark.portable_only
-def test_the_secret_of_a_cookie_reply_reaches_the_engine_and_ends_with_the_private_key() -> None:
-    """The protocol's half: what its own cookie reply taught an honest peer passes the engine's full queue."""
+def test_the_engine_uses_the_cookie_secret_of_the_exchange() -> None:
+    """A peer with a cookie from the protocol passes the engine's full queue, until the private key changes."""
     _, b = connected()
     exchange = Exchange(PeerStore(), lambda size: bytes(range(size)), lambda: 0, b.engine)
     exchange.set_private_key(PrivateKey(b"\x08" * 32))
@@ -208,4 +208,6 @@ def test_the_secret_of_a_cookie_reply_reaches_the_engine_and_ends_with_the_priva
     exchange.set_private_key(PrivateKey(b"\x09" * 32))
     for message in (stranger, proven):
         b.network(message, Endpoint("203.0.113.77", 7) if message is stranger else A_OUTER)
-    assert [report.data for report in handshakes(b)] == [stranger, proven], "in their order: neither proves anything"
+    assert [report.data for report in handshakes(b)] == [stranger, proven], (
+        "in order of arrival: neither has a valid cookie"
+    )

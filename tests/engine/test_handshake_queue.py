@@ -1,4 +1,4 @@
-"""Handshake messages on their way to the protocol: a bounded queue that prefers quiet sources."""
+"""The queue of handshake messages for the protocol: bounded, and quiet sources come first."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from wyrmhole.wire.endpoint import Endpoint
 
 @pytest.mark.parametrize("kind", [1, 2])
 def test_handshake_messages_with_a_valid_mac1_are_reported(kind: int) -> None:
-    """A response also needs an initiation under way (M37)."""
+    """A response is reported only while its initiation is pending (M37)."""
     _, b = connected()
     b.engine.begin_initiation(0)
     b.network(handshake_message(kind), A_OUTER, source=b"here")
     assert b.reports() == [HandshakeDatagram(handshake_message(kind), A_OUTER, b"here", 0)]
 
 
-def test_the_handshake_queue_is_bounded_tells_its_depth_and_comes_last() -> None:
-    """A full queue drops, and its depth decides whether there is load (M38, M50)."""
+def test_the_handshake_queue_is_bounded_and_reported_last() -> None:
+    """A full queue drops messages; each report carries the queue's depth, which defines load (M38, M50)."""
     a, b = connected()
     for number in range(MAX_QUEUED_HANDSHAKES + 3):
         b.network(handshake_message(), outer(number))
@@ -50,8 +50,8 @@ def test_the_handshake_queue_is_bounded_tells_its_depth_and_comes_last() -> None
 
 
 @pytest.mark.parametrize("is_v6", [False, True])
-def test_under_load_who_was_silent_before_goes_first(is_v6: bool) -> None:
-    """A flooding address or /64 gets one slot in the queue, so that other sources have room."""
+def test_under_load_quiet_sources_go_first(is_v6: bool) -> None:
+    """A flooding address or /64 gets one slot in the queue, which leaves room for other sources."""
     _, b = connected()
     flood = [Endpoint(f"2001:db8::{number:x}" if is_v6 else "198.51.100.1", 7) for number in range(1, 2001)]
     for source in flood:

@@ -1,4 +1,4 @@
-"""A TUN whose descriptor was opened without virtio headers: packets in and out one by one, on both engines."""
+"""A TUN opened without virtio headers: both engines read and write one packet per call."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class QuietLink(StubLink):
 
 @pytest.fixture
 def ends() -> Iterator[tuple[socket.socket, _HeaderlessTun]]:
-    """The kernel's end, and the TUN."""
+    """Yield the kernel's end and the TUN."""
     kernel, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
     kernel.setblocking(False)
     ours.setblocking(False)
@@ -42,7 +42,7 @@ def attach(side: Side, tun: _HeaderlessTun) -> None:
     side.engine.attach_tun(tun)
 
 
-def test_packets_leave_without_a_header_in_front(ends: tuple[socket.socket, _HeaderlessTun]) -> None:
+def test_packets_are_read_without_a_header(ends: tuple[socket.socket, _HeaderlessTun]) -> None:
     kernel, tun = ends
     a, b = connected()
     attach(a, tun)
@@ -55,7 +55,7 @@ def test_packets_leave_without_a_header_in_front(ends: tuple[socket.socket, _Hea
     assert b.delivered == packets
 
 
-def test_packets_arrive_without_a_header_and_are_not_joined(ends: tuple[socket.socket, _HeaderlessTun]) -> None:
+def test_packets_are_written_singly_and_without_a_header(ends: tuple[socket.socket, _HeaderlessTun]) -> None:
     kernel, tun = ends
     a, b = connected()
     attach(b, tun)

@@ -1,4 +1,4 @@
-"""Datagrams on their way in, and the reasons for which one is dropped."""
+"""Received datagrams: delivery, and every reason for which one is dropped."""
 
 from __future__ import annotations
 
@@ -49,8 +49,8 @@ from wyrmhole.wire.prefix import Prefix
         (b"\4\0\0\0\x14\0\0\0" + b"\xff" * 8 + bytes(65000), DropReason.BAD_TAG),
     ],
 )
-def test_bad_datagrams_are_dropped_by_name_and_answered_by_silence(data: bytes, reason: DropReason) -> None:
-    """Wrong lengths, types, reserved bits, MACs, indices and tags get no answer (M4 to M8, M37, M50)."""
+def test_invalid_datagrams_are_counted_and_get_no_answer(data: bytes, reason: DropReason) -> None:
+    """Wrong lengths, types, reserved bits, MACs, indices and tags: each has its drop reason (M4 to M8, M37, M50)."""
     _, b = connected()
     b.network(data, A_OUTER)
     assert b.drops() == {reason: 1}
@@ -71,7 +71,7 @@ def test_a_duplicate_is_delivered_once() -> None:
 
 
 def test_a_forged_counter_does_not_move_the_window() -> None:
-    """A counter far ahead with an invalid tag does not make the genuine packets too old (M23, I9, I12)."""
+    """A forged packet with a very high counter does not make genuine packets too old (M23, I9, I12)."""
     a, b = connected()
     a.tunnel(ipv4(A_INNER, B_INNER, b"1"))
     a.tunnel(ipv4(A_INNER, B_INNER, b"2"))
@@ -84,7 +84,7 @@ def test_a_forged_counter_does_not_move_the_window() -> None:
 
 
 def test_a_forged_packet_changes_nothing() -> None:
-    """Endpoint, marks and counters stay as they were (I11, I12)."""
+    """The endpoint, the marks and the counters are unchanged (I11, I12)."""
     a, b = connected()
     a.tunnel(ipv4(A_INNER, B_INNER))
     (datagram,) = a.take()
@@ -108,8 +108,8 @@ def test_a_forged_packet_changes_nothing() -> None:
     ],
     ids=["one byte", "version 0", "version 7", "v4 length 16", "v4 beyond", "v4 header 16", "v6 wraps", "short v6"],
 )
-def test_authenticated_nonsense_is_dropped_and_still_roams(inner: bytes) -> None:
-    """An IPv6 length of 65,528 wraps in wireguard-go and delivers a fragment (M47, M44)."""
+def test_an_authenticated_invalid_packet_is_dropped_but_roams(inner: bytes) -> None:
+    """In wireguard-go, an IPv6 length of 65,528 wraps, and a fragment is delivered (M47, M44)."""
     _, b = connected()
     nonce = bytes(4) + (7).to_bytes(8, "little")
     sealed = bytearray(struct.pack("<IIQ", 4, 20, 7) + bytes(len(inner) + 16))
@@ -120,16 +120,16 @@ def test_authenticated_nonsense_is_dropped_and_still_roams(inner: bytes) -> None
     assert Roamed(1, Endpoint("203.0.113.9", 9)) in b.reports()
 
 
-def test_padding_is_trimmed_by_the_inner_length() -> None:
-    """The inner length, not the padded one, is delivered (M47)."""
+def test_padding_is_removed_before_delivery() -> None:
+    """The inner header's length decides where the packet ends (M47)."""
     a, b = connected()
     a.tunnel(ipv4(A_INNER, B_INNER, b"odd"))
     carry(a, b)
     assert b.delivered == [ipv4(A_INNER, B_INNER, b"odd")]
 
 
-def test_the_inner_source_must_belong_to_the_peer_by_the_whole_table() -> None:
-    """A /32 of another peer inside this peer's /24 (M45)."""
+def test_the_inner_source_must_route_back_to_the_peer() -> None:
+    """The whole table is consulted: here, another peer owns a /32 inside this peer's /24 (M45)."""
     a, b = connected()
     b.engine.insert_allowed_ip(1, Prefix.parse("10.0.0.0/24"))
     b.engine.add_peer(2)
@@ -140,7 +140,7 @@ def test_the_inner_source_must_belong_to_the_peer_by_the_whole_table() -> None:
     assert b.drops() == {DropReason.BAD_SOURCE: 2}
 
 
-def test_a_tun_that_refuses_a_packet_costs_that_packet() -> None:
+def test_a_packet_that_the_tun_rejects_is_dropped_alone() -> None:
     a, b = connected()
     b.tun.refuse = lambda parts: True
     a.tunnel(ipv4(A_INNER, B_INNER))

@@ -1,4 +1,4 @@
-"""Keypairs in the engine: which one sends, which ones receive, when each ends, and who asks for the next."""
+"""Keypairs in the engine: which one sends, which ones receive, when they expire, and which side requests the next."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from wyrmhole.protocol.data_plane import (
 from wyrmhole.protocol.drops import DropReason
 
 
-def test_responder_holds_its_packets_until_the_first_packet_of_the_initiator() -> None:
-    """A responder sends nothing before its key is confirmed (M18, I8)."""
+def test_the_responder_sends_nothing_before_the_initiator() -> None:
+    """The initiator's first packet confirms the key; until then the responder's packets stay staged (M18, I8)."""
     a, b = sides()
     b.tunnel(ipv4(B_INNER, A_INNER, b"early"))
     b.engine.install_keypair(1, params(20, 10, initiator=False))
@@ -44,8 +44,8 @@ def test_responder_holds_its_packets_until_the_first_packet_of_the_initiator() -
     assert a.delivered == [ipv4(B_INNER, A_INNER, b"early"), ipv4(B_INNER, A_INNER, b"still early")]
 
 
-def test_the_initiator_confirms_with_a_keepalive_when_nothing_is_staged() -> None:
-    """The initiator sends first, at once (M19)."""
+def test_an_initiator_without_data_confirms_with_a_keepalive() -> None:
+    """The initiator sends first, without delay (M19)."""
     a, _ = sides()
     a.engine.install_keypair(1, params(10, 20, initiator=True))
     assert [len(data) for data in a.take()] == [32]
@@ -67,8 +67,8 @@ def test_reordering_across_a_rekey_loses_nothing() -> None:
     assert KeypairsDropped(1, (10,)) in a.reports()
 
 
-def test_keys_end_for_sending_and_receiving_at_their_times() -> None:
-    """A keypair ends with its age (M29)."""
+def test_a_keypair_expires_for_sending_and_receiving() -> None:
+    """A keypair of age Reject-After-Time neither encrypts nor decrypts (M29)."""
     a, b = connected()
     a.tunnel(ipv4(A_INNER, B_INNER, b"one"))
     a.now += 178 * SECOND
@@ -84,8 +84,8 @@ def test_keys_end_for_sending_and_receiving_at_their_times() -> None:
     assert b.drops() == {DropReason.KEY_EXPIRED: 1}
 
 
-def test_the_message_limit_holds_for_sending() -> None:
-    """The last counter is used once, what does not fit waits, and a rekey was asked for (M25, M26)."""
+def test_the_message_limit_applies_to_sending() -> None:
+    """The last counter is used once, the remaining packets are staged, and a rekey is requested (M25, M26)."""
     a, b = sides()
     limited = replace(params(10, 20, initiator=True), rekey_after_messages=3, reject_after_messages=5)
     b.engine.install_keypair(1, params(20, 10, initiator=False))
@@ -103,7 +103,7 @@ def test_the_message_limit_holds_for_sending() -> None:
     assert b.delivered[-2:] == packets[-2:]
 
 
-def test_the_message_limit_holds_for_a_super_packet() -> None:
+def test_the_message_limit_applies_to_super_packets() -> None:
     """The part of a batch beyond the limit is staged, in order (M25)."""
     a, b = sides()
     a.engine.install_keypair(1, replace(params(10, 20, initiator=True), reject_after_messages=3))
@@ -117,7 +117,7 @@ def test_the_message_limit_holds_for_a_super_packet() -> None:
     assert [packet[28:] for packet in b.delivered] == [b"2", b"3"]
 
 
-def test_the_message_limit_holds_for_receiving() -> None:
+def test_the_message_limit_applies_to_receiving() -> None:
     """No counter at or beyond Reject-After-Messages is accepted (M25)."""
     a, b = sides()
     b.engine.install_keypair(1, replace(params(20, 10, initiator=False), reject_after_messages=2))
@@ -130,7 +130,7 @@ def test_the_message_limit_holds_for_receiving() -> None:
 
 
 def test_expired_sending_keys_still_receive() -> None:
-    """Keys that must not send any more still open what is under way (M52)."""
+    """A key that must not encrypt any more still decrypts packets that are in flight (M52)."""
     a, b = connected()
     b.engine.expire_sending_keys(1)
     a.tunnel(ipv4(A_INNER, B_INNER))
@@ -141,8 +141,8 @@ def test_expired_sending_keys_still_receive() -> None:
     assert KeyWanted(1) in b.reports()
 
 
-def test_only_the_initiator_asks_to_rekey_once_per_key() -> None:
-    """The initiator asks to rekey on sending and on receiving, once for each key (M27, M28)."""
+def test_only_the_initiator_requests_a_rekey_once_per_key() -> None:
+    """Both sending and receiving can trigger the request (M27, M28)."""
     a, b = connected()
     for side, inner in ((a, (A_INNER, B_INNER)), (b, (B_INNER, A_INNER))):
         side.now += 121 * SECOND
@@ -152,8 +152,8 @@ def test_only_the_initiator_asks_to_rekey_once_per_key() -> None:
     assert not any(isinstance(report, KeyWanted) for report in b.reports())
 
 
-def test_keepalives_sent_ask_to_rekey_as_data_does() -> None:
-    """Once for each key, and the initiator only (M27)."""
+def test_sent_keepalives_request_a_rekey_like_data() -> None:
+    """Only the initiator requests it, once per key (M27)."""
     a, b = connected()
     for side in (a, b):
         side.engine.send_keepalive(1)
@@ -164,7 +164,7 @@ def test_keepalives_sent_ask_to_rekey_as_data_does() -> None:
     assert b.reports() == []
 
 
-def test_keepalives_sent_count_as_messages() -> None:
+def test_sent_keepalives_count_as_messages() -> None:
     """The message limit counts keepalives too (M26)."""
     a, _ = sides()
     a.engine.install_keypair(1, replace(params(10, 20, initiator=True), rekey_after_messages=3))
@@ -176,8 +176,8 @@ def test_keepalives_sent_count_as_messages() -> None:
 
 
 @pytest.mark.parametrize("train", [1, 2])
-def test_keepalives_received_ask_to_rekey_near_the_end(train: int) -> None:
-    """Once, and the initiator only (M28)."""
+def test_received_keepalives_request_a_rekey_near_the_end(train: int) -> None:
+    """Only the initiator requests it, once (M28)."""
     a, b = connected()
     a.now += 165 * SECOND
     for _ in range(3 * train):
@@ -189,7 +189,7 @@ def test_keepalives_received_ask_to_rekey_near_the_end(train: int) -> None:
 
 
 @pytest.mark.parametrize("inner", [b"data", b""])
-def test_a_late_message_of_the_previous_session_does_not_ask_to_renew_the_new_one(inner: bytes) -> None:
+def test_a_late_message_of_the_old_session_requests_no_rekey(inner: bytes) -> None:
     """Only the age of the current session matters (M28)."""
     a, b = connected()
     if inner:

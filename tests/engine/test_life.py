@@ -1,4 +1,4 @@
-"""The engine's own life: its TUN, its thread, calls about removed peers, and its end."""
+"""The engine's life cycle: TUN events, its thread, calls for removed peers, and `close`."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from wyrmhole.wire.endpoint import SockAddr
 from wyrmhole.wire.prefix import Prefix
 
 
-def test_tun_events_are_reported_and_its_end_is_survived() -> None:
-    """EBADFD ends the reading, not the process."""
+def test_the_engine_reports_tun_events_and_survives_its_loss() -> None:
+    """EBADFD stops the reading, not the process."""
     a, _ = connected()
     a.tun.events.append(TunEvent.MTU)
     a.tun.gone = True
@@ -41,8 +41,8 @@ def test_tun_events_are_reported_and_its_end_is_survived() -> None:
     a.engine.close()
 
 
-def test_calls_about_strangers_are_ignored() -> None:
-    """Removal races with everything."""
+def test_calls_for_unknown_peers_are_ignored() -> None:
+    """The removal of a peer races with every other call."""
     a, _ = connected()
     engine = a.engine
     for call in (engine.remove_peer, engine.clear_source, engine.forget_keypairs, engine.expire_sending_keys,
@@ -65,8 +65,8 @@ def test_close_is_idempotent_and_forgets_keys() -> None:
     assert index_count(a.engine) == 0
 
 
-def test_the_thread_moves_packets_and_ends() -> None:
-    """The same engine with its thread: reports come by the descriptor, close joins."""
+def test_the_thread_carries_packets_and_close_joins_it() -> None:
+    """With its thread, the engine announces reports through its descriptor."""
     engine = make_engine(lambda: 1000 * SECOND, threaded=True)
     tun = ListTun()
     engine.attach_tun(tun)

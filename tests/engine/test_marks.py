@@ -1,4 +1,4 @@
-"""What the engine keeps for each peer: marks, counters, the endpoint and the source."""
+"""The engine's state of each peer: marks, counters, the endpoint and the source address."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from wyrmhole.protocol.data_plane import (
 from wyrmhole.wire.endpoint import Endpoint
 
 
-def test_marks_follow_data_and_not_keepalives() -> None:
+def test_data_moves_the_marks_and_keepalives_do_not() -> None:
     a, b = connected()
     a.now, b.now = 2000 * SECOND - 900 * SECOND, 1100 * SECOND
     a.engine.send_keepalive(1)
@@ -41,7 +41,7 @@ def test_marks_follow_data_and_not_keepalives() -> None:
     assert a.engine.marks(1).data_sent_since == 0
 
 
-def test_activity_is_said_once_until_released() -> None:
+def test_activity_is_reported_once_until_released() -> None:
     a, _b = connected()
     for _ in range(3):
         a.tunnel(ipv4(A_INNER, B_INNER))
@@ -52,8 +52,8 @@ def test_activity_is_said_once_until_released() -> None:
     assert a.reports() == [Active(1)]
 
 
-def test_counters_are_whole_datagrams() -> None:
-    """Counters are sums of whole messages, handshakes and padding included (I31)."""
+def test_counters_sum_up_whole_datagrams() -> None:
+    """Byte counters include headers, padding and handshake messages (I31)."""
     a, b = connected()
     a.tunnel(ipv4(A_INNER, B_INNER))
     a.engine.send_to_peer(1, bytes(148))
@@ -64,8 +64,8 @@ def test_counters_are_whole_datagrams() -> None:
     assert b.engine.counters(1).rx_bytes == total
 
 
-def test_roaming_is_followed_and_said_once() -> None:
-    """Answers leave from the local address that the peer wrote to (M44)."""
+def test_roaming_is_followed_and_reported_once() -> None:
+    """Answers leave from the local address that the peer's datagram arrived at (M44)."""
     a, b = connected()
     elsewhere = Endpoint("203.0.113.9", 9)
     for _ in range(3):
@@ -78,7 +78,7 @@ def test_roaming_is_followed_and_said_once() -> None:
     assert b.sent[-1][2] == b"there"
 
 
-def test_stale_sources_are_forgotten_and_valid_ones_kept() -> None:
+def test_stale_source_addresses_are_forgotten() -> None:
     _a, b = connected()
     for source, valid in ((b"gone", False), (b"kept", True)):
         b.engine.set_endpoint(1, A_OUTER, source)

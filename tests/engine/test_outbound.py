@@ -1,4 +1,4 @@
-"""Packets on their way out: header, counter, padding, and the reasons for which one is dropped."""
+"""Packets from the TUN: header, counter, padding, and every reason for which one is dropped."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from wyrmhole.wire.checksum import checksum
 from wyrmhole.wire.prefix import Prefix
 
 
-def test_a_packet_arrives_as_it_was() -> None:
+def test_a_packet_arrives_unchanged() -> None:
     a, b = connected()
     a.tunnel(ipv4(A_INNER, B_INNER))
     carry(a, b)
@@ -32,7 +32,7 @@ def test_a_packet_arrives_as_it_was() -> None:
 
 
 def test_transport_messages_have_header_counter_and_padding() -> None:
-    """Counters from 0 (the keepalive), multiples of 16 (M7, M20, M22)."""
+    """Counters start at 0 (the keepalive), and lengths are multiples of 16 (M7, M20, M22)."""
     a, _ = connected()
     for size in range(40):
         a.tunnel(ipv4(A_INNER, B_INNER, bytes(size)))
@@ -43,7 +43,7 @@ def test_transport_messages_have_header_counter_and_padding() -> None:
 
 
 @pytest.mark.parametrize(("mtu", "size", "padded"), [(1420, 1420, 1420), (1420, 1419, 1420), (1420, 1401, 1408)])
-def test_padding_never_goes_beyond_the_mtu(mtu: int, size: int, padded: int) -> None:
+def test_padding_does_not_exceed_the_mtu(mtu: int, size: int, padded: int) -> None:
     """Packets are padded to multiples of 16, but not beyond the MTU (M22)."""
     a, _ = connected()
     a.engine.set_mtu(mtu)
@@ -52,15 +52,15 @@ def test_padding_never_goes_beyond_the_mtu(mtu: int, size: int, padded: int) -> 
 
 
 def test_a_packet_above_the_mtu_is_padded_by_its_remainder() -> None:
-    """The MTU changed, and the change was not reported yet (M22)."""
+    """Such a packet occurs when the MTU has changed and the engine does not know yet (M22)."""
     a, _ = connected()
     a.engine.set_mtu(1300)
     a.tunnel(ipv4(A_INNER, B_INNER, bytes(1330)))
     assert len(a.take()[0]) == 1350 + 14 + 32
 
 
-def test_no_peer_for_the_destination_is_told_to_the_sender() -> None:
-    """The sender gets an ICMP error (M46)."""
+def test_a_packet_without_a_route_is_answered_by_icmp() -> None:
+    """No peer owns the destination, so the sender receives an ICMP error (M46)."""
     a, _ = connected()
     a.tunnel(ipv4(A_INNER, "10.9.9.9"))
     assert a.drops() == {DropReason.NO_ROUTE: 1}
@@ -73,8 +73,8 @@ def test_no_peer_for_the_destination_is_told_to_the_sender() -> None:
     assert checksum(error[20:]) == 0
 
 
-def test_a_peer_without_endpoint_is_told_to_the_sender_and_wants_no_key() -> None:
-    """The sender gets an ICMP error, and no key is requested (M46)."""
+def test_a_packet_to_a_peer_without_endpoint_is_answered_by_icmp() -> None:
+    """The sender receives an ICMP error, and no key is requested (M46)."""
     a, _ = sides()
     a.engine.set_endpoint(1, None)
     a.tunnel(ipv4(A_INNER, B_INNER))
@@ -83,7 +83,7 @@ def test_a_peer_without_endpoint_is_told_to_the_sender_and_wants_no_key() -> Non
     assert a.reports() == []
 
 
-def test_icmp_errors_are_rate_limited_and_never_answer_errors() -> None:
+def test_icmp_errors_are_rate_limited_and_not_sent_for_errors() -> None:
     a, _ = connected()
     a.tunnel(*[ipv4(A_INNER, "10.9.9.9")] * 60)
     assert 0 < len(a.delivered) <= 20
@@ -101,7 +101,7 @@ def test_without_a_private_key_nothing_is_staged() -> None:
 
 
 @pytest.mark.parametrize("frame", [b"", b"\x45", b"\x45" * 19, b"\x60" * 39, b"\x00" * 40, b"\x50" + bytes(40)])
-def test_what_is_no_ip_packet_is_dropped_by_name(frame: bytes) -> None:
+def test_a_frame_that_is_not_ip_is_dropped(frame: bytes) -> None:
     a, _ = connected()
     a.tunnel(frame)
     assert a.drops() == {DropReason.MALFORMED_FRAME: 1}
@@ -118,8 +118,8 @@ def test_what_is_no_ip_packet_is_dropped_by_name(frame: bytes) -> None:
     ],
     ids=["no size", "csum_start beyond", "wrong version", "unknown type", "partial checksum beyond"],
 )
-def test_an_odd_virtio_header_costs_one_frame(header: tuple[int, ...]) -> None:
-    """wireguard-go ends the device over any other error than too many segments."""
+def test_an_invalid_virtio_header_drops_one_frame(header: tuple[int, ...]) -> None:
+    """wireguard-go closes the device on any such error except too many segments."""
     a, b = connected()
     a.tun.inject(struct.pack("=BBHHHH", *header) + ipv4(A_INNER, B_INNER, bytes(400), protocol=6))
     a.engine.turn()
@@ -130,7 +130,7 @@ def test_an_odd_virtio_header_costs_one_frame(header: tuple[int, ...]) -> None:
 
 
 def test_our_own_datagram_routed_into_the_tunnel_is_dropped() -> None:
-    """A route loop; in wireguard-go it takes 1.7 CPUs without end."""
+    """Such a route loop occupies 1.7 CPUs in wireguard-go and never ends."""
     a, _ = connected()
     a.engine.insert_allowed_ip(1, Prefix.parse("0.0.0.0/0"))
     a.tunnel(udp("192.0.2.1", B_OUTER.host, (51820, B_OUTER.port)))
@@ -140,7 +140,7 @@ def test_our_own_datagram_routed_into_the_tunnel_is_dropped() -> None:
     assert len(a.take()) == 2
 
 
-def test_a_failed_send_is_counted_and_a_rejected_source_forgotten() -> None:
+def test_a_failed_send_is_counted_and_forgets_a_bad_source() -> None:
     a, _ = connected()
     a.engine.set_endpoint(1, B_OUTER, b"pinned")
     a.bind.outcome = SendOutcome.SOURCE_REJECTED
@@ -151,7 +151,7 @@ def test_a_failed_send_is_counted_and_a_rejected_source_forgotten() -> None:
     assert a.drops() == {DropReason.SEND_FAILED: 1}
 
 
-def test_without_a_bind_packets_are_counted_lost() -> None:
+def test_without_a_bind_packets_are_counted_as_lost() -> None:
     a, _ = connected()
     a.engine.detach_bind()
     a.tunnel(ipv4(A_INNER, B_INNER))

@@ -1,4 +1,4 @@
-"""An engine owns what it polls: whoever closes an edge under it, the number's next owner is left alone."""
+"""An engine owns the descriptors it polls: once an edge is closed, it never touches the next file of that number."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TURNS = 4
 
 
 class QueueTun:
-    """A TUN whose one queue is the end of a socket pair, used by its number as the kernel's is; always up."""
+    """A TUN that is always up. Its queue is one end of a socket pair, which the engine uses by number."""
 
     name, mtu = "queue0", 1420
     offloads = TunOffloads(tso=False, uso=False)
@@ -78,7 +78,7 @@ class QueueTun:
 
 
 class Receiver:
-    """The engine of the responder's side, on a TUN of the test's choice."""
+    """The responder's engine, on a TUN that the test chooses."""
 
     def __init__(self, tun: Any, bind: Any, port: int = 51820) -> None:
         self.engine = make_engine(lambda: 1000 * SECOND)
@@ -100,7 +100,7 @@ class Receiver:
 def successor(
     number: int, kind: socket.SocketKind = socket.SOCK_DGRAM
 ) -> Iterator[tuple[socket.socket, socket.socket]]:
-    """What the program opens next: an end of a pair that got the number, and its other end."""
+    """Open socket pairs until one end gets `number`; yield that end and its other end."""
     pairs: list[tuple[socket.socket, socket.socket]] = []
     try:
         while not any(end.fileno() == number for pair in pairs for end in pair):
@@ -117,14 +117,14 @@ def successor(
 
 
 def sealed(*packets: bytes) -> list[bytes]:
-    """By the initiator: the keepalive that confirms the session, then the packets."""
+    """Return the initiator's datagrams: the keepalive that confirms the session, then the packets."""
     a = Side(B_INNER, B_OUTER)
     a.engine.install_keypair(1, params(10, 20, initiator=True))
     a.tunnel(*packets)
     return a.take()
 
 
-def test_what_is_decrypted_never_goes_to_the_next_owner_of_a_tun_s_number() -> None:
+def test_nothing_is_written_to_a_reused_tun_descriptor() -> None:
     tun, bind = QueueTun(), ListBind(lambda *datagram: None)
     receiver = Receiver(tun, bind)
     number = tun.fileno()
@@ -138,7 +138,7 @@ def test_what_is_decrypted_never_goes_to_the_next_owner_of_a_tun_s_number() -> N
         receiver.engine.close()
 
 
-def test_what_the_next_owner_of_a_tun_s_number_gets_is_not_read_by_the_engine() -> None:
+def test_nothing_is_read_from_a_reused_tun_descriptor() -> None:
     tun, bind = QueueTun(), ListBind(lambda *datagram: None)
     receiver = Receiver(tun, bind)
     number = tun.fileno()
@@ -154,7 +154,7 @@ def test_what_the_next_owner_of_a_tun_s_number_gets_is_not_read_by_the_engine() 
 
 @pytest.mark.portable_only
 @pytest.mark.parametrize("edge", ["tun", "bind"])
-def test_the_engine_does_not_wake_for_the_next_owner(edge: str) -> None:
+def test_a_reused_descriptor_does_not_wake_the_engine(edge: str) -> None:
     tun, bind = QueueTun(), UdpLike()
     receiver = Receiver(tun, bind)
     closing: QueueTun | UdpLike = tun if edge == "tun" else bind
@@ -167,7 +167,7 @@ def test_the_engine_does_not_wake_for_the_next_owner(edge: str) -> None:
 
 
 class UdpLike(ListBind):
-    """A bind whose descriptor is closed when it is."""
+    """A bind that closes its descriptor when it is closed."""
 
     def __init__(self) -> None:
         super().__init__(lambda *datagram: None)
@@ -184,7 +184,7 @@ class UdpLike(ListBind):
         self.close()
 
 
-def test_a_closed_engine_has_given_every_descriptor_back() -> None:
+def test_close_releases_every_descriptor() -> None:
     tun, bind = QueueTun(), UdpLike()
     before = os.listdir("/proc/self/fd")
     receiver = Receiver(tun, bind)
@@ -196,7 +196,7 @@ def test_a_closed_engine_has_given_every_descriptor_back() -> None:
     tun.close()
 
 
-def test_attaching_without_descriptors_left_raises_and_keeps_the_former_sockets() -> None:
+def test_a_failed_attach_keeps_the_former_sockets() -> None:
     tun, former, latter = ListTun(), UdpLike(), UdpLike()
     receiver = Receiver(tun, former)
     number = latter.fileno()
@@ -213,11 +213,11 @@ def test_attaching_without_descriptors_left_raises_and_keeps_the_former_sockets(
     receiver.engine.close()
 
 
-# Sockets of the kernel
+# Kernel sockets
 
 
 @pytest.mark.network
-def test_nothing_is_sent_by_the_next_owner_of_a_socket_s_number() -> None:
+def test_nothing_is_sent_on_a_reused_socket_descriptor() -> None:
     with namespaces(1) as (place,), far_socket(place) as far, place.entered():
         bind = UdpBind()
         port = bind.open(0)
@@ -255,7 +255,7 @@ def far_socket(place: Namespace) -> Iterator[socket.socket]:
 
 @pytest.mark.network
 @pytest.mark.portable_only
-def test_a_socket_that_the_bind_replaced_is_polled_in_its_place() -> None:
+def test_a_socket_reopened_by_the_bind_is_polled() -> None:
     script = Script()
     with namespaces(1) as (place,), far_socket(place) as far, place.entered():
         bind = UdpBind(socket_factory=script.factory)

@@ -1,4 +1,4 @@
-"""What only the portable engine has: its thread's commands, its batches that raise, its hold on the interpreter."""
+"""Properties of the portable engine alone: its command queue, batches that raise, and its use of the interpreter."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def started(tun: ListTun) -> PortableEngine:
 
 
 @pytest.mark.parametrize("moment", ["before the flag falls", "after the flag fell"])
-def test_activity_during_a_release_is_seen_or_said(moment: str) -> None:
+def test_activity_during_a_release_is_seen_or_reported(moment: str) -> None:
     """The engine's thread may run between any two steps of the control thread's `release_activity`."""
     a, _ = connected()
     a.tunnel(ipv4(A_INNER, B_INNER))
@@ -54,8 +54,8 @@ def test_activity_during_a_release_is_seen_or_said(moment: str) -> None:
     assert not a.tun.to_read
 
 
-def test_a_command_that_raises_does_not_hold_up_those_behind_it() -> None:
-    """They were posted while the thread was busy, so nothing else would wake it."""
+def test_a_command_that_raises_does_not_delay_the_next_ones() -> None:
+    """The next commands were posted while the thread was busy, so nothing else would wake it."""
     engine = started(ListTun())
     holds, done = threading.Event(), threading.Event()
     engine._post(holds.wait, 10)
@@ -68,7 +68,7 @@ def test_a_command_that_raises_does_not_hold_up_those_behind_it() -> None:
     engine.close()
 
 
-def test_a_batch_that_was_given_up_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_abandoned_batch_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = connected()
     a.tunnel(ipv4(A_INNER, B_INNER, b"0"))
     a.tunnel(ipv4(A_INNER, B_INNER, b"1"), ipv4(A_INNER, B_INNER, b"2"))
@@ -95,7 +95,7 @@ def test_a_batch_that_was_given_up_leaves_nothing_behind(monkeypatch: pytest.Mon
     assert b.drops() == {DropReason.INTERNAL_ERROR: 1}
 
 
-def test_an_engine_that_raises_in_every_turn_says_that_it_failed() -> None:
+def test_an_engine_that_raises_in_every_turn_reports_failure() -> None:
     engine = started(ListTun())
 
     def fail() -> None:
@@ -112,8 +112,8 @@ def test_an_engine_that_raises_in_every_turn_says_that_it_failed() -> None:
     engine.close()
 
 
-def test_a_busy_program_hands_the_interpreter_back_soon() -> None:
-    """A thread of Python's default keeps it for 5 ms after each system call of the engine."""
+def test_the_thread_lowers_the_interpreter_s_switch_interval() -> None:
+    """By default, another Python thread keeps the interpreter for 5 ms after each system call of the engine."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(0.005)
     engine = started(ListTun())
@@ -121,11 +121,11 @@ def test_a_busy_program_hands_the_interpreter_back_soon() -> None:
     sys.setswitchinterval(1e-6)
     engine.close()
     started(ListTun()).close()
-    assert sys.getswitchinterval() == pytest.approx(1e-6), "shorter stays"
+    assert sys.getswitchinterval() == pytest.approx(1e-6), "a shorter interval is left alone"
     sys.setswitchinterval(before)
 
 
-def test_what_a_full_report_queue_refused_is_said_later(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reports_refused_by_a_full_queue_are_sent_later(monkeypatch: pytest.MonkeyPatch) -> None:
     a, b = connected()
     c, _ = sides()
     monkeypatch.setattr(reports, "MAX_REPORTS", 0)

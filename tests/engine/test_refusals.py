@@ -1,4 +1,4 @@
-"""What an engine reports of what it refuses, and whose packets it dropped: the same on each engine."""
+"""Reports of refused datagrams, and drop counters per peer: the same on each engine."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_without_a_private_key_a_handshake_is_refused_and_reported() -> None:
     assert refusals(b) == [Refused(DropReason.NO_PRIVATE_KEY, STRANGER)]
 
 
-def test_refusals_are_reported_only_while_asked_for() -> None:
+def test_refusals_are_reported_only_on_request() -> None:
     _, b = connected()
     b.network(INITIATION, STRANGER)
     assert refusals(b) == []
@@ -71,7 +71,7 @@ def test_refusals_are_reported_only_while_asked_for() -> None:
     assert b.drops() == {DropReason.BAD_MAC1: 3}
 
 
-def test_a_flood_is_reported_a_few_times_a_second_whatever_its_sources() -> None:
+def test_reports_of_a_flood_are_rate_limited_for_all_sources() -> None:
     _, b = connected()
     b.engine.report_refusals(True)
     for number in range(100):
@@ -88,7 +88,7 @@ def test_a_flood_is_reported_a_few_times_a_second_whatever_its_sources() -> None
     assert b.drops() == {DropReason.BAD_MAC1: 300}
 
 
-def test_an_inner_source_that_is_not_the_peers_is_reported_with_it() -> None:
+def test_a_foreign_inner_source_is_reported_with_its_peer() -> None:
     a, b = connected()
     b.engine.report_refusals(True)
     a.tunnel(ipv4("10.9.0.1", B_INNER))
@@ -97,7 +97,7 @@ def test_an_inner_source_that_is_not_the_peers_is_reported_with_it() -> None:
     assert b.engine.peer_drops(1) == {DropReason.BAD_SOURCE: 1}
 
 
-def test_an_inner_ipv6_source_has_16_bytes() -> None:
+def test_an_inner_ipv6_source_is_reported_with_16_bytes() -> None:
     a, b = connected()
     b.engine.report_refusals(True)
     for side in (a, b):
@@ -111,7 +111,7 @@ def test_an_inner_ipv6_source_has_16_bytes() -> None:
     assert refused.inner_source == source and refused.peer == 1
 
 
-def test_strangers_cannot_hide_what_a_peer_does() -> None:
+def test_unknown_senders_cannot_hide_a_peer_s_refusals() -> None:
     a, b = connected()
     b.engine.report_refusals(True)
     for _ in range(100):
@@ -121,7 +121,7 @@ def test_strangers_cannot_hide_what_a_peer_does() -> None:
     assert [report.reason for report in refusals(b)] == [*[DropReason.BAD_MAC1] * BURST, DropReason.BAD_SOURCE]
 
 
-# Whose packets
+# Drop counters per peer
 
 
 def test_replayed_and_altered_packets_are_counted_for_their_peer() -> None:
@@ -144,7 +144,7 @@ def test_a_train_under_an_expired_key_is_counted_for_its_peer() -> None:
     assert b.engine.peer_drops(1) == {DropReason.KEY_EXPIRED: 3} == b.drops()
 
 
-def test_staged_packets_that_went_are_counted_for_their_peer() -> None:
+def test_dropped_staged_packets_are_counted_for_their_peer() -> None:
     a, _ = sides()
     for _ in range(MAX_STAGED_PACKETS + 2):
         a.tunnel(ipv4(A_INNER, B_INNER))
@@ -154,7 +154,7 @@ def test_staged_packets_that_went_are_counted_for_their_peer() -> None:
     assert a.engine.peer_drops(1) == wanted == a.drops()
 
 
-def test_a_peer_without_an_endpoint_and_a_socket_that_refuses_are_counted_for_the_peer() -> None:
+def test_failed_sends_are_counted_for_their_peer() -> None:
     a, _ = connected()
     a.bind.outcome = SendOutcome.DROPPED
     a.tunnel(ipv4(A_INNER, B_INNER))
@@ -166,7 +166,7 @@ def test_a_peer_without_an_endpoint_and_a_socket_that_refuses_are_counted_for_th
     assert a.engine.peer_drops(1) == wanted == a.drops()
 
 
-def test_each_peer_has_counters_of_its_own_that_end_with_it() -> None:
+def test_each_peer_has_its_own_counters() -> None:
     a, _ = connected()
     a.engine.add_peer(2)
     a.engine.insert_allowed_ip(2, Prefix.parse("10.0.0.9/32"))

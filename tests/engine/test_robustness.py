@@ -1,4 +1,4 @@
-"""What must not end, hold up or confuse the engine: odd trains, full queues, refusals, and two threads at once."""
+"""Inputs that must not stop, block or confuse the engine: odd trains, full queues, refusals, and concurrent threads."""
 
 from __future__ import annotations
 
@@ -44,8 +44,8 @@ from wyrmhole.wire.prefix import Prefix
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 16, 20, 31])
-def test_a_train_of_datagrams_shorter_than_a_message_is_dropped_and_ends(size: int) -> None:
-    """The first bytes name a key that we have, and all bytes together would be long enough for a message."""
+def test_a_train_of_too_short_datagrams_is_dropped(size: int) -> None:
+    """The first bytes name a known key, and the whole train would be long enough for a message."""
     _, b = connected()
     header = struct.pack("<IIQ", 4, 20, 7) + bytes(15)
     b.network(header[:size] * 8, A_OUTER, segment=size)
@@ -53,8 +53,8 @@ def test_a_train_of_datagrams_shorter_than_a_message_is_dropped_and_ends(size: i
     assert b.drops().keys() <= {DropReason.TOO_SHORT, DropReason.WRONG_LENGTH}
 
 
-def test_a_handshake_message_with_data_behind_it_in_one_train() -> None:
-    """The kernel joins a shorter datagram to the one before it, whatever is inside."""
+def test_a_train_may_hold_a_handshake_message_and_data() -> None:
+    """The kernel appends a shorter datagram to the previous one, whatever their content."""
     a, b = connected()
     a.tunnel(ipv4(A_INNER, B_INNER))
     message = handshake_message()
@@ -65,8 +65,8 @@ def test_a_handshake_message_with_data_behind_it_in_one_train() -> None:
     assert b.drops() == {}
 
 
-def test_more_peers_than_trains_each_get_theirs_in_order() -> None:
-    """Packets to many peers, one of each in turn (I24)."""
+def test_each_of_many_interleaved_peers_gets_its_packets_in_order() -> None:
+    """There are more peers than trains that can be open at once (I24)."""
     a, _ = connected()
     count = MAX_TRAINS + 3
     for number in range(2, count + 2):
@@ -84,8 +84,8 @@ def test_more_peers_than_trains_each_get_theirs_in_order() -> None:
         assert counters == sorted(counters)
 
 
-def test_the_largest_packet_there_is_becomes_one_datagram() -> None:
-    """Only the socket decides whether it can be sent."""
+def test_the_largest_possible_packet_becomes_one_datagram() -> None:
+    """Whether it can be sent is up to the socket."""
     a, _ = connected()
     a.tunnel(ipv4(A_INNER, B_INNER, bytes(65_515)))
     a.tunnel(ipv4(A_INNER, B_INNER))
@@ -106,8 +106,8 @@ def test_a_lost_train_counts_all_its_packets_and_no_bytes() -> None:
     assert a.engine.counters(1).tx_bytes == before
 
 
-def test_a_super_packet_without_a_route_counts_its_packets_and_one_answer() -> None:
-    """Each packet is counted, and one ICMP error answers them (M46)."""
+def test_a_super_packet_without_a_route_gets_one_icmp_error() -> None:
+    """Each of its packets is counted as dropped (M46)."""
     a, _ = connected()
     a.tun.inject(uso(udp(A_INNER, "10.9.9.9", (1, 2), bytes(400)), 100))
     a.engine.turn()
@@ -116,15 +116,15 @@ def test_a_super_packet_without_a_route_counts_its_packets_and_one_answer() -> N
 
 
 def test_staged_packets_keep_their_own_ecn() -> None:
-    """Each outer header has the ECN field of its own packet (M48)."""
+    """Each outer header gets the ECN field of its own packet (M48)."""
     a, _ = sides()
     a.tunnel(*[ipv4(A_INNER, B_INNER, tos=tos) for tos in (0, 1, 2, 3, 3)])
     a.engine.install_keypair(1, params(10, 20, initiator=True))
     assert [tos for _, _, _, tos in a.sent] == [0, 1, 2, 3, 3]
 
 
-def test_a_loop_is_seen_through_the_scope_of_a_link_local_endpoint() -> None:
-    """The kernel gives such a sender's address with the name of the interface."""
+def test_a_route_loop_is_detected_for_link_local_endpoints() -> None:
+    """The kernel appends the interface's name to such a sender's address."""
     a, b = connected()
     a.engine.insert_allowed_ip(1, Prefix.parse("::/0"))
     b.tunnel(ipv4(B_INNER, A_INNER))
@@ -142,8 +142,8 @@ def test_a_super_packet_is_not_staged_without_a_private_key() -> None:
     assert a.drops() == {DropReason.NO_PRIVATE_KEY: 4}
 
 
-def test_a_lone_packet_leaves_before_the_tun_is_asked_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What waits for the next read is the latency of a ping."""
+def test_a_lone_packet_leaves_before_the_next_tun_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting for the next read would add latency to every ping."""
     a, _ = connected()
     sent_before_read: list[int] = []
     read = a.tun.read_into
@@ -161,8 +161,8 @@ def test_a_lone_packet_leaves_before_the_tun_is_asked_for_more(monkeypatch: pyte
 # Marks and reports
 
 
-def test_what_was_staged_for_a_responder_waits_for_an_answer_like_other_data() -> None:
-    """The packet that confirms the key came before, so it is no answer to what leaves because of it (M34)."""
+def test_staged_data_of_a_responder_expects_an_answer() -> None:
+    """The packet that confirms the key arrived before the staged data left, so it does not answer it (M34)."""
     a, b = sides()
     b.tunnel(ipv4(B_INNER, A_INNER))
     b.engine.install_keypair(1, params(20, 10, initiator=False))
@@ -174,8 +174,8 @@ def test_what_was_staged_for_a_responder_waits_for_an_answer_like_other_data() -
     assert Active(1) in b.reports()
 
 
-def test_many_changes_of_an_endpoint_are_one_report_with_the_latest() -> None:
-    """An attacker who redirects packets cannot fill the queue of reports."""
+def test_endpoint_changes_are_merged_into_one_report() -> None:
+    """An attacker who redirects packets cannot fill the report queue; only the latest endpoint is reported."""
     a, b = connected()
     for port in range(1, 50):
         a.tunnel(ipv4(A_INNER, B_INNER))
@@ -186,8 +186,8 @@ def test_many_changes_of_an_endpoint_are_one_report_with_the_latest() -> None:
     assert Roamed(1, A_OUTER) in b.reports()
 
 
-def test_a_key_that_will_not_be_renewed_yet_is_asked_for_again() -> None:
-    """The protocol may decline (`expect_key`); the next packet then asks anew (M26, M27)."""
+def test_a_declined_rekey_is_requested_again() -> None:
+    """The protocol may decline (`expect_key`); the next packet then repeats the request (M26, M27)."""
     a, _ = connected()
     a.now += 121 * SECOND
     for _ in range(2):
@@ -198,7 +198,7 @@ def test_a_key_that_will_not_be_renewed_yet_is_asked_for_again() -> None:
     assert a.reports().count(KeyWanted(1, renews=10)) == 1
 
 
-# The engine's life
+# The engine's life cycle
 
 
 def started(tun: ListTun) -> Engine:
@@ -208,7 +208,7 @@ def started(tun: ListTun) -> Engine:
 
 
 def test_a_closed_engine_ignores_every_call() -> None:
-    """Its descriptors are closed, and their numbers may be somebody else's."""
+    """Its descriptors are closed, and other files may have their numbers."""
     engine = started(ListTun())
     engine.close()
     engine.add_peer(1)
@@ -221,7 +221,7 @@ def test_a_closed_engine_ignores_every_call() -> None:
 
 
 class StuckTun(ListTun):
-    """A TUN in which the engine's thread stays until `release` is set."""
+    """A TUN that blocks the engine's thread until `release` is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -239,14 +239,14 @@ def wait_until(engine: Engine, event: threading.Event) -> None:
     end = time.monotonic() + 10
     while not event.is_set():
         assert time.monotonic() < end, "nothing within 10 s"
-        # An engine whose thread tells by itself makes nothing readable.
+        # An engine whose thread sets the event itself never makes the descriptor readable.
         poll.poll(1)
         engine.poll_reports()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_stuck_worker_is_noticed(workers: int) -> None:
-    """What a watchdog asks: `when_applied` tells only after every worker took a turn."""
+    """A watchdog relies on `when_applied`, which calls back only after every worker has run."""
     engine: Engine = make_engine(lambda: 1000 * SECOND, threaded=True, workers=workers)
     tun, told = StuckTun(), [threading.Event() for _ in range(3)]
     engine.attach_tun(tun)
@@ -264,7 +264,7 @@ def test_a_stuck_worker_is_noticed(workers: int) -> None:
     engine.close()
 
 
-def test_without_threads_everything_is_applied_at_once_and_after_close_never() -> None:
+def test_without_threads_commands_are_applied_at_once() -> None:
     engine: Engine = make_engine(lambda: 1000 * SECOND)
     told: list[str] = []
     engine.when_applied(lambda: told.append("open"))
@@ -274,7 +274,7 @@ def test_without_threads_everything_is_applied_at_once_and_after_close_never() -
 
 
 def test_a_command_is_in_effect_for_the_packets_after_it() -> None:
-    """data_plane: each takes effect before the next batch of packets."""
+    """The contract promises that each command takes effect before the next batch of packets."""
     seen: list[bytes] = []
     arrived = threading.Event()
 
@@ -303,7 +303,7 @@ def test_a_command_is_in_effect_for_the_packets_after_it() -> None:
 
 
 class CountingTun(MemoryTun):
-    """Sets `complete` when so many packets were delivered."""
+    """Sets `complete` when `wanted` packets have been delivered."""
 
     def __init__(self, name: str, wanted: int) -> None:
         super().__init__(name, limit=100_000)
@@ -331,8 +331,8 @@ def running(tun: MemoryTun, bind: MemoryBind, other_inner: str, other: Endpoint,
     return engine
 
 
-def test_two_threads_carry_both_directions_through_a_change_of_keys() -> None:
-    """Nothing is lost, doubled or reordered (M36)."""
+def test_two_running_engines_rekey_without_losing_packets() -> None:
+    """Traffic flows in both directions, and no packet is lost, duplicated or reordered (M36)."""
     network = MemoryNetwork(queue_limit=100_000)
     tun_a, tun_b = CountingTun("a", 600), CountingTun("b", 600)
     b = running(tun_b, network.bind(B_OUTER.host), A_INNER, A_OUTER, initiator=False)
@@ -344,7 +344,7 @@ def test_two_threads_carry_both_directions_through_a_change_of_keys() -> None:
     for number in range(600):
         if number == 300:
             b.install_keypair(1, params(21, 11, initiator=False))
-            b.set_mtu(1420)  # Waits until the engine has done this and all before it.
+            b.set_mtu(1420)  # Returns when the engine has executed it and all earlier commands.
             a.install_keypair(1, params(11, 21, initiator=True))
             a.commit()
         tun_a.inject(there[number])
@@ -358,7 +358,7 @@ def test_two_threads_carry_both_directions_through_a_change_of_keys() -> None:
     assert (a.drops(), b.drops()) == ({}, {})
 
 
-# Anything at all
+# Arbitrary input
 
 
 def mutated(draw: st.DrawFn, data: bytes) -> bytes:
@@ -370,7 +370,7 @@ def mutated(draw: st.DrawFn, data: bytes) -> bytes:
 
 @st.composite
 def arrivals(draw: st.DrawFn) -> list[tuple[bytes, int]]:
-    """Datagrams and trains: genuine, damaged, cut, and random, with any segment size."""
+    """Datagrams and trains, genuine, damaged, truncated or random, with any segment size."""
     a, _ = connected()
     sizes = draw(st.lists(st.integers(0, 60), min_size=1, max_size=6))
     a.tunnel(*[ipv4(A_INNER, B_INNER, bytes(size)) for size in sizes])
@@ -387,8 +387,8 @@ def arrivals(draw: st.DrawFn) -> list[tuple[bytes, int]]:
 
 @settings(max_examples=150, deadline=None)
 @given(arrivals())
-def test_every_datagram_is_delivered_reported_or_dropped_by_name(trains: list[tuple[bytes, int]]) -> None:
-    """No exception, no answer, and the sum is right (keepalives aside) (M50, I17, I30)."""
+def test_every_datagram_is_delivered_reported_or_counted(trains: list[tuple[bytes, int]]) -> None:
+    """No exception, no answer, and the counters add up, keepalives aside (M50, I17, I30)."""
     _, b = connected()
     b.engine.poll_reports(10_000)
     total = 0
@@ -402,8 +402,8 @@ def test_every_datagram_is_delivered_reported_or_dropped_by_name(trains: list[tu
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.binary(max_size=12), st.integers(0, 300), st.integers(0, 40)), min_size=1, max_size=8))
-def test_any_frame_of_a_tun_is_sent_answered_or_dropped_by_name(frames: list[tuple[bytes, int, int]]) -> None:
-    """Odd virtio headers, cut packets."""
+def test_every_tun_frame_is_sent_answered_or_counted(frames: list[tuple[bytes, int, int]]) -> None:
+    """Frames include invalid virtio headers and truncated packets."""
     a, _ = connected()
     for header, size, cut in frames:
         packet = udp(A_INNER, B_INNER, (1, 2), bytes(size))
@@ -417,8 +417,8 @@ def test_any_frame_of_a_tun_is_sent_answered_or_dropped_by_name(frames: list[tup
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 1400), st.integers(0, 3)), min_size=1, max_size=150))
-def test_whatever_the_sizes_order_and_content_hold_and_trains_have_the_shape(packets: list[tuple[int, int]]) -> None:
-    """Equal sizes but for the last, 64 datagrams and 65,507 bytes at most, one ECN for all (I2, I4)."""
+def test_order_content_and_train_shape_hold_for_any_sizes(packets: list[tuple[int, int]]) -> None:
+    """Equal sizes except for the last, at most 64 datagrams and 65,507 bytes, and one ECN value per train (I2, I4)."""
     a, b = connected()
     a.bind.trains.clear()
     whole = [ipv4(A_INNER, B_INNER, bytes((n & 255,)) * size, tos=ecn) for n, (size, ecn) in enumerate(packets)]

@@ -1,4 +1,4 @@
-"""Which engine one gets, and what is said when it is not there."""
+"""Selection of the engine, and the errors for an engine that is not available."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ pytestmark = pytest.mark.portable_only
 
 
 @pytest.mark.parametrize("kind", ["auto", "portable"])
-def test_the_portable_engine_is_always_there(kind: str) -> None:
+def test_the_portable_engine_is_always_available(kind: str) -> None:
     engine, reason = select_engine(kind, clock=lambda: 0)
     assert engine.kind in EngineKind
     assert kind == "auto" or engine.kind is EngineKind.PORTABLE
@@ -22,12 +22,12 @@ def test_the_portable_engine_is_always_there(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["", "Portable", "kernel"])
-def test_an_engine_that_does_not_exist_is_refused_with_advice(kind: str) -> None:
+def test_an_unknown_engine_is_refused_with_advice(kind: str) -> None:
     with pytest.raises(EngineUnavailable, match="use auto, portable or native"):
         select_engine(kind, clock=lambda: 0)
 
 
-def test_auto_takes_the_native_engine_where_it_was_built(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_selects_the_native_engine_if_it_was_built(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wyrmhole.engine._native")
     engine, reason = select_engine("auto", clock=lambda: 0)
     assert engine.kind is EngineKind.NATIVE
@@ -35,7 +35,7 @@ def test_auto_takes_the_native_engine_where_it_was_built(monkeypatch: pytest.Mon
     engine.close()
 
 
-def test_without_the_native_engine_auto_says_why_and_native_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_native_engine_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("wyrmhole.engine.native", "wyrmhole.engine._native"):
         monkeypatch.setitem(sys.modules, name, None)
     engine, reason = select_engine("auto", clock=lambda: 0)
@@ -46,8 +46,8 @@ def test_without_the_native_engine_auto_says_why_and_native_what_to_do(monkeypat
         select_engine("native", clock=lambda: 0)
 
 
-def test_the_library_that_seals_can_be_chosen() -> None:
-    """Never required: who insists on it where it is missing is told why there is none."""
+def test_the_cipher_backend_can_be_chosen() -> None:
+    """libIPSec_MB is optional; asking for it where it is missing raises an error with the cause."""
     pytest.importorskip("wyrmhole.engine._native")
     engine, reason = select_engine("native", clock=lambda: 0, options=NativeOptions(aead="aws-lc"))
     assert reason.startswith("Native engine with aws-lc")

@@ -1,4 +1,4 @@
-"""Packets that wait for a key: order, limits, and what ends their wait."""
+"""Staged packets: order, limits, and how staging ends."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from wyrmhole.protocol.drops import DropReason
 from wyrmhole.wire.prefix import Prefix
 
 
-def test_staged_packets_leave_in_order_when_the_key_comes() -> None:
-    """A key is requested once (M49)."""
+def test_staged_packets_leave_in_order_with_the_new_key() -> None:
+    """The key is requested only once (M49)."""
     a, b = sides()
     packets = [ipv4(A_INNER, B_INNER, b"%d" % number) for number in range(5)]
     for packet in packets:
@@ -36,8 +36,8 @@ def test_staged_packets_leave_in_order_when_the_key_comes() -> None:
     assert b.delivered == packets
 
 
-def test_the_oldest_of_128_gives_way() -> None:
-    """At most 128 packets wait for a peer; the oldest is dropped first (M49, I17)."""
+def test_a_full_stage_drops_its_oldest_packet() -> None:
+    """At most 128 packets are staged for a peer (M49, I17)."""
     a, b = sides()
     for number in range(130):
         a.tunnel(ipv4(A_INNER, B_INNER, b"%d" % number))
@@ -52,7 +52,7 @@ STAGED_SIZE = 20 + 1380
 
 
 def silent_peers(a: Side, count: int) -> list[str]:
-    """Peers that never answer, numbers 2 and up; returns an inner address of each."""
+    """Add peers that never answer, numbered from 2, and return an inner address of each."""
     addresses = []
     for number in range(2, count + 2):
         a.engine.add_peer(number)
@@ -63,14 +63,14 @@ def silent_peers(a: Side, count: int) -> list[str]:
 
 
 def staged(a: Side, number: int) -> int:
-    """How many packets wait for the peer; afterwards none does."""
+    """Count the packets staged for the peer, by dropping them."""
     before = a.drops().get(DropReason.HANDSHAKE_GAVE_UP, 0)
     a.engine.flush_staged(number)
     return a.drops().get(DropReason.HANDSHAKE_GAVE_UP, 0) - before
 
 
-def test_staged_bytes_of_a_device_are_capped() -> None:
-    """Memory is bounded however many peers do not answer, and a burst for each of a hundred leaves room (I17)."""
+def test_the_staged_bytes_of_a_device_are_limited() -> None:
+    """Memory is bounded for any number of silent peers, and bursts for a hundred of them still leave room (I17)."""
     a, _ = sides()
     addresses = silent_peers(a, 100)
     for inner in addresses:
@@ -86,11 +86,11 @@ def test_staged_bytes_of_a_device_are_capped() -> None:
     capped = a.drops()[DropReason.STAGING_CAP]
     for address in addresses:
         a.tunnel(ipv4(A_INNER, address, bytes(1380)))
-    assert a.drops()[DropReason.STAGING_CAP] == capped, "what was flushed makes room"
+    assert a.drops()[DropReason.STAGING_CAP] == capped, "flushed packets make room"
 
 
-def test_silent_peers_with_steady_traffic_leave_room_for_the_first_packets_of_another() -> None:
-    """Peers share the space for staged packets; 92 silent peers once used all of it (I17)."""
+def test_silent_peers_leave_staging_room_for_another_peer() -> None:
+    """Peers share the staging space; 92 silent peers with steady traffic used to occupy all of it (I17)."""
     a, b = sides()
     addresses = silent_peers(a, 200)
     for _ in range(130):
@@ -110,8 +110,8 @@ def test_silent_peers_with_steady_traffic_leave_room_for_the_first_packets_of_an
     assert 0.9 * MAX_STAGED_BYTES < sum(counts) * STAGED_SIZE <= MAX_STAGED_BYTES
 
 
-def test_giving_up_drops_by_name_and_asks_again_for_the_next_packet() -> None:
-    """After the last attempt, staged packets are dropped and the next packet starts again (M32, L5)."""
+def test_giving_up_drops_staged_packets_and_the_next_asks_again() -> None:
+    """After the last attempt, staged packets are dropped, and the next packet requests a key again (M32, L5)."""
     a, _ = sides()
     a.tunnel(ipv4(A_INNER, B_INNER))
     a.engine.flush_staged(1)
@@ -120,8 +120,8 @@ def test_giving_up_drops_by_name_and_asks_again_for_the_next_packet() -> None:
     assert a.drops() == {DropReason.HANDSHAKE_GAVE_UP: 1}
 
 
-def test_a_removed_peer_s_packets_and_keys_are_gone() -> None:
-    """Removal leaves nothing (L10)."""
+def test_removing_a_peer_removes_its_packets_and_keys() -> None:
+    """No state of the peer is left (L10)."""
     a, b = connected()
     b.tunnel(ipv4(B_INNER, A_INNER))
     late = b.take()

@@ -1,7 +1,7 @@
-"""GSO batches that are lost on the way are found out by the inner TCP's retransmissions; a new path gets none.
+"""Loss of whole GSO batches is detected from the inner TCP's retransmissions; a new path gets single datagrams first.
 
-A TCP sender in virtual time sends through engine a; a line loses what it will; engine b delivers; acknowledgements come
-back at the end of each round trip. Whole batches are told from single datagrams by what a's bind was asked to send.
+A TCP sender in virtual time sends through engine a, a lossy line drops some datagrams, engine b delivers the rest, and
+acknowledgements return at the end of each round trip. The calls to a's bind show whether a datagram left in a batch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ MOST_WINDOW = 50
 A6, B6 = "::a", "::b"
 
 Line = Callable[[list[bytes]], list[bytes]]
-"""What arrives of the datagrams of one send."""
+"""Takes the datagrams of one send, and returns those that arrive."""
 
 
 def tcp(sequence: int, payload: bytes, ports: tuple[int, int], flags: int = ACK, *, v6: bool = False) -> bytes:
@@ -38,7 +38,7 @@ def tcp(sequence: int, payload: bytes, ports: tuple[int, int], flags: int = ACK,
 
 
 def tso(packet: bytes, *, v6: bool = False) -> bytes:
-    """A frame with a TCP super-packet, or the packet alone if it needs no segments."""
+    """Return a frame with a TCP super-packet, or with a plain packet if there is only one segment."""
     headers = 60 if v6 else 40
     if len(packet) <= headers + SIZE:
         return bytes(10) + packet
@@ -46,10 +46,10 @@ def tso(packet: bytes, *, v6: bool = False) -> bytes:
 
 
 class Sender:
-    """A TCP connection with as many segments to send as there is time for: slow start, SACK and a timeout.
+    """A TCP connection that never runs out of segments to send, with slow start, SACK and a timeout.
 
-    `start` is the first sequence number, `most` the largest window in segments. Without `offload` each segment is a
-    frame of its own.
+    `start` is the first sequence number, `most` the largest window in segments. Without `offload`, each segment is a
+    separate frame.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class Sender:
         self.arrived = 0
 
     def frames(self, now: int) -> list[bytes]:
-        """What leaves now, oldest first, neighbours together."""
+        """Return the frames to send now, oldest first, with adjacent segments joined."""
         if now < self.waits:
             return []
         again = sorted(self.missing)[: self.window]
@@ -100,7 +100,7 @@ class Sender:
 
 
 class Scene:
-    """Two connected engines, a line and TCP connections over it."""
+    """Two connected engines, and TCP connections between them over a line."""
 
     def __init__(self, line: Line, senders: list[Sender] | None = None, *, doubts: bool = False) -> None:
         self.a, self.b = connected()
@@ -155,16 +155,16 @@ class Scene:
         self.a.bind.trains.clear()
 
     def pause(self, seconds: int) -> None:
-        """Nothing is sent for so long; then there are new connections."""
+        """Send nothing for `seconds`, then replace the connections."""
         self.a.now = self.b.now = self.a.now + seconds * SECOND
         self.senders = [Sender(sender.ports[0] + 1) for sender in self.senders]
 
     def has_sent_trains(self) -> bool:
-        """Whether something of the last round trip left in a batch."""
+        """Whether any datagram of the last round trip left in a batch."""
         return any(len(message) > 1 for message in self.sent)
 
     def sends_trains(self) -> bool:
-        """Whether a bulk of packets leaves in batches."""
+        """Whether bulk data leaves in batches."""
         self.a.engine.note_handshake(1, 92, self.a.now)
         self.a.tunnel(*[ipv4(A_INNER, B_INNER, bytes(100))] * 8)
         self.a.tunnel(*[ipv4(A_INNER, B_INNER, bytes(100))] * 8)
@@ -206,7 +206,7 @@ def lossy(share: float, seed: int = 1) -> Line:
 
 @pytest.mark.parametrize("v6", [False, True])
 @pytest.mark.parametrize("line", [no_trains, only_the_first])
-def test_lost_trains_are_found_out_and_given_up(line: Line, v6: bool) -> None:
+def test_a_path_that_loses_trains_is_detected(line: Line, v6: bool) -> None:
     scene = Scene(line, [Sender(4000, v6=v6)])
     scene.run(30, lambda: bool(scene.reports))
     assert scene.reports == [TrainsLost(1)]
@@ -217,25 +217,25 @@ def test_lost_trains_are_found_out_and_given_up(line: Line, v6: bool) -> None:
     assert len(scene.reports) == 1
 
 
-def test_trains_of_packets_that_came_alone_count_too() -> None:
-    """A TUN without TSO: the engine gathers single packets."""
+def test_trains_gathered_from_single_packets_count_too() -> None:
+    """On a TUN without TSO, the engine gathers single packets into trains."""
     scene = Scene(no_trains, [Sender(4000, offload=False)])
     scene.run(30, lambda: bool(scene.reports))
     assert scene.reports == [TrainsLost(1)]
 
 
-def test_a_connection_that_stands_still_with_much_under_way_is_evidence() -> None:
-    """So does BBR: it repeats a few segments in a second of the 1,500 that were lost, and sends nothing new."""
+def test_a_connection_that_stalls_with_data_in_flight_is_evidence() -> None:
+    """BBR stalls like this: it repeats a few of 1,500 lost segments per second, and sends nothing new."""
     scene = Scene(intact, [Sender(4000, most=4)])
     scene.run(1)
     scene.senders[0].window = 1500
     scene.line = no_trains
     scene.run(60, lambda: bool(scene.reports))
     assert scene.reports == [TrainsLost(1)]
-    assert scene.senders[0].missing, "much of it was never sent again"
+    assert scene.senders[0].missing, "most segments were never retransmitted"
 
 
-def test_short_connections_are_evidence_together() -> None:
+def test_many_short_connections_add_up_to_evidence() -> None:
     scene = Scene(no_trains, [])
     for number in range(300):
         scene.senders = [Sender(5000 + number, 1000 * number)]
@@ -245,9 +245,9 @@ def test_short_connections_are_evidence_together() -> None:
 
 @pytest.mark.parametrize("most", [4, MOST_WINDOW])
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.05, 0.15, 0.3])
-def test_ordinary_loss_hits_both_alike_and_changes_nothing(share: float, most: int) -> None:
+def test_ordinary_loss_keeps_trains(share: float, most: int) -> None:
     scene = Scene(lossy(share), [Sender(4000, most=most), Sender(4001, most=most)])
-    # A trial is over by then; where less is lost none begins.
+    # Any trial has ended by then; low loss does not start one.
     scene.run(25 if share > 0.1 else 5)
     assert not scene.reports
     scene.line = intact
@@ -255,15 +255,15 @@ def test_ordinary_loss_hits_both_alike_and_changes_nothing(share: float, most: i
     assert scene.sends_trains()
 
 
-def test_bursts_of_loss_change_nothing() -> None:
-    """Every second the line loses all for 100 ms, as an overflowing queue or a radio does."""
+def test_bursts_of_loss_keep_trains() -> None:
+    """The line drops everything for 100 ms each second, like an overflowing queue or a radio link."""
     scene = Scene(intact, [Sender(4000), Sender(4001)])
     scene.line = lambda message: message if scene.a.now % SECOND >= SECOND // 10 else []
     scene.run(30)
     assert not scene.reports
 
 
-def test_a_peer_that_is_gone_is_not_a_peer_that_loses_trains() -> None:
+def test_a_dead_peer_is_not_mistaken_for_a_path_that_loses_trains() -> None:
     scene = Scene(intact)
     scene.run(2)
     scene.line = lambda message: []
@@ -286,10 +286,10 @@ def test_trains_are_tried_again_after_ten_minutes() -> None:
     scene.line = only_the_first
     scene.pause(1)
     scene.run(60, lambda: len(scene.reports) == 2)
-    assert len(scene.reports) == 2, "lost anew after they had arrived"
+    assert len(scene.reports) == 2, "lost again after a period without loss"
 
 
-def test_each_verdict_in_a_row_doubles_the_wait_and_is_not_reported_again() -> None:
+def test_consecutive_verdicts_double_the_wait_and_report_once() -> None:
     scene = Scene(no_trains)
     scene.run(30, lambda: bool(scene.reports))
     for seconds in (600, 1200, 2400):
@@ -304,7 +304,7 @@ def test_each_verdict_in_a_row_doubles_the_wait_and_is_not_reported_again() -> N
     assert len(scene.reports) == 1
 
 
-def test_on_a_suspect_kernel_trains_begin_once_tcp_runs() -> None:
+def test_on_a_suspect_kernel_trains_start_once_tcp_runs() -> None:
     scene = Scene(intact, doubts=True)
     assert not scene.sends_trains()
     scene.run(9)
@@ -317,12 +317,12 @@ def test_on_a_suspect_kernel_trains_begin_once_tcp_runs() -> None:
 def test_on_a_suspect_kernel_one_bad_round_suffices() -> None:
     scene = Scene(no_trains, doubts=True)
     scene.run(10)
-    assert scene.senders[0].arrived > 10 * SECOND // ROUND_TRIP * 25, "nothing was lost so far"
+    assert scene.senders[0].arrived > 10 * SECOND // ROUND_TRIP * 25, "nothing has been lost so far"
     scene.run(12)
     assert scene.reports == [TrainsLost(1)]
 
 
-def test_peers_added_later_on_a_suspect_kernel_are_doubted_too() -> None:
+def test_on_a_suspect_kernel_later_peers_are_doubted_too() -> None:
     scene = Scene(intact, doubts=True)
     scene.a.engine.remove_peer(1)
     scene.a.engine.add_peer(1)
@@ -333,7 +333,7 @@ def test_peers_added_later_on_a_suspect_kernel_are_doubted_too() -> None:
 
 
 def random_frame(random: Random) -> bytes:
-    """Some of everything: flows that share slots, retransmissions, wrap-around, SYN, fragments, short headers."""
+    """Return one of many kinds: flows that share slots, retransmissions, wrap-around, SYN, fragments, short headers."""
     v6 = random.random() < 0.3
     ports = random.randrange(4000, 4020), 443
     sequence = random.choice((0, 50, 0xFFFF_FFF0)) * SIZE + random.randrange(12) * SIZE
@@ -349,8 +349,8 @@ def random_frame(random: Random) -> bytes:
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.portable_only
-def test_both_engines_decide_alike(seed: int) -> None:
-    """The Python original and the Rust twin, by the same packets in the same time."""
+def test_both_engines_reach_the_same_verdicts(seed: int) -> None:
+    """The Python original and its Rust twin see the same packets at the same times."""
     seen = []
     for kind in KINDS:
         with chosen(kind):
@@ -376,7 +376,7 @@ def test_both_engines_decide_alike(seed: int) -> None:
 
 
 def burst(side: Side) -> list[int]:
-    """How many datagrams each send of a super-packet had."""
+    """Send a super-packet, and return the number of datagrams in each send."""
     side.take()
     side.bind.trains.clear()
     side.tun.inject(uso(udp(A_INNER, B_INNER, (1, 2), bytes(4000)), 1000))
@@ -385,15 +385,15 @@ def burst(side: Side) -> list[int]:
 
 
 def answered() -> tuple[Side, Side]:
-    """Connected, and something authenticated came back."""
+    """Return two connected sides, where a has received an authenticated packet from b."""
     a, b = connected()
     b.engine.send_keepalive(1)
     a.network(b.take()[-1], B_OUTER)
     return a, b
 
 
-def test_a_new_path_gets_single_datagrams_until_an_answer_came() -> None:
-    """CVE-2026-45859: nfnetlink_queue drops trains of flows that are not confirmed."""
+def test_a_new_path_gets_single_datagrams_until_an_answer() -> None:
+    """nfnetlink_queue drops trains of flows that are not confirmed yet (CVE-2026-45859)."""
     a, b = connected()
     assert burst(a) == [1] * 4
     assert burst(a) == [1] * 4
@@ -405,13 +405,13 @@ def test_a_new_path_gets_single_datagrams_until_an_answer_came() -> None:
     assert burst(a) == [4]
 
 
-def test_a_handshake_message_is_an_answer() -> None:
+def test_a_handshake_message_counts_as_an_answer() -> None:
     a, _ = connected()
     a.engine.note_handshake(1, 92, a.now)
     assert burst(a) == [4]
 
 
-def test_another_endpoint_is_a_new_path_and_the_same_one_is_not() -> None:
+def test_only_a_different_endpoint_is_a_new_path() -> None:
     a, _ = answered()
     a.engine.set_endpoint(1, B_OUTER)
     assert burst(a) == [4]
@@ -419,7 +419,7 @@ def test_another_endpoint_is_a_new_path_and_the_same_one_is_not() -> None:
     assert burst(a) == [1] * 4
 
 
-def test_a_peer_that_roams_has_answered_from_there() -> None:
+def test_a_roaming_packet_counts_as_an_answer_on_the_new_path() -> None:
     a, b = answered()
     b.engine.send_keepalive(1)
     a.network(b.take()[-1], Endpoint("192.0.2.99", 9))
@@ -435,7 +435,7 @@ def test_another_source_address_is_a_new_path() -> None:
     assert burst(a) == [1] * 4
 
 
-def test_a_rejected_source_is_a_new_path_and_left_out_of_the_rest() -> None:
+def test_a_rejected_source_is_a_new_path_and_not_used_again() -> None:
     a, b = connected()
     b.engine.send_keepalive(1)
     a.network(b.take()[-1], B_OUTER, source=b"here")
@@ -454,8 +454,8 @@ def test_new_sockets_are_new_paths() -> None:
     assert burst(a) == [4]
 
 
-def test_a_path_that_was_quiet_for_long_is_new() -> None:
-    """Connection tracking forgets a flow after 30 s of silence; the next datagram begins another."""
+def test_a_path_is_new_again_after_30_s_of_silence() -> None:
+    """Connection tracking forgets a flow after 30 s of silence; the next datagram starts another."""
     a, b = answered()
     a.now = b.now = a.now + 28 * SECOND
     assert burst(a) == [4]
@@ -466,7 +466,7 @@ def test_a_path_that_was_quiet_for_long_is_new() -> None:
     assert burst(a) == [4]
 
 
-def test_a_keepalive_sent_into_the_silence_is_no_answer() -> None:
+def test_a_sent_keepalive_does_not_count_as_an_answer() -> None:
     a, _ = answered()
     a.now += 29 * SECOND
     a.engine.send_keepalive(1)
@@ -474,7 +474,7 @@ def test_a_keepalive_sent_into_the_silence_is_no_answer() -> None:
     assert burst(a) == [1] * 4
 
 
-def test_singly_sent_datagrams_keep_bytes_order_and_drops() -> None:
+def test_single_datagrams_have_the_same_bytes_order_and_drops() -> None:
     a, b = connected()
     packets = [ipv4(A_INNER, B_INNER, bytes([number]) * 100) for number in range(8)]
     before = a.engine.counters(1).tx_bytes

@@ -1,4 +1,4 @@
-"""Trains: packets that leave together, and datagrams that arrive together."""
+"""Trains: packets that leave in one send, and datagrams that arrive in one receive."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
 
 
-def test_small_packets_read_together_leave_in_one_send() -> None:
+def test_packets_read_together_leave_in_one_send() -> None:
     a, b = connected()
     a.engine.note_handshake(1, 92, a.now)
     a.tunnel(ipv4(A_INNER, B_INNER, b"first"))
@@ -37,8 +37,8 @@ def test_small_packets_read_together_leave_in_one_send() -> None:
     assert b.delivered == packets
 
 
-def test_a_shorter_packet_closes_a_train_and_a_longer_begins_one() -> None:
-    """The shape that UDP segmentation sends: equal sizes, the last one maybe shorter; order kept."""
+def test_a_change_of_size_ends_a_train() -> None:
+    """UDP segmentation sends equal sizes, of which the last may be shorter. The order is kept."""
     a, b = connected()
     a.engine.note_handshake(1, 92, a.now)
     sizes = [100, 100, 50, 100, 400, 400, 30, 30, 30]
@@ -52,7 +52,7 @@ def test_a_shorter_packet_closes_a_train_and_a_longer_begins_one() -> None:
         assert not segment or total > segment
 
 
-def test_no_train_has_more_than_64_datagrams_or_65507_bytes() -> None:
+def test_a_train_has_at_most_64_datagrams_and_65507_bytes() -> None:
     a, _ = connected()
     a.engine.note_handshake(1, 92, a.now)
     for size in (1, 400, 1400):
@@ -65,7 +65,7 @@ def test_no_train_has_more_than_64_datagrams_or_65507_bytes() -> None:
         assert not segment or -(-total // segment) <= 64
 
 
-def test_packets_of_two_peers_read_together_go_to_each_in_one_train() -> None:
+def test_interleaved_packets_to_two_peers_make_one_train_each() -> None:
     a, _ = connected()
     a.engine.add_peer(2)
     a.engine.insert_allowed_ip(2, Prefix.parse("10.0.0.3/32"))
@@ -82,8 +82,8 @@ def test_packets_of_two_peers_read_together_go_to_each_in_one_train() -> None:
     assert len(a.bind.trains) == 2
 
 
-def test_a_train_is_opened_whole_and_a_bad_one_inside_costs_only_itself() -> None:
-    """Sizes, a short tail, a corrupt datagram and a duplicate in one receive."""
+def test_a_bad_datagram_in_a_train_is_dropped_alone() -> None:
+    """One receive holds a corrupt datagram, a duplicate and a short tail."""
     a, b = connected()
     packets = [ipv4(A_INNER, B_INNER, b"%03d" % number) for number in range(10)] + [ipv4(A_INNER, B_INNER, b"")]
     for packet in packets:
@@ -98,7 +98,7 @@ def test_a_train_is_opened_whole_and_a_bad_one_inside_costs_only_itself() -> Non
     assert b.drops() == {DropReason.BAD_TAG: 1, DropReason.REPLAYED: 1, DropReason.UNKNOWN_TYPE: 1}
 
 
-def test_a_train_may_change_its_key_in_the_middle_and_hold_a_handshake() -> None:
+def test_a_train_may_hold_two_keys_and_a_handshake_message() -> None:
     a, b = connected()
     a.tunnel(ipv4(A_INNER, B_INNER, bytes(96)))
     b.engine.install_keypair(1, params(21, 11, initiator=False))
@@ -115,7 +115,7 @@ def test_a_train_may_change_its_key_in_the_middle_and_hold_a_handshake() -> None
 
 
 def test_a_refused_super_packet_is_written_packet_by_packet() -> None:
-    """A kernel that accepts the offload and then refuses the write loses nothing."""
+    """Nothing is lost if a kernel accepts the offload but then refuses the write."""
     a = Side(B_INNER, B_OUTER)
     b = Side(A_INNER, A_OUTER, offloads=TunOffloads(tso=True, uso=True))
     b.engine.install_keypair(1, params(20, 10, initiator=False))
