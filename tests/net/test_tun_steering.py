@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.namespaces import Namespace, namespaces
 from tests.support.packets import ipv4, ipv6, tcp_segment, udp_datagram
-from wyrmhole.cli.daemon.main import steering_warning
+from wyrmhole.cli.daemon.serve import steering_warning
 from wyrmhole.net import tun_ioctl, tun_steering
 from wyrmhole.net.linux_tun import LinuxTun
 from wyrmhole.system import libc

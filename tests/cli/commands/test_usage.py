@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from wyrmhole.cli.daemon import main as wyrmholed
+from wyrmhole.cli.daemon import settings, start
 from wyrmhole.cli.daemon.main import main
 from wyrmhole.cli.daemon.settings import USAGE, DaemonSettings, parse_settings
 from wyrmhole.control.uapi.socket import SocketInUse, UapiListener
@@ -124,7 +124,7 @@ def test_help_lists_every_variable_that_is_read(capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit):
         parse_settings(["--help"], {})
     helped = capsys.readouterr().out
-    read = set(re.findall(r'environ\.get\("(\w+)"', Path(wyrmholed.__file__).read_text()))
+    read = set(re.findall(r'environ\.get\("(\w+)"', Path(settings.__file__).read_text()))
     assert read | {"WG_TUN_FD", "WG_UAPI_FD"} <= set(re.findall(r"\b[A-Z]+_[A-Z_]+", helped))
 
 
@@ -157,7 +157,7 @@ def test_help_imports_nothing_that_serves() -> None:
 @pytest.mark.parametrize("name", ["", "a" * 16, "wg/0", "wg 0", ".."])
 def test_a_bad_name_is_one_sentence(name: str) -> None:
     with pytest.raises(DeviceError, match="is no interface name: take 1 to 15 bytes"):
-        wyrmholed.open_tun(parse_settings([name], {}))
+        start.open_tun(parse_settings([name], {}))
 
 
 def test_a_tun_that_cannot_be_had_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +166,7 @@ def test_a_tun_that_cannot_be_had_is_one_sentence(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(LinuxTun, "create", create)
     with pytest.raises(DeviceError) as caught:
-        wyrmholed.open_tun(parse_settings(["wg0"], {}))
+        start.open_tun(parse_settings(["wg0"], {}))
     assert str(caught.value) == "making wg0 needs CAP_NET_ADMIN: run as root"
 
 
@@ -176,7 +176,7 @@ def test_a_part_that_cannot_be_had_is_one_sentence_and_status_1(
     def fail(settings: DaemonSettings) -> int:
         raise DeviceError("the moon is not full: wait")
 
-    monkeypatch.setattr(wyrmholed, "run", fail)
+    monkeypatch.setattr(start, "run", fail)
     assert main(["wg0"]) == 1
     assert capsys.readouterr().err == "wyrmholed: the moon is not full: wait\n"
 
@@ -193,8 +193,8 @@ def test_a_daemon_on_its_way_out_is_waited_for(monkeypatch: pytest.MonkeyPatch) 
         return made
 
     monkeypatch.setattr(UapiListener, "create", create)
-    monkeypatch.setattr(wyrmholed, "RETRY_SECONDS", 0.0)
-    assert wyrmholed.open_listener(parse_settings(["wg0"], {}), "wg0") is made
+    monkeypatch.setattr(start, "RETRY_SECONDS", 0.0)
+    assert start.open_listener(parse_settings(["wg0"], {}), "wg0") is made
 
 
 def test_a_daemon_that_stays_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -202,9 +202,9 @@ def test_a_daemon_that_stays_is_not_waited_for_without_end(monkeypatch: pytest.M
         raise SocketInUse("in use")
 
     monkeypatch.setattr(UapiListener, "create", create)
-    monkeypatch.setattr(wyrmholed, "RETRY_SECONDS", 0.0)
+    monkeypatch.setattr(start, "RETRY_SECONDS", 0.0)
     with pytest.raises(SocketInUse):
-        wyrmholed.open_listener(parse_settings(["wg0"], {}), "wg0")
+        start.open_listener(parse_settings(["wg0"], {}), "wg0")
 
 
 def test_other_failures_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -216,5 +216,5 @@ def test_other_failures_are_told_at_once(monkeypatch: pytest.MonkeyPatch) -> Non
 
     monkeypatch.setattr(UapiListener, "create", create)
     with pytest.raises(DeviceError, match="no place"):
-        wyrmholed.open_listener(parse_settings(["wg0"], {}), "wg0")
+        start.open_listener(parse_settings(["wg0"], {}), "wg0")
     assert calls == ["wg0"]

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import NoReturn
 
+from wyrmhole.cli.daemon.daemonize import END_SIGNALS, inherited_descriptors
+
 DONE_SECONDS = 2.0
 """How long a daemon that ends normally waits until the file is removed."""
 
@@ -49,8 +51,6 @@ class Caretaker:
 
 def leave_caretaker(remove: Remove, give_up_privileges: Callable[[], None]) -> Caretaker:
     """Fork a caretaker that calls `remove` after this process has ended. No thread may exist."""
-    from wyrmhole.cli.daemon.daemonize import inherited_descriptors
-
     life_read, life_write = os.pipe()
     done_read, done_write = os.pipe()
     if os.fork() == 0:
@@ -71,7 +71,7 @@ def _take_care(life: int, others: set[int], remove: Remove, give_up_privileges: 
             os.dup2(null, fd)
         os.close(null)
         # A service manager signals the whole group, but the daemon has to end first.
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        for number in END_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         os.chdir("/")
         with suppress(OSError), open("/proc/self/comm", "w") as name:

@@ -17,6 +17,8 @@ from collections.abc import Iterable
 from contextlib import suppress
 from typing import NoReturn
 
+END_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 _READY = b"ready"
 _DIED = "the daemon ended during its start: run it with -f and LOG_LEVEL=debug to see the reason"
 

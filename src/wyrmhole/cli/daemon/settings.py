@@ -54,6 +54,11 @@ class DaemonSettings:
     sandbox: bool = True
 
     @property
+    def is_confined(self) -> bool:
+        """Whether the daemon gives up privileges: by the sandbox, or by becoming another user."""
+        return self.sandbox or self.user is not None
+
+    @property
     def queues(self) -> int:
         """The number of TUN queues, and of sockets that share the port: one per worker. An inherited TUN has one queue,
         and the portable engine one thread."""
