@@ -152,6 +152,8 @@ def test_the_peer_of_two_clients_with_one_key_reports_it(caplog: pytest.LogCaptu
             text = near_config(near_key, far_key, far.stats().listen_port)
             async with wyrmhole.open(text) as first, wyrmhole.open(text) as second:
                 following = far.events()
+                # Without a receiver, the far kernel's port unreachable would end a later `send` with ECONNREFUSED.
+                receiver, _ = await far.create_datagram_endpoint(asyncio.DatagramProtocol, local_addr=(FAR_V4, 9))
                 socks = {}
                 for near in (first, second):
                     await near.wait_handshake(timeout=20)
@@ -167,6 +169,7 @@ def test_the_peer_of_two_clients_with_one_key_reports_it(caplog: pytest.LogCaptu
                 assert {endpoint.port for endpoint in event.endpoints} == set(socks)
                 for sock in socks.values():
                     sock.close()
+                receiver.close()
 
     run(scenario())
     said = [line for line in caplog.messages if "two hosts or programs seem to use its private key" in line]
