@@ -1,4 +1,4 @@
-"""The unit files: what systemd's own tools say about them, and that they leave the daemon what it needs."""
+"""The unit files: checked by systemd's own tools, and compared with what the daemon needs."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def analyze(*words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["systemd-analyze", *words], capture_output=True, text=True, timeout=60, check=False)
 
 
-def test_the_exposure_is_two_at_most() -> None:
+def test_exposure_level_is_at_most_two() -> None:
     result = analyze("security", "--offline=yes", "--threshold=20", "--no-pager", str(SERVICE))
     assert result.returncode == 0, result.stdout + result.stderr
     (level,) = re.findall(r"Overall exposure level for \S+: ([\d.]+)", result.stdout)
     assert float(level) <= 2.0
 
 
-def test_the_units_hold_together(tmp_path: Path) -> None:
+def test_systemd_accepts_the_service_unit(tmp_path: Path) -> None:
     for kind in ("service", "socket"):
         text = (UNITS / f"wyrmhole@.{kind}").read_text().replace("/opt/wyrmhole/bin/wyrmholed", "/bin/true")
         (tmp_path / f"wyrmhole@wg0.{kind}").write_text(text)
@@ -44,7 +44,7 @@ def test_the_units_hold_together(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("unit", ["wyrmhole-quick@.service"])
-def test_the_other_units_hold_together(unit: str, tmp_path: Path) -> None:
+def test_systemd_accepts_the_other_units(unit: str, tmp_path: Path) -> None:
     text = (UNITS / unit).read_text()
     for program in ("wyrmhole", "wyrmholed"):
         text = text.replace(f"/opt/wyrmhole/bin/{program} ", "/bin/true ")
@@ -54,18 +54,18 @@ def test_the_other_units_hold_together(unit: str, tmp_path: Path) -> None:
     assert not [line for line in result.stderr.splitlines() if "wyrmhole" in line]
 
 
-def test_the_drop_in_names_the_daemon_to_wg_quick() -> None:
+def test_drop_in_makes_wg_quick_use_the_daemon() -> None:
     drop_in = configparser.RawConfigParser()
     drop_in.read(UNITS / "wg-quick-drop-in.conf")
     assert drop_in["Service"]["Environment"] == "WG_QUICK_USERSPACE_IMPLEMENTATION=/opt/wyrmhole/bin/wyrmholed"
 
 
-def test_each_file_of_the_folder_is_in_the_guide_for_servers() -> None:
+def test_server_guide_mentions_each_file() -> None:
     text = (UNITS.parents[1] / "docs" / "server.md").read_text()
     assert all(f"`{path.name}`" in text for path in UNITS.iterdir())
 
 
-def test_the_commands_of_the_guide_for_servers_name_what_exists() -> None:
+def test_commands_of_the_server_guide_name_existing_files() -> None:
     text = (UNITS.parents[1] / "docs" / "server.md").read_text()
     for name in re.findall(r"packaging/systemd/([\w@.-]+\.\w+)", text):
         assert (UNITS / name).exists(), name
@@ -94,7 +94,7 @@ def system_call_groups() -> dict[str, list[str]]:
     return groups
 
 
-def test_the_list_of_the_unit_contains_the_daemon_s_own_and_what_starting_takes() -> None:
+def test_system_calls_of_the_unit_cover_the_daemon_and_its_start() -> None:
     groups = system_call_groups()
     allowed: set[str] = set()
     for setting in re.findall(r"^SystemCallFilter=(.*)$", SERVICE.read_text(), re.M):
@@ -105,7 +105,7 @@ def test_the_list_of_the_unit_contains_the_daemon_s_own_and_what_starting_takes(
     assert own - allowed == set()
 
 
-def test_the_capabilities_are_those_that_the_daemon_keeps() -> None:
+def test_unit_grants_exactly_the_capabilities_that_the_daemon_keeps() -> None:
     unit = configparser.RawConfigParser(strict=False)
     unit.read(SERVICE)
     kept = {"CAP_NET_ADMIN", "CAP_NET_BIND_SERVICE", "CAP_NET_BROADCAST"}

@@ -1,4 +1,4 @@
-"""A file as a change of a device, and the names of endpoints on the way."""
+"""Turn a configuration file into a device change, and resolve the names of endpoints."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def status(*keys: PublicKey) -> DeviceStatus:
     return DeviceStatus("wg0", None, 1, 0, 0, tuple(PeerStatus(key, psk, None, (0, 0), 0, 0, 7, ()) for key in keys))
 
 
-def test_setting_resets_what_the_file_leaves_out() -> None:
+def test_set_resets_every_key_that_the_file_omits() -> None:
     change = set_change(FILE)
     assert change.private_key == PrivateKey(bytes(32))
     assert (change.listen_port, change.fwmark, change.replace_peers) == (0, 0, True)
@@ -36,26 +36,26 @@ def test_setting_resets_what_the_file_leaves_out() -> None:
     assert two.endpoint is None and two.persistent_keepalive == 0
 
 
-def test_adding_leaves_the_rest_alone() -> None:
+def test_add_leaves_other_settings_unchanged() -> None:
     change = add_change(FILE)
     assert (change.private_key, change.listen_port, change.fwmark, change.replace_peers) == (None, None, None, False)
     assert len(change.peers) == 2
 
 
-def test_synchronising_removes_keeps_and_takes_back() -> None:
+def test_sync_removes_missing_peers_and_resets_omitted_keys() -> None:
     change = sync_change(FILE, status(ONE, THREE))
-    assert not change.replace_peers, "which would end every session"
+    assert not change.replace_peers, "replacing all peers would end every session"
     assert [(peer.public_key, peer.remove) for peer in change.peers] == [(THREE, True), (ONE, False), (TWO, False)]
     kept, new = change.peers[1:]
     assert kept.preshared_key == PresharedKey(bytes(32)) and kept.persistent_keepalive == 0
     assert new.preshared_key is None
 
 
-# Names
+# Look-up of names
 
 
-class Names:
-    """Fails with each error of a list in turn, then answers."""
+class FlakyLookup:
+    """A look-up that raises each given error once, then succeeds."""
 
     def __init__(self, *errors: int) -> None:
         self.errors = list(errors)
@@ -64,7 +64,7 @@ class Names:
 
     def look_up(self, host: str, port: int) -> str:
         if self.errors:
-            raise socket.gaierror(self.errors.pop(0), "it said")
+            raise socket.gaierror(self.errors.pop(0), "some reason")
         return f"[2001:db8::1]:{port}"
 
     def resolver(self, retries: int | None) -> NameResolver:
@@ -75,24 +75,24 @@ NAME = ConfigEndpoint("a.example", 6)
 
 
 def test_a_literal_is_not_looked_up() -> None:
-    resolve = Names(*[socket.EAI_NONAME] * 9).resolver(0)
+    resolve = FlakyLookup(*[socket.EAI_NONAME] * 9).resolver(0)
     assert resolve(ConfigEndpoint("192.0.2.1", 5)) == Endpoint("192.0.2.1", 5)
 
 
-def test_a_failure_that_may_pass_is_tried_again_ever_more_slowly() -> None:
-    names = Names(*[socket.EAI_AGAIN] * 15)
-    assert names.resolver(15)(NAME) == Endpoint("2001:db8::1", 6)
-    assert names.waits[:3] == pytest.approx([1, 1.2, 1.44]) and max(names.waits) <= 20
-    assert names.warnings[0].startswith("it said: `a.example:6'. Trying again in 1.00 seconds... (Ctrl-C stops")
+def test_temporary_failure_is_retried_with_growing_delays() -> None:
+    lookup = FlakyLookup(*[socket.EAI_AGAIN] * 15)
+    assert lookup.resolver(15)(NAME) == Endpoint("2001:db8::1", 6)
+    assert lookup.waits[:3] == pytest.approx([1, 1.2, 1.44]) and max(lookup.waits) <= 20
+    assert lookup.warnings[0].startswith("some reason: `a.example:6'. Trying again in 1.00 seconds... (Ctrl-C stops")
 
 
 @pytest.mark.parametrize(("errors", "waits"), [([socket.EAI_NONAME], 0), ([socket.EAI_AGAIN] * 9, 2)])
-def test_a_name_that_is_none_ends_it(errors: list[int], waits: int) -> None:
-    names = Names(*errors)
-    with pytest.raises(DeviceError, match=r"endpoint a\.example:6: it said"):
-        names.resolver(2)(NAME)
-    assert len(names.waits) == waits
+def test_unknown_name_or_last_retry_raises(errors: list[int], waits: int) -> None:
+    lookup = FlakyLookup(*errors)
+    with pytest.raises(DeviceError, match=r"endpoint a\.example:6: some reason"):
+        lookup.resolver(2)(NAME)
+    assert len(lookup.waits) == waits
 
 
-def test_retries_are_read_as_wg_reads_them() -> None:
+def test_retries_are_parsed_like_wg_parses_them() -> None:
     assert [parse_retries(text) for text in ("3", "infinity", "", "x", "-1")] == [3, None, *[DEFAULT_RETRIES] * 3]

@@ -1,7 +1,7 @@
-"""Many odd files, given to `wg setconf`, to `wg-quick` and to us: accepted or refused alike, and with the same meaning.
+"""Compare us with `wg setconf` and `wg-quick` on many unusual files: the same are accepted, with the same meaning.
 
-`wg` writes to a socket that only records, so that nothing is configured; wg-quick's reader is run as it stands in the
-installed script, without its commands. What differs on purpose is in EXCEPTIONS, each with its reason.
+`wg` writes to a socket that only records, so nothing is configured. Of wg-quick, only the parser of the installed
+script runs. EXCEPTIONS lists the intended differences, each with its reason.
 """
 
 from __future__ import annotations
@@ -150,13 +150,13 @@ LATIN = (
 )
 FILES = (*(text.encode() for text in TEXTS), *(text.encode("latin-1") for text in LATIN), INTERFACE.encode("utf-16"))
 
-_WRAPS = "wg takes a port modulo 65536, and -0 for 0; nobody means that"
-_EMPTY = "an empty list can only mean no allowed ips; `check` warns that wg refuses it"
-_SIGN = "the + and - of `wg set` came to files with wireguard-tools 1.0.20250521; a file states a whole list"
-_NUL = "wg ends the line at a NUL and wg-quick drops the NUL, so that there is no one meaning"
-_QUICK_KEY = "keys of wg-quick are known to every command, as wg-quick and wg read the same file"
-_APP_KEY = "a key of the mobile apps is kept, and means nothing here"
-_BOM = "a byte order mark is passed over; `check` warns"
+_WRAPS = "wg reduces a port modulo 65536 and reads -0 as 0, which nobody intends"
+_EMPTY = "an empty list can only mean no allowed ips; wg refuses it, as `check` warns"
+_SIGN = "wireguard-tools 1.0.20250521 accepts the + and - of `wg set` in files too; here a file states a whole list"
+_NUL = "wg ends the line at a NUL and wg-quick drops the NUL, so the meaning is ambiguous"
+_QUICK_KEY = "every command accepts the keys of wg-quick, because wg-quick and wg read the same file"
+_APP_KEY = "a key of the mobile apps is kept and has no effect here"
+_BOM = "a byte order mark is skipped, and `check` warns"
 EXCEPTIONS = {
     **dict.fromkeys((f"{INTERFACE}ListenPort = {port}\n" for port in ("-0", "65536", "70000")), _WRAPS),
     **dict.fromkeys((f"{PEER}Endpoint = 1.2.3.4:{port}\n" for port in ("65536", "70000")), _WRAPS),
@@ -170,7 +170,7 @@ EXCEPTIONS = {
 
 
 class Recorder:
-    """A daemon that says yes to everything and remembers the last set."""
+    """A daemon that accepts every request and remembers the last set."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -196,7 +196,7 @@ class Recorder:
                         connection.sendall(b"errno=0\n\n")
 
     def setconf(self, file: Path) -> DeviceChange | None:
-        """What `wg setconf` understood; None: it refused the file."""
+        """Return the change that `wg setconf` requested, or None if it refused the file."""
         self.received = b""
         done = subprocess.run(
             ["wg", "setconf", self.name, str(file)],
@@ -236,7 +236,7 @@ def ours(file: Path) -> DeviceChange | None:
         return None
 
 
-def test_every_file_means_what_it_means_to_wg(recorder: Recorder, tmp_path: Path) -> None:
+def test_every_file_means_the_same_to_wg(recorder: Recorder, tmp_path: Path) -> None:
     exceptions = {text.encode() for text in EXCEPTIONS}
     differing = {}
     for data in FILES:
@@ -313,12 +313,12 @@ for each in "${POST_DOWN[@]}"; do printf 'POSTDOWN %s\0' "$each"; done
 
 @pytest.fixture(scope="module")
 def reader(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The installed wg-quick up to its last function, and then a print of what it read."""
+    """Return a script with the functions of the installed wg-quick that prints the parsed values."""
     program = shutil.which("wg-quick")
     assert program is not None
     script = tmp_path_factory.mktemp("reader") / "wg-quick"
     functions, found, _ = Path(program).read_text().partition(_END_OF_FUNCTIONS)
-    assert found, "this wg-quick is not the one for Linux"
+    assert found, "this is not the wg-quick for Linux"
     script.write_text(functions + _PRINT)
     return script
 
@@ -331,7 +331,7 @@ def theirs_of_quick(reader: Path, file: Path) -> list[str] | None:
 
 
 def ours_of_quick(file: Path) -> list[str] | None:
-    """In wg-quick's terms; its values are those of the text."""
+    """Return our reading in wg-quick's variables, which hold the text of the file."""
     try:
         interface = Config.parse(read_file(file)[0]).interface
     except WyrmholeError:
@@ -353,11 +353,11 @@ def ours_of_quick(file: Path) -> list[str] | None:
     ]
 
 
-def usual(said: list[str] | None) -> list[str] | None:
-    """wg-quick's words with numbers and addresses in their usual form, and without empty hooks."""
-    if said is None:
+def normalised(printed: list[str] | None) -> list[str] | None:
+    """Return wg-quick's output with numbers and addresses in normal form, and without empty hooks."""
+    if printed is None:
         return None
-    words = [line.partition(" ")[::2] for line in said]
+    words = [line.partition(" ")[::2] for line in printed]
     numbers = {"0x500": "1280", "0x10": "16"}
     masks = {"10.0.0.1/255.0.0.0": "10.0.0.1/8", "10.0.0.1": "10.0.0.1/32", "fd00::1": "fd00::1/128"}
     return [
@@ -368,15 +368,15 @@ def usual(said: list[str] | None) -> list[str] | None:
 
 
 @pytest.mark.parametrize("text", QUICK_TEXTS)
-def test_every_key_of_wg_quick_is_read_alike(reader: Path, tmp_path: Path, text: str) -> None:
+def test_every_key_of_wg_quick_is_read_like_wg_quick(reader: Path, tmp_path: Path, text: str) -> None:
     file = tmp_path / "wg0.conf"
     file.touch(0o600)
     file.write_bytes(text.encode())
-    assert ours_of_quick(file) == usual(theirs_of_quick(reader, file))
+    assert ours_of_quick(file) == normalised(theirs_of_quick(reader, file))
 
 
 @pytest.mark.parametrize("command", ["a # b", "# nothing", "echo 'a#b'", "a#b"])
-def test_a_hash_in_a_command_is_read_as_by_wg_quick_of_2026(reader: Path, tmp_path: Path, command: str) -> None:
+def test_hash_in_a_command_is_read_like_wg_quick_of_2026(reader: Path, tmp_path: Path, command: str) -> None:
     file = tmp_path / "wg0.conf"
     file.touch(0o600)
     file.write_text(f"[Interface]\nPostUp = {command}\n")
@@ -388,8 +388,8 @@ def test_a_hash_in_a_command_is_read_as_by_wg_quick_of_2026(reader: Path, tmp_pa
 
 
 @pytest.mark.parametrize("data", [*(text.encode() for text in (*SHAPES, *QUICK_TEXTS)), *FILES[len(TEXTS) :]])
-def test_strip_prints_what_wg_quick_strip_prints(tmp_path: Path, data: bytes) -> None:
-    """Bash drops a NUL, and we leave a byte order mark out, as wg refuses it."""
+def test_strip_prints_the_same_as_wg_quick_strip(tmp_path: Path, data: bytes) -> None:
+    """Two differences: Bash drops a NUL, and we remove a byte order mark, because wg refuses it."""
     file = tmp_path / "wg0.conf"
     file.touch(0o600)
     file.write_bytes(data)

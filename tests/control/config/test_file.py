@@ -1,4 +1,4 @@
-"""The configuration file: what is read, what is refused and how, and that writing loses nothing."""
+"""The configuration file: valid and invalid keys, error messages, and edits that lose nothing."""
 
 from __future__ import annotations
 
@@ -97,11 +97,11 @@ def test_every_key_is_read() -> None:
     "text",
     [WHOLE, WHOLE.rstrip("\n"), WHOLE.replace("\n", "\r\n"), "", "\n", "# only\n", "[Peer]\nPublicKey=" + PUBLIC],
 )
-def test_what_was_not_edited_comes_back_byte_for_byte(text: str) -> None:
+def test_unedited_file_is_written_back_byte_for_byte(text: str) -> None:
     assert Config.parse(text).emit() == text
 
 
-def test_an_edit_changes_its_lines_and_no_other() -> None:
+def test_edit_changes_only_its_own_lines() -> None:
     config = Config.parse(WHOLE)
     config.interface.listen_port = 51821
     config.interface.addresses.append(ipaddress.ip_interface("10.9.8.8"))
@@ -123,7 +123,7 @@ def test_an_edit_changes_its_lines_and_no_other() -> None:
     assert after[-2:] == ["AllowedIPs = 10.4.0.0/16", "# the end"]
 
 
-def test_peers_come_and_go_with_the_comments_above_them() -> None:
+def test_peer_is_removed_with_the_comments_above_it() -> None:
     config = Config.parse(WHOLE)
     del config.peers[0]
     config.peers.append(ConfigPeer(PublicKey(bytes(32)), name="new"))
@@ -134,14 +134,14 @@ def test_peers_come_and_go_with_the_comments_above_them() -> None:
 
 
 @pytest.mark.parametrize("text", ["one\rtwo", "one\0two"])
-def test_a_comment_with_what_no_line_can_hold_is_no_name(text: str) -> None:
-    """Found by fuzzing: it was read as one, and then could not be written."""
+def test_comment_with_cr_or_nul_is_not_taken_as_a_name(text: str) -> None:
+    """Found by fuzzing: such a comment was read as a name, which could not be written back."""
     config = Config.parse(f"[Interface]\n\n# friendly_name = {text}\n[Peer]\nPublicKey = {'A' * 43}=\n")
     assert config.peers[0].name is None
     assert Config.parse(Config(peers=[replace(config.peers[0])]).emit()).peers == config.peers
 
 
-def test_a_file_from_values() -> None:
+def test_file_is_built_from_values() -> None:
     interface = ConfigInterface(
         PrivateKey.from_base64(PRIVATE), dns=[ipaddress.ip_address("10.0.0.1"), "lan"], fwmark=0
     )
@@ -184,7 +184,7 @@ peers = st.builds(
 
 
 @given(interfaces, st.lists(peers, max_size=3), interfaces, st.lists(peers, max_size=3))
-def test_any_edit_of_any_file_is_what_is_read_again(
+def test_any_edit_survives_writing_and_reading(
     before: ConfigInterface, old: list[ConfigPeer], after: ConfigInterface, new: list[ConfigPeer]
 ) -> None:
     config = Config.parse(Config(before, old).emit())
@@ -247,14 +247,14 @@ PEER = f"[Peer]\nPublicKey = {PUBLIC}\n"
         (PEER + "\ufeff\n", 3, "expected `Key = value`"),
     ],
 )
-def test_an_error_says_file_line_and_what_was_expected(text: str, line: int, part: str) -> None:
+def test_error_names_file_line_and_expectation(text: str, line: int, part: str) -> None:
     with pytest.raises(ConfigFileError) as caught:
         Config.parse(text, source="wg0.conf")
     assert caught.value.line == line and str(caught.value).startswith(f"wg0.conf:{line}: ")
     assert part in str(caught.value)
 
 
-def test_all_errors_can_be_had_at_once() -> None:
+def test_all_errors_are_reported_at_once() -> None:
     config, errors = Config.parse_all(INTERFACE + "MTU = x\nTable = -\n[Peer]\n" + PEER)
     assert [error.line for error in errors] == [3, 4, 5]
     assert len(config.peers) == 1
@@ -271,20 +271,20 @@ def test_all_errors_can_be_had_at_once() -> None:
         f"[Peer]\nPresharedKey = {PRIVATE[1:]}\n",
     ],
 )
-def test_no_error_repeats_a_key(text: str) -> None:
+def test_error_never_repeats_a_key(text: str) -> None:
     with pytest.raises(ConfigFileError) as caught:
         Config.parse(text)
     assert PRIVATE[1:20].lower() not in str(caught.value).lower()
 
 
-def test_no_repr_tells_a_secret() -> None:
+def test_repr_shows_no_secret() -> None:
     config = Config.parse(WHOLE)
     shown = repr((config, config.interface, config.peers, config._sections))
     assert PRIVATE not in shown and PSK not in shown
     assert PrivateKey.from_base64(PRIVATE).hex() not in shown and "ip rule" not in shown
 
 
-def test_lines_can_be_pointed_at() -> None:
+def test_line_numbers_of_sections_and_keys() -> None:
     config = Config.parse(WHOLE)
     lines = WHOLE.splitlines()
     assert lines[config.line_of(config.peers[1], "endpoint") - 1].startswith("Endpoint = test")
@@ -292,19 +292,19 @@ def test_lines_can_be_pointed_at() -> None:
     assert config.line_of(ConfigPeer(PublicKey(bytes(32)))) == 0
 
 
-def test_the_last_of_repeated_keys_holds_and_the_others_can_be_told() -> None:
+def test_last_of_repeated_keys_wins_and_the_others_are_listed() -> None:
     config = Config.parse(INTERFACE + "MTU = 1300\nMTU = 1400\n")
     assert config.interface.mtu == 1400
     assert list(config.repeated_keys()) == [(3, "MTU")]
 
 
 @pytest.mark.parametrize("value", ["echo 'a\nb'", "a\rb", "a\0b"])
-def test_a_value_that_no_line_can_hold_is_refused(value: str) -> None:
+def test_value_with_cr_lf_or_nul_is_refused(value: str) -> None:
     with pytest.raises(ValueError, match="PostUp cannot be written"):
         Config(ConfigInterface(post_up=[value])).emit()
 
 
-def test_a_file_that_others_may_read_is_warned_of(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
+def test_file_readable_by_others_causes_a_warning(tmp_path: Path, recwarn: pytest.WarningsRecorder) -> None:
     path = tmp_path / "wg0.conf"
     path.write_text(WHOLE)
     tmp_path.chmod(0o755)
@@ -313,13 +313,13 @@ def test_a_file_that_others_may_read_is_warned_of(tmp_path: Path, recwarn: pytes
     tmp_path.chmod(0o700)
     path.chmod(0o644)
     Config.load(path)
-    assert not recwarn.list, "the folder keeps them out"
+    assert not recwarn.list, "others cannot enter the folder"
     tmp_path.chmod(0o755)
     with pytest.warns(ExposedFileWarning, match="chmod 600"):
         Config.load(path)
 
 
-def test_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_utf16_and_oversized_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "wg0.conf"
     with pytest.raises(FileNotFoundError):
         Config.load(path)
@@ -332,7 +332,7 @@ def test_files_that_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         Config.load(path)
 
 
-def test_bytes_that_are_not_utf8_are_judged_in_values_only(tmp_path: Path) -> None:
+def test_invalid_utf8_is_an_error_only_in_values(tmp_path: Path) -> None:
     path = tmp_path / "wg0.conf"
     data = (
         b"# B\xfcro\n[Interface]\nPrivateKey = " + PRIVATE.encode() + b" # M\xfcnchen\n"
@@ -351,7 +351,7 @@ def test_bytes_that_are_not_utf8_are_judged_in_values_only(tmp_path: Path) -> No
         Config.load(path)
 
 
-def test_a_byte_order_mark_is_passed_over_and_kept(tmp_path: Path) -> None:
+def test_byte_order_mark_is_skipped_and_kept(tmp_path: Path) -> None:
     path = tmp_path / "wg0.conf"
     path.write_bytes(b"\xef\xbb\xbf" + PEER.encode())
     path.chmod(0o600)
@@ -361,7 +361,7 @@ def test_a_byte_order_mark_is_passed_over_and_kept(tmp_path: Path) -> None:
     assert config.emit().encode() == path.read_bytes()
 
 
-def test_several_interface_sections_add_up_and_are_written_back() -> None:
+def test_several_interface_sections_are_merged_and_written_back() -> None:
     text = f"{INTERFACE}Address = 10.0.0.1/8\n{PEER}\n[Interface]\nAddress = fd00::1/64\nMTU = 1400\nPostUp = a\n"
     config = Config.parse(text)
     assert [str(address) for address in config.interface.addresses] == ["10.0.0.1/8", "fd00::1/64"]
@@ -375,14 +375,14 @@ def test_several_interface_sections_add_up_and_are_written_back() -> None:
 
 
 @pytest.mark.parametrize("key", ["PreUp", "PostUp", "PreDown", "PostDown", "Address", "DNS", "MTU", "Table"])
-def test_an_empty_value_of_wg_quick_is_as_if_the_line_were_not_there(key: str) -> None:
+def test_empty_value_of_a_wg_quick_key_counts_as_missing(key: str) -> None:
     text = f"{INTERFACE}{key} = \n{PEER}"
     config = Config.parse(text)
     assert config == Config.parse(INTERFACE + PEER)
     assert config.emit() == text
 
 
-def test_a_hash_in_a_command_is_the_shell_s() -> None:
+def test_hash_in_a_command_is_left_to_the_shell() -> None:
     text = f"{INTERFACE}PostUp = echo 'a#b' # c \nPreUp = # nothing\n"
     config = Config.parse(text)
     assert config.interface.post_up == ["echo 'a#b' # c"]
@@ -390,14 +390,14 @@ def test_a_hash_in_a_command_is_the_shell_s() -> None:
     assert Config.parse(Config(config.interface).emit()) == config
 
 
-def test_a_routing_only_domain_is_kept_apart_from_search_domains() -> None:
+def test_routing_only_domain_is_not_a_search_domain() -> None:
     interface = Config.parse(f"{INTERFACE}DNS = 10.0.0.53, ~corp.example lan,~.\n").interface
     assert [str(server) for server in interface.dns_servers] == ["10.0.0.53"]
     assert interface.dns_domains == ["~corp.example", "lan", "~."]
     assert interface.dns_search == ["lan"]
 
 
-def test_a_pipe_is_a_file_too() -> None:
+def test_config_is_loaded_from_a_pipe() -> None:
     reading, writing = os.pipe()
     os.write(writing, PEER.encode())
     os.close(writing)
@@ -407,18 +407,18 @@ def test_a_pipe_is_a_file_too() -> None:
         os.close(reading)
 
 
-def test_peers_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_number_of_peers_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(wg_quick, "MAX_PEERS", 1)
     with pytest.raises(ConfigFileError, match=r":3: too many peers: the limit is 1"):
         Config.parse(PEER + PEER)
 
 
 @pytest.mark.parametrize(("path", "name"), [("/etc/wireguard/wg0.conf", "wg0"), ("a_=+.-.conf", "a_=+.-")])
-def test_a_file_names_its_interface(path: str, name: str) -> None:
+def test_file_name_gives_the_interface_name(path: str, name: str) -> None:
     assert interface_name(path) == name
 
 
 @pytest.mark.parametrize("path", ["wg0", "/etc/sixteen-letters0.conf", "/etc/wireguard/.conf", "a b.conf"])
-def test_a_file_that_names_none(path: str) -> None:
+def test_file_name_without_a_valid_interface_name_is_refused(path: str) -> None:
     with pytest.raises(ValueError, match="expected a file name of up to 15 letters"):
         interface_name(path)

@@ -1,4 +1,4 @@
-"""Each finding of the linter, and that a good file has none."""
+"""Each finding of the linter, and no finding for a good file."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def findings(text: str) -> list[Remark]:
     return lint(Config.parse(text))
 
 
-def test_a_good_file_has_no_findings_and_needs_no_keepalive() -> None:
+def test_good_file_has_no_findings() -> None:
     assert findings(GOOD) == []
 
 
@@ -115,12 +115,12 @@ def peer(**keys: str) -> str:
         ),
     ],
 )
-def test_a_finding_has_line_level_and_reason(text: str, line: int, level: str, part: str) -> None:
+def test_finding_has_line_level_and_reason(text: str, line: int, level: str, part: str) -> None:
     found = [(finding.line, finding.level) for finding in findings(text) if part in finding.message]
     assert found == [(line, level)], findings(text)
 
 
-def test_our_own_key_is_no_peer() -> None:
+def test_own_public_key_of_a_peer_is_found() -> None:
     key = Config.parse(GOOD).interface.private_key
     assert key is not None
     assert any(
@@ -128,37 +128,37 @@ def test_our_own_key_is_no_peer() -> None:
     )
 
 
-def test_a_private_key_may_be_set_by_a_hook() -> None:
+def test_private_key_may_be_set_by_a_hook() -> None:
     text = GOOD.replace(f"PrivateKey = {OWN}", "PostUp = wg set %i private-key /etc/key")
     assert not findings(text)
 
 
 @pytest.mark.parametrize("more", ["Table = off\n", "Table = 5\n"])
-def test_without_routes_of_ours_there_is_no_loop(more: str) -> None:
+def test_endpoint_in_allowed_ips_is_fine_without_our_routes(more: str) -> None:
     text = peer(Endpoint="10.5.1.1:9").replace("ListenPort", f"{more}ListenPort")
     assert not any(finding.level == "error" for finding in findings(text))
 
 
-def test_a_default_route_guards_the_endpoint() -> None:
+def test_endpoint_is_exempt_from_a_default_route() -> None:
     text = peer(Endpoint="203.0.113.1:9", AllowedIPs="0.0.0.0/0, ::/0")
     assert not findings(text)
 
 
-def test_findings_are_bounded_and_no_secret_is_among_them(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_findings_are_bounded_and_contain_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(linter, "MAX_FINDINGS", 3)
     text = GOOD.replace(TWO, ONE) + f"PresharedKey = {PSK}\nPersistentKeepalive = 999\nEndpoint = vpn.example:51820\n"
     assert len(findings(text)) == 3
     assert PSK not in repr(findings(text)) and OWN not in repr(findings(text))
 
 
-def test_many_allowed_ips_are_looked_at_quickly_enough_to_finish() -> None:
-    """Quadratic work on this would take hours."""
+def test_many_allowed_ips_are_checked_in_reasonable_time() -> None:
+    """Quadratic work on 50,000 prefixes would take hours."""
     prefixes = ", ".join(f"10.{x}.{y}.{z}/32" for x in range(2) for y in range(100) for z in range(250))
     text = f"[Interface]\nPrivateKey = {OWN}\nListenPort = 1\n[Peer]\nPublicKey = {ONE}\nAllowedIPs = {prefixes}\n"
     assert all(finding.level == "note" for finding in findings(text))
 
 
-def test_the_cost_of_looking_for_loops_is_linear(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_search_for_loops_is_linear(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = 0
 
     def count(outer: Prefix, inner: Prefix) -> bool:

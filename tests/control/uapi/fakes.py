@@ -1,4 +1,4 @@
-"""A device that only remembers, and a client of the UAPI socket."""
+"""A device that only records changes, and a client of the UAPI socket."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Client:
         await self.writer.drain()
 
     async def read_reply(self) -> str:
-        """One reply, up to its blank line."""
+        """Read one reply, up to its blank line."""
         return (await asyncio.wait_for(self.reader.readuntil(b"\n\n"), 10)).decode()
 
     async def ask(self, text: str) -> str:
@@ -79,7 +79,7 @@ class Client:
         return await self.read_reply()
 
     async def is_closed(self) -> bool:
-        """Wait for the end of the connection; False: something else came."""
+        """Wait for the end of the connection. Return False if data arrived instead."""
         try:
             return await asyncio.wait_for(self.reader.read(1), 10) == b""
         except ConnectionError:

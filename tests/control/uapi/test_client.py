@@ -1,4 +1,4 @@
-"""The client of the UAPI socket against our server, and against daemons that misbehave."""
+"""The client of the UAPI socket, with our server and with daemons that misbehave."""
 
 from __future__ import annotations
 
@@ -48,23 +48,23 @@ STATUS = DeviceStatus(
 )
 
 
-def test_a_reply_is_read_as_it_was_written() -> None:
+def test_emitted_reply_is_read_back() -> None:
     assert parse_get("wg0", emit_get(STATUS).decode().splitlines()) == STATUS
 
 
-def test_keys_of_other_versions_are_passed_over() -> None:
+def test_keys_of_other_versions_are_skipped() -> None:
     lines = emit_get(STATUS).decode().replace("public_key", "colour=blue\npublic_key").splitlines()
     assert parse_get("wg0", ["future=1", *lines]) == STATUS
 
 
 @pytest.mark.parametrize("line", ["listen_port=x", "private_key=00", "public_key=zz", "fwmark=" + "9" * 30])
-def test_a_value_that_is_none_is_refused_without_being_repeated(line: str) -> None:
+def test_invalid_value_is_refused_without_being_repeated(line: str) -> None:
     with pytest.raises(UapiError) as caught:
         parse_get("wg0", [line])
     assert line.partition("=")[2] not in str(caught.value)
 
 
-def test_ours_is_asked_and_changed(tmp_path: Path) -> None:
+def test_get_and_set_work_with_our_server(tmp_path: Path) -> None:
     async def scenario() -> None:
         device = FakeDevice(peers=300)
         listener = UapiListener.create("wg0", str(tmp_path))
@@ -88,7 +88,7 @@ def test_ours_is_asked_and_changed(tmp_path: Path) -> None:
     asyncio.run(scenario())
 
 
-def test_drops_are_read_as_they_were_written(tmp_path: Path) -> None:
+def test_emitted_drops_are_read_back(tmp_path: Path) -> None:
     peers = {PublicKey(number.to_bytes(32, "big")): {"replayed": number, "bad_source": 1} for number in range(1, 300)}
 
     async def scenario() -> None:
@@ -112,8 +112,8 @@ def test_drops_are_read_as_they_were_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "reply", [b"", b"errno=-71\n\n", b"errno=22\n\n", b"drop=x\nerrno=0\n\n", b"drop=\x1b 1\nerrno=0\n\n"]
 )
-def test_a_daemon_without_drops_does_not_tell(tmp_path: Path, reply: bytes) -> None:
-    """wireguard-go closes the connection."""
+def test_get_drops_returns_none_if_the_daemon_lacks_them(tmp_path: Path, reply: bytes) -> None:
+    """wireguard-go, for example, closes the connection."""
 
     def answer(connection: socket.socket) -> None:
         connection.recv(100)
@@ -123,7 +123,7 @@ def test_a_daemon_without_drops_does_not_tell(tmp_path: Path, reply: bytes) -> N
         assert client.drops("wg0", folder) is None
 
 
-def test_drops_that_fail_for_another_reason_are_an_error(tmp_path: Path) -> None:
+def test_drops_raise_any_other_error(tmp_path: Path) -> None:
     def answer(connection: socket.socket) -> None:
         connection.recv(100)
         connection.sendall(b"errno=-5\n\n")
@@ -132,7 +132,7 @@ def test_drops_that_fail_for_another_reason_are_an_error(tmp_path: Path) -> None
         client.drops("wg0", folder)
 
 
-def test_drops_of_other_versions_are_kept_and_other_keys_passed_over() -> None:
+def test_unknown_drop_reasons_are_kept_and_unknown_keys_skipped() -> None:
     reader = DropsReader("wg0")
     for line in ("drop=from_the_future 3", "oddity=x 1", "future=1"):
         reader.add_line(line)
@@ -141,7 +141,7 @@ def test_drops_of_other_versions_are_kept_and_other_keys_passed_over() -> None:
 
 @contextmanager
 def daemon(folder: Path, answer: Callable[[socket.socket], None]) -> Iterator[str]:
-    """A daemon whose only connection is served by `answer`."""
+    """Run a daemon whose only connection is served by `answer`."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(folder / "wg0.sock"))
     listener.listen()
@@ -174,7 +174,7 @@ def daemon(folder: Path, answer: Callable[[socket.socket], None]) -> Iterator[st
         (b"listen_port=99999999999999999999999\nerrno=0\n\n", "invalid value for listen_port"),
     ],
 )
-def test_a_daemon_that_talks_nonsense(tmp_path: Path, reply: bytes, part: str) -> None:
+def test_malformed_replies_and_errors_of_a_daemon_raise(tmp_path: Path, reply: bytes, part: str) -> None:
     def answer(connection: socket.socket) -> None:
         connection.recv(100)
         connection.sendall(reply)
@@ -183,8 +183,8 @@ def test_a_daemon_that_talks_nonsense(tmp_path: Path, reply: bytes, part: str) -
         client.get("wg0", folder)
 
 
-def test_a_change_of_many_pieces_arrives_whole(tmp_path: Path) -> None:
-    """What is written is longer than one piece, and its end is in none of the first two."""
+def test_change_of_several_chunks_arrives_whole(tmp_path: Path) -> None:
+    """The request is longer than two chunks, and its length is not a multiple of a chunk."""
     peers = tuple(PeerChange(PublicKey(number.to_bytes(32, "big"))) for number in range(8000))
     expected = emit_set(DeviceChange(peers=peers))
     assert len(expected) > 2 * client._CHUNK and len(expected) % client._CHUNK
@@ -204,7 +204,7 @@ def test_a_change_of_many_pieces_arrives_whole(tmp_path: Path) -> None:
     assert bytes(received) == expected
 
 
-def test_a_daemon_that_is_silent_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_daemon_ends_in_a_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "TIMEOUT", 0.05)
     done = threading.Event()
 
@@ -217,7 +217,7 @@ def test_a_daemon_that_is_silent_holds_nobody_up(tmp_path: Path, monkeypatch: py
         done.set()
 
 
-def test_a_reply_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reply_size_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(client, "MAX_REPLY", 1000)
 
     def babble(connection: socket.socket) -> None:
@@ -232,8 +232,8 @@ def test_a_reply_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         client.get("wg0", folder)
 
 
-def test_a_daemon_that_drips_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each wait would be short, and their number without end."""
+def test_reply_in_tiny_pieces_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each wait is short, but without a limit there could be any number of them."""
     monkeypatch.setattr(client, "_CHUNK", 1)
 
     def drip(connection: socket.socket) -> None:
@@ -250,7 +250,7 @@ def test_a_daemon_that_drips_is_given_up(tmp_path: Path, monkeypatch: pytest.Mon
         client.get("wg0", folder)
 
 
-def test_who_is_not_there(tmp_path: Path) -> None:
+def test_missing_daemon_invalid_name_and_stale_socket_raise(tmp_path: Path) -> None:
     with pytest.raises(NoSuchInterface, match="no daemon listens"):
         client.get("nobody0", str(tmp_path))
     with pytest.raises(NoSuchInterface, match="not a valid interface name"):
@@ -262,5 +262,5 @@ def test_who_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(NoSuchInterface, match="no daemon listens"):
         client.get("stale0", str(tmp_path))
     assert client.interfaces(str(tmp_path)) == []
-    assert (tmp_path / "stale0.sock").exists(), "it is not a reader's to remove"
+    assert (tmp_path / "stale0.sock").exists(), "only the next daemon may remove it"
     assert client.interfaces(str(tmp_path / "nowhere")) == []

@@ -1,6 +1,6 @@
-"""Many odd lines of a set, given to wireguard-go and to us: the same errno, and the same values where both accept.
+"""Compare us with wireguard-go on many unusual lines of a set: the same errno, and the same values where both accept.
 
-What differs on purpose is in EXCEPTIONS, each with its reason.
+EXCEPTIONS lists the intended differences, each with its reason.
 """
 
 from __future__ import annotations
@@ -94,18 +94,22 @@ LINES = (
     *(PEER.encode() + line for line in BYTES),
 )
 
-_NO_SCOPE = "a scope has to be an interface of this host; wireguard-go finds that out when it sends"
+_NO_SCOPE = "a scope must be an interface of this host; wireguard-go notices only when it sends"
 EXCEPTIONS = {
     f"{PEER}endpoint=[{host}]:5".encode(): (0, -errno.EINVAL, _NO_SCOPE)
     for host in ("fe80::1%nowhere0", "fe80::1%99999999999", "fe80::1%٣", "fe80::1%-1", "fe80::1%+1", "::%a%b")
 } | {
-    b"x=" + b"y" * 5000: (-errno.EINVAL, -errno.EPROTO, "we end at 4 KiB of one line, wireguard-go at 64 KiB"),
+    b"x=" + b"y" * 5000: (
+        -errno.EINVAL,
+        -errno.EPROTO,
+        "our lines are limited to 4 KiB, those of wireguard-go to 64 KiB",
+    ),
 }
-"""By line: the errno of wireguard-go, ours, and why."""
+"""By line: the errno of wireguard-go, ours, and the reason."""
 
 
 class Reference:
-    """wireguard-go, and one set at a time."""
+    """A running wireguard-go, which takes one set per connection."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -121,7 +125,7 @@ class Reference:
                 while data := connection.recv(1 << 16):
                     reply += data
             except ConnectionResetError:
-                # It closes with bytes of the refused operation unread.
+                # wireguard-go closes the connection with bytes of the refused operation unread.
                 pass
             return bytes(reply)
 
@@ -179,7 +183,7 @@ def test_every_line_has_the_errno_of_wireguard_go(reference: Reference) -> None:
 
 
 def compare(status: DeviceStatus, change: DeviceChange, line: bytes) -> None:
-    """What wireguard-go shows afterwards is what we understood."""
+    """Check that wireguard-go's status shows the change that we parsed."""
     assert status.fwmark == (change.fwmark or 0), line
     if change.listen_port:
         assert status.listen_port == change.listen_port, line
@@ -195,6 +199,6 @@ def compare(status: DeviceStatus, change: DeviceChange, line: bytes) -> None:
         assert peer.preshared_key == section.preshared_key, line
 
 
-def test_an_exception_has_a_reason_and_a_line() -> None:
+def test_each_exception_has_a_reason_and_a_line() -> None:
     assert set(EXCEPTIONS) <= set(LINES)
     assert all(reason for _, _, reason in EXCEPTIONS.values())

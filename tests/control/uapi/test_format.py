@@ -1,4 +1,4 @@
-"""The UAPI's text: every key good and bad, and the shape of replies."""
+"""The text of the UAPI: valid and invalid values of every key, and the form of replies."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def feed(data: bytes, resolve: dict[str, int] | None = None) -> list[Operation]:
 # Device keys
 
 
-def test_a_set_without_lines_changes_nothing() -> None:
+def test_set_without_lines_changes_nothing() -> None:
     assert parse_set([]) == DeviceChange()
 
 
@@ -60,13 +60,13 @@ def test_device_keys_are_read() -> None:
     assert (change.listen_port, change.fwmark, change.replace_peers) == (51820, 4294967295, True)
 
 
-def test_zero_means_unset_and_is_not_the_same_as_absent() -> None:
+def test_zero_means_unset_and_differs_from_absent() -> None:
     change = parse_set([f"private_key={'0' * 64}", "listen_port=0", "fwmark=0"])
     assert change.private_key is not None and change.private_key.is_zero
     assert (change.listen_port, change.fwmark) == (0, 0)
 
 
-def test_the_last_value_of_a_repeated_key_holds() -> None:
+def test_last_value_of_a_repeated_key_wins() -> None:
     assert parse_set(["listen_port=1", "listen_port=2"]).listen_port == 2
 
 
@@ -130,7 +130,7 @@ def test_bad_device_values_are_invalid(key: str, values: list[str]) -> None:
 # Peer keys
 
 
-def test_a_peer_section_is_read_whole() -> None:
+def test_peer_section_is_read_completely() -> None:
     peer = peer_of(
         "update_only=true",
         f"preshared_key={OTHER_KEY}",
@@ -155,26 +155,26 @@ def test_a_peer_section_is_read_whole() -> None:
     )
 
 
-def test_an_empty_section_leaves_everything_as_it_is() -> None:
+def test_empty_section_changes_nothing() -> None:
     assert peer_of() == PeerChange(PublicKey(bytes.fromhex(KEY)))
 
 
-def test_uppercase_keys_are_the_same_keys() -> None:
+def test_uppercase_hex_is_the_same_key() -> None:
     assert parse_set([PEER.upper().replace("PUBLIC_KEY", "public_key")]).peers == parse_set([PEER]).peers
 
 
-def test_a_zero_preshared_key_is_kept_as_the_wish_for_none() -> None:
+def test_zero_preshared_key_requests_its_removal() -> None:
     peer = peer_of(f"preshared_key={'0' * 64}")
     assert peer.preshared_key is not None and peer.preshared_key.is_zero
 
 
-def test_sections_of_one_peer_stay_apart_and_in_order() -> None:
+def test_sections_of_one_peer_stay_separate_and_in_order() -> None:
     change = parse_set([PEER, "remove=true", f"public_key={OTHER_KEY}", PEER, "allowed_ip=10.0.0.0/8"])
     assert [peer.public_key.hex() for peer in change.peers] == [KEY, OTHER_KEY, KEY]
     assert [peer.remove for peer in change.peers] == [True, False, False]
 
 
-def test_replacing_allowed_ips_forgets_those_said_before_it() -> None:
+def test_replace_allowed_ips_discards_earlier_lines() -> None:
     peer = peer_of("allowed_ip=10.0.0.0/8", "replace_allowed_ips=true", "allowed_ip=11.0.0.0/8")
     assert peer.allowed_ips == (AllowedIPChange(Prefix(4, 11 << 24, 8)),)
 
@@ -220,7 +220,7 @@ def test_peer_keys_are_invalid_before_any_peer(line: str) -> None:
 
 
 @pytest.mark.parametrize("line", ["", "listen_port", "private_key " + KEY])
-def test_a_line_without_equals_sign_is_a_protocol_error(line: str) -> None:
+def test_line_without_equals_sign_is_a_protocol_error(line: str) -> None:
     assert errno_of(line) == errno.EPROTO
 
 
@@ -242,13 +242,13 @@ def test_errors_do_not_repeat_values() -> None:
 # Endpoints with a scope
 
 
-def test_a_scope_may_be_the_name_of_an_interface() -> None:
+def test_scope_may_be_the_name_of_an_interface() -> None:
     (operation,) = feed(f"set=1\n{PEER}\nendpoint=[fe80::1%eth0]:51820\n\n".encode(), {"eth0": 7})
     assert isinstance(operation, SetOperation)
     assert operation.change.peers[0].endpoint == Endpoint("fe80::1", 51820, 7)
 
 
-def test_an_interface_that_is_not_there_is_invalid() -> None:
+def test_scope_of_an_unknown_interface_is_invalid() -> None:
     def resolve(name: str) -> int:
         raise OSError(errno.ENODEV, "no interface with this name")
 
@@ -266,7 +266,7 @@ prefixes = st.one_of(
 
 
 @given(prefixes)
-def test_quick_prefixes_are_those_of_the_wire_room(prefix: Prefix) -> None:
+def test_fast_prefix_parser_agrees_with_wire(prefix: Prefix) -> None:
     assert parse_prefix(emit_prefix(prefix)) == prefix == parse_prefix(prefix.emit())
     assert Prefix.parse(emit_prefix(prefix)) == prefix
 
@@ -274,8 +274,8 @@ def test_quick_prefixes_are_those_of_the_wire_room(prefix: Prefix) -> None:
 @given(st.from_regex(r"[0-9a-f:.]{1,12}/[0-9]{1,3}", fullmatch=True))
 @example("::/00")
 @example("::/0")
-def test_quick_prefixes_refuse_what_the_wire_room_refuses(text: str) -> None:
-    """And zeros before a length, which only files may have."""
+def test_fast_prefix_parser_refuses_the_same_texts_as_wire(text: str) -> None:
+    """It also refuses leading zeros of a length, which only files may have."""
 
     def outcome(parse: type[Prefix] | None) -> Prefix | None:
         try:
@@ -316,7 +316,7 @@ device_changes = st.builds(
 
 
 @given(device_changes)
-def test_a_set_survives_emit_and_parse(change: DeviceChange) -> None:
+def test_set_survives_emit_and_parse(change: DeviceChange) -> None:
     assert feed(emit_set(change)) == [SetOperation(change)]
 
 
@@ -335,7 +335,7 @@ def full_status() -> DeviceStatus:
     return DeviceStatus("wg0", PrivateKey(bytes.fromhex(KEY)), 51820, 7, 1420, (peer, quiet))
 
 
-def test_a_get_has_wireguard_gos_keys_in_its_order() -> None:
+def test_get_has_the_keys_of_wireguard_go_in_its_order() -> None:
     clamped = PrivateKey(bytes.fromhex(KEY)).hex()
     assert emit_get(full_status()).decode() == (
         f"private_key={clamped}\nlisten_port=51820\nfwmark=7\n"
@@ -349,12 +349,12 @@ def test_a_get_has_wireguard_gos_keys_in_its_order() -> None:
 
 
 @pytest.mark.parametrize("private_key", [None, PrivateKey(bytes(32))])
-def test_a_fresh_device_says_nothing(private_key: PrivateKey | None) -> None:
+def test_get_of_a_new_device_is_empty(private_key: PrivateKey | None) -> None:
     assert emit_get(DeviceStatus("wg0", private_key, 0, 0, 1420, ())) == b""
 
 
-def test_a_get_can_be_set_again() -> None:
-    """What is not state of the moment goes through a `set` unchanged."""
+def test_get_can_be_set_again() -> None:
+    """All configuration passes through a `set` unchanged; counters and times do not."""
     text = re.sub(rb"(last_handshake_time_n?sec|[tr]x_bytes)=\d+\n", b"", emit_get(full_status()))
     (operation,) = feed(b"set=1\n" + text + b"\n")
     assert isinstance(operation, SetOperation)

@@ -1,4 +1,4 @@
-"""The UAPI server with real sockets and a device that only remembers: no client can hold up another."""
+"""The UAPI server with real sockets and a device that only records: no client delays another."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ async def test_get_and_set_are_answered(tmp_path: Path, path: str) -> None:
 
 
 @on_a_loop
-async def test_a_get_right_behind_a_set_is_answered_after_it(tmp_path: Path, path: str) -> None:
+async def test_get_right_after_a_set_is_answered_after_it(tmp_path: Path, path: str) -> None:
     async with serving(tmp_path, FakeDevice()):
         client = await Client.connect(path)
         assert await client.ask("set=1\nlisten_port=2\n\nget=1\n\n") == "errno=0\n\n"
@@ -61,7 +61,7 @@ async def test_a_get_right_behind_a_set_is_answered_after_it(tmp_path: Path, pat
 
 
 @on_a_loop
-async def test_a_refused_set_has_its_errno_and_the_connection_goes_on(tmp_path: Path, path: str) -> None:
+async def test_refused_set_returns_errno_and_keeps_the_connection(tmp_path: Path, path: str) -> None:
     device = FakeDevice()
     async with serving(tmp_path, device):
         client = await Client.connect(path)
@@ -73,7 +73,7 @@ async def test_a_refused_set_has_its_errno_and_the_connection_goes_on(tmp_path: 
 
 
 @on_a_loop
-async def test_a_bug_in_the_device_costs_one_operation(tmp_path: Path, path: str) -> None:
+async def test_exception_of_the_device_fails_one_operation(tmp_path: Path, path: str) -> None:
     device = FakeDevice()
     async with serving(tmp_path, device):
         client = await Client.connect(path)
@@ -84,7 +84,7 @@ async def test_a_bug_in_the_device_costs_one_operation(tmp_path: Path, path: str
 
 
 @pytest.mark.parametrize("rubbish", [b"x" * 5000, b"GET / HTTP/1.1\r\n\r\n", b"\0\n", b"\n"])
-def test_rubbish_is_answered_and_the_connection_closed(tmp_path: Path, path: str, rubbish: bytes) -> None:
+def test_garbage_is_answered_and_the_connection_closed(tmp_path: Path, path: str, rubbish: bytes) -> None:
 
     @on_a_loop
     async def run() -> None:
@@ -97,7 +97,7 @@ def test_rubbish_is_answered_and_the_connection_closed(tmp_path: Path, path: str
 
 
 @on_a_loop
-async def test_a_set_cut_off_is_not_applied(tmp_path: Path, path: str) -> None:
+async def test_truncated_set_is_not_applied(tmp_path: Path, path: str) -> None:
     device = FakeDevice()
     async with serving(tmp_path, device):
         client = await Client.connect(path)
@@ -109,7 +109,7 @@ async def test_a_set_cut_off_is_not_applied(tmp_path: Path, path: str) -> None:
 
 
 @on_a_loop
-async def test_a_client_that_only_half_closes_has_its_answer(tmp_path: Path, path: str) -> None:
+async def test_client_that_half_closes_gets_its_answer(tmp_path: Path, path: str) -> None:
     async with serving(tmp_path, FakeDevice()):
         client = await Client.connect(path)
         await client.write(b"get=1\n\n")
@@ -119,7 +119,7 @@ async def test_a_client_that_only_half_closes_has_its_answer(tmp_path: Path, pat
 
 
 @on_a_loop
-async def test_a_large_get_comes_whole(tmp_path: Path, path: str) -> None:
+async def test_large_get_arrives_whole(tmp_path: Path, path: str) -> None:
     async with serving(tmp_path, FakeDevice(peers=10_000)):
         client = await Client.connect(path)
         await client.write(b"get=1\n\n")
@@ -129,7 +129,7 @@ async def test_a_large_get_comes_whole(tmp_path: Path, path: str) -> None:
 
 
 @on_a_loop
-async def test_a_get_is_one_picture_while_a_set_changes_everything(tmp_path: Path, path: str) -> None:
+async def test_get_is_one_snapshot_during_a_set(tmp_path: Path, path: str) -> None:
     device = FakeDevice(peers=10_000)
     async with serving(tmp_path, device):
         reading, writing = await Client.connect(path), await Client.connect(path)
@@ -142,11 +142,11 @@ async def test_a_get_is_one_picture_while_a_set_changes_everything(tmp_path: Pat
         assert lines[-2:] == [b"errno=0\n", b"\n"]
 
 
-# Clients that are in nobody's way
+# Slow and silent clients
 
 
 @on_a_loop
-async def test_a_client_in_the_middle_of_a_set_delays_nobody(tmp_path: Path, path: str) -> None:
+async def test_client_in_the_middle_of_a_set_delays_no_other(tmp_path: Path, path: str) -> None:
     async with serving(tmp_path, FakeDevice()) as server:
         slow, other = await Client.connect(path), await Client.connect(path)
         await slow.write(b"set=1\nlisten_port=3\n")
@@ -158,7 +158,7 @@ async def test_a_client_in_the_middle_of_a_set_delays_nobody(tmp_path: Path, pat
 
 
 @on_a_loop
-async def test_a_client_that_does_not_read_delays_nobody_and_costs_little(tmp_path: Path, path: str) -> None:
+async def test_client_that_does_not_read_delays_no_other(tmp_path: Path, path: str) -> None:
     async with serving(tmp_path, FakeDevice(peers=5000)):
         deaf, other = await Client.connect(path), await Client.connect(path)
         deaf.writer.write(b"get=1\n\n" * 100)
@@ -167,7 +167,7 @@ async def test_a_client_that_does_not_read_delays_nobody_and_costs_little(tmp_pa
 
 
 @on_a_loop
-async def test_a_client_that_never_reads_is_dropped(tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_client_that_never_reads_is_dropped(tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Until then, the reply is produced only as fast as the client reads."""
     made = 0
 
@@ -189,7 +189,7 @@ async def test_a_client_that_never_reads_is_dropped(tmp_path: Path, path: str, m
 
 
 @on_a_loop
-async def test_a_client_that_stops_in_the_middle_is_dropped(tmp_path: Path, path: str) -> None:
+async def test_client_that_stops_in_the_middle_is_dropped(tmp_path: Path, path: str) -> None:
     async with serving(tmp_path, FakeDevice(), stall_seconds=0.05):
         client = await Client.connect(path)
         await client.write(b"set=1\nlisten_port=2")
@@ -197,7 +197,7 @@ async def test_a_client_that_stops_in_the_middle_is_dropped(tmp_path: Path, path
 
 
 @on_a_loop
-async def test_a_client_may_be_silent_between_operations(tmp_path: Path, path: str) -> None:
+async def test_client_may_be_silent_between_operations(tmp_path: Path, path: str) -> None:
     async with serving(tmp_path, FakeDevice(), stall_seconds=0.05):
         silent, stalled = await Client.connect(path), await Client.connect(path)
         await silent.ask("get=1\n\n")
@@ -215,7 +215,7 @@ async def test_many_clients_are_served_at_once(tmp_path: Path, path: str) -> Non
 
 
 @on_a_loop
-async def test_one_client_too_many_waits_until_another_ends(tmp_path: Path, path: str) -> None:
+async def test_client_above_the_limit_waits_until_another_ends(tmp_path: Path, path: str) -> None:
     async with serving(tmp_path, FakeDevice(), max_clients=3) as server:
         first, *others = [await Client.connect(path) for _ in range(3)]
         for client in [first, *others]:
@@ -231,7 +231,7 @@ async def test_one_client_too_many_waits_until_another_ends(tmp_path: Path, path
 
 
 @on_a_loop
-async def test_a_client_that_was_silent_for_long_makes_room_for_the_next(tmp_path: Path, path: str) -> None:
+async def test_idle_client_makes_room_for_the_next(tmp_path: Path, path: str) -> None:
     async with serving(tmp_path, FakeDevice(), max_clients=3, idle_seconds=0.05) as server:
         idle = await Client.connect(path)
         begun = [await Client.connect(path) for _ in range(2)]
@@ -242,12 +242,12 @@ async def test_a_client_that_was_silent_for_long_makes_room_for_the_next(tmp_pat
         assert await newest.ask("get=1\n\n") == "listen_port=1\nerrno=0\n\n"
         assert await idle.is_closed()
         for client in begun:
-            assert await client.ask("\n") == "errno=0\n\n", "an operation that has begun is not cut off"
+            assert await client.ask("\n") == "errno=0\n\n", "an operation that has begun is completed"
 
 
 @on_a_loop
-async def test_waiting_clients_are_all_served_in_the_end(tmp_path: Path, path: str) -> None:
-    """Four times as many clients as fit, 20 sets and gets each: none has its connection closed."""
+async def test_all_waiting_clients_are_served(tmp_path: Path, path: str) -> None:
+    """Four times the allowed number of clients do 20 sets and gets each; no connection is closed early."""
 
     async def converse(number: int) -> None:
         client = await Client.connect(path)
@@ -264,7 +264,7 @@ async def test_waiting_clients_are_all_served_in_the_end(tmp_path: Path, path: s
 
 @pytest.mark.parametrize("text", ["set=1\nlisten_port=x\n\n", "set=1\nx\n\n", f"set=1\nlisten_port={TAKEN_PORT}\n\n"])
 @on_a_loop
-async def test_a_refused_set_is_an_error_on_the_log(
+async def test_refused_set_is_logged_as_an_error(
     tmp_path: Path, path: str, caplog: pytest.LogCaptureFixture, text: str
 ) -> None:
     async with serving(tmp_path, FakeDevice()):
@@ -274,7 +274,7 @@ async def test_a_refused_set_is_an_error_on_the_log(
 
 
 @on_a_loop
-async def test_a_rude_close_is_forgotten(tmp_path: Path, path: str) -> None:
+async def test_connection_reset_by_a_client_is_harmless(tmp_path: Path, path: str) -> None:
     async with serving(tmp_path, FakeDevice(peers=5000)) as server:
         for request in (b"get=1\n\n" * 20, b"set=1\nlisten_port=2\n", b"x", b""):
             with socket.socket(socket.AF_UNIX) as rude:
@@ -286,7 +286,7 @@ async def test_a_rude_close_is_forgotten(tmp_path: Path, path: str) -> None:
 
 
 @on_a_loop
-async def test_other_users_are_not_heard(tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_other_users_are_rejected(tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uapi_server, "_peer_uid", lambda accepted: os.geteuid() + 12345)
     async with serving(tmp_path, FakeDevice()):
         client = await Client.connect(path)
@@ -294,14 +294,14 @@ async def test_other_users_are_not_heard(tmp_path: Path, path: str, monkeypatch:
 
 
 @on_a_loop
-async def test_the_credentials_of_a_client_are_those_of_its_process(tmp_path: Path, path: str) -> None:
+async def test_credentials_of_a_client_are_those_of_its_process(tmp_path: Path, path: str) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX)
     with ours, theirs:
         assert uapi_server._peer_uid(ours) == os.geteuid()
 
 
 @on_a_loop
-async def test_running_out_of_descriptors_is_told_and_survived(tmp_path: Path, path: str) -> None:
+async def test_client_is_refused_when_descriptors_run_out(tmp_path: Path, path: str) -> None:
     async with serving(tmp_path, FakeDevice()):
         clients = [await Client.connect(path) for _ in range(3)]
         await asyncio.gather(*(client.ask("get=1\n\n") for client in clients))
@@ -350,7 +350,7 @@ async def test_without_a_spare_descriptor_accepting_pauses(
 
 
 @on_a_loop
-async def test_chmod_and_chown_of_the_file_change_nothing(tmp_path: Path, path: str) -> None:
+async def test_chmod_and_chown_of_the_socket_file_are_ignored(tmp_path: Path, path: str) -> None:
     async with serving(tmp_path, FakeDevice()) as server:
         os.chmod(path, 0o600)
         os.chown(path, os.getuid(), os.getgid())
@@ -360,9 +360,9 @@ async def test_chmod_and_chown_of_the_file_change_nothing(tmp_path: Path, path: 
 
 
 @pytest.mark.parametrize("has_inotify", [True, False])
-@pytest.mark.parametrize("way", ["unlink", "rename", "replace"])
-def test_a_file_taken_away_ends_the_server(
-    tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch, way: str, has_inotify: bool
+@pytest.mark.parametrize("method", ["unlink", "rename", "replace"])
+def test_removal_of_the_socket_file_ends_the_server(
+    tmp_path: Path, path: str, monkeypatch: pytest.MonkeyPatch, method: str, has_inotify: bool
 ) -> None:
     if not has_inotify:
         monkeypatch.setattr(file_watch, "_open_inotify", refuse)
@@ -378,9 +378,9 @@ def test_a_file_taken_away_ends_the_server(
     @on_a_loop
     async def run() -> None:
         async with serving(tmp_path, FakeDevice()) as server:
-            steps[way]()
+            steps[method]()
             await server.wait_ended()
-        assert os.path.exists(path) == (way == "replace")
+        assert os.path.exists(path) == (method == "replace")
 
     run()
 
@@ -390,7 +390,7 @@ def refuse(path: str) -> int:
 
 
 @on_a_loop
-async def test_a_file_gone_before_the_start_ends_the_server(tmp_path: Path, path: str) -> None:
+async def test_file_removed_before_the_start_ends_the_server(tmp_path: Path, path: str) -> None:
     server = uapi_server.UapiServer(FakeDevice(), UapiListener.create("wg0", str(tmp_path)))
     os.unlink(path)
     server.start()
@@ -399,7 +399,7 @@ async def test_a_file_gone_before_the_start_ends_the_server(tmp_path: Path, path
 
 
 @on_a_loop
-async def test_closing_drops_clients_and_removes_the_file(tmp_path: Path, path: str) -> None:
+async def test_close_drops_clients_and_removes_the_file(tmp_path: Path, path: str) -> None:
     async with serving(tmp_path, FakeDevice()) as server:
         client = await Client.connect(path)
         await client.ask("get=1\n\n")
@@ -410,7 +410,7 @@ async def test_closing_drops_clients_and_removes_the_file(tmp_path: Path, path: 
 
 
 @on_a_loop
-async def test_a_server_that_never_started_can_be_closed(tmp_path: Path, path: str) -> None:
+async def test_server_that_never_started_can_be_closed(tmp_path: Path, path: str) -> None:
     server = uapi_server.UapiServer(FakeDevice(), UapiListener.create("wg0", str(tmp_path)))
     await server.close()
     assert not os.path.exists(path)
@@ -420,7 +420,7 @@ async def test_a_server_that_never_started_can_be_closed(tmp_path: Path, path: s
 
 
 @on_a_loop
-async def test_a_refusal_is_told_without_its_value(tmp_path: Path, path: str, caplog: pytest.LogCaptureFixture) -> None:
+async def test_refusal_is_logged_without_the_value(tmp_path: Path, path: str, caplog: pytest.LogCaptureFixture) -> None:
     secret = "5ec2e7" * 10 + "zzzz"
     with caplog.at_level(logging.DEBUG, "wyrmhole"):
         async with serving(tmp_path, FakeDevice()):
@@ -431,6 +431,6 @@ async def test_a_refusal_is_told_without_its_value(tmp_path: Path, path: str, ca
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """Let the loop turn until it holds; the test's own deadline ends a vain wait."""
+    """Run the loop until the condition holds. The deadline of the test limits the wait."""
     while not holds():
         await asyncio.sleep(0.001)

@@ -1,4 +1,4 @@
-"""How the listening socket takes its place in the file system and leaves it."""
+"""The socket file of the listener: creation, replacement, locking and removal."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def leave_stale_socket(path: Path) -> None:
         dead.bind(str(path))
 
 
-def test_directory_and_socket_are_private_whatever_the_umask(tmp_path: Path) -> None:
+def test_directory_and_socket_are_private_with_any_umask(tmp_path: Path) -> None:
     directory = tmp_path / "run"
     former = os.umask(0)
     try:
@@ -47,7 +47,7 @@ def test_directory_and_socket_are_private_whatever_the_umask(tmp_path: Path) -> 
     listener.close()
 
 
-def test_it_listens_and_is_gone_after_close(listener: UapiListener, path: Path) -> None:
+def test_socket_listens_and_is_removed_by_close(listener: UapiListener, path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(path))
     assert listener.is_in_place
@@ -56,13 +56,13 @@ def test_it_listens_and_is_gone_after_close(listener: UapiListener, path: Path) 
     assert not path.exists()
 
 
-def test_a_name_in_use_is_refused_and_left_alone(listener: UapiListener, tmp_path: Path, path: Path) -> None:
+def test_name_in_use_is_refused_and_left_alone(listener: UapiListener, tmp_path: Path, path: Path) -> None:
     with pytest.raises(SocketInUse, match=r"wg0\.sock is in use by another process"):
         UapiListener.create("wg0", str(tmp_path))
     assert listener.is_in_place
 
 
-def test_a_listener_that_is_slow_to_accept_is_in_use_too(tmp_path: Path, path: Path) -> None:
+def test_name_of_a_slow_listener_counts_as_in_use(tmp_path: Path, path: Path) -> None:
     with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as waiting:
         busy.bind(str(path))
         busy.listen(0)
@@ -71,7 +71,7 @@ def test_a_listener_that_is_slow_to_accept_is_in_use_too(tmp_path: Path, path: P
             UapiListener.create("wg0", str(tmp_path))
 
 
-def test_a_stale_socket_is_replaced(tmp_path: Path, path: Path) -> None:
+def test_stale_socket_is_replaced(tmp_path: Path, path: Path) -> None:
     leave_stale_socket(path)
     listener = UapiListener.create("wg0", str(tmp_path))
     with socket.socket(socket.AF_UNIX) as client:
@@ -80,40 +80,40 @@ def test_a_stale_socket_is_replaced(tmp_path: Path, path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", ["file", "socket", "nothing"])
-def test_a_symbolic_link_is_refused_and_not_followed(tmp_path: Path, path: Path, target: str) -> None:
-    aim = tmp_path / "aim"
+def test_symbolic_link_is_refused_and_not_followed(tmp_path: Path, path: Path, target: str) -> None:
+    destination = tmp_path / "destination"
     if target == "file":
-        aim.write_text("precious")
+        destination.write_text("precious")
     elif target == "socket":
-        leave_stale_socket(aim)
-    path.symlink_to(aim)
+        leave_stale_socket(destination)
+    path.symlink_to(destination)
     with pytest.raises(DeviceError, match="is not a socket: remove it"):
         UapiListener.create("wg0", str(tmp_path))
     assert path.is_symlink()
-    assert os.path.lexists(aim) == (target != "nothing")
+    assert os.path.lexists(destination) == (target != "nothing")
 
 
-def test_another_file_in_its_place_is_refused_and_kept(tmp_path: Path, path: Path) -> None:
+def test_file_of_another_kind_is_refused_and_kept(tmp_path: Path, path: Path) -> None:
     path.write_text("precious")
     with pytest.raises(DeviceError, match="is not a socket: remove it"):
         UapiListener.create("wg0", str(tmp_path))
     assert path.read_text() == "precious"
 
 
-def test_a_directory_that_others_may_write_in_is_refused(tmp_path: Path) -> None:
+def test_directory_writable_by_others_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     with pytest.raises(DeviceError, match="change its owner to root and its mode to 0755"):
         UapiListener.create("wg0", str(tmp_path))
 
 
 @pytest.mark.parametrize("directory", ["a-file/run", "x" * 200])
-def test_a_place_that_cannot_be_is_told(tmp_path: Path, directory: str) -> None:
+def test_impossible_path_is_refused(tmp_path: Path, directory: str) -> None:
     (tmp_path / "a-file").touch()
     with pytest.raises(DeviceError, match="cannot listen on"):
         UapiListener.create("wg0", str(tmp_path / directory))
 
 
-def test_closing_leaves_the_socket_of_a_successor(listener: UapiListener, tmp_path: Path, path: Path) -> None:
+def test_close_leaves_the_socket_of_a_successor(listener: UapiListener, tmp_path: Path, path: Path) -> None:
     path.unlink()
     successor = UapiListener.create("wg0", str(tmp_path))
     assert not listener.is_in_place
@@ -122,13 +122,13 @@ def test_closing_leaves_the_socket_of_a_successor(listener: UapiListener, tmp_pa
     successor.close()
 
 
-def test_a_link_to_the_socket_is_not_the_socket(listener: UapiListener, tmp_path: Path, path: Path) -> None:
+def test_link_to_the_socket_does_not_count_as_the_socket(listener: UapiListener, tmp_path: Path, path: Path) -> None:
     path.rename(tmp_path / "moved")
     path.symlink_to(tmp_path / "moved")
     assert not listener.is_in_place
 
 
-def test_an_inherited_listener_is_taken_over_with_its_file(path: Path) -> None:
+def test_inherited_listener_is_used_with_its_file(path: Path) -> None:
     given = socket.socket(socket.AF_UNIX)
     given.bind(str(path))
     given.listen()
@@ -139,7 +139,7 @@ def test_an_inherited_listener_is_taken_over_with_its_file(path: Path) -> None:
     assert not path.exists()
 
 
-def test_an_inherited_listener_may_have_no_file() -> None:
+def test_inherited_listener_may_have_no_file() -> None:
     given = socket.socket(socket.AF_UNIX)
     given.bind(b"\0wyrmhole-test-%d" % os.getpid())
     given.listen()
@@ -148,7 +148,7 @@ def test_an_inherited_listener_may_have_no_file() -> None:
     listener.close()
 
 
-def test_other_descriptors_are_no_listeners(tmp_path: Path) -> None:
+def test_descriptor_that_is_not_a_listener_is_refused(tmp_path: Path) -> None:
     with open(tmp_path / "file", "w") as file, socket.socket(socket.AF_UNIX) as idle, socket.socket() as tcp:
         tcp.listen()
         for fd, problem in ((file.fileno(), "not a socket"), (idle.fileno(), "listening"), (tcp.fileno(), "Unix")):
@@ -159,8 +159,8 @@ def test_other_descriptors_are_no_listeners(tmp_path: Path) -> None:
         UapiListener.from_fd(9999)
 
 
-def test_a_lock_on_the_directory_holds_nobody_up(tmp_path: Path) -> None:
-    """Any user may take one, because flock(2) asks for no right to write."""
+def test_lock_on_the_directory_delays_nothing(tmp_path: Path) -> None:
+    """Any user can take one, because flock(2) does not require write access."""
     fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX)
@@ -169,7 +169,7 @@ def test_a_lock_on_the_directory_holds_nobody_up(tmp_path: Path) -> None:
         os.close(fd)
 
 
-def test_the_lock_file_cannot_be_opened_by_others(tmp_path: Path) -> None:
+def test_lock_file_cannot_be_opened_by_others(tmp_path: Path) -> None:
     former = os.umask(0)
     try:
         UapiListener.create("wg0", str(tmp_path)).close()
@@ -179,7 +179,7 @@ def test_the_lock_file_cannot_be_opened_by_others(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("removes", [False, True])
-def test_a_lock_that_stays_taken_is_one_sentence(
+def test_lock_that_stays_taken_is_one_clear_error(
     tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch, removes: bool
 ) -> None:
     monkeypatch.setattr(uapi_socket, "LOCK_RETRY_SECONDS", 0)
@@ -193,20 +193,20 @@ def test_a_lock_that_stays_taken_is_one_sentence(
 
 
 @pytest.mark.parametrize("kind", ["link", "dangling link", "fifo", "directory", "open to others", "another user's"])
-def test_a_lock_file_that_another_user_put_there_is_refused(tmp_path: Path, kind: str) -> None:
-    """In a sticky directory: nothing is followed, waited for or locked."""
+def test_lock_file_made_by_another_user_is_refused(tmp_path: Path, kind: str) -> None:
+    """In a sticky directory, such a file is not followed, waited for or locked."""
     directory = tmp_path / "run"
     directory.mkdir()
     directory.chmod(0o1777)
-    lock, aim = directory / LOCK_NAME, tmp_path / "aim"
+    lock, target = directory / LOCK_NAME, tmp_path / "target"
     if kind == "fifo":
         os.mkfifo(lock)
     elif kind == "directory":
         lock.mkdir()
     elif "link" in kind:
         if kind == "link":
-            aim.touch(0o600)
-        lock.symlink_to(aim)
+            target.touch(0o600)
+        lock.symlink_to(target)
     else:
         lock.touch(0o600)
         lock.chmod(0o644 if kind == "open to others" else 0o600)
@@ -216,18 +216,18 @@ def test_a_lock_file_that_another_user_put_there_is_refused(tmp_path: Path, kind
         os.chown(lock, 65534, 65534)
     with pytest.raises(DeviceError, match=r"lock|Permission denied"):
         UapiListener.create("wg0", str(directory))
-    assert aim.exists() == (kind == "link")
+    assert target.exists() == (kind == "link")
 
 
-def test_a_directory_of_that_name_is_refused_and_kept(tmp_path: Path, path: Path) -> None:
+def test_directory_with_the_name_of_the_socket_is_refused_and_kept(tmp_path: Path, path: Path) -> None:
     path.mkdir()
     with pytest.raises(DeviceError, match="is not a socket: remove it"):
         UapiListener.create("wg0", str(tmp_path))
     assert path.is_dir()
 
 
-def test_a_link_to_the_directory_is_followed(tmp_path: Path) -> None:
-    """As /var/run is one to /run on most systems."""
+def test_link_to_the_directory_is_followed(tmp_path: Path) -> None:
+    """On most systems /var/run is a link to /run."""
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
     listener = UapiListener.create("wg0", str(tmp_path / "link"))
@@ -236,7 +236,7 @@ def test_a_link_to_the_directory_is_followed(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["file", "dangling link"])
-def test_what_is_not_a_directory_is_named(tmp_path: Path, kind: str) -> None:
+def test_file_in_place_of_the_directory_is_named(tmp_path: Path, kind: str) -> None:
     directory = tmp_path / "run"
     directory.touch() if kind == "file" else directory.symlink_to("nowhere")
     with pytest.raises(DeviceError, match=r"cannot listen on .*: .*/run is not a directory: remove it"):
@@ -246,7 +246,7 @@ def test_what_is_not_a_directory_is_named(tmp_path: Path, kind: str) -> None:
 @pytest.mark.parametrize(
     ("number", "remedy"), [(errno.EROFS, "WG_UAPI_FD"), (errno.EACCES, "run as root"), (errno.ENOSPC, "free space")]
 )
-def test_a_directory_that_takes_no_file_is_told_with_a_remedy(
+def test_unwritable_directory_is_reported_with_a_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, remedy: str
 ) -> None:
     def refuse(*_: object) -> int:
