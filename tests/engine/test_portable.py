@@ -40,7 +40,7 @@ def test_activity_during_a_release_is_seen_or_reported(moment: str) -> None:
         __slots__ = ()
 
         def __setattr__(self, name: str, value: object) -> None:
-            falls = name == "active_said" and value is False and a.tun.to_read
+            falls = name == "active_reported" and value is False and a.tun.to_read
             if falls and moment == "before the flag falls":
                 a.engine.turn()
             object.__setattr__(self, name, value)

@@ -472,9 +472,9 @@ def asked_once(patch: pytest.MonkeyPatch) -> None:
     original = Tables.install
 
     def install(self: Tables, peer: Any, params: Any) -> None:
-        said = peer.key_wanted_said
+        said = peer.key_wanted_reported
         original(self, peer, params)
-        peer.key_wanted_said = said
+        peer.key_wanted_reported = said
 
     patch.setattr(Tables, "install", install)
 
@@ -484,9 +484,9 @@ def given_up(patch: pytest.MonkeyPatch) -> None:
     original = Tables.flush_staged
 
     def flush(self: Tables, peer: int) -> None:
-        said = self.peers[peer].key_wanted_said
+        said = self.peers[peer].key_wanted_reported
         original(self, peer)
-        self.peers[peer].key_wanted_said = said
+        self.peers[peer].key_wanted_reported = said
 
     patch.setattr(Tables, "flush_staged", flush)
 

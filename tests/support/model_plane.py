@@ -42,8 +42,8 @@ class PlanePeer:
     keypairs: Keypairs = field(default_factory=Keypairs)
     staged: deque[bytes] = field(default_factory=lambda: deque(maxlen=MAX_STAGED_PACKETS))
     marks: Marks = field(default_factory=Marks)
-    active_said: bool = False
-    key_wanted_said: bool = False
+    active_reported: bool = False
+    key_wanted_reported: bool = False
     tx: int = 0
     rx: int = 0
 
@@ -106,7 +106,7 @@ class ModelPlane:
     def install_keypair(self, peer: PeerId, params: KeypairParams) -> None:
         it, keypair = self.peers[peer], Keypair(params)
         self.indices[keypair.local_index] = (peer, keypair)
-        it.key_wanted_said = False
+        it.key_wanted_reported = False
         if params.is_initiator:
             self._dropped(peer, it.keypairs.install_initiator(keypair))
             self._send_staged(peer, or_keepalive=True)
@@ -120,12 +120,12 @@ class ModelPlane:
         self.peers[peer].keypairs.expire_sending()
 
     def expect_key(self, peer: PeerId) -> None:
-        self.peers[peer].key_wanted_said = False
+        self.peers[peer].key_wanted_reported = False
 
     def flush_staged(self, peer: PeerId) -> None:
         self.dropped["gave_up"] += len(self.peers[peer].staged)
         self.peers[peer].staged.clear()
-        self.peers[peer].key_wanted_said = False
+        self.peers[peer].key_wanted_reported = False
 
     def send_to_peer(self, peer: PeerId, datagram: bytes) -> None:
         it = self.peers[peer]
@@ -147,7 +147,7 @@ class ModelPlane:
         return replace(self.peers[peer].marks)
 
     def release_activity(self, peer: PeerId) -> Marks:
-        self.peers[peer].active_said = False
+        self.peers[peer].active_reported = False
         return self.marks(peer)
 
     def forget_unanswered(self, peer: PeerId, since: int) -> None:
@@ -218,7 +218,7 @@ class ModelPlane:
         if it.keypairs.next is keypair:
             self._dropped(peer, it.keypairs.confirm())
             self.reports.append(KeyConfirmed(peer, keypair.local_index))
-            it.key_wanted_said = False
+            it.key_wanted_reported = False
             self._send_staged(peer, or_keepalive=False)
         self._received(it, size)
         if payload:
@@ -269,8 +269,8 @@ class ModelPlane:
 
     def _want_key(self, peer: PeerId) -> None:
         it = self.peers[peer]
-        if not it.key_wanted_said and it.endpoint is not None:
-            it.key_wanted_said = True
+        if not it.key_wanted_reported and it.endpoint is not None:
+            it.key_wanted_reported = True
             self.reports.append(KeyWanted(peer))
 
     def _ask_rekey(self, peer: PeerId, keypair: Keypair) -> None:
@@ -279,8 +279,8 @@ class ModelPlane:
             self.reports.append(KeyWanted(peer, keypair.local_index))
 
     def _active(self, peer: PeerId) -> None:
-        if not self.peers[peer].active_said:
-            self.peers[peer].active_said = True
+        if not self.peers[peer].active_reported:
+            self.peers[peer].active_reported = True
             self.reports.append(Active(peer))
 
     def _sent(self, it: PlanePeer, size: int) -> None:

@@ -1,13 +1,14 @@
 //! Twin: wyrmhole/datapath/inbound.py.
 //!
-//! In: datagrams from the network become frames for the TUN.
+//! Inbound: turns datagrams from the network into frames for the TUN.
 //!
-//! The caller feeds what one receive gave: a datagram, or a train of them from one sender. Handshake messages are
-//! reported if they pass the gate; data is opened in place, checked and joined into frames again.
+//! The caller passes the result of one receive: a datagram, or a train of datagrams from one sender. A handshake
+//! message is reported if it passes the gate. Data is decrypted in place, checked, and coalesced into frames.
 //!
-//! The order of checks is fixed by the protocol: receiver index, age and limit of the key, tag, and only then the
-//! replay window (rule M23), the inner length (M47) and the inner source against the whole table (M45). A train is
-//! nearly always one sender, one key, consecutive counters and one inner source, so each is looked up when it changes.
+//! The protocol fixes the order of the checks: receiver index, age and limit of the key, tag, and only then the replay
+//! window (rule M23), the inner length (M47) and the inner source against the whole table (M45). A train nearly always
+//! has one sender, one key, consecutive counters and one inner source, so each of these is looked up only when it
+//! changes.
 
 use std::net::SocketAddr;
 use std::sync::{Arc, PoisonError};
@@ -24,10 +25,10 @@ use crate::reports::Report;
 use crate::tables::Tables;
 use crate::virtio;
 
-/// Datagrams in one slot: 64 KiB of keepalives.
+/// The most datagrams in one slot: 64 KiB of keepalives.
 const BATCH: usize = 2048;
 
-/// Where and how a slot's datagrams came.
+/// The addresses and properties of the datagrams in one slot.
 #[derive(Clone, Copy, Debug)]
 pub struct Arrival {
     /// The sender.
@@ -36,7 +37,7 @@ pub struct Arrival {
     pub source: Option<Source>,
     /// The outer type of service, the same for a whole train.
     pub tos: u8,
-    /// Above 0: the slot holds datagrams of that size, the last one maybe shorter.
+    /// Above 0 if the slot holds several datagrams of this size; the last one may be shorter.
     pub segment_size: usize,
 }
 
@@ -68,12 +69,12 @@ impl Default for Inbound {
 }
 
 impl Inbound {
-    /// Which super-packets may be made: TCP, UDP.
+    /// Set which super-packets may be built: TCP, UDP.
     pub fn set_offloads(&mut self, (tso, uso): (bool, bool)) {
         (self.coalescer.tso, self.coalescer.uso) = (tso, uso);
     }
 
-    /// Everything that came from one sender at once. `slot` is scratch afterwards.
+    /// Handle the datagrams of one receive. `slot` is scratch memory afterwards.
     pub fn receive(
         &mut self,
         turn: &mut Turn<'_, impl Edges>,
@@ -88,23 +89,24 @@ impl Inbound {
         }
         let mut offset = 0;
         while offset < slot.len() {
-            // A train from one sender may change its key in the middle; each run has one.
+            // The sender may change its key within a train; a run has one key.
             offset = self.run(turn, outbound, slot, offset, size, arrival);
         }
     }
 
-    /// Bytes of datagrams that proved themselves since the last call.
+    /// Take the number of bytes that were authenticated since the last call.
     pub fn take_authenticated(&mut self) -> usize {
         std::mem::take(&mut self.authenticated)
     }
 
-    /// Forget what waits to be written: the turn that made it was given up.
+    /// Discard packets that were not yet written, after their turn was abandoned.
     pub fn reset(&mut self) {
         self.coalescer.clear();
         self.opened.clear();
     }
 
-    /// Data under one receiver index from `offset` on; returns where the next run begins.
+    /// Handle consecutive data messages with one receiver index, starting at `offset`. Returns where the next run
+    /// begins.
     fn run(
         &mut self,
         turn: &mut Turn<'_, impl Edges>,
@@ -117,7 +119,7 @@ impl Inbound {
         let stop = slot.len().min(offset + size);
         let datagram = &slot[offset..stop];
         let header = TransportHeader::parse(datagram)
-            .filter(|it| it.kind == MESSAGE_TRANSPORT && datagram.len() >= TRANSPORT_OVERHEAD);
+            .filter(|header| header.kind == MESSAGE_TRANSPORT && datagram.len() >= TRANSPORT_OVERHEAD);
         let Some(header) = header else {
             handle_other(turn.tables, datagram, arrival, turn.now);
             return stop;
@@ -146,7 +148,7 @@ impl Inbound {
         stop
     }
 
-    /// Open datagrams while they carry the keypair's index; returns where it stopped.
+    /// Decrypt datagrams as long as they carry the keypair's index. Returns the offset of the first that does not.
     fn open(&mut self, tables: &Tables, slot: &mut [u8], offset: usize, size: usize, keypair: &Keypair) -> usize {
         let mut at = offset;
         while at < slot.len() {
@@ -171,7 +173,8 @@ impl Inbound {
         at
     }
 
-    /// Limit and window for what was opened; what is left in `opened` is data. Returns the bytes authenticated.
+    /// Apply the message limit and the replay window to `opened`, and keeps the non-empty packets there. Returns the
+    /// number of authenticated bytes.
     fn accept(&mut self, tables: &Tables, keypair: &Keypair) -> usize {
         let mut bytes = 0;
         let mut window = keypair.window.lock().unwrap_or_else(PoisonError::into_inner);
@@ -190,8 +193,9 @@ impl Inbound {
         bytes
     }
 
-    /// Marks, endpoint, and whether this confirmed the peer's next key. What was staged for it leaves later, after the
-    /// marks of what came were made: else they would take the mark of what is sent away.
+    /// Update marks and endpoint, and returns whether this confirmed the peer's next keypair. The caller sends the
+    /// staged packets only after the marks for received data are set, which would otherwise clear the mark for sent
+    /// data.
     fn authenticated(
         &mut self,
         tables: &Tables,
@@ -203,7 +207,7 @@ impl Inbound {
         let peer = &keypair.peer;
         let mut state = peer.lock();
         if state.removed {
-            // Since its key was found: nothing that its going wiped may come back.
+            // Removed after the keypair was looked up: state that the removal wiped must not come back.
             tables.drops.add(DropReason::PeerRemoved, self.opened.len());
             self.opened.clear();
             return false;
@@ -217,10 +221,11 @@ impl Inbound {
             let dropped = state.keypairs.confirm();
             tables.drop_keypairs(peer, &dropped);
             tables.report(Report::KeyConfirmed(peer.id, keypair.params.local_index));
-            state.key_wanted_said = false;
+            state.key_wanted_reported = false;
         }
-        // The current session is renewed, whatever session the message came under: a late one must not renew a new one.
-        if let Some(current) = state.keypairs.current.as_ref().filter(|it| now >= it.params.rekey_receive_at) {
+        // The age of the current keypair counts, not that of the message's: a late message must not renew a new session.
+        if let Some(current) = state.keypairs.current.as_ref().filter(|current| now >= current.params.rekey_receive_at)
+        {
             tables.ask_rekey(peer, current);
         }
         if !self.opened.is_empty() {
@@ -269,8 +274,8 @@ impl Inbound {
         is_owner
     }
 
-    /// A super-packet that is refused is written packet by packet: the offload may be off from here on, and the packets
-    /// are still good.
+    /// Write the coalesced frames. If a super-packet is refused, its packets are written one by one: the offload may
+    /// have been switched off, and the packets are still good.
     fn write(&mut self, turn: &mut Turn<'_, impl Edges>, slot: &[u8]) {
         for index in 0..self.coalescer.frames() {
             let (frame, count) = self.coalescer.frame(index, slot);
@@ -291,7 +296,7 @@ impl Inbound {
     }
 }
 
-/// Give the packet the ECN bits that follow from the outer ones (RFC 6040, rule M48).
+/// Combine the ECN bits of the packet with the outer ones (RFC 6040, rule M48).
 fn mark(tables: &Tables, packet: &mut [u8], outer: u8) {
     let inner = ip::ecn_of(packet);
     if ip::is_unheeded(outer, inner) {
@@ -303,7 +308,7 @@ fn mark(tables: &Tables, packet: &mut [u8], outer: u8) {
     }
 }
 
-/// Not data: a handshake message, or nothing that we know.
+/// Handle a datagram that is not a data message: a handshake message, or an unknown one.
 fn handle_other(tables: &Tables, datagram: &[u8], arrival: &Arrival, now: u64) {
     let reported = messages::classify(datagram)
         .and_then(|kind| tables.handshake(kind, datagram, arrival.from, arrival.source, now));

@@ -1,14 +1,14 @@
 //! Twin: wyrmhole/datapath/outbound.py.
 //!
-//! Out: frames from the TUN become sealed datagrams, gathered into one train per peer.
+//! Outbound: turns frames from the TUN into sealed datagrams, and gathers these into one train per peer.
 //!
-//! The caller feeds frames ([`Outbound::frame`]), then has the trains sent ([`Outbound::flush`]); between the two
-//! nothing leaves but full trains, so many small packets read in one go share one system call per peer. Each datagram
-//! is 16 bytes of header, the padded packet, 16 bytes of tag. Packets of one peer keep their order.
+//! The caller passes frames ([`Outbound::frame`]), then has the trains sent ([`Outbound::flush`]). In between, only
+//! full trains are sent, so many small packets that are read together share one system call per peer. A datagram is 16
+//! bytes of header, the padded packet, and 16 bytes of tag. Packets to one peer keep their order.
 //!
-//! One super-packet costs one look-up, one lock and one range of nonces. Its segments are laid down straight into the
-//! wire buffer, where they are sealed in place. Nothing is allocated once the trains exist, but for packets that are
-//! staged and for ICMP errors.
+//! One super-packet costs one look-up, one lock and one range of nonces. Its segments are written directly into the
+//! wire buffer and sealed there in place. Once the trains exist, nothing is allocated except for staged packets and
+//! ICMP errors.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -27,9 +27,9 @@ use crate::virtio::{self, F_NEEDS_CSUM, GSO_NONE, VirtioHeader};
 
 /// Handshake messages are marked AF41, as the kernel module does: they are few and a late one costs a session.
 pub const HANDSHAKE_TOS: u8 = 0x88;
-/// Trains at once: what bounds the memory, at 9 x 64 KiB.
+/// Trains that are gathered at the same time; they take at most 9 x 64 KiB.
 const MAX_TRAINS: usize = 9;
-/// How often what was staged meanwhile is sent as well, before later packets may go by themselves.
+/// Rounds of sending packets that were staged meanwhile, before later packets are no longer staged behind them.
 const FLUSH_ROUNDS: usize = 8;
 
 /// The outbound step of one thread.
@@ -38,7 +38,7 @@ pub struct Outbound {
     latest: usize,
     limits: TrainLimits,
     answers: Answers,
-    /// The last look-up, and the routes' version it holds for.
+    /// The last look-up, valid for `route_version`.
     route: Option<(Address, Arc<EnginePeer>)>,
     route_version: u64,
 }
@@ -56,7 +56,7 @@ impl Default for Outbound {
     }
 }
 
-/// What leaves together: one packet, or the segments of a super-packet.
+/// Packets that are sent together: one packet, or the segments of a super-packet.
 enum Packets<'a> {
     One(&'a [u8]),
     Many(&'a [u8], Segments),
@@ -84,7 +84,7 @@ impl Packets<'_> {
         }
     }
 
-    /// The headers are the same in all segments, as far as this step looks at them.
+    /// The headers of the first packet. Those that this step reads are the same in all segments.
     fn head(&self) -> &[u8] {
         match self {
             Self::One(packet) | Self::Many(packet, _) => packet,
@@ -99,12 +99,13 @@ impl Packets<'_> {
 }
 
 impl Outbound {
-    /// How long trains may get: what the socket takes in one call.
+    /// Limit trains to what the socket accepts in one call.
     pub fn set_limits(&mut self, limits: TrainLimits) {
         self.limits = limits;
     }
 
-    /// One frame from the TUN: a virtio header and a packet or super-packet. The frame is scratch afterwards.
+    /// Handle one frame from the TUN: a virtio header and a packet or super-packet. The frame is scratch memory
+    /// afterwards.
     pub fn frame(&mut self, turn: &mut Turn<'_, impl Edges>, frame: &mut [u8]) {
         let header = VirtioHeader::parse(frame);
         let Some(header) = header.filter(|_| frame.len() > virtio::VIRTIO_HEADER_SIZE) else {
@@ -137,7 +138,7 @@ impl Outbound {
         };
         let mut state = peer.lock();
         if !state.flushing && !state.staged.is_empty() && state.keypairs.can_send(turn.now) {
-            // The turn that sent them was given up, and nobody else will: they have a key.
+            // The turn that was sending the staged packets was abandoned, and a key is there: nothing else sends them.
             drop(state);
             self.send_staged(turn, &peer);
             state = peer.lock();
@@ -152,7 +153,7 @@ impl Outbound {
             self.refuse(turn, packets, Some(&peer), DropReason::NoPrivateKey);
             return;
         }
-        // Our own datagram to this peer's endpoint, routed back into the tunnel: it would grow without end.
+        // Our own datagram to this peer's endpoint, routed back into the tunnel: each round would wrap it again.
         if ip::udp_ports(packets.head()) == Some((turn.tables.listen_port(), endpoint.port()))
             && destination.is(endpoint.ip())
         {
@@ -163,7 +164,7 @@ impl Outbound {
         self.send(turn, &peer, state, packets, is_queued);
     }
 
-    /// Seal what there are nonces for, stage the rest. The state is unlocked before anything is sealed.
+    /// Seal the packets for which there are nonces and stages the rest. The state is unlocked before sealing.
     fn send(
         &mut self,
         turn: &mut Turn<'_, impl Edges>,
@@ -190,7 +191,7 @@ impl Outbound {
         self.seal_all(turn, &keypair, packets, first, taken);
     }
 
-    /// Seal the first `count` of the packets, under nonces from `first` on.
+    /// Seal the first `count` packets, with consecutive nonces that start at `first`.
     fn seal_all(
         &mut self,
         turn: &mut Turn<'_, impl Edges>,
@@ -212,8 +213,9 @@ impl Outbound {
         }
     }
 
-    /// A key is there: what waited leaves, in order, before anything that comes meanwhile. Workers may stage as fast as
-    /// this sends, so after some rounds the last batch gets its nonces at once and later packets no longer wait for it.
+    /// Send the staged packets in order, and before any packet that arrives meanwhile. Other workers may stage packets
+    /// as fast as this sends them. Therefore, after [`FLUSH_ROUNDS`], the last batch reserves all its nonces at once and
+    /// later packets no longer wait for it.
     pub fn send_staged(&mut self, turn: &mut Turn<'_, impl Edges>, peer: &Arc<EnginePeer>) {
         for _ in 0..FLUSH_ROUNDS {
             let Some(mut staged) = turn.tables.begin_flush(peer, turn.now) else { return };
@@ -235,13 +237,14 @@ impl Outbound {
         }
     }
 
-    /// Whether something waits for a key.
+    /// Whether packets wait for a keypair.
     #[must_use]
     pub fn has_staged(peer: &EnginePeer) -> bool {
         !peer.lock().staged.is_empty()
     }
 
-    /// An empty packet, which renews a session as data does; without a usable key one is asked for. Nothing if packets wait: they are as good.
+    /// Send an empty packet, which renews a session like data does. Without a usable keypair, asks for one. Does
+    /// nothing if packets are staged, because they have the same effect.
     pub fn send_keepalive(&mut self, turn: &mut Turn<'_, impl Edges>, peer: &Arc<EnginePeer>) {
         let mut state = peer.lock();
         if state.endpoint.is_none() || !state.staged.is_empty() || state.flushing {
@@ -262,7 +265,7 @@ impl Outbound {
         seal(&keypair, counter, room);
     }
 
-    /// Send what was gathered.
+    /// Send the gathered trains.
     pub fn flush(&mut self, turn: &mut Turn<'_, impl Edges>) {
         for at in 0..self.trains.len() {
             self.send_train(turn, at);
@@ -270,14 +273,14 @@ impl Outbound {
         self.latest = 0;
     }
 
-    /// Forget what was gathered: the turn that did so was given up.
+    /// Discard the gathered trains, after their turn was abandoned.
     pub fn reset(&mut self) {
         for train in &mut self.trains {
             train.peer = None;
         }
     }
 
-    /// Room in the peer's train for one more datagram of this size, or in a fresh one.
+    /// Room for one more datagram of this size, in the peer's train or in a new one.
     fn room(&mut self, turn: &mut Turn<'_, impl Edges>, peer: &Arc<EnginePeer>, size: usize, tos: u8) -> &mut [u8] {
         let at = self.train_for(turn, peer);
         self.latest = at;
@@ -309,7 +312,7 @@ impl Outbound {
 
     fn send_train(&mut self, turn: &mut Turn<'_, impl Edges>, at: usize) {
         let train = &mut self.trains[at];
-        // Empty from here on, also if sending panics.
+        // Emptied first, so that a panic while sending does not leave it full.
         if let Some(peer) = train.peer.take() {
             transmit(turn, &peer, train.data(), train.segment_size(), train.tos);
         }
@@ -328,7 +331,7 @@ impl Outbound {
         Some(peer)
     }
 
-    /// The packet has nowhere to go, and its sender is told (rule M46).
+    /// Drop packets that have no destination, and answers their sender with an ICMP error (rule M46).
     fn refuse(
         &mut self,
         turn: &mut Turn<'_, impl Edges>,
@@ -347,7 +350,7 @@ impl Outbound {
     }
 }
 
-/// Header and tag around what lies between them.
+/// Write the header and the tag around the text between them, which is encrypted in place.
 fn seal(keypair: &Keypair, counter: u64, room: &mut [u8]) {
     let (head, text) = room.split_at_mut(TRANSPORT_HEADER_SIZE);
     TransportHeader { kind: MESSAGE_TRANSPORT, receiver: keypair.params.remote_index, counter }.emit(head);
@@ -360,7 +363,7 @@ fn stage_from(tables: &Tables, peer: &EnginePeer, state: &mut PeerState, packets
     }
 }
 
-/// Send a train to where the peer is; its bytes count when they were sent.
+/// Send a train to the peer's endpoint. Its bytes are counted only if they were sent.
 pub fn transmit(turn: &mut Turn<'_, impl Edges>, peer: &EnginePeer, data: &[u8], segment_size: usize, tos: u8) -> bool {
     let count = if segment_size == 0 { 1 } else { data.len().div_ceil(segment_size) };
     if !turn.edges.is_bound() {
@@ -391,7 +394,7 @@ pub fn transmit(turn: &mut Turn<'_, impl Edges>, peer: &EnginePeer, data: &[u8],
     true
 }
 
-/// The datagrams of a train with a call for each.
+/// Send the datagrams of a train with one call each.
 fn send_singly(
     edges: &mut impl Edges,
     to: &SocketAddr,
@@ -410,8 +413,9 @@ fn send_singly(
     outcome
 }
 
-/// Zeros to the next multiple of 16, never beyond the MTU (rule M22). A packet above the MTU (it was changed where we
-/// could not see it) is taken modulo the MTU, as the kernel module and wireguard-go do.
+/// The number of zeros that pad a packet to the next multiple of 16, but never beyond the MTU (rule M22). A packet
+/// larger than the MTU, which may have changed without our knowledge, is taken modulo the MTU, like in the kernel module
+/// and wireguard-go.
 fn padding(size: usize, mtu: usize) -> usize {
     let to_sixteen = |size: usize| size.wrapping_neg() % 16;
     if mtu == 0 {

@@ -69,11 +69,11 @@ pub struct PeerState {
     /// `Tables::paths` when something authenticated last came from the present endpoint; 0: not yet.
     pub proven_path: u64,
     /// `Active` was said and nobody released it.
-    pub active_said: bool,
+    pub active_reported: bool,
     /// `KeyWanted` was said.
-    pub key_wanted_said: bool,
+    pub key_wanted_reported: bool,
     /// A `Roamed` waits in the queue; it reads the endpoint when it is taken.
-    pub roamed_said: bool,
+    pub roamed_reported: bool,
 }
 
 impl PeerState {

@@ -353,7 +353,7 @@ impl Tables {
         let keypair = Arc::new(Keypair::new(Arc::clone(&peer), params, &*self.aead, send, receive));
         let mut state = peer.lock();
         write(&self.indices).insert(params.local_index, Arc::clone(&keypair));
-        state.key_wanted_said = false;
+        state.key_wanted_reported = false;
         let dropped = if params.is_initiator {
             state.keypairs.install_initiator(keypair)
         } else {
@@ -475,8 +475,8 @@ impl Tables {
 
     /// Packets wait, or a keepalive is due, without a key.
     pub fn want_key(&self, peer: &EnginePeer, state: &mut PeerState) {
-        if !state.key_wanted_said {
-            state.key_wanted_said = self.report(Report::KeyWanted(peer.id, None));
+        if !state.key_wanted_reported {
+            state.key_wanted_reported = self.report(Report::KeyWanted(peer.id, None));
         }
     }
 
@@ -487,9 +487,9 @@ impl Tables {
         }
     }
 
-    fn say_active(&self, peer: &EnginePeer, state: &mut PeerState) {
-        if !state.active_said {
-            state.active_said = self.report(Report::Active(peer.id));
+    fn report_active(&self, peer: &EnginePeer, state: &mut PeerState) {
+        if !state.active_reported {
+            state.active_reported = self.report(Report::Active(peer.id));
         }
     }
 
@@ -533,7 +533,7 @@ impl Tables {
     pub fn note_data_sent(&self, peer: &EnginePeer, state: &mut PeerState, now: u64) {
         if state.marks.data_sent_since == 0 {
             state.marks.data_sent_since = now;
-            self.say_active(peer, state);
+            self.report_active(peer, state);
         }
     }
 
@@ -550,7 +550,7 @@ impl Tables {
         state.marks.last_data_received = now;
         if state.marks.data_received_since == 0 {
             state.marks.data_received_since = now;
-            self.say_active(peer, state);
+            self.report_active(peer, state);
         }
     }
 
@@ -558,8 +558,8 @@ impl Tables {
     pub fn roam(&self, peer: &Arc<EnginePeer>, state: &mut PeerState, from: SocketAddr, source: Option<Source>) {
         if state.endpoint != Some(from) {
             state.endpoint = Some(from);
-            if !state.roamed_said {
-                state.roamed_said = self.report(Report::Roamed(Arc::clone(peer)));
+            if !state.roamed_reported {
+                state.roamed_reported = self.report(Report::Roamed(Arc::clone(peer)));
             }
         }
         state.source = source;
@@ -679,7 +679,7 @@ impl Tables {
     /// The protocol will not start a handshake now: say `KeyWanted` again when the next packet wants one.
     pub fn expect_key(&self, id: u64) {
         self.with_peer(id, |_, state| {
-            state.key_wanted_said = false;
+            state.key_wanted_reported = false;
             if let Some(current) = &state.keypairs.current {
                 current.expect_rekey();
             }
@@ -691,14 +691,14 @@ impl Tables {
         self.with_peer(id, |peer, state| {
             let staged = self.unstage(state).len();
             self.drop_of(peer, DropReason::HandshakeGaveUp, staged);
-            state.key_wanted_said = false;
+            state.key_wanted_reported = false;
         });
     }
 
     /// A copy; zeros for an unknown peer. `release`: from here on say `Active` again.
     pub fn marks(&self, id: u64, release: bool) -> Marks {
         let look = |_: &Arc<EnginePeer>, state: &mut PeerState| {
-            state.active_said &= !release;
+            state.active_reported &= !release;
             state.marks
         };
         self.with_peer(id, look).unwrap_or_default()

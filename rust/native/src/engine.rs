@@ -431,7 +431,7 @@ impl Engine {
                 if is_initiator {
                     self.confirm(&peer);
                 }
-                self.say();
+                self.announce();
             }
             Ok(())
         })
@@ -439,7 +439,7 @@ impl Engine {
 
     fn forget_keypairs(&self, peer: u64) {
         self.tables.forget_keypairs(peer);
-        self.say();
+        self.announce();
     }
 
     fn expire_sending_keys(&self, peer: u64) {
@@ -489,7 +489,7 @@ impl Engine {
             }
             turn.tables.note_sent(&mut peer.lock(), turn.now);
         });
-        self.say();
+        self.announce();
     }
 
     fn send_to(&self, endpoint: Endpoint, source: Option<&[u8]>, datagram: &[u8]) -> PyResult<()> {
@@ -504,7 +504,7 @@ impl Engine {
             stack::with_wiped_stack(|| {
                 self.with_sender(|outbound, turn| outbound.send_keepalive(turn, &peer));
             });
-            self.say();
+            self.announce();
         }
     }
 
@@ -560,7 +560,7 @@ impl Engine {
             append_handshake(&taken, &handshake)?;
         }
         self.wipe_stacks();
-        self.say();
+        self.announce();
         Ok(taken)
     }
 }
@@ -595,7 +595,7 @@ fn append_report(taken: &Bound<'_, PyList>, report: Report) -> PyResult<()> {
         Report::Roamed(peer) => {
             let mut state = peer.lock();
             // The flag falls first: a change after the endpoint was read is then said again.
-            state.roamed_said = false;
+            state.roamed_reported = false;
             let endpoint = state.endpoint.as_ref().map(endpoint_of);
             drop(state);
             endpoint.map_or(Ok(()), |endpoint| taken.append(("roamed", peer.id, endpoint)))
@@ -634,7 +634,7 @@ fn append_handshake(taken: &Bound<'_, PyList>, handshake: &HandshakeDatagram) ->
 }
 
 impl Engine {
-    fn say(&self) {
+    fn announce(&self) {
         if self.tables.reports.must_announce() {
             if let Some(notify) = &*lock(&self.notify) {
                 notify.ring();

@@ -5,13 +5,13 @@
 //! It polls its TUN queue, its UDP sockets and a wake-up descriptor together. A turn is: orders of the control thread;
 //! receive, open and write to the TUN; read the TUN, seal and send. The TUN is read after every write to it as well,
 //! because the answer is often there already: the packet then leaves without another wake-up. Each direction has a
-//! budget per turn, so neither starves the other, and everything gathered leaves before the thread sleeps. After a lone
-//! packet it looks on for a moment first (`core/patience.rs`).
+//! budget per turn, so neither starves the other, and everything gathered leaves before the thread sleeps. After a
+//! single packet the thread spins briefly before it sleeps (`core/patience.rs`).
 //!
-//! Several workers share the tables. Each has a TUN queue and sockets of its own, so a flow stays on one worker and its
-//! order holds by construction.
+//! Several workers share the tables. Each has its own TUN queue and sockets, so a flow stays on one worker and keeps
+//! its order by construction.
 //!
-//! Longer than 500 lines because the turn and its edges, the kernel's and Python's, share the thread's state.
+//! Longer than 500 lines because the turn and both kinds of edges, the kernel's and Python's, share the thread's state.
 
 use std::net::SocketAddr;
 use std::os::fd::RawFd;
@@ -38,26 +38,26 @@ use crate::io::sys::{self, Epoll, EventFd, Ready};
 use crate::io::tun::{KernelTun, Read};
 use crate::io::udp::KernelBind;
 
-/// Trains (64 KiB each) from one socket before the other direction has its turn.
+/// Trains (64 KiB each) received from one socket before the other direction is served.
 const TRAINS_PER_TURN: usize = 4;
 const DATAGRAMS_PER_TURN: usize = 64;
-/// TUN frames before what was sealed leaves: one full train of small packets, or one super-packet.
+/// TUN frames read before the sealed datagrams are sent: one full train of small packets, or one super-packet.
 const READS_PER_TURN: usize = 128;
 const BYTES_PER_TURN: usize = 65_536;
 const FRAME_BYTES: usize = virtio::VIRTIO_HEADER_SIZE + 65_535;
 /// A train has at most 65,535 bytes.
 const SLOT_BYTES: usize = 1 << 16;
-/// Turns in a row that panicked before the engine says that it does not work.
+/// Consecutive turns that panic before the engine reports that it has failed.
 const MAX_FAILED_TURNS: usize = 1000;
-/// Errors in a row from one socket before the control thread is asked to replace it.
+/// Consecutive errors from one socket before the control thread is asked to replace it.
 const ERRORS_IN_A_ROW: usize = 4;
-/// Datagrams of a train after which others get the processor, if it is theirs that they wait for: the sockets of local
-/// programs hold a few hundred small packets, and who reads them may be waiting for this core.
+/// Length of a train after which the worker yields the processor: the sockets of local programs hold a few hundred
+/// small packets, and the program that reads them may be waiting for this core.
 const LONG_TRAIN: usize = 48;
 /// The first byte of a transport message.
 const DATA: u8 = MESSAGE_TRANSPORT as u8;
 
-/// What time it is.
+/// A source of the current time.
 pub enum Clock {
     /// CLOCK_BOOTTIME.
     System,
@@ -66,7 +66,7 @@ pub enum Clock {
 }
 
 impl Clock {
-    /// Nanoseconds.
+    /// The current time in nanoseconds.
     pub fn now(&self) -> u64 {
         match self {
             Self::System => sys::boottime(),
@@ -74,7 +74,7 @@ impl Clock {
         }
     }
 
-    /// A second handle on the same clock.
+    /// Return another handle to the same clock.
     pub fn share(&self) -> Self {
         match self {
             Self::System => Self::System,
@@ -85,7 +85,7 @@ impl Clock {
 
 /// A worker's TUN.
 pub enum TunEdge {
-    /// The kernel's.
+    /// A queue of the kernel's TUN device.
     Kernel(KernelTun),
     /// A Python object.
     Foreign(ForeignTun),
@@ -123,14 +123,14 @@ impl TunEdge {
 
 /// A worker's sockets.
 pub enum BindEdge {
-    /// The kernel's.
+    /// Kernel sockets.
     Kernel(KernelBind),
     /// A Python object.
     Foreign(ForeignBind),
 }
 
 impl BindEdge {
-    /// A second handle, for the control thread.
+    /// Return another handle, for the control thread.
     pub fn share(&self) -> Self {
         match self {
             Self::Kernel(bind) => Self::Kernel(bind.clone()),
@@ -145,7 +145,7 @@ impl BindEdge {
         }
     }
 
-    /// The errno of the latest failure to send there; None: not the kernel's sockets.
+    /// The errno of the latest failure to send to this address; `None` if these are not kernel sockets.
     pub fn last_error(&self, to: &SocketAddr) -> Option<i32> {
         match self {
             Self::Kernel(bind) => Some(bind.last_error(to)),
@@ -153,7 +153,7 @@ impl BindEdge {
         }
     }
 
-    /// How long a train may be so that it leaves in one call.
+    /// The limits within which a train can be sent with one call.
     pub fn limits(&self) -> TrainLimits {
         match self {
             Self::Kernel(bind) => bind.limits(),
@@ -162,14 +162,14 @@ impl BindEdge {
     }
 }
 
-/// What the steps see of the world.
+/// The edges that the inbound and outbound steps use.
 #[derive(Default)]
 pub struct WorkerIo {
-    /// The TUN, while there is one.
+    /// The TUN, while one is attached.
     pub tun: Option<TunEdge>,
     /// The bind, while the interface is up.
     pub bind: Option<BindEdge>,
-    /// Something was written to the TUN in this turn.
+    /// A frame was written to the TUN in this turn.
     wrote: bool,
 }
 
@@ -204,39 +204,39 @@ impl Edges for WorkerIo {
     }
 }
 
-/// What the control thread tells a worker.
+/// What the control thread asks of a worker.
 pub enum Order {
-    /// Move packets of this TUN.
+    /// Read from and write to this TUN.
     AttachTun(TunEdge),
-    /// No more of it.
+    /// Stop using the TUN.
     DetachTun,
-    /// The interface came up: its descriptor may be polled again.
+    /// Poll the TUN's descriptor again: the interface came up.
     ResumeTun,
     /// Use these sockets, or none.
     Bind(Option<BindEdge>),
-    /// Say that you still carry out orders.
+    /// Confirm that all earlier orders were carried out.
     Answer(Arc<Question>),
-    /// End.
+    /// End the thread.
     Stop,
 }
 
-/// Put to every worker at once; the last to answer reports it.
+/// Posted to every worker; the last worker to answer reports its number.
 pub struct Question {
     number: u64,
     unanswered: AtomicUsize,
 }
 
 impl Question {
-    /// To so many workers.
+    /// Create a question for this many workers.
     pub fn new(number: u64, workers: usize) -> Arc<Self> {
         Arc::new(Self { number, unanswered: AtomicUsize::new(workers) })
     }
 }
 
-/// What the control thread posts to and waits at.
+/// The queue of orders to one worker; the control thread can wait until they are carried out.
 pub type Mailbox = wyrmhole_core::mailbox::Mailbox<Order>;
 
-/// See the module.
+/// One thread of the engine; the module describes it.
 pub struct Worker {
     tables: Arc<Tables>,
     clock: Clock,
@@ -252,17 +252,17 @@ pub struct Worker {
     ready: Vec<Ready>,
     is_burst: bool,
     is_stopped: bool,
-    /// None: it sleeps at once.
+    /// `None` if the worker sleeps without spinning first.
     patience: Option<Patience>,
     after: After,
     moved: usize,
 }
 
 impl Worker {
-    /// Without edges yet. `notify` wakes the control thread. `spins`: it may look for work before it sleeps.
+    /// Create a worker without edges. `notify` wakes the control thread. `spins` allows spinning before sleeping.
     ///
     /// # Errors
-    /// No descriptors left.
+    /// If no descriptor is available.
     pub fn new(
         tables: Arc<Tables>,
         clock: Clock,
@@ -294,7 +294,7 @@ impl Worker {
         })
     }
 
-    /// Until told to stop. A packet that makes a step panic must not end the tunnel.
+    /// Run until a `Stop` order. A packet that makes a step panic must not end the tunnel.
     pub fn run(&mut self) {
         self.run_turns();
         // The memory of a thread's stack stays mapped for the next thread.
@@ -306,7 +306,7 @@ impl Worker {
         while !self.is_stopped {
             let retired = self.tables.retired();
             if retired != wiped {
-                // What is left of keys that are gone must not stay on the stack while this thread sleeps.
+                // Remains of retired keys must not stay on the stack while this thread sleeps.
                 stack::wipe();
                 wiped = retired;
             }
@@ -317,9 +317,9 @@ impl Worker {
             failed += 1;
             self.give_up_batch();
             if failed == MAX_FAILED_TURNS {
-                let reason = format!("{failed} turns of the native engine failed in a row: please report it");
+                let reason = format!("{failed} consecutive turns of the native engine failed; please report this");
                 self.tables.report(Report::Failed(reason));
-                self.say();
+                self.announce();
                 return;
             }
         }
@@ -329,11 +329,11 @@ impl Worker {
         self.tables.drops.one(DropReason::InternalError);
         self.inbound.reset();
         self.outbound.reset();
-        self.say();
+        self.announce();
     }
 
-    /// Wait for work at most that long (milliseconds, -1: for ever), then do one turn of it. Never part of its caller's
-    /// frame, which is not wiped.
+    /// Wait for work, at most `timeout` milliseconds (-1: without limit), then does one turn. Never inlined, because
+    /// the frame of its caller is not wiped.
     #[inline(never)]
     pub fn turn(&mut self, timeout: i32) {
         if timeout < 0 {
@@ -350,12 +350,13 @@ impl Worker {
             if fd == self.wake.fd() {
                 self.wake.clear();
                 self.carry_out_orders();
-                // What follows may be about descriptors that were just given back; what is still watched is told again.
+                // The remaining events may concern descriptors that an order just released; `epoll` reports the
+                // others again.
                 break;
             } else if self.io.tun.as_ref().is_some_and(|tun| tun.fd() == fd) {
                 is_readable = true;
                 if is_broken {
-                    // Not to be polled again before the interface comes up.
+                    // Do not poll it again before the interface comes up.
                     self.epoll.remove(fd);
                     self.tables.report(Report::TunBroken);
                 }
@@ -375,10 +376,10 @@ impl Worker {
         if let Some(patience) = &mut self.patience {
             patience.end_turn(self.after, self.moved);
         }
-        self.say();
+        self.announce();
     }
 
-    /// Until there is work: asleep, or for as long as it was worth of late, looking.
+    /// Wait until there is work: spins for as long as recent waits justify, then sleeps.
     fn wait(&mut self) {
         let Some(patience) = &mut self.patience else {
             return self.epoll.wait(&mut self.ready, -1);
@@ -400,8 +401,8 @@ impl Worker {
         patience.woke(sys::boottime());
     }
 
-    /// Wake the control thread if it has something to hear.
-    pub fn say(&self) {
+    /// Wake the control thread if there are reports that it was not woken for.
+    pub fn announce(&self) {
         if self.tables.reports.must_announce() {
             self.notify.ring();
         }
@@ -414,7 +415,7 @@ impl Worker {
         }
     }
 
-    /// One order, on the thread that runs the turns.
+    /// Carry out one order, on the thread that runs the turns.
     pub fn carry_out(&mut self, order: Order) {
         match order {
             Order::AttachTun(tun) => {
@@ -471,7 +472,7 @@ impl Worker {
                     Ok(None) => continue,
                     Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return,
                     Err(_) => {
-                        // A pending ICMP error is consumed by being told; one that stays is the socket's end.
+                        // Returning a pending ICMP error clears it. If errors persist, the socket is broken.
                         errors += 1;
                         if errors == ERRORS_IN_A_ROW {
                             self.socket_broke(fd);
@@ -496,14 +497,15 @@ impl Worker {
                     return;
                 }
             } else if is_data {
-                // Lone data has rarely more behind it, and a poll costs less than to ask in vain. Handshake messages
-                // come in floods, and taking them together spares the control thread as many interruptions.
+                // A single data packet is rarely followed by another, and polling is cheaper than a `recvmsg` that
+                // returns EAGAIN. Handshake messages come in floods; reporting several together interrupts the
+                // control thread less often.
                 return;
             }
         }
     }
 
-    /// Not to be polled again before its owner has put another socket in its place.
+    /// Stop polling the socket until its owner has replaced it.
     fn socket_broke(&self, fd: RawFd) {
         self.epoll.remove(fd);
         if let Some(BindEdge::Kernel(bind)) = &self.io.bind {
@@ -532,7 +534,7 @@ impl Worker {
             let mut turn = Turn { tables: &self.tables, edges: &mut self.io, now };
             self.outbound.frame(&mut turn, &mut self.frame[..length]);
             if count == 0 && !self.is_burst {
-                // Alone, as far as the last turn tells: it need not wait for the next read.
+                // Probably a single frame, as in the last turn: send it without waiting for the next read.
                 self.outbound.flush(&mut turn);
             }
             total += length;
@@ -546,13 +548,13 @@ impl Worker {
 }
 
 impl Drop for Worker {
-    /// Whatever ended it, also a thread that could not be had: nobody is to wait for it.
+    /// Release everyone who waits for this worker, also if its thread could not be started.
     fn drop(&mut self) {
         self.mailbox.close();
     }
 }
 
-/// None: a datagram that did not fit and is not to be used.
+/// Receive from a kernel socket. `None` means a datagram that did not fit; it must not be used.
 fn receive_from_kernel(fd: RawFd, slot: &mut [u8]) -> std::io::Result<Option<(usize, Arrival)>> {
     let received = sys::receive(fd, slot)?;
     let arrival = Arrival {

@@ -1,14 +1,15 @@
-"""In: datagrams from the network become frames for the TUN.
+"""Inbound: turns datagrams from the network into frames for the TUN.
 
-A pure step: no socket, no clock. The engine feeds what one receive gave (`handle`): a datagram, or a train of them from
-one sender. Handshake messages are reported if they pass the gate; data is opened, checked and joined into frames again.
+A pure step: no socket, no clock. The engine passes the result of one receive (`handle`): a datagram, or a train of
+datagrams from one sender. A handshake message is reported if it passes the gate. Data is decrypted, checked, and
+coalesced into frames.
 
-The order of checks is fixed by the protocol: receiver index, age and limit of the key, tag, and only then the replay
-window (rule M23), the inner length (M47) and the inner source against the whole table (M45). A train is nearly always
-one sender, one key, consecutive counters and one inner source, so each of these is looked up when it changes.
+The protocol fixes the order of the checks: receiver index, age and limit of the key, tag, and only then the replay
+window (rule M23), the inner length (M47) and the inner source against the whole table (M45). A train nearly always has
+one sender, one key, consecutive counters and one inner source, so each of these is looked up only when it changes.
 
-Plaintext is opened into `bytes` of its own: in Python that costs what opening in place does, and everything after it
-(slices, sums, the coalescer) is faster on bytes than on views.
+Plaintext is decrypted into new `bytes`: in Python this costs the same as decrypting in place, and everything that
+follows (slices, sums, the coalescer) is faster on bytes than on views.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from wyrmhole.wire.messages import MESSAGE_TRANSPORT, TRANSPORT_HEADER, TRANSPOR
 
 
 class Inbound:
-    """`write` takes each frame for the TUN; `confirmed` is called when a peer's next key became current, so that what
-    was staged can leave."""
+    """The inbound step. `write` receives each frame for the TUN. `confirmed` is called after a peer's next keypair
+    became current, to send the staged packets."""
 
     def __init__(
         self,
@@ -45,22 +46,22 @@ class Inbound:
         self.coalescer = coalescer
 
     def handle(self, received: Received, now: int) -> None:
-        """Everything that came from one sender at once."""
+        """Handle the datagrams of one receive."""
         length = len(received.view)
         size = received.segment_size or length
         if not length:
             self._tables.refuse(DropReason.TOO_SHORT, received.sockaddr, now)
         offset = 0
         while offset < length:
-            # A train from one sender may change its key in the middle; each run has one.
+            # The sender may change its key within a train; a run has one key.
             offset = self._handle_run(received, offset, size, now)
 
     def reset(self) -> None:
-        """Forget what waits to be written: the batch that it belongs to was given up."""
+        """Discard packets that were not yet written, after their turn was abandoned."""
         self.coalescer.take()
 
     def _marked(self, packet: bytes, outer_ecn: int) -> bytes:
-        """The packet with the ECN bits that follow from the outer ones (RFC 6040, rule M48)."""
+        """Combine the ECN bits of the packet with the outer ones (RFC 6040, rule M48)."""
         inner_ecn = ip.ecn_of(packet)
         if ip.is_unheeded(outer_ecn, inner_ecn):
             self._tables.oddities[Oddity.ECN_UNHEEDED] += 1
@@ -68,12 +69,13 @@ class Inbound:
         return packet if ecn == inner_ecn else ip.with_ecn(packet, ecn)
 
     def _handle_run(self, received: Received, offset: int, size: int, now: int) -> int:
-        """Data under one receiver index from `offset` on; returns where the next run begins."""
+        """Handle consecutive data messages with one receiver index, starting at `offset`. Returns where the next run
+        begins."""
         view, tables = received.view, self._tables
         end = len(view)
         stop = offset + size if offset + size < end else end
-        # The whole datagram must be there, not only enough bytes of the train: what is opened below then takes at
-        # least this one, or this would never end.
+        # Check the length of this datagram, not that of the rest of the train: `_open_run` must consume at least this
+        # datagram, otherwise the loop in `handle` would never end.
         if stop - offset < TRANSPORT_OVERHEAD:
             self._handle_other(view[offset:stop], received, now)
             return stop
@@ -101,8 +103,8 @@ class Inbound:
     def _open_run(
         self, view: memoryview, offset: int, size: int, index: int, peer: EnginePeer, keypair: Keypair
     ) -> tuple[list[bytes], int, int]:
-        """Open datagrams while they carry the index. Returns the inner packets, where it stopped, and the bytes of
-        what was authenticated."""
+        """Decrypt datagrams as long as they carry the index. Returns the inner packets, the offset of the first
+        datagram that does not carry it, and the number of authenticated bytes."""
         unpack = TRANSPORT_HEADER.unpack_from
         open_ = keypair.receive.open_copy
         accept = keypair.window.accept
@@ -137,8 +139,9 @@ class Inbound:
         return opened, offset, total
 
     def _authenticated(self, peer: EnginePeer, keypair: Keypair, received: Received, total: int, now: int) -> bool:
-        """Whether this confirmed the peer's next key. What was staged for it leaves later, after the marks of what
-        came were made: else they would take the mark of what is sent away."""
+        """Update marks and endpoint, and return whether this confirmed the peer's next keypair. The caller sends the
+        staged packets only after the marks for received data are set, which would otherwise clear the mark for sent
+        data."""
         tables = self._tables
         tables.note_received(peer, total, now)
         if peer.sockaddr != received.sockaddr or peer.source != received.source:
@@ -147,8 +150,8 @@ class Inbound:
         if confirms:
             tables.drop_keypairs(peer, peer.keypairs.confirm())
             tables.report(KeyConfirmed(peer.id, keypair.local_index))
-            peer.key_wanted_said = False
-        # The current session is renewed, whatever session the message came under: a late one must not renew a new one.
+            peer.key_wanted_reported = False
+        # The age of the current keypair counts, not that of the message's: a late message must not renew a new session.
         current = peer.keypairs.current
         if current is not None and now >= current.rekey_receive_at:
             tables.ask_rekey(peer, current)
@@ -176,7 +179,7 @@ class Inbound:
             self._write(frame)
 
     def _handle_other(self, data: memoryview, received: Received, now: int) -> None:
-        """Not data: a handshake message, or nothing that we know."""
+        """Handle a datagram that is not a data message: a handshake message, or an unknown one."""
         refuse = self._tables.refuse
         try:
             kind = messages.classify(data)

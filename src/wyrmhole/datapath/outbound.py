@@ -1,14 +1,14 @@
-"""Out: frames from the TUN become sealed datagrams, gathered into one train per peer.
+"""Outbound: turns frames from the TUN into sealed datagrams, and gathers these into one train per peer.
 
-A pure step: no socket, no clock. The engine feeds frames (`handle_frame`), then has the trains sent (`flush`). Between
-the two nothing leaves, so many small packets read in one go share one system call per peer.
+A pure step: no socket, no clock. The engine passes frames (`handle_frame`), then has the trains sent (`flush`). In
+between, only full trains are sent, so many small packets that are read together share one system call per peer.
 
-A train is equal datagrams back to back in one wire buffer, the last one maybe shorter. Each datagram is 16 bytes of
-header, the padded packet, 16 bytes of tag. Packets of one peer keep their order: a packet that does not fit the train's
-size, or follows the short one, begins the next train.
+A train consists of datagrams of equal size, back to back in one wire buffer; the last one may be shorter. A datagram is
+16 bytes of header, the padded packet, and 16 bytes of tag. Packets to one peer keep their order: a packet that does not
+have the train's size, or follows a shorter one, begins the next train.
 
-What costs is Python per packet. So the path of a super-packet (many packets of one size to one peer) is one loop with
-its lookups outside: where each datagram lies in the buffer is computed once for each size and kept.
+The cost is the Python code that runs per packet. A super-packet (many packets of one size to one peer) therefore takes
+one loop with all look-ups outside of it, and the offsets of the datagrams in the buffer are computed once per size.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ SendTrain = Callable[[EnginePeer, memoryview, int, int], object]
 
 
 class Outbound:
-    """`send` is called for each full train; the memory is the step's own and only lent for the call. `answer` gets the
-    packets that have nowhere to go."""
+    """The outbound step. `send` is called for each train, and may use the train's memory only during the call. `answer`
+    receives packets that have no destination."""
 
     def __init__(self, tables: Tables, send: SendTrain, answer: Callable[[bytes], None]) -> None:
         self._tables = tables
@@ -45,11 +45,11 @@ class Outbound:
         self._answer = answer
         self._pool = TrainPool()
         self._train = Train()
-        # Trains of other peers than that of the latest packet.
+        # Trains of peers other than that of the latest packet.
         self._parked: dict[EnginePeer, Train] = {}
 
     def handle_frame(self, frame: memoryview, now: int) -> None:
-        """One frame from the TUN: a 10-byte virtio header and a packet or super-packet."""
+        """Handle one frame from the TUN: a 10-byte virtio header and a packet or super-packet."""
         if len(frame) <= VIRTIO_HEADER_SIZE:
             self._tables.drop(DropReason.MALFORMED_FRAME)
             return
@@ -67,7 +67,7 @@ class Outbound:
             self._handle_packets(packets, now)
 
     def _handle_packets(self, packets: list[bytes], now: int) -> None:
-        """The packets of one frame. Their headers are the same, so the first one stands for all."""
+        """Handle the packets of one frame. Those headers that this step reads are the same in all of them."""
         tables = self._tables
         head = packets[0]
         outline = ip.outline_of(head)
@@ -84,7 +84,7 @@ class Outbound:
             self._send_packets(peer, packets, protocol, ecn, now)
 
     def _send_packets(self, peer: EnginePeer, packets: list[bytes], protocol: int, ecn: int, now: int) -> None:
-        """Seal the packets for which there are nonces, in order, and stage the rest."""
+        """Seal the packets for which there are nonces, in order, and stage the others."""
         tables = self._tables
         keypair = peer.keypairs.current
         if peer.staged or keypair is None or not keypair.can_send(now):
@@ -105,13 +105,14 @@ class Outbound:
         self._seal_all(peer, keypair, packets, ecn, first)
 
     def send_staged(self, peer: EnginePeer, now: int) -> None:
-        """A key is there: what waited leaves, in order."""
+        """Send the staged packets in order, because there is a keypair now."""
         for packet in self._tables.unstage(peer):
             _, protocol, ecn = ip.outline_of(packet) or (b"", 0, 0)
             self._send_packets(peer, [packet], protocol, ecn, now)
 
     def send_keepalive(self, peer: EnginePeer, now: int) -> None:
-        """An empty packet, which renews a session as data does; without a usable key one is asked for."""
+        """Send an empty packet, which renews a session like data does. Without a usable keypair, ask for one. Do
+        nothing if packets are staged, because they have the same effect."""
         if peer.sockaddr is NO_SOCKADDR or peer.staged:
             return
         keypair = peer.keypairs.current
@@ -125,7 +126,7 @@ class Outbound:
         self._seal_all(peer, keypair, [b""], 0, counter)
 
     def flush(self) -> None:
-        """Send what was gathered."""
+        """Send the gathered trains."""
         while self._parked:
             _, train = self._parked.popitem()
             try:
@@ -138,12 +139,13 @@ class Outbound:
     def _send_train(self, train: Train) -> None:
         peer, count = train.peer, train.count
         assert peer is not None
-        # Empty from here on, also if sending raises.
+        # Emptied first, so that an exception while sending does not leave it full.
         train.peer, train.count = None, 0
         self._send(peer, train.wire[: train.length], train.size if count > 1 else 0, train.tos)
 
     def _seal_all(self, peer: EnginePeer, keypair: Keypair, packets: list[bytes], tos: int, counter: int) -> None:
-        """Seal the packets under nonces from `counter` on. Those of one size that fit one train are one loop."""
+        """Seal the packets, with consecutive nonces that start at `counter`. The inner loop seals packets of one size
+        that fit one train."""
         seal, index, mtu = keypair.send.seal, keypair.remote_index, self._tables.mtu
         done = 0
         while done < len(packets):
@@ -163,7 +165,7 @@ class Outbound:
             train.add(sealed, done - start)
 
     def _train_for(self, peer: EnginePeer, size: int, tos: int) -> Train:
-        """The peer's train if one more datagram of this size may join it, else a fresh one."""
+        """Return the peer's train if it can take one more datagram of this size, otherwise an empty train."""
         train = self._train
         if train.count:
             if train.peer is not peer:
@@ -176,7 +178,7 @@ class Outbound:
         return train
 
     def _switch(self, train: Train, peer: EnginePeer) -> Train:
-        """Put the train of another peer aside for this peer's; there are only so many."""
+        """Park the current train and return one for this peer. If the pool is empty, send all trains first."""
         other = self._parked.pop(peer, None) or self._pool.take()
         if other is None:
             self.flush()
@@ -187,7 +189,7 @@ class Outbound:
         return other
 
     def _refuse(self, packet: bytes, peer: EnginePeer | None, count: int) -> None:
-        """No peer, none whose address is known (rule M46), or no key of our own: the sender is told."""
+        """Drop packets without a route, an endpoint (rule M46) or a private key, and answer their sender."""
         if peer is None:
             reason = DropReason.NO_ROUTE
         else:
@@ -196,15 +198,17 @@ class Outbound:
         self._answer(packet)
 
     def _is_loop(self, packet: bytes, destination: bytes, peer: EnginePeer) -> bool:
-        """Our own datagram to this peer's endpoint, routed back into the tunnel: it would grow without end."""
+        """Whether this is our own datagram to this peer's endpoint, routed back into the tunnel: each round would wrap
+        it again."""
         if ip.udp_ports(packet) != (self._tables.listen_port, peer.sockaddr[1]):
             return False
         return ip.text_of(destination) == peer.sockaddr[0].partition("%")[0]
 
 
 def padding_of(size: int, mtu: int) -> int:
-    """Zeros to the next multiple of 16, never beyond the MTU (rule M22). A packet above the MTU (it was changed where
-    we could not see it) is taken modulo the MTU, as the kernel module and wireguard-go do."""
+    """Return the number of zeros that pad a packet to the next multiple of 16, but never beyond the MTU (rule M22). A
+    packet larger than the MTU, which may have changed without our knowledge, is taken modulo the MTU, like in the
+    kernel module and wireguard-go."""
     if not mtu:
         return -size % 16
     last = size % mtu if size > mtu else size

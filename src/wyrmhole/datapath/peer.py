@@ -18,18 +18,18 @@ class EnginePeer:
     """One peer on the packet path. The marks (see data_plane) are attributes, because batches write them."""
 
     __slots__ = (
-        "active_said",
+        "active_reported",
         "data_received_since",
         "data_sent_since",
         "drops",
         "health",
         "id",
-        "key_wanted_said",
+        "key_wanted_reported",
         "keypairs",
         "last_data_received",
         "last_traversal",
         "proven_path",
-        "roamed_said",
+        "roamed_reported",
         "rx_bytes",
         "sockaddr",
         "source",
@@ -54,9 +54,9 @@ class EnginePeer:
         self.data_received_since = 0
         self.last_data_received = 0
         self.last_traversal = 0
-        self.active_said = False
-        self.key_wanted_said = False
-        self.roamed_said = False
+        self.active_reported = False
+        self.key_wanted_reported = False
+        self.roamed_reported = False
 
     def marks(self) -> Marks:
         return Marks(self.data_sent_since, self.data_received_since, self.last_data_received, self.last_traversal)

@@ -68,7 +68,7 @@ class Reports:
             report = self._reports.popleft()
             if isinstance(report, EnginePeer):
                 # The flag is lowered first: a change after the endpoint was read is then reported again.
-                report.roamed_said = False
+                report.roamed_reported = False
                 taken.append(Roamed(report.id, Endpoint.from_sockaddr(report.sockaddr)))
             else:
                 taken.append(report)

@@ -109,20 +109,20 @@ class Tables:
             self.refuse(refusal, sockaddr, now)
 
     def want_key(self, peer: EnginePeer) -> None:
-        if not peer.key_wanted_said:
-            peer.key_wanted_said = self.report(KeyWanted(peer.id))
+        if not peer.key_wanted_reported:
+            peer.key_wanted_reported = self.report(KeyWanted(peer.id))
 
     def ask_rekey(self, peer: EnginePeer, keypair: Keypair) -> None:
         """Once for each keypair."""
         if not keypair.rekey_asked:
             keypair.rekey_asked = self.report(KeyWanted(peer.id, keypair.local_index))
 
-    def say_active(self, peer: EnginePeer) -> None:
-        if not peer.active_said:
+    def report_active(self, peer: EnginePeer) -> None:
+        if not peer.active_reported:
             # Raised before it is said: the control thread may lower it as soon as it was.
-            peer.active_said = True
+            peer.active_reported = True
             if not self.report(Active(peer.id)):
-                peer.active_said = False
+                peer.active_reported = False
 
     # Trains
 
@@ -155,7 +155,7 @@ class Tables:
     def note_data_sent(self, peer: EnginePeer, now: int) -> None:
         if not peer.data_sent_since:
             peer.data_sent_since = now
-            self.say_active(peer)
+            self.report_active(peer)
 
     def note_received(self, peer: EnginePeer, size: int, now: int) -> None:
         """Authenticated bytes came from the peer; data also calls `note_data_received`."""
@@ -168,7 +168,7 @@ class Tables:
         peer.last_data_received = now
         if not peer.data_received_since:
             peer.data_received_since = now
-            self.say_active(peer)
+            self.report_active(peer)
 
     # Routes
 
@@ -222,7 +222,7 @@ class Tables:
     def install(self, peer: EnginePeer, params: KeypairParams) -> None:
         keypair = Keypair(params)
         self.indices[keypair.local_index] = (peer, keypair)
-        peer.key_wanted_said = False
+        peer.key_wanted_reported = False
         if params.is_initiator:
             self.drop_keypairs(peer, peer.keypairs.install_initiator(keypair))
         else:
@@ -299,7 +299,7 @@ class Tables:
     def expect_key(self, peer: PeerId) -> None:
         known = self.peers.get(peer)
         if known is not None:
-            known.key_wanted_said = False
+            known.key_wanted_reported = False
             if known.keypairs.current is not None:
                 known.keypairs.current.rekey_asked = False
 
@@ -307,7 +307,7 @@ class Tables:
         known = self.peers.get(peer)
         if known is not None:
             self.drop(DropReason.HANDSHAKE_GAVE_UP, len(self.unstage(known)), peer=known)
-            known.key_wanted_said = False
+            known.key_wanted_reported = False
 
     def note_handshake(self, peer: PeerId, rx_bytes: int, now: int) -> None:
         known = self.peers.get(peer)
@@ -332,7 +332,7 @@ class Tables:
         known = self.peers.get(peer)
         if known is None:
             return Marks()
-        known.active_said = False
+        known.active_reported = False
         return known.marks()
 
     def counters(self, peer: PeerId) -> PeerCounters:
@@ -347,8 +347,8 @@ class Tables:
         """An authenticated packet came from elsewhere (rule M44)."""
         if peer.sockaddr != sockaddr:
             peer.sockaddr = sockaddr
-            if not peer.roamed_said:
-                peer.roamed_said = True
+            if not peer.roamed_reported:
+                peer.roamed_reported = True
                 if not self.report(peer):
-                    peer.roamed_said = False
+                    peer.roamed_reported = False
         peer.source = source

@@ -35,8 +35,8 @@ class EnginePeerState(NamedTuple):
     tx_bytes: int
     rx_bytes: int
     marks: Marks
-    active_said: bool
-    key_wanted_said: bool
+    active_reported: bool
+    key_wanted_reported: bool
     staged: int
     staged_bytes: int
     previous: KeypairState | None
@@ -77,8 +77,8 @@ def peer_state(peer: EnginePeer) -> EnginePeerState:
         peer.tx_bytes,
         peer.rx_bytes,
         peer.marks(),
-        peer.active_said,
-        peer.key_wanted_said,
+        peer.active_reported,
+        peer.key_wanted_reported,
         len(staged) if staged else 0,
         sum(map(len, staged)) if staged else 0,
         _keypair_state(keypairs.previous),

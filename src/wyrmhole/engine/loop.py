@@ -1,14 +1,14 @@
 """The loop of the portable engine: one thread, both directions, run to completion.
 
-It polls the TUN, the UDP sockets and the mailbox together. A turn is: apply what the control thread asked for; receive,
+It polls the TUN, the UDP sockets and the mailbox together. A turn is: apply the calls of the control thread; receive,
 open and write to the TUN; read the TUN, seal and send. The TUN is read after every write to it as well, because the
 answer is often there already: the packet then leaves without another wake-up. Each direction has a budget per turn, so
 neither starves the other, and everything gathered leaves before the thread sleeps.
 
-Everything is polled, and the TUN read, by descriptors of the engine's own (`engine.polled`, `Tun.lend`): the program
-may close its side of an edge at any time.
+The engine polls its own duplicates of all descriptors, and reads the TUN through one (`engine.polled`, `Tun.lend`),
+because the program may close its side of an edge at any time.
 
-A packet that makes a step raise must not end the tunnel: the turn is given up, counted and the next one begins.
+A packet that makes a step raise must not end the tunnel: the turn is abandoned and counted, and the next one begins.
 """
 
 from __future__ import annotations
@@ -39,24 +39,24 @@ from wyrmhole.wire.messages import MESSAGE_TRANSPORT
 from wyrmhole.wire.virtio import PLAIN_HEADER, VIRTIO_HEADER_SIZE
 
 TRAINS_PER_TURN = 4
-"""Trains (64 KiB each) from one socket before the other direction has its turn."""
+"""Trains (64 KiB each) received from one socket before the other direction is served."""
 DATAGRAMS_PER_TURN = 64
 _DATA = bytes((MESSAGE_TRANSPORT,))
 MAX_EDGE_REPORTS = 256
-"""Reports of the interface that may wait; a control thread that is 256 behind learns the newest."""
+"""Reports about the edges that may wait; if there are more, only the newest 256 are kept."""
 READS_PER_TURN = 64
 BYTES_PER_TURN = 65_536
-"""TUN frames before what was sealed leaves: one full train of small packets, or one super-packet."""
+"""TUN frames read before the sealed datagrams are sent: one full train of small packets, or one super-packet."""
 FRAME_SIZE = VIRTIO_HEADER_SIZE + MAX_PACKET_SIZE
 SOURCES_PER_TURN = 16
-"""Sticky sources asked about after a route changed, some 10 us each."""
+"""Sticky sources that one turn checks after a route changed; a check takes about 10 us."""
 MAX_FAILED_TURNS = 1000
-"""Turns in a row that raised before the engine says that it does not work."""
+"""Consecutive turns that raise before the engine reports that it has failed."""
 _BROKEN = select.POLLERR | select.POLLHUP | select.POLLNVAL
 
 
 class Loop:
-    """`clock` gives boottime nanoseconds; `notify` is an eventfd, which is written to when reports wait."""
+    """Moves the packets. `clock` returns boottime nanoseconds; `notify` is an eventfd, written to when reports wait."""
 
     def __init__(self, clock: Callable[[], int], tables: Tables, mailbox: Mailbox, notify: int) -> None:
         self._clock = clock
@@ -84,14 +84,15 @@ class Loop:
     # Reports
 
     def announce(self) -> None:
-        """Wake the control thread if there is something that it was not told of."""
+        """Wake the control thread if there are reports that it was not woken for."""
         if not self.is_announced and (self._edge_reports or self._tables.reports.has_some):
             self.is_announced = True
             os.eventfd_write(self._notify, 1)
 
     def poll_reports(self, limit: int) -> list[EngineReport]:
-        """For the control thread."""
-        # The order matters: what is queued after the flag falls is announced again, what before is taken here.
+        """Take up to `limit` reports; called by the control thread."""
+        # The flag must fall before the queue is read: a report queued later is announced again, an earlier one is taken
+        # here.
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._notify)
         self.is_announced = False
@@ -103,7 +104,7 @@ class Loop:
         return taken
 
     def _report_edge(self, report: TunChanged | EngineFailed) -> None:
-        """Of the edges and the engine itself; the oldest is discarded when nobody takes them."""
+        """Queue a report about an edge or the engine itself. A full queue discards its oldest report."""
         self._edge_reports.append(report)
 
     # Turns
@@ -123,7 +124,7 @@ class Loop:
                     return
 
     def _give_up_batch(self) -> None:
-        """After a turn that raised: what was half done is forgotten, what was sealed still leaves."""
+        """Clean up after a turn that raised: discard unfinished work, but send the sealed datagrams."""
         self._tables.drop(DropReason.INTERNAL_ERROR)
         self._inbound.reset()
         with contextlib.suppress(Exception):
@@ -131,7 +132,7 @@ class Loop:
         self.announce()
 
     def turn(self, timeout_ms: int | None = 0) -> None:
-        """Wait for work at most that long (None: for ever), then do one turn of it."""
+        """Wait for work, at most `timeout_ms` (None: without limit), then do one turn."""
         events = self._poll.poll(timeout_ms)
         self._now = self._clock()
         self._wrote = False
@@ -155,7 +156,7 @@ class Loop:
         self.announce()
 
     def carry_out(self, call: Callable[..., object], *arguments: object) -> None:
-        """A call of the control thread, when the loop has no thread of its own."""
+        """Carry out a call of the control thread when the loop has no thread."""
         self._now = self._clock()
         call(*arguments)
         self._outbound.flush()
@@ -164,7 +165,7 @@ class Loop:
     def _receive(self, fd: int | None, what: int) -> None:
         bind = self._bind
         if bind is None or fd is None:
-            # Given back by a call that was applied in this turn.
+            # Released by a call that was applied in this turn.
             return
         now = self._now
         trains = 0
@@ -181,8 +182,9 @@ class Loop:
                 if trains == TRAINS_PER_TURN:
                     break
             elif is_data:
-                # Lone data has rarely more behind it, and a poll costs less than to ask in vain. Handshake messages
-                # come in floods, and taking them together spares the control thread as many interruptions.
+                # A single data packet is rarely followed by another, and polling is cheaper than a `recvmsg` that
+                # returns EAGAIN. Handshake messages come in floods; reporting several together interrupts the control
+                # thread less often.
                 break
         if bind.take_stale_sources():
             self._stale = [peer for peer in self._tables.peers.values() if peer.source is not None]
@@ -203,7 +205,7 @@ class Loop:
                 return
             handle(frame[:length], now)
             if count == 0 and not self._is_burst:
-                # Alone, as far as the last turn tells: it need not wait for the next read.
+                # Probably a single frame, as in the last turn: send it without waiting for the next read.
                 self._outbound.flush()
             total += length
             if total >= BYTES_PER_TURN:
@@ -211,7 +213,7 @@ class Loop:
         self._is_burst = True
 
     def _check_sources(self) -> None:
-        """After a route or address changed: forget the sources that the kernel would not use (a few per turn)."""
+        """After a change of a route or address, forget sources that the kernel would no longer use, a few per turn."""
         bind = self._bind
         for _ in range(min(SOURCES_PER_TURN, len(self._stale))):
             peer = self._stale.pop()
@@ -247,7 +249,7 @@ class Loop:
             self._tables.doubt_trains()
 
     def _follow_socket(self, bind: Bind, fd: int) -> None:
-        """Nothing was there though it was announced: the bind may have replaced the socket, or closed it."""
+        """Find out why a readable socket had no datagram: the bind may have replaced or closed it."""
         if fd in bind.filenos():
             self._bind_polled.renew(fd)
         else:
@@ -287,7 +289,7 @@ class Loop:
         if len(frame.packets) == 1:
             self._tables.drop(DropReason.TUN_WRITE_FAILED)
             return
-        # Refused as one: the offload may be off from here on, and the packets are still good.
+        # The offload may have been switched off, and the packets are still good.
         self._follow_offloads(tun)
         for packet in frame.packets:
             if not tun.write([PLAIN_HEADER, packet]):
@@ -316,7 +318,7 @@ class Loop:
         return True
 
     def _answer(self, packet: bytes) -> None:
-        """The packet has nowhere to go."""
+        """Answer a packet that has no destination."""
         error = self._answers.make(packet, self._now)
         if error is not None and self._tun is not None:
             self._tun.write([PLAIN_HEADER, error])
@@ -358,14 +360,14 @@ class Loop:
             self._bind.send(datagram, 0, endpoint.sockaddr, source)
 
     def close(self) -> None:
-        """After the last turn."""
+        """Release the edges, after the last turn."""
         self.drop_tun()
         self._bind = None
         self._bind_polled.close()
 
 
 def _send_singly(bind: Bind, peer: EnginePeer, data: memoryview, size: int, tos: int) -> SendOutcome:
-    """The datagrams of a train with a call for each."""
+    """Send the datagrams of a train with one call each."""
     source, outcome = peer.source, SendOutcome.SENT
     for start in range(0, len(data), size):
         outcome |= bind.send(data[start : start + size], 0, peer.sockaddr, source, tos=tos)
