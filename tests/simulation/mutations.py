@@ -1,7 +1,7 @@
-"""One planted bug for each named check: what the simulator must find.
+"""One planted bug for each check, which the simulator must find.
 
-A mutation breaks the product as somebody might have written it wrong; `runs` are the worlds in which it must show.
-Where the drawn steps of a storm would need many seeds, a scenario of a few chosen steps stands in.
+A mutation breaks the product by a plausible mistake; `runs` yields the worlds in which a check must fail. If the drawn
+steps of a storm would need many seeds to trigger the bug, a scenario of a few chosen steps replaces them.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from wyrmhole.simulation.world.scenario import Scenario, Step
 
 Plant = Callable[[pytest.MonkeyPatch], None]
 Planned = tuple[Run | Scenario, tuple[str, ...]]
-"""What runs, and which liveness trials follow."""
+"""A run or scenario, and the names of the liveness trials that follow."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,12 @@ def storms(hours: float = 0.1, hosts: int | None = None, count: int = 12) -> Cal
 
 
 def trials(name: str, nats: bool = False, count: int = 6) -> Callable[[], Iterator[Planned]]:
-    """A world without faults, and one trial."""
+    """Return worlds without faults, each followed by one trial."""
     return lambda: ((_planned(seed, (), {3: 60} if nats else {}), (name,)) for seed in range(1, count + 1))
 
 
 def steps(*chosen: tuple[float, str, tuple[object, ...]]) -> Callable[[], Iterator[Planned]]:
-    """(second, step, arguments) in a world of three hosts that lasts 400 s."""
+    """Return a world of three hosts that lasts 400 s, with chosen steps (second, step, arguments)."""
     made = tuple(Step(int(at * SECOND), what, arguments) for at, what, arguments in chosen)
     return lambda: iter([(_planned(1, made, {}), ())])
 
@@ -87,7 +87,7 @@ def bug(check: Check, text: str, runs: Callable[[], Iterator[Planned]] | None = 
 
 
 def after(patch: pytest.MonkeyPatch, owner: type, name: str, also: Callable[..., None]) -> None:
-    """The method, and then something more, with its result and its arguments."""
+    """Patch the method to call `also` afterwards, with its result and arguments."""
     method = getattr(owner, name)
 
     def both(*arguments: Any, **named: Any) -> Any:
@@ -111,7 +111,7 @@ def before(patch: pytest.MonkeyPatch, owner: type, name: str, also: Callable[...
 # Safety
 
 
-@bug(Check.NONCES_ARE_UNIQUE, "a counter is taken back after each fifth packet")
+@bug(Check.NONCES_ARE_UNIQUE, "a counter is reused after each fifth packet")
 def counter_twice(patch: pytest.MonkeyPatch) -> None:
     def take_back(result: None, self: Outbound, peer: object, keypair: Keypair, *rest: object) -> None:
         keypair.send_counter -= keypair.send_counter % 5 == 4
@@ -119,7 +119,7 @@ def counter_twice(patch: pytest.MonkeyPatch) -> None:
     after(patch, Outbound, "_seal_all", take_back)
 
 
-@bug(Check.COUNTERS_HAVE_NO_GAP, "a counter is left out now and then")
+@bug(Check.COUNTERS_HAVE_NO_GAP, "a counter is sometimes skipped")
 def counter_gap(patch: pytest.MonkeyPatch) -> None:
     def skip(result: None, self: Outbound, peer: object, keypair: Keypair, *rest: object) -> None:
         keypair.send_counter += keypair.send_counter % 5 == 4
@@ -132,7 +132,7 @@ def no_window(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(replay.ReplayWindow, "accept", lambda self, counter: True)
 
 
-@bug(Check.PACKETS_ARRIVE_INTACT, "the inner source is not looked at")
+@bug(Check.PACKETS_ARRIVE_INTACT, "the inner source is not checked")
 def any_source(patch: pytest.MonkeyPatch) -> None:
     def deliver(self: Any, peer: Any, packets: list[bytes], ecn: int, now: int) -> None:
         from wyrmhole.wire import ip
@@ -171,7 +171,7 @@ def long_session(patch: pytest.MonkeyPatch) -> None:
     after(patch, Keypair, "__init__", lengthen)
 
 
-@bug(Check.INITIATIONS_ARE_SPACED, "retransmissions come after four seconds, and nothing holds them up")
+@bug(Check.INITIATIONS_ARE_SPACED, "retransmissions come after four seconds, without any limit")
 def impatient(patch: pytest.MonkeyPatch) -> None:
     def forget(self: Renewal, peer: Any, *rest: object) -> None:
         peer.last_handshake_sent = LONG_AGO
@@ -180,13 +180,13 @@ def impatient(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Renewal, "_jitter", lambda self: -SECOND)
 
 
-@bug(Check.RESPONDERS_WAIT_FOR_CONFIRMATION, "a responder sends what waits as soon as it has a key")
+@bug(Check.RESPONDERS_WAIT_FOR_CONFIRMATION, "a responder sends staged packets as soon as it has a key")
 def eager_responder(patch: pytest.MonkeyPatch) -> None:
     def send(result: None, self: Any, peer: int, params: Any) -> None:
-        it = self._tables.peers[peer]
-        if not params.is_initiator and it.staged:
-            it.keypairs.confirm()
-            self._outbound.send_staged(it, self._now)
+        engine_peer = self._tables.peers[peer]
+        if not params.is_initiator and engine_peer.staged:
+            engine_peer.keypairs.confirm()
+            self._outbound.send_staged(engine_peer, self._now)
 
     after(patch, Loop, "install_keypair", send)
 
@@ -216,13 +216,13 @@ def roaming_cookie(patch: pytest.MonkeyPatch) -> None:
         verdict = admit(self, kind, *rest)
         return Queue.REPLIES if kind == 3 else verdict
 
-    # Only a replayed reply comes from elsewhere, and the gate stops those.
+    # Only a replayed reply comes from another endpoint, and the gate would drop it.
     admit = Gate.admit
     patch.setattr(Gate, "admit", pass_replays)
     before(patch, Interface, "_handle_handshake", move)
 
 
-@bug(Check.UNPROVEN_INPUT_CHANGES_NOTHING, "a response that does not prove itself ends the handshake")
+@bug(Check.UNPROVEN_INPUT_CHANGES_NOTHING, "a response that does not authenticate ends the handshake")
 def fragile_handshake(patch: pytest.MonkeyPatch) -> None:
     def end(result: object, self: Exchange, datagram: Any) -> None:
         peer = self.indices.get(int.from_bytes(datagram.data[8:12], "little"))
@@ -289,7 +289,7 @@ def orphan_timer(patch: pytest.MonkeyPatch) -> None:
     after(patch, Interface, "remove_peer", arm)
 
 
-@bug(Check.KEEPALIVES_CAUSE_NO_KEEPALIVE, "a keepalive counts as data that wants an answer")
+@bug(Check.KEEPALIVES_CAUSE_NO_KEEPALIVE, "a keepalive counts as data that needs an answer")
 def chatty(patch: pytest.MonkeyPatch) -> None:
     def count(result: bool, self: Any, peer: Any, keypair: object, received: object, total: int, now: int) -> None:
         self._tables.note_data_received(peer, now)
@@ -314,7 +314,7 @@ _COOKIE_KEPT = [
 ]
 
 
-@bug(Check.COOKIES_ARE_FRESH, "a cookie is good for ever", steps(*_COOKIE_KEPT))
+@bug(Check.COOKIES_ARE_FRESH, "a cookie never expires", steps(*_COOKIE_KEPT))
 def old_cookie(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(cookie, "COOKIE_LIFETIME", 10**6 * SECOND)
 
@@ -343,7 +343,7 @@ def shared_backlog(patch: pytest.MonkeyPatch) -> None:
 
 @bug(
     Check.ROUTES_CHANGE_WITHOUT_A_GAP,
-    "a replaced list of allowed ips is emptied first",
+    "a list of allowed IPs is emptied before it is replaced",
     steps((1, "change_routes", (1,))),
 )
 def gap_in_routes(patch: pytest.MonkeyPatch) -> None:
@@ -366,7 +366,7 @@ def undead_sessions(patch: pytest.MonkeyPatch) -> None:
 _BOTH_CRASH = [(1.0, *talk(1, 2)), (5.0, "crash", (1, SECOND)), (5.0, "crash", (2, SECOND)), (10.0, *talk(1, 2))]
 
 
-@bug(Check.LIVES_SHARE_NOTHING, "randomness begins anew with each life", steps(*_BOTH_CRASH))
+@bug(Check.LIVES_SHARE_NOTHING, "each life has the same randomness", steps(*_BOTH_CRASH))
 def same_random(patch: pytest.MonkeyPatch) -> None:
     original = Interface.__init__
 
@@ -377,7 +377,7 @@ def same_random(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Interface, "__init__", init)
 
 
-@bug(Check.STOPPED_MEANS_SILENT, "the socket is used after it was taken away", steps((1, *talk(1, 2))))
+@bug(Check.STOPPED_MEANS_SILENT, "the socket is used after it was detached", steps((1, *talk(1, 2))))
 def no_detach(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PortableEngine, "detach_bind", lambda self: None)
 
@@ -435,7 +435,7 @@ def leaky_event(patch: pytest.MonkeyPatch) -> None:
 # Liveness
 
 
-@bug(Check.CONNECTS_WITH_TRAFFIC, "an initiation is put off by eight seconds", trials("connects_with_traffic"))
+@bug(Check.CONNECTS_WITH_TRAFFIC, "an initiation is postponed by eight seconds", trials("connects_with_traffic"))
 def slow_start(patch: pytest.MonkeyPatch) -> None:
     original = Renewal.initiate
 
@@ -451,7 +451,7 @@ def slow_start(patch: pytest.MonkeyPatch) -> None:
 
 @bug(
     Check.RECOVERS_AFTER_STATE_LOSS,
-    "data without an answer is no reason for a handshake",
+    "unanswered data does not cause a handshake",
     trials("recovers_after_state_loss"),
 )
 def patient(patch: pytest.MonkeyPatch) -> None:
@@ -467,26 +467,28 @@ def nobody_yields(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Renewal, "_yields", lambda self, peer, now: False)
 
 
-@bug(Check.RENEWALS_LOSE_NOTHING, "a key is asked for once only", trials("renewals_lose_nothing", count=20))
+@bug(Check.RENEWALS_LOSE_NOTHING, "a key is requested only once", trials("renewals_lose_nothing", count=20))
 def asked_once(patch: pytest.MonkeyPatch) -> None:
     original = Tables.install
 
     def install(self: Tables, peer: Any, params: Any) -> None:
-        said = peer.key_wanted_reported
+        reported = peer.key_wanted_reported
         original(self, peer, params)
-        peer.key_wanted_reported = said
+        peer.key_wanted_reported = reported
 
     patch.setattr(Tables, "install", install)
 
 
-@bug(Check.STARTS_AGAIN_AFTER_GIVING_UP, "who gave up is not asked again", trials("starts_again_after_giving_up"))
+@bug(
+    Check.STARTS_AGAIN_AFTER_GIVING_UP, "after giving up, a key is not requested again", trials("starts_again_after_giving_up")
+)
 def given_up(patch: pytest.MonkeyPatch) -> None:
     original = Tables.flush_staged
 
     def flush(self: Tables, peer: int) -> None:
-        said = self.peers[peer].key_wanted_reported
+        reported = self.peers[peer].key_wanted_reported
         original(self, peer)
-        self.peers[peer].key_wanted_reported = said
+        self.peers[peer].key_wanted_reported = reported
 
     patch.setattr(Tables, "flush_staged", flush)
 
@@ -523,7 +525,7 @@ def waits_for_the_clock(patch: pytest.MonkeyPatch) -> None:
 
 @bug(
     Check.NEEDS_NO_COOKIE_AFTER_A_FLOOD,
-    "after load handshakes are refused for ten seconds, without a word",
+    "after load, handshakes are silently refused for ten seconds",
     trials("needs_no_cookie_after_a_flood"),
 )
 def sulks(patch: pytest.MonkeyPatch) -> None:
@@ -533,7 +535,7 @@ def sulks(patch: pytest.MonkeyPatch) -> None:
 
 @bug(
     Check.STAGED_PACKETS_HAVE_AN_END,
-    "a hopeless series of attempts is begun anew",
+    "a series of attempts that should give up restarts",
     trials("starts_again_after_giving_up"),
 )
 def never_gives_up(patch: pytest.MonkeyPatch) -> None:
@@ -543,7 +545,9 @@ def never_gives_up(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Renewal, "_give_up", go_on)
 
 
-@bug(Check.KEEPALIVES_RENEW_SESSIONS, "persistent keepalives renew no session", trials("keepalives_renew_sessions"))
+@bug(
+    Check.KEEPALIVES_RENEW_SESSIONS, "persistent keepalives do not renew a session", trials("keepalives_renew_sessions")
+)
 def idle_sessions_end(patch: pytest.MonkeyPatch) -> None:
     original = Outbound.send_keepalive
 
@@ -559,6 +563,6 @@ def idle_sessions_end(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Outbound, "send_keepalive", send)
 
 
-@bug(Check.REMOVAL_LEAVES_NOTHING, "a removed peer's prefixes stay with the protocol", steps((1, *talk(1, 2))))
+@bug(Check.REMOVAL_LEAVES_NOTHING, "the protocol keeps a removed peer's prefixes", steps((1, *talk(1, 2))))
 def kept_prefixes(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(PrefixOwners, "take_all", lambda self, peer: None)

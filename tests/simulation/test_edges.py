@@ -1,4 +1,4 @@
-"""Every call of an edge fails in turn, in each way that its contract allows, and nothing is lost that was promised."""
+"""Every call of an edge fails in turn, in each failure mode of its contract, and all invariants hold."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from wyrmhole.simulation.world.edges import FAILURES
 from wyrmhole.simulation.world.world import World
 
 RUNS = [Run(seed, 0.006, "storm", hosts=2, trials=("connects_with_traffic",)) for seed in (25, 255, 350)]
-"""Short ones in which hosts talk, roam, crash, and go down and up; then data must flow both ways within 15.4 s."""
+"""Short runs in which hosts send, roam, crash, and go down and up. Data must then flow both ways within 15.4 s."""
 
 
 @cache
 def calls(run: Run) -> tuple[str, ...]:
-    """The edge calls of the run's first phase, by name."""
+    """Return the names of all edge calls in the first phase of the run."""
     world = World(run.scenario())
     world.calls.names = []
     try:
@@ -34,27 +34,27 @@ def calls(run: Run) -> tuple[str, ...]:
 
 
 def failing(run: Run) -> list[Run]:
-    """The run with each call failing once in each way."""
+    """Return the run with each call failing once in each failure mode."""
     names = enumerate(calls(run))
-    return [replace(run, fails=(number, way)) for number, name in names for way in range(len(FAILURES[name]))]
+    return [replace(run, fails=(number, mode)) for number, name in names for mode in range(len(FAILURES[name]))]
 
 
-def test_the_runs_make_every_call_there_is() -> None:
+def test_the_runs_make_every_edge_call() -> None:
     made = Counter(name for run in RUNS for name in calls(run))
     assert set(made) == set(FAILURES)
 
 
 @pytest.mark.parametrize("run", RUNS, ids=lambda run: f"seed-{run.seed}")
-def test_every_edge_call_may_fail_once(run: Run) -> None:
+def test_each_edge_call_can_fail_once(run: Run) -> None:
     digests = set()
-    for one in failing(run):
-        outcome = carry_out(one)
-        assert outcome.violation is None, f"{outcome.violation}\n{one.line()}"
+    for failing_run in failing(run):
+        outcome = carry_out(failing_run)
+        assert outcome.violation is None, f"{outcome.violation}\n{failing_run.line()}"
         digests.add(outcome.digest)
-    assert len(digests) > len(calls(run)) / 10, "failures change what happens"
+    assert len(digests) > len(calls(run)) / 10, "failures must change the trace"
 
 
-def test_who_lost_its_tun_ends_and_starts_again() -> None:
+def test_a_host_that_lost_its_tun_restarts() -> None:
     run = RUNS[0]
     number = calls(run).index("tun.read")
     world = World(run.scenario(), (number, FAILURES["tun.read"].index("gone")))
@@ -68,12 +68,12 @@ def test_who_lost_its_tun_ends_and_starts_again() -> None:
 
 
 def found(runs: list[Run]) -> Outcome:
-    """The first one in which a check fails."""
+    """Return the outcome of the first run in which a check fails."""
     return next(outcome for outcome in map(carry_out, runs) if outcome.violation is not None)
 
 
 def test_a_counter_taken_back_after_a_failed_send_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As somebody might write it who wants the counters of what really left without a gap."""
+    """The bug is plausible: it keeps the counters of the datagrams that actually left without a gap."""
     transmit = Loop._transmit
 
     def take_back(self: Loop, peer: EnginePeer, data: bytes | memoryview, size: int, tos: int) -> None:
@@ -88,7 +88,7 @@ def test_a_counter_taken_back_after_a_failed_send_is_found(monkeypatch: pytest.M
     assert outcome.violation is not None and outcome.violation.check is Check.NONCES_ARE_UNIQUE
 
 
-def test_a_tun_whose_end_nobody_is_told_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreported_end_of_the_tun_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     def forget(self: Loop, *, reported: bool = False) -> None:
         self._tun = None
 

@@ -1,4 +1,4 @@
-"""A run's memory does not grow with its length, and what is forgotten weakens no check."""
+"""The memory of a run does not grow with its length, and forgetting does not weaken a check."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wyrmhole.simulation.world.world import World
 
 
 def objects_at_the_end_of(hours: float) -> tuple[int, int]:
-    """What the ledger and the world keep, and how many engines there are, those of former lives included."""
+    """Return the number of objects that the world keeps, and of engines, including those of former lives."""
     gc.collect()
     before = sum(isinstance(each, PortableEngine) for each in gc.get_objects())
     world = World(Run(2, hours, "storm", hosts=3).scenario())
@@ -34,15 +34,15 @@ def objects_at_the_end_of(hours: float) -> tuple[int, int]:
 
 
 def test_four_hours_keep_no_more_than_one() -> None:
-    """Half as much again is allowed: storms differ in how much is under way at once. A host has one life, and a former
-    one at most that was not collected yet."""
+    """Four hours may keep 1.5 times as much, because storms differ in how much is in flight. Besides its present life,
+    a host has at most one former life that was not collected yet."""
     short, _ = objects_at_the_end_of(1)
     long, engines = objects_at_the_end_of(4)
     assert long < 1.5 * short
     assert engines <= 6
 
 
-def test_drawn_steps_are_the_same_whenever_they_are_gone_through() -> None:
+def test_drawn_steps_are_equal_in_each_iteration() -> None:
     for profile in ("calm", "storm", "deluge"):
         steps = draw(4, hours=1, profile=profile).steps
         first, second = list(steps), list(steps)
@@ -52,7 +52,7 @@ def test_drawn_steps_are_the_same_whenever_they_are_gone_through() -> None:
         assert list(draw(4, hours=1, profile=profile).keep([0, 5]).steps) == [first[0], first[5]]
 
 
-def test_chosen_steps_happen_at_their_times_in_whatever_order_they_are_given() -> None:
+def test_chosen_steps_happen_in_the_order_of_their_times() -> None:
     chosen = [Step(at * SECOND, "talk", (1, 2, 1, 1, 48, False, False)) for at in (1, 2, 3)]
     digests = set()
     for steps in (chosen, chosen[::-1]):
@@ -65,7 +65,7 @@ def test_chosen_steps_happen_at_their_times_in_whatever_order_they_are_given() -
     assert len(digests) == 1
 
 
-def test_a_retired_key_is_known_until_two_tables_of_others_followed() -> None:
+def test_a_retired_key_is_known_until_two_tables_are_full() -> None:
     keys = [number.to_bytes(8, "little") + bytes(24) for number in range(200)]
     retired = RetiredKeys(size=64)
     for number, key in enumerate(keys):
@@ -77,7 +77,7 @@ def test_a_retired_key_is_known_until_two_tables_of_others_followed() -> None:
 
 
 @pytest.mark.parametrize(("life", "check"), [((1, 1), Check.NONCES_ARE_UNIQUE), ((1, 2), Check.LIVES_SHARE_NOTHING)])
-def test_a_key_that_is_used_again_after_its_session_ended_is_found(life: tuple[int, int], check: Check) -> None:
+def test_reuse_of_a_key_after_its_session_is_found(life: tuple[int, int], check: Check) -> None:
     ledger = Ledger()
     ledger.new_key(b"k" * 32, (1, 1))
     ledger.retire_key(b"k" * 32)
@@ -86,7 +86,7 @@ def test_a_key_that_is_used_again_after_its_session_ended_is_found(life: tuple[i
     assert found.value.check == check
 
 
-def test_what_waits_or_is_under_way_is_not_forgotten() -> None:
+def test_staged_packets_and_messages_in_flight_are_kept() -> None:
     ledger = Ledger()
     initiations = [b"\1\0\0\0" + bytes((number,)) * 144 for number in range(2)]
     for number in range(2):

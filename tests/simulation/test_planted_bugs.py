@@ -1,4 +1,4 @@
-"""Each named check has been seen to fail: a bug is planted in the product, and the simulator must find it by name."""
+"""Each check can fail: a bug is planted in the product, and the simulator must find it by the check's name."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from wyrmhole.simulation.world.world import World
 
 
 def carry_out(planned: Planned) -> tuple[Check | None, str]:
-    """The check that failed, if one did, and the digest of what happened."""
-    what, trials = planned
-    world = World(what.scenario() if isinstance(what, Run) else what)
+    """Return the check that failed, or None, and the digest of the run."""
+    run_or_scenario, trials = planned
+    world = World(run_or_scenario.scenario() if isinstance(run_or_scenario, Run) else run_or_scenario)
     try:
         world.guarded(world.run_steps)
         world.guarded(lambda: liveness.run_trials(world, trials))
@@ -45,5 +45,5 @@ def test_a_planted_bug_is_found(mutation: Mutation, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda mutation: mutation.check.code)
-def test_the_first_world_of_each_holds_without_the_bug(mutation: Mutation) -> None:
+def test_the_first_world_holds_without_the_bug(mutation: Mutation) -> None:
     assert carry_out(next(mutation.runs()))[0] is None

@@ -1,4 +1,4 @@
-"""The simulator itself: seeds repeat, failures shrink to a line that repeats them, and a thousand peer-hours hold."""
+"""The simulator itself: seeds repeat, a failure shrinks to a command that repeats it, and 1,000 peer-hours hold."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ from wyrmhole.simulation.world.world import World
 STORM = Run(seed=5, hours=0.1, profile="storm", trials=())
 
 FOUND = {
-    "a series of attempts begun anew by the other side's initiations": Run(17, 0.2, "storm"),
+    "a series of attempts that the other side's initiations restarted": Run(17, 0.2, "storm"),
     "a passive and a persistent keepalive at once": Run(2, 0.2, "storm"),
     "packets that wait while the private key changes": Run(6, 0.2, "storm"),
-    "sides that cross at each renewal": Run(
+    "handshakes that cross at each renewal": Run(
         31,
         0.05,
         "storm",
         trials=("connects_with_traffic", "recovers_after_state_loss", "converges_after_crossed_handshakes"),
     ),
-    "the last attempt put off once more": Run(5, 24, "calm", keep=(117, 126, 128), trials=()),
-    "a NAT's side that ended its session by a clock that is 1 % faster": Run(20290023, 24, "calm", keep=(298,)),
+    "the last attempt postponed once more": Run(5, 24, "calm", keep=(117, 126, 128), trials=()),
+    "a session ended early by a clock that is 1 % fast, behind a NAT": Run(20290023, 24, "calm", keep=(298,)),
 }
-"""Seeds that found something, in the product or in the model."""
+"""Seeds that once found a fault of the product or of the model."""
 
 
 @pytest.mark.parametrize("run", FOUND.values(), ids=FOUND)
@@ -48,7 +48,7 @@ def test_a_seed_that_once_failed_holds(run: Run) -> None:
 
 
 def test_a_thousand_peer_hours_hold() -> None:
-    """One simulated day for each of a few worlds of two to sixteen hosts, and some storms."""
+    """Simulate one day, and one storm, of several worlds of 2 to 16 hosts."""
     peer_hours, seed = 0.0, 0
     while peer_hours < 1000:
         seed += 1
@@ -59,8 +59,8 @@ def test_a_thousand_peer_hours_hold() -> None:
 
 
 def test_ten_thousand_packets_overtake_one() -> None:
-    """A deluge between two hosts that know each other: more overtake a datagram than its replay window holds, so that
-    some are refused as replays of what never came, and the model of the window agrees about each."""
+    """More datagrams overtake one than the replay window holds. Some late datagrams are therefore refused as replays
+    although they never arrived before, and the model of the window agrees about each."""
     weather = Weather(reordered=0.01, overtaken=OVERTAKEN)
     deluge = Step(SECOND, "deluge", (1, 2, 2 * DELUGE, 1000, weather))
     world = World(Scenario(1, 2, 10 * SECOND, (0, 0), {}, (deluge,)))
@@ -86,7 +86,7 @@ def test_idle_with_keepalives(seed: int) -> None:
 
 @pytest.mark.parametrize("crash", [False, True])
 def test_idle_peers_with_keepalives_on_both_sides_hold_after_crossed_handshakes(crash: bool) -> None:
-    """Field report: both sides kept an idle session alive, let it end at 180 s, and then crossed every 200 s."""
+    """Both sides once kept an idle session alive, let it end at 180 s, and then crossed every 200 s (field report)."""
     chosen = [Step(SECOND, "talk", (a, 3 - a, 1, 1, 48, False, False)) for a in (1, 2)]
     chosen += [Step(2 * SECOND, "keepalive", (a, 3 - a, 25)) for a in (1, 2)]
     chosen += [Step(1800 * SECOND, "crash", (1, SECOND))] * crash
@@ -106,7 +106,7 @@ def test_a_deluge_amid_faults_holds() -> None:
 
 
 def test_the_same_seed_gives_the_same_trace_in_another_process() -> None:
-    """Also when hashes of strings and bytes are salted otherwise (I29)."""
+    """The trace is equal even if hashes of strings and bytes have another salt (I29)."""
     program = (
         "from wyrmhole.simulation.runs.run import Run, carry_out;"
         "print(carry_out(Run(seed=5, hours=0.1, profile='storm')).digest)"
@@ -114,17 +114,17 @@ def test_the_same_seed_gives_the_same_trace_in_another_process() -> None:
     expected = carry_out(Run(seed=5, hours=0.1, profile="storm")).digest
     for salt in ("1", "2"):
         environment = os.environ | {"PYTHONHASHSEED": salt}
-        said = subprocess.run(
+        finished = subprocess.run(
             [sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True
         )
-        assert said.stdout.strip() == expected
+        assert finished.stdout.strip() == expected
 
 
 def test_other_seeds_give_other_traces() -> None:
     assert carry_out(STORM).digest != carry_out(replace(STORM, seed=6)).digest
 
 
-def test_a_failure_shrinks_to_a_few_steps_and_its_line_repeats_it(
+def test_a_failure_shrinks_to_a_command_that_repeats_it(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(ReplayWindow, "accept", lambda self, counter: True)
@@ -141,7 +141,7 @@ def test_a_failure_shrinks_to_a_few_steps_and_its_line_repeats_it(
 
 
 @pytest.mark.parametrize("hours", [24, 0.05, 1 / 3, 1e-7])
-def test_the_line_says_the_hours_exactly(hours: float) -> None:
+def test_the_command_states_the_hours_exactly(hours: float) -> None:
     run = Run(1, hours, "storm", hosts=2)
     words = run.line().split()
     assert float(words[words.index("--hours") + 1]) == hours
@@ -158,7 +158,7 @@ def test_an_exception_in_the_product_is_a_violation_with_its_seed(monkeypatch: p
     assert "KeyError" in outcome.violation.message
 
 
-def test_a_violation_comes_back_from_another_process() -> None:
+def test_a_violation_survives_pickling() -> None:
     violation = Violation(Check.LOAD_ENDS, "host 1: a cookie reply 2 s after the load")
     violation.at = 3.5
     copied = pickle.loads(pickle.dumps(violation))
@@ -171,11 +171,11 @@ def test_a_trial_is_chosen_by_name_or_by_code() -> None:
     assert trial_named("L10") is None
 
 
-def test_the_command_tells_what_was_done(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_a_summary(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--seed", "3", "--hours", "0.02", "--hosts", "2"]) == 0
-    said = capsys.readouterr().out
-    assert "1 runs from seed 3, 0.0 peer-hours, 0 violations" in said
-    assert "x real time" in said
+    printed = capsys.readouterr().out
+    assert "1 runs from seed 3, 0.0 peer-hours, 0 violations" in printed
+    assert "x real time" in printed
 
 
 @pytest.mark.parametrize("arguments", [["--hosts", "1"], ["--hosts", "17"], ["--trials", "L12"], ["--keep", "a"]])
