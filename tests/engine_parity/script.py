@@ -1,8 +1,8 @@
-"""Scripts of data-plane commands, drawn from a seed: what two engines must make the same of (see script_run).
+"""Scripts of data-plane commands, drawn from a seed, for which two engines must give equal traces (see script_run).
 
-A script names no engine: peers and keys to install, allowed ips, frames from a TUN (plain packets, super-packets,
-broken ones), datagrams from the network (sealed here under the keys of the script, then in order or reordered,
-replayed, corrupted, cut, joined into trains), time that passes, sends that fail.
+A script does not depend on an engine. It has peers and keys to install, allowed IPs, frames from a TUN (plain packets,
+super-packets, invalid ones), datagrams from the network (sealed here under the keys of the script, then in order or
+reordered, replayed, corrupted, truncated, joined into trains), the passing of time, and sends that fail.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _INITIATIONS = 3
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """`what` is the name of a method of a data plane or a Subject; its arguments are plain values."""
+    """One command. `what` is the name of a method of a data plane or a Subject; the arguments are plain values."""
 
     what: str
     arguments: tuple[object, ...]
@@ -48,7 +48,7 @@ class Script:
 
 @dataclass(slots=True)
 class _Session:
-    """A keypair of the script, from the other side's view: what its datagrams are sealed with."""
+    """A keypair of the script, used by the other side to seal its datagrams."""
 
     peer: PeerId
     params: KeypairParams
@@ -57,7 +57,7 @@ class _Session:
 
 
 class _Drawer:
-    """Writes one script. Peer n has 10.0.n.0/24 and fd00:0:0:n::/64, and talks from 192.0.2.n."""
+    """Draws one script. Peer n owns 10.0.n.0/24 and fd00:0:0:n::/64, and sends from 192.0.2.n."""
 
     def __init__(self, seed: int) -> None:
         self.random = Random(f"{seed}/script")
@@ -110,7 +110,8 @@ class _Drawer:
     # Inner packets
 
     def packet(self, source: int, destination: int, protocol: int = _OTHER) -> bytes:
-        """From an address of peer `source` (0: ours) to one of `destination`; UDP and TCP with good checksums."""
+        """Return a packet from an address of peer `source` (0 for ours) to one of `destination`, with valid
+        checksums."""
         random = self.random
         size = random.choice((0, 1, 15, 16, 100, 1372, 1392, 1400))
         v6 = random.random() < 0.3
@@ -124,7 +125,7 @@ class _Drawer:
     def with_header(
         self, source: int, destination: int, protocol: int, payload: bytes, v6: bool, ecn: int | None = None
     ) -> bytes:
-        """The payload in an IP packet; the checksum of UDP and TCP is made good. `ecn` None draws it."""
+        """Return the payload in an IP packet, with a valid UDP or TCP checksum. If `ecn` is None it is drawn."""
         ecn = self.random.choice((0, 0, 1, 2, 3)) if ecn is None else ecn
         start, end = _inner(source, v6), _inner(destination, v6)
         if protocol in (PROTOCOL_UDP, PROTOCOL_TCP):
@@ -137,7 +138,7 @@ class _Drawer:
         return header[:10] + checksum(header).to_bytes(2, "big") + header[12:] + payload
 
     def odd_packet(self) -> bytes:
-        """What is no IP packet, or says a wrong length."""
+        """Return an invalid IP packet, or one with a wrong length."""
         random = self.random
         packet = bytearray(self.packet(1, 0))
         what = random.randrange(4)
@@ -154,7 +155,7 @@ class _Drawer:
     # Commands
 
     def frame(self) -> None:
-        """A plain packet from the TUN, now and then with its checksum left to do."""
+        """Inject a plain packet, sometimes an invalid one."""
         random = self.random
         peer = random.randrange(0, PEERS + 2)
         packet = self.packet(0, peer, random.choice((_OTHER, _OTHER, PROTOCOL_UDP, PROTOCOL_TCP)))
@@ -169,7 +170,7 @@ class _Drawer:
         self.add("inject", _VIRTIO.pack(F_NEEDS_CSUM, 0, 0, 0, header, offset) + packet)
 
     def super_frame(self) -> None:
-        """A TCP or UDP super-packet, also with a header that does not fit."""
+        """Inject a TCP or UDP super-packet, sometimes with an inconsistent virtio header."""
         random = self.random
         udp = random.random() < 0.5
         transport = 8 if udp else 20
@@ -195,13 +196,13 @@ class _Drawer:
         self.add("inject", self.random.randbytes(self.random.randrange(1, 12)))
 
     def data(self) -> None:
-        """One datagram of a peer: its next, or an old one, or one far ahead; sometimes spoiled."""
+        """Let one datagram of a peer arrive: the next, an old one, or one far ahead, and sometimes a damaged one."""
         session = self._session()
         if session is not None:
             self._arrive(self._spoil(self._datagram(session)), session.peer)
 
     def train(self) -> None:
-        """Equal datagrams of one sender in one go, the last maybe shorter, some of them not what they seem."""
+        """Let a train of one sender arrive: datagrams of equal size, the last maybe shorter, some of them damaged."""
         session = self._session()
         if session is None:
             return
@@ -221,7 +222,7 @@ class _Drawer:
         self._arrive(b"".join(made), session.peer, len(made[0]))
 
     def _flow(self, peer: int) -> list[bytes]:
-        """Neighbours of one flow, which a TUN with offloads gets as one frame; or the same packet again and again."""
+        """Return consecutive packets of one flow, which offloads merge into one frame, or copies of one packet."""
         random, count = self.random, self.random.randrange(2, 9)
         kind, size, first = (
             random.choice((_OTHER, PROTOCOL_TCP, PROTOCOL_UDP)),
@@ -290,8 +291,10 @@ class _Drawer:
         self._arrive(data[: self.random.choice((3, 4, 32, 64, 92, 148, 200))], 1)
 
     def _handshake(self) -> None:
-        """A message of type 1, 2 or 3, mostly with a valid mac1, at times with a valid mac2; replies are to one of
-        few initiations, which are under way or not."""
+        """Let a message of type 1, 2 or 3 arrive, mostly with a valid mac1, sometimes with a valid mac2.
+
+        Replies are to one of a few initiations, which may or may not be pending.
+        """
         random = self.random
         index = random.randrange(_INITIATIONS).to_bytes(4, "little")
         kind = random.randrange(1, 4)
@@ -307,7 +310,7 @@ class _Drawer:
         self._arrive(body + mac2, 1)
 
     def gate(self) -> None:
-        """What the protocol tells the engine about handshakes."""
+        """Add a call by which the protocol controls the gate for handshake messages."""
         random = self.random
         what = random.randrange(4)
         if what < 2:
@@ -322,12 +325,12 @@ class _Drawer:
         self.install(self.random.randrange(1, PEERS + 1))
 
     def call(self) -> None:
-        """One of the calls that take a peer only."""
+        """Add a call whose only argument is a peer."""
         peer = self.random.randrange(1, PEERS + 2)
         self.add(self.random.choice(_CALLS), peer)
 
     def message(self) -> None:
-        """The protocol sends a handshake message, to a peer or to an address, or notes one that came."""
+        """Send a handshake message to a peer or to an address, or note one that arrived."""
         peer, random = self.random.randrange(1, PEERS + 2), self.random
         what = random.randrange(3)
         if what == 0:
@@ -399,7 +402,7 @@ _KINDS: dict[str, int] = {
 
 
 def draw(seed: int, length: int = 40) -> Script:
-    """The script of a seed: some setting up, then `length` commands or a few more."""
+    """Return the script of a seed: a setup, then `length` commands or a few more."""
     drawer = _Drawer(seed)
     drawer.begin()
     for what in drawer.random.choices(list(_KINDS), list(_KINDS.values()), k=length):

@@ -1,8 +1,7 @@
-"""What an engine makes of a script: two engines agree when their traces are equal.
+"""Execution of scripts. Two engines agree if their traces are equal.
 
-`run` carries a script out on a `Subject`, anything with a handful of methods, and gives the trace: for each command
-what was sent, written, reported, dropped and counted. `EngineSubject` is any engine without its threads, the portable
-one unless told.
+`run` executes a script on a `Subject` and returns the trace: what was sent, written, reported, dropped and counted
+after each command. `EngineSubject` is a subject made of any engine without its threads, by default the portable one.
 
     run(draw(seed), EngineSubject()) == run(draw(seed), EngineSubject(other))
 """
@@ -26,53 +25,53 @@ from wyrmhole.wire.endpoint import Endpoint, SockAddr
 Value = object
 Entry = tuple[str, tuple[Value, ...]]
 Trace = list[tuple[Entry, ...]]
-"""For each command: what could be seen after it."""
+"""The observations after each command."""
 
 
 class Subject(Protocol):
-    """An engine between a TUN and a bind in memory. Reports and sends are taken away by looking at them."""
+    """An engine between a TUN and a bind in memory. Taking sends, writes or reports removes them."""
 
     plane: DataPlane
 
     def set_time(self, now: int) -> None:
-        """The engine's clock shows this from here on."""
+        """Set the engine's clock."""
 
     def set_mtu(self, mtu: int) -> None: ...
 
     def set_offloads(self, tso: bool, uso: bool) -> None:
-        """What the TUN accepts to be written from here on."""
+        """Set which super-packets the TUN accepts."""
 
     def fail_sends(self, count: int) -> None:
-        """The bind drops so many of the next sends."""
+        """Let the bind drop the next `count` sends."""
 
     def fail_writes(self, count: int) -> None:
-        """The TUN refuses so many of the next writes."""
+        """Let the TUN refuse the next `count` writes."""
 
     def inject(self, frame: bytes) -> None:
-        """The TUN gives this frame (10-byte virtio header first); the engine handles it and sends what it makes."""
+        """Let the engine read this frame from the TUN (with a 10-byte virtio header) and handle it."""
 
     def arrive(self, data: bytes, sender: Endpoint, segment: int, source: bytes, tos: int) -> None:
-        """The bind gives this datagram, or train of datagrams of `segment` bytes; the engine handles it."""
+        """Let the engine receive this datagram, or train of datagrams of `segment` bytes, and handle it."""
 
     def take_sent(self) -> list[tuple[SockAddr, bytes, bytes | None, int]]:
-        """(destination, datagram, source, tos) of each datagram since the last call, trains cut up."""
+        """Return (destination, datagram, source, tos) of each datagram since the last call. Trains are split."""
 
     def take_written(self) -> list[bytes]:
-        """The frames given to the TUN since the last call, refused ones included."""
+        """Return the frames written to the TUN since the last call, including refused ones."""
 
     def take_reports(self) -> list[Report]: ...
 
     def drops(self) -> dict[str, int]:
-        """Counts by the names of DropReason, zeros left out."""
+        """Return the counts by names of DropReason, without zeros."""
 
     def peer_drops(self, peer: PeerId) -> dict[str, int]:
-        """The same for one peer."""
+        """Return the same counts for one peer."""
 
     def close(self) -> None: ...
 
 
 class _Tun(ListTun):
-    """Gives whole frames to `on_write`."""
+    """A TUN that records whole frames."""
 
     def __init__(self, written: list[bytes]) -> None:
         super().__init__(lambda packet: None, MTU)
@@ -87,7 +86,7 @@ class _Tun(ListTun):
 
 
 class _Bind(ListBind):
-    """Notes what is sent with its source and type of service."""
+    """A bind that records datagrams with their source and type of service."""
 
     def __init__(self, sent: list[tuple[SockAddr, bytes, bytes | None, int]]) -> None:
         super().__init__(lambda sockaddr, data, arrives: None, b"local")
@@ -116,7 +115,7 @@ class _Bind(ListBind):
 
 
 class Steppable(Engine, Protocol):
-    """An engine without threads: every engine of ours has `turn` beside the contract."""
+    """An engine without threads. All engines here have `turn` beside the contract."""
 
     def turn(self, timeout_ms: int = 0) -> None: ...
 
@@ -126,7 +125,7 @@ def _portable(clock: Callable[[], int]) -> Steppable:
 
 
 class EngineSubject:
-    """An engine's steps, moved by hand. `make` makes one without threads by a clock."""
+    """A subject that turns an engine by hand. `make` makes an engine without threads, given a clock."""
 
     def __init__(self, make: Callable[[Callable[[], int]], Steppable] = _portable) -> None:
         self._now = START
@@ -180,7 +179,7 @@ class EngineSubject:
         return [report for report in found if not isinstance(report, (TunChanged, EngineFailed))]
 
     def drops(self) -> dict[str, int]:
-        """By cause, with what was odd and not dropped: both are counters that engines must agree on."""
+        """Return the counts of drop reasons and oddities, because engines must agree on both."""
         odd = {oddity.value: count for oddity, count in self._engine.oddities().items()}
         return odd | {reason.value: count for reason, count in self._engine.drops().items()}
 
@@ -197,7 +196,7 @@ class EngineSubject:
 
 
 def run(script: Script, subject: Subject) -> Trace:
-    """Carry the script out, and close the subject. Equal traces: the engines agree."""
+    """Execute the script, close the subject, and return the trace."""
     peers: list[PeerId] = []
     trace: Trace = []
     try:
@@ -210,12 +209,12 @@ def run(script: Script, subject: Subject) -> Trace:
 
 
 def first_difference(script: Script, one: Trace, other: Trace) -> str | None:
-    """Where two traces of a script part, in words; None: nowhere."""
+    """Describe the first difference between two traces of a script, or return None if they are equal."""
     for number, (command, left, right) in enumerate(zip(script.commands, one, other, strict=True)):
         for mine, theirs in zip(left, right, strict=False):
             if mine != theirs:
                 where = f"script {script.seed}, command {number}, {command.what}{str(command.arguments)[:120]}"
-                return f"{where}: {mine[0]} {str(mine[1])[:300]} against {str(theirs[1])[:300]}"
+                return f"{where}: {mine[0]} {str(mine[1])[:300]} differs from {str(theirs[1])[:300]}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Scripts for engines: drawn alike each time, carried out alike by equal engines, and told apart by a bug."""
+"""Scripts for engines: drawing is repeatable, equal engines give equal traces, and a bug changes a trace."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ def test_the_same_seed_draws_the_same_script() -> None:
     assert draw(7) != draw(8)
 
 
-def test_two_portable_engines_make_the_same_of_every_script() -> None:
+def test_two_portable_engines_give_equal_traces() -> None:
     for seed in range(SCRIPTS):
         script = draw(seed)
         one, other = run(script, EngineSubject()), run(script, EngineSubject())
         assert first_difference(script, one, other) is None
 
 
-def test_scripts_reach_most_of_what_an_engine_can_do() -> None:
-    """Sends, writes (coalesced ones too), each kind of report, and most named drops."""
+def test_scripts_reach_most_behaviour_of_an_engine() -> None:
+    """Scripts cause sends, writes (also coalesced), each kind of report, and most drop reasons."""
     seen: Counter[str] = Counter()
     for seed in range(SCRIPTS):
         for observed in run(draw(seed), EngineSubject()):
@@ -44,8 +44,8 @@ def test_scripts_reach_most_of_what_an_engine_can_do() -> None:
     assert not (reports | drops | {"super frames"}) - set(seen)
 
 
-def test_a_bug_in_one_engine_shows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its keepalives carry a type of service."""
+def test_a_bug_in_one_engine_changes_a_trace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bug: keepalives carry a type of service."""
     right = [run(draw(seed), EngineSubject()) for seed in range(10)]
     original = Outbound._seal_all
     monkeypatch.setattr(
