@@ -1,7 +1,7 @@
-//! The helper of a namespace stack: the twin of `wyrmhole/library/stacks/netns_helper.py`, which has the protocol, for those who
-//! cannot wait for an interpreter to start.
+//! The helper of a namespace stack: the twin of `wyrmhole/library/stacks/netns_helper.py`, which documents the protocol.
+//! It starts faster, because it needs no interpreter.
 //!
-//! `netns_helper CHANNEL [USER_NAMESPACE NETWORK_NAMESPACE]`, all inherited descriptors.
+//! Usage: `netns_helper CHANNEL [USER_NAMESPACE NETWORK_NAMESPACE]`. All arguments are inherited descriptors.
 
 #![deny(unsafe_code)]
 
@@ -14,9 +14,9 @@ use std::process::ExitCode;
 const STAGE_UNSHARE: u32 = 0;
 const STAGE_SETNS: u32 = 1;
 const STAGE_OPEN: u32 = 2;
-/// number, count, family, kind, protocol.
+/// The size of a request: number, count, family, kind and protocol.
 const REQUEST_BYTES: usize = 20;
-/// The kernel passes no more descriptors with one message (`SCM_MAX_FD`).
+/// The most descriptors that the kernel passes with one message (`SCM_MAX_FD`).
 const MAX_COUNT: usize = sys::MAX_DESCRIPTORS;
 
 fn main() -> ExitCode {
@@ -27,11 +27,11 @@ fn main() -> ExitCode {
             sys::open_tun().map(|tun| vec![tun]).map_err(|errno| (errno, STAGE_OPEN))
         }),
         Some([channel, user, network]) => begin(*channel, STAGE_SETNS, || {
-            // The order is forced: the right to enter the network namespace comes with the user namespace.
+            // Only the user namespace gives the right to enter the network namespace.
             sys::enter(*user, *network).map(|()| Vec::new()).map_err(|errno| (errno, STAGE_SETNS))
         }),
         _ => {
-            eprintln!("netns_helper: it is started by wyrmhole, with descriptors as arguments");
+            eprintln!("netns_helper: invalid arguments: expected descriptors (only wyrmhole starts this program)");
             ExitCode::from(2)
         }
     }
@@ -56,7 +56,7 @@ fn begin(channel: RawFd, stage: u32, enter: impl FnOnce() -> Result<Vec<OwnedFd>
     }
 }
 
-/// Until the parent's end of the channel is closed.
+/// Answers requests until the parent closes its end of the channel.
 fn serve(channel: RawFd) {
     let mut request = [0; REQUEST_BYTES];
     while sys::receive(channel, &mut request) == REQUEST_BYTES {
@@ -64,7 +64,7 @@ fn serve(channel: RawFd) {
         let count = usize::try_from(word(4)).unwrap_or(0);
         let made = make(count, word(8), word(12), word(16));
         let given = made.and_then(|made| give(channel, word(0) as u32, &made));
-        // The reply comes when the copies here are closed: until then a socket that the parent closes would not end.
+        // The copies here are closed before the reply: while they are open, a socket that the parent closes does not end.
         answer(channel, word(0) as u32, given.err().unwrap_or(0), 0);
     }
 }
@@ -85,7 +85,7 @@ fn give(channel: RawFd, number: u32, descriptors: &[OwnedFd]) -> Result<(), i32>
 }
 
 fn answer(channel: RawFd, number: u32, errno: i32, stage: u32) {
-    // A parent that is gone needs no answer: the next receive ends this.
+    // A parent that has exited needs no answer; the next receive then ends the loop.
     let _ = sys::send(channel, &reply(number, errno, stage), &[]);
 }
 

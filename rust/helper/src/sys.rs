@@ -1,4 +1,4 @@
-//! System calls as safe functions; errors are errno.
+//! System calls as safe functions. Errors are errno values.
 
 use std::io;
 use std::mem;
@@ -7,9 +7,9 @@ use std::ptr;
 
 use libc::{c_int, c_void};
 
-/// `SCM_MAX_FD`.
+/// The most descriptors in one message (`SCM_MAX_FD`).
 pub const MAX_DESCRIPTORS: usize = 253;
-/// Room for one control message with that many.
+/// The size of one control message with that many descriptors.
 const CONTROL_WORDS: usize = (16 + MAX_DESCRIPTORS * 4).div_ceil(8) + 1;
 
 fn errno() -> i32 {
@@ -20,15 +20,15 @@ fn checked(result: c_int) -> Result<c_int, i32> {
     if result < 0 { Err(errno()) } else { Ok(result) }
 }
 
-/// Into a new user and network namespace.
+/// Enters a new user and a new network namespace.
 pub fn unshare() -> Result<(), i32> {
-    // SAFETY: takes no pointers.
+    // SAFETY: the call takes no pointers.
     checked(unsafe { libc::unshare(libc::CLONE_NEWUSER | libc::CLONE_NEWNET) }).map(|_| ())
 }
 
-/// Into existing ones; their descriptors are closed.
+/// Enters existing namespaces and closes their descriptors.
 pub fn enter(user: RawFd, network: RawFd) -> Result<(), i32> {
-    // SAFETY: takes no pointers; the descriptors were inherited for this and are used nowhere else.
+    // SAFETY: the calls take no pointers; the descriptors were inherited for this and are not used elsewhere.
     unsafe {
         checked(libc::setns(user, libc::CLONE_NEWUSER))?;
         checked(libc::setns(network, libc::CLONE_NEWNET))?;
@@ -38,20 +38,20 @@ pub fn enter(user: RawFd, network: RawFd) -> Result<(), i32> {
     Ok(())
 }
 
-/// The TUN driver's device.
+/// Opens the device of the TUN driver.
 pub fn open_tun() -> Result<OwnedFd, i32> {
     let flags = libc::O_RDWR | libc::O_NONBLOCK | libc::O_CLOEXEC;
-    // SAFETY: a C string; the descriptor is new and owned by nobody else.
+    // SAFETY: the path is a C string; the descriptor is new and has no other owner.
     unsafe { checked(libc::open(c"/dev/net/tun".as_ptr(), flags)).map(|fd| OwnedFd::from_raw_fd(fd)) }
 }
 
-/// A socket of this namespace.
+/// Makes a socket in this namespace.
 pub fn socket(family: c_int, kind: c_int, protocol: c_int) -> Result<OwnedFd, i32> {
-    // SAFETY: takes no pointers; the descriptor is new and owned by nobody else.
+    // SAFETY: the call takes no pointers; the descriptor is new and has no other owner.
     unsafe { checked(libc::socket(family, kind | libc::SOCK_CLOEXEC, protocol)).map(|fd| OwnedFd::from_raw_fd(fd)) }
 }
 
-/// One message; 0 when the other end is closed or broken.
+/// Receives one message and returns its length, or 0 if the other end is closed or broken.
 pub fn receive(channel: RawFd, buffer: &mut [u8]) -> usize {
     loop {
         // SAFETY: the kernel writes at most the buffer's length.
@@ -63,18 +63,18 @@ pub fn receive(channel: RawFd, buffer: &mut [u8]) -> usize {
     }
 }
 
-/// One message, with descriptors.
+/// Sends one message with descriptors.
 pub fn send(channel: RawFd, data: &[u8], descriptors: &[RawFd]) -> Result<(), i32> {
     let mut control = [0u64; CONTROL_WORDS];
     let mut part = libc::iovec { iov_base: data.as_ptr().cast_mut().cast::<c_void>(), iov_len: data.len() };
-    // SAFETY: a msghdr of zeros is a valid empty one.
+    // SAFETY: a zeroed msghdr is a valid empty message.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
     message.msg_iov = &raw mut part;
     message.msg_iovlen = 1;
     if !descriptors.is_empty() {
         let bytes = mem::size_of_val(descriptors) as u32;
         message.msg_control = control.as_mut_ptr().cast::<c_void>();
-        // SAFETY: the macros only compute; the words have room for MAX_DESCRIPTORS and are aligned for a header.
+        // SAFETY: the macros only compute addresses; the buffer has room for MAX_DESCRIPTORS and is aligned for a header.
         unsafe {
             message.msg_controllen = libc::CMSG_SPACE(bytes) as _;
             let header = libc::CMSG_FIRSTHDR(&raw const message);
@@ -84,7 +84,7 @@ pub fn send(channel: RawFd, data: &[u8], descriptors: &[RawFd]) -> Result<(), i3
             ptr::copy_nonoverlapping(descriptors.as_ptr().cast::<u8>(), libc::CMSG_DATA(header), bytes as usize);
         }
     }
-    // SAFETY: part and control are locals and the data is borrowed; their lengths are in the message.
+    // SAFETY: `part` and `control` are locals, the data is borrowed, and the message has their lengths.
     let sent = unsafe { libc::sendmsg(channel, &raw const message, libc::MSG_NOSIGNAL) };
     if sent < 0 { Err(errno()) } else { Ok(()) }
 }
