@@ -284,7 +284,7 @@ class Interface:
         elif self.is_up:
             self._handle_session_report(peer, report, now)
         elif isinstance(report, KeyWanted):
-            # The TUN comes up before its sockets are open, or their port was taken; this is reported only once.
+            # Reported only once, maybe before the sockets are open or while their port is taken.
             self._wanted_while_down.add(peer.id)
 
     def _handle_refusal(self, report: Refused) -> None:

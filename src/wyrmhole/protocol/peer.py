@@ -134,12 +134,12 @@ class Peer:
 
     def drop_keypairs(self, indices: Collection[int]) -> list[int]:
         """Forget keypairs that the data plane dropped. Return those of the indices that were the peer's."""
-        gone = [index for index in self.keypair_indices if index in indices]
-        self.keypair_indices = tuple(index for index in self.keypair_indices if index not in gone)
-        self.unconfirmed = tuple(each for each in self.unconfirmed if each.index not in gone)
-        if self.session is not None and self.session.index in gone:
+        dropped = [index for index in self.keypair_indices if index in indices]
+        self.keypair_indices = tuple(index for index in self.keypair_indices if index not in dropped)
+        self.unconfirmed = tuple(each for each in self.unconfirmed if each.index not in dropped)
+        if self.session is not None and self.session.index in dropped:
             self.session = None
-        return gone
+        return dropped
 
     def forget_static(self) -> None:
         """Forget values that depend on our private key."""
