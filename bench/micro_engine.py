@@ -75,7 +75,7 @@ def main(rounds: int) -> None:
     in_tables = tables(2, 1, is_initiator=False, allowed="10.0.0.1/32")
     outbound = Outbound(out_tables, lambda peer, view, size, tos: sent.append((bytes(view), size)), lambda packet: None)
     inbound = Inbound(in_tables, frames.append, lambda peer: None, Coalescer(tso=True, uso=True))
-    for what, frame, segments in (
+    for label, frame, segments in (
         ("ping", ping(), 1),
         ("UDP 1300", datagram(), 1),
         ("TCP x 45", super_packet(45)[: 10 + 52 + MSS * 45], 45),
@@ -96,7 +96,7 @@ def main(rounds: int) -> None:
             assert sum(len(frame.packets) for frame in frames) == segments, in_tables.drops
         for name, times in (("out", times_out), ("in", times_in)):
             median = sorted(times)[len(times) // 2]
-            print(f"{what:8s} {name:3s}: {median * 1e6 / segments:6.2f} us per packet, {len(frames)} frames")
+            print(f"{label:8s} {name:3s}: {median * 1e6 / segments:6.2f} us per packet, {len(frames)} frames")
 
 
 if __name__ == "__main__":

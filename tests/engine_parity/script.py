@@ -34,9 +34,9 @@ _INITIATIONS = 3
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """One command. `what` is the name of a method of a data plane or a Subject; the arguments are plain values."""
+    """One command. `name` is the name of a method of a data plane or a Subject; the arguments are plain values."""
 
-    what: str
+    name: str
     arguments: tuple[object, ...]
 
 
@@ -68,8 +68,8 @@ class _Drawer:
         self.sessions: list[_Session] = []
         self._indices = 0
 
-    def add(self, what: str, *arguments: object) -> None:
-        self.commands.append(Command(what, arguments))
+    def add(self, name: str, *arguments: object) -> None:
+        self.commands.append(Command(name, arguments))
 
     def begin(self) -> None:
         self.add("set_mac1_key", self.mac1_key)
@@ -141,12 +141,12 @@ class _Drawer:
         """Return an invalid IP packet, or one with a wrong length."""
         random = self.random
         packet = bytearray(self.packet(1, 0))
-        what = random.randrange(4)
-        if what == 0:
+        choice = random.randrange(4)
+        if choice == 0:
             return random.randbytes(random.choice((1, 19, 20, 39, 40, 100)))
-        if what == 1:
+        if choice == 1:
             packet[0] = random.choice((0x00, 0x35, 0x44, 0x75, 0xF5))
-        elif what == 2:
+        elif choice == 2:
             packet[2:4] = random.choice((0, 19, 20, 65535)).to_bytes(2, "big")
         else:
             del packet[random.randrange(1, len(packet)) :]
@@ -270,11 +270,11 @@ class _Drawer:
         return made
 
     def _spoil(self, data: bytes) -> bytes:
-        what = self.random.randrange(12)
-        if what == 0:
+        choice = self.random.randrange(12)
+        if choice == 0:
             at = self.random.randrange(len(data))
             return data[:at] + bytes((data[at] ^ 1 << self.random.randrange(8),)) + data[at + 1 :]
-        return data[: self.random.randrange(1, len(data))] if what == 1 else data
+        return data[: self.random.randrange(1, len(data))] if choice == 1 else data
 
     def _arrive(self, data: bytes, peer: int, segment: int = 0) -> None:
         random = self.random
@@ -312,10 +312,10 @@ class _Drawer:
     def gate(self) -> None:
         """Add a call by which the protocol controls the gate for handshake messages."""
         random = self.random
-        what = random.randrange(4)
-        if what < 2:
+        choice = random.randrange(4)
+        if choice < 2:
             self.add("begin_initiation", random.randrange(_INITIATIONS))
-        elif what == 2:
+        elif choice == 2:
             self.add("end_initiation", random.randrange(_INITIATIONS))
         else:
             secret = None if random.random() < 0.2 else self.cookie_secret
@@ -332,10 +332,10 @@ class _Drawer:
     def message(self) -> None:
         """Send a handshake message to a peer or to an address, or note one that arrived."""
         peer, random = self.random.randrange(1, PEERS + 2), self.random
-        what = random.randrange(3)
-        if what == 0:
+        choice = random.randrange(3)
+        if choice == 0:
             self.add("send_to_peer", peer, random.randbytes(148))
-        elif what == 1:
+        elif choice == 1:
             self.add("send_to", Endpoint("198.51.100.1", 1), random.choice((None, b"local")), random.randbytes(64))
         else:
             self.add("note_handshake", peer, random.choice((92, 148)), self.now)
@@ -358,12 +358,12 @@ class _Drawer:
         self.add("set_time", self.now)
 
     def trouble(self) -> None:
-        what = self.random.randrange(4)
-        if what == 0:
+        choice = self.random.randrange(4)
+        if choice == 0:
             self.add("fail_sends", self.random.randrange(1, 4))
-        elif what == 1:
+        elif choice == 1:
             self.add("fail_writes", self.random.randrange(1, 4))
-        elif what == 2:
+        elif choice == 2:
             self.add("set_mtu", self.random.choice((0, 576, 1280, MTU, 9000)))
         else:
             self.add("set_mac1_key", None if self.random.random() < 0.3 else self.mac1_key)
@@ -405,7 +405,7 @@ def draw(seed: int, length: int = 40) -> Script:
     """Return the script of a seed: a setup, then `length` commands or a few more."""
     drawer = _Drawer(seed)
     drawer.begin()
-    for what in drawer.random.choices(list(_KINDS), list(_KINDS.values()), k=length):
-        step: Callable[[], None] = getattr(drawer, what)
+    for kind in drawer.random.choices(list(_KINDS), list(_KINDS.values()), k=length):
+        step: Callable[[], None] = getattr(drawer, kind)
         step()
     return Script(seed, tuple(drawer.commands))

@@ -213,18 +213,18 @@ def first_difference(script: Script, one: Trace, other: Trace) -> str | None:
     for number, (command, left, right) in enumerate(zip(script.commands, one, other, strict=True)):
         for mine, theirs in zip(left, right, strict=False):
             if mine != theirs:
-                where = f"script {script.seed}, command {number}, {command.what}{str(command.arguments)[:120]}"
-                return f"{where}: {mine[0]} {str(mine[1])[:300]} differs from {str(theirs[1])[:300]}"
+                command_text = f"script {script.seed}, command {number}, {command.name}{str(command.arguments)[:120]}"
+                return f"{command_text}: {mine[0]} {str(mine[1])[:300]} differs from {str(theirs[1])[:300]}"
     return None
 
 
 def _carry_out(command: Command, subject: Subject, peers: list[PeerId]) -> None:
     plane, arguments = subject.plane, command.arguments
-    if hasattr(subject, command.what):
-        getattr(subject, command.what)(*arguments)
+    if hasattr(subject, command.name):
+        getattr(subject, command.name)(*arguments)
         return
-    getattr(plane, command.what)(*arguments)
-    if command.what == "add_peer" and arguments[0] not in peers:
+    getattr(plane, command.name)(*arguments)
+    if command.name == "add_peer" and arguments[0] not in peers:
         peers.append(arguments[0])  # type: ignore[arg-type]
 
 

@@ -63,7 +63,7 @@ def trials(name: str, nats: bool = False, count: int = 6) -> Callable[[], Iterat
 
 def steps(*chosen: tuple[float, str, tuple[object, ...]]) -> Callable[[], Iterator[Planned]]:
     """Return a world of three hosts that lasts 400 s, with chosen steps (second, step, arguments)."""
-    made = tuple(Step(int(at * SECOND), what, arguments) for at, what, arguments in chosen)
+    made = tuple(Step(int(at * SECOND), name, arguments) for at, name, arguments in chosen)
     return lambda: iter([(_planned(1, made, {}), ())])
 
 
@@ -480,7 +480,9 @@ def asked_once(patch: pytest.MonkeyPatch) -> None:
 
 
 @bug(
-    Check.STARTS_AGAIN_AFTER_GIVING_UP, "after giving up, a key is not requested again", trials("starts_again_after_giving_up")
+    Check.STARTS_AGAIN_AFTER_GIVING_UP,
+    "after giving up, a key is not requested again",
+    trials("starts_again_after_giving_up"),
 )
 def given_up(patch: pytest.MonkeyPatch) -> None:
     original = Tables.flush_staged

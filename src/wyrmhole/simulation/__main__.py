@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(
         f"{elapsed:.1f} s, {hours * 3600 / elapsed:,.0f} x real time, {peer_hours * 3600 / elapsed:,.0f} x for a peer"
     )
-    print(", ".join(f"{count:,} {what}" for what, count in sorted(counts.items())))
+    print(", ".join(f"{count:,} {name}" for name, count in sorted(counts.items())))
     return 1 if failed else 0
 
 

@@ -113,10 +113,10 @@ class Audits:
 
     def _quiet_peer(self, peer: Peer, shadow: ShadowPeer, is_armed: bool) -> None:
         """Check a peer that has been quiet for so long that every timer must have expired."""
-        where = f"host {self.number}, peer {peer.id}"
-        require(not is_armed, Check.TIMERS_HAVE_OWNERS, f"{where}: a timer is armed although the peer is quiet")
-        gone = shadow.slots == (None, None, None) and peer.sent is None
-        require(gone, Check.SECRETS_ARE_FORGOTTEN, f"{where}: secrets remain after 540 s without a session")
+        prefix = f"host {self.number}, peer {peer.id}"
+        require(not is_armed, Check.TIMERS_HAVE_OWNERS, f"{prefix}: a timer is armed although the peer is quiet")
+        is_forgotten = shadow.slots == (None, None, None) and peer.sent is None
+        require(is_forgotten, Check.SECRETS_ARE_FORGOTTEN, f"{prefix}: secrets remain after 540 s without a session")
 
     def memory(self) -> None:
         """Check that memory holds only the keypairs that the model knows (I16)."""

@@ -27,8 +27,8 @@ class EventChecks:
         self._check_text(event, secrets)
         if isinstance(event, CAUSED_BY_OTHERS):
             return
-        recent = {what: [at for at in times if at > now - SECOND] for what, times in self.recent.items()}
-        self.recent = {what: times for what, times in recent.items() if times}
+        recent = {key: [at for at in times if at > now - SECOND] for key, times in self.recent.items()}
+        self.recent = {key: times for key, times in recent.items() if times}
         times = self.recent.setdefault((type(event).__name__, event.peer.raw), [])
         times.append(now)
         text = f"host {self._number}: {len(times)} {type(event).__name__} events of one peer within a second"

@@ -112,8 +112,8 @@ class Ledger:
     def digest(self) -> str:
         return self._hash.hexdigest()
 
-    def trace(self, now: int, host: int, what: bytes) -> None:
-        self._hash.update(now.to_bytes(8, "little") + host.to_bytes(2, "little") + what)
+    def trace(self, now: int, host: int, data: bytes) -> None:
+        self._hash.update(now.to_bytes(8, "little") + host.to_bytes(2, "little") + data)
 
     def made(self, message: bytes, genuine: Genuine) -> None:
         self._genuine[_authenticated_part(message)] = genuine, self.now

@@ -89,9 +89,9 @@ class Shadow:
         self.peers[peer] = ShadowPeer(peer, public)
 
     def remove_peer(self, peer: PeerId) -> None:
-        gone = self.peers[peer]
-        self.clear_slots(gone)
-        self.drop_staged(gone, "peer_removed")
+        removed = self.peers[peer]
+        self.clear_slots(removed)
+        self.drop_staged(removed, "peer_removed")
         del self.peers[peer]
 
     # Sessions
@@ -246,22 +246,26 @@ class Shadow:
         )
 
     def _check_session(self, peer: ShadowPeer, session: Session, counter: int) -> None:
-        where = f"host {self.life[0]}, session {session.params.local_index:#x}"
+        session_text = f"host {self.life[0]}, session {session.params.local_index:#x}"
         age = self.now - session.birth
         require(
             session.confirmed,
             Check.RESPONDERS_WAIT_FOR_CONFIRMATION,
-            f"{where}: a responder sent before confirmation",
+            f"{session_text}: a responder sent before confirmation",
         )
         require(
-            session is peer.current, Check.KEYPAIRS_ROTATE_IN_ORDER, f"{where}: sent under a key that is not current"
+            session is peer.current,
+            Check.KEYPAIRS_ROTATE_IN_ORDER,
+            f"{session_text}: sent under a key that is not current",
         )
-        require(age < REJECT_AFTER, Check.KEYPAIRS_EXPIRE, f"{where}: sent at age {age / SECOND:.3f} s")
-        require(counter < MESSAGE_LIMIT, Check.KEYPAIRS_EXPIRE, f"{where}: counter {counter} is beyond the limit")
+        require(age < REJECT_AFTER, Check.KEYPAIRS_EXPIRE, f"{session_text}: sent at age {age / SECOND:.3f} s")
+        require(
+            counter < MESSAGE_LIMIT, Check.KEYPAIRS_EXPIRE, f"{session_text}: counter {counter} is beyond the limit"
+        )
         require(
             session.identity == self.identity,
             Check.SECRETS_ARE_NOT_MIXED,
-            f"{where}: sent in a session of the former private key",
+            f"{session_text}: sent in a session of the former private key",
         )
 
     def _packet_left(self, peer: ShadowPeer, plain: bytes) -> None:
@@ -305,22 +309,22 @@ class Shadow:
         if peer.persistent and (peer.persistent_owed or quiet >= peer.persistent * SECOND):
             peer.persistent_owed = False
             return
-        where = f"host {self.life[0]}"
+        host = f"host {self.life[0]}"
         require(
             bool(peer.data_received_since),
             Check.KEEPALIVES_CAUSE_NO_KEEPALIVE,
-            f"{where}: a keepalive left although no received data was unanswered",
+            f"{host}: a keepalive left although no received data was unanswered",
         )
         since = self.now - peer.data_received_since
         require(
             since >= KEEPALIVE,
             Check.KEEPALIVES_ARE_SPACED,
-            f"{where}: a keepalive left {since / SECOND:.3f} s after data was received",
+            f"{host}: a keepalive left {since / SECOND:.3f} s after data was received",
         )
         require(
             self.now - peer.last_passive >= KEEPALIVE,
             Check.KEEPALIVES_ARE_SPACED,
-            f"{where}: two keepalives left within 10 s",
+            f"{host}: two keepalives left within 10 s",
         )
         peer.last_passive = self.now
 
@@ -370,18 +374,20 @@ class Shadow:
         number = packets.number_of(packet)
         if number is None:
             return
-        where = f"host {self.life[0]}: packet {number}"
+        packet_text = f"host {self.life[0]}: packet {number}"
         record = self.ledger.packets.get(number)
         if record is None or record.data != packet:
-            raise Violation(Check.PACKETS_ARRIVE_INTACT, f"{where} differs from what was sent")
+            raise Violation(Check.PACKETS_ARRIVE_INTACT, f"{packet_text} differs from what was sent")
         owner = self.ledger.owners.get(self.owner(packets.source_of(packet)) or b"")
         require(
-            owner == record.sender, Check.PACKETS_ARRIVE_INTACT, f"{where} has a source that belongs to another peer"
+            owner == record.sender,
+            Check.PACKETS_ARRIVE_INTACT,
+            f"{packet_text} has a source that belongs to another peer",
         )
-        require(record.owner in identities, Check.PACKETS_GO_TO_THEIR_OWNER, f"{where} was sent to another host")
-        require(not record.delivered, Check.PACKETS_ARRIVE_ONCE, f"{where} was delivered twice")
+        require(record.owner in identities, Check.PACKETS_GO_TO_THEIR_OWNER, f"{packet_text} was sent to another host")
+        require(not record.delivered, Check.PACKETS_ARRIVE_ONCE, f"{packet_text} was delivered twice")
         if not self.expected or self.expected.popleft() != packet:
-            raise Violation(self.refusal, f"{where} was delivered but should have been refused")
+            raise Violation(self.refusal, f"{packet_text} was delivered but should have been refused")
         record.delivered = True
         self.ledger.counts["packets delivered"] += 1
 
@@ -448,30 +454,30 @@ class Shadow:
 
     def handshake_proved(self, peer: ShadowPeer, size: int, secret: bytes) -> None:
         """Check that the protocol was right to accept `input`. `secret` is our preshared key for the peer."""
-        where = f"host {self.life[0]}"
+        host = f"host {self.life[0]}"
         genuine = self.ledger.genuine(self.input)
         if genuine is None or genuine.to != self.identity or genuine.sender != peer.public:
             raise Violation(
                 Check.UNPROVEN_INPUT_CHANGES_NOTHING,
-                f"{where} accepted a handshake message that this peer did not send to it",
+                f"{host} accepted a handshake message that this peer did not send to it",
             )
         if genuine.kind == 1:
             require(
                 genuine.stamp > peer.stamp_accepted,
                 Check.TIMESTAMPS_RISE,
-                f"{where} accepted an old timestamp",
+                f"{host} accepted an old timestamp",
             )
             peer.stamp_accepted = genuine.stamp
         else:
             require(
                 genuine.secret == secret,
                 Check.SECRETS_ARE_NOT_MIXED,
-                f"{where} completed a handshake with another preshared key",
+                f"{host} completed a handshake with another preshared key",
             )
         require(
             size == len(self.input),
             Check.COUNTERS_ARE_SUMS,
-            f"{where} counted {size} bytes for a handshake message of {len(self.input)}",
+            f"{host} counted {size} bytes for a handshake message of {len(self.input)}",
         )
         self.proved = peer.id
         peer.rx += size

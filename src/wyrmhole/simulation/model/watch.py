@@ -141,8 +141,8 @@ class Watch:
             same = present.endpoints == before.endpoints
             text = f"{self._where}: input that does not authenticate moved an endpoint"
             require(same, Check.ENDPOINTS_FOLLOW_PROOF, text)
-            what = probe.difference(before, present)
-            text = f"{self._where}: input that does not authenticate changed {what}"
+            change = probe.difference(before, present)
+            text = f"{self._where}: input that does not authenticate changed {change}"
             raise Violation(Check.UNPROVEN_INPUT_CHANGES_NOTHING, text)
 
     # Configuration

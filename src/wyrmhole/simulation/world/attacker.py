@@ -69,10 +69,10 @@ class Attacker:
         random = self._random
         data = bytearray(random.choice(heard).data)
         if data[0] == 4 and len(data) >= 32:
-            what = random.randrange(3)
-            if what == 0:
+            choice = random.randrange(3)
+            if choice == 0:
                 data[8:16] = random.choice((2**64 - 1, 2**40, 8192, 0)).to_bytes(8, "little")
-            elif what == 1:
+            elif choice == 1:
                 data[-1 - random.randrange(16)] ^= 1 << random.randrange(8)
             else:
                 other = random.choice(heard).data

@@ -28,7 +28,7 @@ class Step:
     """The step `what` with these arguments, `at` ns after the start (see World)."""
 
     at: int
-    what: str
+    name: str
     arguments: Arguments
 
 
@@ -177,8 +177,8 @@ def _pair(random: Random, hosts: int) -> tuple[int, int]:
 
 
 def _draw_step(random: Random, pair: tuple[int, int]) -> tuple[str, Arguments]:
-    what = random.choices(_NAMES, _WEIGHTS)[0]
-    return what, _DRAWN[what][1](random, pair)
+    name = random.choices(_NAMES, _WEIGHTS)[0]
+    return name, _DRAWN[name][1](random, pair)
 
 
 def _duration(random: Random, most: int) -> int:

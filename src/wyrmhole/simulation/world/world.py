@@ -119,7 +119,7 @@ class World:
 
     def _step(self, step: Step, steps: Iterator[Step], place: int) -> None:
         self._plan_step(steps, place + 1)
-        self._steps[step.what](*step.arguments)
+        self._steps[step.name](*step.arguments)
 
     def cancel_steps(self) -> None:
         """Cancel events that steps have planned, and lose the datagrams in flight. Timers stay."""
