@@ -246,26 +246,22 @@ class Shadow:
         )
 
     def _check_session(self, peer: ShadowPeer, session: Session, counter: int) -> None:
-        session_text = f"host {self.life[0]}, session {session.params.local_index:#x}"
+        text = f"host {self.life[0]}, session {session.params.local_index:#x}"
         age = self.now - session.birth
         require(
             session.confirmed,
             Check.RESPONDERS_WAIT_FOR_CONFIRMATION,
-            f"{session_text}: a responder sent before confirmation",
+            f"{text}: a responder sent before confirmation",
         )
         require(
-            session is peer.current,
-            Check.KEYPAIRS_ROTATE_IN_ORDER,
-            f"{session_text}: sent under a key that is not current",
+            session is peer.current, Check.KEYPAIRS_ROTATE_IN_ORDER, f"{text}: sent under a key that is not current"
         )
-        require(age < REJECT_AFTER, Check.KEYPAIRS_EXPIRE, f"{session_text}: sent at age {age / SECOND:.3f} s")
-        require(
-            counter < MESSAGE_LIMIT, Check.KEYPAIRS_EXPIRE, f"{session_text}: counter {counter} is beyond the limit"
-        )
+        require(age < REJECT_AFTER, Check.KEYPAIRS_EXPIRE, f"{text}: sent at age {age / SECOND:.3f} s")
+        require(counter < MESSAGE_LIMIT, Check.KEYPAIRS_EXPIRE, f"{text}: counter {counter} is beyond the limit")
         require(
             session.identity == self.identity,
             Check.SECRETS_ARE_NOT_MIXED,
-            f"{session_text}: sent in a session of the former private key",
+            f"{text}: sent in a session of the former private key",
         )
 
     def _packet_left(self, peer: ShadowPeer, plain: bytes) -> None:
@@ -374,20 +370,18 @@ class Shadow:
         number = packets.number_of(packet)
         if number is None:
             return
-        packet_text = f"host {self.life[0]}: packet {number}"
+        text = f"host {self.life[0]}: packet {number}"
         record = self.ledger.packets.get(number)
         if record is None or record.data != packet:
-            raise Violation(Check.PACKETS_ARRIVE_INTACT, f"{packet_text} differs from what was sent")
+            raise Violation(Check.PACKETS_ARRIVE_INTACT, f"{text} differs from what was sent")
         owner = self.ledger.owners.get(self.owner(packets.source_of(packet)) or b"")
         require(
-            owner == record.sender,
-            Check.PACKETS_ARRIVE_INTACT,
-            f"{packet_text} has a source that belongs to another peer",
+            owner == record.sender, Check.PACKETS_ARRIVE_INTACT, f"{text} has a source that belongs to another peer"
         )
-        require(record.owner in identities, Check.PACKETS_GO_TO_THEIR_OWNER, f"{packet_text} was sent to another host")
-        require(not record.delivered, Check.PACKETS_ARRIVE_ONCE, f"{packet_text} was delivered twice")
+        require(record.owner in identities, Check.PACKETS_GO_TO_THEIR_OWNER, f"{text} was sent to another host")
+        require(not record.delivered, Check.PACKETS_ARRIVE_ONCE, f"{text} was delivered twice")
         if not self.expected or self.expected.popleft() != packet:
-            raise Violation(self.refusal, f"{packet_text} was delivered but should have been refused")
+            raise Violation(self.refusal, f"{text} was delivered but should have been refused")
         record.delivered = True
         self.ledger.counts["packets delivered"] += 1
 
