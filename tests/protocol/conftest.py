@@ -1,4 +1,4 @@
-"""Scenarios that ask for `make_world` run on the model data plane and on every engine."""
+"""Scenarios that use `make_world` run on the model data plane and on every engine."""
 
 from __future__ import annotations
 

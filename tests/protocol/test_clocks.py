@@ -1,4 +1,4 @@
-"""Suspend, a wall clock that jumps, and other timings."""
+"""Suspension of the machine, a wall clock that jumps, and shortened timings."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from wyrmhole.wire.messages import (
 )
 
 
-def test_ten_minutes_of_suspend_are_ten_minutes_of_age(make_world: MakeWorld) -> None:
-    """The first packet after it starts a handshake at once."""
+def test_sessions_age_while_the_machine_is_suspended(make_world: MakeWorld) -> None:
+    """After ten minutes of suspension, the first packet starts a handshake immediately."""
     world = make_world()
     a, b = connected(world)
     world.now += 600 * SECOND
@@ -28,8 +28,8 @@ def test_ten_minutes_of_suspend_are_ten_minutes_of_age(make_world: MakeWorld) ->
 
 
 @pytest.mark.parametrize("jump", [-365, 365])
-def test_a_wall_clock_that_jumps_by_a_year_disturbs_nothing(make_world: MakeWorld, jump: int) -> None:
-    """Sessions go on, and the next handshake succeeds at once (L7)."""
+def test_a_wall_clock_that_jumps_by_a_year_does_no_harm(make_world: MakeWorld, jump: int) -> None:
+    """The session continues, and the next handshake succeeds at the first attempt (L7)."""
     world = make_world()
     a, b = connected(world)
     a.wall_offset += jump * 86400 * SECOND
@@ -44,7 +44,7 @@ def test_a_wall_clock_that_jumps_by_a_year_disturbs_nothing(make_world: MakeWorl
     assert len(world.sent(MESSAGE_RESPONSE)) == 2
 
 
-def test_shortened_timings_shorten_everything_together(make_world: MakeWorld) -> None:
+def test_shortened_timings_renew_more_often_without_loss(make_world: MakeWorld) -> None:
     short = Timings(2 * SECOND, 6 * SECOND, 3 * SECOND, SECOND, SECOND)
     world = make_world(timings=short)
     a, b = connected(world)

@@ -1,4 +1,4 @@
-"""Keys, peers and the interface's state while sessions live."""
+"""Changes of keys, peers and the interface's state during live sessions."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from wyrmhole.wire.messages import (
 )
 
 
-def test_a_packet_that_came_before_the_interface_was_up_still_starts_a_handshake(make_world: MakeWorld) -> None:
-    """Found by fuzzing: the key was wanted once, nobody listened, and the tunnel stayed deaf. The report of the first
-    packet can be ahead of that of the TUN coming up, and while a port is taken there is no `up` at all."""
+def test_a_packet_right_before_up_starts_a_handshake(make_world: MakeWorld) -> None:
+    """Found by fuzzing: the only request for a key was ignored, and the tunnel never came up. The report of the first
+    packet can precede the report that the TUN is up, and the interface cannot go up while its port is in use."""
     world = make_world()
     a, b = world.pair()
     a.interface.down()
@@ -32,8 +32,8 @@ def test_a_packet_that_came_before_the_interface_was_up_still_starts_a_handshake
     assert b.received == [b"early"]
 
 
-def test_a_new_private_key_stops_sending_at_once_and_handshakes_anew(make_world: MakeWorld) -> None:
-    """A new private key ends sending under the old sessions (M52)."""
+def test_a_new_private_key_ends_old_sessions(make_world: MakeWorld) -> None:
+    """Nothing is sent under the old sessions any more; the next packet starts a handshake (M52)."""
     world = make_world()
     a, b = connected(world)
     world.run(10 * SECOND)
@@ -49,8 +49,8 @@ def test_a_new_private_key_stops_sending_at_once_and_handshakes_anew(make_world:
     assert b.received[-1] == b"as another"
 
 
-def test_our_own_key_is_no_peer(make_world: MakeWorld) -> None:
-    """Neither added, nor kept when the private key becomes it (M51)."""
+def test_our_own_public_key_is_never_a_peer(make_world: MakeWorld) -> None:
+    """It cannot be added, and a peer with the public key of a new private key is removed (M51)."""
     world = make_world()
     a, b = world.pair()
     assert a.interface.add_peer(a.key.public_key()) is None
@@ -59,7 +59,7 @@ def test_our_own_key_is_no_peer(make_world: MakeWorld) -> None:
 
 
 def test_without_a_private_key_nothing_is_sent(make_world: MakeWorld) -> None:
-    """wireguard-go sends handshakes with no private key set."""
+    """wireguard-go sends handshakes without a private key."""
     world = make_world()
     a, b = world.pair()
     a.interface.set_private_key(None, world.now)
@@ -84,7 +84,7 @@ LOW_ORDER = [
 
 @pytest.mark.parametrize("public", LOW_ORDER, ids=lambda raw: raw.hex()[:6])
 def test_a_low_order_peer_key_gets_no_packet(make_world: MakeWorld, public: bytes) -> None:
-    """Static-static comes out zero, so nothing leaves; boringtun and gotatun answer such keys (M16)."""
+    """The static-static secret is all zeros, so nothing is sent; boringtun and gotatun answer such keys (M16)."""
     from wyrmhole.protocol.keys import PublicKey
 
     world = make_world()
@@ -99,8 +99,8 @@ def test_a_low_order_peer_key_gets_no_packet(make_world: MakeWorld, public: byte
 
 
 @pytest.mark.parametrize("public", LOW_ORDER, ids=lambda raw: raw.hex()[:6])
-def test_a_low_order_ephemeral_is_refused_in_both_roles(make_world: MakeWorld, public: bytes) -> None:
-    """An all-zero shared secret ends the handshake (M16)."""
+def test_a_low_order_ephemeral_key_is_refused_in_both_roles(make_world: MakeWorld, public: bytes) -> None:
+    """An all-zero shared secret aborts the handshake (M16)."""
     from wyrmhole.protocol.cookie import mac1_key
     from wyrmhole.protocol.primitives import mac
 
@@ -129,7 +129,7 @@ def test_a_low_order_ephemeral_is_refused_in_both_roles(make_world: MakeWorld, p
 
 
 def test_a_removed_peer_leaves_nothing_behind(make_world: MakeWorld) -> None:
-    """No index, timer or key is left, and a late message does nothing (L10, I14, I19)."""
+    """No index, timer or key is left, and a late message has no effect (L10, I14, I19)."""
     world = make_world()
     a, b = connected(world)
     late = world.sent(MESSAGE_TRANSPORT)[0]
@@ -143,8 +143,8 @@ def test_a_removed_peer_leaves_nothing_behind(make_world: MakeWorld) -> None:
     world.run(SECOND)
 
 
-def test_at_most_three_keypairs_and_one_handshake_for_a_peer(make_world: MakeWorld) -> None:
-    """Keypairs move from next to current to previous, and no peer has more (I14, I15)."""
+def test_a_peer_has_at_most_three_keypairs_and_one_handshake(make_world: MakeWorld) -> None:
+    """Keypairs move from next to current to previous (I14, I15)."""
     world = make_world()
     a, b = connected(world)
     world.filters.append(lose(MESSAGE_TRANSPORT))
@@ -157,7 +157,7 @@ def test_at_most_three_keypairs_and_one_handshake_for_a_peer(make_world: MakeWor
             assert len(node.plane.indices) <= 3
 
 
-def test_going_down_forgets_sessions_and_coming_up_makes_new_ones(make_world: MakeWorld) -> None:
+def test_down_forgets_sessions_and_up_makes_new_ones(make_world: MakeWorld) -> None:
     world = make_world()
     a, b = connected(world)
     a.interface.down()
@@ -170,8 +170,8 @@ def test_going_down_forgets_sessions_and_coming_up_makes_new_ones(make_world: Ma
     assert b.received[-1] == b"back"
 
 
-def test_a_packet_that_came_before_the_interface_was_up_gets_its_handshake(make_world: MakeWorld) -> None:
-    """The TUN comes up before its sockets are open, or these could not be had for a while; a key is asked for once."""
+def test_a_packet_sent_while_down_is_delivered_after_up(make_world: MakeWorld) -> None:
+    """The TUN can be up long before the sockets are open, and the engine requests the key only once."""
     world = make_world()
     a, b = connected(world)
     a.interface.down()
@@ -185,7 +185,7 @@ def test_a_packet_that_came_before_the_interface_was_up_gets_its_handshake(make_
 
 
 def test_transfer_counters_include_handshakes_and_headers(make_world: MakeWorld) -> None:
-    """Counters are the sums of whole messages, handshakes included (I31)."""
+    """The counters add up whole messages (I31)."""
     world = make_world()
     a, b = connected(world)
     a_sent = sum(len(flight.data) for flight in world.wire if flight.sender == "a")

@@ -27,14 +27,14 @@ def with_cookie(checker: CookieChecker, generator: CookieGenerator, now: int = 0
     assert generator.consume_reply(reply, now)
 
 
-def test_labels() -> None:
-    """The labels of mac1 and of cookies are the whitepaper's (M3)."""
+def test_mac1_and_cookie_labels_match_the_whitepaper() -> None:
+    """Both keys are derived with the whitepaper's labels (M3)."""
     assert mac1_key(PUBLIC) == hash2s(b"mac1----" + PUBLIC.raw)
     assert cookie_key(PUBLIC) == hash2s(b"cookie--" + PUBLIC.raw)
 
 
-def test_mac1_is_valid_for_its_receiver_only() -> None:
-    """The key of mac1 comes from the receiver's public key (M37)."""
+def test_mac1_is_valid_only_for_its_receiver() -> None:
+    """The key of mac1 is derived from the receiver's public key (M37)."""
     checker, generator = pair()
     message = generator.add_macs(BODY, 0)
     assert len(message) == INITIATION_SIZE
@@ -46,8 +46,8 @@ def test_mac1_is_valid_for_its_receiver_only() -> None:
         assert not checker.mac1_is_valid(bytes(broken))
 
 
-def test_mac2_is_zeros_without_a_cookie_and_valid_with_one() -> None:
-    """mac2 is the MAC of the message under the latest cookie, or zeros (M43)."""
+def test_mac2_is_zero_without_a_cookie_and_valid_with_one() -> None:
+    """mac2 is the MAC of the message under the latest cookie, or zero (M43)."""
     checker, generator = pair()
     message = generator.add_macs(BODY, 0)
     assert message[-16:] == bytes(16)
@@ -56,8 +56,8 @@ def test_mac2_is_zeros_without_a_cookie_and_valid_with_one() -> None:
     assert checker.mac2_is_valid(generator.add_macs(BODY, 1), HERE, 1)
 
 
-def test_a_cookie_belongs_to_address_and_port() -> None:
-    """A cookie covers the sender's address and port (M39)."""
+def test_a_cookie_is_bound_to_address_and_port() -> None:
+    """A message with the cookie from another address or port is refused (M39)."""
     checker, generator = pair()
     with_cookie(checker, generator)
     message = generator.add_macs(BODY, 1)
@@ -65,8 +65,8 @@ def test_a_cookie_belongs_to_address_and_port() -> None:
     assert not checker.mac2_is_valid(message, Endpoint("192.0.2.2", HERE.port), 1)
 
 
-def test_a_reply_to_an_older_message_is_refused() -> None:
-    """The associated data is the mac1 that caused it (M40)."""
+def test_a_cookie_reply_to_an_older_message_is_refused() -> None:
+    """The reply's associated data is the mac1 of the message that it answers (M40)."""
     checker, generator = pair()
     old = generator.add_macs(BODY, 0)
     generator.add_macs(BODY + b"", 0)
@@ -76,7 +76,7 @@ def test_a_reply_to_an_older_message_is_refused() -> None:
     assert not generator.consume_reply(reply, 0)
 
 
-def test_a_reply_counts_once_and_only_if_something_was_sent() -> None:
+def test_a_cookie_reply_is_accepted_once_per_message() -> None:
     checker, generator = pair()
     message = generator.add_macs(BODY, 0)
     reply = CookieReply.parse(checker.create_reply(message, 9, HERE, 0))
@@ -86,7 +86,7 @@ def test_a_reply_counts_once_and_only_if_something_was_sent() -> None:
 
 
 def test_cookies_and_secrets_last_120_seconds() -> None:
-    """Neither side uses a cookie or its secret for longer (M39, M41, I22)."""
+    """Afterwards, neither side uses the cookie or its secret (M39, M41, I22)."""
     checker, generator = pair()
     with_cookie(checker, generator)
     late = COOKIE_LIFETIME + 1
@@ -95,11 +95,11 @@ def test_cookies_and_secrets_last_120_seconds() -> None:
     message = CookieGenerator(PUBLIC).add_macs(BODY, 0)
     first = checker.create_reply(message, 9, HERE, late)
     second = checker.create_reply(message, 9, HERE, late)
-    assert first != second, "a nonce is random"
+    assert first != second, "the nonce is random"
 
 
-def test_a_reply_is_less_than_half_of_what_it_answers() -> None:
-    """A cookie reply does not amplify."""
+def test_a_cookie_reply_is_less_than_half_its_request() -> None:
+    """Cookie replies cannot be used for amplification."""
     checker, generator = pair()
     message = generator.add_macs(BODY, 0)
     assert len(checker.create_reply(message, 9, HERE, 0)) * 2 < len(message)

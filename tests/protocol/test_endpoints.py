@@ -1,4 +1,4 @@
-"""Which messages move a peer's endpoint, and which do not."""
+"""Messages that move a peer's endpoint, and messages that must not."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from wyrmhole.wire.messages import (
 
 
 def test_the_endpoint_follows_authenticated_data(make_world: MakeWorld) -> None:
-    """The latest address that sent authenticated data is the endpoint (M44, L6)."""
+    """The endpoint is the last address that sent authenticated data (M44, L6)."""
     world = make_world()
     a, b = connected(world)
     a.endpoint = type(a.endpoint)("198.51.100.9", 7)
@@ -26,8 +26,8 @@ def test_the_endpoint_follows_authenticated_data(make_world: MakeWorld) -> None:
     assert b.peer_of(a).endpoint == a.endpoint
 
 
-def test_a_cookie_reply_moves_nothing(make_world: MakeWorld) -> None:
-    """Not even a genuine one from another address (M42, I11)."""
+def test_a_cookie_reply_does_not_move_the_endpoint(make_world: MakeWorld) -> None:
+    """This holds even for a genuine cookie reply from another address (M42, I11)."""
     world = make_world()
     a, b = world.pair()
     b.plane.queue_depth = 1000

@@ -1,4 +1,4 @@
-"""What the simulator found, each as a scenario of its own, on the model data plane and on the portable engine."""
+"""Faults that the simulator found, one scenario each, on the model data plane and on the portable engine."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from wyrmhole.protocol.keys import PrivateKey
 from wyrmhole.wire.messages import MESSAGE_INITIATION, MESSAGE_RESPONSE, MESSAGE_TRANSPORT
 
 
-def test_a_hopeless_series_ends_although_initiations_of_the_other_side_arrive(make_world: MakeWorld) -> None:
-    """Each of them put the retransmission off, and what was put off began to count anew. Nothing of a arrives,
-    everything of b does, and b always has something to say (L9)."""
+def test_incoming_initiations_do_not_prolong_hopeless_attempts(make_world: MakeWorld) -> None:
+    """Each incoming initiation postponed the retransmission, and the postponement reset the count of attempts. All
+    datagrams of a are lost, those of b arrive, and b sends data continuously (L9)."""
     world = make_world()
     a, b = world.pair()
     world.filters.append(lose(sender="a"))
@@ -25,8 +25,8 @@ def test_a_hopeless_series_ends_although_initiations_of_the_other_side_arrive(ma
     assert a.plane.dropped["gave_up"] == 1
 
 
-def test_two_keepalives_that_are_due_together_are_one(make_world: MakeWorld) -> None:
-    """The passive one is sent, which puts the persistent one off (I20, I21)."""
+def test_two_keepalives_due_together_are_sent_as_one(make_world: MakeWorld) -> None:
+    """The passive keepalive is sent, which postpones the persistent one (I20, I21)."""
     world = make_world()
     a, b = world.pair()
     a.send(b)
@@ -39,8 +39,8 @@ def test_two_keepalives_that_are_due_together_are_one(make_world: MakeWorld) -> 
     assert len(world.sent(MESSAGE_TRANSPORT, "b", since=start)) == 1
 
 
-def test_packets_that_wait_while_the_private_key_changes_leave_under_the_new_one(make_world: MakeWorld) -> None:
-    """The series of attempts ended with the key, and nothing but another packet began the next (L9)."""
+def test_staged_packets_survive_a_change_of_the_private_key(make_world: MakeWorld) -> None:
+    """The change ended the series of attempts, and only another packet started the next one (L9)."""
     world = make_world()
     a, b = world.pair()
     world.filters.append(lose())
@@ -54,8 +54,8 @@ def test_packets_that_wait_while_the_private_key_changes_leave_under_the_new_one
     assert b.received == [b"waiting"]
 
 
-def test_packets_that_wait_are_dropped_by_name_when_there_can_be_no_handshake(make_world: MakeWorld) -> None:
-    """The private key is taken away (L9)."""
+def test_without_a_private_key_staged_packets_are_dropped(make_world: MakeWorld) -> None:
+    """The private key is removed, so no handshake can deliver them (L9)."""
     world = make_world()
     a, b = world.pair()
     world.filters.append(lose(MESSAGE_INITIATION, MESSAGE_RESPONSE))
@@ -66,10 +66,8 @@ def test_packets_that_wait_are_dropped_by_name_when_there_can_be_no_handshake(ma
 
 
 @pytest.mark.parametrize("spacing", [1, 7, 30])
-def test_crossed_handshakes_do_not_cross_again_whatever_the_spacing_of_packets(
-    make_world: MakeWorld, spacing: int
-) -> None:
-    """Packets that left both sides at the same moment, more than 5 s apart, made them cross at each renewal (L3)."""
+def test_crossed_handshakes_do_not_cross_again_at_any_spacing(make_world: MakeWorld, spacing: int) -> None:
+    """Both sides sent packets simultaneously, over 5 s apart, and the handshakes crossed at each renewal (L3)."""
     world = make_world()
     a, b = world.pair()
     for _ in range(1000 // spacing):

@@ -1,4 +1,4 @@
-"""Handshakes: who sends what first, preshared keys, crossed and repeated messages."""
+"""Handshakes: the order of messages, preshared keys, and crossed or replayed messages."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from wyrmhole.wire.messages import (
 )
 
 
-def test_first_packet_starts_a_handshake_and_arrives(make_world: MakeWorld) -> None:
+def test_the_first_packet_starts_a_handshake_and_arrives(make_world: MakeWorld) -> None:
     """The staged packet itself confirms the key, so no keepalive is needed (M19)."""
     world = make_world()
     connected(world)
     assert [flight.kind for flight in world.wire] == [MESSAGE_INITIATION, MESSAGE_RESPONSE, MESSAGE_TRANSPORT]
 
 
-def test_initiator_confirms_with_a_keepalive_when_it_has_nothing_to_say(make_world: MakeWorld) -> None:
-    """Within one round trip of message 2 (M19)."""
+def test_an_initiator_without_data_sends_a_keepalive(make_world: MakeWorld) -> None:
+    """The keepalive arrives within one round trip of message 2, and confirms the key (M19)."""
     world = make_world()
     a, b = world.pair()
     a.plane.send_keepalive(a.peer_of(b).id)
@@ -41,8 +41,8 @@ def test_initiator_confirms_with_a_keepalive_when_it_has_nothing_to_say(make_wor
     assert transport[0].at == world.sent(MESSAGE_RESPONSE)[0].at + world.delay
 
 
-def test_responder_sends_nothing_under_the_key_before_it_is_confirmed(make_world: MakeWorld) -> None:
-    """The responder's packets wait for the initiator's first message (M18, I8)."""
+def test_the_responder_waits_for_confirmation_of_the_key(make_world: MakeWorld) -> None:
+    """The responder's packets are staged until the initiator's first transport data message (M18, I8)."""
     world = make_world()
     a, b = world.pair()
     world.filters.append(lose(MESSAGE_TRANSPORT, sender="a"))
@@ -57,8 +57,8 @@ def test_responder_sends_nothing_under_the_key_before_it_is_confirmed(make_world
     assert a.received == [b"too early"]
 
 
-def test_staged_packets_leave_in_order_and_the_oldest_give_way(make_world: MakeWorld) -> None:
-    """At most 128 packets wait, and each is sent or dropped by name (M49, L9)."""
+def test_staged_packets_leave_in_order_without_the_oldest(make_world: MakeWorld) -> None:
+    """At most 128 packets are staged; each is sent, or counted under a drop reason (M49, L9)."""
     world = make_world()
     a, b = world.pair()
     for number in range(130):
@@ -68,8 +68,8 @@ def test_staged_packets_leave_in_order_and_the_oldest_give_way(make_world: MakeW
     assert a.plane.dropped["staging_full"] == 2
 
 
-def test_with_a_preshared_key_on_both_sides(make_world: MakeWorld) -> None:
-    """The preshared key is mixed into message 2 (M17)."""
+def test_a_preshared_key_on_both_sides_works(make_world: MakeWorld) -> None:
+    """It is mixed into message 2 (M17)."""
     world = make_world()
     a, b = world.pair(psk=PresharedKey(b"p" * 32))
     a.send(b)
@@ -77,8 +77,8 @@ def test_with_a_preshared_key_on_both_sides(make_world: MakeWorld) -> None:
     assert b.received == [b"data"]
 
 
-def test_a_preshared_key_on_one_side_never_completes_and_none_equals_zeros(make_world: MakeWorld) -> None:
-    """No preshared key is the same as one of zeros (M17)."""
+def test_a_preshared_key_on_one_side_prevents_the_handshake(make_world: MakeWorld) -> None:
+    """An all-zero preshared key, however, is the same as no preshared key (M17)."""
     world = make_world()
     a, b = world.pair()
     a.interface.set_preshared_key(a.peer_of(b), PresharedKey(b"p" * 32))
@@ -92,8 +92,8 @@ def test_a_preshared_key_on_one_side_never_completes_and_none_equals_zeros(make_
     assert b.received == [b"zeros are none"]
 
 
-def test_a_changed_preshared_key_waits_for_the_next_handshake(make_world: MakeWorld) -> None:
-    """The live session goes on (I26)."""
+def test_a_new_preshared_key_applies_to_the_next_handshake(make_world: MakeWorld) -> None:
+    """The live session continues (I26)."""
     world = make_world()
     a, b = connected(world)
     for node, other in ((a, b), (b, a)):
@@ -110,8 +110,8 @@ def test_a_changed_preshared_key_waits_for_the_next_handshake(make_world: MakeWo
     assert len(world.sent(MESSAGE_RESPONSE)) == 2
 
 
-def test_both_sides_initiate_at_once(make_world: MakeWorld) -> None:
-    """Data flows both ways after one round trip (L3)."""
+def test_simultaneous_initiations_complete_in_one_round_trip(make_world: MakeWorld) -> None:
+    """Data then flows in both directions (L3)."""
     world = make_world()
     a, b = world.pair()
     a.send(b, b"from a")
@@ -120,8 +120,8 @@ def test_both_sides_initiate_at_once(make_world: MakeWorld) -> None:
     assert (a.received, b.received) == ([b"from b"], [b"from a"])
 
 
-def test_crossed_handshakes_do_not_cross_again_at_every_renewal(make_world: MakeWorld) -> None:
-    """At most one initiation in 120 s afterwards (L3)."""
+def test_crossed_handshakes_do_not_cross_at_later_renewals(make_world: MakeWorld) -> None:
+    """Afterwards there is at most one initiation in 120 s (L3)."""
     world = make_world()
     a, b = world.pair()
     a.send(b)
@@ -136,7 +136,7 @@ def test_crossed_handshakes_do_not_cross_again_at_every_renewal(make_world: Make
     assert len(a.received) == len(b.received) == 1001
 
 
-def test_a_second_response_to_one_initiation_is_nothing(make_world: MakeWorld) -> None:
+def test_a_second_response_to_one_initiation_has_no_effect(make_world: MakeWorld) -> None:
     world = make_world()
     a, b = connected(world)
     response = world.sent(MESSAGE_RESPONSE)[0]
@@ -144,14 +144,14 @@ def test_a_second_response_to_one_initiation_is_nothing(make_world: MakeWorld) -
     world.carry(response, MS)
     world.run(SECOND)
     refused = HandshakeRefused(DropReason.UNEXPECTED_RESPONSE, b.endpoint)
-    assert [event for event in a.events if event != refused] == events, "an engine drops it before it is reported"
+    assert [event for event in a.events if event != refused] == events, "an engine drops it without a report"
     a.send(b, b"still")
     world.run(SECOND)
     assert b.received[-1] == b"still"
 
 
-def test_a_replayed_initiation_gets_no_answer_and_moves_nothing(make_world: MakeWorld) -> None:
-    """An initiation needs a later timestamp, and without it moves no endpoint (M13, I11)."""
+def test_a_replayed_initiation_is_ignored(make_world: MakeWorld) -> None:
+    """Without a later timestamp, an initiation gets no answer and does not move the endpoint (M13, I11)."""
     world = make_world()
     a, b = connected(world)
     initiation = world.sent(MESSAGE_INITIATION)[0]
@@ -175,12 +175,12 @@ def test_reflected_messages_are_dropped(make_world: MakeWorld) -> None:
     assert b.received == [b"hello"]
 
 
-def test_a_corrupt_timestamp_does_not_use_the_true_one_up(make_world: MakeWorld) -> None:
-    """The timestamp counts only when its tag verifies (M14)."""
+def test_a_corrupt_timestamp_does_not_block_the_genuine_one(make_world: MakeWorld) -> None:
+    """A timestamp is recorded only after its tag has been verified (M14)."""
     world = make_world()
     a, b = world.pair()
 
-    def corrupt_first_then_true(flight: Flight) -> list[Flight]:
+    def precede_by_corrupt_copy(flight: Flight) -> list[Flight]:
         if flight.kind != MESSAGE_INITIATION:
             return [flight]
         broken = bytearray(flight.data)
@@ -192,14 +192,14 @@ def test_a_corrupt_timestamp_does_not_use_the_true_one_up(make_world: MakeWorld)
         world.carry(Flight(flight.at, "eve", flight.source, flight.destination, bytes(broken)), MS)
         return [flight]
 
-    world.filters.append(corrupt_first_then_true)
+    world.filters.append(precede_by_corrupt_copy)
     a.send(b)
     world.run(SECOND)
     assert b.received == [b"data"]
 
 
-def test_initiations_of_one_peer_have_a_floor(make_world: MakeWorld) -> None:
-    """A peer that restarts every 10 ms is served every 20 ms at most (M15)."""
+def test_initiations_of_one_peer_are_rate_limited(make_world: MakeWorld) -> None:
+    """A peer that restarts every 10 ms gets a response every 20 ms at most (M15)."""
     world = make_world(delay=MS)
     b = world.node("b")
     for number in range(20):

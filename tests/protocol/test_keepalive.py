@@ -1,4 +1,4 @@
-"""Keepalives, passive and persistent, and what silence starts."""
+"""Passive and persistent keepalives, and the handshake after silence."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from wyrmhole.wire.messages import (
 )
 
 
-def test_data_that_gets_no_answer_is_answered_by_one_keepalive_after_ten_seconds(make_world: MakeWorld) -> None:
-    """Ten seconds after the first unanswered data, not after the last (M33)."""
+def test_unanswered_data_gets_one_keepalive_after_ten_seconds(make_world: MakeWorld) -> None:
+    """The ten seconds start with the first unanswered data, not with the last (M33)."""
     world = make_world()
     a, b = connected(world)
     world.run(30 * SECOND)
@@ -34,7 +34,7 @@ def test_data_that_gets_no_answer_is_answered_by_one_keepalive_after_ten_seconds
     assert abs(keepalives[0].at - (start + world.delay + 10 * SECOND)) <= TICK
 
 
-def test_two_idle_peers_fall_silent(make_world: MakeWorld) -> None:
+def test_two_idle_peers_stop_sending(make_world: MakeWorld) -> None:
     """Keepalives do not answer keepalives (I20)."""
     world = make_world()
     a, b = connected(world)
@@ -44,7 +44,7 @@ def test_two_idle_peers_fall_silent(make_world: MakeWorld) -> None:
     assert max(flight.at for flight in world.wire) <= last + 10 * SECOND + 2 * world.delay + TICK
 
 
-def test_an_answer_in_time_needs_no_keepalive(make_world: MakeWorld) -> None:
+def test_data_answered_within_ten_seconds_needs_no_keepalive(make_world: MakeWorld) -> None:
     world = make_world()
     a, b = connected(world)
     world.run(30 * SECOND)
@@ -57,7 +57,7 @@ def test_an_answer_in_time_needs_no_keepalive(make_world: MakeWorld) -> None:
     assert len(data(world.sent(MESSAGE_TRANSPORT, since=start))) == len(world.sent(MESSAGE_TRANSPORT, since=start))
 
 
-def test_one_way_traffic_gets_one_keepalive_in_ten_seconds(make_world: MakeWorld) -> None:
+def test_one_way_traffic_gets_one_keepalive_per_ten_seconds(make_world: MakeWorld) -> None:
     """Passive keepalives are at least 10 s apart (I21)."""
     world = make_world()
     a, b = connected(world)
@@ -71,8 +71,8 @@ def test_one_way_traffic_gets_one_keepalive_in_ten_seconds(make_world: MakeWorld
     assert min(gaps(keepalives)) >= 10 * SECOND
 
 
-def test_data_without_any_answer_starts_a_handshake_after_fifteen_seconds(make_world: MakeWorld) -> None:
-    """Up to 333 ms of jitter are added (M34, M31)."""
+def test_unanswered_data_starts_a_handshake_after_15_seconds(make_world: MakeWorld) -> None:
+    """Up to 333 ms of jitter is added (M34, M31)."""
     world = make_world()
     a, b = connected(world)
     world.run(30 * SECOND)
@@ -86,8 +86,8 @@ def test_data_without_any_answer_starts_a_handshake_after_fifteen_seconds(make_w
     assert 0 <= late <= REKEY_TIMEOUT_JITTER + TICK
 
 
-def test_a_peer_that_lost_its_state_is_found_again_by_the_other_side_s_traffic(make_world: MakeWorld) -> None:
-    """Within 15.4 s although only the other side talks (L2)."""
+def test_traffic_revives_a_peer_that_lost_its_state(make_world: MakeWorld) -> None:
+    """It takes at most 15.4 s, although only the other side sends (L2)."""
     world = make_world()
     a, b = connected(world)
     world.run(20 * SECOND)
@@ -100,8 +100,8 @@ def test_a_peer_that_lost_its_state_is_found_again_by_the_other_side_s_traffic(m
     assert b.received[-1] == b"found"
 
 
-def test_persistent_keepalive_starts_at_once_and_keeps_its_interval(make_world: MakeWorld) -> None:
-    """At interface up, when set later, and only after a full quiet interval (M53, L6)."""
+def test_persistent_keepalives_start_at_once_and_keep_time(make_world: MakeWorld) -> None:
+    """They start when the interface comes up or the interval is set; later ones follow a quiet interval (M53, L6)."""
     world = make_world()
     a, b = world.pair()
     start = world.now
@@ -114,8 +114,8 @@ def test_persistent_keepalive_starts_at_once_and_keeps_its_interval(make_world: 
     assert len(transport) == 5
 
 
-def test_persistent_keepalive_is_put_off_by_any_traffic(make_world: MakeWorld) -> None:
-    """A persistent keepalive needs a full quiet interval (M53, I21)."""
+def test_any_traffic_postpones_the_persistent_keepalive(make_world: MakeWorld) -> None:
+    """It is sent only after a full quiet interval (M53, I21)."""
     world = make_world()
     a, b = connected(world)
     a.interface.set_persistent_keepalive(a.peer_of(b), 25, world.now)
@@ -130,8 +130,8 @@ def test_persistent_keepalive_is_put_off_by_any_traffic(make_world: MakeWorld) -
     assert [len(flight.data) for flight in world.sent(MESSAGE_TRANSPORT, since=start)].count(KEEPALIVE_SIZE) == 0
 
 
-def test_persistent_keepalive_starts_when_the_interface_comes_up(make_world: MakeWorld) -> None:
-    """Unlike wireguard-go, the keepalive does not wait for traffic (M53)."""
+def test_persistent_keepalives_start_when_the_interface_is_up(make_world: MakeWorld) -> None:
+    """Unlike in wireguard-go, the first keepalive does not wait for traffic (M53)."""
     world = make_world()
     a, b = world.pair()
     a.interface.down()
@@ -145,8 +145,8 @@ def test_persistent_keepalive_starts_when_the_interface_comes_up(make_world: Mak
     assert len(world.sent(MESSAGE_TRANSPORT, "a")) == 1
 
 
-def test_persistent_keepalive_outlives_a_handshake_that_gave_up(make_world: MakeWorld) -> None:
-    """A peer behind a NAT stays reachable after an outage (L6)."""
+def test_persistent_keepalives_continue_after_giving_up(make_world: MakeWorld) -> None:
+    """A peer behind a NAT is reachable again after an outage (L6)."""
     world = make_world()
     a, b = world.pair()
     world.filters.append(lose())
@@ -160,7 +160,7 @@ def test_persistent_keepalive_outlives_a_handshake_that_gave_up(make_world: Make
     assert a.received == [b"reached"]
 
 
-def test_persistent_keepalive_off_means_silence(make_world: MakeWorld) -> None:
+def test_without_persistent_keepalive_an_idle_peer_is_silent(make_world: MakeWorld) -> None:
     world = make_world()
     a, b = world.pair()
     a.interface.set_persistent_keepalive(a.peer_of(b), 25, world.now)

@@ -18,7 +18,7 @@ def test_text_forms_round_trip(raw: bytes) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "00" * 31, "00" * 33, "g" * 64, "0" * 63, "0x" + "0" * 62, " " + "0" * 63])
-def test_bad_hex_is_refused_without_being_repeated(text: str) -> None:
+def test_the_error_about_bad_hex_does_not_quote_it(text: str) -> None:
     with pytest.raises(ValueError, match=r"key is") as caught:
         PublicKey.from_hex(text)
     assert not text or text not in str(caught.value)
@@ -43,13 +43,13 @@ def test_public_keys_print_four_characters() -> None:
     assert repr(PublicKey(RAW)) == f"PublicKey({PublicKey(RAW).base64()[:4]}…)"
 
 
-def test_kinds_never_equal_each_other() -> None:
+def test_keys_of_different_kinds_are_never_equal() -> None:
     assert PublicKey(RAW) != PresharedKey(RAW)
     assert PublicKey(RAW) == PublicKey(RAW)
     assert len({PublicKey(RAW), PublicKey(RAW)}) == 1
 
 
-def test_private_keys_are_clamped_and_zero_means_none() -> None:
+def test_private_keys_are_clamped_unless_all_zero() -> None:
     key = PrivateKey(b"\xff" * 32)
     assert key.raw[0] == 0xF8
     assert key.raw[31] == 0x7F

@@ -1,4 +1,4 @@
-"""An interface under load: cookies, and when load ends."""
+"""An interface under load: cookies, and the end of load."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from wyrmhole.wire.messages import (
 )
 
 
-def test_under_load_the_second_attempt_carries_the_cookie_and_is_served(make_world: MakeWorld) -> None:
-    """No immediate resend; mac2 is zeros first and right afterwards (M38, M41, M43)."""
+def test_under_load_an_initiation_with_the_cookie_is_answered(make_world: MakeWorld) -> None:
+    """The second attempt is not sent early. mac2 is zero in the first and valid in the second (M38, M41, M43)."""
     world = make_world()
     a, b = world.pair()
     b.plane.queue_depth = 1000
@@ -31,7 +31,7 @@ def test_under_load_the_second_attempt_carries_the_cookie_and_is_served(make_wor
     assert b.received == [b"data"]
 
 
-def test_a_cookie_of_one_port_is_refused_on_another(make_world: MakeWorld) -> None:
+def test_a_cookie_is_refused_from_another_port(make_world: MakeWorld) -> None:
     """boringtun and gotatun bind the cookie to the address alone (M39)."""
     world = make_world()
     a, b = world.pair()
@@ -44,8 +44,8 @@ def test_a_cookie_of_one_port_is_refused_on_another(make_world: MakeWorld) -> No
     assert world.sent(MESSAGE_RESPONSE) == []
 
 
-def test_load_ends_a_second_after_the_queue_drained(make_world: MakeWorld) -> None:
-    """One second after the queue drained, no cookie is asked for (I23, L8)."""
+def test_load_ends_one_second_after_the_queue_drained(make_world: MakeWorld) -> None:
+    """Afterwards, no cookie is required (I23, L8)."""
     world = make_world()
     a, b = world.pair()
     c = world.node("c")

@@ -1,4 +1,4 @@
-"""The transitions of a peer's timers: what each arms and ends, and that nothing falls due twice."""
+"""The transitions of a peer's timers: each arms and disarms the right timers, and none fires twice."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def due(timers: PeerTimers, marks: Marks, now: int) -> set[Timer]:
 
 
 @pytest.mark.parametrize("timer", Timer)
-def test_a_timer_that_was_acted_on_is_not_due_again(timer: Timer) -> None:
+def test_a_handled_timer_is_not_due_again(timer: Timer) -> None:
     now, marks = 700 * SECOND, Marks(1, 1, 1, 1)
     timers = PeerTimers()
     timers.set_persistent_interval(1)
@@ -41,7 +41,7 @@ def test_a_postponed_initiation_belongs_to_its_series() -> None:
     assert timers.deadlines(QUIET, TIMINGS) == [(20, Timer.RETRANSMIT_HANDSHAKE)]
 
 
-def test_a_series_ends_by_its_attempts_or_its_time() -> None:
+def test_a_series_ends_by_number_of_attempts_or_by_time() -> None:
     timers = PeerTimers()
     timers.begin_series(0)
     for _ in range(TIMINGS.max_retries + 1):
@@ -53,7 +53,7 @@ def test_a_series_ends_by_its_attempts_or_its_time() -> None:
     assert timers.is_exhausted(TIMINGS.give_up_after, TIMINGS)
 
 
-def test_a_completed_handshake_leaves_nothing_of_its_series() -> None:
+def test_a_completed_handshake_clears_its_series() -> None:
     timers = PeerTimers()
     timers.begin_series(0)
     timers.begin_attempt()
@@ -63,7 +63,7 @@ def test_a_completed_handshake_leaves_nothing_of_its_series() -> None:
     assert (timers.attempts, timers.is_trying) == (0, False)
 
 
-def test_giving_up_arms_the_end_of_keys_but_never_delays_it() -> None:
+def test_giving_up_arms_key_erasure_but_never_delays_it() -> None:
     timers = PeerTimers()
     timers.gave_up(540)
     assert timers.deadlines(QUIET, TIMINGS) == [(540, Timer.ZERO_KEYS)]
@@ -73,7 +73,7 @@ def test_giving_up_arms_the_end_of_keys_but_never_delays_it() -> None:
     assert timers.next_deadline(QUIET, TIMINGS) == 1000
 
 
-def test_a_reset_keeps_the_configured_interval_only() -> None:
+def test_a_reset_keeps_only_the_configured_interval() -> None:
     timers = PeerTimers()
     assert timers.set_persistent_interval(25)
     assert not timers.set_persistent_interval(30)

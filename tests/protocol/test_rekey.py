@@ -1,4 +1,4 @@
-"""Renewal and expiry of sessions: when new keys are asked for, and when old ones end."""
+"""Renewal and expiry of sessions."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from wyrmhole.wire.messages import (
 )
 
 
-def test_only_the_initiator_renews_after_120_seconds_of_sending(make_world: MakeWorld) -> None:
-    """Rekey-After-Time is the initiator's rule (M27)."""
+def test_only_a_sending_initiator_renews_after_120_seconds(make_world: MakeWorld) -> None:
+    """Rekey-After-Time applies only to the initiator (M27)."""
     world = make_world()
     a, b = connected(world)
     world.run(119 * SECOND)
@@ -37,7 +37,7 @@ def test_only_the_initiator_renews_after_120_seconds_of_sending(make_world: Make
 
 
 def test_no_renewal_without_traffic(make_world: MakeWorld) -> None:
-    """A quiet session ends without a word (M27, M29)."""
+    """A quiet session expires without a message (M27, M29)."""
     world = make_world()
     connected(world)
     world.run(30 * SECOND)
@@ -46,9 +46,8 @@ def test_no_renewal_without_traffic(make_world: MakeWorld) -> None:
     assert len(world.wire) == count
 
 
-def test_initiator_that_only_receives_renews_near_the_end_once(make_world: MakeWorld) -> None:
-    """At 165 s. It answers nothing, and what it would send in answer to data is lost with the timer: the data comes in
-    the last seconds (M28)."""
+def test_a_receiving_initiator_renews_once_near_the_end(make_world: MakeWorld) -> None:
+    """It renews at 165 s. It sends no data, and receives its data too late for a passive keepalive (M28)."""
     world = make_world()
     a, b = connected(world)
     start = world.now
@@ -62,8 +61,8 @@ def test_initiator_that_only_receives_renews_near_the_end_once(make_world: MakeW
 
 
 @pytest.mark.parametrize(("age", "passes"), [(179_900 * MS, True), (180_100 * MS, False)])
-def test_a_session_receives_until_180_seconds_and_no_longer(make_world: MakeWorld, age: int, passes: bool) -> None:
-    """The age is counted at the receiver (M29, I6)."""
+def test_a_session_receives_for_180_seconds(make_world: MakeWorld, age: int, passes: bool) -> None:
+    """The receiver determines the age (M29, I6)."""
     world = make_world()
     a, b = connected(world)
     birth = world.sent(MESSAGE_INITIATION)[0].at + world.delay
@@ -77,8 +76,8 @@ def test_a_session_receives_until_180_seconds_and_no_longer(make_world: MakeWorl
     assert (b"on its way" in b.received) is passes
 
 
-def test_nothing_is_sent_on_a_session_that_could_end_before_it_arrives(make_world: MakeWorld) -> None:
-    """The packet waits for a handshake, in both roles (M29, L4)."""
+def test_nothing_is_sent_just_before_a_session_expires(make_world: MakeWorld) -> None:
+    """The session could expire while the packet is in flight, so it is staged, in both roles (M29, L4)."""
     world = make_world()
     a, b = connected(world)
     world.run(179_500 * MS - SECOND)
@@ -90,7 +89,7 @@ def test_nothing_is_sent_on_a_session_that_could_end_before_it_arrives(make_worl
 
 
 def test_a_datagram_delayed_beyond_180_seconds_is_refused(make_world: MakeWorld) -> None:
-    """Reject-After-Time counts at the receiver (M29)."""
+    """The receiver applies Reject-After-Time (M29)."""
     world = make_world()
     a, b = connected(world)
     kept: list[Flight] = []
@@ -104,8 +103,8 @@ def test_a_datagram_delayed_beyond_180_seconds_is_refused(make_world: MakeWorld)
     assert b.plane.dropped["no_key"] == 1
 
 
-def test_no_packet_is_lost_or_reordered_over_a_thousand_seconds_of_renewals(make_world: MakeWorld) -> None:
-    """Renewals lose nothing, because the previous keypair still receives (L4, M36)."""
+def test_renewals_neither_lose_nor_reorder_packets(make_world: MakeWorld) -> None:
+    """Over a thousand seconds, no packet is lost, because the previous keypair still receives (L4, M36)."""
     world = make_world()
     a, b = connected(world)
     for number in range(1000):
@@ -118,8 +117,8 @@ def test_no_packet_is_lost_or_reordered_over_a_thousand_seconds_of_renewals(make
 
 
 @pytest.mark.parametrize("spacing", [7, 13, 29, 61, 119, 164, 171, 179, 181, 239, 545])
-def test_no_packet_is_lost_at_any_spacing(make_world: MakeWorld, spacing: int) -> None:
-    """Also in the last seconds of a session, in both roles (L4)."""
+def test_no_packet_is_lost_at_any_spacing_of_packets(make_world: MakeWorld, spacing: int) -> None:
+    """This holds even in the last seconds of a session, in both roles (L4)."""
     world = make_world()
     a, b = connected(world)
     for number in range(30):
@@ -132,7 +131,7 @@ def test_no_packet_is_lost_at_any_spacing(make_world: MakeWorld, spacing: int) -
     assert a.received == [b"b%d" % number for number in range(30)]
 
 
-def test_packets_under_way_while_the_key_changes_still_open(make_world: MakeWorld) -> None:
+def test_packets_in_flight_during_a_rekey_are_decrypted(make_world: MakeWorld) -> None:
     """The previous keypair still decrypts (M36)."""
     world = make_world()
     a, b = connected(world)
@@ -152,8 +151,8 @@ def test_packets_under_way_while_the_key_changes_still_open(make_world: MakeWorl
     assert b.received == [b"hello", b"renews", b"under the new key", b"4", b"3", b"2", b"1", b"0"]
 
 
-def test_all_keys_are_gone_after_540_seconds_without_a_session(make_world: MakeWorld) -> None:
-    """No timer is left either (M35, I16, I19)."""
+def test_all_keys_are_erased_540_seconds_after_the_last_session(make_world: MakeWorld) -> None:
+    """No timer is armed any more (M35, I16, I19)."""
     world = make_world()
     a, b = connected(world)
     world.run(541 * SECOND)
@@ -164,8 +163,8 @@ def test_all_keys_are_gone_after_540_seconds_without_a_session(make_world: MakeW
         assert node.interface.poll_timeout() is None
 
 
-def test_a_failed_series_of_attempts_leaves_no_key_either(make_world: MakeWorld) -> None:
-    """Keys are erased also when no new session came (M35)."""
+def test_a_failed_series_of_attempts_erases_all_keys(make_world: MakeWorld) -> None:
+    """Keys are erased even if there has been no new session (M35)."""
     world = make_world()
     a, b = world.pair()
     world.filters.append(lose())

@@ -1,6 +1,6 @@
-"""When sessions are renewed: keepalives count as data does (M27, M28), and reports are checked.
+"""Renewal of sessions: keepalives count like data (M27, M28), and reports are checked.
 
-Every scenario runs over the model data plane and over the real steps of every engine.
+Every scenario runs on the model data plane and on every engine.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from wyrmhole.protocol.timer_wheel import TICK_SHIFT
 from wyrmhole.wire.messages import MESSAGE_INITIATION, MESSAGE_TRANSPORT
 
 TRY = 5 * SECOND + 333 * MS + 2 * (1 << TICK_SHIFT)
-"""How long one attempt takes at most, with the ticks of the timer wheel."""
+"""The longest time between two attempts, including the ticks of the timer wheel."""
 
 
 def connected(world: World) -> tuple[Node, Node]:
-    """a is the initiator."""
+    """Connect a to b, with a as the initiator."""
     a, b = world.pair()
     a.send(b, b"hello")
     world.run(SECOND)
@@ -30,7 +30,7 @@ def connected(world: World) -> tuple[Node, Node]:
 
 
 def crossed(world: World) -> tuple[Node, Node]:
-    """Both initiated at once. The first yields: it leaves renewing to the second."""
+    """Let both initiate simultaneously. Return first the node that yields: it leaves renewal to the second."""
     a, b = world.pair()
     a.send(b)
     b.send(a)
@@ -44,7 +44,7 @@ def keep_alive(node: Node, other: Node, seconds: int) -> None:
 
 
 def ages(world: World, since: int, until: int) -> list[int]:
-    """Between one handshake and the next, the last one's age included."""
+    """Return the times between consecutive handshakes, and the age of the last one."""
     times = [since, *(flight.at for flight in world.sent(MESSAGE_INITIATION, since=since)), until]
     return [later - earlier for earlier, later in itertools.pairwise(times)]
 
@@ -55,7 +55,7 @@ def ages(world: World, since: int, until: int) -> list[int]:
 @pytest.mark.parametrize("interval", [1, 10, 25, 55])
 @pytest.mark.parametrize("both", [False, True])
 def test_persistent_keepalives_renew_a_session(make_world: MakeWorld, interval: int, both: bool) -> None:
-    """The initiator sends nothing but keepalives for an hour (M27)."""
+    """The initiator sends only keepalives for an hour (M27)."""
     world = make_world()
     a, b = connected(world)
     start = world.now
@@ -65,12 +65,12 @@ def test_persistent_keepalives_renew_a_session(make_world: MakeWorld, interval: 
     world.run(3600 * SECOND)
     assert max(ages(world, start, world.now)) <= 120 * SECOND + interval * SECOND + TRY
     assert len(world.sent(MESSAGE_INITIATION)) <= 1 + 3600 // 120
-    assert min(ages(world, start, world.now)[:-1]) >= 118 * SECOND, "no more often than data does"
+    assert min(ages(world, start, world.now)[:-1]) >= 118 * SECOND, "renewed more often than by data"
 
 
-def test_persistent_keepalives_of_both_renew_after_handshakes_that_crossed(make_world: MakeWorld) -> None:
-    """Both interfaces come up at once. One side's keepalives reset the timer of the other, so only one may send any:
-    here the one that yields."""
+def test_keepalives_of_both_renew_after_crossed_handshakes(make_world: MakeWorld) -> None:
+    """Both interfaces come up simultaneously. The keepalives of one side reset the timer of the other, so only one of
+    them sends any; here it is the one that yields."""
     world = make_world()
     first, second = crossed(world)
     start = world.now
@@ -79,12 +79,12 @@ def test_persistent_keepalives_of_both_renew_after_handshakes_that_crossed(make_
     keep_alive(second, first, 25)
     world.run(3600 * SECOND)
     assert max(ages(world, start, world.now)) <= (120 + 25 + 5) * SECOND + TRY
-    assert min(ages(world, start, world.now)[:-1]) >= 118 * SECOND, "they do not cross again"
+    assert min(ages(world, start, world.now)[:-1]) >= 118 * SECOND, "the handshakes crossed again"
 
 
 @pytest.mark.parametrize(("interval", "renewed"), [(11, 165), (25, 175), (8, 168)])
-def test_received_keepalives_renew_near_the_end_once(make_world: MakeWorld, interval: int, renewed: int) -> None:
-    """The initiator has nothing to send, and the other side nothing but keepalives (M28)."""
+def test_received_keepalives_renew_once_near_the_end(make_world: MakeWorld, interval: int, renewed: int) -> None:
+    """The initiator sends nothing, and the other side only keepalives (M28)."""
     world = make_world()
     a, b = connected(world)
     start = world.now
@@ -95,7 +95,7 @@ def test_received_keepalives_renew_near_the_end_once(make_world: MakeWorld, inte
     assert renewed * SECOND <= renewals[0].at - start <= renewed * SECOND + 2 * SECOND
 
 
-def test_the_responder_s_keepalives_do_not_renew_for_it(make_world: MakeWorld) -> None:
+def test_a_responder_that_sends_keepalives_does_not_renew(make_world: MakeWorld) -> None:
     """Only the initiator renews (M27)."""
     world = make_world()
     a, b = connected(world)
@@ -117,8 +117,8 @@ def test_keepalives_that_answer_data_renew_a_session(make_world: MakeWorld) -> N
     assert 119 * SECOND <= renewals[0].at - start <= 131 * SECOND
 
 
-def test_a_late_message_under_the_previous_session_renews_nothing(make_world: MakeWorld) -> None:
-    """Its own session is old, the current one is new (M28)."""
+def test_a_late_message_of_the_previous_session_does_not_renew(make_world: MakeWorld) -> None:
+    """The message's session is old, but the current one is new (M28)."""
     world = make_world()
     a, b = connected(world)
     world.run(118 * SECOND)
@@ -147,7 +147,7 @@ def test_a_late_message_under_the_previous_session_renews_nothing(make_world: Ma
 
 @pytest.mark.parametrize("spacing", [5, 60, 80])
 def test_synchronous_senders_do_not_cross_again(make_world: MakeWorld, spacing: int) -> None:
-    """At any spacing that keeps a session in use (L3)."""
+    """This holds for any spacing that keeps a session in use (L3)."""
     world = make_world()
     first, second = crossed(world)
     start = world.now
@@ -160,11 +160,9 @@ def test_synchronous_senders_do_not_cross_again(make_world: MakeWorld, spacing: 
 
 
 @pytest.mark.parametrize(("age", "waits"), [(121, 5), (162, 5), (167, 3), (172, 0)])
-def test_the_side_that_yields_renews_by_itself_when_the_other_is_silent(
-    make_world: MakeWorld, age: int, waits: int
-) -> None:
-    """It waits for a Rekey-Timeout, and not beyond the age of 170 s. The other side would renew when it hears something
-    at 165 s, so the packet is lost."""
+def test_the_yielding_side_renews_if_the_other_is_silent(make_world: MakeWorld, age: int, waits: int) -> None:
+    """It waits for Rekey-Timeout, but not beyond an age of 170 s. A packet at 165 s would make the other side renew, so
+    that packet is lost."""
     world = make_world()
     first, second = crossed(world)
     world.run((age - 1) * SECOND)
@@ -177,15 +175,15 @@ def test_the_side_that_yields_renews_by_itself_when_the_other_is_silent(
     assert (waits - 0.1) * SECOND <= renewals[0].at - start <= waits * SECOND + TRY - 5 * SECOND
 
 
-def test_the_waiting_time_of_the_side_that_yields_is_that_of_the_specification() -> None:
+def test_the_yielding_side_waits_as_specified() -> None:
     assert Timings().rekey_on_receive_after == 165 * SECOND
     assert Timings().rekey_when_yielding_after == 170 * SECOND
 
 
-# What reports are checked for
+# Checks of reports
 
 
-def test_a_key_that_is_wanted_although_there_is_one_starts_no_handshake(make_world: MakeWorld) -> None:
+def test_a_key_request_in_a_fresh_session_is_ignored(make_world: MakeWorld) -> None:
     world = make_world()
     a, b = connected(world)
     world.run(10 * SECOND)
@@ -200,8 +198,8 @@ def test_a_key_that_is_wanted_although_there_is_one_starts_no_handshake(make_wor
     assert b.received[-1] == b"and the next that is wanted is heard"
 
 
-def test_a_report_that_was_made_before_the_session_began_is_out_of_date(make_world: MakeWorld) -> None:
-    """The control thread was busy: a key was wanted for packets that have left since."""
+def test_a_report_older_than_the_session_is_ignored(make_world: MakeWorld) -> None:
+    """The control thread was busy, and the packets that needed the key have left since."""
     world = make_world()
     a, b = world.pair()
     a.plane.send_packet(a.peer_of(b).id, b"waits")
@@ -215,7 +213,7 @@ def test_a_report_that_was_made_before_the_session_began_is_out_of_date(make_wor
     assert b.received == [b"waits"]
 
 
-def test_a_key_that_is_wanted_near_the_end_of_a_session_is_made(make_world: MakeWorld) -> None:
+def test_a_key_request_near_the_end_of_a_session_is_honoured(make_world: MakeWorld) -> None:
     """The packet path's clock may be ahead of the control thread's by a batch."""
     world = make_world()
     a, b = connected(world)
@@ -224,7 +222,7 @@ def test_a_key_that_is_wanted_near_the_end_of_a_session_is_made(make_world: Make
     assert len(world.sent(MESSAGE_INITIATION)) == 2
 
 
-def test_the_confirmation_of_a_session_that_is_gone_completes_nothing(make_world: MakeWorld) -> None:
+def test_the_confirmation_of_a_removed_session_is_ignored(make_world: MakeWorld) -> None:
     world = make_world()
     a, b = connected(world)
     peer = b.peer_of(a)
@@ -252,7 +250,7 @@ def test_a_confirmation_is_counted_once(make_world: MakeWorld) -> None:
     assert b.events == []
 
 
-def test_dropped_keypairs_of_another_peer_free_nothing(make_world: MakeWorld) -> None:
+def test_dropped_keypairs_of_another_peer_are_not_freed(make_world: MakeWorld) -> None:
     world = make_world()
     a, b = connected(world)
     c = world.node("c")
@@ -263,11 +261,11 @@ def test_dropped_keypairs_of_another_peer_free_nothing(make_world: MakeWorld) ->
     assert a.peer_of(b).keypair_indices == indices
 
 
-# What is set last
+# Settings made last
 
 
-def test_a_private_key_that_is_set_last_starts_persistent_keepalives_at_once(make_world: MakeWorld) -> None:
-    """Like the kernel module; whatever was tried less than five seconds ago (M53)."""
+def test_a_private_key_set_last_starts_persistent_keepalives(make_world: MakeWorld) -> None:
+    """Like the kernel module, it starts immediately, even if an attempt was made less than 5 s ago (M53)."""
     world = make_world()
     a, b = world.pair()
     key = a.key
@@ -283,8 +281,8 @@ def test_a_private_key_that_is_set_last_starts_persistent_keepalives_at_once(mak
     assert len(world.sent(MESSAGE_TRANSPORT, "a", since=start)) == 1
 
 
-def test_another_private_key_waits_for_the_next_keepalive(make_world: MakeWorld) -> None:
-    """The kernel module starts nothing by itself when one key replaces another."""
+def test_a_changed_private_key_waits_for_the_next_keepalive(make_world: MakeWorld) -> None:
+    """The kernel module does not start a handshake either when one key replaces another."""
     world = make_world()
     a, b = connected(world)
     world.run(15 * SECOND)
@@ -299,8 +297,8 @@ def test_another_private_key_waits_for_the_next_keepalive(make_world: MakeWorld)
     assert world.sent(MESSAGE_INITIATION, since=start) != []
 
 
-def test_an_endpoint_that_is_set_last_starts_persistent_keepalives_at_once(make_world: MakeWorld) -> None:
-    """The kernel module has one waiting (M53)."""
+def test_an_endpoint_set_last_starts_persistent_keepalives(make_world: MakeWorld) -> None:
+    """The kernel module has a staged keepalive in this case (M53)."""
     world = make_world()
     a, b = world.node("a"), world.node("b")
     a.know(b, endpoint=False)
@@ -316,7 +314,7 @@ def test_an_endpoint_that_is_set_last_starts_persistent_keepalives_at_once(make_
     assert len(world.sent(MESSAGE_TRANSPORT, "a", since=start)) == 1
 
 
-def test_an_endpoint_that_changes_sends_nothing_by_itself(make_world: MakeWorld) -> None:
+def test_a_changed_endpoint_alone_sends_nothing(make_world: MakeWorld) -> None:
     world = make_world()
     a, b = connected(world)
     world.run(15 * SECOND)
@@ -329,7 +327,7 @@ def test_an_endpoint_that_changes_sends_nothing_by_itself(make_world: MakeWorld)
     assert world.sent(MESSAGE_TRANSPORT, since=start) == []
 
 
-def test_an_interval_that_is_set_last_starts_at_once_and_a_changed_one_does_not(make_world: MakeWorld) -> None:
+def test_an_interval_set_last_starts_persistent_keepalives(make_world: MakeWorld) -> None:
     world = make_world()
     a, b = connected(world)
     start = world.now
@@ -341,8 +339,8 @@ def test_an_interval_that_is_set_last_starts_at_once_and_a_changed_one_does_not(
     assert len(world.sent(MESSAGE_TRANSPORT, "a", since=start)) == 1
 
 
-def test_a_preshared_key_that_is_set_last_is_used_by_the_next_attempt(make_world: MakeWorld) -> None:
-    """The attempt goes on, and its next initiation is answered."""
+def test_a_preshared_key_set_last_applies_to_the_next_attempt(make_world: MakeWorld) -> None:
+    """The series of attempts continues, and its next initiation is answered."""
     world = make_world()
     psk = PresharedKey(b"p" * 32)
     a, b = world.pair()

@@ -1,4 +1,4 @@
-"""What an interface reports about a peer that does not connect, falls silent, comes back or wanders."""
+"""Events about a peer that does not connect, falls silent, comes back or flaps between endpoints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def of(node: Node, kind: type[events.Event]) -> list[events.Event]:
 
 
 def unanswered(seconds: int = 16) -> tuple[World, Node, Node]:
-    """`a` has a packet for `b`, and nothing of `b` arrives."""
+    """Let `a` send a packet to `b`, and lose everything that `b` sends."""
     world = World()
     a, b = world.pair()
     world.filters.append(lose(sender="b"))
@@ -38,14 +38,14 @@ def test_each_initiation_is_reported_with_its_number() -> None:
     assert sent == [events.InitiationSent(b.key.public_key(), b.endpoint, attempt) for attempt in (1, 2, 3, 4)]
 
 
-def test_a_peer_is_reported_silent_after_15_seconds_and_once() -> None:
+def test_a_silent_peer_is_reported_once_after_15_seconds() -> None:
     world, a, b = unanswered(14)
     assert not of(a, events.PeerSilent)
     world.run(100 * SECOND)
     assert of(a, events.PeerSilent) == [events.PeerSilent(b.key.public_key(), b.endpoint, 3)]
 
 
-def test_a_peer_that_answers_again_is_reported_back() -> None:
+def test_a_silent_peer_that_answers_again_is_reported() -> None:
     world, a, b = unanswered(40)
     world.filters.clear()
     world.run(10 * SECOND)
@@ -54,7 +54,7 @@ def test_a_peer_that_answers_again_is_reported_back() -> None:
     assert 20 * SECOND < back.silent_for < 30 * SECOND
 
 
-def test_a_peer_that_was_never_silent_is_not_reported_back() -> None:
+def test_a_peer_that_was_never_silent_is_not_reported() -> None:
     world = World()
     a, b = world.pair()
     a.send(b)
@@ -62,7 +62,7 @@ def test_a_peer_that_was_never_silent_is_not_reported_back() -> None:
     assert of(a, events.HandshakeCompleted) and not of(a, events.PeerBack)
 
 
-def test_data_without_an_answer_in_a_session_is_silence_too() -> None:
+def test_unanswered_data_in_a_session_counts_as_silence() -> None:
     world = World()
     a, b = world.pair()
     a.send(b)
@@ -81,7 +81,7 @@ def test_an_idle_peer_is_not_silent() -> None:
     assert not of(a, events.PeerSilent)
 
 
-def test_going_down_ends_a_silence_without_a_word() -> None:
+def test_down_ends_a_silence_without_an_event() -> None:
     world, a, b = unanswered(20)
     a.interface.down()
     a.interface.up(world.now)
@@ -91,7 +91,7 @@ def test_going_down_ends_a_silence_without_a_word() -> None:
     assert of(a, events.HandshakeCompleted) and not of(a, events.PeerBack)
 
 
-def test_a_stranger_is_refused_by_its_key_and_source() -> None:
+def test_an_unknown_key_is_reported_with_its_source() -> None:
     world = World()
     a, b = world.node("a"), world.node("b")
     a.know(b)
@@ -101,7 +101,7 @@ def test_a_stranger_is_refused_by_its_key_and_source() -> None:
     assert of(b, events.HandshakeRefused) == [refused]
 
 
-def test_a_preshared_key_on_one_side_is_refused_where_it_is_noticed() -> None:
+def test_a_preshared_key_on_one_side_is_reported_there() -> None:
     world = World()
     a, b = world.node("a"), world.node("b")
     a.know(b, psk=PresharedKey(bytes(range(32))))
@@ -112,7 +112,7 @@ def test_a_preshared_key_on_one_side_is_refused_where_it_is_noticed() -> None:
     assert of(a, events.HandshakeRefused) == [refused]
 
 
-def test_a_peer_whose_response_is_refused_is_silent_for_that_reason() -> None:
+def test_a_silence_is_reported_with_the_refusal_that_caused_it() -> None:
     world = World()
     a, b = world.node("a"), world.node("b")
     a.know(b, psk=PresharedKey(bytes(range(32))))
@@ -149,7 +149,7 @@ def test_refusals_of_a_known_peer_are_counted_for_it() -> None:
     assert a.peer_of(b).drops is None
 
 
-def test_what_the_data_plane_refuses_is_an_event() -> None:
+def test_refusals_by_the_data_plane_become_events() -> None:
     world = World()
     a, b = world.pair()
     b.interface.handle_report(Refused(DropReason.BAD_MAC1, a.endpoint), world.now)
@@ -162,7 +162,7 @@ def test_what_the_data_plane_refuses_is_an_event() -> None:
     ]
 
 
-def test_a_handshake_that_cannot_begin_says_what_is_missing() -> None:
+def test_an_impossible_handshake_is_reported_with_its_cause() -> None:
     world = World()
     a, b = world.pair()
     a.interface.set_private_key(None, world.now)
@@ -190,14 +190,14 @@ def test_both_sides_report_the_steps_of_a_handshake() -> None:
         ("HC", False),
     ],
 )
-def test_coming_back_three_times_is_flapping(moves: str, reported: bool) -> None:
+def test_three_returns_are_flapping(moves: str, reported: bool) -> None:
     places, roaming = {"H": HOME, "C": CAFE}, Roaming()
     steps = itertools.pairwise(moves)
     results = [roaming.move(places[old], places[new], at * SECOND) for at, (old, new) in enumerate(steps)]
     assert any(results) is reported
 
 
-def test_a_nat_that_gives_new_ports_is_not_flapping() -> None:
+def test_new_ports_from_a_nat_are_not_flapping() -> None:
     roaming = Roaming()
     ports = [Endpoint("192.0.2.1", port) for port in range(1, 50)]
     assert not any(roaming.move(old, new, 0) for old, new in itertools.pairwise(ports))

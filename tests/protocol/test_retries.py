@@ -1,4 +1,4 @@
-"""Handshakes without an answer: retries, their pace, and when an interface gives up."""
+"""Unanswered handshakes: the pace of retries, and giving up."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from wyrmhole.wire.messages import (
 
 
 @pytest.mark.parametrize("lost", [MESSAGE_INITIATION, MESSAGE_RESPONSE])
-def test_a_lost_handshake_message_is_made_up_for_after_rekey_timeout(make_world: MakeWorld, lost: int) -> None:
+def test_a_lost_handshake_message_is_retried_after_rekey_timeout(make_world: MakeWorld, lost: int) -> None:
     """An unanswered initiation is followed by another after 5 s and jitter (M30, M31, L1)."""
     world = make_world()
     a, b = world.pair()
@@ -40,8 +40,8 @@ def test_a_lost_handshake_message_is_made_up_for_after_rekey_timeout(make_world:
     assert len(world.sent(MESSAGE_INITIATION)) == 2
 
 
-def test_every_attempt_has_fresh_keys_and_indices(make_world: MakeWorld) -> None:
-    """Nothing in two initiations is the same, and the timestamps rise (M9, M10, I10)."""
+def test_every_attempt_has_a_fresh_ephemeral_key_and_index(make_world: MakeWorld) -> None:
+    """No field of two initiations is equal, and the timestamps increase (M9, M10, I10)."""
     world = make_world()
     a, b = world.pair()
     world.filters.append(lose())
@@ -52,8 +52,8 @@ def test_every_attempt_has_fresh_keys_and_indices(make_world: MakeWorld) -> None
     assert len({data[8:40] for data in initiations}) == 20
 
 
-def test_one_initiation_in_five_seconds_whatever_asks_for_it(make_world: MakeWorld) -> None:
-    """A stream of packets, restarts of the reason, and no answer (M30, I7)."""
+def test_there_is_at_most_one_initiation_in_five_seconds(make_world: MakeWorld) -> None:
+    """Packets keep arriving, requests are renewed, and there is no answer (M30, I7)."""
     world = make_world()
     a, b = world.pair()
     world.filters.append(lose())
@@ -66,8 +66,8 @@ def test_one_initiation_in_five_seconds_whatever_asks_for_it(make_world: MakeWor
     assert min(gaps(world.sent(MESSAGE_INITIATION))) >= 5 * SECOND
 
 
-def test_retries_carry_jitter(make_world: MakeWorld) -> None:
-    """Up to 333 ms are added to each wait (M31)."""
+def test_retries_have_jitter(make_world: MakeWorld) -> None:
+    """Up to 333 ms is added to each wait (M31)."""
     world = make_world()
     a, b = world.pair()
     world.filters.append(lose())
@@ -78,8 +78,8 @@ def test_retries_carry_jitter(make_world: MakeWorld) -> None:
     assert len(set(between)) > 5
 
 
-def test_gives_up_after_twenty_initiations_and_starts_again_with_the_next_packet(make_world: MakeWorld) -> None:
-    """The last one leaves 90 to 102 s after the first, staged packets are dropped by name (M32, L5, L9)."""
+def test_it_gives_up_after_20_initiations_until_the_next_packet(make_world: MakeWorld) -> None:
+    """The last one leaves 90 to 102 s after the first; staged packets are dropped and counted (M32, L5, L9)."""
     world = make_world()
     a, b = world.pair()
     world.filters.append(lose())
@@ -99,8 +99,8 @@ def test_gives_up_after_twenty_initiations_and_starts_again_with_the_next_packet
     assert b.received == [b"again"]
 
 
-def test_traffic_that_goes_on_does_not_keep_a_hopeless_handshake_alive(make_world: MakeWorld) -> None:
-    """Only the series of attempts decides when to give up (M32, L9)."""
+def test_ongoing_traffic_does_not_prolong_hopeless_attempts(make_world: MakeWorld) -> None:
+    """Only the number and duration of attempts decide when to give up (M32, L9)."""
     world = make_world()
     a, b = world.pair()
     world.filters.append(lose())

@@ -1,4 +1,4 @@
-"""The wheel against a dict of deadlines."""
+"""The timer wheel, compared with a dictionary of deadlines."""
 
 from __future__ import annotations
 
@@ -21,9 +21,7 @@ steps = st.one_of(
 
 
 @given(st.integers(0, 1 << 55), st.lists(steps, max_size=60))
-def test_expires_what_a_dict_would_never_early_and_at_most_a_tick_late(
-    start: int, script: list[tuple[str, int, int]]
-) -> None:
+def test_timers_expire_never_early_and_at_most_a_tick_late(start: int, script: list[tuple[str, int, int]]) -> None:
     wheel: TimerWheel[int] = TimerWheel(start)
     naive: dict[int, int] = {}
     now = start
@@ -46,7 +44,7 @@ def test_expires_what_a_dict_would_never_early_and_at_most_a_tick_late(
 
 
 @given(st.integers(0, 1 << 55), st.lists(times, min_size=1, max_size=20))
-def test_following_next_deadline_expires_everything_in_order_with_few_calls(start: int, delays: list[int]) -> None:
+def test_next_deadline_expires_all_timers_in_order_with_few_calls(start: int, delays: list[int]) -> None:
     wheel: TimerWheel[int] = TimerWheel(start)
     for key, delay in enumerate(delays):
         wheel.arm(key, start + delay)
@@ -62,8 +60,8 @@ def test_following_next_deadline_expires_everything_in_order_with_few_calls(star
     assert rounded == sorted(rounded)
 
 
-def test_an_empty_wheel_asks_for_nothing() -> None:
-    """Idle peers cost no wake-up."""
+def test_an_empty_wheel_has_no_deadline() -> None:
+    """Idle peers cause no wake-ups."""
     wheel: TimerWheel[str] = TimerWheel(5 * SECOND)
     assert wheel.next_deadline() is None
     wheel.arm("a", 6 * SECOND)
@@ -77,7 +75,7 @@ def test_a_deadline_in_the_past_expires_at_the_next_call() -> None:
     assert wheel.expire(100 * SECOND) == ["late"]
 
 
-def test_a_jump_over_days_loses_nobody() -> None:
+def test_a_jump_over_days_loses_no_timer() -> None:
     wheel: TimerWheel[int] = TimerWheel(0)
     for key in range(200):
         wheel.arm(key, key * 3600 * SECOND)

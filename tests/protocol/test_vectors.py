@@ -1,4 +1,4 @@
-"""Published vectors: the primitives are the libraries', and these show that they are called the right way."""
+"""Published test vectors. The primitives come from libraries; these vectors show that we call them correctly."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_curve25519_of_rfc_7748_section_5_2(scalar: str, point: str, result: str
 
 
 def test_curve25519_iterated_of_rfc_7748_section_5_2() -> None:
-    """After one and after a thousand iterations, starting with the base point as scalar and coordinate."""
+    """The results after one and after a thousand iterations, with the base point as scalar and coordinate."""
     scalar = coordinate = bytes((9,)) + bytes(31)
     results = {}
     for count in range(1, 1001):
@@ -80,7 +80,7 @@ def test_blake2s_of_rfc_7693_appendix_b() -> None:
     assert primitives.hash2s(b"a", b"bc").hex() == digest
 
 
-def test_keyed_blake2s_is_the_library_s_with_16_bytes_of_output() -> None:
+def test_keyed_blake2s_has_16_bytes_of_output() -> None:
     assert primitives.mac(b"k" * 32, b"data") == hashlib.blake2s(b"data", key=b"k" * 32, digest_size=16).digest()
 
 
@@ -121,8 +121,8 @@ def test_xchacha20_poly1305_of_the_xchacha_draft_appendix_a_3_1() -> None:
         primitives.xopen(key, nonce, sealed, ad + b"x")
 
 
-def test_construction_and_identifier_are_those_of_the_whitepaper() -> None:
-    """The strings, and the first chaining key and hash that follow from them (M1, M2, M3)."""
+def test_construction_and_identifier_match_the_whitepaper() -> None:
+    """The strings, and the initial chaining key and hash derived from them (M1, M2, M3)."""
     assert (len(CONSTRUCTION), len(IDENTIFIER)) == (37, 34)
     assert (LABEL_MAC1, LABEL_COOKIE) == (b"mac1----", b"cookie--")
     chaining_key = primitives.hash2s(CONSTRUCTION)
@@ -131,8 +131,8 @@ def test_construction_and_identifier_are_those_of_the_whitepaper() -> None:
     assert identified.hex() == "2211b361081ac566691243db458ad5322d9c6c662293e8b70ee19c65ba079ef3"
 
 
-def test_the_published_noise_vector_with_its_prologue_and_payloads() -> None:
-    """Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s, from the cacophony set, through the product's code (M1, M2, M17, M21)."""
+def test_the_published_noise_vector() -> None:
+    """Our code reproduces Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s of the cacophony set (M1, M2, M17, M21)."""
     vector = json.loads((VECTORS / "noise_ikpsk2_25519_chachapoly_blake2s.json").read_text())
     initiator, responder = PrivateKey(unhex(vector["init_static"])), PrivateKey(unhex(vector["resp_static"]))
     psk = PresharedKey(unhex(vector["init_psks"][0]))

@@ -1,4 +1,4 @@
-"""Endpoints as text, as socket addresses, as bytes."""
+"""Endpoints as text, as socket addresses and as bytes."""
 
 from __future__ import annotations
 
@@ -32,18 +32,18 @@ def test_text_forms(text: str, endpoint: Endpoint) -> None:
 
 
 @given(endpoints)
-def test_parse_gives_back_what_was_emitted(endpoint: Endpoint) -> None:
+def test_parse_inverts_emit(endpoint: Endpoint) -> None:
     assert Endpoint.parse(endpoint.emit()) == endpoint
 
 
 @given(endpoints)
-def test_a_socket_address_gives_back_the_endpoint(endpoint: Endpoint) -> None:
+def test_from_sockaddr_inverts_sockaddr(endpoint: Endpoint) -> None:
     assert Endpoint.from_sockaddr(endpoint.sockaddr) == endpoint
     assert len(endpoint.sockaddr) == (4 if endpoint.is_v6 else 2)
 
 
-def test_the_scope_in_a_socket_address_s_host_is_dropped() -> None:
-    """getaddrinfo and some platforms write it there as well."""
+def test_a_scope_in_the_host_of_a_socket_address_is_dropped() -> None:
+    """getaddrinfo and some platforms write it there too."""
     assert Endpoint.from_sockaddr(("fe80::1%eth0", 1, 0, 3)) == Endpoint("fe80::1", 1, 3)
 
 
@@ -83,13 +83,13 @@ def test_address_bytes() -> None:
         "192.0.2.1%1:1",
     ],
 )
-def test_what_is_no_endpoint_is_a_value_error(text: str) -> None:
+def test_an_invalid_endpoint_raises_value_error(text: str) -> None:
     with pytest.raises(ValueError):
         Endpoint.parse(text)
 
 
 @given(st.text() | st.text(alphabet="0123456789abcdef:.[]%"))
-def test_any_text_is_an_endpoint_or_a_value_error(text: str) -> None:
+def test_any_text_parses_or_raises_value_error(text: str) -> None:
     try:
         endpoint = Endpoint.parse(text)
     except ValueError:

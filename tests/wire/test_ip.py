@@ -1,4 +1,4 @@
-"""The fields of IP packets that a tunnel looks at, and the errors that it sends back."""
+"""The fields of IP packets that a tunnel reads, and the ICMP errors that it sends."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_addresses() -> None:
 
 
 @pytest.mark.parametrize("packet", [b"", b"\x45", V4.emit()[:19], V6.emit()[:39], b"\x55" + bytes(60), bytes(60)])
-def test_what_is_no_ip_packet_has_no_addresses(packet: bytes) -> None:
+def test_invalid_packets_have_no_addresses(packet: bytes) -> None:
     assert ip.source_of(packet) is None
     assert ip.destination_of(packet) is None
     assert ip.length_of(packet) == 0
@@ -38,40 +38,40 @@ def test_what_is_no_ip_packet_has_no_addresses(packet: bytes) -> None:
 
 
 @pytest.mark.parametrize("packet", [V4.emit(), V6.emit(), replace(V4, ip_options=bytes([1] * 8)).emit()])
-def test_the_length_field_trims_padding(packet: bytes) -> None:
-    """The inner length, not the padded one, is delivered (M47)."""
+def test_the_length_field_excludes_padding(packet: bytes) -> None:
+    """The header's length decides where the packet ends (M47)."""
     assert ip.length_of(packet) == len(packet)
     assert ip.length_of(packet + bytes(15)) == len(packet)
     assert ip.length_of(packet[:-1]) == 0
 
 
 @pytest.mark.parametrize("total", [0, 1, 19, 36, 65535])
-def test_an_ipv4_length_below_the_header_or_above_the_packet(total: int) -> None:
-    """An impossible length makes the packet invalid (M47)."""
+def test_an_impossible_ipv4_length_is_refused(total: int) -> None:
+    """It is below the header's length or above the packet's (M47)."""
     assert ip.length_of(patched(V4.emit(), 2, total.to_bytes(2, "big"))) == 0
 
 
-def test_an_ipv4_length_below_a_header_with_options() -> None:
+def test_an_ipv4_length_below_a_header_with_options_is_refused() -> None:
     packet = replace(V4, ip_options=bytes([1] * 8)).emit()
     assert ip.length_of(patched(packet, 2, (27).to_bytes(2, "big"))) == 0
     assert ip.length_of(patched(packet, 2, (28).to_bytes(2, "big"))) == 28
     assert ip.length_of(patched(packet, 0, b"\x44")) == 0
 
 
-def test_an_ipv6_length_that_would_wrap_in_16_bits() -> None:
-    """65,535 + 40 is 39 there."""
+def test_an_ipv6_length_that_would_wrap_is_refused() -> None:
+    """In 16 bits, 65,535 + 40 is 39."""
     for payload in (65_496, 65_535):
         assert ip.length_of(patched(V6.emit(), 4, payload.to_bytes(2, "big"))) == 0
 
 
 def test_a_jumbogram_is_refused() -> None:
-    """Its length field is 0 and its length is in a hop-by-hop option."""
+    """Its length field is 0, and the length is in a hop-by-hop option."""
     packet = patched(V6.emit(), 4, b"\0\0")
     assert ip.length_of(patched(packet, 6, b"\0")) == 0
     assert ip.length_of(patched(packet, 6, b"\x3b")) == 40
 
 
-def test_ports_of_udp() -> None:
+def test_udp_ports_are_read() -> None:
     assert ip.udp_ports(V4.emit()) == ip.udp_ports(V6.emit()) == (443, 50000)
     assert ip.udp_ports(replace(V4, ip_options=bytes([1] * 8)).emit()) == (443, 50000)
     for packet in (
@@ -94,19 +94,19 @@ def test_ecn_bits_are_read_and_replaced(packet: Packet) -> None:
             assert ip.with_ecn(marked.emit(), after) == replace(packet, tos=0xB8 | after).emit()
 
 
-def test_ecn_of_no_ip_packet() -> None:
+def test_an_invalid_packet_has_no_ecn() -> None:
     for packet in (b"", V4.emit()[:10], b"\x5f\xff" + bytes(60)):
         assert ip.ecn_of(packet) == 0
 
 
-def test_a_wrong_header_checksum_stays_wrong_under_an_ecn_mark() -> None:
+def test_setting_ecn_does_not_repair_a_wrong_header_checksum() -> None:
     packet = patched(V4.emit(), 10, b"\0\0")
     assert word_sum(ip.with_ecn(packet, 3)[:20]) != 0xFFFF
 
 
 def test_decapsulation_of_ecn_follows_rfc_6040() -> None:
-    """Figure 4 of the RFC, but for its one drop, which the kernel does not do either; rows are what arrived inside,
-    columns what arrived outside (M48)."""
+    """Figure 4 of the RFC, except for its one drop, which the kernel does not do either. Rows are the inner field,
+    columns the outer one (M48)."""
     not_ect, ect1, ect0, ce = ip.ECN_NOT_ECT, ip.ECN_ECT1, ip.ECN_ECT0, ip.ECN_CE
     columns = (not_ect, ect0, ect1, ce)
     figure = {
@@ -120,8 +120,8 @@ def test_decapsulation_of_ecn_follows_rfc_6040() -> None:
         assert [ip.is_unheeded(outer, inner) for outer in columns] == [False, False, False, inner == not_ect]
 
 
-def test_icmp_host_unreachable() -> None:
-    """RFC 792: from the address that is not reachable, with the packet's beginning quoted (M46)."""
+def test_an_icmp_error_comes_from_the_unreachable_address() -> None:
+    """It quotes the beginning of the packet, as RFC 792 requires (M46)."""
     packet = V4.emit()
     for no_route in (False, True):
         error = ip.unreachable(packet + bytes(13), no_route=no_route)
@@ -133,8 +133,8 @@ def test_icmp_host_unreachable() -> None:
         assert word_sum(error[:20]) == word_sum(error[20:]) == 0xFFFF
 
 
-def test_icmp_quotes_no_more_than_576_bytes_hold() -> None:
-    """RFC 1812 4.3.2.3"""
+def test_an_icmp_error_has_at_most_576_bytes() -> None:
+    """RFC 1812, section 4.3.2.3."""
     packet = replace(V4, payload=bytes(range(256)) * 4).emit()
     error = ip.unreachable(packet, no_route=False)
     assert error is not None
@@ -143,8 +143,8 @@ def test_icmp_quotes_no_more_than_576_bytes_hold() -> None:
 
 
 @pytest.mark.parametrize(("no_route", "code"), [(True, 0), (False, 3)])
-def test_icmpv6_unreachable(no_route: bool, code: int) -> None:
-    """RFC 4443 3.1 (M46)."""
+def test_an_icmpv6_error_has_the_code_of_its_cause(no_route: bool, code: int) -> None:
+    """RFC 4443, section 3.1 (M46)."""
     packet = V6.emit()
     error = ip.unreachable(packet, no_route=no_route)
     assert error is not None
@@ -156,8 +156,8 @@ def test_icmpv6_unreachable(no_route: bool, code: int) -> None:
     assert word_sum(pseudo_header + error[40:]) == 0xFFFF
 
 
-def test_icmpv6_stays_within_the_minimum_mtu() -> None:
-    """RFC 4443 2.4 (c)"""
+def test_an_icmpv6_error_has_at_most_1280_bytes() -> None:
+    """RFC 4443, section 2.4 (c): the minimum MTU."""
     packet = replace(V6, payload=bytes(1400)).emit()
     error = ip.unreachable(packet, no_route=False)
     assert error is not None
@@ -180,31 +180,31 @@ UNANSWERED = {
     "ICMP without a type": patched(V4.emit(), 9, b"\x01")[:2] + b"\x00\x14" + patched(V4.emit(), 9, b"\x01")[4:],
     "later fragment": replace(V4, fragment=1).emit(),
     "last fragment": replace(V4, fragment=0x1FFF).emit(),
-    "to a group": replace(V4, destination=0xE0000001).emit(),
-    "to everyone": replace(V4, destination=0xFFFFFFFF).emit(),
-    "from nobody": replace(V4, source=0).emit(),
+    "to a multicast group": replace(V4, destination=0xE0000001).emit(),
+    "to broadcast": replace(V4, destination=0xFFFFFFFF).emit(),
+    "from the unspecified address": replace(V4, source=0).emit(),
     "from this network": replace(V4, source=5).emit(),
-    "from a group": replace(V4, source=0xE0000001).emit(),
-    "from everyone": replace(V4, source=0xFFFFFFFF).emit(),
+    "from a multicast group": replace(V4, source=0xE0000001).emit(),
+    "from broadcast": replace(V4, source=0xFFFFFFFF).emit(),
     "from loopback": replace(V4, source=0x7F000001).emit(),
-    "longer than it is": V4.emit()[:-1],
+    "truncated": V4.emit()[:-1],
     "ICMPv6 error": icmp(1, V6),
     "ICMPv6 packet too big": icmp(2, V6),
     "ICMPv6 redirect": icmp(137, V6),
-    "IPv6 to a group": replace(V6, destination=0xFF02 << 112 | 1).emit(),
-    "IPv6 from a group": replace(V6, source=0xFF02 << 112 | 1).emit(),
-    "IPv6 from nobody": replace(V6, source=0).emit(),
+    "IPv6 to a multicast group": replace(V6, destination=0xFF02 << 112 | 1).emit(),
+    "IPv6 from a multicast group": replace(V6, source=0xFF02 << 112 | 1).emit(),
+    "IPv6 from the unspecified address": replace(V6, source=0).emit(),
     "IPv6 from loopback": replace(V6, source=1).emit(),
 }
 
 
 @pytest.mark.parametrize("packet", UNANSWERED.values(), ids=UNANSWERED)
-def test_some_packets_get_no_answer(packet: bytes) -> None:
-    """RFC 1122 3.2.2, RFC 4443 2.4 (e)"""
+def test_no_icmp_error_is_sent_for_errors_fragments_and_groups(packet: bytes) -> None:
+    """RFC 1122, section 3.2.2, and RFC 4443, section 2.4 (e)."""
     assert ip.unreachable(packet, no_route=False) is None
 
 
-def test_queries_and_first_fragments_get_an_answer() -> None:
+def test_queries_and_first_fragments_get_an_icmp_error() -> None:
     packets = [icmp(8), icmp(13), icmp(128, V6), icmp(135, V6), replace(V4, fragment=0x2000).emit()]
     for packet in [*packets, icmp(8, replace(V4, ip_options=bytes([1] * 8)))]:
         assert ip.unreachable(packet, no_route=False) is not None
@@ -236,7 +236,7 @@ def test_ipv6_extension_headers_are_walked() -> None:
     st.binary(max_size=100)
     | st.builds(lambda first, rest: first + rest, st.sampled_from([b"\x45", b"\x60"]), st.binary(max_size=90))
 )
-def test_any_bytes_have_an_answer_to_every_question(packet: bytes) -> None:
+def test_every_function_accepts_any_bytes(packet: bytes) -> None:
     length = ip.length_of(packet)
     assert 0 <= length <= len(packet)
     assert (ip.source_of(packet) is None) == (ip.destination_of(packet) is None)
@@ -245,4 +245,4 @@ def test_any_bytes_have_an_answer_to_every_question(packet: bytes) -> None:
     ip.udp_ports(packet)
     error = ip.unreachable(packet, no_route=False)
     assert error is None or ip.length_of(error) == len(error)
-    assert error is None or ip.unreachable(error, no_route=False) is None, "errors do not answer errors"
+    assert error is None or ip.unreachable(error, no_route=False) is None, "an error was answered by an error"

@@ -1,4 +1,4 @@
-"""The four messages byte by byte."""
+"""The layout of the four message types, byte by byte."""
 
 from __future__ import annotations
 
@@ -38,27 +38,27 @@ SIZES = {1: 148, 2: 92, 3: 64}
 
 
 def test_initiation_layout() -> None:
-    """148 bytes, and three reserved bytes of zero (M4, M8)."""
+    """148 bytes, with three reserved bytes of zero (M4, M8)."""
     expected = b"\x01\0\0\0\x01\x02\x03\x04" + b"e" * 32 + b"s" * 48 + b"t" * 28 + b"1" * 16 + b"2" * 16
     assert INITIATION.emit() == expected
     assert len(expected) == messages.INITIATION_SIZE == 148
 
 
 def test_response_layout() -> None:
-    """92 bytes, and three reserved bytes of zero (M5, M8)."""
+    """92 bytes, with three reserved bytes of zero (M5, M8)."""
     indices_ = b"\x01\x02\x03\x04\x05\x06\x07\x08"
     assert RESPONSE.emit() == b"\x02\0\0\0" + indices_ + b"e" * 32 + b"n" * 16 + b"1" * 16 + b"2" * 16
     assert len(RESPONSE.emit()) == messages.RESPONSE_SIZE == 92
 
 
 def test_cookie_reply_layout() -> None:
-    """64 bytes, and three reserved bytes of zero (M6, M8)."""
+    """64 bytes, with three reserved bytes of zero (M6, M8)."""
     assert COOKIE_REPLY.emit() == b"\x03\0\0\0\x01\x02\x03\x04" + b"n" * 24 + b"c" * 32
     assert len(COOKIE_REPLY.emit()) == messages.COOKIE_REPLY_SIZE == 64
 
 
 def test_transport_header_layout() -> None:
-    """The counter is 64 bits, little endian (M7, M20)."""
+    """The counter has 64 bits, little endian (M7, M20)."""
     header = messages.TRANSPORT_HEADER.pack(messages.MESSAGE_TRANSPORT, 0x04030201, 0x0807060504030201)
     assert header == bytes.fromhex("04000000 01020304 0102030405060708")
     assert len(header) == messages.TRANSPORT_HEADER_SIZE
@@ -84,7 +84,7 @@ def test_macs_are_the_last_fields(message: bytes) -> None:
 
 
 @given(initiations | responses | cookie_replies)
-def test_parse_gives_back_what_was_emitted(message: Initiation | Response | CookieReply) -> None:
+def test_parse_inverts_emit(message: Initiation | Response | CookieReply) -> None:
     data = message.emit()
     assert SIZES[classify(data)] == len(data)
     for buffer in (data, bytearray(data), memoryview(data)):
@@ -92,8 +92,8 @@ def test_parse_gives_back_what_was_emitted(message: Initiation | Response | Cook
 
 
 @pytest.mark.parametrize("message", [INITIATION, RESPONSE, COOKIE_REPLY])
-def test_one_byte_more_or_less_is_a_wrong_length(message: Initiation | Response | CookieReply) -> None:
-    """Handshake messages have one length each (M4, M5, M6)."""
+def test_a_length_off_by_one_is_refused(message: Initiation | Response | CookieReply) -> None:
+    """Each handshake message has a fixed length (M4, M5, M6)."""
     data = message.emit()
     for changed in (data[:-1], data + b"\0", data + bytes(65_507 - len(data))):
         with pytest.raises(WrongLength):
@@ -103,7 +103,7 @@ def test_one_byte_more_or_less_is_a_wrong_length(message: Initiation | Response 
 
 
 def test_transport_messages_have_at_least_32_bytes() -> None:
-    """A header of 16 bytes and a tag (M7)."""
+    """The header and the tag have 16 bytes each (M7)."""
     with pytest.raises(WrongLength):
         classify(b"\x04" + bytes(30))
     for size in (32, 33, 1452, 65_535):
@@ -111,7 +111,7 @@ def test_transport_messages_have_at_least_32_bytes() -> None:
 
 
 @pytest.mark.parametrize("size", range(4))
-def test_less_than_a_type_word_is_too_short(size: int) -> None:
+def test_fewer_than_four_bytes_are_too_short(size: int) -> None:
     with pytest.raises(TooShort):
         classify(b"\x01\0\0\0"[:size])
 
@@ -144,7 +144,7 @@ def test_a_message_of_another_type_does_not_parse(kind: type[Initiation | Respon
     st.binary(max_size=160)
     | st.builds(lambda kind, rest: bytes([kind, 0, 0, 0]) + rest, indices.map(lambda n: n % 6), st.binary(max_size=150))
 )
-def test_any_bytes_are_a_message_or_a_message_error(data: bytes) -> None:
+def test_any_bytes_parse_or_raise_message_error(data: bytes) -> None:
     for parse in (classify, Initiation.parse, Response.parse, CookieReply.parse):
         with contextlib.suppress(MessageError):
             parse(data)
@@ -161,7 +161,7 @@ def test_any_bytes_are_a_message_or_a_message_error(data: bytes) -> None:
         CookieReply(1, b"n" * 24, b"c" * 33),
     ],
 )
-def test_a_field_of_a_wrong_size_is_not_emitted(message: Initiation | Response | CookieReply) -> None:
-    """Instead of being cut or padded without a word."""
+def test_a_field_of_the_wrong_size_is_refused(message: Initiation | Response | CookieReply) -> None:
+    """It is not silently truncated or padded."""
     with pytest.raises(MessageError):
         message.emit()

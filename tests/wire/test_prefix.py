@@ -33,7 +33,7 @@ def test_host_bits_are_masked(text: str, canonical: str) -> None:
 
 
 @given(prefixes())
-def test_parse_gives_back_what_was_emitted(prefix: Prefix) -> None:
+def test_parse_inverts_emit(prefix: Prefix) -> None:
     assert Prefix.parse(prefix.emit()) == prefix
 
 
@@ -56,13 +56,13 @@ def test_parse_gives_back_what_was_emitted(prefix: Prefix) -> None:
         "::/" + "1" * 5000,
     ],
 )
-def test_what_is_no_prefix_is_a_value_error(text: str) -> None:
+def test_an_invalid_prefix_raises_value_error(text: str) -> None:
     with pytest.raises(ValueError):
         Prefix.parse(text)
 
 
 @given(st.text() | st.text(alphabet="0123456789abcdef:./%"))
-def test_any_text_is_a_prefix_or_a_value_error(text: str) -> None:
+def test_any_text_is_a_prefix_or_raises_value_error(text: str) -> None:
     try:
         prefix = Prefix.parse(text)
     except ValueError:
@@ -70,6 +70,6 @@ def test_any_text_is_a_prefix_or_a_value_error(text: str) -> None:
     assert Prefix.parse(prefix.emit()) == prefix
 
 
-def test_bits() -> None:
+def test_bits_is_the_length_of_an_address() -> None:
     assert Prefix.parse("10.0.0.0/8").bits == 32
     assert Prefix.parse("::/8").bits == 128

@@ -1,4 +1,4 @@
-"""Probes as packets: right lengths and checksums, and answers that are told apart."""
+"""Probe packets: correct lengths and checksums, and recognition of their answers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ Address = probes.IpAddress
 
 
 def turned(packet: bytes) -> bytes:
-    """The packet that comes back, source and destination exchanged."""
+    """Return the packet with source and destination exchanged."""
     start, size = (12, 4) if packet[0] >> 4 == 4 else (8, 16)
     middle, end = start + size, start + 2 * size
     return packet[:start] + packet[middle:end] + packet[start:middle] + packet[end:]
 
 
 def refusal(packet: bytes, kind: int, code: int) -> bytes:
-    """An ICMP error of a router about the packet."""
+    """Return a router's ICMP error about the packet."""
     head = probes.header_size(packet[0] >> 4)
     reply = bytearray(turned(packet)[:head]) + bytes((kind, code)) + bytes(6) + packet
     reply[9 if packet[0] >> 4 == 4 else 6] = ip.PROTOCOL_ICMP if packet[0] >> 4 == 4 else ip.PROTOCOL_ICMPV6
@@ -33,7 +33,7 @@ def refusal(packet: bytes, kind: int, code: int) -> bytes:
 
 @PAIRS
 @pytest.mark.parametrize("length", [28, 48, 84, 85, 576, 1420])
-def test_an_echo_is_as_long_as_asked_and_sums_up(ours: Address, theirs: Address, length: int) -> None:
+def test_an_echo_request_has_the_given_length_and_a_valid_checksum(ours: Address, theirs: Address, length: int) -> None:
     head = probes.header_size(ours.version)
     packet = probes.echo_request(ours, theirs, 0x1234_5678, length)
     assert len(packet) == max(length, head + 8) == ip.length_of(packet)
@@ -46,7 +46,7 @@ def test_an_echo_is_as_long_as_asked_and_sums_up(ours: Address, theirs: Address,
 
 @PAIRS
 @pytest.mark.parametrize("payload", [b"", b"x", b"question", bytes(1000)])
-def test_a_udp_packet_sums_up(ours: Address, theirs: Address, payload: bytes) -> None:
+def test_a_udp_packet_has_a_valid_checksum(ours: Address, theirs: Address, payload: bytes) -> None:
     packet = probes.udp_packet(ours, 50_000, theirs, 53, payload)
     head = probes.header_size(ours.version)
     pseudo = pseudo_header_sum(ours.packed + theirs.packed, ip.PROTOCOL_UDP, len(packet) - head)
@@ -54,14 +54,14 @@ def test_a_udp_packet_sums_up(ours: Address, theirs: Address, payload: bytes) ->
 
 
 @PAIRS
-def test_an_echo_reply_is_known_by_its_identity(ours: Address, theirs: Address) -> None:
+def test_an_echo_reply_has_the_identity_of_its_request(ours: Address, theirs: Address) -> None:
     packet = bytearray(turned(probes.echo_request(ours, theirs, 0x1234_5678, 84)))
     packet[probes.header_size(ours.version)] = 0 if ours.version == 4 else 129
     assert probes.read_answer(packet) == probes.EchoReply(theirs, 0x1234_5678)
 
 
 @PAIRS
-def test_a_udp_reply_has_its_ports_and_payload(ours: Address, theirs: Address) -> None:
+def test_a_udp_reply_has_ports_and_payload(ours: Address, theirs: Address) -> None:
     packet = probes.udp_packet(theirs, 53, ours, 50_000, b"answer")
     assert probes.read_answer(packet + b"padding") == probes.UdpReply(theirs, 53, 50_000, b"answer")
 
@@ -78,7 +78,7 @@ def test_a_udp_reply_has_its_ports_and_payload(ours: Address, theirs: Address) -
         (V6, 1, 3, False, False),
     ],
 )
-def test_an_icmp_error_names_the_probe_it_is_about(
+def test_an_icmp_error_identifies_its_probe(
     pair: tuple[Address, Address], kind: int, code: int, port: bool, big: bool
 ) -> None:
     ours, theirs = pair
@@ -89,12 +89,12 @@ def test_an_icmp_error_names_the_probe_it_is_about(
 
 
 @PAIRS
-def test_a_question_is_not_an_answer(ours: Address, theirs: Address) -> None:
+def test_a_request_is_not_recognised_as_an_answer(ours: Address, theirs: Address) -> None:
     assert probes.read_answer(probes.echo_request(ours, theirs, 7, 84)) is None
 
 
 @PAIRS
-def test_no_cut_of_an_answer_raises(ours: Address, theirs: Address) -> None:
+def test_a_truncated_answer_does_not_raise(ours: Address, theirs: Address) -> None:
     whole = refusal(probes.udp_packet(ours, 50_000, theirs, 53, b"q"), 3 if ours.version == 4 else 1, 3)
     for end in range(len(whole)):
         probes.read_answer(whole[:end])

@@ -1,4 +1,4 @@
-"""Super-packets are cut as the kernel cuts them, and what does not fit costs one frame."""
+"""Super-packets are split like in the kernel, and an invalid frame is dropped alone."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from wyrmhole.wire.virtio import (
 
 
 @given(super_packets())
-def test_segments_equal_those_of_a_slow_segmentation(drawn: tuple[Packet, int]) -> None:
+def test_segments_equal_those_of_a_simple_segmentation(drawn: tuple[Packet, int]) -> None:
     packet, size = drawn
     assert split(packet.frame(size)) == [segment.emit() for segment in packet.segments(size)]
 
 
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("protocol", [TCP, UDP])
-def test_a_full_super_packet_at_the_usual_mtu(version: int, protocol: int) -> None:
+def test_a_super_packet_of_maximum_size_is_split(version: int, protocol: int) -> None:
     packet = Packet(pattern(45 * 1368 + 100), version=version, protocol=protocol, flags=ACK | PSH)
     segments = split(memoryview(packet.frame(1368)))
     assert segments == [segment.emit() for segment in packet.segments(1368)]
     assert len(segments) == 46
 
 
-def test_flags_fin_and_psh_last_cwr_first() -> None:
+def test_fin_and_psh_are_on_the_last_segment_and_cwr_on_the_first() -> None:
     packet = Packet(pattern(40), flags=ACK | PSH | FIN | CWR, options=b"")
     assert [segment[33] for segment in split(packet.frame(10))] == [ACK | CWR, ACK, ACK, ACK | PSH | FIN]
 
@@ -51,14 +51,14 @@ def test_identification_and_sequence_number_wrap() -> None:
     assert [word_sum(segment[:20]) for segment in segments] == [0xFFFF] * 4
 
 
-def test_a_super_packet_of_one_segment_and_one_without_payload() -> None:
+def test_a_super_packet_may_have_one_segment_or_no_payload() -> None:
     for payload in (b"x" * 50, b""):
         packet = Packet(payload, flags=ACK | PSH)
         assert split(packet.frame(100)) == [packet.emit()]
 
 
-def test_the_smallest_segments_that_linux_makes_are_all_there() -> None:
-    """A peer can push the segment size down to 8 bytes; the whole super-packet is still delivered."""
+def test_the_smallest_segments_of_linux_are_all_delivered() -> None:
+    """A peer can reduce the segment size to 8 bytes; the whole super-packet is still delivered."""
     packet = Packet(pattern(65_535 - 52))
     assert len(split(packet.frame(8))) == 8186
     with pytest.raises(OffloadError):
@@ -68,20 +68,20 @@ def test_the_smallest_segments_that_linux_makes_are_all_there() -> None:
 
 @pytest.mark.parametrize("protocol", [TCP, UDP])
 @pytest.mark.parametrize("version", [4, 6])
-def test_a_segment_size_that_no_packet_could_have(version: int, protocol: int) -> None:
-    """Found by fuzzing: one segment is all there is, and no length overflows."""
+def test_an_impossible_segment_size_yields_one_segment(version: int, protocol: int) -> None:
+    """Found by fuzzing: there is only one segment, and no length overflows."""
     packet = Packet(b"x" * 50, version=version, protocol=protocol)
     for size in (51, 65_500, 65_535):
         assert split(packet.frame(size)) == [packet.emit()]
 
 
-def test_segments_of_one_byte() -> None:
+def test_segments_may_have_one_byte() -> None:
     packet = Packet(pattern(128), protocol=UDP)
     assert split(packet.frame(1)) == [segment.emit() for segment in packet.segments(1)]
 
 
 def test_ipv6_extension_headers_are_walked() -> None:
-    """Hop-by-hop options and a routing header whose final destination only the partial checksum knows."""
+    """Hop-by-hop options, and a routing header whose final destination is only in the partial checksum."""
     packet = Packet(pattern(30), version=6, options=b"")
     extensions = bytes([43, 0]) + bytes(6) + bytes([6, 0]) + bytes(6)
 
@@ -94,7 +94,7 @@ def test_ipv6_extension_headers_are_walked() -> None:
     assert segments == [with_extensions(segment.emit()) for segment in packet.segments(10)]
 
 
-def test_a_packet_without_offload_passes_untouched() -> None:
+def test_a_packet_without_offload_is_unchanged() -> None:
     packet = Packet(b"hello").emit()
     assert split(PLAIN_HEADER + packet) == [packet]
     assert split(memoryview(PLAIN_HEADER + b"\x60rubbish")) == [b"\x60rubbish"]
@@ -102,14 +102,14 @@ def test_a_packet_without_offload_passes_untouched() -> None:
 
 @pytest.mark.parametrize("protocol", [TCP, UDP])
 @pytest.mark.parametrize("version", [4, 6])
-def test_a_partial_checksum_is_finished(version: int, protocol: int) -> None:
+def test_a_partial_checksum_is_completed(version: int, protocol: int) -> None:
     packet = Packet(b"hello", version=version, protocol=protocol)
     header = VirtioHeader(F_NEEDS_CSUM, csum_start=packet.start, csum_offset=packet.checksum_offset)
     assert split(header.emit() + packet.emit_partial()) == [packet.emit()]
 
 
-def test_a_finished_udp_checksum_is_never_zero() -> None:
-    """0 means "no checksum" in UDP (RFC 768), so its other form is sent."""
+def test_a_completed_udp_checksum_is_never_zero() -> None:
+    """0 means "no checksum" in UDP, so 0xFFFF is sent instead (RFC 768)."""
     packet = Packet(b"\0\0", protocol=UDP)
     rest = int.from_bytes(packet.emit()[26:28], "big")
     packet = replace(packet, payload=rest.to_bytes(2, "big"))
@@ -121,14 +121,14 @@ def test_a_finished_udp_checksum_is_never_zero() -> None:
 
 
 def tcp_frame(**changes: int) -> bytes:
-    """A super-packet over IPv4 without options whose virtio header is changed."""
+    """Return a TCP super-packet over IPv4 without options, with these fields of the virtio header changed."""
     packet = Packet(pattern(100), options=b"")
     fields = {"flags": F_NEEDS_CSUM, "gso_type": GSO_TCPV4, "gso_size": 10, "csum_start": 20, "csum_offset": 16}
     return VirtioHeader(**(fields | changes)).emit() + packet.emit_partial()
 
 
 def patched(frame: bytes, at: int, value: int) -> bytes:
-    """The frame with one byte of its packet changed."""
+    """Return the frame with one byte of its packet changed."""
     return frame[: 10 + at] + bytes((value,)) + frame[11 + at :]
 
 
@@ -138,8 +138,8 @@ BAD_FRAMES = {
     "segments of size 0": tcp_frame(gso_size=0),
     "checksum before the transport header": tcp_frame(csum_start=0),
     "checksum beyond the packet": tcp_frame(csum_start=65535),
-    "checksum of a packet without segments beyond it": tcp_frame(gso_type=0, csum_start=65535, csum_offset=65535),
-    "checksum field cut in half": VirtioHeader(1, csum_start=20, csum_offset=1).emit() + bytes(22),
+    "checksum beyond a packet without segments": tcp_frame(gso_type=0, csum_start=65535, csum_offset=65535),
+    "checksum field truncated": VirtioHeader(1, csum_start=20, csum_offset=1).emit() + bytes(22),
     "checksum at another field": tcp_frame(csum_offset=6),
     "checksum complete": tcp_frame(flags=0),
     "unknown type": tcp_frame(gso_type=3),
@@ -150,8 +150,8 @@ BAD_FRAMES = {
     "version 5": patched(tcp_frame(gso_type=GSO_UDP_L4), 0, 0x55),
     "IPv4 header length below 20": patched(tcp_frame(csum_start=16), 0, 0x44),
     "IPv4 header length beyond the packet": VirtioHeader(1, 1, 0, 9, 60, 16).emit() + b"\x4f" + bytes(40),
-    "IPv4 header cut off": VirtioHeader(1, 1, 0, 9, 20, 16).emit() + b"\x45\0\0",
-    "IPv6 header cut off": VirtioHeader(1, 4, 0, 9, 40, 16).emit() + b"\x60" + bytes(38),
+    "IPv4 header truncated": VirtioHeader(1, 1, 0, 9, 20, 16).emit() + b"\x45\0\0",
+    "IPv6 header truncated": VirtioHeader(1, 4, 0, 9, 40, 16).emit() + b"\x60" + bytes(38),
     "IPv6 extension beyond the packet": VirtioHeader(1, 4, 0, 9, 40, 16).emit() + b"\x60" + bytes(39),
     "more fragments": patched(tcp_frame(), 6, 0x20),
     "later fragment": patched(tcp_frame(), 7, 1),
@@ -161,19 +161,19 @@ BAD_FRAMES = {
     + Packet(b"", options=b"").emit_partial()[:32]
     + b"\xf0"
     + bytes(7),
-    "TCP header cut off": VirtioHeader(1, 1, 0, 9, 20, 16).emit() + Packet().emit()[:39],
-    "UDP header cut off": VirtioHeader(1, 5, 0, 9, 20, 6).emit() + Packet(protocol=UDP).emit()[:27],
+    "TCP header truncated": VirtioHeader(1, 1, 0, 9, 20, 16).emit() + Packet().emit()[:39],
+    "UDP header truncated": VirtioHeader(1, 5, 0, 9, 20, 6).emit() + Packet(protocol=UDP).emit()[:27],
 }
 
 
 @pytest.mark.parametrize("frame", BAD_FRAMES.values(), ids=BAD_FRAMES)
-def test_a_header_that_does_not_fit_is_one_clear_error(frame: bytes) -> None:
+def test_an_inconsistent_header_raises_offload_error(frame: bytes) -> None:
     with pytest.raises(OffloadError):
         split(frame)
 
 
-def test_a_segment_size_beyond_the_packet_makes_one_segment() -> None:
-    """Found by the engines' scripts: with 65,535 a length that no field holds was put together, for no segment."""
+def test_a_segment_size_beyond_the_packet_yields_one_segment() -> None:
+    """Found by the parity scripts: with a size of 65,535, the code computed a length that does not fit its field."""
     datagram = struct.pack(">HHHH", 1, 2, 108, 0) + bytes(100)
     packet = struct.pack(">BBHHHBBHII", 0x45, 0, 128, 0, 0, 64, 17, 0, 1, 2) + datagram
     for size in (100, 65_535):
@@ -181,14 +181,14 @@ def test_a_segment_size_beyond_the_packet_makes_one_segment() -> None:
         assert [len(segment) for segment in split(frame)] == [128]
 
 
-def test_the_unchanged_frame_of_these_tests_is_good() -> None:
+def test_the_unchanged_frame_of_these_tests_is_valid() -> None:
     assert len(split(tcp_frame())) == 10
     assert len(split(tcp_frame(gso_type=GSO_TCPV4 | GSO_ECN, header_length=65535))) == 10
 
 
 @given(st.binary(max_size=120))
 @example(b"\x01\x01" + bytes(8) + b"\x45")
-def test_any_bytes_are_packets_or_an_offload_error(frame: bytes) -> None:
+def test_any_frame_is_split_or_raises_offload_error(frame: bytes) -> None:
     try:
         packets = split(frame)
     except OffloadError:
@@ -197,7 +197,7 @@ def test_any_bytes_are_packets_or_an_offload_error(frame: bytes) -> None:
 
 
 @given(super_packets(), st.data())
-def test_a_damaged_frame_is_packets_or_an_offload_error(drawn: tuple[Packet, int], data: st.DataObject) -> None:
+def test_a_damaged_frame_is_split_or_raises_offload_error(drawn: tuple[Packet, int], data: st.DataObject) -> None:
     frame = bytearray(drawn[0].frame(drawn[1]))
     for _ in range(data.draw(st.integers(1, 4))):
         frame[data.draw(st.integers(0, min(len(frame) - 1, 90)))] = data.draw(st.integers(0, 255))

@@ -15,19 +15,19 @@ words = st.integers(0, 65535)
 headers = st.builds(VirtioHeader, bytes_, bytes_, words, words, words, words)
 
 
-@pytest.mark.skipif(sys.byteorder != "little", reason="the bytes written here are little endian")
-def test_layout_in_bytes() -> None:
+@pytest.mark.skipif(sys.byteorder != "little", reason="the bytes in this test are little endian")
+def test_the_header_has_the_documented_layout() -> None:
     header = VirtioHeader(1, GSO_TCPV4, 0x34, 0x0558, 0x14, 0x10)
     assert header.emit() == bytes.fromhex("0101 3400 5805 1400 1000")
 
 
 @given(headers, st.binary(max_size=40))
-def test_parse_gives_back_what_was_emitted(header: VirtioHeader, packet: bytes) -> None:
+def test_parse_inverts_emit(header: VirtioHeader, packet: bytes) -> None:
     assert VirtioHeader.parse(header.emit() + packet) == header
 
 
 @given(st.binary(max_size=9))
-def test_fewer_than_ten_bytes_are_no_header(data: bytes) -> None:
+def test_fewer_than_ten_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(OffloadError):
         VirtioHeader.parse(data)
 
