@@ -1,4 +1,4 @@
-"""The same questions asked through every adapter: on loopback and through a real tunnel."""
+"""The same requests through every adapter, for tests on loopback and through a real tunnel."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ import wyrmhole.adapters.requests
 PAYLOAD = bytes(range(256)) * 400
 
 Answers = tuple[bytes, int, bytes]
-"""What `/` said, the length of `/big`, and what came back of PAYLOAD."""
+"""The body of `/`, the length of `/big`, and the echo of PAYLOAD."""
 
 
 async def by_httpx(tunnel: Any, url: str, context: ssl.SSLContext) -> Answers:
@@ -68,12 +68,12 @@ async def by_anyio(tunnel: Any, url: str, context: ssl.SSLContext) -> Answers:
             stream = await wyrmhole.adapters.anyio.connect_tcp(tunnel, parts.host, parts.port or 80)
         await stream.send(request)
         results.append(await read_answer(stream))
-        await anyio.aclose_forcefully(stream)  # http.server ends without TLS's own end
+        await anyio.aclose_forcefully(stream)  # http.server closes without TLS's close_notify
     return results[0], len(results[1]), results[2]
 
 
 async def read_answer(stream: anyio.abc.ByteReceiveStream) -> bytes:
-    """The body, as long as its head says."""
+    """Return the body, whose length is in the head."""
     received = b""
     while b"\r\n\r\n" not in received:
         received += await stream.receive()

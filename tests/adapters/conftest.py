@@ -1,4 +1,4 @@
-"""An authority of the tests, and a certificate for the places they reach."""
+"""A certificate authority for the tests, and a certificate for the hosts that they reach."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import trustme
 
 @dataclass(frozen=True)
 class Trust:
-    """`certificate` is what servers load (PEM, with its key), `authority` what clients trust, `context` the same."""
+    """Servers load `certificate` (PEM, with its key). Clients trust `authority`, which is also in `context`."""
 
     certificate: str
     authority: str

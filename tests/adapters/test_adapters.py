@@ -1,4 +1,4 @@
-"""Each adapter against a real server, on loopback: plain and TLS, v4, v6 and a name, and how failures are told."""
+"""Each adapter with a real server on loopback: HTTP and HTTPS, IPv4, IPv6 and a name, and the errors it raises."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ INNER = {"v4": "127.0.0.1", "v6": "::1", "name": "web.internal"}
 
 
 class Inside(Loopback):
-    """Also has what blocking libraries and aiohttp ask for."""
+    """A loopback with the methods that blocking libraries and aiohttp call, too."""
 
     def __init__(self) -> None:
         super().__init__(web_internal="127.0.0.1")
@@ -67,7 +67,7 @@ def check(answers: tuple[bytes, int, bytes]) -> None:
 
 
 @pytest.mark.parametrize("ask", ASYNC, ids=lambda ask: ask.__name__)
-def test_pages_come_through(ask: Any, url: str, trust: Trust) -> None:
+def test_pages_are_fetched(ask: Any, url: str, trust: Trust) -> None:
     tunnel = Inside()
     check(run(ask(tunnel, url, trust.context)))
     assert tunnel.opened
@@ -75,13 +75,13 @@ def test_pages_come_through(ask: Any, url: str, trust: Trust) -> None:
 
 
 @pytest.mark.parametrize("ask", BLOCKING, ids=lambda ask: ask.__name__)
-def test_pages_come_through_blocking(ask: Any, url: str, trust: Trust) -> None:
+def test_pages_are_fetched_by_blocking_adapters(ask: Any, url: str, trust: Trust) -> None:
     tunnel = Inside()
     check(ask(tunnel, url, trust.context))
-    assert len(tunnel.opened) == 1, "one connection is kept for all"
+    assert len(tunnel.opened) == 1, "all requests use one connection"
 
 
-def test_pages_come_through_requests(url: str, trust: Trust) -> None:
+def test_pages_are_fetched_by_requests(url: str, trust: Trust) -> None:
     tunnel = Inside()
     check(by_requests(tunnel, url, trust.context, trust.authority))
     assert len(tunnel.opened) == 1
@@ -95,14 +95,14 @@ def test_anyio_on_trio_uses_a_blocking_tunnel(url: str, trust: Trust) -> None:
     check(answers)
 
 
-def test_uvloop_takes_the_same_sockets(url: str, trust: Trust) -> None:
+def test_uvloop_accepts_the_same_sockets(url: str, trust: Trust) -> None:
     uvloop = pytest.importorskip("uvloop")
     for ask in ASYNC:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             check(runner.run(ask(Inside(), url, trust.context)))  # type: ignore[arg-type]
 
 
-# Failures are those of each library
+# Each adapter raises its library's exceptions
 
 
 async def get_httpx(tunnel: Any, url: str, **options: Any) -> None:
@@ -171,7 +171,7 @@ CASES = [
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case[0].__name__)
-def test_failures_are_those_of_the_library(case: Any, trust: Trust) -> None:
+def test_failure_raises_the_exception_of_the_library(case: Any, trust: Trust) -> None:
     get, refused, no_name, slow, distrusted = case
     with pytest.raises(refused, match=r"refused|Connect call failed"):
         attempt(get, "http://127.0.0.1:1/")
@@ -184,7 +184,7 @@ def test_failures_are_those_of_the_library(case: Any, trust: Trust) -> None:
 
 
 @pytest.mark.parametrize("get", [get_httpx, get_httpx2, get_blocking_httpx], ids=lambda get: get.__name__)
-def test_an_answer_that_is_none_is_a_protocol_error(get: Any) -> None:
+def test_malformed_answer_is_a_protocol_error(get: Any) -> None:
     async def rude(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"EHLO\r\n\r\n")
@@ -197,14 +197,14 @@ def test_an_answer_that_is_none_is_a_protocol_error(get: Any) -> None:
         run(scenario())
 
 
-def test_requests_refuse_a_proxy_instead_of_going_around_the_tunnel() -> None:
+def test_requests_adapter_refuses_a_proxy() -> None:
     with requests.Session() as session:
         wyrmhole.adapters.requests.mount(session, Inside())
         with pytest.raises(requests.exceptions.InvalidProxyURL, match="go through a tunnel"):
             session.get("http://web.internal/", proxies={"http": "http://127.0.0.1:1"}, timeout=20)
 
 
-def test_a_connectable_fails_in_the_words_of_anyio() -> None:
+def test_connectable_raises_the_exception_of_anyio() -> None:
     async def scenario() -> None:
         connectable = wyrmhole.adapters.anyio.TunnelConnectable(Inside(), "127.0.0.1", 1)
         with pytest.raises(anyio.ConnectionFailed, match="port 1"):
@@ -213,7 +213,7 @@ def test_a_connectable_fails_in_the_words_of_anyio() -> None:
     run(scenario())
 
 
-def test_a_cancelled_handshake_leaves_no_socket(trust: Trust) -> None:
+def test_cancelled_handshake_leaves_no_socket(trust: Trust) -> None:
     async def scenario() -> None:
         tunnel = Inside()
         stalled = asyncio.Event()

@@ -1,4 +1,4 @@
-"""What is said when the library of an extra is not installed."""
+"""The error if the library of an extra is not installed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LIBRARIES = {
 
 
 @pytest.mark.parametrize("extra", LIBRARIES)
-def test_an_adapter_without_its_library_names_the_extra(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapter_without_its_library_names_the_extra(extra: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, f"wyrmhole.adapters.{extra}", raising=False)
     monkeypatch.setitem(sys.modules, LIBRARIES[extra], None)
     with pytest.raises(ModuleNotFoundError) as caught:
@@ -30,8 +30,8 @@ def test_an_adapter_without_its_library_names_the_extra(extra: str, monkeypatch:
     assert caught.value.name == LIBRARIES[extra]
 
 
-def test_no_text_sends_people_to_a_package_index() -> None:
-    """The name is not registered there: the command would fail, or install something else."""
+def test_no_text_refers_to_a_package_index() -> None:
+    """The name is not registered there, so the command would fail or install another package."""
     places = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
     places += [path for room in ("src", "examples") for path in (ROOT / room).rglob("*.py")]
     assert len(places) > 100

@@ -1,6 +1,6 @@
-"""A web server of the standard library, for adapters to reach: in a thread of a test, or as a program of its own.
+"""The standard library's web server, for adapters to reach: in a thread of a test, or as a separate program.
 
-python web_server.py HOST PORT [CERTIFICATE]       prints its port when it listens
+python web_server.py HOST PORT [CERTIFICATE]       prints its port as soon as it listens
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ BIG = 3_000_000
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
-    """`/` says hello and who asked, `/big` is long, `/slow` never answers, `/color` is a red page; POST comes back."""
+    """`/` returns a greeting and the client's address, `/big` a long body, `/color` a red page, and POST its own body.
+
+    `/slow` never answers.
+    """
 
     protocol_version = "HTTP/1.1"
 
@@ -59,12 +62,12 @@ class WebServer(http.server.ThreadingHTTPServer):
             self.socket = context.wrap_socket(self.socket, server_side=True)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Clients of tests come and go."""
+        """Ignore errors: clients in tests close connections at any time."""
 
 
 @contextmanager
 def web_server(host: str, certificate: str | None = None) -> Iterator[int]:
-    """Its port."""
+    """Run a web server, and yield its port."""
     server = WebServer(host, 0, certificate)
     thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()

@@ -1,7 +1,7 @@
-"""Every ailment by every treatment: `python -m tests.ailments FOLDER [WORD]` writes one file of text for each.
+"""Every ailment with every treatment: `python -m tests.ailments FOLDER [WORD]` writes the text of each to a file.
 
-With `--table` it prints the table of docs/troubleshooting.md. With `--anonymous` the files are numbered in no order,
-for a reader who has to say what is wrong; what they are is in FOLDER.key.
+`--table` prints the table of docs/troubleshooting.md. `--anonymous` numbers the files in random order, for a reader
+who is to find out what is wrong; FOLDER.key maps the numbers to names.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from tests.ailments.treatments import TREATMENTS
 from tests.ailments.ward import Ward
 
 AT_ONCE = 24
-"""Nearly all of their time is waiting; with more, two cores are busy and programs start late."""
+"""Ailments that run at the same time. They mostly wait, but with more, programs start late on two cores."""
 
 
 def treat(ailment: Ailment, *more: str) -> dict[str, str]:
-    """The texts of its treatments and of `more`, one after the other: they use one key."""
+    """Return the texts of its treatments and of `more`. They run one after the other, because they use one key."""
     with tempfile.TemporaryDirectory() as folder, Ward(Path(folder)) as ward:
         ailment.apply(ward)
         ward.start_peer()
@@ -38,9 +38,9 @@ def treat(ailment: Ailment, *more: str) -> dict[str, str]:
 
 
 def treat_all(ailments: Sequence[Ailment], *more: str) -> Iterator[tuple[Ailment, dict[str, str]]]:
-    """In their order; those that take longest begin first."""
+    """Yield the results in the given order. The longest ailments begin first."""
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        # The last ones of the list interfere within a session, which takes longest.
+        # The last ailments of the list occur within a session and take longest.
         longest = list(reversed(ailments))
         running = {ailment.name: pool.submit(treat, ailment, *more) for ailment in longest}
         for ailment in ailments:
@@ -56,7 +56,7 @@ def marks(ailment: Ailment, texts: dict[str, str]) -> Iterator[str]:
 
 
 def table(results: Sequence[tuple[Ailment, dict[str, str]]]) -> Iterator[str]:
-    """In Markdown. For wireguard-go: its first line about the cause, or else its last one about the peer."""
+    """Yield Markdown. wireguard-go's column shows its first line about the cause, otherwise its last line."""
     yield "| what is wrong | doctor | library | `up` | wireguard-go, `LOG_LEVEL=verbose` |"
     yield "|---|---|---|---|---|"
     count = Counter[str]()
@@ -68,12 +68,12 @@ def table(results: Sequence[tuple[Ailment, dict[str, str]]]) -> Iterator[str]:
         if "peer" in named:
             cells[2] = "names it, on the peer"
             count["up"] += "up" not in named
-        yield f"| {ailment.name} | {' | '.join(cells)} | {said_by_go(ailment, texts['go'])} |"
+        yield f"| {ailment.name} | {' | '.join(cells)} | {line_of_go(ailment, texts['go'])} |"
     total = " | ".join(f"{count[name]} of {len(results)}" for name in (*USUAL, "go"))
     yield f"| named | {total} |"
 
 
-def said_by_go(ailment: Ailment, text: str) -> str:
+def line_of_go(ailment: Ailment, text: str) -> str:
     lines = [re.sub(r"^[A-Z]+: \(\S+\) \S+ \S+ (peer\(\S+\) - )?", "", line) for line in text.splitlines()]
     lines = [line for line in lines if not re.match(r"Routine|UAPI|Interface|UDP bind|Device|Starting|Stopping", line)]
     about = [line for line in lines if ailment.is_named_by_go(line)] or lines[-1:]

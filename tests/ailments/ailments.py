@@ -1,8 +1,8 @@
-"""Ways in which a tunnel fails to work: what breaks it, and the words of which the text for people must have one.
+"""Ways in which a tunnel fails to work: how to break it, and the words that must name the cause.
 
-`cause` are regular expressions, any of which names the cause. `verdicts` are the causes (verdicts.py) to which a text
-may commit itself; every other one would be wrong. `blind` are the treatments that cannot know the cause, with
-the reason; they need not be given.
+`cause` holds regular expressions, any of which names the cause. `verdicts` holds the causes (verdicts.py) to which a
+text may commit itself; every other one would be wrong. `blind` holds the treatments that cannot know the cause, with
+the reason; they may be left out of `treatments`.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ class Ailment:
     blind: Mapping[str, str] = field(default_factory=dict)
     treatments: tuple[str, ...] = USUAL
     go: tuple[str, ...] = ()
-    """Words of wireguard-go or wg(8) that name the cause as well."""
+    """Words of wireguard-go or wg(8) that also name the cause."""
 
     def is_named(self, text: str) -> bool:
         return any(re.search(pattern, text) for pattern in self.cause)
 
     def is_named_by_go(self, text: str) -> bool:
-        """Lines about the reading of the configuration name everything, whatever is wrong."""
+        """Lines about the configuration are ignored, because they mention every key in any case."""
         lines = "\n".join(line for line in text.splitlines() if "UAPI" not in line)
         return self.is_named(lines) or any(re.search(pattern, lines) for pattern in self.go)
 
     def wrong(self, text: str) -> list[str]:
-        """The other causes that the text names."""
+        """Return the other causes that the text names."""
         return [name for name, pattern in VERDICTS.items() if name not in self.verdicts and re.search(pattern, text)]
 
 
@@ -95,7 +95,7 @@ def ipv6_off(ward: Ward) -> None:
 
 
 def black_hole(ward: Ward) -> None:
-    """Outer datagrams above 1300 bytes vanish in both directions, without a word."""
+    """Outer datagrams above 1300 bytes are dropped silently in both directions."""
     ward.peer.nft(
         "table inet ailment {\n chain i {\n type filter hook input priority 0; udp length > 1272 drop;\n }\n"
         "chain o {\n type filter hook output priority 0; udp length > 1272 drop;\n }\n}"
@@ -103,7 +103,7 @@ def black_hole(ward: Ward) -> None:
 
 
 def newer_timestamp(ward: Ward) -> None:
-    """The peer has seen a handshake of this key from a clock that is an hour ahead."""
+    """The peer has accepted a handshake of this key with a timestamp one hour ahead."""
     ward.clock_was_ahead = True
 
 
@@ -138,7 +138,7 @@ def silent_port(ward: Ward) -> None:
 
 
 def translated(ward: Ward) -> None:
-    """The peer sends what is meant for 10.77.0.9 to another address, whose answers keep that address."""
+    """The peer redirects packets for 10.77.0.9 to another address, and the answers keep that address as source."""
     ward.peer.nft(
         "table ip ailment {\n chain c {\n type filter hook prerouting priority raw; "
         "ip daddr 10.77.0.9 ip daddr set 10.77.0.2 notrack;\n }\n}"
@@ -165,7 +165,7 @@ def two_hosts(ward: Ward) -> None:
 
 
 def behind_nat(ward: Ward) -> None:
-    """Ours is a private address; the router forgets the mapping as soon as there is a session."""
+    """Our address is private, and the router forgets the mapping as soon as there is a session."""
     router, client = ward.lab.host(), ward.lab.host()
     ward.lab.wire(client, router, ("192.168.9.2/24",), ("192.168.9.1/24",))
     ward.lab.wire(router, ward.peer, ("198.51.100.1/24",), ("198.51.100.2/24",))
@@ -177,7 +177,7 @@ def behind_nat(ward: Ward) -> None:
     ward.known_as = "10.77.0.1/32"
 
     def forget() -> None:
-        # Nobody's packets pass: the mapping is gone, and our side is silent, as far as the peer can see.
+        # No packets pass: the mapping is gone, and our side appears silent to the peer.
         router.nft(
             f"table ip f {{\n chain c {{\n type filter hook prerouting priority -300; udp dport {OUTER_PORT} drop; "
             f"udp sport {OUTER_PORT} drop;\n }}\n}}"
@@ -196,10 +196,10 @@ def restarts(ward: Ward) -> None:
 
 
 def cut_off(ward: Ward) -> None:
-    """The way to the peer breaks within a session, without a word."""
+    """The path to the peer breaks silently within a session."""
     ward.port = 81
     ward.seconds = 26
-    # In a table of its own, which stays.
+    # A separate table, which stays.
     ward.peer.nft("table inet quiet {\n chain c {\n type filter hook input priority 0; tcp dport 81 drop;\n }\n}")
     both = (
         f"table inet ailment {{\n chain i {{\n type filter hook input priority 0; udp dport {OUTER_PORT} drop;\n }}\n"
@@ -214,10 +214,10 @@ def inner_ipv6(ward: Ward) -> None:
     ward.allowed_ips.append("fd77::/64")
 
 
-UP_PINGS = "`up` only routes: an answer that does not come is the business of the program that asks"
-NO_NAMES = "programs on the host ask the name servers, `up` only sets them"
-ONE_RUN = "it begins anew with each run, and then all is well"
-NO_HOST = "it does not know which host and port a program wants: it tries the tunnel, and the name that it is given"
+UP_PINGS = "`up` only sets routes: only the asking program notices a missing answer"
+NO_NAMES = "`up` only sets the name servers; programs on the host query them"
+ONE_RUN = "each run starts a new session, which works"
+NO_HOST = "it does not know the host and port of a program: it tests only the tunnel and the given name"
 
 AILMENTS = (
     Ailment("the peer's public key is wrong here", wrong_peer_key, (KEYS,), ("unanswered",)),
@@ -285,7 +285,7 @@ AILMENTS = (
         set_attribute(target="10.99.0.1"),
         (r"10\.99\.0\.1 is in no peer's AllowedIPs",),
         ("outside AllowedIPs",),
-        blind={"up": "the host has no route into the tunnel for it, so the packets never get there"},
+        blind={"up": "the host has no route into the tunnel for the target, so the packets do not enter it"},
     ),
     Ailment(
         "the peer's AllowedIPs lack our address",
@@ -308,7 +308,7 @@ AILMENTS = (
         black_hole,
         (r"MTU",),
         ("mtu",),
-        blind={"up": UP_PINGS, "library": "its connection is open, and only the program knows that an answer is due"},
+        blind={"up": UP_PINGS, "library": "the connection is open, and only the program knows that an answer is due"},
     ),
     Ailment(
         "no name server",
@@ -396,9 +396,9 @@ AILMENTS = (
         ),
         ("flapping", "silent inside", "silent in session", "works"),
         blind={
-            "library": "whoever spoke last has the session, so a short connection may well work",
+            "library": "the host that sent last has the session, so a short connection may work",
             "up": UP_PINGS,
-            "doctor": "each run has its turn of the session",
+            "doctor": "each run takes the session over",
         },
         treatments=(*USUAL, "peer"),
     ),
@@ -407,7 +407,7 @@ AILMENTS = (
         behind_nat,
         (r"PersistentKeepalive",),
         ("silent in session", "silent inside"),
-        blind={"library": "our side reaches the peer at any time", "up": "our side reaches the peer at any time"},
+        blind={"library": "our side can always reach the peer", "up": "our side can always reach the peer"},
         treatments=("doctor", "peer"),
     ),
     Ailment(

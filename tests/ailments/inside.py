@@ -1,4 +1,7 @@
-"""What is behind the peer: `python -m tests.ailments.inside ADDRESS [silent|refused|closed]`, the word for its DNS."""
+"""The servers behind the peer: `python -m tests.ailments.inside ADDRESS [silent|refused|closed]`.
+
+The last word says how its name server misbehaves.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
 
 
 def bound(kind: int, address: str, port: int) -> socket.socket:
-    """Also before the tunnel's address is there."""
+    """Return a socket bound to the address, which need not exist yet."""
     sock = socket.socket(socket.AF_INET, kind)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.setsockopt(socket.IPPROTO_IP, 15, 1)  # IP_FREEBIND

@@ -1,4 +1,4 @@
-"""The messages that a document quotes in the first column of its tables, and what they must match."""
+"""The messages in the first column of a document's tables, as patterns for real output."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 _QUOTED = re.compile(r"`([^`]+)`")
 _VARIABLE = re.compile(r"…|\d+(?:\\?\.\d+)*")
-"""What may be anything: a cut, and numbers, of which addresses and ports consist."""
+"""The variable parts of a message: an omission, and numbers, including addresses and ports."""
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Message:
 
 
 def messages(document: str) -> list[Message]:
-    """In order, each once."""
+    """Return the messages in order, without duplicates."""
     return list(dict.fromkeys(map(Message, _quoted(document))))
 
 
 def _quoted(document: str) -> Iterator[str]:
-    """Of the tables whose first column is what somebody sees."""
+    """Yield the quotes of the tables whose first column is headed `what you see`."""
     is_table = False
     for line in document.splitlines():
         if line.startswith("| what you see"):

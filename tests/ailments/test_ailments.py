@@ -1,6 +1,6 @@
-"""Every ailment by every treatment: the text names the cause, and no other one.
+"""Every ailment with every treatment: the text names the cause, and no other one.
 
-All run at once, as nearly all of their time is waiting; each test looks at the texts of one ailment.
+All ailments run at the same time, because they mostly wait. Each test checks the texts of one ailment.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.network
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "troubleshooting.md"
 LEAST = 25
-"""Ailments that the doctor, and a program with the library, must name."""
+"""The least number of ailments that the doctor must name, and that a program with the library must name."""
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +29,7 @@ def texts() -> Iterator[dict[str, dict[str, str]]]:
 
 
 @pytest.mark.parametrize("ailment", AILMENTS, ids=lambda ailment: ailment.name.replace(" ", "-"))
-def test_the_text_names_the_cause_and_no_other(texts: dict[str, dict[str, str]], ailment: Ailment) -> None:
+def test_text_names_the_cause_and_no_other(texts: dict[str, dict[str, str]], ailment: Ailment) -> None:
     assert {*ailment.treatments, *ailment.blind} >= set(USUAL), "a treatment is left out without a reason"
     for name, text in texts[ailment.name].items():
         assert ailment.is_named(text) or name in ailment.blind, f"{name} does not name the cause:\n{text}"
@@ -43,17 +43,17 @@ def test_nearly_all_ailments_are_named(texts: dict[str, dict[str, str]]) -> None
     )
     assert named["doctor"] >= LEAST and named["library"] >= LEAST
     anywhere = [each.name for each in AILMENTS if not any(map(each.is_named, texts[each.name].values()))]
-    assert not anywhere, f"nobody names {anywhere}"
+    assert not anywhere, f"no treatment names {anywhere}"
 
 
 @pytest.mark.parametrize("message", messages(DOCUMENT.read_text()), ids=lambda message: message.text[:60])
-def test_a_message_of_the_document_appears(texts: dict[str, dict[str, str]], message: Message) -> None:
-    """Numbers, keys and `…` may differ."""
+def test_message_of_the_document_appears(texts: dict[str, dict[str, str]], message: Message) -> None:
+    """Numbers and the part marked `…` may differ."""
     everything = "\n".join(text for by_treatment in texts.values() for text in by_treatment.values())
-    assert re.search(message.pattern, everything), f"nothing says: {message.text}"
+    assert re.search(message.pattern, everything), f"no text contains: {message.text}"
 
 
-def test_no_private_key_is_shown(texts: dict[str, dict[str, str]]) -> None:
+def test_no_text_shows_a_private_key(texts: dict[str, dict[str, str]]) -> None:
     for by_treatment in texts.values():
         for text in by_treatment.values():
             assert "PrivateKey =" not in text

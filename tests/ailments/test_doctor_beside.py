@@ -1,4 +1,4 @@
-"""`wyrmhole doctor CONFIG` while a daemon serves that file: its session is used and not taken."""
+"""`wyrmhole doctor CONFIG` while a daemon serves that file uses the daemon's session and does not take it over."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def doctor(ward: Ward, path: Path, *program: str) -> list[dict[str, str]]:
     return findings
 
 
-def test_the_session_of_a_running_daemon_is_not_taken(ward: Ward) -> None:
+def test_session_of_a_running_daemon_is_not_taken_over(ward: Ward) -> None:
     with upped(ward) as (name, _):
         ward.client.ping("10.77.0.2")
         before = ward.node.show_of(ward.own.public, "endpoints"), ward.node.latest_handshake(ward.own.public)
-        # The file may have another name than the interface: the key counts.
+        # The name of the file may differ from the interface, because the key identifies the daemon.
         findings = doctor(ward, ward.write_config("other"), str(WYRMHOLE))
         after = ward.node.show_of(ward.own.public, "endpoints"), ward.node.latest_handshake(ward.own.public)
         assert before == after and before[0] == ["192.0.2.1:40777"]
@@ -46,7 +46,7 @@ def test_the_session_of_a_running_daemon_is_not_taken(ward: Ward) -> None:
     assert found["handshake"]["level"] == found["ping"]["level"] == found["path MTU"]["level"] == "good", findings
 
 
-def test_without_rights_a_daemon_of_that_name_is_left_alone(ward: Ward) -> None:
+def test_daemon_of_that_name_is_left_alone_without_rights(ward: Ward) -> None:
     with upped(ward) as (name, _):
         ward.client.ping("10.77.0.2")
         before = ward.node.show_of(ward.own.public, "endpoints")

@@ -1,9 +1,9 @@
-"""The ways in which people use a tunnel, each giving the text that it prints about one that does not work.
+"""The ways in which people use a tunnel. Each returns the text that it prints about a tunnel that does not work.
 
 doctor   `wyrmhole doctor CONFIG --name HOST`
 library  a program with `wyrmhole.open` and `open_connection`
 up       `wyrmhole up CONFIG`, traffic for the target, what it prints and its daemon logs at the default level
-peer     the log of the peer, where that is wyrmhole too, at the default level, while the client does as for `up`
+peer     the log of the peer at the default level, if the peer is wyrmhole too, while the client acts as for `up`
 go       wireguard-go's log at LOG_LEVEL=verbose, with the same configuration and traffic, to compare
 """
 
@@ -21,9 +21,9 @@ from tests.netns.node import SOCKETS, Node, unique_name
 
 WYRMHOLE = Path(sys.executable).with_name("wyrmhole")
 PATIENCE = 60.0
-"""Seconds until a program has a session, with all ailments at once on two cores."""
+"""Seconds until a program has a session, while all ailments run on two cores."""
 RESOLVCONF = "#!/bin/sh\ncat > /dev/null\n"
-"""In the place of resolvconf(8): the machine's own name servers are not to be changed."""
+"""Replaces resolvconf(8), so that the machine's own name servers stay unchanged."""
 
 
 def doctor(ward: Ward) -> str:
@@ -55,7 +55,7 @@ def up(ward: Ward) -> str:
 
 
 def peer(ward: Ward) -> str:
-    """Both sides send, as the peer may have something to say that this side never hears of."""
+    """Both sides send, because the peer may log problems that this side cannot see."""
     with upped(ward) as (name, _):
         assert name
         _traffic(ward)
@@ -65,7 +65,7 @@ def peer(ward: Ward) -> str:
 
 @contextmanager
 def upped(ward: Ward) -> Iterator[tuple[str, str]]:
-    """The interface's name, empty if it was refused, and what was printed."""
+    """Yield the interface's name, empty if `up` failed, and the printed text."""
     path = ward.write_config(unique_name())
     program = ward.folder / "programs" / "resolvconf"
     program.parent.mkdir(exist_ok=True)
@@ -84,7 +84,7 @@ def upped(ward: Ward) -> Iterator[tuple[str, str]]:
 
 
 def go(ward: Ward) -> str:
-    """What wireguard-go logs; where the file itself is refused, what wg says about it."""
+    """Return wireguard-go's log, or wg's error if it refuses the file."""
     node = Node(ward.client, "wireguard-go", ward.folder, port=0)
     try:
         result = ward.client.try_run("wg", "setconf", node.name, "/dev/stdin", text=_stripped(ward))
@@ -106,7 +106,7 @@ def _stripped(ward: Ward) -> str:
 
 
 def _traffic(ward: Ward) -> None:
-    """Pings until one is answered, for so long that a silent peer is reported."""
+    """Ping until an answer arrives, or until a silent peer would have been reported."""
     target = INSIDE if ward.target.endswith(".internal") else ward.target
     if ward.meanwhile is not None:
         assert ward.client.count_pings(target)

@@ -1,4 +1,4 @@
-"""A program that uses the library as the guide says: `python -m tests.ailments.try_library CONFIG HOST PORT SECONDS`.
+"""A program that uses the library as in the guide: `python -m tests.ailments.try_library CONFIG HOST PORT SECONDS`.
 
 It prints what its user would see: warnings of the log (logging's default), and the error that ended it.
 """
@@ -11,7 +11,7 @@ import sys
 import wyrmhole
 
 LARGE = b"x" * 4000
-"""More than one segment, so that a path that loses large packets shows."""
+"""More than one segment, so that a path that loses large packets is noticed."""
 
 
 async def main(config: str, host: str, port: str, seconds: str) -> None:

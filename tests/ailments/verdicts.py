@@ -1,7 +1,7 @@
 """Sentences with which a text commits itself to one cause, and the texts that may contain them.
 
-A text that lists several causes ("one of", "check that") commits itself to none of them. What an ailment does not allow
-here, none of its texts may contain: that would name a wrong cause.
+A text that lists several causes ("one of", "check that") commits itself to none of them. The texts of an ailment must
+not match the verdicts that it does not allow: they would name a wrong cause.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ INSIDE = "10.77.0.2"
 
 
 class Ward:
-    """A context manager. An ailment changes its attributes, or acts on its hosts and node, before anything is tried."""
+    """A context manager. Before any treatment, an ailment changes its attributes, or acts on its hosts and node."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -45,17 +45,17 @@ class Ward:
         self.target, self.port = INSIDE, 80
         self.psk_there: str | None = None
         self.clock_was_ahead = False
-        """Whether the peer has seen a handshake of this key from an hour ahead."""
+        """Whether the peer has accepted a handshake of this key with a timestamp one hour ahead."""
         self.seconds = 17
-        """How long traffic waits for answers: a peer is called silent after 15 s."""
+        """How long traffic waits for answers. A peer is reported as silent after 15 s."""
         self.is_steady = False
-        """Whether traffic goes on when pings are answered."""
+        """Whether traffic continues after a ping was answered."""
         self.afterwards: Callable[[], object] | None = None
-        """Called when the peer is up."""
+        """Called as soon as the peer is up."""
         self.meanwhile: Callable[[], object] | None = None
-        """Called when a treatment has a session."""
+        """Called as soon as a treatment has a session."""
         self.heal: Callable[[], object] | None = None
-        """Takes back what `meanwhile` did, before the next treatment."""
+        """Reverts `meanwhile` before the next treatment."""
 
     def __enter__(self) -> Self:
         self.lab = Lab(self.folder).__enter__()
@@ -71,7 +71,7 @@ class Ward:
         self.lab.__exit__(kind, error, trace)
 
     def start_peer(self) -> None:
-        """Called after the ailment: what it left of the peer's side is put in force."""
+        """Start the peer with the attributes that the ailment left."""
         self.node.configure(peer_section(self.own.public, self.known_as, psk=self.psk_there))
         if not self.node.addresses:
             self.node.assign(*inner(2, 24, 64))
@@ -86,7 +86,7 @@ class Ward:
         return self.node.latest_handshake(self.own.public) > 0
 
     def replace_peer(self, implementation: str) -> None:
-        """Another implementation takes the place of the peer, and its key."""
+        """Replace the peer by another implementation with the same key."""
         key = self.node.key
         self.node.stop()
         self.node = self.lab.node(self.peer, implementation, port=OUTER_PORT)
@@ -97,7 +97,7 @@ class Ward:
         self.node.restart()
 
     def serve(self, *words: str) -> None:
-        """The web server and the name server inside; `words` say how the latter misbehaves."""
+        """Start the web server and the name server inside. `words` say how the name server misbehaves."""
         log = (self.folder / "inside.log").open("a")
         program = self.peer.spawn(sys.executable, "-m", "tests.ailments.inside", INSIDE, *words, output=log)
         self.lab.programs.append(program)
@@ -124,7 +124,7 @@ class Ward:
 
 
 def future_initiation(own: Key, peer: str) -> bytes:
-    """Message 1 of a host whose clock is an hour ahead."""
+    """Return an initiation from a host whose clock is one hour ahead."""
     peers = PeerStore()
     exchange = Exchange(peers, os.urandom, lambda: time.time_ns() + 3600 * SECOND)
     exchange.set_private_key(PrivateKey.from_base64(own.private))

@@ -1,6 +1,6 @@
-"""Each constant of the protocols has one home in `src`, so that it can be changed, or be wrong, in one place only.
+"""Each protocol constant is defined in one file of `src`, so that a change, or a mistake, affects only one place.
 
-Independent checks may repeat a value on purpose: tests do, and so does the simulator's model of an engine.
+Independent checks repeat values on purpose: tests do, and so does the simulator's model of an engine.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ NAMES = {
     r"_?KEY_SIZE": "protocol/keys.py",
     r"_?WINDOW_(BITS|SIZE)": "datapath/replay.py",
 }
-"""Names that are given to such constants, as patterns, and the only file that may define one by a number."""
+"""Patterns of the names of such constants, each with the only file that may assign a number to one."""
 
 NUMBERS = {
     "1280": {"wire/ip.py"},
@@ -41,18 +41,18 @@ NUMBERS = {
     "65535": {"wire/ip.py", "wire/endpoint.py", "control/config/values.py"},
     "65507": set(),
 }
-"""Numbers that mean one thing wherever they are written in decimal, and the files that may write them; 65,535 is a
+"""Decimal numbers that have one meaning in all code, and the files that may contain them. 65,535 has three: a
 packet's length, a port and a keepalive."""
 
 INDEPENDENT = {
-    "simulation/model/shadow_peer.py": "the model of an engine, which must not be wrong where the engine is",
+    "simulation/model/shadow_peer.py": "the model of an engine, which must not share the engine's mistakes",
     "simulation/world/attacker.py": "lengths around each boundary",
     "simulation/world/scenario.py": "path MTUs and packet sizes to draw from",
 }
 
 
 def has_number(node: ast.expr) -> bool:
-    """Whether it is a number, or a sum or collection with a number in it. Names alone are another's constants."""
+    """Return whether the expression is or contains a number. An expression of names only reuses other constants."""
     if isinstance(node, ast.Constant):
         return isinstance(node.value, int)
     if isinstance(node, ast.BinOp):
@@ -65,7 +65,7 @@ def has_number(node: ast.expr) -> bool:
 
 
 def definitions(source: str) -> Iterator[str]:
-    """Upper-case names that a number is assigned to."""
+    """Yield the upper-case names to which a number is assigned."""
     for node in ast.walk(ast.parse(source)):
         if not isinstance(node, (ast.Assign, ast.AnnAssign)) or node.value is None:
             continue
@@ -79,7 +79,7 @@ def definitions(source: str) -> Iterator[str]:
 
 
 def decimals(source: str) -> Iterator[str]:
-    """Numbers in code, not in text, without underscores."""
+    """Yield the numbers in code, not those in strings or comments, without underscores."""
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.NUMBER:
             yield token.string.replace("_", "")
@@ -97,14 +97,14 @@ def findings(path: str, source: str) -> list[str]:
     return found
 
 
-def test_each_protocol_constant_has_one_home() -> None:
+def test_each_protocol_constant_is_defined_once() -> None:
     for file in SRC.rglob("*.py"):
         path = file.relative_to(SRC).as_posix()
         if path not in INDEPENDENT:
             assert not findings(path, file.read_text())
 
 
-def test_homes_and_exceptions_exist() -> None:
+def test_files_of_constants_and_exceptions_exist() -> None:
     for path in {*NAMES.values(), *INDEPENDENT, *(home for homes in NUMBERS.values() for home in homes)}:
         assert (SRC / path).is_file(), path
     for pattern, path in NAMES.items():
@@ -133,5 +133,5 @@ def test_homes_and_exceptions_exist() -> None:
         "LARGEST = 65_535",
     ],
 )
-def test_a_second_home_is_found(line: str) -> None:
+def test_second_definition_is_found(line: str) -> None:
     assert findings("net/other.py", line)

@@ -1,4 +1,4 @@
-"""The device as the only way to protocol and engine: programs neither reach through it nor put its parts together."""
+"""Programs use protocol and engine only through a device: they do not bypass it or assemble its parts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "src" / "wyrmhole"
 BELOW = {"device", "protocol", "datapath", "engine", "simulation"}
-"""Rooms that are the device, or what it is made of, or stand in its place."""
+"""The device's room, the rooms below it, and the simulation, which replaces it."""
 ENGINE_CALLS = {
     "attach_bind",
     "attach_tun",
@@ -19,7 +19,7 @@ ENGINE_CALLS = {
     "send_keepalive",
     "send_to_peer",
 }
-"""Methods of an engine that no other class of the package has; calling one goes around the device."""
+"""Methods that only engines have; a call of one bypasses the device."""
 INSIDE = {
     "wyrmhole.protocol.interface",
     "wyrmhole.protocol.exchange",
@@ -29,13 +29,13 @@ INSIDE = {
     "wyrmhole.engine.native",
     "wyrmhole.device.driver",
 }
-"""Modules that only a device drives."""
+"""Modules that only a device may use."""
 ASKING = {("cli/doctor/checks.py", "select_engine")}
-"""The doctor asks which engine a device would get, and makes none."""
+"""The doctor asks which engine a device would use, but does not make one."""
 
 
 def programs() -> Iterator[tuple[str, ast.Module]]:
-    """Every file above the device, and the examples."""
+    """Yield every file above the device, and the examples."""
     for path in sorted(PACKAGE.rglob("*.py")):
         name = path.relative_to(PACKAGE)
         if name.parts[0] not in BELOW:
@@ -44,7 +44,7 @@ def programs() -> Iterator[tuple[str, ast.Module]]:
         yield f"examples/{path.name}", ast.parse(path.read_text())
 
 
-def test_programs_import_nothing_that_only_a_device_drives() -> None:
+def test_programs_do_not_import_the_parts_of_a_device() -> None:
     for name, tree in programs():
         for node in ast.walk(tree):
             imported = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -54,7 +54,7 @@ def test_programs_import_nothing_that_only_a_device_drives() -> None:
             assert not found, f"{name} imports {found}: ask the device"
 
 
-def test_programs_make_devices_by_the_one_function() -> None:
+def test_programs_make_devices_with_make_device() -> None:
     for name, tree in programs():
         calls = (node.func for node in ast.walk(tree) if isinstance(node, ast.Call))
         called = {call.id for call in calls if isinstance(call, ast.Name)}
@@ -72,7 +72,7 @@ def test_programs_do_not_reach_through_a_device() -> None:
                 assert not reaches and not is_private, f"{name}:{node.lineno} reaches through a device"
 
 
-def test_programs_call_no_engine() -> None:
+def test_programs_do_not_call_an_engine() -> None:
     for name, tree in programs():
         for node in ast.walk(tree):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):

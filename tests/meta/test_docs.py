@@ -1,4 +1,4 @@
-"""What the documents name is there: tests, files, and each rule of the protocol."""
+"""Documents cite existing tests and files, and each rule of the protocol has a row and a test."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ DOCUMENTS = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").glob("*.md"))]
 
 @cache
 def scenarios_of(path: Path) -> dict[str, str]:
-    """The test functions of a file with their docstrings."""
+    """Return the test functions of a file with their docstrings."""
     functions = (node for node in ast.walk(ast.parse(path.read_text())) if hasattr(node, "args"))
     return {
         node.name: ast.get_docstring(node) or ""
@@ -42,7 +42,7 @@ def test_every_rule_has_a_row_and_a_test_that_cites_it(number: int) -> None:
 
 @cache
 def sources() -> tuple[dict[str, str], set[str]]:
-    """All source files by their path without `src/`, and the functions that they define."""
+    """Return all source files by their path without `src/`, and the functions that they define."""
     folders = ("src", "tests", "bench", "examples", "rust/core", "rust/native", "rust/helper")
     paths = (path for folder in folders for end in ("py", "rs") for path in (ROOT / folder).rglob(f"*.{end}"))
     texts = {short(path.relative_to(ROOT).as_posix()): path.read_text() for path in paths if "target" not in path.parts}
@@ -54,7 +54,7 @@ def short(path: str) -> str:
 
 
 def slug(heading: str) -> str:
-    """The anchor of a heading."""
+    """Return the anchor of a heading."""
     return re.sub(r"[^\w -]", "", heading.lower()).strip().replace(" ", "-")
 
 
@@ -69,8 +69,8 @@ def test_links_lead_to_files_and_headings(document: Path) -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_files_and_tests_that_a_document_names_exist(document: Path) -> None:
-    """`net/tun.py` and `core/gate.rs` are enough, without the folders above; `test_x_*` stands for several tests."""
+def test_files_and_tests_named_in_a_document_exist(document: Path) -> None:
+    """A document may omit leading folders, as in `net/tun.py`. `test_x_*` stands for several tests."""
     texts, functions = sources()
     for span in re.findall(r"`([^`\n]+)`", document.read_text()):
         for name in re.findall(r"(?:\w+/)+\w+\.(?:py|rs)\b", span):

@@ -1,4 +1,4 @@
-"""One name, one thing: public classes of the package have different names; exceptions are listed with a reason."""
+"""Public classes of the package have different names. Exceptions are listed with a reason."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ TWINS = {
     "PeerBack": "an event of the protocol, and the same for programs, with a handle of the peer",
     "PeerSilent": "an event of the protocol, and the same for programs, with a handle of the peer",
     "Roamed": "the data plane's report, the protocol's event, and the same for programs",
-    "Refused": "a refusal of the kernel, always written netlink.Refused, and the data plane's report",
-    "Message": "always written netlink.Message, and what sendmsg takes",
-    "InitiationSent": "the state that waits for a response, and the event of it",
+    "Refused": "a refusal by the kernel, always written netlink.Refused, and the data plane's report",
+    "Message": "always written netlink.Message, and an argument of sendmsg",
+    "InitiationSent": "the state that waits for a response, and its event",
     "Route": "the kernel's answer to a look-up, and a route that wg-quick sets",
 }
-"""Names of several classes, each with what they have in common."""
+"""Names that several classes share, each with the reason."""
 SIMULATED = {"Host", "Network", "Outcome", "Session", "Settings"}
-"""Classes of the simulation that stand for the thing of that name; nothing imports the simulation."""
+"""Classes of the simulation that are named after the classes they model. No other room imports the simulation."""
 
 
 def homes() -> dict[str, list[str]]:
-    """The files that define a public class of each name."""
+    """Return the files that define a public class of each name."""
     found: dict[str, list[str]] = defaultdict(list)
     for path in sorted(PACKAGE.rglob("*.py")):
         for node in ast.parse(path.read_text()).body:

@@ -1,4 +1,4 @@
-"""State with one writer: other modules of `src` read these fields and call its methods."""
+"""Some fields have one writer. Other modules of `src` read them, and call methods to change them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ MUTATORS = {"clear", "pop", "popitem", "setdefault", "update"}
 
 
 def written(source: str, fields: set[str]) -> Iterator[tuple[str, int]]:
-    """Fields of an object other than `self` that are assigned or deleted, or whose content is, with the line."""
+    """Yield each field of an object other than `self` that is assigned, deleted or changed in place, with its line."""
     for node in ast.walk(ast.parse(source)):
         place: ast.expr | None = None
         if isinstance(node, (ast.Attribute, ast.Subscript)) and not isinstance(node.ctx, ast.Load):
@@ -27,13 +27,13 @@ def written(source: str, fields: set[str]) -> Iterator[tuple[str, int]]:
             yield place.attr, place.lineno
 
 
-def test_only_timers_writes_the_fields_of_peer_timers() -> None:
+def test_fields_of_peer_timers_are_written_in_timers_only() -> None:
     for file in SRC.rglob("*.py"):
         if file != SRC / "protocol" / "timers.py":
             assert not list(written(file.read_text(), set(PeerTimers.__slots__))), file
 
 
-def test_only_prefix_owners_writes_the_prefixes_of_a_peer() -> None:
+def test_prefixes_of_a_peer_are_written_in_prefix_owners_only() -> None:
     for room in ("protocol", "device", "simulation"):
         for file in (SRC / room).rglob("*.py"):
             if file != SRC / "protocol" / "prefix_owners.py":
@@ -51,5 +51,5 @@ def test_only_prefix_owners_writes_the_prefixes_of_a_peer() -> None:
         "peer.allowed_ips.clear()",
     ],
 )
-def test_a_write_is_found(line: str) -> None:
+def test_write_is_found(line: str) -> None:
     assert list(written(line, {*PeerTimers.__slots__, "allowed_ips"}))

@@ -1,4 +1,4 @@
-"""What is built by Rust where, how wheels are tagged, and what they hold."""
+"""The Rust parts of a build, and the tags and content of wheels."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[2]
 
 
 class FakeRust(SimpleNamespace):
-    """What setup.py takes from setuptools_rust, which need not be installed here."""
+    """The part of setuptools_rust that setup.py uses. The package itself need not be installed."""
 
     Binding = SimpleNamespace(PyO3="PyO3", Exec="Exec")
 
@@ -28,7 +28,7 @@ class FakeRust(SimpleNamespace):
 
 
 class Base:
-    """The command of setuptools that makes wheels."""
+    """The setuptools command that makes wheels."""
 
     build_lib = ""
     py_limited_api: str | bool = False
@@ -44,7 +44,7 @@ class Base:
 
 
 def options(chosen: dict[str, Any]) -> object:
-    """The stable ABI that the wheel command begins with, also when it is initialised anew."""
+    """Return the stable ABI of the wheel command, which a second initialisation must not change."""
     command = chosen["cmdclass"]["bdist_wheel"]()
     command.initialize_options()
     return command.py_limited_api
@@ -52,7 +52,7 @@ def options(chosen: dict[str, Any]) -> object:
 
 @pytest.fixture
 def setup(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The decisions of setup.py, on a CPython with the stable ABI and a toolchain that is new enough."""
+    """Load setup.py on a CPython with the stable ABI and a sufficiently new toolchain."""
     monkeypatch.setitem(sys.modules, "setuptools_rust", FakeRust())
     monkeypatch.delenv("WYRMHOLE_NO_RUST", raising=False)
     spec = importlib.util.spec_from_file_location("wyrmhole_setup", ROOT / "setup.py")
@@ -74,8 +74,8 @@ def test_one_wheel_serves_every_cpython_with_the_stable_abi(setup: ModuleType) -
     assert not hasattr(engine, "py_limited_api"), "deprecated since setuptools-rust 1.13"
 
 
-def test_a_free_threaded_cpython_gets_a_wheel_of_its_own(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    """setuptools refuses a stable ABI there until CPython 3.15."""
+def test_free_threaded_cpython_gets_its_own_wheel(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before CPython 3.15, setuptools refuses a stable ABI for free threading."""
     monkeypatch.setattr(setup, "is_free_threaded", lambda: True)
     chosen = setup.arguments(Base)
     assert options(chosen) is False
@@ -83,7 +83,7 @@ def test_a_free_threaded_cpython_gets_a_wheel_of_its_own(setup: ModuleType, monk
 
 
 @pytest.mark.parametrize(("value", "expected"), [(1, True), (0, False), (None, False)])
-def test_free_threading_is_asked_of_the_build_s_configuration(
+def test_free_threading_is_read_from_the_build_configuration(
     monkeypatch: pytest.MonkeyPatch, value: object, expected: bool
 ) -> None:
     monkeypatch.setattr(sysconfig, "get_config_var", lambda name: value if name == "Py_GIL_DISABLED" else None)
@@ -98,7 +98,7 @@ def test_free_threading_is_asked_of_the_build_s_configuration(
         ("0", (1, 84), "Rust 1.84 is older than 1.85"),
     ],
 )
-def test_without_rust_the_wheel_is_for_every_platform(
+def test_wheel_without_rust_is_for_every_platform(
     setup: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -106,14 +106,14 @@ def test_without_rust_the_wheel_is_for_every_platform(
     version: tuple[int, int] | None,
     reason: str,
 ) -> None:
-    """With no extensions named, setuptools itself makes it `py3-none-any`; a stable ABI would be a false tag."""
+    """Without extensions, setuptools tags a wheel `py3-none-any`. A stable ABI would be a wrong tag."""
     monkeypatch.setenv("WYRMHOLE_NO_RUST", environ)
     monkeypatch.setattr(setup, "rust_version", lambda: version)
     assert setup.arguments(Base) == {}
     assert reason in capsys.readouterr().out
 
 
-def test_a_toolchain_is_a_compiler_and_cargo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_toolchain_needs_compiler_and_cargo(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     parts = runpy.run_path(str(ROOT / "setup.py"))
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("RUSTC", raising=False)
@@ -127,7 +127,7 @@ def test_a_toolchain_is_a_compiler_and_cargo(monkeypatch: pytest.MonkeyPatch, tm
     assert parts["rust_version"]() is None
 
 
-def test_a_build_that_left_nothing_is_not_tagged_as_one(
+def test_wheel_of_a_failed_rust_build_has_no_platform_tag(
     setup: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(Base, "build_lib", str(tmp_path))
@@ -138,14 +138,14 @@ def test_a_build_that_left_nothing_is_not_tagged_as_one(
     assert wheel.get_tag() == ("cp311", "abi3", "linux_x86_64")
 
 
-def test_the_engine_s_crate_can_be_built_without_the_stable_abi() -> None:
+def test_engine_crate_can_be_built_without_the_stable_abi() -> None:
     manifest = tomllib.loads((ROOT / "rust/native/Cargo.toml").read_text())
     assert manifest["features"] == {"default": ["abi3"], "abi3": ["pyo3/abi3-py311"]}
     assert "abi3" not in str(manifest["dependencies"]["pyo3"])
 
 
-def test_the_simulator_ships_and_needs_no_more_than_the_daemon() -> None:
-    """Every package below src is in the wheel, and a run imports nothing from elsewhere but the one dependency."""
+def test_simulator_is_packaged_and_needs_one_dependency() -> None:
+    """Every package below src is in the wheel, and a run imports only the standard library and the one dependency."""
     settings = tomllib.loads(ROOT.joinpath("pyproject.toml").read_text())["tool"]["setuptools"]
     assert settings["packages"]["find"] == {"where": ["src"]}
     assert ROOT.joinpath("src", "wyrmhole", "simulation", "__init__.py").exists()

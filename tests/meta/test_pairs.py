@@ -27,7 +27,7 @@ OTHER_NAMES = {
     "sending": "net/udp_socket.py also opens and reads the socket, which is the extension's io/sys.rs",
     "edges": "net/bind.py and net/tun.py are contracts of whole edges; the core needs five calls of them",
 }
-"""Files whose twin has another name."""
+"""Files that differ in name from their twin, each with the reason."""
 FORMATS_WITHOUT_TWIN = {
     "buffer": "a Python type",
     "datagram": "inbound.rs has an Arrival, whose bytes stay in the receive slot",
@@ -45,26 +45,26 @@ ELSEWHERE = {
     "Report": "protocol.data_plane",
     "Source": "protocol.data_plane",
 }
-"""Types of the core whose Python form is in a file below the twin."""
+"""Types of the core whose Python form is in a lower module than the twin."""
 RUST_ONLY = {
     "Answer": "Exchange's Accepted and Reply",
-    "AwsLc": "a library that seals",
+    "AwsLc": "a cipher library",
     "CryptoError": "InvalidTag and ZeroSharedSecret",
     "ExchangeKey": "the library's X25519PrivateKey",
     "Refusal": "InvalidTag, ZeroSharedSecret and UnknownPeer",
     "Responder": "the half of Exchange that answers",
     "StaticKey": "PrivateKey, in protocol.keys",
-    "Aead": "the library that seals can be chosen",
+    "Aead": "in Rust the cipher library can be chosen",
     "Arrival": "wire.datagram.Received without the bytes, which stay in the receive slot",
     "Drops": "a Counter in Python",
-    "Edges": "what the core needs of Bind and Tun",
+    "Edges": "the calls of Bind and Tun that the core needs",
     "Flush": "other threads stage while one sends what was staged",
     "Gather": "coalesce.Frame over parts of the receive slot",
     "Key": "one trie for numbers of 32 and of 128 bits",
     "LastBatch": "see Flush",
     "Oddities": "a Counter in Python",
     "Part": "a place in the receive slot; a view in Python",
-    "PeerState": "what is locked of an EnginePeer",
+    "PeerState": "the locked part of an EnginePeer",
     "RawSocket": "the kernel's socket, which tests replace",
     "RetryingSender": "the part of UdpSocket that sends",
     "Segments": "segments are laid down in the wire buffer; a list of packets in Python",
@@ -109,7 +109,7 @@ _TWIN = re.compile(r"//! Twin: wyrmhole/([\w/]+\.py)[.,]")
 
 
 def pairs(folder: Path) -> dict[str, str]:
-    """The twin that the first line of each Rust file names."""
+    """Return the twin that the first line of each Rust file names."""
     found = {}
     for path in sorted(folder.glob("*.rs")):
         twin = _TWIN.match(path.read_text())
@@ -121,7 +121,7 @@ def pairs(folder: Path) -> dict[str, str]:
 PAIRS = pairs(CORE)
 
 
-def test_each_file_of_the_core_names_a_twin_of_its_own_name() -> None:
+def test_each_core_file_names_a_twin_with_the_same_name() -> None:
     files = {path.stem for path in CORE.glob("*.rs")}
     assert files - set(PAIRS) == set(WITHOUT_TWIN)
     assert {stem for stem, twin in PAIRS.items() if Path(twin).stem != stem} == set(OTHER_NAMES)
@@ -136,12 +136,12 @@ def test_each_file_of_the_packet_path_has_a_twin() -> None:
     assert {stem for stem in formats if f"wire/{stem}.py" not in PAIRS.values()} == set(FORMATS_WITHOUT_TWIN)
 
 
-def test_the_extension_names_its_twins() -> None:
+def test_extension_files_name_their_twins() -> None:
     assert pairs(NATIVE) == {"worker": "engine/loop.py", "engine": "engine/portable.py"}
 
 
 def types_of(stem: str) -> tuple[set[str], set[str]]:
-    """The public types of a pair, in Rust and in Python."""
+    """Return the public types of a pair, in Rust and in Python."""
     rust = set(re.findall(r"^ *pub (?:struct|enum|trait) (\w+)", (CORE / f"{stem}.rs").read_text(), re.MULTILINE))
     tree = ast.parse((SRC / "wyrmhole" / PAIRS[stem]).read_text())
     return rust, {node.name for node in tree.body if isinstance(node, ast.ClassDef) and node.name[0] != "_"}
@@ -160,10 +160,10 @@ def test_twins_have_the_same_types() -> None:
 
 
 def numbers_of(stem: str, known: dict[str, object]) -> dict[str, object]:
-    """The constants of a Rust file that are numbers, computed as Python would, beside those already known."""
+    """Evaluate the numeric constants of a Rust file in Python, and add them to those already known."""
     text = (CORE / f"{stem}.rs").read_text().partition("#[cfg(test)]")[0]
     found = re.findall(r"^(?:pub )?const (\w+): [\w\[\]; ]+ = ([^;]+);", text, re.MULTILINE)
-    # Twice, because a constant may stand before those that it is made of.
+    # Two passes, because a constant may precede those that it is computed from.
     for name, value in found * 2:
         expression = re.sub(r" as \w+", "", value).replace("virtio::", "").replace("/", "//")
         with contextlib.suppress(SyntaxError, NameError, AttributeError, TypeError):

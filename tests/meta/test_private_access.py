@@ -1,4 +1,4 @@
-"""No module reaches into the private parts of another: what it needs there has a public name.
+"""No module uses private names of another module: whatever is shared has a public name.
 
 An underscore in front of an attribute is a promise that the attribute can be renamed by reading one file. So `x._name`
 is allowed for `self`, `cls` and `super()`, and for other objects only in a module that defines `_name` itself: two
@@ -16,15 +16,15 @@ import pytest
 PACKAGE = Path(__file__).parents[2] / "src" / "wyrmhole"
 
 DOCUMENTED = {"_asdict", "_exit", "_fields", "_make", "_replace", "_value_"}
-"""Names with an underscore that the standard library documents for everybody: of named tuples, enums and `os`."""
+"""Names with an underscore that are public in the standard library: of named tuples, enums and `os`."""
 
 EXCEPTIONS = {
-    # The name that urllib3 itself resolves: the host without the brackets and the trailing dot that it strips.
+    # The host name that urllib3 resolves; it strips brackets and a trailing dot from the public one.
     ("adapters/requests.py", "_dns_host"),
-    # The constructor's argument, which aiohttp's exception keeps under this name only.
+    # aiohttp's exception keeps the constructor's argument only under this name.
     ("adapters/aiohttp.py", "_conn_key"),
 }
-"""(file, attribute), each with its reason."""
+"""The exceptions: (file, attribute), each with its reason."""
 
 
 def _is_private(name: str) -> bool:
@@ -32,14 +32,14 @@ def _is_private(name: str) -> bool:
 
 
 def _is_own(receiver: ast.expr) -> bool:
-    """`self`, `cls` or `super()`."""
+    """Return whether the receiver is `self`, `cls` or `super()`."""
     if isinstance(receiver, ast.Call):
         receiver = receiver.func
     return isinstance(receiver, ast.Name) and receiver.id in {"self", "cls", "super"}
 
 
 def defined_in(tree: ast.AST) -> set[str]:
-    """The private names that the module's own classes define."""
+    """Return the private names that the module's own classes define."""
     names: set[str] = set()
     for node in ast.walk(tree):
         if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
@@ -61,19 +61,19 @@ def reached_into(source: str) -> Iterator[str]:
             if node.attr not in own:
                 yield node.attr
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("wyrmhole"):
-            # The extension module is called _native, and a module's name is not an attribute of somebody else.
+            # The extension module is called _native, and importing a module is not access to a private attribute.
             yield from (alias.name for alias in node.names if _is_private(alias.name) and alias.name != "_native")
 
 
 @pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_a_module_keeps_out_of_the_private_parts_of_others(path: Path) -> None:
+def test_module_uses_no_private_name_of_another(path: Path) -> None:
     name = str(path.relative_to(PACKAGE))
     found = {(name, attribute) for attribute in reached_into(path.read_text())}
     assert not found - EXCEPTIONS
 
 
 def test_each_exception_is_still_needed() -> None:
-    """If this fails, delete the line of the exception: its reason is gone."""
+    """If this fails, delete the exception, because its reason no longer exists."""
     used = {
         (str(path.relative_to(PACKAGE)), each)
         for path in PACKAGE.rglob("*.py")
@@ -95,5 +95,5 @@ def test_each_exception_is_still_needed() -> None:
         ("class A:\n  _x: int = 0\ndef use(a): return a._x", []),
     ],
 )
-def test_the_rule_itself(source: str, found: list[str]) -> None:
+def test_private_access_is_recognised(source: str, found: list[str]) -> None:
     assert list(reached_into(source)) == found

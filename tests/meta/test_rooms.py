@@ -1,4 +1,4 @@
-"""The architecture as a test: who may import whom, and that the pure rooms are pure."""
+"""The architecture as a test: which room may import which, and that the pure rooms are pure."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ ROOMS: dict[str, set[str]] = {
     "namespaces": {"namespaces", "net", "system", "errors"},
     "__main__": {"cli"},
 }
-"""For each room, and each sub-room as `room.sub`, those that its files may import from."""
+"""For each room, and each sub-room as `room.sub`, the rooms that its files may import."""
 NET_INTERFACES = {"wyrmhole.net.bind", "wyrmhole.net.tun"}
 IMPURE = {
     "asyncio",
@@ -87,7 +87,7 @@ CLOCKS = {"time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "clock
 
 
 def modules() -> Iterator[tuple[str, Path]]:
-    """Each module with its room: `wire`, `library.names`, and for a file at the top its own name."""
+    """Yield each module with its room: `wire`, `library.names`, or, for a top-level file, its own name."""
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         if parts != ("__init__",):
@@ -95,7 +95,7 @@ def modules() -> Iterator[tuple[str, Path]]:
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Full names of what a file imports: `from a.b import c` gives both a.b and a.b.c."""
+    """Return the full names of a file's imports: `from a.b import c` gives both a.b and a.b.c."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -106,7 +106,7 @@ def imports(path: Path) -> Iterator[str]:
 
 
 def room_of(name: str) -> str | None:
-    """The room that holds the module, or what the module defines, of this full name; None: not one of ours."""
+    """Return the room of a module, or of a name in a module, given by its full name. None if it is not ours."""
     parts = name.split(".")
     if parts[0] != "wyrmhole" or len(parts) == 1:
         return None
@@ -119,7 +119,7 @@ def room_of(name: str) -> str | None:
 
 
 def rooms_imported(path: Path) -> set[str]:
-    """`from wyrmhole.library import sync` names the package and the module; only the deepest room counts."""
+    """Return the imported rooms. If an import names both a package and its module, only the deeper room counts."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -130,19 +130,19 @@ def rooms_imported(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize(("room", "path"), list(modules()), ids=lambda value: getattr(value, "stem", value))
-def test_a_room_imports_only_the_rooms_below_it(room: str, path: Path) -> None:
+def test_room_imports_only_the_rooms_below_it(room: str, path: Path) -> None:
     assert room in ROOMS, f"{path}: a room that the table does not know"
     assert rooms_imported(path) <= ROOMS[room]
 
 
-def test_the_engine_sees_interfaces_of_the_edges_and_not_their_implementations() -> None:
+def test_engine_imports_only_the_interfaces_of_the_edges() -> None:
     for room, path in modules():
         if room == "engine":
             edges = {".".join(name.split(".")[:3]) for name in imports(path) if name.startswith("wyrmhole.net.")}
             assert edges <= NET_INTERFACES, path
 
 
-def test_the_native_module_has_one_importer() -> None:
+def test_native_module_has_one_importer() -> None:
     importers = {path.name for _, path in modules() if any(name.endswith("._native") for name in imports(path))}
     assert importers <= {"native.py"}
 
@@ -154,21 +154,21 @@ def test_pure_rooms_import_no_clock_socket_randomness_or_loop(pure: str) -> None
             assert not {name.split(".")[0] for name in imports(path)} & IMPURE, path
 
 
-def test_one_file_loads_the_c_library() -> None:
-    """In the product and the examples."""
+def test_only_one_file_loads_the_c_library() -> None:
+    """This holds for the product and for the examples."""
     paths = [path for folder in (PACKAGE, PACKAGE.parents[1] / "examples") for path in folder.rglob("*.py")]
     users = {path.name for path in paths if {"ctypes", "cffi"} & {name.split(".")[0] for name in imports(path)}}
     assert users == {"libc.py"}
 
 
-def test_the_crypto_library_is_known_to_few() -> None:
-    """Keys hold its form of a private key, noise its type, aead its cipher; the rest goes through primitives."""
+def test_only_a_few_files_import_the_crypto_library() -> None:
+    """Keys hold its private keys, noise uses its type and aead its cipher. All other files use primitives."""
     allowed = {"primitives.py", "keys.py", "noise.py", "aead.py"}
     users = {path.name for _, path in modules() if any(name.startswith("cryptography") for name in imports(path))}
     assert users <= allowed
 
 
-def test_one_file_reads_the_operating_system_s_clocks() -> None:
+def test_only_one_file_reads_the_system_clocks() -> None:
     readers = set()
     for room, path in modules():
         for node in ast.walk(ast.parse(path.read_text())):
@@ -180,8 +180,8 @@ def test_one_file_reads_the_operating_system_s_clocks() -> None:
     assert readers <= {"device/clock.py", "cli/log_lines.py"}, "only log lines carry the time of day"
 
 
-def test_the_protocol_room_runs_without_clock_sockets_and_randomness() -> None:
-    """The import of each impure module is made to fail for whoever asks from the pure rooms."""
+def test_protocol_runs_without_clock_sockets_and_randomness() -> None:
+    """Inside the pure rooms, the import of each impure module is made to fail."""
     program = """
 import sys, builtins
 import cryptography.hazmat.primitives.ciphers.aead, cryptography.hazmat.primitives.asymmetric.x25519
@@ -221,8 +221,8 @@ print("pure")
     assert result.stdout == "pure\n", result.stderr
 
 
-def test_every_module_imports_alone() -> None:
-    """No cycle that only one order of imports survives."""
+def test_every_module_can_be_imported_alone() -> None:
+    """There is no cycle that works only in one order of imports."""
     names = [
         "wyrmhole." + ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
         for _, path in modules()
@@ -239,6 +239,6 @@ for name in sys.argv[1:]:
     assert result.returncode == 0, result.stderr
 
 
-def test_every_module_says_what_it_is() -> None:
+def test_every_module_has_a_docstring() -> None:
     for _, path in modules():
         assert path.name == "__init__.py" or ast.get_docstring(ast.parse(path.read_text())), path

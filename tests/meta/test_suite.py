@@ -12,7 +12,7 @@ MODULES = sorted(path for room in ("tests", "fuzz", "bench", "examples") for pat
 
 
 def imported(path: Path) -> set[str]:
-    """The full names of modules, and of what is imported from them."""
+    """Return the full names of imported modules, and of the names imported from them."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -23,7 +23,7 @@ def imported(path: Path) -> set[str]:
 
 
 def test_no_module_imports_a_test_module() -> None:
-    """A test module that serves as a library cannot be split, and its tests run with another room's fixtures."""
+    """A test module that others import cannot be split, and its tests run again with another room's fixtures."""
     for path in MODULES:
         for name in imported(path):
             assert not (name.startswith("tests.") and ".test_" in name), f"{path}: {name} belongs in tests/support"
@@ -44,7 +44,7 @@ def docstrings(path: Path) -> Iterator[str]:
             yield ast.get_docstring(node) or ""
 
 
-def test_a_docstring_is_a_sentence_and_its_codes_have_a_row_in_a_table() -> None:
+def test_docstring_is_a_sentence_and_its_codes_are_listed() -> None:
     for path in [*PROSE, *sorted((ROOT / "src").rglob("*.py"))]:
         for doc in docstrings(path):
             assert not doc or re.search(r"[A-Za-z]{2}", CODE.sub("", doc)), f"{path}: only codes: {doc!r}"

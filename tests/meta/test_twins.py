@@ -12,11 +12,11 @@ from wyrmhole.protocol.drops import MEANINGS, DropReason, Oddity
 CORE = Path(__file__).parents[2] / "rust" / "core" / "src"
 
 PROTOCOLS_OWN = {DropReason.BAD_COOKIE}
-"""Reasons above the seam: only Python reads the cookie replies that we receive, so no engine has a name for them."""
+"""Reasons that occur above the seam: only Python reads received cookie replies, so engines do not define these."""
 
 
 def names_in(begin: str) -> list[tuple[str, str]]:
-    """Return the variants in a block of the macro, each with its name."""
+    """Return the variants in a block of the macro, each with its text."""
     text = (CORE / "drops.rs").read_text()
     block = text.split(begin, 1)[1].split("\n}", 1)[0]
     return re.findall(r"(\w+) = \"(\w+)\"", block)
@@ -37,13 +37,13 @@ def test_both_engines_have_the_same_oddities() -> None:
     assert names == [oddity.value for oddity in Oddity]
 
 
-def test_each_drop_reason_has_a_sentence_for_people() -> None:
+def test_each_drop_reason_has_a_meaning_in_words() -> None:
     assert set(MEANINGS) == set(DropReason)
     assert all(meaning and not meaning.endswith(".") and meaning[0].islower() for meaning in MEANINGS.values())
     assert len(set(MEANINGS.values())) == len(MEANINGS)
 
 
-def test_both_engines_report_as_many_refusals() -> None:
+def test_both_engines_report_refusals_at_the_same_rate() -> None:
     text = (CORE / "refusals.rs").read_text()
     assert f"SECOND / {SECOND // refusals.INTERVAL};" in text
     assert f"BURST: u64 = {refusals.BURST};" in text

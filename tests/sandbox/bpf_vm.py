@@ -1,4 +1,4 @@
-"""What the kernel does with a seccomp filter, in a few lines: the instructions that the assembler emits."""
+"""A small model of the kernel's seccomp interpreter, with the instructions that our assembler emits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ _INSTRUCTION = struct.Struct("=HBBI")
 
 
 def run(program: bytes, number: int, architecture: int, arguments: tuple[int, ...] = ()) -> int:
-    """The verdict. Raises IndexError when a jump leaves the program, ValueError for an unknown instruction."""
+    """Return the verdict. Raises IndexError if a jump leaves the program, ValueError for an unknown instruction."""
     padded = (*arguments, 0, 0, 0, 0, 0, 0)[:6]
     data = struct.pack("=IIQ6Q", number, architecture, 0, *padded)
     code = list(_INSTRUCTION.iter_unpack(program))

@@ -1,4 +1,4 @@
-"""Which files a process may read once Landlock holds it, by the kernel itself."""
+"""Which files a process may read under Landlock, tried on the running kernel."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def confined(program: str, readable: str = "/usr/lib") -> None:
     assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_files_of_the_host_cannot_be_read_any_more(tmp_path: Path) -> None:
+def test_files_of_the_host_are_no_longer_readable(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("x")
     confined(f"""
 for path in ("/etc/passwd", "/proc/1/status", {str(tmp_path / "secret")!r}):
@@ -48,7 +48,7 @@ assert seen == [errno.EACCES], "threads inherit it"
 """)
 
 
-def test_nothing_can_be_written_made_or_removed_not_even_where_reading_is_allowed(tmp_path: Path) -> None:
+def test_readable_folder_cannot_be_changed(tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("x")
     confined(
         f"""
@@ -66,8 +66,8 @@ assert [fails(attempt) for attempt in attempts] == [errno.EACCES] * len(attempts
     assert (tmp_path / "kept").read_text() == "x"
 
 
-def test_the_interpreter_goes_on() -> None:
-    """Modules are imported late, of the standard library and of packages, and tracebacks read their sources."""
+def test_interpreter_still_works() -> None:
+    """Late imports of the standard library and of packages succeed, and tracebacks can read sources."""
     confined("""
 import colorsys, decimal, sqlite3, time, traceback
 import wyrmhole.simulation.runs.run, cryptography.x509
@@ -79,9 +79,7 @@ os.close(os.open("/dev/null", os.O_RDONLY))
 """)
 
 
-def test_the_root_and_the_current_directory_are_never_among_the_paths(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_root_and_current_directory_are_never_readable_paths(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", ["", "/", str(tmp_path), "/opt/packages"])
     monkeypatch.setenv("LD_LIBRARY_PATH", ":/opt/libraries")
@@ -92,7 +90,7 @@ def test_the_root_and_the_current_directory_are_never_among_the_paths(
 
 
 @pytest.mark.parametrize(("version", "size", "bits"), [(1, 8, 13), (2, 8, 14), (3, 8, 15), (4, 16, 15), (9, 24, 16)])
-def test_an_older_kernel_is_asked_for_what_it_knows(
+def test_older_kernel_gets_only_the_rights_that_it_knows(
     monkeypatch: pytest.MonkeyPatch, version: int, size: int, bits: int
 ) -> None:
     asked: list[tuple[int, int]] = []

@@ -1,4 +1,4 @@
-"""What the filter says to each call: by a model of the kernel's interpreter, and for a few by the kernel itself."""
+"""The filter's verdict for each system call: in a model of the kernel's interpreter, and for a few in the kernel."""
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ def verdict(architecture: Architecture, name: str, *arguments: int) -> int:
 
 
 @pytest.mark.parametrize("name", ["recvmsg", "sendmmsg", "epoll_pwait", "writev", "futex", "getrandom", "rt_sigreturn"])
-def test_what_engines_live_on_is_allowed_with_any_arguments(architecture: Architecture, name: str) -> None:
+def test_calls_of_the_engines_are_allowed_with_any_arguments(architecture: Architecture, name: str) -> None:
     assert verdict(architecture, name, *[0xFFFF_FFFF_FFFF_FFFF] * 6) == ALLOW
 
 
 @pytest.mark.parametrize("name", FATAL)
-def test_what_only_an_intruder_asks_for_ends_the_process(architecture: Architecture, name: str) -> None:
+def test_call_that_only_an_intruder_needs_kills_the_process(architecture: Architecture, name: str) -> None:
     assert verdict(architecture, name) == KILL
 
 
@@ -56,8 +56,8 @@ def test_what_only_an_intruder_asks_for_ends_the_process(architecture: Architect
         ("socket", (16, 3, 0), ALLOW),
         ("socket", (16, 3, 12), FAILS),  # the packet filter's netlink
         ("socket", (17, 3, 0), FAILS),  # AF_PACKET
-        ("socket", (1, 2 | 0x80000, 0), FAILS),  # a datagram to some service of this machine
-        ("socket", (1, 1, 0), FAILS),  # a stream to one
+        ("socket", (1, 2 | 0x80000, 0), FAILS),  # a datagram socket to a local service
+        ("socket", (1, 1, 0), FAILS),  # a stream socket to a local service
         ("setsockopt", (3, 1, 36), ALLOW),  # SO_MARK
         ("setsockopt", (3, 0, 64), FAILS),  # IPT_SO_SET_REPLACE
         ("setsockopt", (3, 41, 64), FAILS),  # IP6T_SO_SET_REPLACE
@@ -91,7 +91,7 @@ def test_what_only_an_intruder_asks_for_ends_the_process(architecture: Architect
         ("mmap", (0, 4096, 7), FAILS),
         ("mprotect", (0, 4096, 1), ALLOW),
         ("mprotect", (0, 4096, 5), FAILS),
-        ("clone", (0x3D0F00,), ALLOW),  # what pthread_create asks for
+        ("clone", (0x3D0F00,), ALLOW),  # the flags of pthread_create
         ("clone", (17,), FAILS),
         ("clone", (0x3D0F00 | 0x1000_0000,), FAILS),  # a thread in a user namespace
         ("sched_setaffinity", (0, 8), ALLOW),
@@ -118,8 +118,8 @@ def test_calls_that_depend_on_their_arguments(
     assert verdict(architecture, name, *arguments) == expected
 
 
-def test_a_64_bit_pointer_is_not_mistaken_for_null(architecture: Architecture) -> None:
-    """A new limit whose address has 32 zero bits at its end."""
+def test_64_bit_pointer_is_not_mistaken_for_null(architecture: Architecture) -> None:
+    """The address of the new limit ends in 32 zero bits."""
     assert verdict(architecture, "prlimit64", 0, 4, 0x7F00_0000_0000) == FAILS
 
 
@@ -154,21 +154,21 @@ def test_a_64_bit_pointer_is_not_mistaken_for_null(architecture: Architecture) -
         ("landlock_create_ruleset", 444, 444),
     ],
 )
-def test_what_reaches_other_processes_or_files_fails(name: str, amd64: int | None, arm64: int | None) -> None:
+def test_call_that_reaches_other_processes_or_files_fails(name: str, amd64: int | None, arm64: int | None) -> None:
     for machine, number in (("x86_64", amd64), ("aarch64", arm64)):
         architecture = ARCHITECTURES[machine]
         if number is not None:
             assert run(daemon_filter(architecture, PID), number, architecture.audit, (PID,) * 6) == FAILS, name
 
 
-def test_other_abis_end_the_process() -> None:
+def test_other_abis_kill_the_process() -> None:
     amd64, arm64 = ARCHITECTURES["x86_64"], ARCHITECTURES["aarch64"]
     program = daemon_filter(amd64, PID)
     assert run(program, amd64.numbers["read"], arm64.audit) == KILL
     assert run(program, amd64.numbers["read"] | 1 << 30, amd64.audit) == KILL, "x32"
 
 
-def test_what_is_not_listed_fails_and_what_is_newer_is_missing(architecture: Architecture) -> None:
+def test_unlisted_call_fails_and_newer_call_is_unimplemented(architecture: Architecture) -> None:
     program = daemon_filter(architecture, PID)
     named = set(architecture.numbers.values())
     for number in range(LAST_NUMBER + 1):
@@ -177,14 +177,14 @@ def test_what_is_not_listed_fails_and_what_is_newer_is_missing(architecture: Arc
     assert run(program, LAST_NUMBER + 1, architecture.audit) == MISSING
 
 
-def test_a_program_longer_than_the_kernel_takes_is_refused_here() -> None:
+def test_program_longer_than_the_kernel_limit_is_refused() -> None:
     rules = [FilterRule(number, [[]], FAILS) for number in range(MAX_INSTRUCTIONS)]
     with pytest.raises(ValueError, match="instructions"):
         assemble(1, rules, last_number=LAST_NUMBER, beyond=FAILS, default=FAILS, foreign=KILL)
 
 
 @pytest.mark.parametrize("machine", sorted(ARCHITECTURES))
-def test_the_numbers_are_those_of_the_kernel_s_headers(machine: str) -> None:
+def test_call_numbers_match_the_kernel_headers(machine: str) -> None:
     header = next((path for path in HEADERS[machine] if path.exists()), None)
     if header is None:
         pytest.skip("no kernel headers installed: apt-get install linux-libc-dev")
@@ -231,18 +231,18 @@ needs_filter = pytest.mark.skipif(platform.machine() not in ARCHITECTURES, reaso
 
 
 @needs_filter
-def test_every_thread_is_confined_and_python_goes_on() -> None:
+def test_every_thread_is_confined_and_python_still_works() -> None:
     result = confined("")
     assert (result.returncode, result.stdout) == (0, "lives"), result.stderr
 
 
 @needs_filter
-def test_a_new_program_is_the_end() -> None:
+def test_exec_kills_the_process() -> None:
     assert confined("os.execv('/bin/true', ['true'])").returncode == -31  # SIGSYS
 
 
 @needs_filter
-def test_privileges_that_are_gone_stay_gone() -> None:
+def test_dropped_privileges_cannot_be_regained() -> None:
     program = """
 status = dict(line.split(":", 1) for line in open("/proc/self/status").read().splitlines() if ":" in line)
 kept = 1 << 10 | 1 << 11 | 1 << 12
@@ -255,8 +255,8 @@ assert int(status["CapInh"], 16) == int(status["CapAmb"], 16) == 0
 
 
 @needs_filter
-def test_no_call_has_the_kernel_end_another_process() -> None:
-    """By fcntl's signal-driven I/O, which asks for the same user only. Nor is anything done to it, or removed."""
+def test_no_call_makes_the_kernel_kill_another_process() -> None:
+    """For example fcntl's signal-driven I/O, which requires only the same user. Ordinary calls still work."""
     victim = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
     program = f"""
 import fcntl, signal
@@ -277,7 +277,7 @@ attempts = {{
 }}
 results = {{name: fails(attempt) for name, attempt in attempts.items()}}
 assert set(results.values()) == {{errno.EPERM}}, results
-# And what Python itself does with descriptors goes on.
+# Python's own calls on descriptors still work.
 sock.setblocking(False)
 assert not sock.dup().get_inheritable()
 assert fcntl.fcntl(sock, fcntl.F_GETFL) & os.O_NONBLOCK
