@@ -103,7 +103,7 @@ def set_up(device: str, address: str) -> None:
 @contextmanager
 def daemon(side: Host, other: Host) -> Iterator[str]:
     """A wyrmholed for the side, configured and up; gives the folder of its UAPI socket."""
-    command = [sys.executable, "-m", "wyrmhole.cli.daemon.main", "-f", side.name]
+    command = [sys.executable, "-m", "wyrmhole.cli.wyrmholed", "-f", side.name]
     with TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{folder}/{side.name}.sock")
         listener.listen()

@@ -53,7 +53,7 @@ ROOMS: dict[str, set[str]] = {
     "cli.confined": _CONFINED,
     "cli.doctor": _DOCTOR,
     "cli.commands": _DOCTOR | {"cli.commands"},
-    "cli": _CLI,
+    "cli": _CLI | {"cli.daemon"},
     "simulation.model": _WORLD_FLOOR | {"simulation.model"},
     "simulation.world": _WORLD_FLOOR | {"simulation.model", "simulation.world"},
     "simulation.runs": _WORLD_FLOOR | {"simulation.model", "simulation.world", "simulation.runs"},

@@ -22,7 +22,7 @@ from wyrmhole.net.linux_tun import LinuxTun, TunError
 
 def run(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "wyrmhole.cli.daemon.main", *arguments],
+        [sys.executable, "-m", "wyrmhole.cli.wyrmholed", *arguments],
         env={**os.environ, **environ},
         capture_output=True,
         text=True,

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 PROC = Path("/proc")
-DAEMON_MODULE = "wyrmhole.cli.daemon.main"
+DAEMON_MODULE = "wyrmhole.cli.wyrmholed"
 """The module that `up` runs as the daemon."""
 
 
@@ -30,7 +30,7 @@ class Process(NamedTuple):
     @property
     def daemon_of(self) -> str | None:
         """The interface, if this is a wyrmholed."""
-        is_ours = any("wyrmholed" in word or word == DAEMON_MODULE for word in self.words[:3])
+        is_ours = any("wyrmholed" in word for word in self.words[:3])
         return self.words[-1] if is_ours and len(self.words) > 1 else None
 
 
