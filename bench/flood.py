@@ -90,8 +90,7 @@ class Result:
 
 @contextlib.contextmanager
 def attacker(b: End) -> Iterator[str]:
-    """Make a namespace with a link to the server, which has routes and a static neighbour entry for spoofed
-    addresses."""
+    """Make a namespace with a link to the server. The server has static routes to all spoofed addresses."""
     name = b.namespace.removesuffix("-b") + "-c"
     sh("ip", "netns", "add", name)
     try:

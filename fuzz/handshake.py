@@ -72,8 +72,7 @@ def give(node: Node, message: bytes, *, load: bool) -> None:
 
 
 def state_of(node: Node) -> tuple[object, ...]:
-    """Return the state that an unauthenticated message must not change (I12): all but load, cookies and drop
-    counters."""
+    """Return the state that an unauthenticated message must not change (I12)."""
     plane = node.plane
     return (
         [

@@ -110,8 +110,7 @@ class _Drawer:
     # Inner packets
 
     def packet(self, source: int, destination: int, protocol: int = _OTHER) -> bytes:
-        """Return a packet from an address of peer `source` (0 for ours) to one of `destination`, with valid
-        checksums."""
+        """Return a packet with valid checksums from peer `source` (0 for us) to peer `destination`."""
         random = self.random
         size = random.choice((0, 1, 15, 16, 100, 1372, 1392, 1400))
         v6 = random.random() < 0.3

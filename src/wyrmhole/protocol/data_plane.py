@@ -93,8 +93,10 @@ class PeerCounters:
 
 @dataclass(frozen=True, slots=True)
 class HandshakeDatagram:
-    """A message of type 1, 2 or 3 with a valid length. Types 1 and 2 have a valid mac1; types 2 and 3 answer a pending
-    initiation."""
+    """A message of type 1, 2 or 3 with a valid length.
+
+    Types 1 and 2 have a valid mac1; types 2 and 3 answer a pending initiation.
+    """
 
     data: bytes
     endpoint: Endpoint
@@ -120,8 +122,7 @@ class KeyWanted:
 
 @dataclass(frozen=True, slots=True)
 class KeyConfirmed:
-    """The first transport data message under a responder's next keypair arrived, so the keypair is current (paper
-    5.4.5)."""
+    """The first message under a responder's next keypair arrived, which makes the keypair current (paper 5.4.5)."""
 
     peer: PeerId
     local_index: int
@@ -224,10 +225,10 @@ Report = (
 
 
 class DataPlane(Protocol):
-    """The calls that the protocol makes to an engine. No call blocks; each takes effect before the next batch of
-    packets.
+    """The calls that the protocol makes to an engine.
 
-    Calls about an unknown peer are ignored, because its removal may race with any call.
+    No call blocks, and each takes effect before the next batch of packets. Calls about an unknown peer are ignored,
+    because its removal may race with any call.
     """
 
     answers_initiations: bool
@@ -253,8 +254,7 @@ class DataPlane(Protocol):
         """
 
     def set_cookie_secret(self, secret: bytes | bytearray | None, until: int) -> None:
-        """Set the 32-byte secret of the cookies in our cookie replies, valid up to and including `until`; None clears
-        it.
+        """Set the 32-byte secret of the cookies that we issue, valid up to and including `until`; None clears it.
 
         Messages with a mac2 made from such a cookie have a separate queue and are not refused because of their source.
         """

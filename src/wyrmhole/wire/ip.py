@@ -152,8 +152,7 @@ def ecn_of(packet: Buffer) -> int:
 
 
 def is_unheeded(outer: int, inner: int) -> bool:
-    """Return whether an outer congestion mark cannot be passed on, because the inner packet's sender does not use
-    ECN."""
+    """Return whether an outer congestion mark is lost, because the inner packet's sender does not use ECN."""
     return outer == ECN_CE and inner == ECN_NOT_ECT
 
 
@@ -201,8 +200,7 @@ def unreachable(packet: Buffer, *, no_route: bool) -> bytes | None:
 
 
 def _may_answer_v4(packet: bytes) -> bool:
-    """Return false for errors, later fragments, multicast or broadcast destinations, and sources that are not a
-    host."""
+    """Return false for errors, later fragments, multicast or broadcast destinations, and sources that are not one host."""
     if packet[12] in _V4_NO_HOST or packet[12] >= _V4_MULTICAST or packet[16] in _V4_NO_HOST:
         return False
     if packet[16] >= _V4_MULTICAST or packet[6] & 0x1F or packet[7]:
@@ -212,7 +210,7 @@ def _may_answer_v4(packet: bytes) -> bool:
 
 
 def _may_answer_v6(packet: bytes) -> bool:
-    """Return false for errors, redirects, later fragments, multicast destinations, and sources that are not a host."""
+    """Return false for errors, redirects, later fragments, multicast destinations, and sources that are not one host."""
     source = packet[8:24]
     if source in (_V6_UNSPECIFIED, _V6_LOOPBACK) or 0xFF in (packet[8], packet[24]):
         return False

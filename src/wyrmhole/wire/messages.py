@@ -93,8 +93,7 @@ def _fields(layout: struct.Struct, kind: int, data: Buffer) -> tuple[Any, ...]:
 
 
 def _emit(layout: struct.Struct, kind: int, *fields: int | bytes) -> bytes:
-    """Pack the fields, then unpack to verify them, because `struct` silently pads and truncates bytes of a wrong
-    size."""
+    """Pack the fields, then unpack and compare, because `struct` silently pads and truncates bytes."""
     try:
         data = layout.pack(kind, *fields)
     except struct.error as error:

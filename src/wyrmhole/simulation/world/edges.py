@@ -58,8 +58,7 @@ class EdgeCalls:
 
 
 class ListTun:
-    """A TUN. `on_write` sees each packet that is written, even if the write then fails; the next `failing` writes
-    do."""
+    """A TUN. The next `failing` writes fail; `on_write` also sees their packets."""
 
     def __init__(
         self, on_write: Callable[[bytes], None], mtu: int = DEFAULT_MTU, calls: EdgeCalls | None = None

@@ -220,8 +220,7 @@ class Host:
         return self.settings.routes({peer.public for peer in self.shadow.peers.values()})
 
     def routes_changed(self) -> None:
-        """Simulate a change of the kernel's routes: the engine verifies which of its source addresses are still
-        valid."""
+        """Simulate a change of the kernel's routes, which makes the engine verify its source addresses."""
         if not self.interface.is_up:
             return
         self.bind.address = self.address.host.encode()

@@ -28,8 +28,7 @@ class Settings:
     peers: dict[int, PeerSettings] = field(default_factory=dict)
 
     def routes(self, known: set[bytes]) -> dict[Prefix, bytes]:
-        """Return the owner of each prefix, among the known peers: at the start of a life, peers are added one by
-        one."""
+        """Return the owner of each prefix among the known peers. At the start of a life not all are known yet."""
         peers = (peer for peer in self.peers.values() if peer.public.raw in known)
         return {prefix: peer.public.raw for peer in peers for prefix in peer.prefixes}
 
