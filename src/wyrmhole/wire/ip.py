@@ -200,7 +200,10 @@ def unreachable(packet: Buffer, *, no_route: bool) -> bytes | None:
 
 
 def _may_answer_v4(packet: bytes) -> bool:
-    """Return false for errors, later fragments, multicast or broadcast destinations, and sources that are not one host."""
+    """Return whether an ICMP error may answer the packet.
+
+    Errors, later fragments, multicast or broadcast destinations, and sources that are not a single host get none.
+    """
     if packet[12] in _V4_NO_HOST or packet[12] >= _V4_MULTICAST or packet[16] in _V4_NO_HOST:
         return False
     if packet[16] >= _V4_MULTICAST or packet[6] & 0x1F or packet[7]:
@@ -210,7 +213,10 @@ def _may_answer_v4(packet: bytes) -> bool:
 
 
 def _may_answer_v6(packet: bytes) -> bool:
-    """Return false for errors, redirects, later fragments, multicast destinations, and sources that are not one host."""
+    """Return whether an ICMP error may answer the packet.
+
+    Errors, redirects, later fragments, multicast destinations, and sources that are not a single host get none.
+    """
     source = packet[8:24]
     if source in (_V6_UNSPECIFIED, _V6_LOOPBACK) or 0xFF in (packet[8], packet[24]):
         return False
