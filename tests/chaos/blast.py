@@ -1,4 +1,4 @@
-"""Floods of prebuilt frames in a test, by the benchmark's blaster."""
+"""Floods of prebuilt frames, sent by the benchmark's blaster."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ BLASTER = Path(__file__).parents[2] / "bench" / "blaster.py"
 
 
 def _load() -> ModuleType:
-    """`bench` is no package: its files are programs."""
+    """Load the blaster by path, because `bench` is not a package."""
     spec = spec_from_file_location("blaster", BLASTER)
     assert spec is not None and spec.loader is not None
     module = module_from_spec(spec)
@@ -39,7 +39,7 @@ def frame(macs: tuple[bytes, bytes], source: tuple[str, int], destination: tuple
 
 
 def blast(host: Host, link: str, frames: Iterable[bytes], file: Path, *, rate: float, seconds: float) -> int:
-    """Send the frames over and over; how many were sent."""
+    """Send the frames repeatedly, and return how many were sent."""
     with blasting(host, link, frames, file, rate=rate, seconds=seconds) as process:
         assert process.stdout is not None
         return int(process.stdout.read().split()[0])
@@ -49,7 +49,7 @@ def blast(host: Host, link: str, frames: Iterable[bytes], file: Path, *, rate: f
 def blasting(
     host: Host, link: str, frames: Iterable[bytes], file: Path, *, rate: float, seconds: float
 ) -> Iterator[subprocess.Popen[str]]:
-    """The same in the background; entered when it begins."""
+    """Do the same in the background; the body runs once the flood has started."""
     _blaster.write_frames(file, frames)
     words = (sys.executable, str(BLASTER), link, str(file), str(rate), str(seconds))
     process = host.spawn(*words, output=subprocess.PIPE)

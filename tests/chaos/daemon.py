@@ -1,10 +1,10 @@
-"""wyrmholed in a stranger world: shorter times, clocks that jump. Only tests start this.
+"""Run wyrmholed with shorter timings, or with clocks that jump. Only tests use this.
 
 usage: daemon.py TIMINGS SKEW [wyrmholed's arguments]
 
 TIMINGS is a key of `TIMINGS`. SKEW is a file of two numbers, added to the boottime and the wall clock (nanoseconds,
-each a signed 64-bit word of this machine), or - for none. The file may change at any time; SIGUSR1 says that boottime
-jumped, so that alarms ring that are due by then, as the kernel's do after a suspend.
+each a signed 64-bit word in native byte order), or - for none. The file may change at any time. Send SIGUSR1 after a
+jump of boottime: alarms that are due then ring, like the kernel's after a suspension.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every (key, counter) pair that passes a wire, also those inside of trains that were not cut yet."""
+"""Record every (key, counter) pair on a wire, including those in trains that have not been segmented yet."""
 
 from __future__ import annotations
 
@@ -20,8 +20,11 @@ _HEADER = struct.Struct("<IIQ")
 
 
 class NonceWatch:
-    """A context manager. A session's key is named by its receiver index, which the receiving end chose for this key
-    only, and by the direction. Nothing escapes it, or `missed` is not zero."""
+    """A context manager that records nonces.
+
+    A key is identified by its direction and by the receiver index, which the receiving end chose for this key only.
+    If the capture lost packets, `missed` is not zero.
+    """
 
     def __init__(self, host: Host, link: str) -> None:
         with host.entered():

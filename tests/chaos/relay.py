@@ -1,4 +1,4 @@
-"""A relay between two ends that turns the order of data messages around, block by block."""
+"""A relay between two ends that reverses the order of data messages, block by block."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ from tests.netns.traffic import SO_RCVBUFFORCE
 Address = tuple[str, int]
 DATA = b"\x04\0\0\0"
 CHUNK = 128
-"""Numbered datagrams under way to the relay at once: less than the queue of a TUN holds."""
+"""The number of datagrams in flight to the relay: fewer than the queue of a TUN holds."""
 
 
 class ReversingRelay:
-    """A context manager. From `begin` on, data messages of the first end are held until there are `block` of them, and
-    leave last first. Everything else passes at once, both ways."""
+    """A context manager that relays datagrams.
+
+    After `begin`, it holds data messages of the first end until there are `block` of them, and forwards them in reverse
+    order. Everything else is forwarded at once, in both directions.
+    """
 
     def __init__(self, host: Host, port: int, target: Address, block: int) -> None:
         self._target = target
@@ -31,7 +34,7 @@ class ReversingRelay:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="relay")
         self.taken = 0
-        """Data messages that came since `begin`."""
+        """Data messages received since `begin`."""
 
     def __enter__(self) -> ReversingRelay:
         self._thread.start()
@@ -47,7 +50,7 @@ class ReversingRelay:
         self._holds = True
 
     def end(self) -> None:
-        """What is held leaves with the next message."""
+        """Forward the held messages with the next message."""
         self._holds = False
 
     def _run(self) -> None:
@@ -79,8 +82,7 @@ class ReversingRelay:
             self._rear.sendto(self._held.pop(), self._target)
 
     def push(self, source: Host, sink: Host, address: str, total: int) -> list[int]:
-        """Send numbered datagrams through the tunnel, never more than the relay has taken; the numbers that arrived,
-        in their order."""
+        """Send numbered datagrams through the tunnel at the relay's pace; return the numbers in order of arrival."""
         with _open(sink, 0) as far, source.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as near:
             near.connect((address, far.getsockname()[1]))
             arrived: list[int] = []
@@ -88,7 +90,7 @@ class ReversingRelay:
             for number in range(total):
                 near.send(struct.pack("=I", number))
                 if number % CHUNK == CHUNK - 1:
-                    until(lambda sent=number: self.taken - start > sent, "the relay has them")  # type: ignore[misc]
+                    until(lambda sent=number: self.taken - start > sent, "the relay receives the datagrams")  # type: ignore[misc]
                     _drain(far, arrived)
             self.end()
 
@@ -96,7 +98,7 @@ class ReversingRelay:
                 _drain(far, arrived)
                 return len(arrived) >= total
 
-            until(all_there, "all of them arrive")
+            until(all_there, "all datagrams arrive")
             _drain(far, arrived)
             return arrived
 

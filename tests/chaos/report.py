@@ -1,4 +1,4 @@
-"""Writes what `make chaos` recorded as the section "Faults" of docs/reliability.md.
+"""Write the results of `make chaos` into the section "Faults" of docs/reliability.md.
 
 usage: python -m tests.chaos.report RESULTS
 """
@@ -24,7 +24,7 @@ def main() -> None:
 
 
 def table(results: list[dict[str, Any]]) -> list[str]:
-    """A row for each fault, in the order in which they first ran; a column of recovery times for each engine."""
+    """Return one row per fault, in the order of the first run, with columns for each engine."""
     engines = sorted({result["engine"] for result in results}, reverse=True)
     faults = list(dict.fromkeys(stem(result["fault"]) for result in results))
     lines = [
@@ -45,7 +45,7 @@ def table(results: list[dict[str, Any]]) -> list[str]:
 
 
 def stem(fault: str) -> str:
-    """Its name without figures that differ from run to run."""
+    """Return the name of the fault without figures that differ from run to run."""
     return fault.partition(",")[0] if fault.startswith("replay") else fault
 
 
@@ -71,7 +71,7 @@ def machine() -> str:
 
 
 def write_section(title: str, lines: list[str]) -> None:
-    """Put the lines under this heading, in the place of what was there."""
+    """Replace the section with this title by the lines, or append it."""
     text = DOCUMENT.read_text() if DOCUMENT.exists() else "# Reliability\n"
     head, marker, rest = text.partition(f"\n## {title}\n")
     tail = rest[rest.index("\n## ") :] if marker and "\n## " in rest else ""

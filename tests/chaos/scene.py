@@ -1,6 +1,6 @@
-"""What the scenarios share: two tunnel ends under one engine, the words for how far a scenario goes, and its result.
+"""Shared by the scenarios: two tunnel ends on one engine, the scale of a scenario, and its result.
 
-`make chaos` runs everything in full; without WYRMHOLE_CHAOS=full each scenario is scaled down, with the same
+`make chaos` runs everything in full. Without WYRMHOLE_CHAOS=full, each scenario is scaled down, with the same
 assertions.
 """
 
@@ -44,12 +44,12 @@ ENGINES = available_engines()
 
 
 def count(full: int, short: int) -> int:
-    """How often, how long or how many: as the issue says, or enough to see that the scenario works."""
+    """Return `full` under `make chaos`, and otherwise `short`, which suffices to test the scenario."""
     return full if FULL else short
 
 
 def implementation(engine: str, timings: str = "real", skew: Path | None = None) -> str:
-    """The name under which a lab starts wyrmholed with that engine."""
+    """Register a command for wyrmholed with that engine, and return the name by which a lab starts it."""
     name = f"wyrmhole-{engine}"
     if timings == "real" and skew is None:
         COMMANDS[name] = (str(WYRMHOLED), "-f", "--engine", engine)
@@ -62,7 +62,7 @@ def implementation(engine: str, timings: str = "real", skew: Path | None = None)
 
 @dataclass
 class Scene:
-    """Two neighbours with a tunnel; each knows the other's endpoint, so both may begin."""
+    """Two neighbours with a tunnel; each knows the other's endpoint, so either can initiate."""
 
     a: Host
     b: Host
@@ -78,13 +78,13 @@ class Scene:
         return cls(a, b, one, two)
 
     def stream(self, interval: float = 0.005, size: int = 64) -> Stream:
-        """A stream through the tunnel, from the first end."""
+        """Return a stream through the tunnel, sent by the first end."""
         return Stream(self.a, self.b, self.two.addresses[0], interval=interval, size=size)
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One row of the table: how often the fault came, what it cost, and the seconds until packets came back."""
+    """One row of the table: the number of faults, the lost packets, and the recovery times in seconds."""
 
     fault: str
     engine: str
@@ -98,7 +98,7 @@ Record = Callable[..., None]
 
 
 def recorder(engine: str) -> Record:
-    """A function that keeps a result, for `make chaos` to write into the document."""
+    """Return a function that records a result, which `make chaos` writes into the document."""
 
     def record(fault: str, happens: str, *, lost: str, recovery: Sequence[float] = (), times: int = 1) -> None:
         result = Result(fault, engine, happens, times, lost, tuple(recovery))
@@ -112,7 +112,7 @@ def recorder(engine: str) -> Record:
 
 
 def hold(seconds: float) -> None:
-    """A fault that lasts: there is nothing to look at meanwhile."""
+    """Let a fault last for `seconds`. There is no condition to wait for in the meantime."""
     over = time.monotonic() + seconds
     until(lambda: time.monotonic() >= over, "the time passes", patience=seconds + 5)
 

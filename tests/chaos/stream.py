@@ -1,4 +1,4 @@
-"""A numbered stream of datagrams through a tunnel and back, to see what a fault costs and when it is over."""
+"""A stream of numbered datagrams through a tunnel and back, to measure the losses of a fault and the recovery time."""
 
 from __future__ import annotations
 
@@ -16,8 +16,10 @@ _NUMBER = struct.Struct("=Q")
 
 
 class Stream:
-    """A context manager. From entering to leaving it sends a numbered datagram every `interval` seconds, which the
-    other host echoes; leaving waits until nothing more comes."""
+    """A context manager that sends a numbered datagram every `interval` seconds, which the other host echoes.
+
+    On exit, it waits until no more datagrams arrive.
+    """
 
     def __init__(self, a: Host, b: Host, address: str, *, interval: float, size: int) -> None:
         family = socket.AF_INET6 if ":" in address else socket.AF_INET
@@ -28,13 +30,13 @@ class Stream:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="stream")
         self.sent: list[float] = []
-        """When each datagram left; its number is its place."""
+        """The time at which each datagram was sent, indexed by its number."""
         self.refused = 0
-        """How many the own kernel did not take."""
+        """The number of datagrams that the sender's kernel refused."""
         self.far: list[int] = []
-        """Numbers in the order in which they came to the other host."""
+        """Numbers in the order of arrival at the other host."""
         self.back: list[tuple[float, int]] = []
-        """When which number came back."""
+        """The time and number of each datagram that returned."""
 
     def __enter__(self) -> Stream:
         self._thread.start()
@@ -76,7 +78,7 @@ class Stream:
             self.refused += 1
 
     def _move(self, poll: select.poll, wait: float) -> bool:
-        """Echo at the one end, note at the other; False when there was nothing for so long."""
+        """Echo at the far end, record at the near end; return False if nothing arrived within `wait` seconds."""
         ready = poll.poll(wait * 1000)
         for fd, _ in ready:
             with suppress(OSError):
@@ -89,24 +91,24 @@ class Stream:
         return bool(ready)
 
     def flow(self, datagrams: int = 20) -> None:
-        """Wait until so many more came back: the faults before are over."""
+        """Wait until `datagrams` more have returned: earlier faults are over."""
         wanted = len(self.back) + datagrams
         until(lambda: len(self.back) >= wanted, "datagrams come back")
 
     def flow_out(self, datagrams: int = 20) -> None:
-        """Wait until so many more were sent, whatever became of them."""
+        """Wait until `datagrams` more were sent, whether they arrive or not."""
         wanted = len(self.sent) + datagrams
         until(lambda: len(self.sent) >= wanted, "datagrams are sent")
 
-    # What came of it
+    # Results
 
     def recovery(self, since: float, patience: float = PATIENCE) -> float:
-        """Wait for the first datagram that left after `since` (monotonic seconds) and came back; seconds it took."""
+        """Wait until a datagram sent after `since` returns; return the seconds from `since` (monotonic) to then."""
         seen = len(self.back)
 
         def first() -> float:
             nonlocal seen
-            # Numbers before `seen` were looked at already, and what left before does not come to count later.
+            # Entries before `seen` were checked already, and their send times do not change.
             for at in range(seen, len(self.back)):
                 when, number = self.back[at]
                 if self.sent[number] >= since:
@@ -119,7 +121,7 @@ class Stream:
 
     @property
     def lost(self) -> int:
-        """How many went out and never came back; right after `end`."""
+        """The number of datagrams that were sent and never returned; final after `end`."""
         return len(self.sent) - self.refused - len({number for _, number in self.back})
 
     @property
@@ -133,7 +135,7 @@ class Stream:
 
     @property
     def reordered(self) -> int:
-        """How many came to the other host after a later one."""
+        """The number of datagrams that arrived at the other host after a later one."""
         return sum(later < earlier for earlier, later in pairwise(self.far))
 
 

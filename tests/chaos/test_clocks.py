@@ -1,5 +1,8 @@
-"""Clocks that jump. A time namespace sets the boottime of a process at its start only, so jumps under way are played by
-a clock of the test's (`daemon.py`), which both engines ask as it is not the system's."""
+"""Clocks that jump.
+
+A time namespace can only set the boottime of a process at its start. Jumps at run time therefore come from the test's
+own clock (`daemon.py`), which both engines query because it is not the system's.
+"""
 
 from __future__ import annotations
 
@@ -23,13 +26,13 @@ YEAR = 365 * 86400
 
 
 def write_skew(file: Path, *, boottime: int = 0, wall: int = 0) -> None:
-    """In place, because the daemon has it mapped. Seconds."""
+    """Write the offsets, in seconds, in place, because the daemon has mapped the file."""
     with file.open("r+b" if file.exists() else "wb") as opened:
         opened.write(SKEW.pack(boottime * SECOND, wall * SECOND))
 
 
 def test_wall_clock_back_a_year(lab: Lab, engine: str, record: Record, tmp_path: Path) -> None:
-    """Timestamps of initiations still rise, so each later handshake is accepted."""
+    """Timestamps of initiations still increase, so each later handshake is accepted."""
     skew = tmp_path / "skew"
     write_skew(skew)
     scene, times, recovery = Scene.set(lab, engine, skew=skew), count(20, 3), []
@@ -37,7 +40,7 @@ def test_wall_clock_back_a_year(lab: Lab, engine: str, record: Record, tmp_path:
         for number in range(1, times + 1):
             write_skew(skew, wall=-YEAR * number)
             stream.flow()
-            # A new session, and the initiation of this end carries a stamp of this clock.
+            # Force a new session: this end's initiation has a timestamp of the skewed clock.
             scene.one.down()
             up = time.monotonic()
             scene.a.ip("link", "set", scene.one.name, "up")
@@ -53,7 +56,7 @@ def test_wall_clock_back_a_year(lab: Lab, engine: str, record: Record, tmp_path:
 
 
 def test_restart_with_the_wall_clock_back_a_year(lab: Lab, engine: str, record: Record, tmp_path: Path) -> None:
-    """A daemon that forgot its last timestamp is refused until its peer initiates."""
+    """The daemon has forgotten its last timestamp, so its initiations are refused until its peer initiates."""
     skew = tmp_path / "skew"
     write_skew(skew)
     scene = Scene.set(lab, engine, timings="short", skew=skew)
@@ -74,7 +77,7 @@ def test_restart_with_the_wall_clock_back_a_year(lab: Lab, engine: str, record: 
 
 
 def test_boottime_jump(lab: Lab, engine: str, record: Record, tmp_path: Path) -> None:
-    """A suspend of ten minutes. The session is over when the machine wakes; the next packet asks for another."""
+    """After a suspension of ten minutes, the session has expired, and the next packet requests another."""
     skew = tmp_path / "skew"
     write_skew(skew)
     scene, times, recovery = Scene.set(lab, engine, skew=skew), count(50, 5), []
@@ -101,7 +104,7 @@ def test_boottime_jump(lab: Lab, engine: str, record: Record, tmp_path: Path) ->
 
 @pytest.mark.parametrize("years", [-1, 100], ids=["just-booted", "100-years"])
 def test_boottime_at_its_ends(lab: Lab, engine: str, record: Record, years: int) -> None:
-    """A machine that booted this second, and one that never stopped: by a time namespace, for engine and loop alike."""
+    """A machine that has just booted, and one that has run for 100 years, for both the engine and the loop."""
     up = int(time.clock_gettime(time.CLOCK_BOOTTIME))
     offset = 1 - up if years < 0 else years * YEAR
     name = f"{implementation(engine)}-{years}"
@@ -125,7 +128,7 @@ def test_boottime_at_its_ends(lab: Lab, engine: str, record: Record, years: int)
 
 
 def _end_child(node: Node) -> None:
-    """unshare(1) hears no signal itself, and ends with the daemon."""
+    """End the daemon by signalling the child, because unshare(1) ignores signals and exits with its child."""
     pid = node.process.pid
     for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
         os.kill(int(child), signal.SIGTERM)

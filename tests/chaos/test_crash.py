@@ -1,4 +1,4 @@
-"""A daemon that dies without a word and is started again, under load."""
+"""A daemon that is killed and started again, under load."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.network
 
 
 def test_killed_and_restarted_under_load(lab: Lab, engine: str, record: Record) -> None:
-    """Never the same counter twice under one key, whatever was under way (I1, L2)."""
+    """No counter is used twice under one key, whatever was in flight (I1, L2)."""
     scene, times, recovery = Scene.set(lab, engine), count(100, 5), []
     with NonceWatch(scene.b, "eth0") as watch, scene.stream(interval=0.001, size=1200) as stream:
         for _ in range(times):
@@ -38,8 +38,8 @@ def test_killed_and_restarted_under_load(lab: Lab, engine: str, record: Record) 
 
 
 def test_peer_killed_and_restarted(lab: Lab, engine: str, record: Record) -> None:
-    """The other end lost the session, and only this end talks: no answer for 15 s (here 0.7 s), then a new handshake.
-    The peer would be back at once if it had something to say (L2, M34)."""
+    """The other end lost the session, and only this end sends: after 15 s without an answer (here 0.7 s), it starts a
+    new handshake. If the peer had data to send, the session would be back at once (L2, M34)."""
     scene, times, recovery = Scene.set(lab, engine, timings="short"), count(20, 2), []
     with scene.stream(interval=0.002) as stream:
         for _ in range(times):

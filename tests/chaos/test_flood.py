@@ -1,4 +1,4 @@
-"""Floods of handshake messages; how much goodput they leave is for bench/flood.py, as machines differ."""
+"""Floods of handshake messages. bench/flood.py measures the remaining goodput, which depends on the machine."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ RETRY = 5.1
 
 
 def false_initiation(public: str) -> bytes:
-    """Random, with a right mac1."""
+    """Return a random initiation with a valid mac1."""
     body = b"\1\0\0\0" + os.urandom(112)
     return body + mac(mac1_key(PublicKey(base64.b64decode(public))), body) + bytes(16)
 
 
-def connects(peer: RawPeer) -> int:
-    """How many initiations, 5 s apart as Rekey-Timeout has it, it took; at most two."""
+def connect_under_load(peer: RawPeer) -> int:
+    """Connect with at most two initiations, Rekey-Timeout (5 s) apart; return the number of initiations."""
     cookie = None
     for tried in (1, 2):
         message, sent = peer.initiation(cookie=cookie)
@@ -69,15 +69,15 @@ def test_honest_peers_get_through_a_flood(lab: Lab, engine: str, record: Record,
         scene.stream() as stream,
     ):
         before = stranger.packets_sent("eth0")
-        until(lambda: stranger.packets_sent("eth0") > before + 3 * RATE, "the flood is on")
+        until(lambda: stranger.packets_sent("eth0") > before + 3 * RATE, "the flood has started")
         tries = []
         for number, key in enumerate(keys):
             with RawPeer(scene.a, (f"192.0.2.{100 + number}", 7), public, ("192.0.2.2", 51821), key) as peer:
-                tries.append(connects(peer))
+                tries.append(connect_under_load(peer))
         answered = [it for it in wire.datagrams if not it.outgoing and it.destination.startswith("10.")]
         asked = stranger.packets_sent("eth0") - before
         stream.flow()
-    assert {it.kind for it in answered} <= {3}, "more than a cookie was answered"
+    assert {it.kind for it in answered} <= {3}, "an answer was not a cookie reply"
     assert len(answered) < asked / 2
     assert resident_kib(pid) - memory < 16 << 10
     record(

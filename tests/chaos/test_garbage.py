@@ -1,4 +1,4 @@
-"""What strangers send: garbage, and genuine datagrams again."""
+"""Datagrams of unknown senders: garbage, and replays of genuine datagrams."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.network
 
 
 def drain(node: Node, host: Host) -> None:
-    """Wait until the daemon has taken all that lay in its sockets."""
+    """Wait until the daemon has read everything from its sockets."""
     idle = r"UNCONN 0 "
     until(lambda: idle in " ".join(host.run("ss", "-Huln", f"sport = :{node.port}").split()), "the sockets are empty")
 
@@ -58,13 +58,13 @@ def test_garbage_of_all_lengths(lab: Lab, engine: str, record: Record, tmp_path:
 
 
 def garbage(dice: random.Random, size: int) -> bytes:
-    """Random bytes, of which every other begins with a known type."""
+    """Return random bytes; every other datagram begins with a known message type."""
     start = bytes((dice.randrange(6), 0, 0, 0)) if dice.random() < 0.5 else b""
     return (start + dice.randbytes(size))[:size]
 
 
 def long_ones(stranger: Host, dice: random.Random) -> None:
-    """Up to the longest, in fragments."""
+    """Send long datagrams, up to the maximum, as fragments."""
     with stranger.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.bind(STRANGER)
         for size in [*dice.sample(range(1473, 65507), 200), 65507]:
@@ -72,7 +72,7 @@ def long_ones(stranger: Host, dice: random.Random) -> None:
 
 
 def test_replay_storm(lab: Lab, engine: str, record: Record, tmp_path: Path) -> None:
-    """Every datagram of one end is sent again, from its own address and from another one."""
+    """Every datagram of one end is replayed, from its own address and from another one."""
     scene, stranger = with_stranger(lab, engine)
     rounds = count(200, 10)
     with Capture(scene.b, "eth0") as heard, scene.stream(interval=0.002) as stream:

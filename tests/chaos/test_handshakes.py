@@ -1,4 +1,4 @@
-"""Handshakes under strain: both ends at once, and one after the other while data flows."""
+"""Handshakes under strain: simultaneous ones, and many in a row while data flows."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ pytestmark = pytest.mark.network
 
 
 def test_simultaneous_initiation(lab: Lab, engine: str, record: Record) -> None:
-    """Both ends have a packet for the other in the same instant; both packets arrive (L5)."""
+    """Both ends send a packet to the other simultaneously, and both packets arrive (L5)."""
     scene, wanted, recovery = Scene.set(lab, engine), count(200, 10), []
     crossed = times = 0
-    near, far = Ends.open(scene)
+    near, far = End.open(scene)
     with near, far, Capture(scene.b, "eth0") as wire:
-        # On a busy machine one side may be late and the other's initiation there first: that is tried again.
+        # On a busy machine, one side may be late, so the handshakes do not cross; try again.
         while times < wanted or (crossed < wanted // 2 and times < 5 * wanted):
             number, times = times, times + 1
             for node in (scene.one, scene.two):
                 node.down()
             for node in (scene.one, scene.two):
-                # What is sent before the daemon heard of it would be forgotten with the session.
+                # The daemon would drop packets that are sent before it has noticed the change.
                 until(lambda node=node: not node.has_socket(), "the socket is closed")  # type: ignore[misc]
             for node in (scene.one, scene.two):
                 node.up()
             list(wire.datagrams)
             wire.forget()
             begun = time.monotonic()
-            near.say(number)
-            far.say(number)
-            until(lambda: near.hears() == far.hears() == number, "both packets arrive")  # noqa: B023
+            near.send(number)
+            far.send(number)
+            until(lambda: near.last_received() == far.last_received() == number, "both packets arrive")  # noqa: B023
             recovery.append(time.monotonic() - begun)
             crossed += {it.outgoing for it in wire.of(1)} == {True, False}
     assert crossed >= wanted // 2, f"only {crossed} of {times} crossed"
@@ -52,16 +52,16 @@ def test_simultaneous_initiation(lab: Lab, engine: str, record: Record) -> None:
     )
 
 
-class Ends:
-    """One end's socket: it says a number to the other end and remembers the last that it heard."""
+class End:
+    """One end's socket: it sends numbers to the other end and remembers the last one that it received."""
 
     def __init__(self, sock: socket.socket, target: tuple[str, int]) -> None:
         self._socket = sock
         self._target = target
-        self._heard = -1
+        self._received = -1
 
     @classmethod
-    def open(cls, scene: Scene) -> tuple[Ends, Ends]:
+    def open(cls, scene: Scene) -> tuple[End, End]:
         sockets = []
         for host in (scene.a, scene.b):
             with host.entered():
@@ -70,27 +70,27 @@ class Ends:
         near, far = sockets
         return cls(near, (scene.two.addresses[0], 7000)), cls(far, (scene.one.addresses[0], 7000))
 
-    def __enter__(self) -> Ends:
+    def __enter__(self) -> End:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._socket.close()
 
-    def say(self, number: int) -> None:
+    def send(self, number: int) -> None:
         self._socket.sendto(number.to_bytes(4), self._target)
 
-    def hears(self) -> int:
+    def last_received(self) -> int:
         try:
             while True:
-                self._heard = int.from_bytes(self._socket.recv(64))
+                self._received = int.from_bytes(self._socket.recv(64))
         except BlockingIOError:
-            return self._heard
+            return self._received
 
 
 def test_rekey_under_load(lab: Lab, engine: str, record: Record) -> None:
-    """A new session every 80 ms with data in both directions; nothing is lost, nothing overtakes (L4, M36)."""
+    """With a new session every 80 ms and data in both directions, no packet is lost or reordered (L4, M36)."""
     scene, wanted = Scene.set(lab, engine, timings="hasty"), count(1000, 30)
-    # A thread that changes its core may find its former packets still queued there, which is the kernel's reordering.
+    # If a thread moves to another core while its packets are queued on the old one, the kernel reorders packets.
     for core, node in enumerate((scene.one, scene.two)):
         pin(node.process.pid, core)
     with Capture(scene.b, "eth0", data=False) as wire, scene.stream(interval=0.001, size=200) as stream:

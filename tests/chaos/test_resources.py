@@ -1,4 +1,4 @@
-"""Faults of the machine around the daemon: ports, descriptors, memory, a process that does not run."""
+"""Lack of resources: ports, descriptors, memory and processor time."""
 
 from __future__ import annotations
 
@@ -21,7 +21,8 @@ pytestmark = pytest.mark.network
 
 
 def test_port_taken(lab: Lab, engine: str, record: Record) -> None:
-    """Refused while up, and the tunnel goes on; taken while down, the interface waits for another port."""
+    """While up, a change to a port in use is refused, and the tunnel continues. If the port is taken while down, the
+    interface stays down until it gets another port."""
     scene = Scene.set(lab, engine)
     with scene.stream() as stream:
         with scene.a.entered(), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as other:
@@ -57,7 +58,7 @@ def _bound(sock: socket.socket, port: int) -> bool:
 
 
 def test_no_descriptors(lab: Lab, engine: str, record: Record) -> None:
-    """The daemon cannot open another descriptor: its clients are refused, and its packets pass."""
+    """If the daemon cannot open a descriptor, it refuses its clients, but still forwards packets."""
     scene = Scene.set(lab, engine)
     pid = scene.one.process.pid
     with scene.stream() as stream, ExitStack() as clients:
@@ -70,7 +71,7 @@ def test_no_descriptors(lab: Lab, engine: str, record: Record) -> None:
         stream.flow(100)
         used = _cpu_seconds(pid)
         stream.flow(100)
-        assert _cpu_seconds(pid) - used < 0.4, "it spins"
+        assert _cpu_seconds(pid) - used < 0.4, "the daemon spins"
         lifted = time.monotonic()
         resource.prlimit(pid, resource.RLIMIT_NOFILE, former)
         assert scene.one.show("listen-port") == "51820"
@@ -86,7 +87,7 @@ def test_no_descriptors(lab: Lab, engine: str, record: Record) -> None:
 
 
 def test_no_descriptor_for_a_socket(lab: Lab, engine: str, record: Record) -> None:
-    """Interface up without a descriptor for the sockets: it stays down, says so, and comes up by the next command."""
+    """Without descriptors for its sockets, the interface stays down and logs the cause, until the next command."""
     scene = Scene.set(lab, engine)
     pid = scene.one.process.pid
     with scene.stream() as stream:
@@ -115,7 +116,7 @@ def _cpu_seconds(pid: int) -> float:
 
 
 def test_memory_cap_with_a_flood(lab: Lab, engine: str, record: Record) -> None:
-    """Garbage, false handshakes and packets that cannot leave, under a cap of 24 MiB more address space (M50)."""
+    """Garbage, forged handshakes and packets that cannot leave: the address space may grow by at most 24 MiB (M50)."""
     scene = Scene.set(lab, engine)
     pid = scene.one.process.pid
     stranger = RawPeer(scene.b, ("192.0.2.2", 40000), scene.one.key.public, ("192.0.2.1", 51820))
@@ -147,7 +148,7 @@ def _address_space(pid: int) -> int:
 
 
 def test_process_stopped(lab: Lab, engine: str, record: Record) -> None:
-    """Without a suspend: the process stands still for longer than a session lives, then everything is due."""
+    """The process, but not the machine, is stopped for longer than a session lives; then all timers are due."""
     seconds = count(200, 4)
     scene = Scene.set(lab, engine, timings="real" if seconds == 200 else "short")
     with scene.stream(interval=0.02) as stream:

@@ -1,4 +1,4 @@
-"""Faults of the interface: down, up, gone."""
+"""Faults of the interface: down, up and deleted."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ pytestmark = pytest.mark.network
 
 
 def test_interface_down_and_up(lab: Lab, engine: str, record: Record) -> None:
-    """Each time there is a new session, because an interface that is down forgets all keys."""
+    """Each time, a new session starts, because an interface that goes down forgets all keys."""
     scene, times = Scene.set(lab, engine), count(100, 5)
     recovery = []
     with scene.stream() as stream:
         memory = resident_kib(scene.one.process.pid)
         for _ in range(times):
-            # A second initiation within 20 ms would be refused, and the next try comes after 5 s.
+            # A second initiation within 20 ms would be refused, and the next attempt follows after 5 s.
             stream.flow()
             scene.one.down()
             up = time.monotonic()
@@ -38,7 +38,7 @@ def test_interface_down_and_up(lab: Lab, engine: str, record: Record) -> None:
 
 
 def test_interface_deleted(lab: Lab, engine: str, record: Record) -> None:
-    """The daemon ends cleanly; after a restart the first packet arrives."""
+    """The daemon exits cleanly; after a restart, the first packet arrives."""
     scene, times = Scene.set(lab, engine), count(10, 1)
     recovery = []
     with scene.stream() as stream:

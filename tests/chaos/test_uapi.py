@@ -1,4 +1,4 @@
-"""Clients of the UAPI that are slow, rude or many, while packets pass."""
+"""Slow, malformed or many clients of the UAPI, while packets pass."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def connect(scene: Scene, clients: ExitStack) -> socket.socket:
 
 
 def answer(client: socket.socket) -> bytes:
-    """All of one answer."""
+    """Receive one complete answer."""
     said = b""
     while not said.endswith(b"\n\n"):
         part = client.recv(1 << 16)
@@ -56,8 +56,8 @@ def test_64_clients_at_once(lab: Lab, engine: str, record: Record) -> None:
     )  # fmt: skip
 
 
-def test_slow_and_rude_clients(lab: Lab, engine: str, record: Record) -> None:
-    """Clients that send single bytes, never read, send endless lines or NULs, or disconnect within a set."""
+def test_slow_and_malformed_clients(lab: Lab, engine: str, record: Record) -> None:
+    """Clients send single bytes, never read, send endless lines or NULs, or disconnect in the middle of a `set`."""
     scene, rounds = Scene.set(lab, engine), count(20, 2)
     with scene.stream() as stream, ExitStack() as stack:
         for _ in range(20):
@@ -73,14 +73,14 @@ def test_slow_and_rude_clients(lab: Lab, engine: str, record: Record) -> None:
                     deaf.send(b"get=1\n\n")
                 except OSError:
                     break
-            for rude in (b"\0" * 100_000, b"get=1\n\xff\xfe\n\n", b"set=1\n" + b"a" * 100_000, os.urandom(10_000)):
-                say(connect(scene, stack), rude)
+            for malformed in (b"\0" * 100_000, b"get=1\n\xff\xfe\n\n", b"set=1\n" + b"a" * 100_000, os.urandom(10_000)):
+                send(connect(scene, stack), malformed)
             for byte in b"get=1\n\n":
                 slow.send(bytes((byte,)))
             assert b"errno=0\n\n" in answer(slow)
             half.close()
             until(lambda: scene.one.show("listen-port") == "51820", "the next client is served")
-        assert scene.one.show("public-key") == scene.one.key.public, "half a set was applied"
+        assert scene.one.show("public-key") == scene.one.key.public, "an incomplete `set` was applied"
         stream.flow()
     assert stream.lost == 0
     record(
@@ -91,9 +91,9 @@ def test_slow_and_rude_clients(lab: Lab, engine: str, record: Record) -> None:
     )
 
 
-def say(client: socket.socket, words: bytes) -> None:
-    """It may be cut short."""
+def send(client: socket.socket, data: bytes) -> None:
+    """Send the data; the daemon may disconnect before the end."""
     try:
-        client.sendall(words)
+        client.sendall(data)
     except OSError:
         client.close()

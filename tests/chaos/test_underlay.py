@@ -1,4 +1,4 @@
-"""Faults of the network below: wires, routes, addresses, queues, filters."""
+"""Faults of the underlying network: links, routes, addresses, queues and filters."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def routed(lab: Lab, engine: str) -> tuple[Scene, Host]:
 
 
 def test_underlay_down(lab: Lab, engine: str, record: Record) -> None:
-    """The wire is away for longer than the no-answer rule waits (15 s; 0.7 s with short timings)."""
+    """The link is down for longer than a peer waits for an answer (15 s, or 0.7 s with short timings)."""
     scene, seconds = Scene.set(lab, engine, timings="real" if count(1, 0) else "short"), count(30, 2)
     with scene.stream() as stream:
         scene.a.ip("link", "set", "eth0", "down")
@@ -47,7 +47,7 @@ def test_underlay_down(lab: Lab, engine: str, record: Record) -> None:
 
 
 def test_route_flaps(lab: Lab, engine: str, record: Record) -> None:
-    """The way to the peer vanishes and comes back; the session stays."""
+    """The route to the peer is removed and restored; the session survives."""
     scene, _ = routed(lab, engine)
     times, recovery = count(100, 10), []
     with scene.stream() as stream, Capture(scene.b, "eth0") as wire:
@@ -68,7 +68,7 @@ def test_route_flaps(lab: Lab, engine: str, record: Record) -> None:
 
 
 def test_address_removed(lab: Lab, engine: str, record: Record) -> None:
-    """The source address that packets are pinned to is removed, and the host gets another."""
+    """The pinned source address is removed, and the host gets another one."""
     scene, times = Scene.set(lab, engine), count(20, 4)
     former, latter, recovery = "192.0.2.1/24", "192.0.2.7/24", []
     with scene.stream() as stream:
@@ -89,7 +89,7 @@ def test_address_removed(lab: Lab, engine: str, record: Record) -> None:
 
 @pytest.mark.parametrize(("has", "lacks"), [("v4", "v6"), ("v6", "v4")], ids=["v4-only", "v6-only"])
 def test_one_family_only(lab: Lab, engine: str, record: Record, has: str, lacks: str) -> None:
-    """Hosts that have addresses of one family only."""
+    """The tunnel works between hosts with addresses of one family only."""
     a, b = lab.neighbours()
     for host in (a, b):
         if lacks == "v6":
@@ -132,7 +132,7 @@ def qdisc(host: Host, *words: str) -> None:
     ids=["qdisc", "sndbuf"],
 )
 def test_no_buffers(lab: Lab, engine: str, record: Record, name: str, words: tuple[str, ...]) -> None:
-    """More is sent than the kernel has buffers for: packets are dropped, nothing stalls, and the tunnel recovers."""
+    """The sender exceeds the kernel's buffers: packets are dropped, nothing stalls, and the tunnel recovers."""
     scene = Scene.set(lab, engine)
     with scene.stream() as stream:
         qdisc(scene.a, *words)
@@ -152,7 +152,7 @@ def test_no_buffers(lab: Lab, engine: str, record: Record, name: str, words: tup
 
 
 def flood(scene: Scene, datagrams: int) -> None:
-    """As much as a program can send into the tunnel, of which most has no place."""
+    """Send into the tunnel as fast as possible; most datagrams exceed the buffers."""
     with scene.a.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.connect((scene.two.addresses[0], 9))
         for _ in range(datagrams):
@@ -204,13 +204,13 @@ def test_size_black_hole(lab: Lab, engine: str, record: Record) -> None:
     scene, router = routed(lab, engine)
     hole = "table inet chaos { chain f { type filter hook forward priority 0; meta length > 600 drop; }; }"
     for host in (scene.a, scene.b):
-        # The filter sees a train as one packet; a router behind a real wire sees datagrams.
+        # The filter would see a train as one packet; a router after a real link sees datagrams.
         host.ip("link", "set", "eth0", "gso_max_segs", "1")
     with scene.stream(size=64) as small, scene.stream(size=1000) as large:
         router.nft(hole)
         arrived = len(large.back)
         small.flow(40)
-        assert len(large.back) <= arrived + 2, "the hole has no effect"
+        assert len(large.back) <= arrived + 2, "large packets still pass"
         scene.a.ip("link", "set", scene.one.name, "mtu", "540")
         scene.b.ip("link", "set", scene.two.name, "mtu", "540")
         lowered = large.recovery(time.monotonic())
@@ -243,12 +243,12 @@ def masquerade(first_port: int) -> str:
 
 
 def ports(wire: Capture) -> set[int]:
-    """Where the datagrams of the host went to."""
+    """Return the destination ports of the host's datagrams."""
     return {datagram.destination_port for datagram in wire.datagrams if datagram.outgoing}
 
 
 def test_nat_rebinding(lab: Lab, engine: str, record: Record) -> None:
-    """Every 5 s (in short: at once) the NAT forgets its mapping and takes another port."""
+    """Every 5 s (immediately, in the short run), the NAT forgets its mapping and uses another port."""
     scene, router = routed(lab, engine)
     times, recovery = count(24, 4), []
     with scene.stream() as stream, Capture(scene.b, "eth0") as wire:
@@ -258,7 +258,7 @@ def test_nat_rebinding(lab: Lab, engine: str, record: Record) -> None:
             forgotten = time.monotonic()
             router.run("conntrack", "-F")
             recovery.append(stream.recovery(forgotten))
-            # The echo may have been under way when the mapping went.
+            # The echo may have been in flight when the mapping was removed.
             until(lambda first=first: ports(wire) & {*range(first, first + 20)}, "the new port is answered")  # type: ignore[misc]
             hold(count(5, 0))
         assert not wire.of(1), "a handshake was needed"
@@ -274,7 +274,7 @@ def test_nat_rebinding(lab: Lab, engine: str, record: Record) -> None:
 
 
 def test_reordered_by_4096(lab: Lab, engine: str, record: Record) -> None:
-    """Each 4,096 data messages arrive in reverse; all of them are taken, each once."""
+    """Blocks of 4,096 data messages arrive in reverse order; each message is accepted once."""
     a, middle, b = lab.switched(3)
     name = implementation(engine)
     _, two = lab.tunnel(a, name, b, name, endpoint="192.0.2.2:5000")
@@ -285,5 +285,7 @@ def test_reordered_by_4096(lab: Lab, engine: str, record: Record) -> None:
         relay.begin()
         arrived = relay.push(a, b, two.addresses[0], total)
     assert sorted(arrived) == list(range(total))
-    assert sum(later < earlier for earlier, later in pairwise(arrived)) > 0.9 * total, "they were not reordered"
+    assert sum(later < earlier for earlier, later in pairwise(arrived)) > 0.9 * total, (
+        "the datagrams were not reordered"
+    )
     record("reorder by 4,096", "the replay window of 8,128 accepts all of them", times=rounds, lost=f"0 of {total}")

@@ -1,4 +1,4 @@
-"""Whole devices on one memory network, and a test function that runs on a loop of its own."""
+"""Whole devices on one memory network, and a decorator that runs a coroutine as a test."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from wyrmhole.wire.prefix import Prefix
 
 
 class World:
-    """Devices on one memory network; `self.devices` are closed at the end."""
+    """Devices on one memory network; all `devices` are closed at the end."""
 
     def __init__(self) -> None:
         self.network = MemoryNetwork()
@@ -44,7 +44,7 @@ class World:
         return device, tun
 
     async def pair(self) -> tuple[Device, MemoryTun, Device, MemoryTun]:
-        """Two devices with keys, ports 1 and 2, that know each other."""
+        """Return two devices with keys, on ports 1 and 2, that are peers of each other."""
         a, a_tun = await self.device(1)
         b, b_tun = await self.device(2)
         keys = [PrivateKey(os.urandom(32)) for _ in range(2)]
@@ -67,7 +67,7 @@ class World:
 
 
 def scenario(body: Callable[[World], Awaitable[None]]) -> Callable[[], None]:
-    """Run the coroutine on a loop of its own, and close its devices."""
+    """Run the coroutine on its own event loop, then close its devices."""
 
     async def run() -> None:
         world = World()
@@ -85,7 +85,7 @@ def scenario(body: Callable[[World], Awaitable[None]]) -> Callable[[], None]:
 
 
 async def until(condition: Callable[[], object]) -> None:
-    """Let the loop turn until the condition holds; the scenario's timeout is the limit."""
+    """Yield to the event loop until the condition holds, at most for the scenario's timeout."""
     while not condition():
         await asyncio.sleep(0.001)
 

@@ -1,4 +1,4 @@
-"""A device as programs make and start it: one function, one order, and a start that ends with the reason."""
+"""Creating and starting a device: the one function that programs use, and the errors that `start` raises."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ STRANGER = PublicKey(b"\x07" * 32)
 
 
 class Made:
-    """Devices on one memory network; all are closed at the end."""
+    """Devices on one memory network; all of them are closed at the end."""
 
     def __init__(self) -> None:
         self.network = MemoryNetwork()
@@ -64,7 +64,7 @@ def change(own: PrivateKey, port: int, other: PrivateKey, other_number: int) -> 
     return DeviceChange(private_key=own, listen_port=port, peers=(peer,))
 
 
-def test_an_engine_that_is_not_installed_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_engine_raises_device_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def select(kind: str, *, clock: object, options: object) -> object:
         raise EngineUnavailable(f"no {kind} engine: build one")
 
@@ -72,11 +72,11 @@ def test_an_engine_that_is_not_installed_is_one_sentence(monkeypatch: pytest.Mon
     tun = MemoryTun("mem0")
     with pytest.raises(DeviceError, match="no native engine: build one"):
         make_device(tun, engine="native")
-    assert tun.fileno() >= 0, "the caller still owns it"
+    assert tun.fileno() >= 0, "the caller still owns the TUN"
     tun.close()
 
 
-def test_a_device_that_cannot_be_made_closes_its_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_assembly_closes_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     closed = []
 
     class Engine:
@@ -105,7 +105,7 @@ def test_start_returns_when_the_interface_is_up() -> None:
     run(scenario)
 
 
-def test_start_raises_for_a_port_that_is_taken() -> None:
+def test_start_raises_for_a_port_in_use() -> None:
     async def scenario(made: Made) -> None:
         holder = made.network.bind("192.0.2.1")
         holder.open(7)
@@ -119,7 +119,7 @@ def test_start_raises_for_a_port_that_is_taken() -> None:
     run(scenario)
 
 
-def test_start_raises_when_the_port_is_taken_before_the_interface_comes_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_raises_if_another_socket_takes_the_port_before_up(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario(made: Made) -> None:
         device, _ = made.device(1)
         monkeypatch.setattr(device, "_probe_port", lambda port: setattr(device, "_port", port))
@@ -132,7 +132,7 @@ def test_start_raises_when_the_port_is_taken_before_the_interface_comes_up(monke
     run(scenario)
 
 
-def test_start_raises_when_the_interface_stays_down() -> None:
+def test_start_raises_if_the_interface_stays_down() -> None:
     async def scenario(made: Made) -> None:
         device, _ = made.device(1, up=False)
         with pytest.raises(DeviceError, match="the engine does not see its interface up"):
@@ -141,7 +141,7 @@ def test_start_raises_when_the_interface_stays_down() -> None:
     run(scenario)
 
 
-def test_start_raises_the_reason_why_the_engine_failed() -> None:
+def test_start_raises_with_the_reason_of_an_engine_failure() -> None:
     async def scenario(made: Made) -> None:
         device, _ = made.device(1, up=False)
         starting = asyncio.ensure_future(device.start(DeviceChange()))
@@ -153,7 +153,7 @@ def test_start_raises_the_reason_why_the_engine_failed() -> None:
     run(scenario)
 
 
-def test_start_raises_when_the_interface_is_deleted() -> None:
+def test_start_raises_if_the_interface_is_deleted() -> None:
     async def scenario(made: Made) -> None:
         device, tun = made.device(1, up=False)
         starting = asyncio.ensure_future(device.start(DeviceChange()))
@@ -165,7 +165,7 @@ def test_start_raises_when_the_interface_is_deleted() -> None:
     run(scenario)
 
 
-def test_a_session_is_begun_for_a_peer_and_its_state_shows_it() -> None:
+def test_ensure_session_starts_a_session_and_the_status_shows_it() -> None:
     async def scenario(made: Made) -> None:
         own, other = keys(2)
         a, _ = made.device(1)
@@ -186,7 +186,7 @@ def test_a_session_is_begun_for_a_peer_and_its_state_shows_it() -> None:
     run(scenario)
 
 
-def test_what_is_asked_of_a_peer_that_is_not_there() -> None:
+def test_queries_about_an_unknown_peer_return_nothing() -> None:
     async def scenario(made: Made) -> None:
         device, _ = made.device(1)
         await device.start(DeviceChange())
@@ -197,7 +197,7 @@ def test_what_is_asked_of_a_peer_that_is_not_there() -> None:
     run(scenario)
 
 
-def test_the_owner_of_a_prefix_is_the_peer_that_has_exactly_it() -> None:
+def test_the_owner_of_a_prefix_has_exactly_this_prefix() -> None:
     async def scenario(made: Made) -> None:
         own, other = keys(2)
         device, _ = made.device(1)
@@ -221,19 +221,19 @@ def test_unanswered_initiations_are_counted() -> None:
     run(scenario)
 
 
-def test_drain_returns_when_no_packet_waits_in_the_tun() -> None:
+def test_drain_returns_when_the_tun_is_empty() -> None:
     async def scenario(made: Made) -> None:
         device, tun = made.device(1)
         await device.start(DeviceChange())
         tun.inject(packet(1, 2))
         await asyncio.to_thread(device.drain, 20.0)
         await device.applied()
-        assert sum(device.drops().values()) == 1, "nobody owns the address"
+        assert sum(device.drops().values()) == 1, "no peer owns the address, so the packet was dropped"
 
     run(scenario)
 
 
-def test_drain_ends_with_its_limit_and_with_the_device() -> None:
+def test_drain_ends_at_its_limit_and_when_the_device_closes() -> None:
     async def scenario(made: Made) -> None:
         device, tun = made.device(1)
         tun.inject(packet(1, 2))

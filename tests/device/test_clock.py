@@ -1,4 +1,4 @@
-"""The alarm: it rings when told, and lets go of its descriptor exactly once."""
+"""The alarm: it rings at its deadline, and closes its descriptor exactly once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def rings(alarm: Alarm, patience: float = 20) -> bool:
     return bool(select.select([alarm.fileno()], [], [], patience)[0])
 
 
-def test_a_deadline_in_the_past_rings_at_once_and_once() -> None:
+def test_a_deadline_in_the_past_rings_immediately_and_once() -> None:
     alarm = Alarm()
     alarm.set(0)
     assert rings(alarm)
@@ -26,7 +26,7 @@ def test_a_deadline_in_the_past_rings_at_once_and_once() -> None:
     alarm.close()
 
 
-def test_no_deadline_does_not_ring() -> None:
+def test_without_a_deadline_the_alarm_does_not_ring() -> None:
     alarm = Alarm()
     alarm.set(SystemClock().boottime())
     alarm.set(None)
@@ -34,7 +34,7 @@ def test_no_deadline_does_not_ring() -> None:
     alarm.close()
 
 
-def test_close_closes_the_descriptor_and_no_other_later() -> None:
+def test_a_repeated_close_does_not_close_another_descriptor() -> None:
     alarm = Alarm()
     number = alarm.fileno()
     alarm.close()
@@ -42,14 +42,14 @@ def test_close_closes_the_descriptor_and_no_other_later() -> None:
     with pytest.raises(OSError):
         os.fstat(number)
     other = os.open(os.devnull, os.O_RDONLY)
-    assert other == number, "the kernel gives the lowest number again"
+    assert other == number, "the kernel did not reuse the lowest number"
     alarm.close()
     os.fstat(other)
     os.close(other)
 
 
 def test_descriptor_zero_is_closed_like_any_other() -> None:
-    """Where the program closed its standard input, the alarm gets number 0."""
+    """If the program has closed its standard input, the alarm gets descriptor 0."""
     program = (
         "import os; from wyrmhole.device.clock import Alarm; os.close(0); alarm = Alarm()\n"
         "assert alarm.fileno() == 0; alarm.close()\n"

@@ -1,4 +1,4 @@
-"""Whole devices on memory edges: life, configuration, status. Real time, but nothing waits longer than it must."""
+"""Whole devices on memory edges: life cycle, configuration and status. They run in real time and wait for events."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from wyrmhole.wire.prefix import Prefix
 
 
 @scenario
-async def test_a_changed_mark_forgets_the_sources_of_all_peers(world: World) -> None:
+async def test_a_new_mark_forgets_the_sources_of_all_peers(world: World) -> None:
     a, a_tun, _, b_tun = await world.pair()
     a_tun.inject(packet(1, 2))
     await until(lambda: b_tun.delivered)
@@ -38,7 +38,7 @@ async def test_a_changed_mark_forgets_the_sources_of_all_peers(world: World) -> 
     assert peer.source is not None
     a.configure(DeviceChange(fwmark=0))
     await a.applied()
-    assert peer.source is not None, "nothing changed"
+    assert peer.source is not None, "the mark did not change, so the source must be kept"
     for mark in (77, 0):
         peer.source = b"pinned"
         a.configure(DeviceChange(fwmark=mark))
@@ -47,7 +47,7 @@ async def test_a_changed_mark_forgets_the_sources_of_all_peers(world: World) -> 
 
 
 @scenario
-async def test_two_devices_shake_hands_and_carry_packets(world: World) -> None:
+async def test_two_devices_complete_a_handshake_and_carry_packets(world: World) -> None:
     a, a_tun, b, b_tun = await world.pair()
     a_tun.inject(packet(1, 2))
     await until(lambda: b_tun.delivered)
@@ -97,7 +97,7 @@ async def test_a_changed_peer_keeps_its_session(world: World) -> None:
     assert (after.persistent_keepalive, after.allowed_ips) == (25, (Prefix.parse("10.0.0.0/24"),))
 
 
-# Life
+# Life cycle
 
 
 @scenario
@@ -117,7 +117,7 @@ async def test_down_frees_the_port_and_up_takes_it_again(world: World) -> None:
 
 
 @scenario
-async def test_a_port_taken_at_up_leaves_the_device_down_and_alive(world: World) -> None:
+async def test_a_port_in_use_at_up_leaves_the_device_down_and_running(world: World) -> None:
     taken = world.network.bind("192.0.2.1")
     taken.open(5)
     device, tun = await world.device(1, up=False)
@@ -135,7 +135,7 @@ async def test_a_port_taken_at_up_leaves_the_device_down_and_alive(world: World)
 
 
 @scenario
-async def test_a_port_that_is_taken_is_refused_also_while_down(world: World) -> None:
+async def test_a_port_in_use_is_refused_even_while_down(world: World) -> None:
     taken = world.network.bind("192.0.2.1")
     taken.open(5)
     device, tun = await world.device(1, up=False)
@@ -151,8 +151,8 @@ async def test_a_port_that_is_taken_is_refused_also_while_down(world: World) -> 
 
 
 @scenario
-async def test_the_end_of_the_tun_ends_the_device(world: World) -> None:
-    """gotatun goes on running."""
+async def test_deletion_of_the_tun_ends_the_device(world: World) -> None:
+    """gotatun continues to run."""
     device, tun = await world.device(1)
     tun.delete()
     await device.wait_closed()
@@ -160,7 +160,7 @@ async def test_the_end_of_the_tun_ends_the_device(world: World) -> None:
 
 
 @scenario
-async def test_an_engine_that_fails_ends_the_device(world: World) -> None:
+async def test_failure_of_the_engine_ends_the_device(world: World) -> None:
     device, _ = await world.device(1)
     device._engine._tables.report(EngineFailed("reason"))  # type: ignore[attr-defined]
     device._engine._loop.announce()  # type: ignore[attr-defined]
@@ -169,7 +169,7 @@ async def test_an_engine_that_fails_ends_the_device(world: World) -> None:
 
 
 @scenario
-async def test_the_mtu_is_followed(world: World) -> None:
+async def test_the_engine_learns_a_new_mtu(world: World) -> None:
     device, tun = await world.device(1)
     tun.set_mtu(1280)
     await until(lambda: device._engine._tables.mtu == 1280)  # type: ignore[attr-defined]
@@ -177,8 +177,8 @@ async def test_the_mtu_is_followed(world: World) -> None:
 
 
 @scenario
-async def test_keepalives_come_by_the_alarm(world: World) -> None:
-    """The timerfd on the boottime clock wakes the device: a persistent keepalive of one second arrives."""
+async def test_the_alarm_triggers_persistent_keepalives(world: World) -> None:
+    """The timerfd on the boottime clock wakes the device: with an interval of 1 s, a keepalive arrives."""
     a, a_tun, _b, b_tun = await world.pair()
     a_tun.inject(packet(1, 2))
     await until(lambda: b_tun.delivered)
@@ -192,8 +192,8 @@ async def test_keepalives_come_by_the_alarm(world: World) -> None:
 
 
 @scenario
-async def test_a_set_that_cannot_have_its_port_applies_nothing(world: World) -> None:
-    """wireguard-go applies half of it and loses the former port."""
+async def test_a_change_with_a_port_in_use_applies_nothing(world: World) -> None:
+    """wireguard-go applies half of the change and loses the former port."""
     a, a_tun, _b, b_tun = await world.pair()
     taken = world.network.bind("192.0.2.1")
     taken.open(9)
@@ -215,7 +215,7 @@ async def test_a_set_that_cannot_have_its_port_applies_nothing(world: World) -> 
 
 
 @scenario
-async def test_too_many_peers_apply_nothing(world: World) -> None:
+async def test_a_change_with_too_many_peers_applies_nothing(world: World) -> None:
     device, _ = await world.device(1)
     device._interface.peers.max_peers = 2
     device.configure(DeviceChange(peers=(peer_change(),)))
@@ -240,7 +240,7 @@ async def test_too_many_peers_apply_nothing(world: World) -> None:
 
 
 @scenario
-async def test_what_is_configured_while_down_is_there_when_up(world: World) -> None:
+async def test_configuration_made_while_down_applies_after_up(world: World) -> None:
     device, tun = await world.device(1, up=False)
     device.configure(
         DeviceChange(private_key=PrivateKey(b"\x01" * 32), listen_port=5, fwmark=6, peers=(peer_change(),))
@@ -253,7 +253,7 @@ async def test_what_is_configured_while_down_is_there_when_up(world: World) -> N
 
 
 @scenario
-async def test_keys_of_a_peer_section(world: World) -> None:
+async def test_the_keys_of_a_peer_section_are_applied(world: World) -> None:
     device, _ = await world.device(1)
     device.configure(DeviceChange(peers=(peer_change(update_only=True),)))
     assert device.status().peers == ()
@@ -281,8 +281,8 @@ async def test_keys_of_a_peer_section(world: World) -> None:
 
 
 @scenario
-async def test_a_prefix_moves_to_the_peer_that_was_given_it_last(world: World) -> None:
-    """gotatun lets two peers have the same prefix."""
+async def test_a_prefix_belongs_to_the_peer_that_was_given_it_last(world: World) -> None:
+    """In gotatun, two peers can have the same prefix."""
     device, _ = await world.device(1)
     prefix = Prefix.parse("10.0.0.0/8")
     for number in (1, 2):
@@ -292,7 +292,7 @@ async def test_a_prefix_moves_to_the_peer_that_was_given_it_last(world: World) -
 
 
 @scenario
-async def test_the_own_key_is_no_peer_in_either_order(world: World) -> None:
+async def test_our_own_key_is_not_a_peer_in_either_order(world: World) -> None:
     """Our own public key is never a peer (M51)."""
     device, _ = await world.device(1)
     key = PrivateKey(b"\x01" * 32)
@@ -305,8 +305,8 @@ async def test_the_own_key_is_no_peer_in_either_order(world: World) -> None:
 
 
 @scenario
-async def test_many_sets_in_quick_succession(world: World) -> None:
-    """gotatun exits over several `wg set` in a row."""
+async def test_many_changes_in_quick_succession_are_applied(world: World) -> None:
+    """gotatun exits after several consecutive calls of `wg set`."""
     a, a_tun, _b, b_tun = await world.pair()
     for number in range(300):
         change = PeerChange(PublicKey(bytes((number % 250 + 1,)) * 32), remove=number % 2 == 1)
@@ -317,8 +317,8 @@ async def test_many_sets_in_quick_succession(world: World) -> None:
 
 
 @scenario
-async def test_a_large_change_is_in_effect_when_it_is_said_to_be(world: World) -> None:
-    """It takes the engine several turns; the reply of the UAPI waits for the last of them."""
+async def test_a_large_change_is_in_effect_when_it_is_acknowledged(world: World) -> None:
+    """The engine needs several turns to apply it, and the UAPI's reply waits for the last one."""
     a, a_tun, _b, b_tun = await world.pair()
     key = a.status().peers[0].public_key
     prefixes = tuple(AllowedIPChange(Prefix(4, (11 << 24) + number, 32)) for number in range(5000))
@@ -333,7 +333,7 @@ async def test_a_large_change_is_in_effect_when_it_is_said_to_be(world: World) -
 
 
 @scenario
-async def test_drops_of_engine_and_protocol_are_one_list(world: World) -> None:
+async def test_drops_of_engine_and_protocol_are_reported_together(world: World) -> None:
     a, a_tun, b, _b_tun = await world.pair()
     a_tun.inject(packet(1, 99))
     b.configure(DeviceChange(replace_peers=True))
@@ -344,7 +344,7 @@ async def test_drops_of_engine_and_protocol_are_one_list(world: World) -> None:
 
 @scenario
 async def test_no_secret_is_printed_or_logged(world: World) -> None:
-    """Events, log lines and representations hold no secret bytes (I33)."""
+    """Events, log lines and representations contain no secret bytes (I33)."""
     lines: list[str] = []
 
     class Collect(logging.Handler):
@@ -370,7 +370,7 @@ async def test_no_secret_is_printed_or_logged(world: World) -> None:
     assert private.base64() not in text
 
 
-def test_the_alarm_rings_at_its_time_and_not_when_it_is_off() -> None:
+def test_the_alarm_rings_at_its_deadline_and_not_after_disarming() -> None:
     import select
 
     alarm, clock = Alarm(), SystemClock()
@@ -388,7 +388,7 @@ def test_the_alarm_rings_at_its_time_and_not_when_it_is_off() -> None:
 
 
 class Full(PortableEngine):
-    """Has no descriptors left for another socket, when told so."""
+    """An engine that, on request, has no descriptors left for another socket."""
 
     is_full = False
 
@@ -399,7 +399,7 @@ class Full(PortableEngine):
 
 
 @scenario
-async def test_a_port_that_the_engine_has_no_descriptors_for_is_refused_and_the_former_stays(world: World) -> None:
+async def test_without_descriptors_for_a_new_port_the_old_one_is_kept(world: World) -> None:
     tun, clock = MemoryTun("mem1", up=True), SystemClock()
     engine = Full(clock.boottime)
     device = Device(tun, lambda: world.network.bind("192.0.2.1"), engine, clock=clock)
@@ -417,7 +417,7 @@ async def test_a_port_that_the_engine_has_no_descriptors_for_is_refused_and_the_
 
 
 @scenario
-async def test_the_end_is_told_once_without_a_task(world: World) -> None:
+async def test_the_end_is_reported_once_without_a_task(world: World) -> None:
     told: list[bool] = []
     device, tun = await world.device(1)
     device.on_closed = lambda: told.append(device.is_closed)

@@ -1,4 +1,4 @@
-"""The loop's manners under load, with a stand-in for everything around it."""
+"""The driver's loop under load, with fakes for everything around it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from wyrmhole.wire.endpoint import Endpoint
 
 
 class Flood:
-    """An engine with one handshake message after the other, and as many behind it; an interface that ignores them."""
+    """An engine that always has a handshake message, with `waiting` more queued, and an interface that ignores them."""
 
     def __init__(self, waiting: int, *, shares_interpreter: bool) -> None:
         self.shares_interpreter = shares_interpreter
@@ -41,7 +41,7 @@ class Flood:
 
 
 class SlowClock:
-    """Each look at it takes a minute."""
+    """A clock that advances by a minute per reading."""
 
     def __init__(self) -> None:
         self._minutes: Iterator[int] = iter(range(10**9))
@@ -63,9 +63,7 @@ class SlowClock:
         (UNDER_LOAD_QUEUE_DEPTH, False, False),
     ],
 )
-def test_under_load_the_loop_rests_behind_an_engine_that_shares_the_interpreter(
-    waiting: int, shares: bool, rests: bool
-) -> None:
+def test_under_load_the_loop_pauses_for_the_portable_engine(waiting: int, shares: bool, rests: bool) -> None:
     async def run() -> int:
         flood = Flood(waiting, shares_interpreter=shares)
         ignore: Any = lambda _: None  # noqa: E731

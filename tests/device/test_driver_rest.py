@@ -1,4 +1,4 @@
-"""How long the loop rests under load: in proportion to what its last batch took."""
+"""The pause of the loop under load: in proportion to the time of its last batch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from wyrmhole.protocol.data_plane import HandshakeDatagram
 from wyrmhole.wire.endpoint import Endpoint
 
 TOOK = 7
-"""Seconds that a batch takes here."""
+"""The duration of a batch in this test, in seconds."""
 
 
-def test_a_rest_is_a_multiple_of_what_the_batch_took(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pause_is_a_multiple_of_the_batch_s_duration(monkeypatch: pytest.MonkeyPatch) -> None:
     flood = HandshakeDatagram(bytes(148), Endpoint("192.0.2.1", 7), None, UNDER_LOAD_QUEUE_DEPTH)
     readable = os.eventfd(1)
     looks = iter(range(1_000, 10**9, TOOK))

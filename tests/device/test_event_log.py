@@ -1,4 +1,4 @@
-"""The log lines of events: wireguard-go's words, the cause of a refusal, and a class for what others can repeat."""
+"""Log lines of events: wireguard-go's wording, causes of refusals, and rate classes for lines that others trigger."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def texts(event: events.Event) -> list[str]:
     return [line.text for line in describe(event)]
 
 
-def test_a_peer_is_written_as_wireguard_go_writes_it() -> None:
+def test_a_peer_is_named_like_in_wireguard_go() -> None:
     text = KEY.base64()
     assert peer_text(KEY) == f"peer({text[0:4]}…{text[39:43]})"
 
 
-def test_a_first_initiation_is_one_line_and_a_retry_two() -> None:
+def test_a_first_initiation_logs_one_line_and_a_retry_two() -> None:
     assert texts(events.InitiationSent(KEY, HERE, 1)) == [
         f"{peer_text(KEY)} - Sending handshake initiation to 192.0.2.1:51820"
     ]
@@ -54,7 +54,7 @@ def test_a_first_initiation_is_one_line_and_a_retry_two() -> None:
         (events.EndpointFlapping(KEY, (HERE, THERE)), ["192.0.2.1:51820 and [2001:db8::2]:51820", "private key"]),
     ],
 )
-def test_what_happens_to_a_peer_is_one_line_with_its_name(event: events.Event, words: list[str]) -> None:
+def test_an_event_of_a_peer_is_one_line_with_its_name(event: events.Event, words: list[str]) -> None:
     (text,) = texts(event)
     assert text.startswith(peer_text(KEY))
     assert all(word in text for word in words), text
@@ -87,36 +87,36 @@ def test_a_disallowed_source_names_peer_endpoint_and_inner_address(inner: str, v
     assert line.text.startswith(begin) and line.level == logging.DEBUG and line.rate_class == "refused 192.0.2.1"
 
 
-def test_an_answered_initiation_is_two_lines() -> None:
+def test_an_answered_initiation_logs_two_lines() -> None:
     assert texts(events.ResponseSent(KEY, HERE)) == [
         f"{peer_text(KEY)} - Received handshake initiation",
         f"{peer_text(KEY)} - Sending handshake response to 192.0.2.1:51820",
     ]
 
 
-def test_each_reason_of_a_refusal_has_a_sentence() -> None:
+def test_each_reason_of_a_refusal_has_an_explanation() -> None:
     for reason in (*REFUSALS, *MESSAGES):
         assert "{" not in describe(events.HandshakeRefused(reason, HERE))[0].text
 
 
-def test_a_silent_peer_without_a_route_is_explained_by_that() -> None:
+def test_a_missing_route_explains_a_silent_peer() -> None:
     (line,) = describe(events.PeerSilent(KEY, HERE, 3), "this host has no IPv4 route to 192.0.2.1")
     assert line.text.endswith("at 192.0.2.1:51820 cannot be reached: this host has no IPv4 route to 192.0.2.1")
 
 
-def test_a_response_that_does_not_authenticate_is_called_a_response() -> None:
+def test_an_invalid_response_is_logged_as_a_response() -> None:
     (line,) = describe(events.HandshakeRefused(DropReason.BAD_HANDSHAKE, HERE, KEY))
     assert line.text.startswith("Received invalid response message from 192.0.2.1:51820")
     (line,) = describe(events.HandshakeRefused(DropReason.BAD_HANDSHAKE, HERE))
     assert line.text.startswith("Received invalid initiation message from 192.0.2.1:51820")
 
 
-def test_a_refusal_without_a_proved_sender_names_nobody() -> None:
+def test_a_refusal_without_an_authenticated_sender_names_no_peer() -> None:
     (line,) = describe(events.HandshakeRefused(DropReason.BAD_HANDSHAKE, HERE))
     assert "the sender does not authenticate" in line.text
 
 
-def test_refusals_are_limited_by_source_whatever_the_port() -> None:
+def test_refusals_are_rate_limited_per_source_address() -> None:
     classes = {
         describe(events.HandshakeRefused(DropReason.UNKNOWN_PEER, Endpoint("192.0.2.1", port), KEY))[0].rate_class
         for port in range(1, 100)
@@ -134,6 +134,6 @@ def test_only_silence_return_and_flapping_are_warnings() -> None:
     assert describe(events.HandshakeGaveUp(KEY, 20))[0].level == logging.DEBUG
 
 
-def test_a_line_is_a_value() -> None:
+def test_log_lines_compare_by_value() -> None:
     assert describe(events.CookieReceived(KEY)) == describe(events.CookieReceived(KEY))
     assert isinstance(describe(events.CookieReceived(KEY))[0], LogLine)

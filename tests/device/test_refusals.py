@@ -1,4 +1,4 @@
-"""A device whose log is read at debug level says what it refuses, and counts it for the peer."""
+"""At debug level, a device logs the datagrams that it refuses, and counts them for the peer."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def read_log(level: int) -> list[str]:
 
 
 @scenario
-async def test_an_inner_source_that_is_not_allowed_is_logged_with_peer_and_address(world: World) -> None:
+async def test_a_disallowed_inner_source_is_logged(world: World) -> None:
     texts = read_log(logging.DEBUG)
     _, a_tun, b, _ = await world.pair()
     a_tun.inject(packet(77, 2))
@@ -78,7 +78,7 @@ async def test_a_device_follows_the_level_of_its_logger(world: World) -> None:
 
 
 @scenario
-async def test_the_life_of_an_interface_is_logged_in_wireguard_gos_words(world: World) -> None:
+async def test_interface_events_are_logged_like_in_wireguard_go(world: World) -> None:
     texts = read_log(logging.DEBUG)
     a, a_tun, b, _ = await world.pair()
     (key,) = a.peer_keys()

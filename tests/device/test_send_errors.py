@@ -1,4 +1,4 @@
-"""A peer to which this host does not send is told once, with what to do."""
+"""Failed sends to a peer are logged once, with a remedy."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ _LASTING = [
 
 
 @pytest.mark.parametrize("name", _LASTING)
-def test_each_errno_of_sending_has_its_own_advice(name: str) -> None:
+def test_each_errno_of_sending_has_its_own_remedy(name: str) -> None:
     text = explain(getattr(errno, name), ENDPOINT)
     assert text.startswith("cannot send to 192.0.2.7:7: ")
-    assert "firewall's rules" not in text, "that is the advice for what is not known"
+    assert "firewall's rules" not in text, "that is the remedy for unknown errors"
     assert "{" not in text and text.endswith(")")
 
 
-def test_an_errno_that_nobody_knows_is_told_too() -> None:
+def test_an_unknown_errno_is_explained_too() -> None:
     assert "ip route get 2001:db8::1" in explain(errno.EIO, Endpoint("2001:db8::1", 7))
     assert explain(errno.EIO, None).startswith("cannot send to its endpoint")
 
@@ -65,7 +65,7 @@ async def until(condition: Any) -> None:
         (("blackhole",), errno.EINVAL),
     ],
 )
-def test_a_lasting_failure_is_told_once(
+def test_a_persistent_failure_is_logged_once(
     engine_kind: str, route: tuple[str, ...] | None, number: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     space = Namespace()
@@ -86,7 +86,7 @@ def test_a_lasting_failure_is_told_once(
             device.begin()
             await until(lambda: device.is_up)
         for _ in range(3):
-            # A private key that changes starts the handshake anew, without the wait of 5 s.
+            # A new private key starts a new handshake without the wait of 5 s.
             peer = PeerChange(PEER, persistent_keepalive=1, endpoint=ENDPOINT if not events else None)
             device.configure(DeviceChange(private_key=PrivateKey(os.urandom(32)), peers=(peer,)))
             await until(lambda: events)

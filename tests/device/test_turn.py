@@ -1,4 +1,4 @@
-"""One turn: the order in which reports, timers and events are handled, and what ends it."""
+"""One turn of the loop: the order of reports, timers and events, and the conditions that end the turn."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOW = 7
 
 
 class Scene:
-    """An interface, an engine and an owner that write down what is called, in order."""
+    """An interface, an engine and an owner in one, which records its calls in order."""
 
     def __init__(self, *reports: EngineReport, events: int = 0) -> None:
         self.seen: list[object] = []
@@ -69,14 +69,14 @@ def test_timers_follow_reports_and_events_follow_the_commit() -> None:
     assert scene.seen == [*reports, ("timeout", NOW), "commit", "event", "event"]
 
 
-def test_a_turn_takes_one_batch() -> None:
+def test_a_turn_handles_one_batch_of_reports() -> None:
     scene = Scene(*[handshake(200 - number) for number in range(2 * BATCH)])
     turned = scene.take()
     assert turned is not None and turned.waiting == 200 - BATCH + 1
     assert len(scene.reports) == BATCH
 
 
-def test_no_timer_runs_after_a_report_that_ended_the_device() -> None:
+def test_no_timer_runs_after_a_report_that_ends_the_device() -> None:
     scene = Scene(EngineFailed("broken"), Active(1))
     assert scene.take() is None
     assert scene.seen == ["broken", ("Active", NOW)]

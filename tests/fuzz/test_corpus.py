@@ -1,4 +1,4 @@
-"""Every input of the fuzzing corpus, once: what was found to matter keeps working, without a fuzzer."""
+"""Run every input of the fuzzing corpus once, without a fuzzer, so that faults found earlier do not come back."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from fuzz.run import CORPUS, MOST_KEPT, names
 
 TARGETS = names()
 ORIGINAL = {(module, name): getattr(module, name) for module, name, _ in REPLACED}
-"""As they are before any target is imported."""
+"""The originals, saved before any target is imported."""
 
 
 @pytest.fixture(autouse=True)
-def other_tests_compute_for_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the targets put in the place of Diffie-Hellman goes with the test. They do so when they are imported."""
+def real_diffie_hellman_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Restore Diffie-Hellman after the test; the fuzz targets replace it when they are imported."""
     for module, name, value in REPLACED:
         setattr(module, name, ORIGINAL[module, name])
         monkeypatch.setattr(module, name, value)
@@ -30,13 +30,13 @@ def other_tests_compute_for_themselves(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_every_input_of_the_corpus_passes(name: str) -> None:
     target = importlib.import_module(f"fuzz.targets.{name}")
     inputs = sorted((CORPUS / name).iterdir())
-    assert inputs, "a target has a corpus"
+    assert inputs, "the target has no corpus"
     for path in inputs:
         target.TestOneInput(path.read_bytes())
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_seeds_and_a_few_random_inputs_pass(name: str) -> None:
+def test_seeds_and_some_random_inputs_pass(name: str) -> None:
     target = importlib.import_module(f"fuzz.targets.{name}")
     dice = random.Random(name)
     for data in [b"", *seeds.of(name), *(dice.randbytes(dice.choice([1, 5, 20, 80, 300])) for _ in range(20))]:
@@ -50,7 +50,7 @@ def test_the_corpus_is_small_and_belongs_to_targets() -> None:
 
 
 @pytest.mark.parametrize("name", TARGETS)
-def test_a_target_says_what_its_oracle_is(name: str) -> None:
+def test_a_target_names_its_oracle(name: str) -> None:
     module = ast.parse((Path(seeds.__file__).parent / "targets" / f"{name}.py").read_text())
     (entry,) = [node for node in module.body if isinstance(node, ast.FunctionDef) and node.name == "TestOneInput"]
     assert ast.get_docstring(module) and ast.get_docstring(entry)

@@ -1,4 +1,4 @@
-"""wyrmholed beside a thread that never lets go of the interpreter by itself. Only tests start this."""
+"""Run wyrmholed beside a thread that never releases the interpreter voluntarily. Only tests use this."""
 
 from __future__ import annotations
 
@@ -15,5 +15,5 @@ def spin() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=spin, daemon=True).start()
-    # Its hold is then as long as that of any program: the portable engine would ask for a shorter one.
+    # Restore Python's default switch interval, which the portable engine would shorten.
     sys.exit(main())

@@ -1,4 +1,4 @@
-"""Tests of what only the native engine has, on the kernel's edges. They skip where it is not built, but not in CI."""
+"""Tests of the native engine alone, on kernel edges. They are skipped if it is not built, except in CI."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The daemon on the native engine: workers, a busy interpreter, configuration under traffic, silent peers."""
+"""The daemon on the native engine: workers, a busy interpreter, configuration under traffic, and silent peers."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ def threads_of(node: Node) -> set[str]:
 
 
 def children(pid: int) -> list[str]:
-    """Without the caretaker of the control socket's file."""
+    """Return the child processes, except the caretaker of the control socket."""
     found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [child for child in found if Path(f"/proc/{child}/comm").read_text().strip() != CARETAKER]
 
 
 class Flows:
-    """Numbered datagrams in several flows from one host to another, and in which order they came."""
+    """Numbered datagrams in several flows from one host to another, and the order of their arrival."""
 
     def __init__(self, sender: Host, receiver: Host, to: str, count: int) -> None:
         with receiver.entered():
@@ -65,7 +65,7 @@ class Flows:
             sock.close()
 
     def exchange(self, numbers: range) -> None:
-        """Each number once in every flow, a few at a time, so that no queue overflows."""
+        """Send each number once in every flow, a few at a time, so that no queue overflows."""
         for first in range(numbers.start, numbers.stop, 20):
             part = range(first, min(first + 20, numbers.stop))
             for number in part:
@@ -76,7 +76,7 @@ class Flows:
                 self.arrived[flow].append(number)
 
     def burst(self, numbers: range, answer_at: int) -> None:
-        """All at once, no more than a queue holds; every flow has its answers in the middle of it."""
+        """Send all numbers at once, at most as many as a queue holds, and answer each flow at number `answer_at`."""
         count = len(self._senders)
         for number in numbers:
             for flow, sock in enumerate(self._senders):
@@ -96,7 +96,7 @@ class Flows:
 
 
 def with_workers(lab: Lab, workers: int) -> tuple[Host, Host, Node, Node]:
-    """Two hosts and a session between their daemons, both with so many workers."""
+    """Return two hosts with a session between their daemons, both with `workers` workers."""
     name = f"workers-{workers}"
     COMMANDS[name] = (*COMMANDS["wyrmhole"], *NATIVE, "--workers", str(workers))
     a, b = lab.neighbours()
@@ -106,7 +106,7 @@ def with_workers(lab: Lab, workers: int) -> tuple[Host, Host, Node, Node]:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_workers_keep_the_order_of_each_flow_and_use_no_nonce_twice(lab: Lab, workers: int) -> None:
+def test_workers_keep_the_order_of_flows_and_never_reuse_a_nonce(lab: Lab, workers: int) -> None:
     """Both sides have several workers, and every datagram on the wire is examined (I1, I4)."""
     a, b, one, two = with_workers(lab, workers)
     assert {thread for thread in threads_of(one) if re.fullmatch(r"wyrmhole-\d+", thread)} == {
@@ -121,7 +121,7 @@ def test_workers_keep_the_order_of_each_flow_and_use_no_nonce_twice(lab: Lab, wo
         assert traffic.arrived == [list(range(count))] * flows
     nonces: Counter[tuple[int, int]] = Counter()
     for payload in seen:
-        # A train was not cut yet where it is captured; its datagrams are equal.
+        # Where we capture, a train has not been segmented yet; its datagrams have equal sizes.
         for at in range(0, len(payload), WIRE_SIZE):
             kind, receiver, counter = struct.unpack_from("<IIQ", payload, at)
             assert kind in (1, 2, 3, 4)
@@ -130,21 +130,21 @@ def test_workers_keep_the_order_of_each_flow_and_use_no_nonce_twice(lab: Lab, wo
     assert max(nonces.values()) == 1
     for node in (one, two):
         node.process.terminate()
-        assert node.process.wait(10) == 0, "a clean end"
+        assert node.process.wait(10) == 0, "the daemon did not exit cleanly"
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_answers_do_not_take_a_flow_to_another_worker(lab: Lab, workers: int) -> None:
-    """Answers of a peer come to one worker, and the kernel would move flows after them: see net/tun_steering.py."""
+def test_answers_do_not_move_a_flow_to_another_worker(lab: Lab, workers: int) -> None:
+    """A peer's answers arrive at one worker, and the kernel would move the flows there: see net/tun_steering.py."""
     a, b, _, two = with_workers(lab, workers)
     for _ in range(20):
-        # New flows each time: one that was answered would stay where it was moved to.
+        # New flows each time: a flow that was moved once would stay there.
         with Flows(a, b, two.addresses[0], 8) as traffic:
             traffic.burst(range(200), answer_at=20)
             assert traffic.arrived == [list(range(200))] * 8
 
 
-def test_the_log_says_that_order_may_be_lost(lab: Lab) -> None:
+def test_the_log_warns_that_packets_may_be_reordered(lab: Lab) -> None:
     COMMANDS["unsteered"] = (*COMMANDS["wyrmhole"], *NATIVE, "--workers", "2", "--without", "steering")
     COMMANDS["steered"] = (*COMMANDS["wyrmhole"], *NATIVE, "--workers", "2")
     a, b = lab.neighbours()
@@ -155,10 +155,10 @@ def test_the_log_says_that_order_may_be_lost(lab: Lab) -> None:
 
 
 def test_a_busy_interpreter_does_not_slow_the_tunnel(lab: Lab) -> None:
-    """Python is not on the path of a packet: a thread of the daemon's own process runs `while True: pass` for 10 s.
+    """Python is not on the packet path: a thread in the daemon's process runs `while True: pass` for 10 s.
 
-    The traffic is at a fixed rate, far below what the machine carries, so that what is compared is not the machine:
-    without the native engine a packet would wait for the interpreter.
+    The traffic has a fixed rate far below the machine's capacity, so the result does not depend on the machine. Without
+    the native engine, packets would wait for the interpreter.
     """
     COMMANDS["busy"] = (str(COMMANDS["wyrmhole-short"][0]), str(Path(__file__).with_name("busy_interpreter.py")), "-f")
     COMMANDS["busy"] += NATIVE
@@ -190,8 +190,8 @@ def request(client: socket.socket, text: str) -> str:
     return answer.decode()
 
 
-def test_peers_and_allowed_ips_come_and_go_while_others_lose_nothing(lab: Lab) -> None:
-    """1,000 times each during a transfer with few packets on their way at a time, so that no queue fills up."""
+def test_adding_and_removing_peers_does_not_affect_others(lab: Lab) -> None:
+    """Peers and allowed IPs change 1,000 times each during a transfer with few packets in flight, so no queue fills."""
     COMMANDS["native"] = (*COMMANDS["wyrmhole"], *NATIVE)
     a, b = lab.neighbours()
     one, two = lab.tunnel(a, "native", b, "native", endpoint=ENDPOINT)
@@ -222,8 +222,8 @@ def test_peers_and_allowed_ips_come_and_go_while_others_lose_nothing(lab: Lab) -
     assert one.show("peers") == two.key.public
 
 
-def test_a_peer_that_does_not_answer_delays_nobody_else(lab: Lab) -> None:
-    """Its address is on the wire and belongs to nobody, so what is sent to it waits in the kernel."""
+def test_a_silent_peer_does_not_delay_other_peers(lab: Lab) -> None:
+    """Its endpoint is on-link but unused, so its datagrams wait in the kernel for address resolution."""
     COMMANDS["native"] = (*COMMANDS["wyrmhole"], *NATIVE)
     a, b = lab.neighbours()
     one, two = lab.node(a, "native"), lab.node(b, "native", port=51821)
@@ -244,7 +244,7 @@ def test_a_peer_that_does_not_answer_delays_nobody_else(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("without", ["tso", "uso", "gso", "gro", "spin", "tso,uso,gso,gro,spin,steering"])
-def test_what_a_switch_keeps_off_is_not_needed(lab: Lab, without: str) -> None:
+def test_the_daemon_works_without_each_optional_feature(lab: Lab, without: str) -> None:
     name = f"without-{without}"
     COMMANDS[name] = (*COMMANDS["wyrmhole"], *NATIVE, "--without", without)
     a, b = lab.neighbours()
@@ -255,7 +255,7 @@ def test_what_a_switch_keeps_off_is_not_needed(lab: Lab, without: str) -> None:
             assert iperf(a, two.addresses[0], *direction)["sum_received"]["bytes"] > 1_000_000
 
 
-def test_aws_lc_and_the_vector_library_talk_to_each_other(lab: Lab) -> None:
+def test_the_cipher_backends_interoperate(lab: Lab) -> None:
     for aead in ("aws-lc", "auto"):
         COMMANDS[f"aead-{aead}"] = (*COMMANDS["wyrmhole"], *NATIVE, "--aead", aead)
     a, b = lab.neighbours()
@@ -263,4 +263,4 @@ def test_aws_lc_and_the_vector_library_talk_to_each_other(lab: Lab) -> None:
     a.ping(two.addresses[0], size=1372)
     with iperf_server(b, two.addresses[0]):
         assert iperf(a, two.addresses[0])["sum_received"]["bytes"] > 1_000_000
-    until(lambda: "Native engine with aws-lc" in one.log.read_text(), "the log says which library it is")
+    until(lambda: "Native engine with aws-lc" in one.log.read_text(), "the log did not name the library")

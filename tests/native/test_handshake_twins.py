@@ -1,4 +1,4 @@
-"""The handshake in Rust is the one in Python, byte for byte: the same vectors, and the same random conversations."""
+"""The handshake in Rust equals the one in Python, byte for byte, for published vectors and for random exchanges."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_published_noise_vector() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_each_twin_understands_the_other_and_makes_the_same_bytes(seed: int) -> None:
+def test_the_twins_interoperate_and_emit_the_same_bytes(seed: int) -> None:
     draw = random.Random(seed).randbytes
     a, b, psk = PrivateKey(draw(32)), PrivateKey(draw(32)), draw(32)
     ephemerals, stamp = (draw(32), draw(32)), draw(12)
@@ -79,7 +79,7 @@ def test_any_altered_bit_is_refused_by_both() -> None:
         altered = bytearray(body)
         altered[at // 8] ^= 1 << at % 8
         if at == 255:
-            # The top bit of a public key is ignored (RFC 7748, 5), but hashed, so the tag is wrong all the same.
+            # The top bit of a public key is ignored (RFC 7748, section 5), but hashed, so the tag is still wrong.
             assert altered[31] != body[31]
         with pytest.raises(ValueError, match="InvalidTag"):
             rust.consume_initiation(b.raw, bytes(altered), IDENTIFIER, a.public_key().raw)
@@ -103,7 +103,7 @@ def test_a_key_of_low_order_is_refused(point: bytes) -> None:
         rust.consume_initiation(own.raw, point + bytes(76), IDENTIFIER, bytes(32))
 
 
-def test_a_stranger_is_told_apart_before_its_timestamp_is_opened() -> None:
+def test_an_unknown_key_is_detected_before_decrypting_its_timestamp() -> None:
     a, b = PrivateKey(b"\x01" * 32), PrivateKey(b"\x02" * 32)
     _, body = rust.create_initiation(a.raw, b.public_key().raw, b"\x03" * 32, bytes(12), IDENTIFIER)
     with pytest.raises(ValueError, match="UnknownPeer"):
@@ -111,7 +111,7 @@ def test_a_stranger_is_told_apart_before_its_timestamp_is_opened() -> None:
 
 
 @pytest.mark.parametrize("size", [0, 1, 31, 32, 63, 64, 65, 127, 128, 129, 300])
-def test_the_functions_are_the_same_for_any_length(size: int) -> None:
+def test_the_primitives_are_equal_for_any_length(size: int) -> None:
     draw = random.Random(size).randbytes
     key, data = draw(32), draw(size)
     assert rust.hash2s(data) == primitives.hash2s(data)
@@ -122,7 +122,7 @@ def test_the_functions_are_the_same_for_any_length(size: int) -> None:
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "2001:db8::1"])
-def test_cookies_are_the_same(host: str) -> None:
+def test_the_cookies_are_equal(host: str) -> None:
     draw = random.Random(3).randbytes
     secret, nonce, public = draw(32), draw(24), PrivateKey(draw(32)).public_key()
     values = iter((secret, nonce))

@@ -1,4 +1,4 @@
-"""The native engine's threads: what they still touch when edges go, and that they end whatever happens."""
+"""The native engine's threads: they leave replaced edges alone, and they always end."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from wyrmhole.wire.datagram import Received
 
 
 class HeldTun(ListTun):
-    """Its reader waits until told to go on."""
+    """A TUN that blocks its reader until `release` is set."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class HeldTun(ListTun):
 
 
 class WatchedBind(ListBind):
-    """Notes which descriptors it is asked about."""
+    """A bind that records the descriptors it is asked to read."""
 
     def __init__(self) -> None:
         super().__init__(lambda *datagram: None)
@@ -44,7 +44,7 @@ class WatchedBind(ListBind):
 
 
 def rung() -> set[str]:
-    """The process's eventfds whose counter is not zero."""
+    """Return the process's eventfds whose counter is not zero."""
     found = set()
     for path in Path("/proc/self/fdinfo").iterdir():
         try:
@@ -55,8 +55,8 @@ def rung() -> set[str]:
     return found
 
 
-def test_a_bind_that_was_replaced_is_not_touched_again() -> None:
-    """Its caller closes it, and the descriptor's number may then be somebody else's."""
+def test_a_replaced_bind_is_not_used_again() -> None:
+    """Its caller closes it, and another file may then get the descriptor's number."""
     tun, former, latter = HeldTun(), WatchedBind(), WatchedBind()
     engine = make_engine(lambda: 1000 * SECOND, threaded=True)
     try:
@@ -67,7 +67,7 @@ def test_a_bind_that_was_replaced_is_not_touched_again() -> None:
         before = rung()
         replacing = threading.Thread(target=engine.attach_bind, args=(latter, 1))
         replacing.start()
-        until(lambda: rung() - before, "the worker is told, while it is held")
+        until(lambda: rung() - before, "the worker was not notified while it was blocked")
         former.arrive(b"late", B_OUTER.sockaddr)
         tun.go_on.set()
         replacing.join(10)
@@ -96,7 +96,7 @@ print("closed")
 """
 
 
-def test_an_engine_whose_thread_cannot_start_says_so_and_closes() -> None:
+def test_an_engine_whose_thread_cannot_start_raises_and_closes() -> None:
     done = subprocess.run(
         [sys.executable, "-c", NO_THREADS], stdout=subprocess.PIPE, timeout=20, text=True, check=False, cwd=os.getcwd()
     )
@@ -107,7 +107,7 @@ def threads() -> set[str]:
     return set(os.listdir("/proc/self/task"))
 
 
-def test_an_engine_that_nobody_closed_ends_its_threads_and_gives_its_descriptors_back() -> None:
+def test_a_collected_engine_releases_threads_and_descriptors() -> None:
     tun, bind = ListTun(), WatchedBind()
     before, former = threads(), len(os.listdir("/proc/self/fd"))
     engine = make_engine(lambda: 1000 * SECOND, threaded=True)
@@ -116,5 +116,5 @@ def test_an_engine_that_nobody_closed_ends_its_threads_and_gives_its_descriptors
     assert threads() > before
     del engine
     gc.collect()
-    until(lambda: threads() <= before, "the worker has ended")
-    until(lambda: len(os.listdir("/proc/self/fd")) <= former, "its descriptors are closed")
+    until(lambda: threads() <= before, "the worker did not end")
+    until(lambda: len(os.listdir("/proc/self/fd")) <= former, "its descriptors were not closed")

@@ -1,4 +1,4 @@
-"""The native engine answers initiations itself: what the protocol's scenarios, which run on it too, do not reach."""
+"""The native engine answers initiations itself. These cases are not covered by the protocol's scenarios."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ HERE = Endpoint("192.0.2.1", 1000)
 
 
 class Responder:
-    """A native engine with a static key; `answers` has what it sent."""
+    """A native engine with a static key; `answers` holds the messages that it sent."""
 
     def __init__(self, *, threaded: bool = False, workers: int = 1) -> None:
         self.now = 1000 * SECOND
@@ -48,13 +48,13 @@ class Responder:
         self.bind = ListBind(self._keep)
         self.engine.attach_tun(ListTun())
         self.engine.attach_bind(self.bind, 51820)
-        self.be(OWN)
+        self.set_key(OWN)
 
     def _keep(self, sockaddr: object, datagram: bytes, source: object, tos: int) -> None:
         self.answers.append(datagram)
         self.arrived.set()
 
-    def be(self, key: PrivateKey | None) -> None:
+    def set_key(self, key: PrivateKey | None) -> None:
         self.engine.set_mac1_key(None if key is None else mac1_key(key.public_key()))
         self.engine.answer_initiations(None if key is None else key.raw, LIMITS)
 
@@ -63,7 +63,7 @@ class Responder:
         self.engine.set_identity(peer, key.public_key().raw, psk)
 
     def receive(self, *messages: bytes, endpoint: Endpoint = HERE, queue_depth: int = 0) -> list[int]:
-        """The types of the messages that it answered with."""
+        """Return the types of the messages that the engine answers with."""
         before = len(self.answers)
         for message in messages:
             self.bind.arrive(message, endpoint.sockaddr, source=b"source")
@@ -76,7 +76,7 @@ class Responder:
 
 
 class Initiator:
-    """A peer that initiates to the responder; its clock moves by a second with each initiation."""
+    """A peer that initiates handshakes with the responder; its clock advances by one second per initiation."""
 
     def __init__(self, number: int, psk: bytes | None = None) -> None:
         self.key = PrivateKey(bytes((number % 255 + 1,)) * 31 + bytes((number // 255 + 1,)))
@@ -109,7 +109,7 @@ def test_an_answer_is_reported_with_its_session(responder: Responder) -> None:
 
 
 def test_an_initiation_is_answered_once(responder: Responder) -> None:
-    """M12: the timestamp must grow."""
+    """The timestamp must increase (M12)."""
     initiator = Initiator(1)
     responder.know(1, initiator.key)
     first, second = initiator.initiate(), initiator.initiate()
@@ -122,7 +122,7 @@ def test_an_initiation_is_answered_once(responder: Responder) -> None:
     assert responder.engine.peer_drops(1)[DropReason.REPLAYED_HANDSHAKE] == 3
 
 
-def test_initiations_of_one_peer_keep_their_distance(responder: Responder) -> None:
+def test_initiations_of_a_peer_are_rate_limited(responder: Responder) -> None:
     initiator = Initiator(1)
     responder.know(1, initiator.key)
     assert responder.receive(*[initiator.initiate() for _ in range(10)]) == [MESSAGE_RESPONSE]
@@ -131,7 +131,7 @@ def test_initiations_of_one_peer_keep_their_distance(responder: Responder) -> No
     assert responder.receive(initiator.initiate()) == [MESSAGE_RESPONSE]
 
 
-def test_a_stranger_is_refused_and_reported_with_its_key_when_asked_for(responder: Responder) -> None:
+def test_an_unknown_peer_is_reported_with_its_key_on_request(responder: Responder) -> None:
     stranger = Initiator(1)
     assert responder.receive(stranger.initiate()) == []
     assert responder.reports() == []
@@ -141,26 +141,26 @@ def test_a_stranger_is_refused_and_reported_with_its_key_when_asked_for(responde
     assert responder.engine.drops()[DropReason.UNKNOWN_PEER] == 2
 
 
-def test_a_removed_peer_is_a_stranger_until_it_is_added_again(responder: Responder) -> None:
+def test_a_removed_peer_is_unknown_until_it_is_added_again(responder: Responder) -> None:
     initiator = Initiator(1)
     responder.know(1, initiator.key)
     assert responder.receive(first := initiator.initiate()) == [MESSAGE_RESPONSE]
     responder.engine.remove_peer(1)
     assert responder.receive(initiator.initiate()) == []
     responder.know(2, initiator.key)
-    assert responder.receive(first) == [MESSAGE_RESPONSE], "a new peer has no timestamp"
+    assert responder.receive(first) == [MESSAGE_RESPONSE], "a new peer has no recorded timestamp"
     assert [report.peer for report in responder.reports() if isinstance(report, Answered)] == [1, 2]
 
 
-def test_another_private_key_is_another_responder(responder: Responder) -> None:
+def test_only_initiations_for_the_current_private_key_are_answered(responder: Responder) -> None:
     initiator = Initiator(1)
     responder.know(1, initiator.key)
     waiting = initiator.initiate()
-    responder.be(PrivateKey(b"\x09" * 32))
+    responder.set_key(PrivateKey(b"\x09" * 32))
     assert responder.receive(waiting) == []
-    responder.be(None)
+    responder.set_key(None)
     assert responder.receive(waiting) == []
-    responder.be(OWN)
+    responder.set_key(OWN)
     assert responder.receive(waiting) == [MESSAGE_RESPONSE]
     drops = responder.engine.drops()
     assert drops[DropReason.BAD_MAC1] == drops[DropReason.NO_PRIVATE_KEY] == 1
@@ -180,7 +180,7 @@ def test_only_the_same_preshared_key_completes_the_handshake(responder: Responde
         assert (initiator.exchange.drops[DropReason.BAD_HANDSHAKE] == drops) is completes
 
 
-def test_under_load_a_source_proves_itself_by_its_cookie_for_two_minutes(responder: Responder) -> None:
+def test_under_load_a_cookie_is_valid_for_two_minutes(responder: Responder) -> None:
     initiator = Initiator(1)
     responder.know(1, initiator.key)
     assert responder.receive(initiator.initiate(), queue_depth=200) == [MESSAGE_COOKIE_REPLY]
@@ -194,12 +194,12 @@ def test_under_load_a_source_proves_itself_by_its_cookie_for_two_minutes(respond
     assert proven[0] == MESSAGE_INITIATION
 
 
-def test_without_load_nobody_gets_a_cookie(responder: Responder) -> None:
+def test_without_load_no_cookie_reply_is_sent(responder: Responder) -> None:
     for number in range(100):
         assert responder.receive(Initiator(number).initiate(), queue_depth=0) == []
 
 
-def test_random_bytes_behind_a_valid_mac1_are_refused(responder: Responder) -> None:
+def test_random_bytes_with_a_valid_mac1_are_refused(responder: Responder) -> None:
     for _ in range(50):
         body = (1).to_bytes(4, "little") + os.urandom(112)
         assert responder.receive(CookieGenerator(OWN.public_key()).add_macs(body, 0)) == []
@@ -208,7 +208,7 @@ def test_random_bytes_behind_a_valid_mac1_are_refused(responder: Responder) -> N
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4, 8])
-def test_threads_answer_each_of_many_peers_once(workers: int) -> None:
+def test_threads_answer_each_of_many_peers_exactly_once(workers: int) -> None:
     responder = Responder(threaded=True, workers=workers)
     initiators = [Initiator(number) for number in range(100)]
     for number, initiator in enumerate(initiators):
@@ -231,7 +231,7 @@ def test_threads_answer_each_of_many_peers_once(workers: int) -> None:
     )
 
 
-def test_a_closed_engine_answers_nobody() -> None:
+def test_a_closed_engine_answers_no_initiation() -> None:
     responder = Responder(threaded=True, workers=2)
     initiator = Initiator(1)
     responder.know(1, initiator.key)
@@ -241,7 +241,7 @@ def test_a_closed_engine_answers_nobody() -> None:
     assert not [each for each in threading.enumerate() if each.name.startswith("wyrmhole-h")]
 
 
-def test_an_index_that_the_engine_drew_is_not_given_out_again(responder: Responder) -> None:
+def test_an_index_drawn_by_the_engine_is_not_used_twice(responder: Responder) -> None:
     initiator = Initiator(1)
     responder.know(1, initiator.key)
     responder.receive(initiator.initiate())

@@ -1,5 +1,4 @@
-"""The native engine's own system calls, on real UDP sockets over a loopback of the test's: a TUN in memory, and keys
-given to it."""
+"""The native engine's system calls, on real UDP sockets over the test's own loopback, a memory TUN and given keys."""
 
 from __future__ import annotations
 
@@ -33,7 +32,7 @@ LOCALHOST = {4: "127.0.0.1", 6: "::1"}
 
 
 class PairTun(ListTun):
-    """A TUN whose queues are ends of socket pairs; the test has the other ends."""
+    """A TUN whose queues are one end of socket pairs; the test holds the other ends."""
 
     def __init__(self, queues: int) -> None:
         super().__init__()
@@ -91,7 +90,7 @@ class Side:
 
 @contextlib.contextmanager
 def connected(host: str, tun: ListTun | None = None) -> Iterator[tuple[Namespace, Side, Side]]:
-    """`tun`: that of the second side."""
+    """Yield a connected pair of sides; `tun` is the TUN of the second."""
     with namespaces(1) as (place,):
         a, b = Side(place, B_INNER, initiator=True), Side(place, A_INNER, initiator=False, tun=tun)
         try:
@@ -99,7 +98,7 @@ def connected(host: str, tun: ListTun | None = None) -> Iterator[tuple[Namespace
             a.know(b, host)
             for side in (b, a):
                 side.turns()
-                # As if both had heard of each other: a path is not new, and trains may leave.
+                # Exchange packets, so that the path is not new and trains may leave.
                 side.engine.note_handshake(1, 92, 1000 * SECOND)
             yield place, a, b
         finally:
@@ -115,7 +114,7 @@ def sender(place: Namespace, to: Side) -> socket.socket:
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_packets_of_both_families_cross(version: int) -> None:
+def test_packets_of_both_families_are_exchanged(version: int) -> None:
     with connected(LOCALHOST[version]) as (_, a, b):
         packets = [ipv4(A_INNER, B_INNER, bytes((number,)) * 700) for number in range(60)]
         for packet in packets:
@@ -129,7 +128,7 @@ def test_packets_of_both_families_cross(version: int) -> None:
         assert a.delivered == [ipv4(B_INNER, A_INNER)]
 
 
-def test_peers_of_both_families_get_what_was_read_in_one_turn() -> None:
+def test_packets_read_together_reach_peers_of_both_families() -> None:
     with connected("127.0.0.1") as (place, a, b):
         with place.entered():
             other = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
@@ -154,8 +153,8 @@ def test_peers_of_both_families_get_what_was_read_in_one_turn() -> None:
         assert a.engine.drops() == {}
 
 
-def test_datagrams_of_every_odd_length_are_dropped_by_name() -> None:
-    """All lengths up to the longest datagram of UDP are tried."""
+def test_datagrams_of_every_invalid_length_are_dropped_and_counted() -> None:
+    """The test tries all lengths up to the longest UDP datagram."""
     with connected("127.0.0.1") as (place, _, b), sender(place, b) as sock:
         lengths = [*range(200), 1500, 9000, 65_507]
         for length in lengths:
@@ -166,21 +165,21 @@ def test_datagrams_of_every_odd_length_are_dropped_by_name() -> None:
 
 
 @pytest.mark.parametrize("count", [64, 65, 128])
-def test_a_train_of_128_segments_is_taken_whole(count: int) -> None:
-    """wireguard-go and others have room for 64 segments only."""
+def test_a_train_of_128_segments_is_received_whole(count: int) -> None:
+    """wireguard-go and others accept only 64 segments."""
     with connected("127.0.0.1") as (place, _, b), sender(place, b) as sock:
         segment = struct.pack("<IIQ", 4, 20, 7) + bytes(32)
         control = [(socket.SOL_UDP, UDP_SEGMENT, struct.pack("=H", len(segment)))]
         try:
             sock.sendmsg([segment * count], control)
         except OSError:
-            pytest.skip("this kernel takes trains of 64")
+            pytest.skip("this kernel limits trains to 64 datagrams")
         b.turns()
         assert b.engine.drops() == {DropReason.BAD_TAG: count}
 
 
-def test_a_path_smaller_than_the_train_gets_its_datagrams() -> None:
-    """EMSGSIZE: plain datagrams get through as fragments."""
+def test_a_path_too_narrow_for_the_train_gets_single_datagrams() -> None:
+    """After EMSGSIZE, single datagrams arrive as fragments."""
     with connected("127.0.0.1") as (place, a, b):
         place.ip("link", "set", "lo", "mtu", "1280")
         packets = [ipv4(A_INNER, B_INNER, bytes((number,)) * 1380) for number in range(30)]
@@ -193,8 +192,8 @@ def test_a_path_smaller_than_the_train_gets_its_datagrams() -> None:
         assert a.engine.drops() == {}
 
 
-def test_a_full_tun_costs_what_does_not_fit_and_nothing_later() -> None:
-    """EAGAIN: nobody waits, and the packets are counted."""
+def test_a_full_tun_drops_only_the_packets_that_do_not_fit() -> None:
+    """On EAGAIN, the engine does not wait; it counts the dropped packets."""
     tun = PairTun(1)
     with connected("127.0.0.1", tun) as (_, a, b), contextlib.closing(tun):
         reader = tun.pairs[0][1]
@@ -222,7 +221,7 @@ def test_a_full_tun_costs_what_does_not_fit_and_nothing_later() -> None:
 
 
 @pytest.mark.parametrize("worker", [0, 1])
-def test_every_worker_tries_trains_again_when_routes_changed(worker: int) -> None:
+def test_every_worker_tries_trains_again_after_a_route_change(worker: int) -> None:
     tun, bind = PairTun(2), UdpBind(shares=2)
     engine = make_engine(lambda: 1000 * SECOND, workers=2)
     with namespaces(1) as (place,), contextlib.ExitStack() as stack:
@@ -263,8 +262,8 @@ def test_every_worker_tries_trains_again_when_routes_changed(worker: int) -> Non
         assert arrive() == [14_400]
 
 
-def test_an_answer_leaves_from_the_address_that_was_asked() -> None:
-    """PKTINFO beside GRO: the train's control block has both."""
+def test_an_answer_leaves_from_the_address_that_was_queried() -> None:
+    """The train's control messages contain both PKTINFO and the GRO size."""
     with connected("127.0.0.1") as (place, a, b):
         place.address("lo", "10.99.0.7/32")
         a.engine.set_endpoint(1, Endpoint("10.99.0.7", b.port))
@@ -282,7 +281,7 @@ def test_an_answer_leaves_from_the_address_that_was_asked() -> None:
         assert socket.inet_ntoa(packet[12:16]) == "10.99.0.7"
 
 
-def test_an_address_that_went_away_is_left_out_and_forgotten() -> None:
+def test_a_removed_source_address_is_forgotten() -> None:
     with connected("127.0.0.1") as (_, a, b):
         b.engine.set_endpoint(1, Endpoint("127.0.0.1", a.port), emit_source("10.99.0.7", 1))
         b.tun.inject(PLAIN + ipv4(B_INNER, A_INNER))
@@ -292,8 +291,8 @@ def test_an_address_that_went_away_is_left_out_and_forgotten() -> None:
         assert b.engine.drops() == {}
 
 
-def test_a_refusal_from_nowhere_costs_nothing() -> None:
-    """ECONNREFUSED is told to the next send or receive, and is about another datagram."""
+def test_a_pending_icmp_error_loses_no_datagram() -> None:
+    """The next send or receive returns ECONNREFUSED, which concerns an earlier datagram."""
     with connected("127.0.0.1") as (place, a, b):
         with place.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as closed:
             closed.bind(("127.0.0.1", 0))

@@ -1,6 +1,7 @@
-"""From which address the kernel accepts an ICMP error that a TUN delivers.
+"""The source addresses from which the kernel accepts an ICMP error on a TUN.
 
-The reason why ours come from the address that could not be reached, and not from one of the host's."""
+They are why our errors come from the address that could not be reached, not from one of the host's addresses.
+"""
 
 from __future__ import annotations
 
@@ -24,16 +25,16 @@ _OTHER = {4: "10.9.0.2", 6: "fd09::2"}
 
 
 def read_udp(tun: LinuxTun) -> bytes:
-    """The packet that a program sent; what the host says besides is passed over."""
+    """Return the next UDP packet; skip other packets of the host."""
     buffer = bytearray(1 << 16)
     while length := tun.read_into(buffer):
         if ip.udp_ports(packet := bytes(buffer[10:length])):
             return packet
-    raise AssertionError("no packet came")
+    raise AssertionError("no packet arrived")
 
 
 def from_own_address(error: bytes, version: int) -> bytes:
-    """The ICMP error as the kernel module sends it."""
+    """Return the ICMP error with our own address as its source, like the kernel module sends it."""
     if version == 4:
         header = error[:10] + bytes(2) + socket.inet_aton(_OWN[4]) + error[16:20]
         return header[:10] + checksum(header).to_bytes(2, "big") + header[12:] + error[20:]
@@ -46,7 +47,7 @@ def from_own_address(error: bytes, version: int) -> bytes:
 @pytest.mark.parametrize(
     ("version", "is_own", "arrives"), [(4, False, True), (4, True, False), (6, False, True), (6, True, True)]
 )
-def test_an_ipv4_error_from_an_address_of_the_host_is_a_martian(version: int, is_own: bool, arrives: bool) -> None:
+def test_an_ipv4_error_from_the_host_s_address_is_a_martian(version: int, is_own: bool, arrives: bool) -> None:
     space = Namespace()
     try:
         with space.entered():

@@ -1,4 +1,4 @@
-"""Addresses are usable when the call that adds them returns."""
+"""An address is usable when the call that adds it returns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ V6 = ipaddress.ip_interface("fd66::1/64")
 
 
 class Kernel:
-    """Takes packets to an address only when it was asked about it for the time `patience` + 1."""
+    """A kernel that accepts packets to an address only after `patience` queries."""
 
     def __init__(self, patience: int) -> None:
         self.patience = patience
@@ -30,13 +30,13 @@ class Kernel:
         return self.patience < 0
 
 
-def test_an_ipv6_address_is_waited_for() -> None:
+def test_adding_an_ipv6_address_waits_until_it_is_usable() -> None:
     kernel = Kernel(2)
     link_setup.add_address(cast(netlink.Client, kernel), 7, V6)
     assert (kernel.added, kernel.patience) == (1, -1)
 
 
-def test_an_address_that_never_comes_is_not_waited_for_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_wait_for_an_address_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(link_setup, "LOOK_SECONDS", 0)
     kernel = Kernel(10_000)
     link_setup.add_address(cast(netlink.Client, kernel), 7, V6)
@@ -44,7 +44,7 @@ def test_an_address_that_never_comes_is_not_waited_for_without_end(monkeypatch: 
 
 
 @pytest.mark.network
-def test_packets_to_an_address_are_taken_at_once() -> None:
+def test_packets_to_a_new_address_are_accepted_at_once() -> None:
     host = Namespace()
     try:
         with host.entered():
@@ -58,7 +58,7 @@ def test_packets_to_an_address_are_taken_at_once() -> None:
                     link_setup.add_address(client, index, address)
                     assert client.is_local(str(address.ip)), address
             assert not client.is_local("fd66::99")
-            assert not client.is_local("192.0.2.1"), "there is no way to it at all"
+            assert not client.is_local("192.0.2.1"), "there is no route to it"
             client.close()
             tun.close()
     finally:

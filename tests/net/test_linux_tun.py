@@ -1,4 +1,4 @@
-"""LinuxTun against the kernel: life of an interface, frames, other network namespaces."""
+"""LinuxTun on the kernel: the life cycle of an interface, frames, and other network namespaces."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def tun() -> Iterator[LinuxTun]:
 
 
 def events(tun: Tun, *, namespace: Namespace | None = None) -> list[TunEvent]:
-    """What the next wake-up tells; the empty list when there is none for long."""
+    """Return the events of the next wake-up, or an empty list on timeout."""
     poller = select.poll()
     poller.register(tun.events_fileno(), select.POLLIN)
     for _ in range(50):
@@ -47,7 +47,7 @@ def events(tun: Tun, *, namespace: Namespace | None = None) -> list[TunEvent]:
 
 
 def read_packet(tun: LinuxTun) -> bytes:
-    """The next IPv4 frame."""
+    """Return the next IPv4 frame."""
     buffer = bytearray(b"\xff" * 70_000)
     poller = select.poll()
     poller.register(tun.fileno(), select.POLLIN)
@@ -55,12 +55,12 @@ def read_packet(tun: LinuxTun) -> bytes:
         length = tun.read_into(buffer)
         if length > 10 and buffer[10] >> 4 == 4:
             return bytes(buffer[:length])
-    raise AssertionError("nothing came")
+    raise AssertionError("no IPv4 frame arrived")
 
 
 @pytest.mark.network
-def test_an_interface_that_is_taken_over_has_headers_of_ten_bytes() -> None:
-    """A persistent TUN keeps the header size that its former user asked for."""
+def test_a_reused_interface_has_headers_of_ten_bytes() -> None:
+    """A persistent TUN keeps the header size that its former user set, so we must set ours."""
     name = new_name()
     ip("tuntap", "add", "dev", name, "mode", "tun")
     try:
@@ -79,7 +79,7 @@ def test_an_interface_that_is_taken_over_has_headers_of_ten_bytes() -> None:
 
 
 @pytest.mark.parametrize("name", ["", "sixteen-bytes-xx", "a/b", "a b", "a\tb", "a:b", ".", "..", "a\0b", "é" * 8])
-def test_names_the_kernel_would_refuse_are_refused_with_a_reason(name: str) -> None:
+def test_invalid_interface_names_are_refused_with_a_reason(name: str) -> None:
     with pytest.raises(TunError) as caught:
         check_name(name)
     assert caught.value.errno == errno.EINVAL
@@ -87,11 +87,11 @@ def test_names_the_kernel_would_refuse_are_refused_with_a_reason(name: str) -> N
 
 
 @pytest.mark.parametrize("name", ["a", "fifteen-bytes-x", "wg%d", "wg0.1", "ü" * 7])
-def test_names_the_kernel_takes_pass(name: str) -> None:
+def test_valid_interface_names_are_accepted(name: str) -> None:
     check_name(name)
 
 
-def test_a_descriptor_that_is_no_tun_is_refused_and_left_open() -> None:
+def test_a_descriptor_that_is_not_a_tun_is_refused_and_left_open() -> None:
     read_end, write_end = os.pipe()
     with pytest.raises(TunError) as caught:
         LinuxTun.from_fd(read_end)
@@ -103,7 +103,7 @@ def test_a_descriptor_that_is_no_tun_is_refused_and_left_open() -> None:
 @pytest.mark.parametrize(
     ("number", "word"), [(errno.ENOENT, "modprobe tun"), (errno.EACCES, "root"), (errno.EMFILE, "open files")]
 )
-def test_a_missing_driver_says_what_to_do(monkeypatch: pytest.MonkeyPatch, number: int, word: str) -> None:
+def test_the_error_about_a_missing_driver_has_a_remedy(monkeypatch: pytest.MonkeyPatch, number: int, word: str) -> None:
     def refuse(*_arguments: object) -> int:
         raise OSError(number, os.strerror(number))
 
@@ -115,7 +115,9 @@ def test_a_missing_driver_says_what_to_do(monkeypatch: pytest.MonkeyPatch, numbe
 
 
 @pytest.mark.parametrize(("number", "word"), [(errno.EPERM, "CAP_NET_ADMIN"), (errno.EBUSY, "another process")])
-def test_a_refused_interface_says_what_to_do(monkeypatch: pytest.MonkeyPatch, number: int, word: str) -> None:
+def test_the_error_about_a_refused_interface_has_a_remedy(
+    monkeypatch: pytest.MonkeyPatch, number: int, word: str
+) -> None:
     def refuse(*_arguments: object) -> str:
         raise OSError(number, os.strerror(number))
 
@@ -127,7 +129,7 @@ def test_a_refused_interface_says_what_to_do(monkeypatch: pytest.MonkeyPatch, nu
     assert word in str(caught.value)
 
 
-def test_a_timer_descriptor_wakes_once_or_again_and_again() -> None:
+def test_a_timer_descriptor_fires_once_or_periodically() -> None:
     timer = timerfd.open_timer()
     poller = select.poll()
     poller.register(timer, select.POLLIN)
@@ -142,7 +144,7 @@ def test_a_timer_descriptor_wakes_once_or_again_and_again() -> None:
 
 
 @pytest.mark.network
-def test_an_interface_begins_down_with_its_mtu_and_offloads(tun: LinuxTun) -> None:
+def test_a_new_interface_is_down_and_has_mtu_and_offloads(tun: LinuxTun) -> None:
     as_interface: Tun = tun
     assert as_interface.mtu == 1420
     assert as_interface.offloads.tso
@@ -151,18 +153,18 @@ def test_an_interface_begins_down_with_its_mtu_and_offloads(tun: LinuxTun) -> No
     assert not os.get_inheritable(tun.fileno()) and not os.get_blocking(tun.fileno())
 
 
-def test_a_super_packet_has_no_more_segments_than_a_train() -> None:
+def test_the_segments_of_a_train_depend_on_the_mtu() -> None:
     assert segments_of_train(1420) == 45
     assert segments_of_train(8920) == 7
     assert segments_of_train(65_535) == 1
 
 
 @pytest.mark.network
-def test_the_kernel_is_asked_for_super_packets_that_fit_a_train(tun: LinuxTun) -> None:
+def test_the_kernel_limits_super_packets_to_one_train(tun: LinuxTun) -> None:
     for mtu, wanted in ((1420, 45), (8920, 7)):
         ip("link", "set", tun.name, "mtu", str(mtu), "up")
-        while (told := json.loads(ip("-d", "-j", "link", "show", tun.name))[0])["gso_max_segs"] != wanted:
-            assert events(tun), f"asked for {told['gso_max_segs']} segments, not {wanted}, at an MTU of {mtu}"
+        while (shown := json.loads(ip("-d", "-j", "link", "show", tun.name))[0])["gso_max_segs"] != wanted:
+            assert events(tun), f"the limit is {shown['gso_max_segs']} segments, not {wanted}, at an MTU of {mtu}"
 
 
 @pytest.mark.network
@@ -184,7 +186,7 @@ def test_offloads_can_be_switched_off() -> None:
 
 
 @pytest.mark.network
-def test_a_held_name_and_a_name_of_something_else_are_refused(tun: LinuxTun) -> None:
+def test_a_name_in_use_is_refused(tun: LinuxTun) -> None:
     with pytest.raises(TunError) as caught:
         LinuxTun.create(tun.name)
     assert caught.value.errno == errno.EBUSY
@@ -203,7 +205,7 @@ def test_an_impossible_mtu_is_refused_and_leaves_no_interface() -> None:
 
 
 @pytest.mark.network
-def test_up_down_mtu_and_rename_are_followed(tun: LinuxTun) -> None:
+def test_up_down_mtu_and_rename_are_noticed(tun: LinuxTun) -> None:
     tun.poll_events()
     ip("link", "set", tun.name, "up")
     assert events(tun) == [TunEvent.UP]
@@ -221,7 +223,7 @@ def test_up_down_mtu_and_rename_are_followed(tun: LinuxTun) -> None:
 
 
 @pytest.mark.network
-def test_events_of_other_interfaces_are_not_told(tun: LinuxTun) -> None:
+def test_events_of_other_interfaces_are_not_reported(tun: LinuxTun) -> None:
     tun.poll_events()
     other = LinuxTun.create(new_name())
     ip("link", "set", other.name, "up")
@@ -230,8 +232,8 @@ def test_events_of_other_interfaces_are_not_told(tun: LinuxTun) -> None:
 
 
 @pytest.mark.network
-def test_lost_notices_do_not_lose_the_state(tun: LinuxTun, monkeypatch: pytest.MonkeyPatch) -> None:
-    """ENOBUFS on netlink: whatever was missed, the state is asked for."""
+def test_lost_netlink_messages_do_not_lose_the_state(tun: LinuxTun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After ENOBUFS, the state is queried again."""
     tun.poll_events()
     ip("link", "set", tun.name, "up")
     monkeypatch.setattr(netlink, "drain", lambda _socket: ([], True))
@@ -248,7 +250,7 @@ def test_packets_pass_in_both_directions(tun: LinuxTun) -> None:
         assert tun.write([HEADER, fixed_checksum(echo[:20]), echo[20:]])
         frame = read_packet(tun)
         assert frame[:10] == HEADER
-        assert len(frame) == 10 + 84 and frame[30] == 0, "an echo reply"
+        assert len(frame) == 10 + 84 and frame[30] == 0, "the frame is not an echo reply"
 
 
 def fixed_checksum(header: bytes) -> bytes:
@@ -257,25 +259,25 @@ def fixed_checksum(header: bytes) -> bytes:
 
 
 @pytest.mark.network
-def test_reading_an_empty_or_down_interface_is_no_error(tun: LinuxTun) -> None:
+def test_reading_from_an_empty_or_down_interface_returns_0(tun: LinuxTun) -> None:
     assert tun.read_into(bytearray(70_000)) == 0
 
 
 @pytest.mark.network
-def test_writing_to_a_down_interface_loses_the_frame_and_counts(tun: LinuxTun) -> None:
-    """Writing works again when the interface is up."""
+def test_a_frame_written_to_a_down_interface_is_counted_as_lost(tun: LinuxTun) -> None:
+    """Writing works again after the interface has come up."""
     assert tun.write([HEADER, PING]) is False
     assert tun.counters.unwritten == {errno.EIO: 1}
     assert tun.write(super_packet()) is False
     assert tun.counters.unwritten == {errno.EIO: 2}
-    assert tun.offloads.tso, "that the interface is down says nothing about offloads"
+    assert tun.offloads.tso, "a down interface does not switch offloads off"
     ip("link", "set", tun.name, "up")
     assert tun.write([HEADER + PING]) is True
     assert tun.write(super_packet()) is True
 
 
 def super_packet() -> list[bytes]:
-    """A coalesced IPv4 TCP frame: three segments of 100 bytes, gathered."""
+    """Return a coalesced IPv4 TCP frame: three segments of 100 bytes, as separate buffers."""
     header = struct.pack("=BBHHHH", 1, 1, 40, 100, 20, 16)
     ip_header = fixed_checksum(bytes.fromhex("4500015400004000400600000a4d00010a4d0002"))
     tcp_header = bytes.fromhex("0001000200000001000000015010ffff00000000")
@@ -284,7 +286,7 @@ def super_packet() -> list[bytes]:
 
 @pytest.mark.network
 @pytest.mark.parametrize(("gso_type", "lost"), [(1, "tso"), (4, "tso"), (0x81, "tso"), (5, "uso")])
-def test_a_refused_super_packet_turns_its_offload_off(tun: LinuxTun, gso_type: int, lost: str) -> None:
+def test_a_refused_super_packet_switches_its_offload_off(tun: LinuxTun, gso_type: int, lost: str) -> None:
     ip("link", "set", tun.name, "up")
     before = tun.offloads
     broken = bytes([1, gso_type]) + bytes(8)
@@ -293,11 +295,11 @@ def test_a_refused_super_packet_turns_its_offload_off(tun: LinuxTun, gso_type: i
     kept = "uso" if lost == "tso" else "tso"
     assert getattr(tun.offloads, kept) == getattr(before, kept)
     assert tun.write([HEADER, b"\x00nonsense"]) is False
-    assert getattr(tun.offloads, kept) == getattr(before, kept), "a plain frame says nothing about offloads"
+    assert getattr(tun.offloads, kept) == getattr(before, kept), "a plain frame does not switch offloads off"
 
 
 @pytest.mark.network
-def test_deletion_is_told_once_and_does_not_spin(tun: LinuxTun) -> None:
+def test_deletion_is_reported_once_without_spinning(tun: LinuxTun) -> None:
     tun.poll_events()
     ip("link", "del", tun.name)
     assert events(tun) == [TunEvent.DELETED]
@@ -309,11 +311,11 @@ def test_deletion_is_told_once_and_does_not_spin(tun: LinuxTun) -> None:
     LinuxTun.create(new_name()).close()
     poller = select.poll()
     poller.register(tun.events_fileno(), select.POLLIN)
-    assert poller.poll(0) == [], "what happens to others wakes nobody"
+    assert poller.poll(0) == [], "changes of other interfaces do not wake us"
 
 
 @pytest.mark.network
-def test_a_lent_tun_works_on_when_its_owner_closes(tun: LinuxTun) -> None:
+def test_a_lent_tun_works_after_its_owner_closed(tun: LinuxTun) -> None:
     name = tun.name
     ip("addr", "add", "10.77.0.1/24", "dev", name)
     ip("link", "set", name, "up")
@@ -323,7 +325,7 @@ def test_a_lent_tun_works_on_when_its_owner_closes(tun: LinuxTun) -> None:
         assert tun.fileno() == -1 and lent.fileno() >= 0
         assert not os.get_inheritable(lent.fileno())
         assert lent.write([HEADER, PING])
-        assert lent.poll_events() == [TunEvent.DELETED], "nobody follows the interface any more"
+        assert lent.poll_events() == [TunEvent.DELETED], "the interface is not followed any more"
         assert lent.poll_events() == []
         assert name in ip("-o", "link", "show")
     finally:
@@ -343,8 +345,8 @@ def test_closing_a_lent_tun_leaves_its_owner_alone(tun: LinuxTun) -> None:
 
 
 @pytest.mark.network
-@pytest.mark.parametrize("may_ask", [True, False], ids=["by netlink", "by probing"])
-def test_an_interface_in_another_namespace_is_followed(
+@pytest.mark.parametrize("may_ask", [True, False], ids=["netlink", "probing"])
+def test_an_interface_is_followed_into_another_namespace(
     tun: LinuxTun, may_ask: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without the permission to enter the other namespace, only the MTU is unknown."""
@@ -367,7 +369,7 @@ def test_an_interface_in_another_namespace_is_followed(
             assert events(tun) == [TunEvent.MTU]
         namespace.ip("link", "set", tun.name, "down")
         assert events(tun) == [TunEvent.DOWN]
-        assert (tun._link._timer < 0) is may_ask, "no ticks without need"
+        assert (tun._link._timer < 0) is may_ask, "the timer runs only while we probe"
 
 
 @pytest.mark.network
@@ -384,7 +386,7 @@ def test_a_namespace_gets_an_id_and_keeps_it() -> None:
 
 
 @pytest.mark.network
-def test_an_interface_that_comes_home_is_no_longer_probed(tun: LinuxTun, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interface_that_returns_is_no_longer_probed(tun: LinuxTun, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_arguments: object) -> None:
         raise PermissionError(errno.EPERM, "not permitted")
 
@@ -400,7 +402,7 @@ def test_an_interface_that_comes_home_is_no_longer_probed(tun: LinuxTun, monkeyp
 
 
 @pytest.mark.network
-def test_the_end_of_another_namespace_ends_the_interface(tun: LinuxTun) -> None:
+def test_the_end_of_its_namespace_deletes_the_interface(tun: LinuxTun) -> None:
     """This process does not keep the namespace alive."""
     with namespaces(1) as (namespace,):
         ip("link", "set", tun.name, "netns", namespace.name)
@@ -409,15 +411,15 @@ def test_the_end_of_another_namespace_ends_the_interface(tun: LinuxTun) -> None:
         namespace.delete()
         poller = select.poll()
         poller.register(tun.fileno(), select.POLLIN)
-        assert poller.poll(10_000), "the descriptor shows an error"
+        assert poller.poll(10_000), "the descriptor did not report an error"
         with pytest.raises(OSError):
             tun.read_into(bytearray(70_000))
         assert events(tun) == [TunEvent.DELETED]
 
 
 @pytest.mark.network
-def test_an_inherited_descriptor_works_as_a_created_one(tun: LinuxTun) -> None:
-    """The interface also stays as it was: MTU and all."""
+def test_an_inherited_descriptor_works_like_a_created_one(tun: LinuxTun) -> None:
+    """The MTU and the other settings of the interface are unchanged."""
     ip("link", "set", tun.name, "mtu", "1333", "up")
     second = LinuxTun.from_fd(os.dup(tun.fileno()))
     assert second.name == tun.name and second.mtu == 1333 and second.offloads == tun.offloads
@@ -427,7 +429,7 @@ def test_an_inherited_descriptor_works_as_a_created_one(tun: LinuxTun) -> None:
 
 
 @pytest.mark.network
-def test_a_descriptor_without_virtio_headers_speaks_frames_all_the_same() -> None:
+def test_a_descriptor_without_virtio_headers_carries_frames() -> None:
     fileno = os.open("/dev/net/tun", os.O_RDWR)
     name = tun_ioctl.attach(fileno, new_name(), tun_ioctl.IFF_TUN | tun_ioctl.IFF_NO_PI)
     tun = LinuxTun.from_fd(fileno)
@@ -456,7 +458,7 @@ def test_a_tap_descriptor_is_refused() -> None:
 
 
 @pytest.mark.network
-def test_close_can_be_repeated_and_leaves_nothing() -> None:
+def test_close_can_be_repeated_and_leaves_no_interface() -> None:
     before = len(os.listdir("/proc/self/fd"))
     tun = LinuxTun.create(new_name())
     name = tun.name

@@ -1,4 +1,4 @@
-"""The memory twin of a bind keeps the promises of the real one."""
+"""The memory twin of a bind fulfils the same contract as the real one."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_it_is_a_bind(a: MemoryBind) -> None:
     assert as_interface.send(b"x", 0, ("192.0.2.9", 9), None) == SendOutcome.SENT
 
 
-def test_step_by_step_in_order(a: MemoryBind, b: MemoryBind) -> None:
+def test_datagrams_arrive_in_order(a: MemoryBind, b: MemoryBind) -> None:
     assert receive(b) is None and not readable(b)
     a.send(b"one", 0, ("192.0.2.2", 2), None, tos=3)
     a.send([b"t", b"wo"], 0, ("2001:db8::2", 2, 0, 0), None)
@@ -70,7 +70,7 @@ def test_step_by_step_in_order(a: MemoryBind, b: MemoryBind) -> None:
     assert receive(b) is None and not readable(b)
 
 
-def test_answers_leave_from_the_address_that_was_asked(a: MemoryBind, b: MemoryBind) -> None:
+def test_answers_leave_from_the_address_that_was_queried(a: MemoryBind, b: MemoryBind) -> None:
     a.send(b"question", 0, ("192.0.2.3", 2), None)
     question = must_receive(b)
     assert question.source is not None and b.source_is_valid(question.sockaddr, question.source)
@@ -78,7 +78,7 @@ def test_answers_leave_from_the_address_that_was_asked(a: MemoryBind, b: MemoryB
     assert must_receive(a).sockaddr == ("192.0.2.3", 2)
 
 
-def test_trains_stay_whole_or_are_split(network: MemoryNetwork, a: MemoryBind, b: MemoryBind) -> None:
+def test_trains_are_kept_whole_with_gro_and_split_without(network: MemoryNetwork, a: MemoryBind, b: MemoryBind) -> None:
     plain = network.bind("192.0.2.4", gro=False)
     plain.open(4)
     a.send(b"aabbc", 2, ("192.0.2.2", 2), None)
@@ -90,7 +90,7 @@ def test_trains_stay_whole_or_are_split(network: MemoryNetwork, a: MemoryBind, b
     plain.close()
 
 
-def test_full_queues_and_unreachable_hosts_lose(network: MemoryNetwork, a: MemoryBind, b: MemoryBind) -> None:
+def test_full_queues_and_unreachable_hosts_drop_datagrams(network: MemoryNetwork, a: MemoryBind, b: MemoryBind) -> None:
     for _ in range(6):
         assert a.send(b"x", 0, ("192.0.2.2", 2), None) == SendOutcome.SENT
     a.send(b"x", 0, ("192.0.2.99", 2), None)
@@ -98,7 +98,7 @@ def test_full_queues_and_unreachable_hosts_lose(network: MemoryNetwork, a: Memor
     assert len([None for _ in range(6) if receive(b)]) == 4
 
 
-def test_a_network_can_be_told_what_to_lose(network: MemoryNetwork, a: MemoryBind, b: MemoryBind) -> None:
+def test_a_filter_chooses_the_datagrams_to_lose(network: MemoryNetwork, a: MemoryBind, b: MemoryBind) -> None:
     network.carries = lambda datagram: datagram.data != b"bad"
     a.send(b"bad", 0, ("192.0.2.2", 2), None)
     a.send(b"good", 0, ("192.0.2.2", 2), None)
@@ -117,7 +117,7 @@ def test_a_host_that_moves_sends_from_its_new_address(a: MemoryBind, b: MemoryBi
     assert bytes(must_receive(a).view) == b"y"
 
 
-def test_ports_are_exclusive_and_free_ones_found(network: MemoryNetwork, b: MemoryBind) -> None:
+def test_ports_are_exclusive_and_port_0_picks_a_free_one(network: MemoryNetwork, b: MemoryBind) -> None:
     other = network.bind("192.0.2.3")
     with pytest.raises(OSError) as caught:
         other.open(2)

@@ -1,4 +1,4 @@
-"""The memory twin of a TUN keeps the promises of the real one."""
+"""The memory twin of a TUN fulfils the same contract as the real one."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_super_packets_need_their_offload(tun: MemoryTun, gso_type: int, offload
     assert tun.write(frame) is accepted
 
 
-def test_up_down_and_mtu_are_told_once(tun: MemoryTun) -> None:
+def test_up_down_and_mtu_are_reported_once(tun: MemoryTun) -> None:
     assert readable(tun.events_fileno())
     assert tun.poll_events() == [TunEvent.UP]
     assert tun.poll_events() == [] and not readable(tun.events_fileno())
@@ -88,14 +88,14 @@ def test_up_down_and_mtu_are_told_once(tun: MemoryTun) -> None:
     assert readable(tun.events_fileno())
     assert tun.poll_events() == [TunEvent.DOWN, TunEvent.MTU]
     assert tun.mtu == 1280
-    assert tun.read_into(bytearray(100)) == 0, "going down lost the packet"
+    assert tun.read_into(bytearray(100)) == 0, "going down drops the packet"
     assert not tun.inject(b"x") and not tun.write([HEADER, b"x"])
     tun.set_up(True)
     assert tun.poll_events() == [TunEvent.UP]
     assert tun.inject(b"x") and tun.write([HEADER, b"x"])
 
 
-def test_deletion_is_an_event_and_an_error_of_reading(tun: MemoryTun) -> None:
+def test_deletion_is_an_event_and_makes_reading_fail(tun: MemoryTun) -> None:
     tun.poll_events()
     tun.delete()
     tun.delete()

@@ -1,4 +1,4 @@
-"""Rules and routes are read back as they were written, and as ip(8) prints them."""
+"""Rules and routes are read back unchanged, and ip(8) shows them as expected."""
 
 from __future__ import annotations
 
@@ -55,9 +55,7 @@ def test_a_rule_is_read_back_and_removed(host: Namespace, client: netlink.Client
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_a_rule_of_another_program_is_removed_as_it_was_read(
-    host: Namespace, client: netlink.Client, version: int
-) -> None:
+def test_a_rule_of_another_program_can_be_removed(host: Namespace, client: netlink.Client, version: int) -> None:
     host.ip(f"-{version}", "rule", "add", "not", "fwmark", "7", "table", "7", "priority", "70")
     (found,) = [rule for rule in policy_rules.rules(client, FAMILIES[version]) if rule.priority == 70]
     assert (found.mark, found.table, found.inverted, found.suppressed) == (7, 7, True, None)
@@ -68,7 +66,7 @@ def test_a_rule_of_another_program_is_removed_as_it_was_read(
 @pytest.mark.parametrize(
     ("version", "prefix"), [(4, "20.0.0.0/8"), (6, "fd20::/16"), (4, "0.0.0.0/0"), (6, "::/0"), (4, "20.0.0.1/32")]
 )
-def test_a_route_is_reserved_once_read_back_and_removed(
+def test_a_route_is_reserved_read_back_and_removed(
     host: Namespace, client: netlink.Client, version: int, prefix: str
 ) -> None:
     network = ipaddress.ip_network(prefix)
@@ -85,7 +83,7 @@ def test_a_route_is_reserved_once_read_back_and_removed(
     assert wanted not in link_setup.routes(client, FAMILIES[version])
 
 
-def test_a_route_tells_its_own_mtu(host: Namespace, client: netlink.Client) -> None:
+def test_a_route_has_its_own_mtu(host: Namespace, client: netlink.Client) -> None:
     host.ip("link", "set", "near", "up")
     host.ip("route", "add", "20.0.0.0/8", "dev", "near", "mtu", "1300")
     route = link_setup.parse_route(client.route("20.1.2.3"))
@@ -94,7 +92,7 @@ def test_a_route_tells_its_own_mtu(host: Namespace, client: netlink.Client) -> N
         client.route("21.1.2.3")
 
 
-def test_an_interface_tells_its_kind(client: netlink.Client) -> None:
+def test_the_kind_of_an_interface_is_read(client: netlink.Client) -> None:
     near = client.link("near", None)
     assert (near.kind, client.link_at(near.interface)) == ("veth", near)
     assert client.link("lo", None).kind == ""

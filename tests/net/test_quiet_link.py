@@ -1,4 +1,4 @@
-"""An interface that nobody uses says nothing: no link-local address of its own, no MULTICAST flag."""
+"""An unused interface sends nothing: it has neither a link-local address nor the MULTICAST flag."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def link_local(host: Namespace, name: str = NAME) -> list[str]:
 
 
 def drain(tun: LinuxTun) -> list[bytes]:
-    """What the host sends by the interface."""
+    """Return the packets that the host sent through the interface."""
     buffer, found = bytearray(1 << 16), []
     while length := tun.read_into(buffer):
         found.append(bytes(buffer[10:length]))
@@ -42,7 +42,7 @@ def drain(tun: LinuxTun) -> list[bytes]:
 
 
 def open_tun(name: str) -> int:
-    """As another process does that hands the descriptor over."""
+    """Open the TUN like another process that passes its descriptor to us."""
     fileno = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     tun_ioctl.attach(fileno, name, tun_ioctl.IFF_TUN | tun_ioctl.IFF_NO_PI | tun_ioctl.IFF_VNET_HDR)
     return fileno
@@ -63,7 +63,7 @@ def test_an_interface_with_all_routes_is_silent_when_it_comes_up(host: Namespace
 
 
 @pytest.mark.network
-def test_an_interface_that_is_up_already_loses_the_address_that_the_kernel_gave_it(host: Namespace) -> None:
+def test_the_kernel_s_link_local_address_is_removed(host: Namespace) -> None:
     with host.entered():
         fileno = open_tun(NAME)
         host.ip("link", "set", NAME, "up")
@@ -71,16 +71,16 @@ def test_an_interface_that_is_up_already_loses_the_address_that_the_kernel_gave_
         host.ip("-6", "addr", "add", "fe80::77/64", "dev", NAME, "nodad")
         made = [address for address in link_local(host) if address != "fe80::77"]
         tun = LinuxTun.from_fd(fileno)
-    assert made, "the kernel gave it none, so this shows nothing"
-    assert link_local(host) == ["fe80::77"], "what somebody set stays"
+    assert made, "the kernel assigned no address, so the test proves nothing"
+    assert link_local(host) == ["fe80::77"], "an address that somebody configured is kept"
     assert "fd99::1" in host.ip("-6", "addr", "show", "dev", NAME)
     assert "MULTICAST" not in flags(host)
     tun.close()
 
 
 @pytest.mark.network
-def test_ipv6_that_begins_again_on_the_interface_is_silenced_again(host: Namespace) -> None:
-    """Below an MTU of 1280 an interface has no IPv6, and above it has it with the defaults of the host."""
+def test_an_interface_stays_silent_after_its_ipv6_is_restarted(host: Namespace) -> None:
+    """Below an MTU of 1280, an interface loses IPv6; above, it gets IPv6 again, with the host's defaults."""
     with host.entered():
         tun = LinuxTun.create(NAME)
         host.ip("link", "set", NAME, "mtu", "1200")
@@ -93,8 +93,8 @@ def test_ipv6_that_begins_again_on_the_interface_is_silenced_again(host: Namespa
 
 
 @pytest.mark.network
-def test_an_interface_in_another_namespace_is_not_mistaken_for_one_of_ours(host: Namespace) -> None:
-    """The same index and name may belong to something else here."""
+def test_an_interface_of_the_same_name_elsewhere_is_unchanged(host: Namespace) -> None:
+    """Here, another interface may have the same index and name."""
     other = Namespace()
     try:
         with host.entered():
@@ -107,7 +107,7 @@ def test_an_interface_in_another_namespace_is_not_mistaken_for_one_of_ours(host:
             tun.poll_events()
         for name in (NAME, "wyrquiet1"):
             host.ip("link", "set", name, "up")
-        assert link_local(host) != [], "it was changed"
+        assert link_local(host) != [], "the other interface was changed"
         assert "MULTICAST" in flags(host)
         tun.close()
     finally:
@@ -115,7 +115,7 @@ def test_an_interface_in_another_namespace_is_not_mistaken_for_one_of_ours(host:
 
 
 class Refusing:
-    """A kernel that refuses everything, as without rights or IPv6."""
+    """A kernel that refuses every request, like without permission or without IPv6."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -127,7 +127,7 @@ class Refusing:
     dump = change
 
 
-def test_a_refusal_is_no_reason_not_to_start() -> None:
+def test_a_refusal_does_not_prevent_the_start() -> None:
     kernel = Refusing()
     quiet_link.silence(cast(netlink.Client, kernel), netlink.Link(7, 0x1001, 1420))
     assert kernel.asked == 3

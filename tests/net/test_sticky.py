@@ -1,4 +1,4 @@
-"""The two forms of PKTINFO, and what netlink messages are made of."""
+"""Sticky sources in the two forms of PKTINFO, and parsing of netlink messages."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_source_keeps_its_address_and_its_interface(host: str, interface: int)
 
 
 @pytest.mark.parametrize("size", [0, 4, 11, 13, 16, 19, 21])
-def test_a_source_of_another_size_is_none(size: int) -> None:
+def test_a_source_of_another_size_is_invalid(size: int) -> None:
     with pytest.raises(ValueError, match="bytes"):
         parse_source(bytes(size))
 
@@ -61,13 +61,13 @@ LOOPBACK = socket.if_nametoindex("lo")
         (("fe80::1", 9, 0, 12345), emit_source("fe80::2", 12345), False),
     ],
 )
-def test_a_source_is_valid_if_the_kernel_would_use_it_and_its_interface(
+def test_a_source_is_valid_if_the_kernel_would_use_it(
     watch: RouteWatch, destination: tuple[str, int], source: bytes, valid: bool
 ) -> None:
     assert watch.source_is_valid(destination, source, 0) is valid
 
 
-def test_when_the_kernel_cannot_be_asked_the_source_stays(watch: RouteWatch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_is_kept_if_the_kernel_cannot_be_queried(watch: RouteWatch, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_arguments: object) -> int:
         raise OSError(errno.ENOBUFS, "no buffers")
 
@@ -75,14 +75,14 @@ def test_when_the_kernel_cannot_be_asked_the_source_stays(watch: RouteWatch, mon
     assert watch.source_is_valid(("127.0.0.1", 9), emit_source("127.0.0.5", LOOPBACK), 0)
 
 
-def test_lost_notices_count_as_a_change(watch: RouteWatch, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_netlink_messages_count_as_a_change(watch: RouteWatch, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not watch.take_changes()
     monkeypatch.setattr(netlink, "drain", lambda _socket: ([], True))
     assert watch.take_changes()
 
 
-def test_an_overflown_listener_is_drained_and_told() -> None:
-    class Overflown:
+def test_an_overflow_of_the_listener_is_reported() -> None:
+    class Overflowed:
         def __init__(self) -> None:
             self.answers: list[bytes | int] = [b"\x10\0\0\0" + bytes(12), errno.ENOBUFS, b"\x10\0\0\0" + bytes(12)]
 
@@ -92,19 +92,19 @@ def test_an_overflown_listener_is_drained_and_told() -> None:
                 raise BlockingIOError(answer, "") if answer == errno.EAGAIN else OSError(answer, "")
             return answer
 
-    messages, lost = netlink.drain(Overflown())  # type: ignore[arg-type]
+    messages, lost = netlink.drain(Overflowed())  # type: ignore[arg-type]
     assert len(messages) == 2 and lost
 
 
 @given(st.binary(max_size=200))
-def test_any_bytes_are_walked_without_harm(data: bytes) -> None:
+def test_parsing_accepts_any_bytes(data: bytes) -> None:
     for message in netlink.parse_messages(data):
         assert len(message.payload) <= len(data)
         assert netlink.parse_link_index(message) is not None
         netlink.parse_attributes(message.payload, 16)
 
 
-def test_messages_and_attributes_are_walked_in_order() -> None:
+def test_messages_and_attributes_are_parsed_in_order() -> None:
     first = struct.pack("=IHHII", 21, 16, 0, 7, 0) + b"hello" + bytes(3)
     second = struct.pack("=IHHII", 16, 17, 0, 8, 0)
     cut_off = struct.pack("=IHHII", 17, 18, 0, 9, 0)
@@ -116,7 +116,7 @@ def test_messages_and_attributes_are_walked_in_order() -> None:
     assert netlink.parse_attributes(memoryview(struct.pack("=HH", 9, 1)), 0) == {}
 
 
-def test_the_kernel_refuses_with_its_errno() -> None:
+def test_a_refusal_of_the_kernel_is_raised_with_its_errno() -> None:
     client = netlink.Client()
     with pytest.raises(netlink.Refused) as caught:
         client.link("no-such-link", None)

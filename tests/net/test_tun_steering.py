@@ -1,4 +1,4 @@
-"""Steering against the kernel: which queue of a TUN a packet comes out of, and who says so."""
+"""Steering in the kernel: the queue of a TUN that each packet comes out of."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OURS_6, THEIRS_6 = "fd77::1", "fd77::2"
 
 
 class Queues:
-    """An interface with several queues, up, in a namespace of its own."""
+    """An interface with several queues, up, in its own namespace."""
 
     def __init__(self, namespace: Namespace, tun: LinuxTun) -> None:
         self.namespace = namespace
@@ -34,14 +34,14 @@ class Queues:
         self.filenos = [queue.fileno for queue in tun.kernel_queues()]
 
     def take(self, count: int) -> list[tuple[int, bytes]]:
-        """The next packets that hold MARK, with the queue of each."""
+        """Return the next `count` packets that contain MARK, each with its queue."""
         taken: list[tuple[int, bytes]] = []
         poller = select.poll()
         for fileno in self.filenos:
             poller.register(fileno, select.POLLIN)
         while len(taken) < count:
             ready = poller.poll(5000)
-            assert ready, f"{len(taken)} of {count} packets came"
+            assert ready, f"{len(taken)} of {count} packets arrived"
             for fileno, _ in ready:
                 packet = os.read(fileno, 70_000)[len(HEADER) :]
                 if MARK in packet:
@@ -66,7 +66,7 @@ def interface(queues: int, *, steering: bool = True) -> Iterator[Queues]:
 
 
 def raw_socket(namespace: Namespace) -> socket.socket:
-    """Sends whole IP packets of both versions to the interface, whatever is in them."""
+    """Open a socket that sends arbitrary IP packets of both versions to the interface."""
     with namespace.entered():
         return socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM)
 
@@ -99,7 +99,7 @@ FRAGMENT_HEADER = struct.Struct(">BBHI")
 
 
 def fragments_v4(port: int, number: int) -> Iterator[bytes]:
-    """The first with the ports, the others with anything in their place."""
+    """Yield a first fragment with the ports, then fragments with other bytes in their place."""
     yield v4(17, udp(port, number), fragment=0x2000)
     yield v4(17, os.urandom(16) + MARK, fragment=0x2004)
     yield v4(17, os.urandom(16) + MARK, fragment=0x0009)
@@ -113,7 +113,7 @@ def fragments_v6(port: int, number: int) -> Iterator[bytes]:
 FLOWS: dict[str, list[bytes]] = {
     "UDP over IPv4": [v4(17, udp(1000, number)) for number in range(20)],
     "TCP over IPv4": [v4(6, tcp(1000, number)) for number in range(20)],
-    "UDP behind options": [v4(17, udp(1000, number), options=bytes([1] * 8)) for number in range(20)],
+    "UDP after IPv4 options": [v4(17, udp(1000, number), options=bytes([1] * 8)) for number in range(20)],
     "ICMP": [v4(1, echo(8, number)) for number in range(20)],
     "IPv4 fragments": [packet for number in range(8) for packet in fragments_v4(1000 + number, number)],
     "UDP over IPv6": [v6(17, udp(1000, number)) for number in range(20)],
@@ -140,8 +140,8 @@ def test_a_flow_has_one_queue(queues: int, packets: Sequence[bytes]) -> None:
 @pytest.mark.parametrize("version", [4, 6])
 @pytest.mark.parametrize("protocol", [6, 17])
 @pytest.mark.parametrize("step", [1, 2, 64])
-def test_flows_that_differ_in_their_port_spread(queues: int, version: int, protocol: int, step: int) -> None:
-    """Even the least of the queues gets half of its share of 256 ports. Those that connect(2) chooses are all even."""
+def test_flows_with_different_ports_are_spread(queues: int, version: int, protocol: int, step: int) -> None:
+    """Each queue gets at least half of its share of 256 ports. The ports that connect(2) chooses are all even."""
     head, body = {4: v4, 6: v6}[version], {6: tcp, 17: udp}[protocol]
     with interface(queues) as there, raw_socket(there.namespace) as sock:
         taken = []
@@ -153,7 +153,7 @@ def test_flows_that_differ_in_their_port_spread(queues: int, version: int, proto
 
 
 @pytest.mark.network
-def test_flows_that_differ_in_their_address_spread() -> None:
+def test_flows_with_different_addresses_are_spread() -> None:
     with interface(4) as there, raw_socket(there.namespace) as sock:
         taken = []
         for number in range(256):
@@ -165,7 +165,7 @@ def test_flows_that_differ_in_their_address_spread() -> None:
 
 @pytest.mark.network
 @pytest.mark.parametrize("packet", [v4(17, b"\1"), v6(17, b"\1")], ids=["IPv4", "IPv6"])
-def test_what_is_shorter_than_its_headers_comes_out_of_the_first_queue(packet: bytes) -> None:
+def test_a_truncated_packet_comes_out_of_the_first_queue(packet: bytes) -> None:
     with interface(4) as there, raw_socket(there.namespace) as sock:
         send(sock, packet)
         poller = select.poll()
@@ -173,26 +173,29 @@ def test_what_is_shorter_than_its_headers_comes_out_of_the_first_queue(packet: b
         while poller.poll(5000):
             if os.read(there.filenos[0], 2048)[len(HEADER) :] == packet:
                 return
-    raise AssertionError("it did not come")
+    raise AssertionError("the packet did not arrive")
 
 
 ANSWERS = [(4, 17), (4, 6), (6, 17), (6, 6)]
 
 
 def answer(version: int, protocol: int, port: int) -> bytes:
-    """Of the other end of a flow; its transport checksum is not looked at before the kernel learns from it. It has no
-    mark, lest a complaint that quotes it be taken for the flow."""
+    """Return a packet from the other end of the flow.
+
+    The kernel learns from it before it verifies the transport checksum, which may therefore be wrong. It does not
+    contain MARK: an ICMP error that quotes it must not look like the flow.
+    """
     theirs = struct.pack(">HH", 53 if protocol == 17 else 443, port)
     body = theirs + {6: tcp, 17: udp}[protocol](port)[4:].replace(MARK, bytes(len(MARK)))
     packet = {4: v4, 6: v6}[version](protocol, body)
     if version == 6:
         return packet[:8] + packet[24:40] + packet[8:24] + packet[40:]
-    # The sum of a header does not change with the order of its words.
+    # The checksum does not depend on the order of the words.
     return packet[:12] + packet[16:20] + packet[12:16] + packet[20:]
 
 
 def queues_around_answers(there: Queues, version: int, protocol: int) -> set[int]:
-    """The queues of one flow while answers to it are written to each queue in turn."""
+    """Write answers to each queue in turn; return the queues that the flow comes out of."""
     head, body = {4: v4, 6: v6}[version], {6: tcp, 17: udp}[protocol]
     seen: set[int] = set()
     with raw_socket(there.namespace) as sock:
@@ -213,7 +216,7 @@ def test_answers_on_another_queue_do_not_move_a_flow(queues: int, version: int, 
 
 @contextmanager
 def program(there: Queues, host: str) -> Iterator[socket.socket]:
-    """A UDP socket of a program that talks to the other end."""
+    """Yield a program's UDP socket, connected to the other end."""
     with there.namespace.entered():
         sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_DGRAM)
     with sock:
@@ -224,8 +227,8 @@ def program(there: Queues, host: str) -> Iterator[socket.socket]:
 @pytest.mark.network
 @pytest.mark.parametrize("queues", [2, 4])
 @pytest.mark.parametrize(("host", "version"), [(THEIRS, 4), (THEIRS_6, 6)])
-def test_a_program_s_flows_keep_their_queues_and_spread(queues: int, host: str, version: int) -> None:
-    places = set()
+def test_flows_of_udp_sockets_keep_their_queues_and_are_spread(queues: int, host: str, version: int) -> None:
+    queues_seen = set()
     with interface(queues) as there:
         for _ in range(16):
             with program(there, host) as sock:
@@ -235,13 +238,13 @@ def test_a_program_s_flows_keep_their_queues_and_spread(queues: int, host: str, 
                     os.writev(fileno, (HEADER, answer(version, 17, sock.getsockname()[1])))
                     sock.send(MARK)
                     assert there.queues_of(1) == before
-                places |= before
-    assert len(places) > 1, "flows are spread"
+                queues_seen |= before
+    assert len(queues_seen) > 1, "all flows have the same queue"
 
 
 @pytest.mark.network
 @pytest.mark.parametrize("queues", [2, 4])
-def test_a_program_s_fragments_go_together(queues: int) -> None:
+def test_the_fragments_of_one_datagram_have_one_queue(queues: int) -> None:
     with interface(queues) as there, program(there, THEIRS) as sock:
         sock.send(MARK * 400)
         assert len(there.queues_of(-(-(8 + 400 * len(MARK)) // 1400))) == 1
@@ -249,22 +252,22 @@ def test_a_program_s_fragments_go_together(queues: int) -> None:
 
 @pytest.mark.network
 @pytest.mark.parametrize(("version", "protocol"), ANSWERS)
-def test_without_the_program_answers_move_a_flow(version: int, protocol: int) -> None:
-    """What the program is for; should a kernel no longer do that, it can go."""
+def test_without_steering_answers_move_a_flow(version: int, protocol: int) -> None:
+    """This is why the steering program exists. It can be removed once kernels do not move flows any more."""
     with interface(2, steering=False) as there:
         assert there.tun.unsteered is not None
         assert queues_around_answers(there, version, protocol) == {0, 1}
 
 
 @pytest.mark.network
-def test_one_queue_needs_no_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tun_steering, "steer", lambda _tun: pytest.fail("it was asked for"))
+def test_a_single_queue_needs_no_steering(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tun_steering, "steer", lambda _tun: pytest.fail("steering was requested"))
     with interface(1) as there:
         assert there.tun.unsteered is None
 
 
 @pytest.mark.network
-def test_a_kernel_without_steering_leaves_no_program_open(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_attempt_to_steer_leaks_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_arguments: object) -> None:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
@@ -276,7 +279,7 @@ def test_a_kernel_without_steering_leaves_no_program_open(monkeypatch: pytest.Mo
 
 
 @pytest.mark.network
-def test_without_the_right_to_steer_there_is_a_tun_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_permission_to_steer_the_tun_still_works(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(_tun: int) -> None:
         raise OSError(errno.EPERM, "Operation not permitted")
 
@@ -288,7 +291,7 @@ def test_without_the_right_to_steer_there_is_a_tun_all_the_same(monkeypatch: pyt
         assert "use one worker" in str(steering_warning(there.tun))
 
 
-def test_an_architecture_without_a_number_for_bpf_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_architecture_without_a_known_bpf_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libc, "_SYSCALL_BPF", {"vax": 1})
     with pytest.raises(OSError, match="is not known"):
         tun_steering.steer(-1)

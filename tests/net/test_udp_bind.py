@@ -1,4 +1,4 @@
-"""UdpBind on the loopback interface: ports, trains, control messages, marks."""
+"""UdpBind on the loopback interface: ports, trains, control messages and marks."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def sockaddr(bind: UdpBind, host: str) -> SockAddr:
 
 
 def receive(bind: UdpBind, milliseconds: int = 5000) -> Received:
-    """The next message on any descriptor."""
+    """Return the next message from any descriptor."""
     poller = select.poll()
     for fileno in bind.filenos():
         poller.register(fileno, select.POLLIN)
     while True:
         ready = poller.poll(milliseconds)
-        assert ready, "nothing came"
+        assert ready, "no message arrived"
         for fileno, _events in ready:
             received = bind.receive(fileno)
             if received is not None:
@@ -68,7 +68,7 @@ def test_both_families_get_the_same_port(bind: UdpBind) -> None:
     assert bind._v4.port == bind._v6.port != 0
 
 
-def test_descriptors_do_not_leak_into_children_and_do_not_block(bind: UdpBind) -> None:
+def test_descriptors_are_close_on_exec_and_non_blocking(bind: UdpBind) -> None:
     for fileno in bind.filenos():
         assert not os.get_inheritable(fileno)
         assert not os.get_blocking(fileno)
@@ -77,8 +77,8 @@ def test_descriptors_do_not_leak_into_children_and_do_not_block(bind: UdpBind) -
 
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("tos", [0, 1, 3, 0x88, 0xFF])
-def test_a_datagram_arrives_with_its_addresses_and_its_tos(bind: UdpBind, other: UdpBind, host: str, tos: int) -> None:
-    """The outer ECN field and DSCP are told, and set (M48)."""
+def test_a_datagram_arrives_with_its_addresses_and_tos(bind: UdpBind, other: UdpBind, host: str, tos: int) -> None:
+    """The outer ECN field and the DSCP can be set, and are reported (M48)."""
     assert bind.send(b"hello", 0, sockaddr(other, host), None, tos) == SendOutcome.SENT
     received = receive(other)
     assert bytes(received.view) == b"hello"
@@ -92,8 +92,8 @@ def test_a_datagram_arrives_with_its_addresses_and_its_tos(bind: UdpBind, other:
 
 @pytest.mark.parametrize("host", HOSTS)
 @pytest.mark.parametrize("tos", [0, 2])
-def test_a_train_arrives_whole_with_its_size_and_its_source(bind: UdpBind, other: UdpBind, host: str, tos: int) -> None:
-    """Also the short last datagram. The source and the TOS survive UDP_GRO."""
+def test_a_train_arrives_whole_with_its_size_and_source(bind: UdpBind, other: UdpBind, host: str, tos: int) -> None:
+    """It includes the shorter last datagram. UDP_GRO keeps the source and the TOS."""
     train = b"".join(bytes([n]) * 1400 for n in range(40)) + b"end"
     assert bind.send(train, 1400, sockaddr(other, host), None, tos) == SendOutcome.SENT
     received = receive(other)
@@ -104,7 +104,7 @@ def test_a_train_arrives_whole_with_its_size_and_its_source(bind: UdpBind, other
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_the_longest_train_and_the_longest_datagram_pass(bind: UdpBind, other: UdpBind, host: str) -> None:
+def test_the_longest_train_and_the_longest_datagram_arrive(bind: UdpBind, other: UdpBind, host: str) -> None:
     longest = 65_527 if ":" in host else 65_507
     assert bind.send(bytes(longest), 0, sockaddr(other, host), None) == SendOutcome.SENT
     assert len(receive(other).view) == longest
@@ -115,7 +115,7 @@ def test_the_longest_train_and_the_longest_datagram_pass(bind: UdpBind, other: U
 
 
 @pytest.mark.parametrize("host", HOSTS)
-def test_without_gro_datagrams_come_one_by_one(bind: UdpBind, host: str) -> None:
+def test_without_gro_datagrams_arrive_singly(bind: UdpBind, host: str) -> None:
     plain = UdpBind(gro=False)
     plain.open(0)
     bind.send(b"abcabcab", 3, sockaddr(plain, host), None)
@@ -124,14 +124,14 @@ def test_without_gro_datagrams_come_one_by_one(bind: UdpBind, host: str) -> None
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.77", "::1"])
-def test_an_answer_leaves_from_the_address_that_was_asked(bind: UdpBind, other: UdpBind, host: str) -> None:
+def test_an_answer_leaves_from_the_address_that_was_queried(bind: UdpBind, other: UdpBind, host: str) -> None:
     bind.send(b"question", 0, sockaddr(other, host), None)
     question = receive(other)
     other.send(b"answer", 0, question.sockaddr, question.source)
     assert receive(bind).sockaddr[0] == host
 
 
-def test_a_source_that_was_never_ours_is_rejected_and_the_datagram_sent(bind: UdpBind, other: UdpBind) -> None:
+def test_a_datagram_with_a_foreign_source_is_still_sent(bind: UdpBind, other: UdpBind) -> None:
     for host, stranger in (("127.0.0.1", "203.0.113.9"), ("::1", "2001:db8::9")):
         source = sticky.emit_source(stranger, 1)
         assert not bind.source_is_valid(sockaddr(other, host), source)
@@ -139,8 +139,8 @@ def test_a_source_that_was_never_ours_is_rejected_and_the_datagram_sent(bind: Ud
         assert receive(other).sockaddr[0] == host
 
 
-def test_a_taken_port_is_refused_in_either_family() -> None:
-    """EADDRINUSE for a chosen port, and nothing stays open."""
+def test_a_port_in_use_is_refused_in_either_family() -> None:
+    """A configured port fails with EADDRINUSE, and no socket stays open."""
     for family, wildcard in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
         with socket.socket(family, socket.SOCK_DGRAM) as owner:
             if family == socket.AF_INET6:
@@ -155,7 +155,7 @@ def test_a_taken_port_is_refused_in_either_family() -> None:
             bind.close()
 
 
-def test_a_random_port_that_is_taken_in_ipv6_is_tried_again() -> None:
+def test_another_random_port_is_tried_if_ipv6_cannot_have_it() -> None:
     taken: list[socket.socket] = []
 
     class Unlucky(socket.socket):
@@ -178,8 +178,8 @@ def test_a_random_port_that_is_taken_in_ipv6_is_tried_again() -> None:
 @pytest.mark.parametrize(
     ("missing", "host"), [(socket.AF_INET6, "127.0.0.1"), (socket.AF_INET, "::1")], ids=["no IPv6", "no IPv4"]
 )
-def test_one_family_is_enough_and_has_the_configured_port(missing: int, host: str) -> None:
-    """The reported port is right and a configured one kept."""
+def test_one_address_family_is_enough(missing: int, host: str) -> None:
+    """The reported port is correct, and a configured port is kept."""
     script = Script(missing=frozenset({missing}))
     bind = UdpBind(socket_factory=script.factory)
     port = bind.open(0)
@@ -192,7 +192,7 @@ def test_one_family_is_enough_and_has_the_configured_port(missing: int, host: st
     bind.close()
 
 
-def test_no_family_at_all_is_an_error() -> None:
+def test_neither_address_family_is_an_error() -> None:
     script = Script(missing=frozenset({socket.AF_INET, socket.AF_INET6}))
     bind = UdpBind(socket_factory=script.factory)
     with pytest.raises(OSError) as caught:
@@ -200,7 +200,7 @@ def test_no_family_at_all_is_an_error() -> None:
     assert caught.value.errno == errno.EAFNOSUPPORT
 
 
-def test_close_can_be_repeated_and_the_bind_opened_again() -> None:
+def test_close_can_be_repeated_and_the_bind_reopened() -> None:
     bind = UdpBind()
     bind.close()
     port = bind.open(0)
@@ -214,7 +214,7 @@ def test_close_can_be_repeated_and_the_bind_opened_again() -> None:
     assert bind.send(b"x", 0, ("127.0.0.1", 9), None) == SendOutcome.DROPPED
 
 
-def test_nothing_stays_open_after_close() -> None:
+def test_close_leaves_no_descriptor_open() -> None:
     def count() -> int:
         return len(os.listdir("/proc/self/fd"))
 
@@ -228,7 +228,7 @@ def test_nothing_stays_open_after_close() -> None:
 
 def test_without_netlink_the_bind_still_works(monkeypatch: pytest.MonkeyPatch, other: UdpBind) -> None:
     def refuse() -> None:
-        raise PermissionError(errno.EPERM, "no netlink here")
+        raise PermissionError(errno.EPERM, "netlink is not available")
 
     monkeypatch.setattr(sticky, "RouteWatch", refuse)
     bind = UdpBind()
@@ -267,8 +267,8 @@ PKTINFO6 = (socket.IPPROTO_IPV6, socket.IPV6_PKTINFO)
         [(socket.IPPROTO_IPV6, socket.IPV6_TCLASS, b"\x03")],
     ],
 )
-def test_odd_control_messages_count_as_absent(control: list[tuple[int, int, bytes]]) -> None:
-    """No size, a size of 0 or one not below the length means one datagram; an odd source means none."""
+def test_invalid_control_messages_are_ignored(control: list[tuple[int, int, bytes]]) -> None:
+    """Without a valid size below the length, there is one datagram; an invalid source is treated as missing."""
 
     class Odd(socket.socket):
         def recvmsg_into(self, buffers: Any, ancbufsize: int = 0, flags: int = 0) -> Any:
@@ -281,8 +281,8 @@ def test_odd_control_messages_count_as_absent(control: list[tuple[int, int, byte
     bind.close()
 
 
-def test_a_cut_off_datagram_is_skipped_and_the_next_one_taken() -> None:
-    """A truncated datagram is detected."""
+def test_a_truncated_datagram_is_skipped() -> None:
+    """The next datagram is received."""
     messages: list[Any] = [(6, [], socket.MSG_TRUNC, ("192.0.2.1", 9)), (6, [], 0, ("192.0.2.2", 9))]
 
     class Cutting(socket.socket):
@@ -298,7 +298,7 @@ def test_a_cut_off_datagram_is_skipped_and_the_next_one_taken() -> None:
 
 
 @pytest.mark.network
-def test_the_mark_applies_at_once_and_is_kept_over_open(bind: UdpBind) -> None:
+def test_a_mark_applies_immediately_and_after_reopening(bind: UdpBind) -> None:
     def marks() -> list[int]:
         socks = [sock for sock in (bind._v4, bind._v6) if sock is not None]
         options = [sock._socket.getsockopt(socket.SOL_SOCKET, socket.SO_MARK, 4) for sock in socks]
@@ -311,12 +311,12 @@ def test_the_mark_applies_at_once_and_is_kept_over_open(bind: UdpBind) -> None:
     bind.open(0)
     assert marks() == [0x1234, 0x1234]
     bind.set_mark(0xFFFF_FFFE)
-    assert marks() == [0xFFFF_FFFE, 0xFFFF_FFFE], "a mark has no sign"
+    assert marks() == [0xFFFF_FFFE, 0xFFFF_FFFE], "a mark is unsigned"
     bind.set_mark(0)
     assert marks() == [0, 0]
 
 
-def test_a_mark_that_may_not_be_set_is_an_error_and_nothing_stays_open() -> None:
+def test_a_refused_mark_is_an_error_and_leaves_nothing_open() -> None:
     class Unprivileged(socket.socket):
         def setsockopt(self, *arguments: Any) -> None:
             if arguments[1] == socket.SO_MARK:
@@ -330,7 +330,7 @@ def test_a_mark_that_may_not_be_set_is_an_error_and_nothing_stays_open() -> None
     assert bind.filenos() == ()
 
 
-def test_an_empty_datagram_is_a_datagram(bind: UdpBind, other: UdpBind) -> None:
+def test_an_empty_datagram_is_received(bind: UdpBind, other: UdpBind) -> None:
     bind.send(b"", 0, sockaddr(other, "127.0.0.1"), None)
     received = receive(other)
     assert len(received.view) == 0 and received.segment_size == 0
@@ -338,7 +338,7 @@ def test_an_empty_datagram_is_a_datagram(bind: UdpBind, other: UdpBind) -> None:
 
 @pytest.mark.network
 def test_socket_buffers_are_large(bind: UdpBind) -> None:
-    """7 MiB, whatever the system's limit; the kernel reports twice what was asked for."""
+    """7 MiB, regardless of the system's limit; the kernel reports twice the requested size."""
     for fileno in bind.filenos()[:2]:
         with socket.socket(fileno=os.dup(fileno)) as sock:
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) >= 14 << 20

@@ -1,4 +1,4 @@
-"""UdpBind between network namespaces: several addresses, changing routes, narrow paths."""
+"""UdpBind between network namespaces: several addresses, changing routes and narrow paths."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ FAMILIES = pytest.mark.parametrize("version", [4, 6])
 
 
 class Host:
-    """A namespace with a bind in it; what the bind does, it does inside."""
+    """A namespace and a bind that runs inside it."""
 
     def __init__(self, namespace: Namespace, *, gro: bool = True) -> None:
         self.namespace = namespace
@@ -55,7 +55,7 @@ class Host:
 
     def must_receive(self) -> Received:
         received = self.receive()
-        assert received is not None, "nothing came"
+        assert received is not None, "no message arrived"
         return received
 
     def notice_changes(self) -> bool:
@@ -80,7 +80,7 @@ def opened(*members: Namespace) -> Iterator[list[Host]]:
 
 @pytest.fixture
 def pair() -> Iterator[list[Namespace]]:
-    """Two hosts on one link; the second has two addresses of each family."""
+    """Yield two hosts on one link; the second has two addresses of each family."""
     with namespaces(2) as (a, b):
         a.join(b, "east", "west")
         a.address("east", "10.1.0.1/24", "fd01::1/64")
@@ -95,10 +95,10 @@ def address(version: int, host: int) -> str:
 @FAMILIES
 @pytest.mark.parametrize("host", [2, 3])
 @pytest.mark.parametrize("size", [0, 1400])
-def test_answers_leave_from_the_address_that_was_asked(
+def test_answers_leave_from_the_address_that_was_queried(
     pair: list[Namespace], version: int, host: int, size: int
 ) -> None:
-    """The sticky source, also of a train that UDP_GRO put together."""
+    """The source is sticky, even for a train that UDP_GRO merged."""
     with opened(*pair) as (asker, answerer):
         asker.send(b"q" * 14_000 if size else b"q", size, at(address(version, host)))
         question = answerer.must_receive()
@@ -112,7 +112,7 @@ def test_answers_leave_from_the_address_that_was_asked(
         assert answer.segment_size == 1400
 
 
-def test_link_local_peers_can_talk(pair: list[Namespace]) -> None:
+def test_link_local_peers_exchange_datagrams(pair: list[Namespace]) -> None:
     pair[0].ip("address", "add", "fe80::aa/64", "dev", "east", "nodad")
     pair[1].ip("address", "add", "fe80::bb/64", "dev", "west", "nodad")
     with opened(*pair) as (asker, answerer):
@@ -126,7 +126,7 @@ def test_link_local_peers_can_talk(pair: list[Namespace]) -> None:
 
 
 @FAMILIES
-def test_a_removed_address_is_noticed_and_never_costs_a_datagram(pair: list[Namespace], version: int) -> None:
+def test_no_datagram_is_lost_when_an_address_is_removed(pair: list[Namespace], version: int) -> None:
     with opened(*pair) as (asker, answerer):
         asker.send(b"q", 0, at(address(version, 3)))
         question = answerer.must_receive()
@@ -142,7 +142,7 @@ def test_a_removed_address_is_noticed_and_never_costs_a_datagram(pair: list[Name
 
 
 @FAMILIES
-def test_a_better_route_through_another_interface_makes_the_source_invalid(version: int) -> None:
+def test_a_better_route_invalidates_the_source(version: int) -> None:
     with namespaces(2) as (a, b):
         a.join(b, "east", "west")
         a.join(b, "east2", "west2")
@@ -161,7 +161,7 @@ def test_a_better_route_through_another_interface_makes_the_source_invalid(versi
 
 
 @FAMILIES
-def test_the_mark_chooses_the_route_that_is_asked_about(version: int) -> None:
+def test_the_route_lookup_uses_the_mark(version: int) -> None:
     with namespaces(2) as (a, b):
         a.join(b, "east", "west")
         a.join(b, "east2", "west2")
@@ -179,7 +179,7 @@ def test_the_mark_chooses_the_route_that_is_asked_about(version: int) -> None:
             assert not answerer.is_valid(question)
 
 
-def test_a_link_that_goes_down_is_a_change(pair: list[Namespace]) -> None:
+def test_a_link_that_goes_down_is_noticed(pair: list[Namespace]) -> None:
     with opened(*pair) as (_asker, answerer):
         answerer.notice_changes()
         pair[0].ip("link", "set", "east", "down")
@@ -196,8 +196,8 @@ def wait_until(condition: Callable[[], bool]) -> bool:
 
 
 @FAMILIES
-def test_a_train_above_the_mtu_of_its_own_link_arrives_as_fragments(pair: list[Namespace], version: int) -> None:
-    """EMSGSIZE is remembered for the destination; trains to others stay whole."""
+def test_a_train_above_the_mtu_of_its_link_arrives_as_fragments(pair: list[Namespace], version: int) -> None:
+    """EMSGSIZE is remembered for the destination; trains to other destinations stay whole."""
     for namespace, device in zip(pair, ("east", "west"), strict=True):
         namespace.ip("link", "set", device, "mtu", "1300")
     with opened(*pair) as (sender, receiver):
@@ -215,8 +215,8 @@ def test_a_train_above_the_mtu_of_its_own_link_arrives_as_fragments(pair: list[N
         assert receiver.must_receive().segment_size == 1452
 
 
-def test_ipv4_packets_may_be_fragmented_on_their_way(pair: list[Namespace]) -> None:
-    """Neither single datagrams nor trains carry the don't-fragment bit, so that no narrow path swallows them."""
+def test_ipv4_datagrams_may_be_fragmented_on_the_path(pair: list[Namespace]) -> None:
+    """Neither single datagrams nor trains have the don't-fragment bit, so no narrow path drops them."""
     ipv4 = 0x0800
     with pair[1].entered():
         tap = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ipv4))
@@ -230,7 +230,7 @@ def test_ipv4_packets_may_be_fragmented_on_their_way(pair: list[Namespace]) -> N
 
 @FAMILIES
 def test_bulk_passes_a_router_with_a_narrow_link(version: int) -> None:
-    """A path of MTU 1300 between links of 1500."""
+    """The path has an MTU of 1300 between links of 1500."""
     with namespaces(3) as (a, router, b):
         a.join(router, "east", "west")
         router.join(b, "east", "west")
@@ -253,7 +253,7 @@ def test_bulk_passes_a_router_with_a_narrow_link(version: int) -> None:
                 first = receiver.receive(200)
                 if first is not None:
                     break
-            assert first is not None, "nothing passed"
+            assert first is not None, "no message arrived"
             got = bytes(first.view)
             while len(got) < 20 * 1452:
                 got += bytes(receiver.must_receive().view)
@@ -261,8 +261,8 @@ def test_bulk_passes_a_router_with_a_narrow_link(version: int) -> None:
             assert sender.bind.counters.gso_fallbacks == 0
 
 
-def test_a_train_partly_marked_by_congestion_is_not_merged_under_one_mark(pair: list[Namespace]) -> None:
-    """UDP_GRO never puts datagrams of different ECN fields into one train (M48)."""
+def test_datagrams_with_different_ecn_fields_are_not_merged(pair: list[Namespace]) -> None:
+    """UDP_GRO does not merge them either (M48)."""
     with opened(*pair) as (sender, receiver):
         for tos in (1, 1, 3, 1):
             sender.send(bytes(2800), 1400, at("10.1.0.2"), None, tos)
@@ -274,7 +274,7 @@ def test_a_train_partly_marked_by_congestion_is_not_merged_under_one_mark(pair: 
 
 
 @pytest.mark.parametrize("when", ["all", "default"])
-def test_ipv6_switched_off_by_sysctl_is_no_obstacle(when: str) -> None:
+def test_the_bind_works_with_ipv6_disabled_by_sysctl(when: str) -> None:
     with namespaces(2) as (a, b):
         for namespace in (a, b):
             namespace.sysctl(f"net.ipv6.conf.{when}.disable_ipv6", "1")
@@ -287,8 +287,8 @@ def test_ipv6_switched_off_by_sysctl_is_no_obstacle(when: str) -> None:
             assert asker.send(b"q", 0, at("fd01::2")) == SendOutcome.DROPPED
 
 
-def test_a_lost_route_drops_and_counts_and_a_new_one_works_at_once(pair: list[Namespace]) -> None:
-    """ENETUNREACH costs the datagram and nothing else."""
+def test_sending_works_again_right_after_a_lost_route(pair: list[Namespace]) -> None:
+    """ENETUNREACH drops and counts the datagram, and has no other effect."""
     with opened(*pair) as (asker, answerer):
         asker.send(b"q", 0, at("10.1.0.2"))
         question = answerer.must_receive()
@@ -299,8 +299,8 @@ def test_a_lost_route_drops_and_counts_and_a_new_one_works_at_once(pair: list[Na
         assert asker.must_receive().sockaddr[0] == "10.1.0.9"
 
 
-def test_ipv6_packets_have_no_flow_label(pair: list[Namespace]) -> None:
-    """Like the kernel's: a label per socket would tell that two endpoints are one host."""
+def test_ipv6_datagrams_have_no_flow_label(pair: list[Namespace]) -> None:
+    """Like in the kernel: a label per socket would reveal that two endpoints belong to one host."""
     ipv6 = 0x86DD
     with pair[1].entered():
         tap = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ipv6))
@@ -316,7 +316,7 @@ def test_ipv6_packets_have_no_flow_label(pair: list[Namespace]) -> None:
 
 
 @pytest.mark.parametrize("address", ["10.1.0.255", "255.255.255.255"])
-def test_a_peer_can_be_found_by_a_broadcast_address(pair: list[Namespace], address: str) -> None:
+def test_a_peer_can_be_reached_by_broadcast(pair: list[Namespace], address: str) -> None:
     pair[0].ip("route", "add", "255.255.255.255", "dev", "east")
     with opened(*pair) as (asker, answerer):
         assert asker.send(b"q", 0, at(address)) == SendOutcome.SENT
@@ -325,4 +325,4 @@ def test_a_peer_can_be_found_by_a_broadcast_address(pair: list[Namespace], addre
         outcome = answerer.send(b"a", 0, question.sockaddr, question.source)
         assert not outcome & SendOutcome.DROPPED
         answers = {asker.must_receive().sockaddr for _ in range(2)}
-        assert answers == {at("10.1.0.1"), at("10.1.0.2")}, "a host hears its own broadcast, too"
+        assert answers == {at("10.1.0.1"), at("10.1.0.2")}, "a host receives its own broadcast too"

@@ -1,4 +1,4 @@
-"""Errors of UDP sockets, each in turn: nothing lost that could be sent, nothing twice, order kept."""
+"""Recovery from each error of a UDP socket: no datagram is lost needlessly, duplicated or reordered."""
 
 from __future__ import annotations
 
@@ -53,28 +53,28 @@ def test_a_train_leaves_in_one_call(bind: UdpBind, script: Script) -> None:
     assert bind.counters.sent == len(DATAGRAMS)
 
 
-def test_gathered_parts_count_as_one_train(bind: UdpBind, script: Script) -> None:
+def test_separate_buffers_form_one_train(bind: UdpBind, script: Script) -> None:
     parts: list[bytes | memoryview] = [TRAIN[:1500], memoryview(TRAIN)[1500:]]
     assert bind.send(parts, SIZE, ANY_SOCKADDR, None) == SendOutcome.SENT
     assert script.datagrams == DATAGRAMS
 
 
-def test_a_train_of_one_datagram_is_sent_plain(bind: UdpBind, script: Script) -> None:
+def test_a_train_of_one_datagram_is_sent_without_udp_segment(bind: UdpBind, script: Script) -> None:
     bind.send(b"x" * SIZE, SIZE, ANY_SOCKADDR, None)
     bind.send(b"x" * 7, SIZE, ANY_SOCKADDR, None)
     assert [attempt.segment_size for attempt in script.sent] == [0, 0]
 
 
-def test_the_last_datagram_of_a_split_train_is_sent_plain(bind: UdpBind, script: Script) -> None:
-    """PPPoE drivers break if UDP_SEGMENT is given for one datagram."""
+def test_a_split_train_s_last_datagram_has_no_udp_segment(bind: UdpBind, script: Script) -> None:
+    """PPPoE drivers fail on UDP_SEGMENT with a single datagram."""
     bind.send(bytes(100) * 129, 100, ANY_SOCKADDR, None)
     bind.send(bytes(1452) * 46, 1452, ANY_SOCKADDR, None)
     sizes = [(len(attempt.data), attempt.segment_size) for attempt in script.sent]
     assert sizes == [(12_800, 100), (100, 0), (45 * 1452, 1452), (1452, 0)]
 
 
-def test_a_kernel_that_does_not_know_the_option_never_gets_it() -> None:
-    """Linux before 4.18 ignores the control message and would send the whole train as one datagram."""
+def test_udp_segment_is_not_used_on_kernels_without_it() -> None:
+    """Linux before 4.18 ignores the control message, and would send the whole train as one datagram."""
 
     class OldKernel(ScriptedSocket):
         def getsockopt(self, level: int, option: int, *length: int) -> Any:
@@ -85,13 +85,15 @@ def test_a_kernel_that_does_not_know_the_option_never_gets_it() -> None:
     script = Script()
     bind = UdpBind(socket_factory=lambda *arguments: OldKernel(script, *arguments))
     bind.open(0)
-    assert not any(sock.sends_trains for pair in bind.kernel_sockets() for sock in pair), "nor from the native engine"
+    assert not any(sock.sends_trains for pair in bind.kernel_sockets() for sock in pair), (
+        "the native engine would use it"
+    )
     assert bind.send(TRAIN, SIZE, ANY_SOCKADDR, None) == SendOutcome.SENT
     assert [(attempt.data, attempt.segment_size) for attempt in script.attempts] == [(it, 0) for it in DATAGRAMS]
     bind.close()
 
 
-def test_the_bind_tells_of_a_suspect_kernel_and_still_offers_trains(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_bind_reports_a_suspect_kernel_and_still_offers_trains(monkeypatch: pytest.MonkeyPatch) -> None:
     for release, suspect in (("7.0.3-generic", True), ("6.18.44", False)):
         monkeypatch.setattr(os, "uname", lambda release=release: SimpleNamespace(release=release))
         script = Script()
@@ -102,13 +104,13 @@ def test_the_bind_tells_of_a_suspect_kernel_and_still_offers_trains(monkeypatch:
         bind.close()
 
 
-def test_a_train_above_the_byte_limit_is_split_at_datagram_boundaries(bind: UdpBind, script: Script) -> None:
+def test_a_train_above_the_byte_limit_is_split_between_datagrams(bind: UdpBind, script: Script) -> None:
     train = bytes(1452) * 47
     assert bind.send(train, 1452, ANY_SOCKADDR, None) == SendOutcome.SENT
     assert [len(attempt.data) // 1452 for attempt in script.sent] == [45, 2]
 
 
-def test_switched_off_trains_go_as_single_datagrams(script: Script) -> None:
+def test_without_gso_trains_are_sent_as_single_datagrams(script: Script) -> None:
     bind = UdpBind(gso=False, socket_factory=script.factory)
     bind.open(0)
     assert bind.send(TRAIN, SIZE, ANY_SOCKADDR, None) == SendOutcome.SENT
@@ -118,8 +120,8 @@ def test_switched_off_trains_go_as_single_datagrams(script: Script) -> None:
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.EINVAL])
-def test_a_kernel_that_refuses_trains_gets_single_datagrams_for_good(number: int) -> None:
-    """The refused train is sent again once, and no further train is tried."""
+def test_after_a_refused_train_only_single_datagrams_are_sent(number: int) -> None:
+    """The refused train is sent again as single datagrams, and no further train is tried."""
     script = fail_trains(number)
     bind = opened(script)
     assert bind.send(TRAIN, SIZE, ANY_SOCKADDR, SOURCE) == SendOutcome.SENT
@@ -132,7 +134,7 @@ def test_a_kernel_that_refuses_trains_gets_single_datagrams_for_good(number: int
     bind.close()
 
 
-def test_a_refusal_in_one_family_leaves_the_other_alone() -> None:
+def test_a_refusal_in_one_family_does_not_affect_the_other() -> None:
     """Each socket remembers its own refusal."""
     script = fail_trains(errno.EIO)
     bind = opened(script)
@@ -144,7 +146,7 @@ def test_a_refusal_in_one_family_leaves_the_other_alone() -> None:
     bind.close()
 
 
-def test_the_split_parts_already_sent_are_not_sent_again(script: Script) -> None:
+def test_parts_of_a_split_train_are_not_sent_twice(script: Script) -> None:
     def judge(attempt: Attempt) -> int:
         return errno.EIO if attempt.segment_size and script.sent else 0
 
@@ -157,8 +159,8 @@ def test_the_split_parts_already_sent_are_not_sent_again(script: Script) -> None
     bind.close()
 
 
-def test_an_oversized_train_is_fragmented_for_that_destination_only(script: Script) -> None:
-    """The kernel reports EMSGSIZE."""
+def test_an_oversized_train_affects_only_its_destination(script: Script) -> None:
+    """After EMSGSIZE, trains to this destination are sent as single datagrams, which may be fragmented."""
     script.judge = lambda attempt: errno.EMSGSIZE if attempt.segment_size and attempt.sockaddr == ANY_SOCKADDR else 0
     bind = opened(script)
     for _ in range(2):
@@ -182,7 +184,7 @@ def test_smaller_trains_to_an_oversized_destination_stay_whole(script: Script) -
     bind.close()
 
 
-def test_a_path_that_widened_gets_whole_trains_again(script: Script) -> None:
+def test_whole_trains_are_tried_again_on_an_oversized_path(script: Script) -> None:
     script.judge = lambda attempt: errno.EMSGSIZE if attempt.segment_size else 0
     bind = opened(script)
     bind.send(TRAIN, SIZE, ANY_SOCKADDR, None)
@@ -193,7 +195,7 @@ def test_a_path_that_widened_gets_whole_trains_again(script: Script) -> None:
     bind.close()
 
 
-def test_oversized_destinations_are_remembered_within_a_bound() -> None:
+def test_the_memory_of_oversized_destinations_is_bounded() -> None:
     bind = opened(fail_trains(errno.EMSGSIZE))
     for number in range(3000):
         bind.send(TRAIN, SIZE, (f"198.18.{number >> 8}.{number & 255}", 9), None)
@@ -202,7 +204,7 @@ def test_oversized_destinations_are_remembered_within_a_bound() -> None:
     bind.close()
 
 
-def test_an_older_kernels_limit_of_64_datagrams_is_found_out(script: Script) -> None:
+def test_an_older_kernel_s_limit_of_64_datagrams_is_detected(script: Script) -> None:
     script.judge = lambda attempt: errno.EINVAL if len(attempt.datagrams) > 64 else 0
     bind = opened(script)
     train = b"".join(bytes([n]) * 100 for n in range(128))
@@ -217,8 +219,8 @@ def test_an_older_kernels_limit_of_64_datagrams_is_found_out(script: Script) -> 
 
 @pytest.mark.parametrize("number", [errno.EINVAL, errno.EADDRNOTAVAIL, errno.ENETUNREACH])
 @pytest.mark.parametrize("size", [0, SIZE])
-def test_a_source_that_no_longer_works_is_dropped_and_told(number: int, size: int) -> None:
-    """EADDRNOTAVAIL clears the sticky source."""
+def test_an_invalid_source_is_dropped_and_reported(number: int, size: int) -> None:
+    """The datagrams are sent from another source."""
     script = Script(judge=lambda attempt: number if attempt.source is not None else 0)
     bind = opened(script)
     data = TRAIN if size else b"one"
@@ -228,8 +230,8 @@ def test_a_source_that_no_longer_works_is_dropped_and_told(number: int, size: in
     bind.close()
 
 
-def test_without_any_route_the_source_is_not_blamed() -> None:
-    """ENETUNREACH keeps the sticky source."""
+def test_a_missing_route_does_not_reject_the_source() -> None:
+    """If ENETUNREACH persists without the source, the source is kept."""
     bind = opened(Script(judge=lambda attempt: errno.ENETUNREACH))
     assert bind.send(b"one", 0, ANY_SOCKADDR, SOURCE) == SendOutcome.DROPPED
     assert bind.counters.dropped == {errno.ENETUNREACH: 1}
@@ -237,17 +239,17 @@ def test_without_any_route_the_source_is_not_blamed() -> None:
     bind.close()
 
 
-def test_a_bad_source_and_refused_trains_together_lose_nothing() -> None:
+def test_a_bad_source_and_a_refused_train_lose_no_datagram() -> None:
     script = Script(judge=lambda attempt: errno.EINVAL if attempt.segment_size or attempt.source is not None else 0)
     bind = opened(script)
     assert bind.send(TRAIN, SIZE, ANY_SOCKADDR, SOURCE) == SendOutcome.SOURCE_REJECTED
     assert script.datagrams == DATAGRAMS
     pinned = [attempt for attempt in script.attempts if attempt.source is not None]
-    assert len(pinned) == 2, "the train and its first datagram; the others need not fail first"
+    assert len(pinned) == 2, "only the train and its first datagram are tried with the source"
     bind.close()
 
 
-def test_a_pending_refusal_does_not_cost_the_datagram(script: Script) -> None:
+def test_a_pending_icmp_error_does_not_lose_the_datagram(script: Script) -> None:
     """ECONNREFUSED concerns an earlier datagram, so this one is sent again."""
     pending = [errno.ECONNREFUSED]
     script.judge = lambda attempt: pending.pop() if pending else 0
@@ -257,8 +259,8 @@ def test_a_pending_refusal_does_not_cost_the_datagram(script: Script) -> None:
     bind.close()
 
 
-def test_a_full_socket_buffer_is_waited_for(script: Script) -> None:
-    """EAGAIN delays the send until there is space."""
+def test_a_send_waits_for_a_full_socket_buffer(script: Script) -> None:
+    """EAGAIN delays the send until the buffer has space."""
     pending = [errno.EAGAIN]
     script.judge = lambda attempt: pending.pop() if pending else 0
     bind = opened(script)
@@ -267,8 +269,8 @@ def test_a_full_socket_buffer_is_waited_for(script: Script) -> None:
     bind.close()
 
 
-def test_one_send_waits_a_bounded_time_in_all() -> None:
-    """EAGAIN starts one wait for a whole train, not one for each datagram."""
+def test_the_wait_of_one_send_is_limited() -> None:
+    """EAGAIN starts one wait per train, not one per datagram."""
     script = Script(judge=lambda attempt: errno.EAGAIN)
     bind = UdpBind(gso=False, socket_factory=script.factory)
     bind.open(0)
@@ -296,8 +298,8 @@ def test_one_send_waits_a_bounded_time_in_all() -> None:
 )
 @pytest.mark.parametrize("size", [0, SIZE])
 @pytest.mark.parametrize("source", [None, SOURCE])
-def test_a_lasting_error_is_counted_and_ends(number: int, size: int, source: bytes | None) -> None:
-    """Every kind drops that part only, with a bounded number of attempts, and the next send is as before."""
+def test_a_persistent_error_is_counted_and_affects_one_send(number: int, size: int, source: bytes | None) -> None:
+    """It drops only the affected part, after a bounded number of attempts; the next send works as before."""
     script = Script(judge=lambda attempt: number)
     bind = opened(script)
     data = TRAIN if size else b"one"
@@ -319,15 +321,15 @@ def test_a_source_of_the_other_family_is_left_out(bind: UdpBind, script: Script)
     assert [attempt.source for attempt in script.sent] == [None, None]
 
 
-def test_the_cache_of_control_messages_is_bounded(bind: UdpBind) -> None:
+def test_the_control_message_cache_is_bounded(bind: UdpBind) -> None:
     for number in range(10_000):
         bind.send(b"x", 0, ANY_SOCKADDR, sticky.emit_source("192.0.2.1", number))
     assert bind._v4 is not None
     assert len(bind._v4.controls) <= 4096
 
 
-def test_pending_errors_do_not_hide_the_datagram_behind_them(bind: UdpBind, script: Script) -> None:
-    """An ICMP error is consumed, and the socket kept."""
+def test_pending_errors_do_not_hide_the_next_datagram(bind: UdpBind, script: Script) -> None:
+    """An ICMP error is consumed, and the socket is kept."""
     port = bind._v4.port if bind._v4 else 0
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.sendto(b"hello", ("127.0.0.1", port))
@@ -339,7 +341,7 @@ def test_pending_errors_do_not_hide_the_datagram_behind_them(bind: UdpBind, scri
 
 
 def test_a_dead_socket_is_replaced_under_its_descriptor(bind: UdpBind, script: Script) -> None:
-    """The port, the options and the place in the poll set stay."""
+    """The port, the options and the registration in the poll set are kept."""
     filenos = tuple(bind.filenos())
     fileno = filenos[0]
     script.receiving = [errno.ENOTCONN] * 4
@@ -350,7 +352,7 @@ def test_a_dead_socket_is_replaced_under_its_descriptor(bind: UdpBind, script: S
 
 
 def test_a_duplicate_of_a_dead_socket_does_not_keep_its_port(bind: UdpBind, script: Script) -> None:
-    """An engine polls one, and a forked child has another."""
+    """An engine polls a duplicate, and a forked child has another one."""
     fileno = bind.filenos()[0]
     duplicate = os.dup(fileno)
     try:
@@ -367,8 +369,8 @@ def test_a_duplicate_of_a_dead_socket_does_not_keep_its_port(bind: UdpBind, scri
             thief.bind(("0.0.0.0", port))
 
 
-def test_a_socket_that_keeps_dying_comes_back_after_a_wait(bind: UdpBind, script: Script) -> None:
-    """The second death within a minute is answered later; a timer stands at the descriptor until then."""
+def test_a_socket_that_dies_repeatedly_is_reopened_after_a_wait(bind: UdpBind, script: Script) -> None:
+    """After the second failure within a minute, a timer takes the socket's descriptor until the socket is reopened."""
     fileno = bind.filenos()[0]
     script.receiving = [errno.ENOTCONN] * 8
     bind.receive(fileno)
@@ -381,8 +383,8 @@ def test_a_socket_that_keeps_dying_comes_back_after_a_wait(bind: UdpBind, script
     hear(bind, fileno)
 
 
-def test_a_port_lost_while_reopening_is_taken_again_when_free(bind: UdpBind, script: Script) -> None:
-    """Another process may hold the port for a while."""
+def test_a_port_lost_while_reopening_is_bound_again_when_free(bind: UdpBind, script: Script) -> None:
+    """Another process may hold the port in the meantime."""
     fileno = bind.filenos()[0]
     port = bind._v4.port if bind._v4 else 0
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as thief:
@@ -404,7 +406,7 @@ def wait_readable(fileno: int, milliseconds: int) -> bool:
 
 
 def hear(bind: UdpBind, fileno: int) -> None:
-    """The IPv4 socket receives, with its options."""
+    """Assert that the IPv4 socket receives, with its options."""
     port = bind._v4.port if bind._v4 else 0
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         sender.sendto(b"again", ("127.0.0.1", port))

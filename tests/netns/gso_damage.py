@@ -1,6 +1,6 @@
-"""A link that loses what leaves as a GSO batch and lets single datagrams pass: a BPF program on its egress.
+"""A link that drops GSO batches and forwards single datagrams, by a BPF program on its egress.
 
-The program reads `gso_segs` of the packet (struct __sk_buff in linux/bpf.h, Linux 5.1).
+The program reads the packet's `gso_segs` (struct __sk_buff in linux/bpf.h, Linux 5.1).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _TC_OK, _TC_SHOT = 0, 2
 
 
 def _program() -> bytes:
-    """Drop what has more than one segment."""
+    """Return a program that drops packets with more than one segment."""
     step = struct.Struct("=BBhi").pack
     return (
         step(0x61, 1 << 4 | 2, _GSO_SEGS, 0)  # r2 = gso_segs
@@ -39,7 +39,7 @@ def _program() -> bytes:
 
 @contextmanager
 def loses_batches(host: Host, link: str) -> Iterator[None]:
-    """Within, the host's link does so."""
+    """Let the host's link drop GSO batches."""
     program = libc.load_bpf(_SCHED_CLS, _program(), b"GPL", b"gso_damage")
     try:
         with host.entered():

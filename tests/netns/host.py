@@ -1,4 +1,4 @@
-"""A host of a test: a network namespace with commands and programs that run inside of it."""
+"""A test host: a network namespace, with commands and programs that run inside it."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from tests.support.namespaces import Namespace
 from wyrmhole.wire.checksum import checksum
 
 PATIENCE = 20.0
-"""Seconds that anything may take before a test gives up on it: many times more than it ever does."""
+"""Seconds after which a test gives up waiting: many times longer than any wait takes."""
 
 T = TypeVar("T")
 
 
 def until(look: Callable[[], T], what: str, patience: float = PATIENCE) -> T:
-    """The first true result of `look`. Raises AssertionError naming `what` when there is none for too long."""
+    """Return the first true result of `look`. Raises AssertionError with `what` after `patience` seconds."""
     deadline = time.monotonic() + patience
     while not (result := look()):
-        assert time.monotonic() < deadline, f"waited {patience:.0f} s in vain: {what}"
+        assert time.monotonic() < deadline, f"not within {patience:.0f} s: {what}"
         time.sleep(0.01)
     return result
 
 
 class Host(Namespace):
-    """`links` are its ends of wires, in the order they were laid; programs are ended by whoever started them."""
+    """`links` are its ends of wires, in order of creation. A program is ended by the code that started it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Host(Namespace):
         )
 
     def run(self, *words: str, text: str | None = None, environ: Mapping[str, str] | None = None) -> str:
-        """Its standard output. Raises AssertionError with what it said when it fails."""
+        """Return the command's standard output. Raises AssertionError with its output if it fails."""
         result = self.try_run(*words, text=text, environ=environ)
         assert result.returncode == 0, f"{' '.join(words)}: status {result.returncode}\n{result.stdout}{result.stderr}"
         return result.stdout
@@ -74,7 +74,10 @@ class Host(Namespace):
         )
 
     def readdress(self, link: str, former: str, latter: str) -> None:
-        """In this order: with its first IPv4 address a link loses all of the same network."""
+        """Add `latter`, then remove `former`.
+
+        A link that loses its first IPv4 address also loses the others of the same network.
+        """
         self.ip("address", "del", former, "dev", link)
         self.address(link, latter)
 
@@ -87,7 +90,7 @@ class Host(Namespace):
         self.run("nft", "-f", "-", text=rules)
 
     def send_udp(self, source: str, destination: tuple[str, int], *payloads: bytes) -> None:
-        """Datagrams of the caller's making, from a free port of that address."""
+        """Send these payloads as datagrams, from a free port of the address."""
         family = socket.AF_INET6 if ":" in source else socket.AF_INET
         with self.entered(), socket.socket(family, socket.SOCK_DGRAM) as sender:
             sender.bind((source, 0))
@@ -95,29 +98,29 @@ class Host(Namespace):
                 sender.sendto(payload, destination)
 
     def packets_sent(self, link: str) -> int:
-        """How many packets the kernel gave to the interface so far."""
+        """Return the number of packets that the kernel has sent through the interface."""
         (status,) = json.loads(self.run("ip", "-s", "-j", "link", "show", link))
         return int(status["stats64"]["tx"]["packets"])
 
     def ping(self, address: str, count: int = 3, size: int = 56, *, fragment: bool = True) -> None:
-        """Raises AssertionError unless every single ping is answered."""
+        """Ping the address. Raises AssertionError unless every ping is answered."""
         answered = self.count_pings(address, count, size, fragment=fragment)
         assert answered == count, f"{answered} of {count} pings to {address} were answered"
 
     def count_pings(
         self, address: str, count: int = 3, size: int = 56, *, fragment: bool = True, wait: float = 10
     ) -> int:
-        """How many of `count` pings, 20 ms apart, are answered within `wait` seconds each.
+        """Send `count` pings, 20 ms apart, and return how many are answered within `wait` seconds each.
 
         The default is long enough for a handshake whose first message was lost.
-        ping(8) would wait for no more than two round trips after the first answer, which a busy machine exceeds.
+        ping(8) would wait for at most two round trips after the first answer, which a busy machine exceeds.
         """
         with self.entered():
             sock = echo_socket(address, fragment=fragment)
         with sock:
             identity = os.urandom(2)
             for number in range(count):
-                # What cannot be sent is not answered.
+                # A ping that cannot be sent counts as unanswered.
                 with contextlib.suppress(OSError):
                     sock.sendto(echo_request(sock.family, identity, number, size), (address, 0))
                 time.sleep(0.02)
@@ -125,7 +128,7 @@ class Host(Namespace):
 
     @contextmanager
     def pinging(self, address: str, interval: float = 0.02) -> Iterator[None]:
-        """Steady traffic in the background, answered or not."""
+        """Send pings in the background, whether they are answered or not."""
         words = ("ping", "-q", "-n", "-i", str(interval), address)
         process = self.spawn(*words, output=subprocess.DEVNULL)
         try:
@@ -138,14 +141,14 @@ class Host(Namespace):
 
 
 def echo_socket(address: str, *, fragment: bool) -> socket.socket:
-    """A raw socket for pings to the address; without `fragment` packets are never cut up."""
+    """Return a raw socket for pings to the address; without `fragment`, packets are never fragmented."""
     if ":" in address:
         sock = socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_ICMPV6)
         level, discover = socket.IPPROTO_IPV6, 23
     else:
         sock = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
         level, discover = socket.IPPROTO_IP, 10
-    # Answers are read when all requests have left: room for thousands (SO_RCVBUFFORCE).
+    # Answers are read after all requests have been sent, so make room for thousands (SO_RCVBUFFORCE).
     sock.setsockopt(socket.SOL_SOCKET, 33, 1 << 24)
     if not fragment:
         sock.setsockopt(level, discover, 2)  # IP_PMTUDISC_DO
@@ -153,7 +156,7 @@ def echo_socket(address: str, *, fragment: bool) -> socket.socket:
 
 
 def echo_request(family: int, identity: bytes, number: int, size: int) -> bytes:
-    """The kernel fills in the checksum of ICMPv6."""
+    """Return an echo request; the kernel fills in the checksum of ICMPv6."""
     tail = identity + number.to_bytes(2, "big") + bytes(size)
     if family == socket.AF_INET6:
         return bytes((128, 0, 0, 0)) + tail
@@ -161,7 +164,7 @@ def echo_request(family: int, identity: bytes, number: int, size: int) -> bytes:
 
 
 def count_answers(sock: socket.socket, identity: bytes, count: int, wait: float) -> int:
-    """Different answers to the requests of that identity, until there are so many or the time is over."""
+    """Count distinct answers to the requests of that identity, up to `count`, for at most `wait` seconds."""
     deadline, seen = time.monotonic() + wait, set[bytes]()
     reply = 129 if sock.family == socket.AF_INET6 else 0
     while len(seen) < count and (left := deadline - time.monotonic()) > 0:
@@ -177,7 +180,7 @@ def count_answers(sock: socket.socket, identity: bytes, count: int, wait: float)
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """End a program for sure: asked first, then forced."""
+    """End a program with SIGTERM, or with SIGKILL if it does not exit."""
     if process.poll() is None:
         process.terminate()
         try:

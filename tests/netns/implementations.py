@@ -1,4 +1,4 @@
-"""The daemons that the tests start, and how each is called."""
+"""The daemons that the tests start, and their command lines."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 SUBJECT = os.environ.get("WYRMHOLE_TEST_IMPL", "wyrmhole")
-"""What stands in the place of wyrmhole. Setting it to another implementation tests the tests."""
+"""The implementation under test. Setting it to another one tests the tests."""
 
 OTHERS = ("wireguard-go", "boringtun", "gotatun")
 PEERS = (SUBJECT, *OTHERS)
@@ -21,6 +21,6 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "boringtun": ("boringtun-cli", "-f", "--disable-drop-privileges"),
     "gotatun": ("gotatun", "-f", "--disable-drop-privileges"),
 }
-"""Each in the foreground, with the interface name to come as the last word."""
+"""Commands that run in the foreground; the interface name is appended."""
 
 ENVIRON = {"WG_PROCESS_FOREGROUND": "1", "LOG_LEVEL": "verbose"}

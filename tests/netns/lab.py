@@ -1,12 +1,12 @@
-"""Laboratories: hosts wired up in a few ways, nodes on them, tunnels between nodes. Gone with the test.
+"""Laboratories: hosts in several topologies, nodes on them, and tunnels between nodes, for the time of a test.
 
     with Lab(tmp_path) as lab:
         a, b = lab.neighbours()
         one, two = lab.tunnel(a, "wyrmhole", b, "wireguard-go")
         a.ping(two.addresses[0])
 
-Outside addresses are 192.0.2.0/24 and 2001:db8::/64 where hosts are neighbours. Inside a tunnel the n-th node has
-10.77.0.n and fd77::n.
+Neighbours have outer addresses in 192.0.2.0/24 and 2001:db8::/64. Inside a tunnel, the n-th node has 10.77.0.n and
+fd77::n.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ INNER_V6 = "fd77::{}"
 
 
 class Lab:
-    """A context manager. Raises OSError or CalledProcessError where namespaces cannot be made."""
+    """A context manager. Raises OSError or CalledProcessError if namespaces cannot be created."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -56,7 +56,7 @@ class Lab:
         return host
 
     def wire(self, a: Host, b: Host, a_addresses: tuple[str, ...] = (), b_addresses: tuple[str, ...] = ()) -> None:
-        """A veth pair; the ends are called eth0, eth1, ... in the order in which a host gets them."""
+        """Join two hosts by a veth pair. A host's ends are called eth0, eth1, ... in order of creation."""
         names = []
         for host in (a, b):
             names.append(f"eth{len(host.links)}")
@@ -66,13 +66,13 @@ class Lab:
         b.address(names[1], *b_addresses)
 
     def neighbours(self) -> tuple[Host, Host]:
-        """Two hosts on one wire: 192.0.2.1 and .2, 2001:db8::1 and ::2."""
+        """Return two hosts on one wire: 192.0.2.1 and .2, 2001:db8::1 and ::2."""
         a, b = self.host(), self.host()
         self.wire(a, b, ("192.0.2.1/24", "2001:db8::1/64"), ("192.0.2.2/24", "2001:db8::2/64"))
         return a, b
 
     def routed(self, mtu: int = 1500) -> tuple[Host, Host, Host]:
-        """A client, a router and a server. The wire from router to server has the MTU.
+        """Return a client, a router and a server; `mtu` is the MTU of the wire from router to server.
 
         client 192.0.2.2 (2001:db8:1::2) - .1 router 198.51.100.1 (2001:db8:2::1) - .2 server
         """
@@ -88,7 +88,7 @@ class Lab:
         return client, router, server
 
     def switched(self, count: int) -> list[Host]:
-        """Hosts on one switch: 192.0.2.1, .2, ..., 2001:db8::1, ::2, ..."""
+        """Return hosts on one switch: 192.0.2.1, .2, ..., 2001:db8::1, ::2, ..."""
         switch = self.host()
         switch.ip("link", "add", "switch", "type", "bridge")
         switch.ip("link", "set", "switch", "up")
@@ -118,13 +118,16 @@ class Lab:
         keepalive: int = 0,
         mtu: int = 1420,
     ) -> tuple[Node, Node]:
-        """Two nodes that know each other and are up. The first one knows the endpoint of the second (HOST:PORT), and
-        with `back` the second that of the first; without, only the first one can begin."""
+        """Return two nodes that are peers of each other and up.
+
+        The first one knows the endpoint of the second (HOST:PORT). With `back`, the second also knows that of the
+        first; otherwise, only the first one can initiate.
+        """
         one, two = self.node(a, a_implementation), self.node(b, b_implementation, port=51821)
         secret = generate_psk() if psk else None
         one.configure(peer_section(two.key.public, *inner(2), endpoint=endpoint, psk=secret, keepalive=keepalive))
         two.configure(peer_section(one.key.public, *inner(1), endpoint=back, psk=secret))
-        # The one that may begin comes last, lest its first message find nobody and its second wait for 5 s.
+        # Start the initiator last: if nobody received its first message, the second would follow after 5 s.
         for number, node in ((2, two), (1, one)):
             node.assign(*inner(number, 24, 64))
             node.up(mtu)
@@ -132,5 +135,5 @@ class Lab:
 
 
 def inner(number: int, v4_bits: int = 32, v6_bits: int = 128) -> tuple[str, str]:
-    """The addresses inside of a tunnel of the node with that number."""
+    """Return the inner addresses of the node with that number."""
     return f"{INNER_V4.format(number)}/{v4_bits}", f"{INNER_V6.format(number)}/{v6_bits}"

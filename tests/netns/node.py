@@ -1,4 +1,4 @@
-"""A node of a test: a daemon on a host, its interface, its keys, and what `wg` says about it."""
+"""A test node: a daemon on a host, its interface, its keys, and the output of `wg` about it."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _numbers = itertools.count()
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A private key with its public one, in the base64 of wg(8)."""
+    """A private key and its public key, in the base64 form of wg(8)."""
 
     private: str = field(repr=False)
     public: str
@@ -41,7 +41,7 @@ def _text(raw: bytes) -> str:
 
 
 def unique_name() -> str:
-    """An interface name that is nobody else's: the socket files of all namespaces lie in one folder."""
+    """Return an unused interface name; it must be unique because the socket files of all namespaces share a folder."""
     return f"wt{os.getpid()}x{next(_numbers)}"
 
 
@@ -56,7 +56,7 @@ def peer_section(
 
 
 class Node:
-    """Started by its constructor, which returns when the daemon listens on its UAPI socket."""
+    """A running daemon. The constructor starts it, and returns when it listens on its UAPI socket."""
 
     def __init__(self, host: Host, implementation: str, folder: Path, *, port: int = 51820) -> None:
         self.host = host
@@ -77,7 +77,7 @@ class Node:
         until(self._listens, f"{self.implementation} listens on {self.socket}")
 
     def restart(self, mtu: int = 1420) -> None:
-        """After its process ended: the same interface with all that was configured and assigned, up."""
+        """Start the daemon again after it ended, with the same interface, configuration and addresses, up."""
         self._start()
         self.configure(*self._peers)
         self.host.address(self.name, *self._prefixes)
@@ -95,7 +95,7 @@ class Node:
     # Configuration
 
     def configure(self, *peers: str, fwmark: int = 0) -> None:
-        """The whole configuration at once, as some implementations do not bear changes."""
+        """Set the whole configuration at once, because some implementations do not support changes."""
         lines = ["[Interface]", f"PrivateKey = {self.key.private}", f"ListenPort = {self.port}"]
         lines += [f"FwMark = {fwmark}"] if fwmark else []
         self._peers = peers
@@ -111,7 +111,7 @@ class Node:
         return self.wg("show", self.name, what).strip()
 
     def show_of(self, peer: str, what: str) -> list[str]:
-        """The words after the peer's key in `wg show NAME WHAT`."""
+        """Return the words after the peer's key in `wg show NAME WHAT`."""
         for line in self.show(what).splitlines():
             words = line.split()
             if words[0] == peer:
@@ -122,7 +122,7 @@ class Node:
         return int(self.show_of(peer, "latest-handshakes")[0])
 
     def assign(self, *addresses: str) -> None:
-        """Addresses with prefix lengths; the interface goes up only with `up`."""
+        """Assign addresses with prefix lengths; the interface stays down until `up`."""
         self.host.address(self.name, *addresses)
         self._prefixes += addresses
         self.addresses += [address.partition("/")[0] for address in addresses]
@@ -132,12 +132,12 @@ class Node:
         until(self._is_up, f"{self.implementation} has its socket open")
 
     def _is_up(self) -> bool:
-        """The daemon hears of it some time after the kernel did."""
+        """Whether the daemon has noticed that the interface is up, which happens after the kernel's change."""
         assert self.process.poll() is None, f"{self.implementation} ended: {self.log.read_text()[-2000:]}"
         return self.has_socket()
 
     def has_socket(self) -> bool:
-        """Whether anybody on its host listens on its port."""
+        """Whether a process on its host listens on its port."""
         return bool(self.host.run("ss", "-Huln", f"sport = :{self.port}"))
 
     def down(self) -> None:
@@ -153,5 +153,5 @@ def stop_all(nodes: Sequence[Node]) -> None:
 
 
 def logs(nodes: Sequence[Node]) -> str:
-    """The ends of the daemons' logs, for the report of a failed test."""
+    """Return the last part of each daemon's log, for the report of a failed test."""
     return "\n".join(f"--- {node.log.name}\n{node.log.read_text()[-3000:]}" for node in nodes)

@@ -1,7 +1,7 @@
-"""A peer played by hand: a socket, a key and the handshake's functions, without timers, windows or manners.
+"""A peer that a test drives by hand: a socket, a key and the handshake's functions, without timers or replay windows.
 
-It says what a test wants at any moment, also what no implementation would. The noise functions are the product's; that
-they are right is shown by published vectors and by three other implementations.
+It can send any message at any moment, including messages that no implementation would send. It uses the product's Noise
+functions, which are verified by published vectors and by three other implementations.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ FLOOR_SECONDS = 0.03
 
 @dataclass
 class Session:
-    """Transport keys, and the next counter to send."""
+    """Transport keys and the next counter to send."""
 
     send_key: bytes = field(repr=False)
     receive_key: bytes = field(repr=False)
@@ -41,20 +41,20 @@ class Session:
     counter: int = 0
 
     def seal(self, packet: bytes = b"", counter: int | None = None) -> bytes:
-        """A transport message of exactly this plaintext; the session's own counter moves only when it is used."""
+        """Return a transport data message with exactly this plaintext, under `counter` or the next counter."""
         if counter is None:
             counter, self.counter = self.counter, self.counter + 1
         header = struct.pack("<IIQ", 4, self.remote_index, counter)
         return header + ChaCha20Poly1305(self.send_key).encrypt(bytes(4) + header[8:], packet, None)
 
     def open(self, message: bytes) -> bytes:
-        """Raises InvalidTag."""
+        """Decrypt a transport data message. Raises InvalidTag."""
         assert int.from_bytes(message[4:8], "little") == self.local_index
         return ChaCha20Poly1305(self.receive_key).decrypt(bytes(4) + message[8:16], message[16:], None)
 
 
 class RawPeer:
-    """Close it, or use it as a context manager."""
+    """A hand-driven peer. Close it, or use it as a context manager."""
 
     def __init__(self, host: Host, address: Address, node_public: str, target: Address, key: Key | None = None) -> None:
         self.host = host
@@ -79,7 +79,7 @@ class RawPeer:
         return opened
 
     def move(self, address: Address) -> None:
-        """Speak from another address from then on; what comes to the former one is lost."""
+        """Change to another address; datagrams to the former one are lost."""
         former, self._socket = self._socket, self._open(address)
         former.close()
 
@@ -93,7 +93,7 @@ class RawPeer:
             self._socket.sendto(message, self.target)
 
     def receive(self, kind: int, wait: float = PATIENCE) -> bytes:
-        """The next message of that type; others are thrown away. Raises AssertionError when there is none."""
+        """Return the next message of that type, and discard others. Raises AssertionError if there is none."""
         deadline = time.monotonic() + wait
         while self._is_readable(deadline - time.monotonic()):
             message = self._socket.recv(0x10000)
@@ -102,7 +102,7 @@ class RawPeer:
         raise AssertionError(f"no message of type {kind} within {wait} s")
 
     def waiting(self, wait: float = 0.0) -> list[bytes]:
-        """What has come, after at most `wait` seconds for the first."""
+        """Return the messages received so far, after waiting at most `wait` seconds for the first."""
         messages: list[bytes] = []
         while self._is_readable(0.0 if messages else wait):
             messages.append(self._socket.recv(0x10000))
@@ -118,7 +118,7 @@ class RawPeer:
     def initiation(
         self, *, stamp: bytes | None = None, cookie: bytes | None = None
     ) -> tuple[bytes, noise.InitiationSent]:
-        """Message 1 with a fresh ephemeral key, index and timestamp."""
+        """Return an initiation with a fresh ephemeral key, index and timestamp."""
         if stamp is None:
             stamp = self._stamp = tai64n.next_stamp(time.time_ns(), self._stamp)
         static_static = dh(self._static.exchange_key, self._node.raw)
@@ -134,13 +134,13 @@ class RawPeer:
         return self.with_macs(Initiation(sent.local_index, *fields).emit(), cookie), sent
 
     def with_macs(self, message: bytes, cookie: bytes | None = None) -> bytes:
-        """The handshake message with right MACs in the place of whatever it has there."""
+        """Return the handshake message with valid MACs."""
         unauthenticated = before_mac1(message)
         with_mac1 = unauthenticated + mac(mac1_key(self._node), unauthenticated)
         return with_mac1 + (NO_MACS if cookie is None else mac(cookie, with_mac1))
 
     def finish(self, sent: noise.InitiationSent, message: bytes) -> Session:
-        """The session that message 2 makes. Raises InvalidTag."""
+        """Return the session that the response completes. Raises InvalidTag."""
         answer = Response.parse(message)
         assert answer.receiver == sent.local_index
         body = noise.ResponseBody(answer.ephemeral, answer.encrypted_nothing)
@@ -148,7 +148,10 @@ class RawPeer:
         return Session(bytes(keys.send), bytes(keys.receive), sent.local_index, answer.sender)
 
     def begin(self) -> Session:
-        """A handshake as the initiator, not confirmed yet. Tried again, as the node takes one in 20 ms."""
+        """Complete a handshake as the initiator, without confirming it.
+
+        Initiations are repeated, because the node accepts only one in 20 ms.
+        """
         deadline = time.monotonic() + PATIENCE
         while time.monotonic() < deadline:
             message, sent = self.initiation()
@@ -159,13 +162,13 @@ class RawPeer:
         raise AssertionError("no initiation was answered")
 
     def connect(self) -> Session:
-        """The same, confirmed by a keepalive."""
+        """Complete a handshake as the initiator, and confirm it by a keepalive."""
         session = self.begin()
         self.send(session.seal())
         return session
 
     def respond(self, message: bytes) -> tuple[bytes, Session]:
-        """Message 2 for the node's message 1, and the session as the responder."""
+        """Return a response to the node's initiation, and the responder's session."""
         question = Initiation.parse(message)
         body = noise.InitiationBody(question.ephemeral, question.encrypted_static, question.encrypted_timestamp)
         received = noise.consume_initiation(
@@ -183,27 +186,28 @@ class RawPeer:
     # Cookies
 
     def cookie_reply(self, message: bytes, cookie: bytes = b"\x11" * 16) -> bytes:
-        """Message 3 for a handshake message of the node."""
+        """Return a cookie reply to a handshake message of the node."""
         nonce = os.urandom(24)
         sealed = xseal(cookie_key(self._static.public_key()), nonce, cookie, mac1_of(message))
         return CookieReply(int.from_bytes(message[4:8], "little"), nonce, sealed).emit()
 
     def read_cookie(self, reply: bytes, message: bytes) -> bytes:
-        """The cookie in the node's message 3 for our message. Raises InvalidTag."""
+        """Return the cookie in the node's cookie reply to our message. Raises InvalidTag."""
         parsed = CookieReply.parse(reply)
         assert parsed.receiver == int.from_bytes(message[4:8], "little")
         return xopen(cookie_key(self._node), parsed.nonce, parsed.encrypted_cookie, mac1_of(message))
 
     def carries_cookie(self, message: bytes, cookie: bytes) -> bool:
-        """Whether mac2 of the node's handshake message was made with it."""
+        """Whether mac2 of the node's handshake message was computed with the cookie."""
         return mac2_of(message) == mac(cookie, before_mac2(message))
 
-    # Silence
+    # Unanswered messages
 
     def stays_unanswered(self, *messages: bytes) -> None:
-        """Send them, then something that is answered: nothing else may have come back (datagrams keep their order).
+        """Send the messages, then a valid initiation, and assert that only the latter is answered.
 
-        The node takes one initiation of a peer in 20 ms, so a pause comes first: the silence shall have other causes.
+        Datagrams keep their order. The node accepts one initiation of a peer in 20 ms, so a pause comes first: rate
+        limiting must not be the reason for the silence.
         """
         self.waiting(wait=FLOOR_SECONDS)
         self.send(*messages)
@@ -214,13 +218,13 @@ class RawPeer:
             for answer in self.waiting(wait=0.2):
                 assert answer[:4] == b"\2\0\0\0" and Response.parse(answer).receiver == sent.local_index, answer.hex()
                 return
-        raise AssertionError("not even a right initiation was answered")
+        raise AssertionError("not even a valid initiation was answered")
 
 
 def lonely_node(
     lab: Lab, implementation: str, *, knows_endpoint: bool = False, keepalive: int = 0
 ) -> tuple[Node, RawPeer]:
-    """A node at 192.0.2.1 with one peer, which is raw, at 192.0.2.2 port 40000 outside and 10.77.0.2 inside."""
+    """Return a node at 192.0.2.1 and its only peer, a raw one: 192.0.2.2 port 40000 outside, 10.77.0.2 inside."""
     a, b = lab.neighbours()
     node, key = lab.node(a, implementation), Key.generate()
     raw = RawPeer(b, ("192.0.2.2", 40000), node.key.public, ("192.0.2.1", node.port), key)

@@ -1,4 +1,4 @@
-"""wyrmholed with a session's times divided by sixty, to see rekeys in seconds. Only tests start this."""
+"""Run wyrmholed with all session timings divided by sixty, so that rekeys take seconds. Only tests use this."""
 
 from __future__ import annotations
 

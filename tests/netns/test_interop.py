@@ -1,4 +1,4 @@
-"""wyrmhole beside itself and beside three other implementations: M1, M3, M17, M36 and everything a session needs."""
+"""Sessions between wyrmhole and itself, and between wyrmhole and three other implementations (M1, M3, M17, M36)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LONG_SECONDS = 10
 
 
 def two_ends(lab: Lab, peer: str, role: str, family: str = "v4", *, psk: bool = False) -> tuple[Host, Node, Host, Node]:
-    """The one that begins, and the one that only answers."""
+    """Return the host and node that initiates, then those that only respond."""
     a, b = lab.neighbours()
     first, second = (SUBJECT, peer) if role == "initiator" else (peer, SUBJECT)
     one, two = lab.tunnel(a, first, b, second, endpoint=OUTER[family], psk=psk)
@@ -33,7 +33,9 @@ def two_ends(lab: Lab, peer: str, role: str, family: str = "v4", *, psk: bool = 
     list(itertools.product(("initiator", "responder"), ("v4", "v6"), (False, True))),
     ids=lambda value: {False: "plain", True: "psk"}.get(value, value),
 )
-def test_a_session_carries_pings_and_bulk_both_ways(lab: Lab, peer: str, role: str, family: str, psk: bool) -> None:
+def test_a_session_carries_pings_and_bulk_in_both_directions(
+    lab: Lab, peer: str, role: str, family: str, psk: bool
+) -> None:
     a, one, b, two = two_ends(lab, peer, role, family, psk=psk)
     for number in range(2):
         a.ping(two.addresses[number])
@@ -49,14 +51,14 @@ def test_a_session_carries_pings_and_bulk_both_ways(lab: Lab, peer: str, role: s
     ("role", "family", "psk"), [("initiator", "v4", False), ("responder", "v6", True)], ids=["v4", "v6-psk"]
 )
 @pytest.mark.parametrize("peer", PEERS)
-def test_ten_seconds_of_bulk_each_way(lab: Lab, peer: str, role: str, family: str, psk: bool) -> None:
+def test_ten_seconds_of_bulk_in_each_direction(lab: Lab, peer: str, role: str, family: str, psk: bool) -> None:
     a, _, b, two = two_ends(lab, peer, role, family, psk=psk)
     a.ping(two.addresses[0])
     transfer(a, b, two.addresses[0], seconds=LONG_SECONDS)
 
 
 @pytest.mark.parametrize("peer", PEERS)
-def test_large_pings_and_fragments_pass(lab: Lab, peer: str) -> None:
+def test_large_pings_and_fragments_arrive(lab: Lab, peer: str) -> None:
     a, _, _, two = two_ends(lab, peer, "initiator")
     for address in two.addresses:
         for size in (0, 1, 15, 16, 17, 1372, 8000):
@@ -64,7 +66,7 @@ def test_large_pings_and_fragments_pass(lab: Lab, peer: str) -> None:
 
 
 @pytest.mark.parametrize("peer", PEERS)
-def test_both_may_begin_at_once(lab: Lab, peer: str) -> None:
+def test_both_sides_may_initiate_at_once(lab: Lab, peer: str) -> None:
     a, b = lab.neighbours()
     one, two = lab.tunnel(a, SUBJECT, b, peer, endpoint=OUTER["v4"], back="192.0.2.1:51820")
     with_b = b.spawn("ping", "-q", "-n", "-c", "1", one.addresses[0], output=subprocess.DEVNULL)
@@ -75,7 +77,7 @@ def test_both_may_begin_at_once(lab: Lab, peer: str) -> None:
 
 
 @pytest.mark.parametrize("peer", PEERS)
-def test_a_preshared_key_on_one_side_only_never_completes(lab: Lab, peer: str) -> None:
+def test_a_preshared_key_on_only_one_side_prevents_a_session(lab: Lab, peer: str) -> None:
     """Both sides need the same preshared key (M17)."""
     a, one, _, two = two_ends(lab, peer, "initiator")
     one.set(

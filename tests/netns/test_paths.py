@@ -1,4 +1,4 @@
-"""What the path does to a packet: small MTUs, missing families, ECN, what a sender is told when there is no way."""
+"""Properties of the path: small MTUs, missing address families, ECN, and ICMP errors for unreachable destinations."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ FAMILIES = ("v4", "v6")
 
 @pytest.mark.parametrize("mtu", [1280, 1300])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_bulk_passes_a_path_smaller_than_the_tunnel_believes(lab: Lab, family: str, mtu: int) -> None:
-    """The tunnel's MTU is 1420; a wire behind the first router has less. Handshakes and pings pass, bulk must too."""
+def test_bulk_passes_a_path_with_a_smaller_mtu(lab: Lab, family: str, mtu: int) -> None:
+    """The tunnel's MTU is 1420; the MTU of a link after the first router is smaller. Pings and bulk must still pass."""
     client, _, server = lab.routed(mtu)
     _, two = lab.tunnel(client, SUBJECT, server, SUBJECT, endpoint=SERVER[family])
     for address in two.addresses:
         client.ping(address)
-        # An IPv6 router drops what is too big, once for each direction, and tells the sender.
+        # An IPv6 router drops the first packet that is too big in each direction, and informs the sender.
         until(lambda: client.count_pings(address, 1, size=1372, wait=1), "large packets pass")  # noqa: B023
         client.ping(address, size=1372)
         transfer(client, server, address)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_bulk_goes_on_when_the_path_shrinks_and_grows(lab: Lab, family: str) -> None:
+def test_bulk_continues_when_the_path_mtu_changes(lab: Lab, family: str) -> None:
     client, router, server = lab.routed()
     _, two = lab.tunnel(client, SUBJECT, server, SUBJECT, endpoint=SERVER[family])
     for mtu in (1500, 1300, 1500):
@@ -45,8 +45,8 @@ def test_bulk_goes_on_when_the_path_shrinks_and_grows(lab: Lab, family: str) -> 
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_bulk_passes_when_the_own_uplink_is_too_small(lab: Lab, family: str) -> None:
-    """EMSGSIZE on the first hop, also for a train of segments."""
+def test_bulk_passes_a_first_hop_with_a_smaller_mtu(lab: Lab, family: str) -> None:
+    """The first hop returns EMSGSIZE, even for a train of segments."""
     a, b = lab.neighbours()
     _, two = lab.tunnel(a, SUBJECT, b, SUBJECT, endpoint=NEIGHBOUR[family])
     a.ping(two.addresses[0])
@@ -56,7 +56,7 @@ def test_bulk_passes_when_the_own_uplink_is_too_small(lab: Lab, family: str) -> 
     transfer(a, b, two.addresses[0])
 
 
-def test_the_mtu_of_the_interface_may_change_under_a_session(lab: Lab) -> None:
+def test_the_interface_mtu_may_change_during_a_session(lab: Lab) -> None:
     a, b = lab.neighbours()
     one, two = lab.tunnel(a, SUBJECT, b, SUBJECT, endpoint=NEIGHBOUR["v4"])
     for mtu in (1420, 1280, 1400, 68, 1420):
@@ -76,8 +76,8 @@ def test_jumbo_frames_pass(lab: Lab) -> None:
     transfer(a, b, two.addresses[0])
 
 
-def test_ciphertext_is_padded_to_sixteen_and_never_above_the_mtu(lab: Lab) -> None:
-    """On the wire, padding fills up to 16 bytes but not beyond the MTU (M22)."""
+def test_ciphertext_is_padded_to_16_but_not_beyond_the_mtu(lab: Lab) -> None:
+    """The test checks the sizes on the wire (M22)."""
     a, b = lab.neighbours()
     _, two = lab.tunnel(a, SUBJECT, b, SUBJECT, endpoint=NEIGHBOUR["v4"], mtu=1419)
     with Capture(b, "eth0") as wire:
@@ -93,7 +93,7 @@ def test_ciphertext_is_padded_to_sixteen_and_never_above_the_mtu(lab: Lab) -> No
 
 
 @pytest.mark.parametrize("families", [("v4", "v6"), ("v6", "v4")], ids=["v4-only", "v6-only"])
-def test_a_host_with_one_family_is_enough(lab: Lab, families: tuple[str, str]) -> None:
+def test_one_address_family_suffices(lab: Lab, families: tuple[str, str]) -> None:
     has, lacks = families
     a, b = lab.neighbours()
     for host in (a, b):
@@ -116,12 +116,12 @@ def test_a_host_with_one_family_is_enough(lab: Lab, families: tuple[str, str]) -
     assert one.show("listen-port") == "50000"
 
 
-# Marks on the outside
+# Outer TOS byte
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_congestion_marks_pass_the_tunnel_and_dscp_does_not(lab: Lab, family: str) -> None:
-    """ECN is carried as RFC 6040 says, DSCP is not (M48)."""
+def test_congestion_marks_pass_the_tunnel_but_dscp_does_not(lab: Lab, family: str) -> None:
+    """ECN is carried as specified by RFC 6040, and DSCP is not carried (M48)."""
     a, b = lab.neighbours()
     _, two = lab.tunnel(a, SUBJECT, b, SUBJECT, endpoint=NEIGHBOUR[family])
     with Capture(b, "eth0") as wire:
@@ -133,7 +133,7 @@ def test_congestion_marks_pass_the_tunnel_and_dscp_does_not(lab: Lab, family: st
             assert {datagram.tos for datagram in wire.of(4)} == {outer}
 
 
-# No way
+# Unreachable destinations
 
 
 def ping_reply(host: Host, address: str) -> str:
@@ -142,7 +142,7 @@ def ping_reply(host: Host, address: str) -> str:
 
 @pytest.fixture
 def lonely(lab: Lab) -> Node:
-    """A node with a peer at 10.77.0.2 (fd77::2) whose endpoint is not known, and nobody at .3."""
+    """A node with a peer of unknown endpoint at 10.77.0.2 (fd77::2), and no peer at .3."""
     host, _ = lab.neighbours()
     node = lab.node(host, SUBJECT)
     node.configure(peer_section(Key.generate().public, "10.77.0.2/32", "fd77::2/128"))
@@ -152,12 +152,12 @@ def lonely(lab: Lab) -> Node:
 
 
 @pytest.mark.parametrize("address", ["10.77.0.2", "10.77.0.3"])
-def test_a_sender_is_told_that_a_host_cannot_be_reached(lonely: Node, address: str) -> None:
-    """A packet that no peer owns is answered with an ICMP error (M46)."""
+def test_an_unreachable_ipv4_destination_is_answered_by_icmp(lonely: Node, address: str) -> None:
+    """This covers a destination without a peer, and a peer without an endpoint (M46)."""
     assert "Destination Host Unreachable" in ping_reply(lonely.host, address)
 
 
 @pytest.mark.parametrize("address", ["fd77::2", "fd77::3"])
-def test_a_sender_is_told_that_a_v6_host_cannot_be_reached(lonely: Node, address: str) -> None:
-    """A packet that no peer owns is answered with an ICMPv6 error (M46)."""
+def test_an_unreachable_ipv6_destination_is_answered_by_icmp(lonely: Node, address: str) -> None:
+    """This covers a destination without a peer, and a peer without an endpoint (M46)."""
     assert "Destination unreachable: Address unreachable" in ping_reply(lonely.host, address)

@@ -1,4 +1,4 @@
-"""Transport messages said by hand to a living daemon: what is delivered, what is not, and what moves what."""
+"""Hand-made transport data messages to a running daemon: delivery, refusal, and changes of window and endpoint."""
 
 from __future__ import annotations
 
@@ -28,28 +28,31 @@ _ports = itertools.cycle(range(1024, 65536))
 
 
 def inner_packet(payload: bytes, source: int = 2) -> bytes:
-    """A datagram of a flow of its own, so that nothing on its way is joined with its neighbours."""
+    """Return a datagram of a new flow, so that it is not merged with its neighbours."""
     return Packet(payload, UDP, source=V4[source], destination=V4[1], ports=(next(_ports), 9)).emit()
 
 
 @dataclass
 class Bench:
-    """A node, a raw peer with a confirmed session, and a view of what comes out of the node's tunnel."""
+    """A node, a raw peer with a confirmed session, and a capture of the packets from the node's tunnel."""
 
     node: Node
     raw: RawPeer
     session: Session
     tunnel: Capture
 
-    def tell(self, payload: bytes, counter: int | None = None) -> bytes:
+    def send(self, payload: bytes, counter: int | None = None) -> bytes:
         message = self.session.seal(inner_packet(payload), counter)
         self.raw.send(message)
         return message
 
     def delivered(self) -> list[bytes]:
-        """The payloads that came out so far, the last of which is sent here to know when to look."""
-        self.tell(b"end")
-        until(lambda: any(datagram.payload == b"end" for datagram in self._incoming()), "the last packet came out")
+        """Return the payloads that have left the tunnel. A last packet, sent here, marks the end."""
+        self.send(b"end")
+        until(
+            lambda: any(datagram.payload == b"end" for datagram in self._incoming()),
+            "the last packet leaves the tunnel",
+        )
         payloads = [datagram.payload for datagram in self._incoming()]
         self.tunnel.forget()
         return payloads[:-1]
@@ -65,11 +68,11 @@ def bench(lab: Lab) -> Iterator[Bench]:
         yield Bench(node, raw, raw.connect(), tunnel)
 
 
-# What the outside may do
+# Messages from outside
 
 
-def test_what_is_not_authentic_is_dropped_and_moves_no_window(bench: Bench) -> None:
-    """Wrong tags at high counters, unknown indices, reserved bits, cut-off messages (M7, M8, M23)."""
+def test_a_forged_message_does_not_move_the_window(bench: Bench) -> None:
+    """Wrong tags at high counters, unknown indices, reserved bits and truncated messages are dropped (M7, M8, M23)."""
     true = bench.session.seal(inner_packet(b"true"), 50)
     bad_tag = true[:-1] + bytes([true[-1] ^ 1])
     for counter in (10**6, 2**63, 2**64 - 1):
@@ -83,50 +86,53 @@ def test_what_is_not_authentic_is_dropped_and_moves_no_window(bench: Bench) -> N
 
 def test_each_message_is_delivered_once(bench: Bench) -> None:
     """A repeated message is dropped (I3)."""
-    message = bench.tell(b"once")
+    message = bench.send(b"once")
     bench.raw.send(message, message)
     assert bench.delivered() == [b"once"]
 
 
-def test_a_message_late_by_8127_is_delivered_and_one_by_8129_is_not(bench: Bench) -> None:
+def test_the_window_accepts_a_delay_of_8127_but_not_8129(bench: Bench) -> None:
     """The replay window covers 8,128 counters (M24)."""
-    bench.tell(b"first", 20_000)
+    bench.send(b"first", 20_000)
     for behind, name in ((1, b"near"), (4000, b"middle"), (8127, b"last"), (8129, b"late"), (20_000, b"zero")):
-        bench.tell(name, 20_000 - behind)
+        bench.send(name, 20_000 - behind)
     bench.session.counter = 20_001
     assert bench.delivered() == [b"first", b"near", b"middle", b"last"]
 
 
 def test_counters_end_at_reject_after_messages(bench: Bench) -> None:
-    """The first counter that is refused is Reject-After-Messages (M25)."""
+    """Reject-After-Messages is the first counter that is refused (M25)."""
     for counter in (REJECT_AFTER_MESSAGES, 2**64 - 1):
-        bench.tell(b"beyond", counter)
+        bench.send(b"beyond", counter)
     assert bench.delivered() == []
-    bench.tell(b"the last", REJECT_AFTER_MESSAGES - 1)
-    until(lambda: [datagram.payload for datagram in bench.tunnel.datagrams] == [b"the last"], "the last counter counts")
+    bench.send(b"the last", REJECT_AFTER_MESSAGES - 1)
+    until(
+        lambda: [datagram.payload for datagram in bench.tunnel.datagrams] == [b"the last"],
+        "the message with the last counter is delivered",
+    )
 
 
 def test_a_reflected_message_is_dropped(bench: Bench) -> None:
-    """The node's own messages come back to it."""
+    """The node's own messages are sent back to it."""
     bench.node.host.count_pings("10.77.0.2", 1, wait=1)
     echo = bench.raw.receive(4)
     bench.raw.send(echo)
     assert bench.delivered() == []
 
 
-# What an authenticated peer may say
+# Messages of an authenticated peer
 
 
-def test_a_borrowed_source_is_not_delivered_and_its_sender_is_followed_all_the_same(bench: Bench) -> None:
-    """The message is authentic, so its sender's endpoint is followed (M44, M45)."""
+def test_a_disallowed_source_is_dropped_but_moves_the_endpoint(bench: Bench) -> None:
+    """The message is authentic, so the endpoint follows its sender (M44, M45)."""
     bench.raw.move(("192.0.2.2", 40002))
     bench.raw.send(bench.session.seal(inner_packet(b"borrowed", source=66)))
-    until(lambda: bench.node.show_of(bench.raw.key.public, "endpoints") == ["192.0.2.2:40002"], "the endpoint followed")
+    until(lambda: bench.node.show_of(bench.raw.key.public, "endpoints") == ["192.0.2.2:40002"], "the endpoint follows")
     assert bench.delivered() == []
 
 
-def test_an_inner_length_that_lies_is_not_believed(bench: Bench) -> None:
-    """A packet whose inner length is impossible is dropped (M47)."""
+def test_a_packet_with_a_wrong_inner_length_is_dropped(bench: Bench) -> None:
+    """The inner length is impossible (M47)."""
     packet = inner_packet(b"lie")
     for claimed in (0, 19, len(packet) + 1, 65_535):
         bench.raw.send(bench.session.seal(packet[:2] + claimed.to_bytes(2, "big") + packet[4:]))
@@ -138,25 +144,25 @@ def test_an_inner_length_that_lies_is_not_believed(bench: Bench) -> None:
     assert bench.delivered() == []
 
 
-def test_padding_is_cut_off_and_none_is_needed(bench: Bench) -> None:
-    """Messages with more padding than necessary, or with none, are accepted (M22, M47)."""
+def test_padding_is_removed_and_optional(bench: Bench) -> None:
+    """Messages with more padding than necessary, or without padding, are accepted (M22, M47)."""
     for extra in (0, 1, 13, 200):
         bench.raw.send(bench.session.seal(inner_packet(b"padded") + bytes(extra)))
     assert bench.delivered() == [b"padded"] * 4
 
 
 def test_an_empty_message_is_a_keepalive(bench: Bench) -> None:
-    """Nothing is delivered, and nothing answers it (M33)."""
+    """It is neither delivered nor answered (M33)."""
     bench.raw.send(*(bench.session.seal() for _ in range(5)))
     assert bench.delivered() == []
     assert [message for message in bench.raw.waiting(wait=0.3) if len(message) == 32] == []
 
 
-# What the node says
+# Messages of the node
 
 
-def test_counters_begin_at_zero_and_rise_by_one(bench: Bench) -> None:
-    """Counters of one key start at 0 and have no gap (M20, I2)."""
+def test_counters_start_at_zero_and_increase_by_one(bench: Bench) -> None:
+    """The counters of each key have no gap (M20, I2)."""
     host: Host = bench.node.host
     host.count_pings("10.77.0.2", 5, wait=1)
     messages = [bench.raw.receive(4) for _ in range(5)]
@@ -164,8 +170,8 @@ def test_counters_begin_at_zero_and_rise_by_one(bench: Bench) -> None:
     assert all(len(bench.session.open(message)) % 16 == 0 for message in messages)
 
 
-def test_a_responder_says_nothing_under_a_key_that_was_not_confirmed(lab: Lab) -> None:
-    """Pings wait until the initiator has spoken, and then leave (M18)."""
+def test_a_responder_does_not_use_an_unconfirmed_key(lab: Lab) -> None:
+    """Pings are staged until the initiator has sent a packet, and then leave (M18)."""
     node, raw = lonely_node(lab, SUBJECT)
     with raw:
         session = raw.begin()
@@ -175,8 +181,8 @@ def test_a_responder_says_nothing_under_a_key_that_was_not_confirmed(lab: Lab) -
         assert session.open(raw.receive(4))[0] == 0x45
 
 
-def test_sessions_overlap_so_that_late_packets_count(bench: Bench) -> None:
-    """What was sealed for the former session is delivered when the next is in use, and not after two more (M36)."""
+def test_sessions_overlap_so_that_late_packets_are_delivered(bench: Bench) -> None:
+    """A packet of the previous session is delivered while the next is in use, but not after two more (M36)."""
     former = bench.session
     late = [former.seal(inner_packet(b"late")) for _ in range(2)]
     bench.session = bench.raw.connect()

@@ -1,4 +1,4 @@
-"""Handshakes said by hand to a living daemon: what it must not answer, and what it must not forget."""
+"""Hand-made handshake messages to a running daemon: which it must not answer, and what it must remember."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.netns.traffic import Capture
 pytestmark = pytest.mark.network
 
 SHORT = "wyrmhole-short"
-"""Rekey-Timeout is 0.2 s there."""
+"""An implementation with a Rekey-Timeout of 0.2 s."""
 
 LOW_ORDER = [
     bytes(32),
@@ -30,12 +30,12 @@ LOW_ORDER = [
     b"\xed" + b"\xff" * 30 + b"\x7f",
     b"\xee" + b"\xff" * 30 + b"\x7f",
 ]
-"""The points whose shared secret with anybody is zero (RFC 7748 section 6.1; the list of curve25519's author)."""
+"""Points whose shared secret with any key is zero (RFC 7748, section 6.1; the list of curve25519's author)."""
 
 
 @pytest.fixture
 def answering(lab: Lab) -> Iterator[tuple[Node, RawPeer]]:
-    """A node that waits, and a raw peer that begins."""
+    """A node that responds, and a raw peer that initiates."""
     node, raw = lonely_node(lab, SUBJECT)
     with raw:
         yield node, raw
@@ -43,35 +43,35 @@ def answering(lab: Lab) -> Iterator[tuple[Node, RawPeer]]:
 
 @pytest.fixture
 def asking(lab: Lab) -> Iterator[tuple[Node, RawPeer]]:
-    """A node that begins at once (it keeps a persistent keepalive) and is impatient, and a raw peer that answers."""
+    """A node that initiates at once, for its persistent keepalive, with short timings, and a raw peer that responds."""
     node, raw = lonely_node(lab, SHORT, knows_endpoint=True, keepalive=60)
     with raw:
         yield node, raw
 
 
-def bent(message: bytes) -> list[bytes]:
-    """The message one byte shorter and longer, and with each of its reserved bits set."""
+def malformed(message: bytes) -> list[bytes]:
+    """Return the message one byte shorter, one byte longer, and with each of its reserved bits set."""
     reserved = [message[:at] + bytes([1 << bit]) + message[at + 1 :] for at in (1, 2, 3) for bit in range(8)]
     return [message[:-1], message + b"\0", *reserved]
 
 
-def spoilt(message: bytes, at: int) -> bytes:
-    """With one bit of that byte flipped."""
+def with_flipped_bit(message: bytes, at: int) -> bytes:
+    """Return the message with one bit of the byte at `at` flipped."""
     return message[:at] + bytes([message[at] ^ 1]) + message[at + 1 :]
 
 
-# Message 1
+# Initiations
 
 
-def test_an_initiation_that_is_not_exactly_right_is_met_by_silence(answering: tuple[Node, RawPeer]) -> None:
-    """Its length, its reserved bits, and every byte that mac1 covers (M4, M8, M37)."""
+def test_an_invalid_initiation_is_not_answered(answering: tuple[Node, RawPeer]) -> None:
+    """The length, a reserved bit, or a byte that mac1 covers is wrong (M4, M8, M37)."""
     _, raw = answering
     message, _ = raw.initiation()
-    raw.stays_unanswered(*bent(message), *(spoilt(message, at) for at in range(132)))
+    raw.stays_unanswered(*malformed(message), *(with_flipped_bit(message, at) for at in range(132)))
 
 
-def test_valid_macs_do_not_make_a_message(answering: tuple[Node, RawPeer]) -> None:
-    """Random fields behind a right mac1, low-order ephemeral keys, a stranger's key."""
+def test_an_invalid_initiation_with_valid_macs_is_not_answered(answering: tuple[Node, RawPeer]) -> None:
+    """It has random fields, a low-order ephemeral key, or the static key of an unknown peer."""
     node, raw = answering
     message, _ = raw.initiation()
     random = [raw.with_macs(message[:8] + os.urandom(108) + bytes(32)) for _ in range(20)]
@@ -83,7 +83,7 @@ def test_valid_macs_do_not_make_a_message(answering: tuple[Node, RawPeer]) -> No
 
 
 def test_a_replayed_initiation_changes_nothing(answering: tuple[Node, RawPeer]) -> None:
-    """No reply, and the endpoint stays where it is (M13)."""
+    """There is no reply, and the endpoint does not move (M13)."""
     node, raw = answering
     message, sent = raw.initiation()
     raw.send(message)
@@ -99,23 +99,23 @@ def test_a_replayed_initiation_changes_nothing(answering: tuple[Node, RawPeer]) 
 
 
 def test_an_older_timestamp_is_refused(answering: tuple[Node, RawPeer]) -> None:
-    """An initiation needs a later timestamp than the last that was accepted (M13)."""
+    """An initiation needs a later timestamp than the last accepted one (M13)."""
     _, raw = answering
     older, _ = raw.initiation()
     raw.begin()
     raw.stays_unanswered(older)
 
 
-def test_a_timestamp_counts_only_after_it_was_authenticated(answering: tuple[Node, RawPeer]) -> None:
-    """A message with a spoilt timestamp leaves no trace, and the true one with the same is answered (M14)."""
+def test_a_timestamp_counts_only_after_authentication(answering: tuple[Node, RawPeer]) -> None:
+    """A message with a corrupt timestamp has no effect; the genuine one with the same timestamp is answered (M14)."""
     _, raw = answering
     message, sent = raw.initiation()
-    raw.send(raw.with_macs(spoilt(message, 90)), raw.with_macs(spoilt(message, 115)), message)
+    raw.send(raw.with_macs(with_flipped_bit(message, 90)), raw.with_macs(with_flipped_bit(message, 115)), message)
     raw.finish(sent, raw.receive(2))
 
 
 def test_every_response_has_fresh_keys_and_indices(answering: tuple[Node, RawPeer]) -> None:
-    """Nothing of one handshake is used in another (M9, M10)."""
+    """No key or index is used in two handshakes (M9, M10)."""
     _, raw = answering
     seen: list[tuple[bytes, bytes]] = []
     while len(seen) < 20:
@@ -127,7 +127,7 @@ def test_every_response_has_fresh_keys_and_indices(answering: tuple[Node, RawPee
     assert len({index for index, _ in seen}) == len({ephemeral for _, ephemeral in seen}) == len(seen)
 
 
-def test_fuzz_is_met_by_silence_and_costs_no_memory(answering: tuple[Node, RawPeer]) -> None:
+def test_random_datagrams_are_not_answered_and_cost_no_memory(answering: tuple[Node, RawPeer]) -> None:
     """60,000 datagrams of every length and type (M50)."""
     node, raw = answering
     before = 0
@@ -142,22 +142,22 @@ def test_fuzz_is_met_by_silence_and_costs_no_memory(answering: tuple[Node, RawPe
     assert resident_kib(node.process.pid) - before < 4096
 
 
-# Message 2
+# Responses
 
 
-def test_a_response_that_is_not_exactly_right_completes_nothing(asking: tuple[Node, RawPeer]) -> None:
+def test_an_invalid_response_is_ignored(asking: tuple[Node, RawPeer]) -> None:
     """The genuine response to the same initiation still completes the handshake (M5, M8)."""
     node, raw = asking
     message, session = raw.respond(raw.receive(1))
-    raw.send(*bent(message), *(spoilt(message, at) for at in range(76)))
-    raw.send(*(raw.with_macs(spoilt(message, at)) for at in (9, 20, 50, 70)))
+    raw.send(*malformed(message), *(with_flipped_bit(message, at) for at in range(76)))
+    raw.send(*(raw.with_macs(with_flipped_bit(message, at)) for at in (9, 20, 50, 70)))
     raw.send(message)
     assert session.open(raw.receive(4, wait=2)) == b""
     assert node.latest_handshake(raw.key.public)
 
 
-def test_a_first_message_follows_the_response_at_once(asking: tuple[Node, RawPeer]) -> None:
-    """An empty one if there is nothing to say, with counter 0 (M19, M20)."""
+def test_a_first_message_immediately_follows_the_response(asking: tuple[Node, RawPeer]) -> None:
+    """It has counter 0, and is empty if there is no data (M19, M20)."""
     _, raw = asking
     answer, session = raw.respond(raw.receive(1))
     raw.send(answer)
@@ -166,7 +166,7 @@ def test_a_first_message_follows_the_response_at_once(asking: tuple[Node, RawPee
     assert session.open(message) == b""
 
 
-def test_of_two_responses_the_first_counts(asking: tuple[Node, RawPeer]) -> None:
+def test_the_first_of_two_responses_is_used(asking: tuple[Node, RawPeer]) -> None:
     _, raw = asking
     question = raw.receive(1)
     answers = [raw.respond(question) for _ in range(2)]
@@ -177,7 +177,7 @@ def test_of_two_responses_the_first_counts(asking: tuple[Node, RawPeer]) -> None
 
 
 def test_a_response_with_a_zero_secret_is_refused(asking: tuple[Node, RawPeer]) -> None:
-    """The check is on the initiator's side too (M16)."""
+    """The initiator checks for it too (M16)."""
     _, raw = asking
     question = raw.receive(1)
     answer, session = raw.respond(question)
@@ -185,8 +185,8 @@ def test_a_response_with_a_zero_secret_is_refused(asking: tuple[Node, RawPeer]) 
     assert session.open(raw.receive(4, wait=2)) == b""
 
 
-def test_attempts_have_fresh_keys_and_indices_and_keep_their_distance(asking: tuple[Node, RawPeer]) -> None:
-    """Ten attempts, never two within Rekey-Timeout, however much data is waiting (M9, M10, M30, M43)."""
+def test_attempts_have_fresh_keys_and_are_spaced(asking: tuple[Node, RawPeer]) -> None:
+    """Of ten attempts, no two are within Rekey-Timeout, however much data is staged (M9, M10, M30, M43)."""
     node, raw = asking
     times: list[float] = []
     seen: list[bytes] = []
@@ -200,7 +200,7 @@ def test_attempts_have_fresh_keys_and_indices_and_keep_their_distance(asking: tu
 
 
 def test_no_packet_goes_to_a_key_of_low_order(lab: Lab) -> None:
-    """Seven such peers with keepalive; the eighth, a sound one, shows that all had their turn (M16)."""
+    """Seven such peers have keepalives; the initiations to an eighth, valid peer show that all were due (M16)."""
     a, b = lab.neighbours()
     node, sound = lab.node(a, SUBJECT), Key.generate()
     keys = [*(base64.b64encode(point).decode() for point in LOW_ORDER), sound.public]
@@ -211,29 +211,29 @@ def test_no_packet_goes_to_a_key_of_low_order(lab: Lab) -> None:
         ]
         node.configure(*sections)
         node.up()
-        until(lambda: len(wire.of(1)) >= 2, "the sound peer got two initiations")
+        until(lambda: len(wire.of(1)) >= 2, "the valid peer receives two initiations")
         assert {datagram.destination_port for datagram in wire.datagrams} == {41000 + len(LOW_ORDER)}
 
 
 # Cookies
 
 
-def test_a_cookie_is_kept_for_the_next_attempt_and_does_nothing_else(asking: tuple[Node, RawPeer]) -> None:
-    """No attempt comes of it, the endpoint stays, wrong ones are ignored (M6, M41, M42)."""
+def test_a_cookie_is_used_only_for_the_next_attempt(asking: tuple[Node, RawPeer]) -> None:
+    """It neither triggers an attempt nor moves the endpoint, and invalid ones are ignored (M6, M41, M42)."""
     node, raw = asking
     question = raw.receive(1)
     reply = raw.cookie_reply(question)
     raw.host.address("eth0", "192.0.2.66/24")
     with RawPeer(raw.host, ("192.0.2.66", 1), node.key.public, raw.target) as elsewhere:
-        wrong = raw.cookie_reply(spoilt(question, 120), b"\x22" * 16)
-        elsewhere.send(reply[:-1], reply + b"\0", spoilt(reply, 2), spoilt(reply, 40), wrong, reply)
+        wrong = raw.cookie_reply(with_flipped_bit(question, 120), b"\x22" * 16)
+        elsewhere.send(reply[:-1], reply + b"\0", with_flipped_bit(reply, 2), with_flipped_bit(reply, 40), wrong, reply)
     again = raw.receive(1)
     assert raw.carries_cookie(again, b"\x11" * 16)
     assert node.show_of(raw.key.public, "endpoints") == ["192.0.2.2:40000"]
 
 
 def test_a_cookie_for_an_older_attempt_is_refused(asking: tuple[Node, RawPeer]) -> None:
-    """A cookie reply counts for the message that caused it (M40, I22)."""
+    """A cookie reply applies only to the message that it answers (M40, I22)."""
     _, raw = asking
     first = raw.receive(1)
     raw.receive(1)
@@ -241,10 +241,10 @@ def test_a_cookie_for_an_older_attempt_is_refused(asking: tuple[Node, RawPeer]) 
     assert raw.receive(1)[132:] == bytes(16)
 
 
-def test_under_load_only_a_cookie_for_this_address_and_port_helps(answering: tuple[Node, RawPeer]) -> None:
-    """Under a flood of messages with a valid mac1 (M38, M39). Cookie replies are 64 bytes, so they amplify nothing.
+def test_under_load_a_cookie_must_match_address_and_port(answering: tuple[Node, RawPeer]) -> None:
+    """The flood has a valid mac1 (M38, M39). Cookie replies have 64 bytes, so they cannot be used for amplification.
 
-    The flood has an address of its own, and who asks was silent for longer than `protocol.quiet_sources` remembers.
+    The flood has its own address, and the initiator was silent for longer than `quiet_sources` remembers.
     """
     node, raw = answering
     raw.host.address("eth0", "192.0.2.3/24")
@@ -253,7 +253,7 @@ def test_under_load_only_a_cookie_for_this_address_and_port_helps(answering: tup
     with RawPeer(raw.host, ("192.0.2.3", 40009), node.key.public, raw.target) as noisy:
 
         def ask(question: bytes, kind: int) -> bytes | None:
-            """The answer of that type to a question at the end of a flood."""
+            """Return the answer of that type to a message sent at the end of a flood."""
             noisy.waiting()
             raw.waiting()
             noisy.send(*flood)
@@ -268,7 +268,7 @@ def test_under_load_only_a_cookie_for_this_address_and_port_helps(answering: tup
         question, _ = raw.initiation()
         cookie = raw.read_cookie(until(lambda: ask(question, 3), "a cookie") or b"", question)
         assert {(answer[0], len(answer)) for answer in noisy.waiting()} == {(3, 64)}
-        until(lambda: answered_with(cookie), "a proven initiation is answered under load")
+        until(lambda: answered_with(cookie), "an initiation with the cookie is answered under load")
         raw.move(("192.0.2.2", 40001))
         elsewhere, _ = raw.initiation(cookie=cookie)
-        until(lambda: ask(elsewhere, 3), "from another port another cookie is needed")
+        until(lambda: ask(elsewhere, 3), "the cookie is refused from another port")

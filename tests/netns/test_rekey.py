@@ -1,4 +1,4 @@
-"""Sessions that are renewed while traffic flows: L4, M27, M30, M36. A session's times are divided by sixty."""
+"""Renewal of sessions under traffic, with timings divided by sixty (L4, M27, M30, M36)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ ENDPOINT = "192.0.2.2:51821"
 
 
 @pytest.mark.parametrize("peer", [SHORT, *OTHERS])
-def test_nothing_is_lost_over_many_renewals(lab: Lab, peer: str) -> None:
-    """Steady pings, 7 s, a new session every 2 s, and each ping is answered once (L4)."""
+def test_no_ping_is_lost_during_renewals(lab: Lab, peer: str) -> None:
+    """For 7 s, with a new session every 2 s, each ping is answered once (L4)."""
     a, b = lab.neighbours()
     _, two = lab.tunnel(a, SHORT, b, peer, endpoint=ENDPOINT)
     a.ping(two.addresses[0])
@@ -28,8 +28,8 @@ def test_nothing_is_lost_over_many_renewals(lab: Lab, peer: str) -> None:
 
 @pytest.mark.parametrize("direction", [(), ("-R",)], ids=["out", "in"])
 @pytest.mark.parametrize("peer", [SHORT, *OTHERS])
-def test_bulk_goes_on_over_renewals(lab: Lab, peer: str, direction: tuple[str, ...]) -> None:
-    """With data in flight in both key slots no datagram is lost; the rate is one the path carries easily (M36)."""
+def test_no_bulk_datagram_is_lost_during_renewals(lab: Lab, peer: str, direction: tuple[str, ...]) -> None:
+    """Data is in flight under both keys; the rate is far below the path's capacity (M36)."""
     a, b = lab.neighbours()
     _, two = lab.tunnel(a, SHORT, b, peer, endpoint=ENDPOINT)
     a.ping(two.addresses[0])
@@ -42,7 +42,7 @@ def test_bulk_goes_on_over_renewals(lab: Lab, peer: str, direction: tuple[str, .
 
 
 def test_only_the_first_initiator_renews(lab: Lab) -> None:
-    """Traffic one way or the other, the responder never begins (M27)."""
+    """The responder never initiates, whatever the direction of the traffic (M27)."""
     a, b = lab.neighbours()
     one, two = lab.tunnel(a, SHORT, b, SHORT, endpoint=ENDPOINT, back="192.0.2.1:51820")
     a.ping(two.addresses[0])
@@ -52,8 +52,8 @@ def test_only_the_first_initiator_renews(lab: Lab) -> None:
     assert begun and not any(datagram.outgoing for datagram in begun)
 
 
-def test_a_peer_that_lost_its_memory_is_reached_again(lab: Lab) -> None:
-    """The other daemon is killed and started anew; only this side talks (L2, M34)."""
+def test_a_restarted_peer_is_reached_again(lab: Lab) -> None:
+    """The other daemon is killed and restarted, and only this side sends (L2, M34)."""
     a, b = lab.neighbours()
     one, two = lab.tunnel(a, SHORT, b, SHORT, endpoint=ENDPOINT)
     a.ping(two.addresses[0])
@@ -64,5 +64,5 @@ def test_a_peer_that_lost_its_memory_is_reached_again(lab: Lab) -> None:
     again.wg("setconf", again.name, "/dev/stdin", text=configuration)
     again.assign("10.77.0.2/24")
     again.up()
-    until(lambda: a.can_ping("10.77.0.2"), "a session with the one that came back")
+    until(lambda: a.can_ping("10.77.0.2"), "there is a session with the restarted peer")
     assert one.latest_handshake(two.key.public)

@@ -1,4 +1,4 @@
-"""Addresses, ports and NATs that change under a living session: M44, and the source that replies leave from."""
+"""Changes of addresses, ports and NATs during a session (M44), and the source address of replies."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROAMED = {"v4": "192.0.2.9:51820", "v6": "[2001:db8::9]:51820"}
 
 
 def joined(lab: Lab, family: str = "v4", peer: str = SUBJECT) -> tuple[Host, Node, Host, Node]:
-    """Neighbours with a session that the first one began."""
+    """Return neighbours with a session that the first one initiated."""
     a, b = lab.neighbours()
     one, two = lab.tunnel(a, SUBJECT, b, peer, endpoint=ENDPOINT[family])
     a.ping(two.addresses[0])
@@ -36,21 +36,19 @@ def endpoint_of(node: Node, other: Node) -> str:
 
 @pytest.mark.parametrize("peer", PEERS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_address_that_changes_under_traffic_is_followed_without_a_handshake(
-    lab: Lab, family: str, peer: str
-) -> None:
-    """Authenticated data moves the endpoint (M44)."""
+def test_a_changed_address_is_followed_without_a_handshake(lab: Lab, family: str, peer: str) -> None:
+    """Authenticated data moves the endpoint, here under traffic (M44)."""
     a, one, b, two = joined(lab, family, peer)
     with Capture(b, "eth0") as wire, a.pinging(two.addresses[0]):
         a.readdress("eth0", FORMER[family], LATTER[family])
-        until(lambda: endpoint_of(two, one) == ROAMED[family], "the endpoint followed")
+        until(lambda: endpoint_of(two, one) == ROAMED[family], "the endpoint follows")
         b.ping(one.addresses[0])
         a.ping(two.addresses[1])
         assert not wire.of(1), "a handshake was needed"
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_responder_that_moves_is_followed_when_it_speaks(lab: Lab, family: str) -> None:
+def test_a_responder_that_moves_is_followed_when_it_sends(lab: Lab, family: str) -> None:
     """Authenticated data moves the endpoint in both roles (M44)."""
     a, one, b, two = joined(lab, family)
     b.readdress("eth0", FORMER[family].replace("1/", "2/"), LATTER[family])
@@ -59,7 +57,7 @@ def test_a_responder_that_moves_is_followed_when_it_speaks(lab: Lab, family: str
     a.ping(two.addresses[0])
 
 
-def test_a_session_moves_between_the_families(lab: Lab) -> None:
+def test_a_session_moves_between_address_families(lab: Lab) -> None:
     a, one, b, two = joined(lab)
     for family, seen in (("v6", "[2001:db8::1]:51820"), ("v4", "192.0.2.1:51820"), ("v6", "[2001:db8::1]:51820")):
         one.set("peer", two.key.public, "endpoint", ENDPOINT[family])
@@ -69,8 +67,8 @@ def test_a_session_moves_between_the_families(lab: Lab) -> None:
         transfer(a, b, two.addresses[0])
 
 
-def test_a_forged_packet_moves_nobody(lab: Lab) -> None:
-    """The right index and a wrong tag, from elsewhere, with a counter far ahead (M44, M23)."""
+def test_a_forged_packet_does_not_move_the_endpoint(lab: Lab) -> None:
+    """It has a valid index, a wrong tag, another source address and a very high counter (M44, M23)."""
     a, one, b, two = joined(lab)
     with Capture(b, "eth0") as wire:
         a.ping(two.addresses[0])
@@ -86,8 +84,8 @@ def test_a_forged_packet_moves_nobody(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_new_mark_moves_packets_to_the_uplink_that_it_chooses(lab: Lab, family: str) -> None:
-    """The address that a peer was answered from belongs to the route of the former mark; the kernel forgets it, too."""
+def test_a_new_mark_selects_another_uplink(lab: Lab, family: str) -> None:
+    """The source address of earlier answers belongs to the former mark's route. The kernel forgets it too."""
     a, one, b, two = joined(lab, family)
     lab.wire(a, b, ("203.0.113.1/24", "2001:db8:9::1/64"), ("203.0.113.2/24", "2001:db8:9::2/64"))
     flag, target, via, source = {
@@ -108,8 +106,8 @@ def test_a_new_mark_moves_packets_to_the_uplink_that_it_chooses(lab: Lab, family
         assert endpoint_of(two, one) == f"{FORMER['v4'][:-3]}:51820" if family == "v4" else "[2001:db8::1]:51820"
 
 
-def test_what_the_daemon_sends_over_ipv6_has_no_flow_label(lab: Lab) -> None:
-    """Its sockets are made after it gave its rights away."""
+def test_the_daemon_s_ipv6_datagrams_have_no_flow_label(lab: Lab) -> None:
+    """Its sockets are created after it has dropped its privileges."""
     a, b = lab.neighbours()
     with b.entered():
         tap = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x86DD))
@@ -143,7 +141,7 @@ def masquerade(ports: str) -> str:
 
 
 @pytest.mark.parametrize("peer", PEERS)
-def test_a_nat_that_forgets_its_mapping_is_repaired_by_the_next_packet(lab: Lab, peer: str) -> None:
+def test_the_next_packet_restores_a_lost_nat_mapping(lab: Lab, peer: str) -> None:
     client, router, server = lab.routed()
     router.nft(masquerade("40000-40009"))
     one, two = lab.tunnel(client, SUBJECT, server, peer, endpoint="198.51.100.2:51821")
@@ -159,32 +157,32 @@ def test_a_nat_that_forgets_its_mapping_is_repaired_by_the_next_packet(lab: Lab,
         assert not wire.of(1), "a handshake was needed"
 
 
-def test_a_keepalive_holds_the_way_back_open(lab: Lab) -> None:
-    """The mapping lives 2 s, the client says nothing by itself, and the server reaches it all the same (M53, L6)."""
+def test_persistent_keepalives_keep_a_nat_mapping_open(lab: Lab) -> None:
+    """The mapping expires after 2 s, and the client sends no data, but the server can still reach it (M53, L6)."""
     client, router, server = lab.routed()
     router.nft(masquerade("40000-40009"))
     for name in ("net.netfilter.nf_conntrack_udp_timeout", "net.netfilter.nf_conntrack_udp_timeout_stream"):
         router.sysctl(name, "2")
     one, two = lab.tunnel(client, SUBJECT, server, SUBJECT, endpoint="198.51.100.2:51821", keepalive=1)
-    until(lambda: two.latest_handshake(one.key.public), "the keepalive began a session without traffic")
+    until(lambda: two.latest_handshake(one.key.public), "the keepalive starts a session without traffic")
     with Capture(server, "eth0") as wire:
         until(lambda: len([it for it in wire.of(4) if not it.outgoing and len(it.payload) == 32]) >= 4, "keepalives")
     server.ping(one.addresses[0])
 
 
-def test_a_keepalive_that_is_set_later_begins_at_once(lab: Lab) -> None:
-    """A persistent keepalive starts when it is configured (M53)."""
+def test_a_persistent_keepalive_set_later_starts_at_once(lab: Lab) -> None:
+    """It starts when it is configured, without waiting for traffic (M53)."""
     a, b = lab.neighbours()
     one, two = lab.tunnel(a, SUBJECT, b, SUBJECT, endpoint=ENDPOINT["v4"])
     one.set("peer", two.key.public, "persistent-keepalive", "25")
-    until(lambda: two.latest_handshake(one.key.public), "a session without traffic", patience=10)
+    until(lambda: two.latest_handshake(one.key.public), "there is a session without traffic", patience=10)
 
 
 # The source of replies
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_replies_leave_from_the_address_that_was_written_to(lab: Lab, family: str) -> None:
+def test_replies_leave_from_the_address_that_was_contacted(lab: Lab, family: str) -> None:
     a, b = lab.neighbours()
     b.address("eth0", "192.0.2.3/24", "192.0.2.4/24", "2001:db8::3/64", "2001:db8::4/64")
     host = {"v4": "192.0.2.{}", "v6": "2001:db8::{}"}[family]
@@ -199,7 +197,7 @@ def test_replies_leave_from_the_address_that_was_written_to(lab: Lab, family: st
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_source_that_is_taken_away_is_replaced(lab: Lab, family: str) -> None:
+def test_a_removed_source_address_is_replaced(lab: Lab, family: str) -> None:
     a, b = lab.neighbours()
     host = {"v4": "192.0.2.{}", "v6": "2001:db8::{}"}[family]
     bits = FORMER[family][-3:]
@@ -216,8 +214,8 @@ def endpoint(host: str) -> str:
     return f"[{host}]:51821" if ":" in host else f"{host}:51821"
 
 
-def test_another_uplink_is_followed(lab: Lab) -> None:
-    """Two wires to the same server; the route moves from one to the other, and the source moves with it."""
+def test_a_change_of_uplink_changes_the_source(lab: Lab) -> None:
+    """There are two links to the server; the route moves to the other one, and so does the source."""
     a, b = lab.neighbours()
     lab.wire(a, b, ("198.51.100.1/24",), ("198.51.100.2/24",))
     b.ip("address", "add", "203.0.113.1/32", "dev", "lo")
@@ -234,7 +232,7 @@ def test_another_uplink_is_followed(lab: Lab) -> None:
 # Ports and marks
 
 
-def test_a_listen_port_changes_under_a_session(lab: Lab) -> None:
+def test_the_listen_port_may_change_during_a_session(lab: Lab) -> None:
     a, one, b, two = joined(lab)
     with Capture(a, "eth0") as wire:
         two.set("listen-port", "50001")
@@ -247,7 +245,7 @@ def test_a_listen_port_changes_under_a_session(lab: Lab) -> None:
         assert not wire.of(1), "a handshake was needed"
 
 
-def test_only_marked_packets_find_the_way_when_routes_ask_for_a_mark(lab: Lab) -> None:
+def test_datagrams_carry_the_mark_that_routes_require(lab: Lab) -> None:
     a, b = lab.neighbours()
     for family in ((), ("-6",)):
         a.ip(*family, "rule", "add", "fwmark", "0x1f", "lookup", "main", "priority", "10")
@@ -264,8 +262,8 @@ def test_only_marked_packets_find_the_way_when_routes_ask_for_a_mark(lab: Lab) -
     assert not a.can_ping(two.addresses[0])
 
 
-def test_a_peer_behind_the_tunnel_of_its_own_does_not_run_away(lab: Lab) -> None:
-    """The endpoint is routed into the tunnel; no more than a handful of packets may come of it."""
+def test_a_route_loop_through_the_own_tunnel_ends(lab: Lab) -> None:
+    """The peer's endpoint is routed into the tunnel, which must not cause an endless loop of packets."""
     a, _ = lab.neighbours()
     node = lab.node(a, SUBJECT)
     node.configure(peer_section(STRANGER, "0.0.0.0/0", endpoint="198.51.100.9:1"))

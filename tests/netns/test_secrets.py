@@ -1,7 +1,7 @@
-"""What of a session is left behind in a daemon: its memory, log, arguments and environment are searched for its keys.
+"""Search a daemon's memory, log, arguments and environment for the keys of ended sessions.
 
-The keys are known because the test is the other side of the handshake, so the daemon is the product with nothing added.
-That the search finds anything is shown each time while the session lives. A session's times are divided by sixty.
+The test knows the keys because it is the other side of the handshake, so the daemon needs no instrumentation. While the
+session lives, each test shows that the search finds its keys. Session timings are divided by sixty.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SHORT = "wyrmhole-short"
 
 
 def has_vector() -> bool:
-    """Whether libIPSec_MB is there for the native engine; it is never needed, so no test fails without it."""
+    """Whether libIPSec_MB is available to the native engine. It is optional, so no test fails without it."""
     try:
         from wyrmhole.engine.native import NativeEngine
 
@@ -41,7 +41,7 @@ ENGINES = ["portable", "native-ring", *(["native-vector"] if has_vector() else [
 
 @pytest.fixture(autouse=True, params=ENGINES)
 def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What the daemon runs, and what seals and opens in it."""
+    """The engine and the cipher backend of the daemon."""
     kind, _, aead = request.param.partition("-")
     monkeypatch.setenv("WYRMHOLE_ENGINE", kind)
     monkeypatch.setenv("WYRMHOLE_AEAD", aead or "auto")
@@ -50,11 +50,11 @@ def engine(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> I
 
 
 HALF = 16
-"""A key counts as found when one half of it is."""
+"""Finding half of a key counts as finding the key."""
 
 
 def memory(pid: int) -> Iterator[tuple[str, bytes]]:
-    """What a core of the process would hold, all that is readable in its address space, with the name of each part."""
+    """Yield everything readable in the process's address space, like a core dump, with the name of each mapping."""
     with open(f"/proc/{pid}/mem", "rb", buffering=0) as source:
         for line in Path(f"/proc/{pid}/maps").read_text().splitlines():
             found = re.match(r"([0-9a-f]+)-([0-9a-f]+) r\S+ \S+ \S+ \S+ *(.*)", line)
@@ -65,7 +65,7 @@ def memory(pid: int) -> Iterator[tuple[str, bytes]]:
             try:
                 yield f"{found[1]}-{found[2]} {found[3] or 'anonymous'}", source.read(end - start)
             except OSError:
-                # Unmapped since the list was read.
+                # It was unmapped after the list was read.
                 continue
 
 
@@ -75,7 +75,7 @@ def halves(sessions: list[Session]) -> list[bytes]:
 
 
 def traces(node: Node, patterns: list[bytes]) -> list[str]:
-    """Where any of the patterns is in the memory of the daemon."""
+    """Return the places in the daemon's memory where one of the patterns occurs."""
     parts = memory(node.process.pid)
     return [
         f"half {number} at {found.start():#x} of {name}"
@@ -86,7 +86,7 @@ def traces(node: Node, patterns: list[bytes]) -> list[str]:
 
 
 def is_gone(node: Node, sessions: list[Session]) -> None:
-    """Nothing of their keys is left, or soon will not be. Says where there is if that does not come true."""
+    """Wait until none of the sessions' keys is in memory. Raises AssertionError with the places of remaining keys."""
     left: list[str] = []
 
     def look() -> bool:
@@ -100,7 +100,7 @@ def is_gone(node: Node, sessions: list[Session]) -> None:
 
 
 def talk(raw: RawPeer, session: Session) -> None:
-    """A packet each way, long enough for every backend: to a port where nobody is, so ICMP says that, quoting it."""
+    """Exchange packets long enough for every backend: ICMP answers a closed port and quotes the packet."""
     packet = Packet(bytes(1000), UDP, source=0x0A4D0002, destination=0x0A4D0001, ports=(9, 9)).emit()
     raw.send(session.seal(packet))
     while len(session.open(raw.receive(4))) < len(packet) // 2:
@@ -108,7 +108,7 @@ def talk(raw: RawPeer, session: Session) -> None:
 
 
 def expire(_node: Node, _raw: RawPeer) -> None:
-    """Three times Reject-After-Time without a new session: 540 s, here nine."""
+    """Let three times Reject-After-Time pass without a new session: 540 s, here 9 s."""
 
 
 def remove_the_peer(node: Node, raw: RawPeer) -> None:
@@ -121,7 +121,7 @@ def set_the_interface_down(node: Node, _raw: RawPeer) -> None:
 
 @pytest.mark.parametrize("end", [expire, remove_the_peer, set_the_interface_down], ids=lambda end: end.__name__)
 def test_no_session_key_is_left_in_memory(lab: Lab, end: Callable[[Node, RawPeer], None]) -> None:
-    """The daemon as responder, with sessions replaced by others on the way (M35)."""
+    """The daemon is the responder, and several sessions replace each other (M35)."""
     node, raw = lonely_node(lab, SHORT)
     with raw:
         sessions = []
@@ -133,7 +133,7 @@ def test_no_session_key_is_left_in_memory(lab: Lab, end: Callable[[Node, RawPeer
         is_gone(node, sessions)
 
 
-def test_no_session_key_is_left_after_a_session_that_the_daemon_began(lab: Lab) -> None:
+def test_no_key_of_a_session_that_the_daemon_initiated_is_left(lab: Lab) -> None:
     node, raw = lonely_node(lab, SHORT, knows_endpoint=True, keepalive=60)
     with raw:
         answer, session = raw.respond(raw.receive(1))
@@ -145,17 +145,17 @@ def test_no_session_key_is_left_after_a_session_that_the_daemon_began(lab: Lab) 
 
 
 def forms(secret: bytes) -> list[bytes]:
-    """As it would be printed."""
+    """Return the printed forms of the secret."""
     return [secret, secret.hex().encode(), base64.b64encode(secret), repr(secret)[2:-1].encode()]
 
 
-def test_no_key_is_in_the_log_the_arguments_or_the_environment(lab: Lab) -> None:
-    """At the level that says the most, with a handshake, data and nonsense."""
+def test_no_key_is_in_log_arguments_or_environment(lab: Lab) -> None:
+    """The daemon logs at the most verbose level, and sees a handshake, data and garbage."""
     node, raw = lonely_node(lab, SHORT)
     with raw:
         session = raw.connect()
         raw.send(session.seal(b"nonsense"), b"\4\0\0\0" + bytes(40))
-        until(lambda: node.show_of(raw.key.public, "transfer")[0] != "0", "data was seen")
+        until(lambda: node.show_of(raw.key.public, "transfer")[0] != "0", "the daemon receives data")
         said = b"".join(Path(f"/proc/{node.process.pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
         node.stop()
     said += node.log.read_bytes()

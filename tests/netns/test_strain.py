@@ -1,4 +1,4 @@
-"""Strain on one daemon: garbage, peers of both families, a signal in the middle of traffic, changes beside it."""
+"""A daemon under strain: garbage, peers of both families, signals under traffic, and changes under traffic."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.network
 ENDPOINT = "192.0.2.2:51821"
 
 
-def test_garbage_of_every_length_is_answered_by_silence(lab: Lab) -> None:
-    """All types and lengths; nothing comes back, and the tunnel still works (M50)."""
+def test_garbage_of_every_length_is_not_answered(lab: Lab) -> None:
+    """The garbage has all types and lengths; the tunnel still works afterwards (M50)."""
     a, b = lab.neighbours()
     _, two = lab.tunnel(a, SUBJECT, b, SUBJECT, endpoint=ENDPOINT)
     a.ping(two.addresses[0])
@@ -75,7 +75,7 @@ def test_a_signal_under_traffic_ends_the_daemon_cleanly(lab: Lab, number: signal
     assert not one.socket.exists()
 
 
-def test_changes_of_other_peers_cost_no_packet(lab: Lab) -> None:
+def test_changes_of_other_peers_lose_no_packet(lab: Lab) -> None:
     a, b = lab.neighbours()
     one, two = lab.tunnel(a, SUBJECT, b, SUBJECT, endpoint=ENDPOINT)
     a.ping(two.addresses[0])

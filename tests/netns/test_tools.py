@@ -1,4 +1,4 @@
-"""The daemon under the tools that people have: wg, wg-quick, ip."""
+"""The daemon with the standard tools: wg, wg-quick and ip."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def joined(lab: Lab) -> tuple[Host, Node, Host, Node]:
 
 
 class Quick:
-    """wg-quick with the subject as its daemon, on one host, for one configuration file."""
+    """wg-quick with the implementation under test, on one host, for one configuration file."""
 
     def __init__(self, host: Host, folder: Path, text: str) -> None:
         self.host = host
@@ -74,7 +74,7 @@ def test_wg_quick_brings_a_tunnel_up_and_down(lab: Lab, tmp_path: Path) -> None:
 
 
 def test_wg_quick_routes_everything_through_the_tunnel(lab: Lab, tmp_path: Path) -> None:
-    """The default route: a mark, a rule and a table of its own keep the tunnel's own packets out of the tunnel."""
+    """A mark, a rule and a separate routing table keep the tunnel's own datagrams out of the tunnel."""
     client, _, server = lab.routed()
     key = Key.generate()
     node = beside(lab, server, key)
@@ -91,7 +91,7 @@ def test_wg_quick_routes_everything_through_the_tunnel(lab: Lab, tmp_path: Path)
     client.ping("198.51.100.2")
 
 
-def test_wg_quick_saves_what_was_set(lab: Lab, tmp_path: Path) -> None:
+def test_wg_quick_saves_changes(lab: Lab, tmp_path: Path) -> None:
     a, _ = lab.neighbours()
     quick = Quick(a, tmp_path, f"[Interface]\nPrivateKey = {Key.generate().private}\nAddress = 10.77.0.1/24\n")
     quick("up")
@@ -106,7 +106,7 @@ def test_wg_quick_saves_what_was_set(lab: Lab, tmp_path: Path) -> None:
 # wg
 
 
-def test_show_tells_the_session(lab: Lab) -> None:
+def test_wg_show_lists_the_session(lab: Lab) -> None:
     _, one, _, two = joined(lab)
     shown = one.wg("show", one.name)
     for line in (
@@ -120,8 +120,8 @@ def test_show_tells_the_session(lab: Lab) -> None:
     assert one.show("public-key") == one.key.public and two.show("listen-port") == "51821"
 
 
-def test_a_configuration_that_is_set_again_disturbs_nothing(lab: Lab, tmp_path: Path) -> None:
-    """syncconf with what is there, addconf of another peer, and the session goes on without a handshake."""
+def test_setting_the_same_configuration_keeps_the_session(lab: Lab, tmp_path: Path) -> None:
+    """After syncconf of the same configuration and addconf of another peer, there is no handshake."""
     a, one, b, two = joined(lab)
     saved = tmp_path / "saved.conf"
     with Capture(b, "eth0") as wire, a.pinging(two.addresses[0]):
@@ -137,7 +137,7 @@ def test_a_configuration_that_is_set_again_disturbs_nothing(lab: Lab, tmp_path: 
     assert len(one.show("peers").split()) == 6
 
 
-def test_a_removed_peer_is_cut_off_and_may_come_back(lab: Lab) -> None:
+def test_a_removed_peer_is_cut_off_and_can_be_added_again(lab: Lab) -> None:
     a, one, _, two = joined(lab)
     one.set("peer", two.key.public, "remove")
     assert not a.can_ping(two.addresses[0])
@@ -145,8 +145,8 @@ def test_a_removed_peer_is_cut_off_and_may_come_back(lab: Lab) -> None:
     until(lambda: a.can_ping(two.addresses[0]), "the peer is back")
 
 
-def test_another_private_key_ends_the_sessions_and_begins_others(lab: Lab) -> None:
-    """A new private key ends all sessions (M52)."""
+def test_a_new_private_key_replaces_all_sessions(lab: Lab) -> None:
+    """The sessions end, and new handshakes use the new key (M52)."""
     a, one, _, two = joined(lab)
     key = Key.generate()
     two.set("peer", key.public, "allowed-ips", "10.77.0.1/32")
@@ -155,7 +155,7 @@ def test_another_private_key_ends_the_sessions_and_begins_others(lab: Lab) -> No
     assert two.latest_handshake(key.public)
 
 
-def test_the_own_key_is_no_peer(lab: Lab) -> None:
+def test_our_own_key_is_not_a_peer(lab: Lab) -> None:
     """Our own public key is never a peer (M51)."""
     a, _ = lab.neighbours()
     node = lab.node(a, SUBJECT)
@@ -168,8 +168,8 @@ def test_the_own_key_is_no_peer(lab: Lab) -> None:
     assert node.show("peers") == ""
 
 
-def test_a_hundred_thousand_allowed_ips_in_one_set(lab: Lab) -> None:
-    """130,560 prefixes are counted exactly, looked up, and replaced."""
+def test_one_set_may_have_over_100000_allowed_ips(lab: Lab) -> None:
+    """130,560 prefixes are set, listed, looked up and replaced."""
     a, one, b, two = joined(lab)
     networks = [f"10.{x}.{y}.{z}/32" for x, y, z in itertools.product(range(100, 102), range(255), range(256))]
     peer = peer_section(two.key.public, *inner(2), *networks, endpoint=ENDPOINT)
@@ -190,7 +190,7 @@ def interface_section(node: Node) -> str:
 # ip
 
 
-def test_up_and_down_as_often_as_one_likes(lab: Lab) -> None:
+def test_the_interface_can_go_up_and_down_repeatedly(lab: Lab) -> None:
     a, one, b, two = joined(lab)
     for _ in range(5):
         one.down()
@@ -200,7 +200,7 @@ def test_up_and_down_as_often_as_one_likes(lab: Lab) -> None:
     for _ in range(20):
         two.down()
         b.ip("link", "set", two.name, "up")
-    until(lambda: b.can_ping(one.addresses[0]), "the last state is the one that holds")
+    until(lambda: b.can_ping(one.addresses[0]), "the last state applies")
     a.ping(two.addresses[0])
 
 
@@ -220,7 +220,7 @@ def test_a_deleted_namespace_ends_the_daemon(lab: Lab) -> None:
 
 
 def test_an_interface_in_another_namespace_keeps_its_sockets(lab: Lab) -> None:
-    """The namespace trick: inside only the tunnel, outside only ciphertext."""
+    """The new namespace has only the tunnel, and the original one only the ciphertext."""
     a, b = lab.neighbours()
     inside = lab.host()
     one, two = lab.tunnel(a, SUBJECT, b, SUBJECT, endpoint=ENDPOINT)
@@ -231,7 +231,7 @@ def test_an_interface_in_another_namespace_keeps_its_sockets(lab: Lab) -> None:
     until(lambda: inside.can_ping(two.addresses[0]), "the tunnel carries from inside")
     transfer(inside, b, two.addresses[0])
     inside.ip("link", "set", one.name, "down")
-    until(lambda: not a.run("ss", "-Huln", "sport = :51820"), "down is seen from outside")
+    until(lambda: not a.run("ss", "-Huln", "sport = :51820"), "the daemon notices down from outside")
     inside.ip("link", "set", one.name, "mtu", "1300", "up")
     until(lambda: inside.can_ping(two.addresses[0]), "the tunnel carries again")
     b.ping(one.addresses[0])
@@ -242,16 +242,18 @@ def test_an_interface_may_be_renamed(lab: Lab) -> None:
     a.ip("link", "set", one.name, "name", "renamed0")
     a.ping(two.addresses[0])
     a.ip("link", "set", "renamed0", "down")
-    until(lambda: not a.run("ss", "-Huln", "sport = :51820"), "down is seen under the other name")
+    until(lambda: not a.run("ss", "-Huln", "sport = :51820"), "the daemon notices down under the new name")
     a.ip("link", "set", "renamed0", "up")
-    until(lambda: b.can_ping(one.addresses[0]) or a.can_ping(two.addresses[0]), "up is seen under the other name")
+    until(
+        lambda: b.can_ping(one.addresses[0]) or a.can_ping(two.addresses[0]), "the daemon notices up under the new name"
+    )
 
 
 # Several peers
 
 
-def test_every_pair_of_three_talks_and_nobody_borrows_an_address(lab: Lab) -> None:
-    """B may not use the address inside of A's network that belongs to C (M45)."""
+def test_three_peers_connect_and_cannot_use_each_other_s_address(lab: Lab) -> None:
+    """B may not use C's address, although it is inside A's network (M45)."""
     hosts = lab.switched(3)
     nodes = [lab.node(host, SUBJECT) for host in hosts]
     for number, node in enumerate(nodes, 1):
@@ -275,7 +277,7 @@ def test_every_pair_of_three_talks_and_nobody_borrows_an_address(lab: Lab) -> No
     assert hosts[1].try_run(*borrowed).returncode == 0
 
 
-def test_spokes_talk_through_a_hub(lab: Lab) -> None:
+def test_spokes_communicate_through_a_hub(lab: Lab) -> None:
     hub_host, left_host, right_host = lab.switched(3)
     hub_host.forward()
     hub, left, right = (lab.node(host, SUBJECT) for host in (hub_host, left_host, right_host))

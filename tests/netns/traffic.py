@@ -1,4 +1,4 @@
-"""Bulk traffic by iperf3, and what a wire carried."""
+"""Bulk traffic by iperf3, and captures of interfaces."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _NOT_DATA = b"".join(
         (0x30, 0, 0, 0),  # the first byte of the IP header,
         (0x54, 0, 0, 0xF0),  # of that the version:
         (0x15, 0, 2, 0x60),
-        (0x30, 0, 0, 48),  # 6: the first byte behind 40 + 8 bytes of headers,
+        (0x30, 0, 0, 48),  # 6: the first byte after 40 + 8 bytes of headers,
         (0x05, 0, 0, 1),
-        (0x30, 0, 0, 28),  # 4: behind 20 + 8;
+        (0x30, 0, 0, 28),  # 4: after 20 + 8;
         (0x15, 0, 1, 4),
         (0x06, 0, 0, 0),  # a message of type 4 is dropped,
-        (0x06, 0, 0, 0xFFFFFFFF),  # anything else is taken whole.
+        (0x06, 0, 0, 0xFFFFFFFF),  # any other packet is captured whole.
     )
 )
 """A classic packet filter (bpf(4)): code, jump if true, jump if false, operand."""
@@ -41,7 +41,7 @@ _NOT_DATA = b"".join(
 
 @contextmanager
 def iperf_server(host: Host, address: str, port: int = 5201) -> Iterator[None]:
-    """Listens when entered."""
+    """Run a server; the body runs once it listens."""
     server = host.spawn("iperf3", "-s", "-B", address, "-p", str(port), output=subprocess.DEVNULL)
     try:
         until(lambda: host.run("ss", "-Htln", f"sport = :{port}"), "iperf3 listens")
@@ -51,9 +51,9 @@ def iperf_server(host: Host, address: str, port: int = 5201) -> Iterator[None]:
 
 
 def iperf(host: Host, address: str, *options: str, seconds: float | None = None, port: int = 5201) -> dict[str, Any]:
-    """Run a client against a server that listens; the `end` part of its JSON report.
+    """Run a client against a listening server, and return the `end` part of its JSON report.
 
-    Without seconds a fixed 16 MB is moved, however long that takes.
+    Without `seconds`, it transfers 16 MB, however long that takes.
     """
     amount = ["-n", "16M"] if seconds is None else ["-t", str(seconds)]
     result = host.try_run("iperf3", "-J", "-c", address, "-p", str(port), *amount, *options)
@@ -64,7 +64,7 @@ def iperf(host: Host, address: str, *options: str, seconds: float | None = None,
 
 
 def transfer(host: Host, peer: Host, address: str, *options: str, seconds: float | None = None) -> None:
-    """TCP from the host to its peer and back. Raises AssertionError unless both arrive."""
+    """Transfer data by TCP from the host to its peer and back. Raises AssertionError unless both directions work."""
     with iperf_server(peer, address):
         for direction in ((), ("-R",)):
             received = iperf(host, address, *direction, *options, seconds=seconds)["sum_received"]["bytes"]
@@ -73,7 +73,7 @@ def transfer(host: Host, peer: Host, address: str, *options: str, seconds: float
 
 @dataclass(frozen=True, slots=True)
 class Datagram:
-    """A UDP datagram as an interface saw it; a train that was not cut yet is one datagram here."""
+    """A UDP datagram as captured on an interface; a train that has not been segmented yet is one datagram."""
 
     source: str
     source_port: int
@@ -85,14 +85,14 @@ class Datagram:
 
     @property
     def kind(self) -> int:
-        """The message type, 0 for something shorter than a type word."""
+        """The message type, or 0 if the payload is shorter than a type word."""
         return int.from_bytes(self.payload[:4], "little") if len(self.payload) >= 4 else 0
 
 
 class Capture:
-    """All UDP that passes an interface from the constructor on; what does not fit its 16 MB is lost.
+    """Capture all UDP on an interface after construction, up to a buffer of 16 MB.
 
-    With `data` false messages of type 4 are left out, as bulk would not fit.
+    If `data` is false, messages of type 4 are skipped, because bulk would not fit.
     """
 
     def __init__(self, host: Host, interface: str, *, data: bool = True) -> None:
@@ -118,7 +118,7 @@ class Capture:
 
     @property
     def datagrams(self) -> list[Datagram]:
-        """Everything so far."""
+        """The datagrams captured so far."""
         while True:
             try:
                 packet, address = self._socket.recvfrom(0x10000)
@@ -129,7 +129,7 @@ class Capture:
                 self._seen.append(datagram)
 
     def forget(self) -> None:
-        """Begin anew."""
+        """Discard the datagrams captured so far."""
         self._seen = []
 
     def of(self, kind: int) -> list[Datagram]:
@@ -137,7 +137,7 @@ class Capture:
 
 
 def _parse(packet: bytes, ethertype: int, *, outgoing: bool) -> Datagram | None:
-    """None for what is not a whole UDP datagram."""
+    """Return None for a packet that is not a complete UDP datagram."""
     if ethertype == ETH_P_IP and len(packet) >= 28 and packet[9] == UDP and not int.from_bytes(packet[6:8]) & 0x1FFF:
         start, tos = (packet[0] & 15) * 4, packet[1]
         source, destination = (socket.inet_ntop(socket.AF_INET, packet[at : at + 4]) for at in (12, 16))
