@@ -1,9 +1,9 @@
-"""What is built by Rust, and how the wheel is tagged. Everything else is in pyproject.toml.
+"""The parts that are built from Rust, and the wheel's tag. Everything else is in pyproject.toml.
 
-The native engine and the native helper of the library are built where a Rust toolchain is. Without one, or with
-WYRMHOLE_NO_RUST=1, the package installs anyway, as a wheel for every platform (`py3-none-any`).
+The native engine and the library's native helper are built if there is a Rust toolchain. Without one, or with
+WYRMHOLE_NO_RUST=1, the package still installs, as a wheel for every platform (`py3-none-any`).
 
-One wheel serves every CPython from 3.11 on (abi3), except the free-threaded ones, which lack the stable ABI until 3.15:
+One wheel serves CPython 3.11 and every later version (abi3). Free-threaded builds have no stable ABI before 3.15, so
 they get a wheel for their own version.
 """
 
@@ -24,7 +24,7 @@ def is_free_threaded():
 
 
 def rust_version():
-    """The compiler's version as two numbers; None: there is no toolchain."""
+    """Return the compiler's version as two numbers, or None without a toolchain."""
     compiler = shutil.which(os.environ.get("RUSTC", "rustc"))
     if compiler is None or shutil.which(os.environ.get("CARGO", "cargo")) is None:
         return None
@@ -34,7 +34,7 @@ def rust_version():
 
 
 def why_without_rust():
-    """The reason for a wheel of Python alone; None: Rust takes part."""
+    """Return the reason for a wheel without Rust, or None if Rust is used."""
     if os.environ.get("WYRMHOLE_NO_RUST", "") not in ("", "0"):
         return "WYRMHOLE_NO_RUST is set"
     version = rust_version()
@@ -48,7 +48,7 @@ def why_without_rust():
 def rust_extensions():
     from setuptools_rust import Binding, RustExtension
 
-    # The engine's own default is the stable ABI.
+    # The crate's default feature is the stable ABI.
     features = ["--no-default-features"] if is_free_threaded() else []
     return [
         RustExtension(
@@ -71,16 +71,16 @@ def rust_extensions():
 
 
 def is_built(folder):
-    """Whether a build left anything of Rust's there: each part is optional, and may have failed."""
+    """Whether the folder contains a part built from Rust: each part is optional, and its build may have failed."""
     return any(any(Path(folder).glob(pattern)) for pattern in BUILT)
 
 
 def wheel_command(base):
     class Wheel(base):
-        """For the stable ABI where there is one, and for every platform if no part was built after all."""
+        """A wheel for the stable ABI if there is one, or for every platform if no Rust part was built."""
 
         def initialize_options(self):
-            # Not by the `options` of `setup`: an editable installation loses those on its way.
+            # Set here because an editable installation ignores the `options` of `setup`.
             super().initialize_options()
             self.py_limited_api = False if is_free_threaded() else STABLE_ABI
 
@@ -92,7 +92,7 @@ def wheel_command(base):
 
 
 def arguments(wheel_base):
-    """Those of `setup`. `wheel_base`: the command that makes wheels."""
+    """Return the arguments of `setup`. `wheel_base` is the command that builds wheels."""
     reason = why_without_rust()
     if reason is not None:
         print(f"wyrmhole: built without the native engine: {reason}")

@@ -1,4 +1,4 @@
-"""What all tests share: when a network test runs, and when its absence is a failure."""
+"""Shared by all tests: the conditions under which network tests run, are skipped, or fail in CI."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ os.environ["PATH"] = f"{os.environ['PATH']}:/usr/sbin:/sbin:{CACHE}"
 
 def reason_against_network_tests() -> str | None:
     if "WYRMHOLE_TESTS_AS_USER" in os.environ:
-        # Started so by tests/library/test_as_user.py, with those tests that need no rights.
+        # Set by tests/library/test_as_user.py, which runs only tests that need no privileges.
         return None
     if os.geteuid() != 0:
-        return "network tests need root, for namespaces of their own"
+        return "network tests need root, because they create network namespaces"
     missing = [tool for tool in (*TOOLS, *PEERS) if shutil.which(tool) is None]
     if missing:
         return f"missing {', '.join(missing)}: run `make test-deps`"
     if not Path("/dev/net/tun").exists():
-        return "no /dev/net/tun: modprobe tun"
+        return "/dev/net/tun is missing: run `modprobe tun`"
     return None
 
 
@@ -42,7 +42,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]):  # type: ignore[no-untyped-def]
-    """With CI=true, a network test that skips itself later is a failure too."""
+    """With CI=true, a network test that skips itself at run time fails too."""
     outcome = yield
     report = outcome.get_result()
     if report.skipped and os.environ.get("CI") == "true" and item.get_closest_marker("network") is not None:
