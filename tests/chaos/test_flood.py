@@ -75,15 +75,15 @@ def test_honest_peers_get_through_a_flood(lab: Lab, engine: str, record: Record,
             with RawPeer(scene.a, (f"192.0.2.{100 + number}", 7), public, ("192.0.2.2", 51821), key) as peer:
                 tries.append(connect_under_load(peer))
         answered = [it for it in wire.datagrams if not it.outgoing and it.destination.startswith("10.")]
-        asked = stranger.packets_sent("eth0") - before
+        sent_by_flood = stranger.packets_sent("eth0") - before
         stream.flow()
     assert {it.kind for it in answered} <= {3}, "an answer was not a cookie reply"
-    assert len(answered) < asked / 2
+    assert len(answered) < sent_by_flood / 2
     assert resident_kib(pid) - memory < 16 << 10
     record(
         f"handshake flood of {RATE:,}/s from {sources:,} {'sources' if sources > 1 else 'source'}",
         f"{len(keys)} new peers connected, {tries.count(1)} with their first initiation and {tries.count(2)} with"
-        f" their second; {len(answered)} cookie replies for {asked:,} false initiations",
+        f" their second; {len(answered)} cookie replies for {sent_by_flood:,} false initiations",
         times=len(keys),
         lost=stream.lost_text,
     )

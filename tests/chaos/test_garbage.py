@@ -75,10 +75,10 @@ def test_replay_storm(lab: Lab, engine: str, record: Record, tmp_path: Path) -> 
     """Every datagram of one end is replayed, from its own address and from another one."""
     scene, stranger = with_stranger(lab, engine)
     rounds = count(200, 10)
-    with Capture(scene.b, "eth0") as heard, scene.stream(interval=0.002) as stream:
+    with Capture(scene.b, "eth0") as capture, scene.stream(interval=0.002) as stream:
         scene.a.ping(scene.two.addresses[0], count=20, size=1200)
         stream.flow(100)
-        genuine = [it.payload for it in heard.datagrams if not it.outgoing and len(it.payload) <= 1472]
+        genuine = [it.payload for it in capture.datagrams if not it.outgoing and len(it.payload) <= 1472]
         macs = (mac_of(scene.b, "eth0"), mac_of(stranger, "eth0"))
         frames = [
             frame(macs, source, ("192.0.2.2", 51821), payload)

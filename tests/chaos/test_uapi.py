@@ -26,13 +26,13 @@ def connect(scene: Scene, clients: ExitStack) -> socket.socket:
 
 def answer(client: socket.socket) -> bytes:
     """Receive one complete answer."""
-    said = b""
-    while not said.endswith(b"\n\n"):
+    received = b""
+    while not received.endswith(b"\n\n"):
         part = client.recv(1 << 16)
         if not part:
             break
-        said += part
-    return said
+        received += part
+    return received
 
 
 def test_64_clients_at_once(lab: Lab, engine: str, record: Record) -> None:
@@ -41,13 +41,13 @@ def test_64_clients_at_once(lab: Lab, engine: str, record: Record) -> None:
         clients = [connect(scene, stack) for _ in range(64)]
         slowest = 0.0
         for _ in range(rounds):
-            asked = time.monotonic()
+            started = time.monotonic()
             for number, client in enumerate(clients):
                 client.sendall(b"get=1\n\n" if number % 2 else b"set=1\npersistent_keepalive_interval=0\n\n")
             answers = [answer(client) for client in clients]
-            slowest = max(slowest, time.monotonic() - asked)
-            assert all(b"errno=0\n\n" in said for said in answers[1::2])
-            assert all(said.startswith(b"errno=") for said in answers[::2])
+            slowest = max(slowest, time.monotonic() - started)
+            assert all(b"errno=0\n\n" in each for each in answers[1::2])
+            assert all(each.startswith(b"errno=") for each in answers[::2])
         stream.flow()
     assert stream.lost == 0
     record(

@@ -418,10 +418,10 @@ async def test_without_descriptors_for_a_new_port_the_old_one_is_kept(world: Wor
 
 @scenario
 async def test_the_end_is_reported_once_without_a_task(world: World) -> None:
-    told: list[bool] = []
+    calls: list[bool] = []
     device, tun = await world.device(1)
-    device.on_closed = lambda: told.append(device.is_closed)
+    device.on_closed = lambda: calls.append(device.is_closed)
     tun.delete()
     await until(lambda: device.is_closed)
     device.close_now()
-    assert told == [True]
+    assert calls == [True]

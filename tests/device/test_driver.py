@@ -24,13 +24,13 @@ class Flood:
         self.shares_interpreter = shares_interpreter
         self.fd = os.eventfd(1)
         self.waiting = waiting
-        self.asked = 0
+        self.polls = 0
 
     def fileno(self) -> int:
         return self.fd
 
     def poll_reports(self, limit: int) -> list[HandshakeDatagram]:
-        self.asked += 1
+        self.polls += 1
         return [HandshakeDatagram(bytes(148), Endpoint("192.0.2.1", 7), None, self.waiting)]
 
     def commit(self) -> None: ...
@@ -75,7 +75,7 @@ def test_under_load_the_loop_pauses_for_the_portable_engine(waiting: int, shares
             await asyncio.sleep(0)
         driver.stop()
         os.close(flood.fd)
-        return flood.asked
+        return flood.polls
 
-    asked = asyncio.run(run())
-    assert asked == 1 if rests else asked > 5
+    polls = asyncio.run(run())
+    assert polls == 1 if rests else polls > 5

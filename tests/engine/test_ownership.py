@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import gc
 import os
 import socket
 from collections.abc import Iterator, Sequence
@@ -143,12 +144,12 @@ def test_nothing_is_read_from_a_reused_tun_descriptor() -> None:
     receiver = Receiver(tun, bind)
     number = tun.fileno()
     tun.close()
-    with successor(number) as (heir, other):
+    with successor(number) as (reused, other):
         other.send(PLAIN + ipv4(B_INNER, A_INNER))
         for datagram in sealed(ipv4(A_INNER, B_INNER)):
             bind.arrive(datagram, A_OUTER.sockaddr)
             receiver.turn()
-        assert heir.recv(2000) == PLAIN + ipv4(B_INNER, A_INNER)
+        assert reused.recv(2000) == PLAIN + ipv4(B_INNER, A_INNER)
         receiver.engine.close()
 
 
@@ -185,6 +186,7 @@ class UdpLike(ListBind):
 
 
 def test_close_releases_every_descriptor() -> None:
+    gc.collect()  # Close descriptors that earlier tests left to the collector.
     tun, bind = QueueTun(), UdpLike()
     before = os.listdir("/proc/self/fd")
     receiver = Receiver(tun, bind)
@@ -218,7 +220,7 @@ def test_a_failed_attach_keeps_the_former_sockets() -> None:
 
 @pytest.mark.network
 def test_nothing_is_sent_on_a_reused_socket_descriptor() -> None:
-    with namespaces(1) as (place,), far_socket(place) as far, place.entered():
+    with namespaces(1) as (namespace,), far_socket(namespace) as far, namespace.entered():
         bind = UdpBind()
         port = bind.open(0)
         tun = ListTun()
@@ -228,13 +230,13 @@ def test_nothing_is_sent_on_a_reused_socket_descriptor() -> None:
         receiver.turn()
         numbers = set(bind.filenos())
         bind.close()
-        heirs = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(100)]
-        assert numbers & {heir.fileno() for heir in heirs}
+        reused_sockets = [socket.socket(socket.AF_INET, socket.SOCK_DGRAM) for _ in range(100)]
+        assert numbers & {reused.fileno() for reused in reused_sockets}
         tun.inject(PLAIN + ipv4(B_INNER, A_INNER))
         receiver.turn()
         receiver.engine.close()
-        for heir in heirs:
-            heir.close()
+        for reused in reused_sockets:
+            reused.close()
         while True:
             try:
                 _, sender = far.recvfrom(2000)
@@ -244,8 +246,8 @@ def test_nothing_is_sent_on_a_reused_socket_descriptor() -> None:
 
 
 @contextmanager
-def far_socket(place: Namespace) -> Iterator[socket.socket]:
-    with place.entered():
+def far_socket(namespace: Namespace) -> Iterator[socket.socket]:
+    with namespace.entered():
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     with sock:
         sock.bind(("127.0.0.1", 0))
@@ -257,7 +259,7 @@ def far_socket(place: Namespace) -> Iterator[socket.socket]:
 @pytest.mark.portable_only
 def test_a_socket_reopened_by_the_bind_is_polled() -> None:
     script = Script()
-    with namespaces(1) as (place,), far_socket(place) as far, place.entered():
+    with namespaces(1) as (namespace,), far_socket(namespace) as far, namespace.entered():
         bind = UdpBind(socket_factory=script.factory)
         port = bind.open(0)
         tun = ListTun()

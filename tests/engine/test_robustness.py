@@ -248,29 +248,29 @@ def wait_until(engine: Engine, event: threading.Event) -> None:
 def test_a_stuck_worker_is_noticed(workers: int) -> None:
     """A watchdog relies on `when_applied`, which calls back only after every worker has run."""
     engine: Engine = make_engine(lambda: 1000 * SECOND, threaded=True, workers=workers)
-    tun, told = StuckTun(), [threading.Event() for _ in range(3)]
+    tun, applied = StuckTun(), [threading.Event() for _ in range(3)]
     engine.attach_tun(tun)
-    engine.when_applied(told[0].set)
-    wait_until(engine, told[0])
+    engine.when_applied(applied[0].set)
+    wait_until(engine, applied[0])
     tun.inject(PLAIN)
     assert tun.entered.wait(10)
-    for event in told[1:]:
+    for event in applied[1:]:
         engine.when_applied(event.set)
     engine.poll_reports()
-    assert [event.is_set() for event in told] == [True, False, False]
+    assert [event.is_set() for event in applied] == [True, False, False]
     tun.release.set()
-    for event in told:
+    for event in applied:
         wait_until(engine, event)
     engine.close()
 
 
 def test_without_threads_commands_are_applied_at_once() -> None:
     engine: Engine = make_engine(lambda: 1000 * SECOND)
-    told: list[str] = []
-    engine.when_applied(lambda: told.append("open"))
+    calls: list[str] = []
+    engine.when_applied(lambda: calls.append("open"))
     engine.close()
-    engine.when_applied(lambda: told.append("closed"))
-    assert told == ["open"]
+    engine.when_applied(lambda: calls.append("closed"))
+    assert calls == ["open"]
 
 
 def test_a_command_is_in_effect_for_the_packets_after_it() -> None:

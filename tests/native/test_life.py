@@ -23,23 +23,23 @@ class HeldTun(ListTun):
 
     def __init__(self) -> None:
         super().__init__()
-        self.entered, self.go_on = threading.Event(), threading.Event()
+        self.entered, self.release = threading.Event(), threading.Event()
 
     def read_into(self, buffer: bytearray | memoryview) -> int:
         self.entered.set()
-        assert self.go_on.wait(10)
+        assert self.release.wait(10)
         return super().read_into(buffer)
 
 
 class WatchedBind(ListBind):
-    """A bind that records the descriptors it is asked to read."""
+    """A bind that records the descriptors that it is asked to read."""
 
     def __init__(self) -> None:
         super().__init__(lambda *datagram: None)
-        self.asked: set[int] = set()
+        self.polled: set[int] = set()
 
     def receive(self, fileno: int) -> Received | None:
-        self.asked.add(fileno)
+        self.polled.add(fileno)
         return super().receive(fileno)
 
 
@@ -69,14 +69,14 @@ def test_a_replaced_bind_is_not_used_again() -> None:
         replacing.start()
         until(lambda: rung() - before, "the worker was not notified while it was blocked")
         former.arrive(b"late", B_OUTER.sockaddr)
-        tun.go_on.set()
+        tun.release.set()
         replacing.join(10)
         assert not replacing.is_alive()
     finally:
-        tun.go_on.set()
+        tun.release.set()
         engine.close()
-    assert former.asked <= set(former.filenos())
-    assert latter.asked <= set(latter.filenos())
+    assert former.polled <= set(former.filenos())
+    assert latter.polled <= set(latter.filenos())
 
 
 NO_THREADS = """

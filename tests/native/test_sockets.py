@@ -54,11 +54,11 @@ class PairTun(ListTun):
 class Side:
     """One engine, its sockets on the namespace's loopback, and one peer."""
 
-    def __init__(self, place: Namespace, inner: str, *, initiator: bool, tun: ListTun | None = None) -> None:
+    def __init__(self, namespace: Namespace, inner: str, *, initiator: bool, tun: ListTun | None = None) -> None:
         self.tun = tun or ListTun()
         self.engine = make_engine(lambda: 1000 * SECOND)
         self.engine.set_mac1_key(mac1_key(OUR_KEY))
-        with place.entered():
+        with namespace.entered():
             self.bind = UdpBind()
             self.port = self.bind.open(0)
         self.engine.attach_tun(self.tun)
@@ -91,8 +91,8 @@ class Side:
 @contextlib.contextmanager
 def connected(host: str, tun: ListTun | None = None) -> Iterator[tuple[Namespace, Side, Side]]:
     """Yield a connected pair of sides; `tun` is the TUN of the second."""
-    with namespaces(1) as (place,):
-        a, b = Side(place, B_INNER, initiator=True), Side(place, A_INNER, initiator=False, tun=tun)
+    with namespaces(1) as (namespace,):
+        a, b = Side(namespace, B_INNER, initiator=True), Side(namespace, A_INNER, initiator=False, tun=tun)
         try:
             b.know(a, host)
             a.know(b, host)
@@ -100,14 +100,14 @@ def connected(host: str, tun: ListTun | None = None) -> Iterator[tuple[Namespace
                 side.turns()
                 # Exchange packets, so that the path is not new and trains may leave.
                 side.engine.note_handshake(1, 92, 1000 * SECOND)
-            yield place, a, b
+            yield namespace, a, b
         finally:
             for side in (a, b):
                 side.close()
 
 
-def sender(place: Namespace, to: Side) -> socket.socket:
-    with place.entered():
+def sender(namespace: Namespace, to: Side) -> socket.socket:
+    with namespace.entered():
         sock = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
     sock.connect(("127.0.0.1", to.port))
     return sock
@@ -129,8 +129,8 @@ def test_packets_of_both_families_are_exchanged(version: int) -> None:
 
 
 def test_packets_read_together_reach_peers_of_both_families() -> None:
-    with connected("127.0.0.1") as (place, a, b):
-        with place.entered():
+    with connected("127.0.0.1") as (namespace, a, b):
+        with namespace.entered():
             other = socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
         with other:
             other.bind(("::1", 0))
@@ -155,7 +155,7 @@ def test_packets_read_together_reach_peers_of_both_families() -> None:
 
 def test_datagrams_of_every_invalid_length_are_dropped_and_counted() -> None:
     """The test tries all lengths up to the longest UDP datagram."""
-    with connected("127.0.0.1") as (place, _, b), sender(place, b) as sock:
+    with connected("127.0.0.1") as (namespace, _, b), sender(namespace, b) as sock:
         lengths = [*range(200), 1500, 9000, 65_507]
         for length in lengths:
             sock.send(bytes((5,)) * length)
@@ -167,7 +167,7 @@ def test_datagrams_of_every_invalid_length_are_dropped_and_counted() -> None:
 @pytest.mark.parametrize("count", [64, 65, 128])
 def test_a_train_of_128_segments_is_received_whole(count: int) -> None:
     """wireguard-go and others accept only 64 segments."""
-    with connected("127.0.0.1") as (place, _, b), sender(place, b) as sock:
+    with connected("127.0.0.1") as (namespace, _, b), sender(namespace, b) as sock:
         segment = struct.pack("<IIQ", 4, 20, 7) + bytes(32)
         control = [(socket.SOL_UDP, UDP_SEGMENT, struct.pack("=H", len(segment)))]
         try:
@@ -180,8 +180,8 @@ def test_a_train_of_128_segments_is_received_whole(count: int) -> None:
 
 def test_a_path_too_narrow_for_the_train_gets_single_datagrams() -> None:
     """After EMSGSIZE, single datagrams arrive as fragments."""
-    with connected("127.0.0.1") as (place, a, b):
-        place.ip("link", "set", "lo", "mtu", "1280")
+    with connected("127.0.0.1") as (namespace, a, b):
+        namespace.ip("link", "set", "lo", "mtu", "1280")
         packets = [ipv4(A_INNER, B_INNER, bytes((number,)) * 1380) for number in range(30)]
         for packet in packets:
             a.tun.inject(PLAIN + packet)
@@ -224,8 +224,8 @@ def test_a_full_tun_drops_only_the_packets_that_do_not_fit() -> None:
 def test_every_worker_tries_trains_again_after_a_route_change(worker: int) -> None:
     tun, bind = PairTun(2), UdpBind(shares=2)
     engine = make_engine(lambda: 1000 * SECOND, workers=2)
-    with namespaces(1) as (place,), contextlib.ExitStack() as stack:
-        with place.entered():
+    with namespaces(1) as (namespace,), contextlib.ExitStack() as stack:
+        with namespace.entered():
             receiver = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_DGRAM))
             port = bind.open(0)
         for close in (tun.close, bind.close, engine.close):
@@ -255,23 +255,23 @@ def test_every_worker_tries_trains_again_after_a_route_change(worker: int) -> No
 
         arrive()
         assert arrive() == [14_400]
-        place.ip("link", "set", "lo", "mtu", "1280")
+        namespace.ip("link", "set", "lo", "mtu", "1280")
         assert arrive() == [1440] * 10
-        place.ip("link", "set", "lo", "mtu", "65536")
+        namespace.ip("link", "set", "lo", "mtu", "65536")
         engine._native.forget_paths()
         assert arrive() == [14_400]
 
 
 def test_an_answer_leaves_from_the_address_that_was_queried() -> None:
     """The train's control messages contain both PKTINFO and the GRO size."""
-    with connected("127.0.0.1") as (place, a, b):
-        place.address("lo", "10.99.0.7/32")
+    with connected("127.0.0.1") as (namespace, a, b):
+        namespace.address("lo", "10.99.0.7/32")
         a.engine.set_endpoint(1, Endpoint("10.99.0.7", b.port))
         for number in range(10):
             a.tun.inject(PLAIN + ipv4(A_INNER, B_INNER, bytes((number,)) * 600))
         a.turns()
         b.turns()
-        with place.entered():
+        with namespace.entered():
             spy = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_UDP)
         with spy:
             spy.settimeout(5)
@@ -293,11 +293,11 @@ def test_a_removed_source_address_is_forgotten() -> None:
 
 def test_a_pending_icmp_error_loses_no_datagram() -> None:
     """The next send or receive returns ECONNREFUSED, which concerns an earlier datagram."""
-    with connected("127.0.0.1") as (place, a, b):
-        with place.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as closed:
+    with connected("127.0.0.1") as (namespace, a, b):
+        with namespace.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as closed:
             closed.bind(("127.0.0.1", 0))
-            nobody = closed.getsockname()[1]
-        a.engine.set_endpoint(1, Endpoint("127.0.0.1", nobody))
+            closed_port = closed.getsockname()[1]
+        a.engine.set_endpoint(1, Endpoint("127.0.0.1", closed_port))
         a.tun.inject(PLAIN + ipv4(A_INNER, B_INNER, b"lost"))
         a.turns()
         a.engine.set_endpoint(1, Endpoint("127.0.0.1", b.port))
@@ -308,9 +308,9 @@ def test_a_pending_icmp_error_loses_no_datagram() -> None:
 
 
 def test_a_bind_may_be_replaced_between_two_packets() -> None:
-    with connected("127.0.0.1") as (place, a, b):
+    with connected("127.0.0.1") as (namespace, a, b):
         for number in range(3):
-            with place.entered():
+            with namespace.entered():
                 fresh = UdpBind()
                 port = fresh.open(0)
             former, b.bind = b.bind, fresh

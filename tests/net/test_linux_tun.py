@@ -41,8 +41,8 @@ def events(tun: Tun, *, namespace: Namespace | None = None) -> list[TunEvent]:
     poller = select.poll()
     poller.register(tun.events_fileno(), select.POLLIN)
     for _ in range(50):
-        if poller.poll(100) and (told := tun.poll_events()):
-            return told
+        if poller.poll(100) and (found := tun.poll_events()):
+            return found
     return []
 
 

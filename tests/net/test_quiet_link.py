@@ -118,10 +118,10 @@ class Refusing:
     """A kernel that refuses every request, like without permission or without IPv6."""
 
     def __init__(self) -> None:
-        self.asked = 0
+        self.requests = 0
 
     def change(self, *_: Any) -> None:
-        self.asked += 1
+        self.requests += 1
         raise netlink.Refused(errno.EAFNOSUPPORT, "refused")
 
     dump = change
@@ -130,4 +130,4 @@ class Refusing:
 def test_a_refusal_does_not_prevent_the_start() -> None:
     kernel = Refusing()
     quiet_link.silence(cast(netlink.Client, kernel), netlink.Link(7, 0x1001, 1420))
-    assert kernel.asked == 3
+    assert kernel.requests == 3

@@ -348,7 +348,7 @@ def test_a_dead_socket_is_replaced_under_its_descriptor(bind: UdpBind, script: S
     assert bind.receive(fileno) is None
     assert bind.counters.reopened == 1
     assert tuple(bind.filenos()) == filenos
-    hear(bind, fileno)
+    assert_receives(bind, fileno)
 
 
 def test_a_duplicate_of_a_dead_socket_does_not_keep_its_port(bind: UdpBind, script: Script) -> None:
@@ -361,7 +361,7 @@ def test_a_duplicate_of_a_dead_socket_does_not_keep_its_port(bind: UdpBind, scri
         assert bind.counters.reopened == 1
     finally:
         os.close(duplicate)
-    hear(bind, fileno)
+    assert_receives(bind, fileno)
     port = bind._v4.port if bind._v4 else 0
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as thief:
         thief.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -380,7 +380,7 @@ def test_a_socket_that_dies_repeatedly_is_reopened_after_a_wait(bind: UdpBind, s
     while bind.counters.reopened == 1:
         assert wait_readable(fileno, 5000)
         assert bind.receive(fileno) is None
-    hear(bind, fileno)
+    assert_receives(bind, fileno)
 
 
 def test_a_port_lost_while_reopening_is_bound_again_when_free(bind: UdpBind, script: Script) -> None:
@@ -396,7 +396,7 @@ def test_a_port_lost_while_reopening_is_bound_again_when_free(bind: UdpBind, scr
     while bind.counters.reopened == 0:
         assert wait_readable(fileno, 5000)
         assert bind.receive(fileno) is None
-    hear(bind, fileno)
+    assert_receives(bind, fileno)
 
 
 def wait_readable(fileno: int, milliseconds: int) -> bool:
@@ -405,7 +405,7 @@ def wait_readable(fileno: int, milliseconds: int) -> bool:
     return bool(poller.poll(milliseconds))
 
 
-def hear(bind: UdpBind, fileno: int) -> None:
+def assert_receives(bind: UdpBind, fileno: int) -> None:
     """Assert that the IPv4 socket receives, with its options."""
     port = bind._v4.port if bind._v4 else 0
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:

@@ -85,7 +85,7 @@ def traces(node: Node, patterns: list[bytes]) -> list[str]:
     ]
 
 
-def is_gone(node: Node, sessions: list[Session]) -> None:
+def wait_until_gone(node: Node, sessions: list[Session]) -> None:
     """Wait until none of the sessions' keys is in memory. Raises AssertionError with the places of remaining keys."""
     left: list[str] = []
 
@@ -99,7 +99,7 @@ def is_gone(node: Node, sessions: list[Session]) -> None:
         raise AssertionError("session keys are left:\n" + "\n".join(left)) from None
 
 
-def talk(raw: RawPeer, session: Session) -> None:
+def exchange_packets(raw: RawPeer, session: Session) -> None:
     """Exchange packets long enough for every backend: ICMP answers a closed port and quotes the packet."""
     packet = Packet(bytes(1000), UDP, source=0x0A4D0002, destination=0x0A4D0001, ports=(9, 9)).emit()
     raw.send(session.seal(packet))
@@ -127,10 +127,10 @@ def test_no_session_key_is_left_in_memory(lab: Lab, end: Callable[[Node, RawPeer
         sessions = []
         for _ in range(3):
             sessions.append(raw.connect())
-            talk(raw, sessions[-1])
+            exchange_packets(raw, sessions[-1])
         assert traces(node, halves(sessions[-1:])), "the search finds a key that is in use"
         end(node, raw)
-        is_gone(node, sessions)
+        wait_until_gone(node, sessions)
 
 
 def test_no_key_of_a_session_that_the_daemon_initiated_is_left(lab: Lab) -> None:
@@ -139,9 +139,9 @@ def test_no_key_of_a_session_that_the_daemon_initiated_is_left(lab: Lab) -> None
         answer, session = raw.respond(raw.receive(1))
         raw.send(answer)
         until(lambda: traces(node, halves([session])), "the search finds a key that is in use")
-        talk(raw, session)
+        exchange_packets(raw, session)
         node.set("peer", raw.key.public, "remove")
-        is_gone(node, [session])
+        wait_until_gone(node, [session])
 
 
 def forms(secret: bytes) -> list[bytes]:
@@ -156,9 +156,9 @@ def test_no_key_is_in_log_arguments_or_environment(lab: Lab) -> None:
         session = raw.connect()
         raw.send(session.seal(b"nonsense"), b"\4\0\0\0" + bytes(40))
         until(lambda: node.show_of(raw.key.public, "transfer")[0] != "0", "the daemon receives data")
-        said = b"".join(Path(f"/proc/{node.process.pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
+        searched = b"".join(Path(f"/proc/{node.process.pid}/{name}").read_bytes() for name in ("cmdline", "environ"))
         node.stop()
-    said += node.log.read_bytes()
-    assert b"keypair created" in said and node.name.encode() in said
+    searched += node.log.read_bytes()
+    assert b"keypair created" in searched and node.name.encode() in searched
     secrets = [base64.b64decode(node.key.private), session.send_key, session.receive_key]
-    assert not [form for secret in secrets for form in forms(secret) if form in said]
+    assert not [form for secret in secrets for form in forms(secret) if form in searched]

@@ -87,9 +87,9 @@ def test_a_preshared_key_on_one_side_prevents_the_handshake(make_world: MakeWorl
     assert b.received == []
     assert not any(isinstance(event, HandshakeCompleted) for event in a.events + b.events)
     a.interface.set_preshared_key(a.peer_of(b), PresharedKey(bytes(32)))
-    a.send(b, b"zeros are none")
+    a.send(b, b"zeros mean no key")
     world.run(10 * SECOND)
-    assert b.received == [b"zeros are none"]
+    assert b.received == [b"zeros mean no key"]
 
 
 def test_a_new_preshared_key_applies_to_the_next_handshake(make_world: MakeWorld) -> None:

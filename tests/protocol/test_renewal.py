@@ -193,9 +193,9 @@ def test_a_key_request_in_a_fresh_session_is_ignored(make_world: MakeWorld) -> N
     world.run(20 * SECOND)
     assert len(world.sent(MESSAGE_INITIATION)) == 1
     world.run(170 * SECOND)
-    a.send(b, b"and the next that is wanted is heard")
+    a.send(b, b"the next request is served")
     world.run(SECOND)
-    assert b.received[-1] == b"and the next that is wanted is heard"
+    assert b.received[-1] == b"the next request is served"
 
 
 def test_a_report_older_than_the_session_is_ignored(make_world: MakeWorld) -> None:
