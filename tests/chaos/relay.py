@@ -50,7 +50,7 @@ class ReversingRelay:
         self._holds = True
 
     def end(self) -> None:
-        """Forward the held messages with the next message."""
+        """Stop holding messages; the held ones are forwarded within 50 ms."""
         self._holds = False
 
     def _run(self) -> None:

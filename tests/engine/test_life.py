@@ -29,7 +29,7 @@ from wyrmhole.wire.endpoint import SockAddr
 from wyrmhole.wire.prefix import Prefix
 
 
-def test_the_engine_reports_tun_events_and_survives_its_loss() -> None:
+def test_tun_events_are_reported_and_a_lost_tun_is_survived() -> None:
     """EBADFD stops the reading, not the process."""
     a, _ = connected()
     a.tun.events.append(TunEvent.MTU)

@@ -15,5 +15,5 @@ def spin() -> None:
 
 if __name__ == "__main__":
     threading.Thread(target=spin, daemon=True).start()
-    # Restore Python's default switch interval, which the portable engine would shorten.
+    # The native engine keeps Python's default switch interval; the portable engine would shorten it.
     sys.exit(main())

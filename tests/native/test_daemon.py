@@ -263,4 +263,4 @@ def test_the_cipher_backends_interoperate(lab: Lab) -> None:
     a.ping(two.addresses[0], size=1372)
     with iperf_server(b, two.addresses[0]):
         assert iperf(a, two.addresses[0])["sum_received"]["bytes"] > 1_000_000
-    until(lambda: "Native engine with aws-lc" in one.log.read_text(), "the log did not name the library")
+    until(lambda: "Native engine with aws-lc" in one.log.read_text(), "the log names the library")

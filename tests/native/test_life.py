@@ -67,7 +67,7 @@ def test_a_replaced_bind_is_not_used_again() -> None:
         before = rung()
         replacing = threading.Thread(target=engine.attach_bind, args=(latter, 1))
         replacing.start()
-        until(lambda: rung() - before, "the worker was not notified while it was blocked")
+        until(lambda: rung() - before, "the blocked worker is notified")
         former.arrive(b"late", B_OUTER.sockaddr)
         tun.release.set()
         replacing.join(10)
@@ -116,5 +116,5 @@ def test_a_collected_engine_releases_threads_and_descriptors() -> None:
     assert threads() > before
     del engine
     gc.collect()
-    until(lambda: threads() <= before, "the worker did not end")
-    until(lambda: len(os.listdir("/proc/self/fd")) <= former, "its descriptors were not closed")
+    until(lambda: threads() <= before, "the worker ends")
+    until(lambda: len(os.listdir("/proc/self/fd")) <= former, "its descriptors are closed")

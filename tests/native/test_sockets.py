@@ -98,7 +98,7 @@ def connected(host: str, tun: ListTun | None = None) -> Iterator[tuple[Namespace
             a.know(b, host)
             for side in (b, a):
                 side.turns()
-                # Exchange packets, so that the path is not new and trains may leave.
+                # Note a handshake message from the peer, so that the path is not new and trains may leave.
                 side.engine.note_handshake(1, 92, 1000 * SECOND)
             yield namespace, a, b
         finally:
