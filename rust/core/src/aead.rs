@@ -1,6 +1,6 @@
 //! Twin: wyrmhole/datapath/aead.py.
 //!
-//! ChaCha20-Poly1305 (RFC 8439) behind one small trait, so that a machine's faster library can take the place of AWS-LC.
+//! ChaCha20-Poly1305 (RFC 8439) behind a small trait, so that a faster library of the machine can replace AWS-LC.
 
 use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 
@@ -8,17 +8,17 @@ use crate::messages::TAG_SIZE;
 
 /// A library that seals and opens.
 pub trait Aead: Send + Sync {
-    /// For logs.
+    /// The library's name, for logs.
     fn name(&self) -> &'static str;
-    /// A session key of one direction. The library's copy is wiped when the value is dropped.
+    /// Create the cipher of one direction. The library's copy of the key is wiped when the cipher is dropped.
     fn key(&self, key: &[u8; 32]) -> Box<dyn TransportCipher>;
 }
 
-/// One direction's key. The nonce is 4 zero bytes and the counter, the associated data empty (whitepaper 5.4.6).
+/// The key of one direction. The nonce is 4 zero bytes and the counter; there is no associated data (whitepaper 5.4.6).
 pub trait TransportCipher: Send + Sync {
-    /// Encrypt in place; the last 16 bytes of `text`, whatever they are, become the tag.
+    /// Encrypt in place. The last 16 bytes of `text` are overwritten with the tag.
     fn seal(&self, counter: u64, text: &mut [u8]);
-    /// Verify and decrypt in place. False: the tag is wrong, and what `text` holds then is not to be used.
+    /// Verify and decrypt in place. Returns false if the tag is wrong; the contents of `text` must not be used then.
     fn open(&self, counter: u64, text: &mut [u8]) -> bool;
 }
 
@@ -30,7 +30,7 @@ pub fn nonce(counter: u64) -> [u8; 12] {
     nonce
 }
 
-/// The backend that is always there.
+/// The backend that is always available.
 pub struct AwsLc;
 
 struct AwsLcKey(LessSafeKey);
@@ -46,7 +46,7 @@ impl Aead for AwsLc {
 }
 
 fn aws_lc_key(key: &[u8; 32]) -> LessSafeKey {
-    // It fails only for a wrong length.
+    // Fails only for a wrong length.
     #[allow(clippy::unwrap_used)]
     LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, key).unwrap())
 }
@@ -56,7 +56,7 @@ impl TransportCipher for AwsLcKey {
         let at = text.len() - TAG_SIZE;
         let (plain, place) = text.split_at_mut(at);
         let nonce = Nonce::assume_unique_for_key(nonce(counter));
-        // It fails only beyond 256 GiB.
+        // Fails only beyond 256 GiB.
         #[allow(clippy::unwrap_used)]
         let tag = self.0.seal_in_place_separate_tag(nonce, Aad::empty(), plain).unwrap();
         place.copy_from_slice(tag.as_ref());
@@ -72,14 +72,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_sealed_opens_and_what_was_touched_does_not() {
+    fn a_sealed_text_opens_and_an_altered_one_does_not() {
         let key = AwsLc.key(&[7; 32]);
         for length in [0, 1, 16, 1420] {
             let mut text = vec![5; length + TAG_SIZE];
             key.seal(9, &mut text);
-            let mut touched = text.clone();
-            touched[length] ^= 1;
-            assert!(!key.open(9, &mut touched));
+            let mut altered = text.clone();
+            altered[length] ^= 1;
+            assert!(!key.open(9, &mut altered));
             assert!(!key.open(10, &mut text.clone()));
             assert!(key.open(9, &mut text));
             assert_eq!(&text[..length], vec![5; length]);

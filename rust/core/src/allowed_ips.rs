@@ -2,9 +2,9 @@
 //!
 //! AllowedIPs: which peer owns an address. A path-compressed binary trie for each family.
 //!
-//! A node stands for a prefix; its children hold longer ones that agree with it, split by the first bit after it.
-//! Nodes without an owner exist only to fork. Nodes live in one vector and refer to each other by number, so that a
-//! hundred thousand of them are one allocation. A prefix has one owner: inserting it again moves it (whitepaper 2).
+//! A node stands for a prefix. Its children hold longer prefixes that begin with it, and differ in the first bit after
+//! it. Nodes without an owner exist only as forks. Nodes are in one vector and refer to each other by number, so that a
+//! hundred thousand of them are one allocation. A prefix has one owner; inserting it again moves it (whitepaper 2).
 
 use crate::ip::Address;
 
@@ -12,13 +12,13 @@ const NIL: u32 = u32::MAX;
 
 /// An address as a number: u32 or u128.
 pub trait Key: Copy + Eq {
-    /// Bits of an address.
+    /// The number of bits of an address.
     const BITS: u8;
-    /// Length of the common start of two keys.
+    /// The length of the common prefix of two keys.
     fn common(self, other: Self) -> u8;
-    /// The bit number `at`, counted from the most significant one.
+    /// Bit number `at`, counted from the most significant one.
     fn bit(self, at: u8) -> bool;
-    /// The first `length` bits, the rest zero.
+    /// The first `length` bits, followed by zeros.
     fn mask(self, length: u8) -> Self;
 }
 
@@ -48,7 +48,7 @@ struct Node<K, V> {
     children: [u32; 2],
 }
 
-/// Where a node hangs: at the root, or at a node's left or right.
+/// The reference to a node: the root, or the left or right child of another node.
 #[derive(Clone, Copy)]
 enum Link {
     Root,
@@ -69,7 +69,7 @@ impl<K, V> Default for Trie<K, V> {
 }
 
 impl<K: Key, V> Trie<K, V> {
-    /// The owner of the longest prefix that holds the address.
+    /// The owner of the longest prefix that contains the address.
     pub fn lookup(&self, address: K) -> Option<&V> {
         let mut found = None;
         let mut at = self.root;
@@ -87,7 +87,7 @@ impl<K: Key, V> Trie<K, V> {
         found
     }
 
-    /// Give the prefix to `owner`; returns whose it was. Bits beyond the length are ignored.
+    /// Make `owner` the owner of the prefix. Returns the former owner. Bits beyond the length are ignored.
     pub fn insert(&mut self, key: K, length: u8, owner: V) -> Option<V> {
         let key = key.mask(length);
         let mut link = Link::Root;
@@ -128,7 +128,7 @@ impl<K: Key, V> Trie<K, V> {
         self.nodes[at as usize].owner.as_ref()
     }
 
-    /// Take exactly this prefix away, and the nodes that no longer fork with it; returns whose it was.
+    /// Remove exactly this prefix, and the nodes that are no longer forks without it. Returns the former owner.
     pub fn remove(&mut self, key: K, length: u8) -> Option<V> {
         let (at, link, parent_link) = self.find(key.mask(length), length)?;
         let owner = self.nodes[at as usize].owner.take()?;
@@ -141,12 +141,12 @@ impl<K: Key, V> Trie<K, V> {
         Some(owner)
     }
 
-    /// How many nodes there are, forks included.
+    /// The number of nodes, forks included.
     pub fn nodes(&self) -> usize {
         self.nodes.len() - self.free.len()
     }
 
-    /// A node without owner and with one child or none gives way to that child.
+    /// Replace a node without owner by its child, if it has fewer than two.
     fn collapse(&mut self, at: u32, link: Link) {
         let [left, right] = self.nodes[at as usize].children;
         if left != NIL && right != NIL {
@@ -156,7 +156,7 @@ impl<K: Key, V> Trie<K, V> {
         self.free.push(at);
     }
 
-    /// A node's number, its link, and its parent's link.
+    /// Find a node. Returns its number, its link, and its parent's link.
     fn find(&self, key: K, length: u8) -> Option<(u32, Link, Link)> {
         let (mut parent_link, mut link) = (Link::Root, Link::Root);
         loop {
@@ -198,16 +198,16 @@ impl<K: Key, V> Trie<K, V> {
     }
 }
 
-/// An address and how many of its first bits count.
+/// A prefix: an address, and the number of its leading bits that count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Prefix {
-    /// The network.
+    /// The network address.
     pub address: Address,
-    /// 0 to 32, or 0 to 128.
+    /// The length in bits: 0 to 32, or 0 to 128.
     pub length: u8,
 }
 
-/// Both families.
+/// The prefixes of both families with their owners.
 pub struct AllowedIps<V> {
     v4: Trie<u32, V>,
     v6: Trie<u128, V>,
@@ -220,7 +220,7 @@ impl<V> Default for AllowedIps<V> {
 }
 
 impl<V> AllowedIps<V> {
-    /// The owner of the longest prefix that holds the address.
+    /// The owner of the longest prefix that contains the address.
     pub fn lookup(&self, address: Address) -> Option<&V> {
         match address {
             Address::V4(address) => self.v4.lookup(address),
@@ -228,7 +228,7 @@ impl<V> AllowedIps<V> {
         }
     }
 
-    /// Give the prefix to `owner`; returns whose it was.
+    /// Make `owner` the owner of the prefix. Returns the former owner.
     pub fn insert(&mut self, prefix: Prefix, owner: V) -> Option<V> {
         match prefix.address {
             Address::V4(key) => self.v4.insert(key, prefix.length.min(32), owner),
@@ -244,7 +244,7 @@ impl<V> AllowedIps<V> {
         }
     }
 
-    /// Take exactly this prefix away; returns whose it was.
+    /// Remove exactly this prefix. Returns the former owner.
     pub fn remove(&mut self, prefix: Prefix) -> Option<V> {
         match prefix.address {
             Address::V4(key) => self.v4.remove(key, prefix.length.min(32)),
@@ -252,7 +252,7 @@ impl<V> AllowedIps<V> {
         }
     }
 
-    /// How many nodes there are, forks included.
+    /// The number of nodes, forks included.
     pub fn nodes(&self) -> usize {
         self.v4.nodes() + self.v6.nodes()
     }
@@ -263,7 +263,7 @@ mod tests {
     use super::*;
     use std::collections::HashMap;
 
-    /// A small generator (splitmix64), so that the test needs no crate and repeats itself.
+    /// A small generator (splitmix64), so that the test needs no crate and is reproducible.
     struct Random(u64);
 
     impl Random {
@@ -284,7 +284,7 @@ mod tests {
             let mut model: HashMap<(u32, u8), u64> = HashMap::new();
             for _ in 0..2000 {
                 let length = (random.next() % 33) as u8;
-                // Few bits vary, so that prefixes meet.
+                // Few bits vary, so that prefixes overlap.
                 let key = ((random.next() as u32) & 0xC0C0_C003).mask(length);
                 if random.next() % 3 == 0 {
                     assert_eq!(trie.remove(key, length), model.remove(&(key, length)));
@@ -292,7 +292,7 @@ mod tests {
                     let owner = random.next() % 7;
                     assert_eq!(trie.insert(key, length, owner), model.insert((key, length), owner));
                 }
-                assert!(trie.nodes() <= 2 * model.len().max(1), "forks are never more than leaves");
+                assert!(trie.nodes() <= 2 * model.len().max(1), "more forks than prefixes");
                 let address = (random.next() as u32) & 0xC0C0_C003;
                 let expected = (0..=32u8).rev().find_map(|length| model.get(&(address.mask(length), length)));
                 assert_eq!(trie.lookup(address), expected);
@@ -301,12 +301,12 @@ mod tests {
             for (key, length) in model.keys() {
                 trie.remove(*key, *length);
             }
-            assert_eq!(trie.nodes(), 0, "nothing is left of an empty table");
+            assert_eq!(trie.nodes(), 0, "an empty table has nodes");
         }
     }
 
     #[test]
-    fn a_default_route_and_a_host_of_ipv6() {
+    fn an_ipv6_host_precedes_the_default_route() {
         let mut table = AllowedIps::default();
         let host = Address::V6(0x2001_0db8 << 96 | 1);
         table.insert(Prefix { address: Address::V6(0), length: 0 }, "all");

@@ -1,10 +1,10 @@
 //! Twin: wyrmhole/datapath/answers.py.
 //!
-//! The ICMP errors that go back to the TUN, and how many (RFC 1812 4.3.2.8, RFC 4443 2.4 f).
+//! The ICMP errors that are returned to the TUN, within a rate limit (RFC 1812 4.3.2.8, RFC 4443 2.4 f).
 
 use crate::ip;
 
-/// Nanoseconds that earn one answer: 100 a second, as the kernel limits its own.
+/// Nanoseconds that earn one answer: 100 per second, like the kernel's limit.
 const INTERVAL: u64 = 10_000_000;
 const BURST: u64 = 10;
 
@@ -21,7 +21,7 @@ impl Default for Answers {
 }
 
 impl Answers {
-    /// The error for this packet; None: there is none for such a packet, or there were enough of late.
+    /// Make the error for this packet. `None` if such a packet must not be answered or the limit is reached.
     pub fn make(&mut self, packet: &[u8], now: u64) -> Option<Vec<u8>> {
         let earned = now.saturating_sub(self.earned_at) / INTERVAL;
         if earned > 0 {

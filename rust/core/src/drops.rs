@@ -1,18 +1,18 @@
 //! Twin: wyrmhole/protocol/drops.py.
 //!
-//! Why a packet was dropped, or what was odd about one that was delivered. The names are the twin's.
+//! Why a packet was dropped, or what was odd about one that was delivered. The names are those of the twin.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 macro_rules! reasons {
     ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
-        /// A cause; see the Python twin for each one's meaning.
+        /// A drop reason; the Python twin has the meaning of each.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(usize)]
         #[allow(missing_docs)]
         pub enum DropReason { $($variant,)* }
 
-        /// The names, in the order of the variants.
+        /// The names of the reasons, in the order of the variants.
         pub const NAMES: &[&str] = &[$($name,)*];
     };
 }
@@ -54,14 +54,14 @@ reasons! {
 }
 
 impl DropReason {
-    /// Its name in Python.
+    /// The reason's name in Python.
     #[must_use]
     pub const fn name(self) -> &'static str {
         NAMES[self as usize]
     }
 }
 
-/// Counters by cause, shared by all threads.
+/// Counters by drop reason, shared by all threads.
 pub struct Drops([AtomicU64; NAMES.len()]);
 
 impl Default for Drops {
@@ -71,33 +71,33 @@ impl Default for Drops {
 }
 
 impl Drops {
-    /// One packet more.
+    /// Count one packet.
     pub fn one(&self, reason: DropReason) {
         self.add(reason, 1);
     }
 
-    /// So many packets more.
+    /// Count several packets.
     pub fn add(&self, reason: DropReason, count: usize) {
         self.0[reason as usize].fetch_add(count as u64, Ordering::Relaxed);
     }
 
-    /// How many there were.
+    /// The number of packets so far.
     pub fn get(&self, reason: DropReason) -> u64 {
         self.0[reason as usize].load(Ordering::Relaxed)
     }
 
-    /// The causes that occurred, with their names.
+    /// The reasons that occurred, by name, with their counts.
     pub fn list(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let counts = self.0.iter().map(|count| count.load(Ordering::Relaxed));
         NAMES.iter().copied().zip(counts).filter(|(_, count)| *count > 0)
     }
 }
 
-/// What was odd about packets that went their way all the same; see the Python twin.
+/// What was odd about packets that were delivered nevertheless; see the Python twin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(usize)]
 pub enum Oddity {
-    /// Congestion outside, and the inner packet cannot carry the mark.
+    /// The outer packet met congestion, and the inner one cannot carry the mark.
     EcnUnheeded,
 }
 
@@ -108,12 +108,12 @@ const ODDITIES: &[&str] = &["ecn_unheeded"];
 pub struct Oddities([AtomicU64; ODDITIES.len()]);
 
 impl Oddities {
-    /// One packet more.
+    /// Count one packet.
     pub fn one(&self, oddity: Oddity) {
         self.0[oddity as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Those that occurred, with their names.
+    /// The oddities that occurred, by name, with their counts.
     pub fn list(&self) -> impl Iterator<Item = (&'static str, u64)> {
         let counts = self.0.iter().map(|count| count.load(Ordering::Relaxed));
         ODDITIES.iter().copied().zip(counts).filter(|(_, count)| *count > 0)

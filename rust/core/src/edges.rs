@@ -1,16 +1,16 @@
 //! Twin: wyrmhole/net/bind.py.
 //!
-//! What the two steps need from outside: a bind and a TUN. Called without any lock held.
+//! The edges that the two steps need: a bind and a TUN. Their methods are called without any lock held.
 
 use std::net::SocketAddr;
 
 use crate::peer::Source;
 use crate::tables::Tables;
 
-/// What became of a send; see `wyrmhole.net.bind.SendOutcome`.
+/// The outcome of a send; see `wyrmhole.net.bind.SendOutcome`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct SendOutcome {
-    /// The pinned source address no longer works; sent without it.
+    /// The pinned source address no longer works; the datagrams were sent without it.
     pub source_rejected: bool,
     /// Some or all datagrams were not sent.
     pub dropped: bool,
@@ -19,21 +19,21 @@ pub struct SendOutcome {
 /// A piece of the receive slot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Part {
-    /// Offset in the slot.
+    /// The offset in the slot.
     pub at: u32,
-    /// Bytes.
+    /// The number of bytes.
     pub length: u32,
 }
 
 impl Part {
-    /// The bytes themselves.
+    /// The bytes of this piece.
     #[must_use]
     pub fn of(self, slot: &[u8]) -> &[u8] {
         &slot[self.at as usize..(self.at + self.length) as usize]
     }
 }
 
-/// One frame for the TUN: a virtio header, maybe with rewritten packet headers, then pieces of the slot.
+/// One frame for the TUN: a virtio header, possibly with rewritten packet headers, then pieces of the slot.
 #[derive(Clone, Copy)]
 #[allow(missing_docs)]
 pub struct Gather<'a> {
@@ -42,7 +42,7 @@ pub struct Gather<'a> {
     pub parts: &'a [Part],
 }
 
-/// What the two steps work with: the tables, the edges of one thread, and the time (boottime nanoseconds).
+/// The context of one turn: the tables, the edges of one thread, and the time (boottime nanoseconds).
 #[allow(missing_docs)]
 pub struct Turn<'a, E> {
     pub tables: &'a Tables,
@@ -55,8 +55,8 @@ pub trait Edges {
     /// Whether there is a bind.
     fn is_bound(&self) -> bool;
 
-    /// Send one datagram (`segment_size` 0) or a train of equal ones, the last maybe shorter. Never loses a train for an
-    /// offload that is refused.
+    /// Send one datagram (`segment_size` 0), or a train of datagrams of equal size, of which the last may be shorter.
+    /// If an offload is refused, the train is sent in another way.
     fn send(
         &mut self,
         to: &SocketAddr,
@@ -66,9 +66,9 @@ pub trait Edges {
         tos: u8,
     ) -> SendOutcome;
 
-    /// Write one frame. False: it was lost, or refused as a super-packet.
+    /// Write one frame. Returns false if it was lost, or refused as a super-packet.
     fn write(&mut self, frame: Gather<'_>) -> bool;
 
-    /// Which super-packets the TUN takes now: TCP, UDP. May shrink after a refused write.
+    /// Whether the TUN accepts TCP and UDP super-packets. This may change after a refused write.
     fn offloads(&self) -> (bool, bool);
 }

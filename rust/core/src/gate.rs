@@ -1,6 +1,6 @@
 //! Twin: wyrmhole/datapath/gate.py.
 //!
-//! What a handshake message has proved before it waits or is worked on. The twin gives the reasons.
+//! The gate: cheap checks of a handshake message before it is queued. The twin gives the reasons.
 
 use std::collections::HashMap;
 use std::hash::BuildHasherDefault;
@@ -16,21 +16,22 @@ use crate::primitives::is_mac;
 use crate::ratelimiter::RateLimiter;
 use crate::tables::IndexHasher;
 
-/// Where a message waits, the first to be worked on first.
+/// The queue in which a message waits, in order of priority.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Queue {
-    /// The first response and the first cookie replies to an initiation under way: no more than nine for each.
+    /// The first response and the first cookie replies to a pending initiation: at most nine for each.
     Replies,
     /// Initiations and responses with a valid mac2.
     Proven,
-    /// Everything else with a valid mac1.
+    /// All other messages with a valid mac1.
     Others,
 }
 
-/// How many wait in front for one initiation. More than one, because only the protocol can tell a forged one.
+/// The cookie replies per initiation that go to the first queue. More than one, because only the protocol can recognise
+/// a forged one.
 const COOKIE_REPLIES: u8 = 8;
 
-/// The messages that may still answer an initiation.
+/// The replies to an initiation that are still accepted.
 #[derive(Clone, Copy)]
 struct Awaited {
     response: bool,
@@ -42,7 +43,7 @@ struct CookieSecret {
     until: u64,
 }
 
-/// See the module.
+/// The checks and their state.
 #[derive(Default)]
 pub struct Gate {
     mac1_key: RwLock<Option<Zeroizing<[u8; 32]>>>,
@@ -52,22 +53,22 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// See `Tables::set_mac1_key`.
+    /// Set the key of mac1; see `Tables::set_mac1_key`.
     pub fn set_mac1_key(&self, key: Option<[u8; 32]>) {
         *write(&self.mac1_key) = key.map(Zeroizing::new);
     }
 
-    /// The secret of the cookies in our cookie replies, valid up to and including `until`.
+    /// Set the secret of the cookies in our cookie replies, valid up to and including `until`.
     pub fn set_cookie_secret(&self, secret: Option<[u8; 32]>, until: u64) {
         *write(&self.cookie_secret) = secret.map(|key| CookieSecret { key: Zeroizing::new(key), until });
     }
 
-    /// An initiation with this sender index is about to leave.
+    /// Accept replies to an initiation with this sender index, which is about to be sent.
     pub fn begin_initiation(&self, index: u32) {
         lock(&self.awaited).insert(index, Awaited { response: true, cookie_replies: COOKIE_REPLIES });
     }
 
-    /// Keep the index from other uses until `end_initiation`. False: it is in use.
+    /// Reserve the index until `end_initiation`. Returns false if it is in use.
     pub fn reserve(&self, index: u32) -> bool {
         let mut awaited = lock(&self.awaited);
         let is_free = !awaited.contains_key(&index);
@@ -77,29 +78,29 @@ impl Gate {
         is_free
     }
 
-    /// The secret of the cookies that we give out, while it is valid.
+    /// The secret of the cookies that we issue, while it is valid.
     pub fn cookie_secret(&self, now: u64) -> Option<Zeroizing<[u8; 32]>> {
-        read(&self.cookie_secret).as_ref().filter(|it| now <= it.until).map(|it| it.key.clone())
+        read(&self.cookie_secret).as_ref().filter(|secret| now <= secret.until).map(|secret| secret.key.clone())
     }
 
-    /// Use this secret from now on, unless there is a valid one; returns the one in use.
+    /// Replace the secret with a fresh one, unless it is still valid. Returns the secret to use.
     pub fn renew_cookie_secret(&self, fresh: Zeroizing<[u8; 32]>, now: u64, until: u64) -> Zeroizing<[u8; 32]> {
         let mut secret = write(&self.cookie_secret);
-        if secret.as_ref().is_none_or(|it| now > it.until) {
+        if secret.as_ref().is_none_or(|secret| now > secret.until) {
             *secret = Some(CookieSecret { key: fresh, until });
         }
-        secret.as_ref().map(|it| it.key.clone()).unwrap_or_default()
+        secret.as_ref().map(|secret| secret.key.clone()).unwrap_or_default()
     }
 
-    /// It was answered or abandoned.
+    /// Accept no more replies to the initiation: it was answered or abandoned.
     pub fn end_initiation(&self, index: u32) {
         lock(&self.awaited).remove(&index);
     }
 
-    /// Where a message of type 1, 2 or 3 and of the right length waits.
+    /// Choose the queue for a message of type 1, 2 or 3 of the right length.
     ///
     /// # Errors
-    /// Why it is dropped.
+    /// The reason for dropping the message.
     pub fn admit(&self, kind: u32, message: &[u8], from: SocketAddr, now: u64) -> Result<Queue, DropReason> {
         let key = read(&self.mac1_key);
         let key = key.as_ref().ok_or(DropReason::NoPrivateKey)?;
@@ -115,7 +116,7 @@ impl Gate {
         Ok(if self.has_proven_itself(message, from, now) { Queue::Proven } else { Queue::Others })
     }
 
-    /// Whether it is among the first of its type to answer an initiation; an error if nothing awaits it.
+    /// Whether the message is among the first replies of its type to an initiation; an error if none is pending.
     fn is_first_reply(&self, kind: u32, message: &[u8]) -> Result<bool, DropReason> {
         let mut awaited = lock(&self.awaited);
         let awaited = awaited.get_mut(&reply_index(kind, message));
@@ -130,7 +131,7 @@ impl Gate {
 
     fn has_proven_itself(&self, message: &[u8], from: SocketAddr, now: u64) -> bool {
         let secret = read(&self.cookie_secret);
-        let Some(secret) = secret.as_ref().filter(|it| now <= it.until) else { return false };
+        let Some(secret) = secret.as_ref().filter(|secret| now <= secret.until) else { return false };
         is_mac2(&secret.key, message, from) && lock(&self.limiter).allow(from.ip(), now)
     }
 

@@ -1,9 +1,9 @@
 //! Twin: wyrmhole/datapath/keypair.py.
 //!
-//! A session's keys, and the three places a peer has for them (whitepaper 6.3).
+//! A session's keypair, and the three slots that a peer has for keypairs (whitepaper 6.3).
 //!
-//! previous still opens what was under way when the key changed; current seals and opens; next is a responder's key
-//! that waits for its first packet, which proves that the other side has it too (5.4.5).
+//! `previous` still opens packets that were in flight when the key changed. `current` seals and opens. `next` is a
+//! responder's keypair until its first packet arrives, which proves that the initiator has it too (5.4.5).
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,8 @@ use crate::aead::{Aead, TransportCipher};
 use crate::peer::EnginePeer;
 use crate::replay::ReplayWindow;
 
-/// What the control thread installs; see `wyrmhole.protocol.data_plane.KeypairParams`. Times are boottime nanoseconds.
+/// The indices and limits of a session; see `wyrmhole.protocol.data_plane.KeypairParams`. Times are boottime
+/// nanoseconds.
 #[derive(Clone, Copy)]
 #[allow(missing_docs)]
 pub struct KeypairParams {
@@ -27,29 +28,29 @@ pub struct KeypairParams {
     pub reject_after_messages: u64,
 }
 
-/// One session. Counters are taken while the peer's state is locked; sealing and opening need no lock.
+/// One session. Nonces are taken while the peer's state is locked; sealing and opening need no lock.
 pub struct Keypair {
-    /// Whose it is.
+    /// The peer that has this session.
     pub peer: Arc<EnginePeer>,
-    /// Indices, times and numbers of messages.
+    /// Indices, deadlines and message limits.
     pub params: KeypairParams,
-    /// Seals.
+    /// The cipher that seals.
     pub send: Box<dyn TransportCipher>,
-    /// Opens.
+    /// The cipher that opens.
     pub receive: Box<dyn TransportCipher>,
-    /// What was received.
+    /// The counters received.
     pub window: Mutex<ReplayWindow>,
     /// The next nonce.
     send_counter: AtomicU64,
-    /// Nothing more is sent under it (the static key changed).
+    /// Nothing more is sent with this keypair, because the static key changed.
     sending_expired: AtomicBool,
-    /// It fell out of its place: a worker that still has it must not use it.
+    /// The keypair was dropped from its slot; a worker that still holds it must not use it.
     retired: AtomicBool,
     rekey_asked: AtomicBool,
 }
 
 impl Keypair {
-    /// A fresh session.
+    /// Create a session.
     pub fn new(
         peer: Arc<EnginePeer>,
         params: KeypairParams,
@@ -70,19 +71,20 @@ impl Keypair {
         }
     }
 
-    /// Whether a packet may leave under it at this time.
+    /// Whether a packet may be sent with it at this time.
     pub fn can_send(&self, now: u64) -> bool {
         now < self.params.send_until.min(self.params.reject_at)
             && self.sent() < self.params.reject_after_messages
             && !self.sending_expired.load(Ordering::Relaxed)
     }
 
-    /// Nonces given out so far.
+    /// The number of nonces taken so far.
     pub fn sent(&self) -> u64 {
         self.send_counter.load(Ordering::Relaxed)
     }
 
-    /// Take up to `count` nonces; returns the first and how many. The peer's state is locked, so nobody else takes any.
+    /// Take up to `count` nonces. Returns the first nonce and their number. The peer's state is locked, so no other
+    /// thread takes nonces.
     pub fn take_nonces(&self, count: usize) -> (u64, usize) {
         let first = self.sent();
         let left = self.params.reject_after_messages.saturating_sub(first);
@@ -91,33 +93,34 @@ impl Keypair {
         (first, taken as usize)
     }
 
-    /// Whether a message that was just sent under it, a keepalive included, asks for another key.
+    /// Whether to ask for another keypair, after a message was sent with this one, keepalives included.
     pub fn wants_rekey(&self, now: u64) -> bool {
         now >= self.params.rekey_send_at || self.sent() > self.params.rekey_after_messages
     }
 
-    /// True for the first caller since `expect_rekey`.
+    /// Mark the keypair as to be renewed. Returns true for the first call, and the first after `expect_rekey`.
     pub fn ask_rekey(&self) -> bool {
         !self.rekey_asked.swap(true, Ordering::Relaxed)
     }
 
-    /// The question was not passed on, or not acted on: it may be asked again.
+    /// Allow `ask_rekey` again, because the request was not queued or not acted on.
     pub fn expect_rekey(&self) {
         self.rekey_asked.store(false, Ordering::Relaxed);
     }
 
-    /// Nothing more is sent under it.
+    /// Send nothing more with it.
     pub fn expire_sending(&self) {
         self.sending_expired.store(true, Ordering::Relaxed);
     }
 
-    /// Whether it still has a place.
+    /// Whether it is still in a slot.
     pub fn is_live(&self) -> bool {
         !self.retired.load(Ordering::Acquire)
     }
 }
 
-/// previous, current and next. What the methods return fell out: retired, to be taken from the index table.
+/// previous, current and next of one peer. The methods return the keypairs that they dropped, for the caller to remove
+/// from the index table.
 #[derive(Default)]
 #[allow(missing_docs)]
 pub struct Keypairs {
@@ -126,17 +129,17 @@ pub struct Keypairs {
     pub next: Option<Arc<Keypair>>,
 }
 
-/// Keypairs that lost their place, at most three.
+/// Keypairs dropped from their slots, at most three.
 pub type Dropped = [Option<Arc<Keypair>>; 3];
 
 impl Keypairs {
-    /// Whether a packet may leave at this time.
+    /// Whether a packet may be sent at this time.
     #[must_use]
     pub fn can_send(&self, now: u64) -> bool {
         self.current.as_ref().is_some_and(|keypair| keypair.can_send(now))
     }
 
-    /// It becomes current; a next one, which is newer than the present current, becomes previous.
+    /// Make the keypair current. A `next`, which is newer than the old current, becomes previous.
     pub fn install_initiator(&mut self, keypair: Arc<Keypair>) -> Dropped {
         let mut dropped = [self.previous.take(), None, None];
         if self.next.is_some() {
@@ -149,12 +152,12 @@ impl Keypairs {
         retire(dropped)
     }
 
-    /// It becomes next, until its first packet.
+    /// Make the keypair `next`, until its first packet arrives.
     pub fn install_responder(&mut self, keypair: Arc<Keypair>) -> Dropped {
         retire([self.next.replace(keypair), self.previous.take(), None])
     }
 
-    /// The first authenticated packet under next arrived.
+    /// Make `next` current, after its first authenticated packet.
     pub fn confirm(&mut self) -> Dropped {
         let dropped = self.previous.take();
         self.previous = self.current.take();
@@ -162,12 +165,12 @@ impl Keypairs {
         retire([dropped, None, None])
     }
 
-    /// All three.
+    /// Drop all three.
     pub fn clear(&mut self) -> Dropped {
         retire([self.previous.take(), self.current.take(), self.next.take()])
     }
 
-    /// Nothing more is sent under current or next.
+    /// Send nothing more with current and next, because the static key changed.
     pub fn expire_sending(&self) {
         for keypair in [&self.current, &self.next].into_iter().flatten() {
             keypair.expire_sending();

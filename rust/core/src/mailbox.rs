@@ -1,6 +1,6 @@
 //! Twin: wyrmhole/engine/mailbox.py.
 //!
-//! Orders for a thread, in their order, and how many of them were carried out.
+//! A queue of orders for a thread, and a count of those carried out.
 
 use std::collections::VecDeque;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
@@ -12,7 +12,7 @@ struct Orders<T> {
     is_closed: bool,
 }
 
-/// Any thread posts and may wait; one thread takes an order, carries it out, and reports that.
+/// The queue. Any thread may post orders and wait for them; one thread takes an order, carries it out, and confirms it.
 pub struct Mailbox<T> {
     orders: Mutex<Orders<T>>,
     changed: Condvar,
@@ -26,7 +26,7 @@ impl<T> Default for Mailbox<T> {
 }
 
 impl<T> Mailbox<T> {
-    /// Returns the order's number, for `wait`. An order for a closed mailbox is dropped.
+    /// Queue an order. Returns its number, for `wait`. An order for a closed mailbox is dropped.
     pub fn post(&self, order: T) -> u64 {
         let mut orders = self.lock();
         orders.posted += 1;
@@ -36,24 +36,24 @@ impl<T> Mailbox<T> {
         orders.posted
     }
 
-    /// Until the order of that number was carried out, or nobody will do so any more.
+    /// Wait until the order with this number was carried out, or the mailbox was closed.
     pub fn wait(&self, number: u64) {
         let waited = self.changed.wait_while(self.lock(), |orders| orders.done < number && !orders.is_closed);
         drop(waited.unwrap_or_else(PoisonError::into_inner));
     }
 
-    /// The next order. `carried_out` is called before the next call.
+    /// Take the next order. Call `carried_out` before the next call.
     pub fn take(&self) -> Option<T> {
         self.lock().waiting.pop_front()
     }
 
-    /// The order that was taken last is done.
+    /// Confirm the order that was taken last.
     pub fn carried_out(&self) {
         self.lock().done += 1;
         self.changed.notify_all();
     }
 
-    /// Nobody carries out orders any more: what was and will be posted counts as done.
+    /// Carry out no more orders: all that were or will be posted count as done.
     pub fn close(&self) {
         let mut orders = self.lock();
         orders.is_closed = true;

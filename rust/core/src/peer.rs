@@ -1,6 +1,6 @@
 //! Twin: wyrmhole/datapath/peer.py.
 //!
-//! One peer on the packet path: where it is, its keys, what waits for a key, and the marks the timers work by.
+//! One peer on the packet path: its endpoint, its keypairs, its staged packets, and the marks of its timers.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -11,7 +11,7 @@ use crate::drops::{DropReason, Drops};
 use crate::keypair::Keypairs;
 use crate::train_health::TrainHealth;
 
-/// The local address and interface a datagram came to: the bytes of a PKTINFO control message, opaque here.
+/// The local address and interface at which a datagram arrived: the bytes of a PKTINFO control message, opaque here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Source {
     length: u8,
@@ -19,10 +19,10 @@ pub struct Source {
 }
 
 impl Source {
-    /// IPv6's has 20 bytes.
+    /// The most bytes kept; the longest control message of this kind, that of IPv6, has 20.
     pub const MAX: usize = 23;
 
-    /// None: longer than any control message of that kind.
+    /// Copy the bytes of a control message. `None` if they are longer than any message of this kind.
     #[must_use]
     pub fn new(bytes: &[u8]) -> Option<Self> {
         let mut source = Self { length: bytes.len() as u8, bytes: [0; Self::MAX] };
@@ -30,14 +30,14 @@ impl Source {
         Some(source)
     }
 
-    /// The bytes as they came.
+    /// The bytes of the control message.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
         &self.bytes[..usize::from(self.length)]
     }
 }
 
-/// When things last happened (boottime nanoseconds, 0: nothing pending); see `wyrmhole.protocol.data_plane.Marks`.
+/// Timestamps for the timers (boottime nanoseconds, 0: nothing pending); see `wyrmhole.protocol.data_plane.Marks`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct Marks {
@@ -47,37 +47,38 @@ pub struct Marks {
     pub last_traversal: u64,
 }
 
-/// What is locked once for a batch of packets, never while they are sealed, opened or sent.
+/// The locked part of a peer. It is locked once per batch of packets, and never while they are sealed, opened or sent.
 #[derive(Default)]
 pub struct PeerState {
-    /// None: not known yet.
+    /// The outer address and port, if known.
     pub endpoint: Option<SocketAddr>,
     /// The sticky source address.
     pub source: Option<Source>,
     /// previous, current, next.
     pub keypairs: Keypairs,
-    /// Packets that wait for a key, oldest first.
+    /// Packets that wait for a keypair, oldest first.
     pub staged: VecDeque<Box<[u8]>>,
-    /// A thread is sending what was staged: later packets queue up behind it, so that none overtakes.
+    /// A thread is sending the staged packets: later packets are staged behind them, so that none overtakes.
     pub flushing: bool,
-    /// It left the tables: whoever still holds it keeps nothing for it.
+    /// The peer was removed from the tables: threads that still hold it must store nothing in it.
     pub removed: bool,
     /// See [`Marks`].
     pub marks: Marks,
-    /// Whether trains reach it.
+    /// Whether trains reach the peer.
     pub health: TrainHealth,
-    /// `Tables::paths` when something authenticated last came from the present endpoint; 0: not yet.
+    /// The value of `Tables::paths` when the last authenticated message came from the current endpoint; 0: none has
+    /// come yet.
     pub proven_path: u64,
-    /// `Active` was said and nobody released it.
+    /// `Active` was reported and not released.
     pub active_reported: bool,
-    /// `KeyWanted` was said.
+    /// `KeyWanted` was reported.
     pub key_wanted_reported: bool,
-    /// A `Roamed` waits in the queue; it reads the endpoint when it is taken.
+    /// A `Roamed` is queued; the endpoint is read when it is taken.
     pub roamed_reported: bool,
 }
 
 impl PeerState {
-    /// Where it is from here on. Another endpoint or source is another flow, which has to be proven again.
+    /// Set the endpoint and source. If they change, datagrams belong to another flow, which must be proven again.
     pub fn set_endpoint(&mut self, endpoint: Option<SocketAddr>, source: Option<Source>) {
         if self.endpoint != endpoint || self.source != source {
             self.proven_path = 0;
@@ -85,7 +86,7 @@ impl PeerState {
         (self.endpoint, self.source) = (endpoint, source);
     }
 
-    /// Another source address is another flow.
+    /// Forget the source address. Datagrams from another source belong to another flow.
     pub fn forget_source(&mut self) {
         if self.source.take().is_some() {
             self.proven_path = 0;
@@ -93,21 +94,21 @@ impl PeerState {
     }
 }
 
-/// See the module. Shared by the tables, by keypairs and by batches under way.
+/// One peer on the packet path. Shared by the tables, by keypairs and by batches in progress.
 pub struct EnginePeer {
-    /// Its number in the device, never reused.
+    /// The peer's number in the device, never reused.
     pub id: u64,
     state: Mutex<PeerState>,
     tx_bytes: AtomicU64,
     rx_bytes: AtomicU64,
-    /// Its public key, once the responder knows it.
+    /// The public key, once the responder knows it.
     pub identity: OnceLock<[u8; 32]>,
-    /// Made with the first drop: most peers have none.
+    /// Created at the first drop: most peers have none.
     drops: OnceLock<Box<Drops>>,
 }
 
 impl EnginePeer {
-    /// A peer without endpoint or keys.
+    /// Create a peer without endpoint and keypairs.
     #[must_use]
     pub fn new(id: u64) -> Self {
         Self {
@@ -120,32 +121,32 @@ impl EnginePeer {
         }
     }
 
-    /// The state, locked. A thread that panicked while it held the lock left nothing half done that matters.
+    /// Lock the state. Poisoning is ignored: a panic under the lock leaves no inconsistency that matters.
     pub fn lock(&self) -> MutexGuard<'_, PeerState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Bytes of authenticated messages that left.
+    /// Count bytes of authenticated messages that were sent.
     pub fn add_sent(&self, bytes: usize) {
         self.tx_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// Bytes of authenticated messages that came.
+    /// Count bytes of authenticated messages that were received.
     pub fn add_received(&self, bytes: usize) {
         self.rx_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
-    /// Packets to or from it died.
+    /// Count dropped packets that came from the peer or were sent to it.
     pub fn add_drops(&self, reason: DropReason, count: usize) {
         self.drops.get_or_init(Box::default).add(reason, count);
     }
 
-    /// The causes that occurred, with their names.
+    /// The drop reasons that occurred, by name, with their counts.
     pub fn drops(&self) -> impl Iterator<Item = (&'static str, u64)> {
         self.drops.get().into_iter().flat_map(|drops| drops.list())
     }
 
-    /// (sent, received), as `wg show` counts.
+    /// The bytes (sent, received), counted like in `wg show`.
     #[must_use]
     pub fn counters(&self) -> (u64, u64) {
         (self.tx_bytes.load(Ordering::Relaxed), self.rx_bytes.load(Ordering::Relaxed))

@@ -1,18 +1,18 @@
 //! Twin: wyrmhole/datapath/quiet_sources.py.
 //!
-//! Which sources were silent before their message came. The twin gives the reasons.
+//! Quiet sources: tell honest peers from a flood before anything else is proved. The twin gives the reasons.
 
 use std::hash::{BuildHasher, RandomState};
 use std::net::{IpAddr, SocketAddr};
 
 use crate::constants::SECOND;
 
-/// A source is remembered for this long at least and twice as long at most, which is less than Rekey-Timeout.
+/// A source is remembered for at least this long and at most twice as long, which is less than Rekey-Timeout.
 pub const WINDOW: u64 = 2 * SECOND;
 const SLOT_BITS: u32 = 21;
 const MASK: u64 = (1 << SLOT_BITS) - 1;
 
-/// What one window remembers, with slots of its own choice.
+/// The sources of one window. Each window has its own hash, so that two sources rarely share slots twice.
 #[derive(Default)]
 struct Heard {
     slots: Vec<u8>,
@@ -40,7 +40,8 @@ impl Heard {
     }
 }
 
-/// Two windows that take turns; of a fixed size whatever comes, and without memory until it is first asked.
+/// The memory of recent sources: two windows that alternate. Its size is fixed, and nothing is allocated before its
+/// first use.
 #[derive(Default)]
 pub struct QuietSources {
     former: Heard,
@@ -49,7 +50,7 @@ pub struct QuietSources {
 }
 
 impl QuietSources {
-    /// Whether the source was silent for the window before `now` (ns, not decreasing); it is not from here on.
+    /// Return whether the source was silent for the window before `now` (ns, not decreasing), and remember it.
     pub fn was_quiet(&mut self, from: SocketAddr, now: u64) -> bool {
         if now >= self.ends {
             let lapsed = now >= self.ends + WINDOW;
@@ -64,7 +65,7 @@ impl QuietSources {
     }
 }
 
-/// An IPv4 address, or an IPv6 /64.
+/// The number of a source: an IPv4 address, or an IPv6 /64.
 pub(crate) fn source_of(address: IpAddr) -> u64 {
     match address {
         IpAddr::V4(address) => u64::from(address.to_bits()),
@@ -81,7 +82,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_is_quiet_until_it_speaks_and_again_after_the_window() {
+    fn a_source_is_quiet_until_its_first_message_and_again_after_the_window() {
         let mut sources = QuietSources::default();
         assert!(sources.was_quiet(outer(1), 5));
         assert!(!sources.was_quiet(outer(1), 5));
@@ -91,17 +92,17 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_among_65536_sources_is_nearly_always_heard() {
+    fn a_new_source_among_65536_is_nearly_always_accepted() {
         let mut sources = QuietSources::default();
         for number in 0..1 << 16 {
             sources.was_quiet(outer(number), 0);
         }
-        let unheard = (0..2000).filter(|number| !sources.was_quiet(outer(1 << 24 | number), 1)).count();
-        assert!(unheard < 40);
+        let mistaken = (0..2000).filter(|number| !sources.was_quiet(outer(1 << 24 | number), 1)).count();
+        assert!(mistaken < 40);
     }
 
     #[test]
-    fn one_64_is_one_source() {
+    fn an_ipv6_64_is_one_source() {
         let mut sources = QuietSources::default();
         assert!(sources.was_quiet("[2001:db8::1]:7".parse().unwrap(), 0));
         assert!(!sources.was_quiet("[2001:db8::2]:7".parse().unwrap(), 0));

@@ -1,6 +1,6 @@
 //! Twin: wyrmhole/datapath/refusals.py.
 //!
-//! Which refusals are reported: none unless asked, then a few a second.
+//! A limit on the refusals that an engine reports: none unless switched on, then a few per second.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -10,21 +10,21 @@ use crate::constants::SECOND;
 const INTERVAL: u64 = SECOND / 5;
 const BURST: u64 = 5;
 
-/// See the module. Switched off, it costs a refusal one load.
+/// The limits, one for strangers and one for peers. While switched off, a refusal costs one load.
 #[derive(Default)]
 pub struct Refusals {
     is_on: AtomicBool,
-    /// Of strangers, of peers: how far ahead the reports are.
+    /// The virtual clocks of strangers and of peers.
     ahead: Mutex<[u64; 2]>,
 }
 
 impl Refusals {
-    /// Whether refusals are reported from now on.
+    /// Switch reports of refusals on or off.
     pub fn switch(&self, on: bool) {
         self.is_on.store(on, Ordering::Relaxed);
     }
 
-    /// Whether one more is reported at `now` (ns).
+    /// Return whether to report one more refusal at `now` (ns).
     pub fn allow(&self, is_peer: bool, now: u64) -> bool {
         if !self.is_on.load(Ordering::Relaxed) {
             return false;
@@ -49,7 +49,7 @@ mod tests {
     }
 
     #[test]
-    fn five_at_once_and_five_a_second_for_strangers_and_peers_each() {
+    fn strangers_and_peers_may_each_have_five_at_once_and_five_per_second() {
         let refusals = Refusals::default();
         assert_eq!(allowed(&refusals, false, 1), 0);
         refusals.switch(true);

@@ -2,17 +2,17 @@
 //!
 //! The sliding window of received counters (RFC 6479, whitepaper 5.4.6), one per keypair.
 //!
-//! A ring of words; moving the window clears whole words, so one of them is spare and the usable window is
-//! 8192 - 64 = 8128, as the kernel's and wireguard-go's. Only for counters whose tag has verified (rule M23).
+//! The window is a ring of words. Moving it clears whole words, so one word is spare, and the usable window is
+//! 8192 - 64 = 8128, like that of the kernel and wireguard-go. Call only after the tag was verified (rule M23).
 
 const WORDS: usize = 128;
 const WINDOW_BITS: u64 = WORDS as u64 * 64;
-/// How far behind the greatest counter one is still told apart.
+/// How far a counter may be behind the greatest one.
 pub const WINDOW_SIZE: u64 = WINDOW_BITS - 64;
 
-/// A fresh window has seen nothing.
+/// The counters seen so far.
 pub struct ReplayWindow {
-    /// One more than the greatest counter seen; 0: none was.
+    /// One more than the greatest counter seen; 0 if none was.
     next: u64,
     words: [u64; WORDS],
 }
@@ -24,7 +24,8 @@ impl Default for ReplayWindow {
 }
 
 impl ReplayWindow {
-    /// True once for each counter that is not too old; it is remembered. The limit above is the caller's.
+    /// Return true once for each counter that is not too old, and remember it. The caller enforces the upper limit on
+    /// counters.
     pub fn accept(&mut self, counter: u64) -> bool {
         let word = (counter / 64) as usize % WORDS;
         let bit = 1 << (counter % 64);
@@ -86,8 +87,8 @@ mod tests {
     fn the_window_is_8128_wide() {
         let mut window = ReplayWindow::default();
         assert!(window.accept(WINDOW_SIZE));
-        assert!(!window.accept(0), "just too old");
-        assert!(window.accept(1), "just not too old");
+        assert!(!window.accept(0), "too old by one");
+        assert!(window.accept(1), "the oldest one in the window");
         assert!(!window.accept(1));
     }
 }

@@ -1,6 +1,6 @@
 //! Twin: wyrmhole/datapath/reports.py.
 //!
-//! What goes up to the control thread: said once until answered, drained in batches, bounded.
+//! Reports to the control thread: each made once until it is answered, taken in batches, bounded.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -13,32 +13,33 @@ use crate::handshake_queues::{HandshakeDatagram, HandshakeQueues};
 use crate::ip::Address;
 use crate::peer::EnginePeer;
 
-/// A few for each of 65,536 peers is all there can be; this bound is against a control thread that stopped.
+/// The bound takes effect only if the control thread stops: every kind of report is made once per peer until it is
+/// answered.
 pub const MAX_REPORTS: usize = 1 << 16;
 
-/// See `wyrmhole.protocol.data_plane` for each one's meaning.
+/// A report; `wyrmhole.protocol.data_plane` has the meaning of each.
 #[allow(missing_docs)]
 pub enum Report {
     KeyWanted(u64, Option<u32>),
     KeyConfirmed(u64, u32),
     KeypairsDropped(u64, [Option<u32>; 3]),
-    /// Reads the endpoint when it is taken: many changes are one report.
+    /// The endpoint is read when the report is taken: many changes are one report.
     Roamed(Arc<EnginePeer>),
     Active(u64),
     TrainsLost(u64),
-    /// The TUN's descriptor says that the interface is gone or broken; the control thread asks what it is.
+    /// The TUN's descriptor reports an error; the control thread finds out whether the interface is gone.
     TunBroken,
-    /// A UDP socket (its descriptor) gives nothing but errors.
+    /// A UDP socket, given by its descriptor, returns nothing but errors.
     SocketBroken(i32),
-    /// A message was dropped: cause, sender, the peer if it proved that it was one, its address inside.
+    /// A message was dropped: reason, sender, the peer if it was authenticated, the inner source address.
     Refused(DropReason, SocketAddr, Option<u64>, Option<Address>),
-    /// An initiation of an unknown public key: the key, and the sender.
+    /// An initiation had an unknown public key: the key, and the sender.
     Stranger([u8; 32], SocketAddr),
-    /// The engine answered the peer's initiation: sender, the session's index, when.
+    /// The engine answered the peer's initiation: peer, sender, the session's index, the time.
     Answered(u64, SocketAddr, u32, u64),
-    /// The system refused a handshake message to the peer, with this errno.
+    /// The kernel refused to send a handshake message to the peer, with this errno.
     SendFailed(u64, i32),
-    /// Every worker carried out its orders up to the question of this number; beyond the limit of a call.
+    /// Every worker has carried out its orders up to the question with this number. Not counted in the limit of `take`.
     Applied(u64),
     /// The data path stopped for good.
     Failed(String),
@@ -57,7 +58,8 @@ impl Queues {
     }
 }
 
-/// All queues. Whoever adds something later calls `must_announce` once and wakes the control thread if told to.
+/// All queues. A thread that has added reports calls `must_announce` once, and wakes the control thread if that returns
+/// true.
 #[derive(Default)]
 pub struct Reports {
     queues: Mutex<Queues>,
@@ -66,7 +68,7 @@ pub struct Reports {
 }
 
 impl Reports {
-    /// False: the queue is full, so it was not said.
+    /// Queue a report. Returns false if the queue is full.
     pub fn push(&self, report: Report) -> bool {
         let mut queues = self.lock();
         if queues.reports.len() >= MAX_REPORTS {
@@ -77,17 +79,18 @@ impl Reports {
         true
     }
 
-    /// All workers answered the question of this number, and so all former ones. Never refused: it takes no place.
+    /// Record that all workers answered the question with this number, and so all earlier ones. Never refused, because
+    /// only the greatest number is kept.
     pub fn push_applied(&self, number: u64) {
         let mut queues = self.lock();
         queues.applied = queues.applied.max(Some(number));
         self.has_some.store(true, Ordering::SeqCst);
     }
 
-    /// See `HandshakeQueues::push`.
+    /// Queue a handshake message; see `HandshakeQueues::push`.
     ///
     /// # Errors
-    /// Why it is dropped.
+    /// The reason for dropping the message.
     pub fn push_handshake(&self, queue: Queue, handshake: HandshakeDatagram, now: u64) -> Result<(), DropReason> {
         let mut queues = self.lock();
         queues.handshakes.push(queue, handshake, now)?;
@@ -95,9 +98,9 @@ impl Reports {
         Ok(())
     }
 
-    /// Oldest first, handshakes last: they are the work that a flood can make much of.
+    /// Take up to `limit` reports, oldest first. Handshake messages come last, because a flood can make many of them.
     pub fn take(&self, limit: usize) -> (Vec<Report>, Vec<HandshakeDatagram>) {
-        // The flag falls first: what is queued after that is announced again, what before is taken here.
+        // The flag is cleared first: a report queued later is announced again, an earlier one is taken here.
         self.announced.store(false, Ordering::SeqCst);
         let mut queues = self.lock();
         let count = queues.reports.len().min(limit);
@@ -109,7 +112,7 @@ impl Reports {
         (reports, handshakes)
     }
 
-    /// True once when there is something that the control thread was not told of.
+    /// Whether to wake the control thread: true once while there are reports that it was not woken for.
     pub fn must_announce(&self) -> bool {
         self.has_some.load(Ordering::SeqCst) && !self.announced.swap(true, Ordering::SeqCst)
     }

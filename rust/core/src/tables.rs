@@ -1,12 +1,13 @@
 //! Twin: wyrmhole/datapath/tables.py.
 //!
-//! What all workers and the control thread share: peers, keys by receiver index, routes, counters, reports.
+//! The state that all workers and the control thread share: peers, keypairs by receiver index, routes, counters,
+//! reports.
 //!
-//! Locks, in the order in which they may nest: `peers`, `routes`, a peer's state, `indices`, `reports`. Workers take
-//! `routes` and `indices` for reading and for one look-up; the control thread takes them for writing and for one
-//! change, so adding one peer of 100,000 costs the same as adding one of ten.
+//! Locks, in the order in which they may nest: `peers`, `routes`, a peer's state, `indices`, `reports`. A worker locks
+//! `routes` and `indices` for reading, for one look-up. The control thread locks them for writing, for one change, so
+//! adding one peer to 100,000 costs the same as adding one to ten.
 //!
-//! Longer than 500 lines because the locks are private to this file: whoever takes one can be read here.
+//! Longer than 500 lines because the locks are private to this file: all code that takes one is here.
 
 use std::collections::{HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
@@ -29,7 +30,7 @@ use crate::reports::{Report, Reports};
 use crate::responder::Responder;
 use crate::train_health::{PATH_QUIET, TrainHealth};
 
-/// Receiver indices are random numbers of our own choice: they are their own hash.
+/// A hash for receiver indices: they are random numbers that we choose, so no attacker can make them collide.
 #[derive(Default)]
 pub(crate) struct IndexHasher(u64);
 
@@ -43,14 +44,14 @@ impl Hasher for IndexHasher {
         }
     }
     fn write_u32(&mut self, index: u32) {
-        // The table takes its bucket from the low bits and a tag from the top ones: spread the 32 over both.
+        // The table derives a bucket from the low bits and a tag from the top bits: spread the index over both.
         self.0 = u64::from(index).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     }
 }
 
 type Indices = HashMap<u32, Arc<Keypair>, BuildHasherDefault<IndexHasher>>;
 
-/// 18 bytes, because there is one for each prefix of each peer.
+/// A prefix in 18 bytes: compact, because there is one for each prefix of each peer.
 #[derive(Clone, Copy, PartialEq, Eq)]
 struct PackedPrefix([u8; 18]);
 
@@ -82,19 +83,19 @@ impl PackedPrefix {
 
 struct Entry {
     peer: Arc<EnginePeer>,
-    /// All prefixes it has, and maybe some that went to another peer meanwhile.
+    /// All prefixes of the peer, and possibly some that have moved to another peer.
     prefixes: Vec<PackedPrefix>,
     owned: usize,
 }
 
 impl Entry {
-    /// Forget the prefixes that went away once they are the greater part.
+    /// Add a prefix. Drop those that have moved to another peer once they outnumber the peer's own.
     fn remember(&mut self, prefix: Prefix, routes: &AllowedIps<Arc<EnginePeer>>) {
         self.owned += 1;
         if self.prefixes.len() > 2 * self.owned + 8 {
-            let is_own = |it: &PackedPrefix| is_owner(routes, it.unpack(), &self.peer);
+            let is_own = |packed: &PackedPrefix| is_owner(routes, packed.unpack(), &self.peer);
             self.prefixes.retain(is_own);
-            self.prefixes.sort_unstable_by_key(|it| it.0);
+            self.prefixes.sort_unstable_by_key(|packed| packed.0);
             self.prefixes.dedup();
         }
         if self.prefixes.len() == self.prefixes.capacity() {
@@ -109,26 +110,26 @@ fn is_owner(routes: &AllowedIps<Arc<EnginePeer>>, prefix: Prefix, peer: &Arc<Eng
     routes.exact(prefix).is_some_and(|owner| Arc::ptr_eq(owner, peer))
 }
 
-/// See the module.
+/// The shared state; see the module.
 pub struct Tables {
-    /// How many packets died, by cause.
+    /// Counters of dropped packets.
     pub drops: Drops,
-    /// How many were odd and went their way.
+    /// Counters of odd packets that were delivered nevertheless.
     pub oddities: Oddities,
-    /// What the control thread is told.
+    /// Report to the control thread.
     pub reports: Reports,
-    /// Which handshake messages it is told of.
+    /// The filter for handshake messages.
     pub gate: Gate,
-    /// Which refusals it is told of.
+    /// The limit on reported refusals.
     pub refusals: Refusals,
-    /// What answers initiations.
+    /// Answer initiations.
     pub responder: Responder,
-    /// What waits for it.
+    /// Initiations that wait for the responder.
     pub initiations: Initiations,
     aead: Box<dyn Aead>,
     peers: RwLock<HashMap<u64, Entry>>,
     routes: RwLock<AllowedIps<Arc<EnginePeer>>>,
-    /// Grows with each change of the routes, so that a worker may remember the last look-up.
+    /// Grows with each change of the routes, so that a worker can tell whether its last look-up is still valid.
     routes_version: AtomicU64,
     indices: RwLock<Indices>,
     has_mac1_key: AtomicBool,
@@ -137,12 +138,12 @@ pub struct Tables {
     staged_bytes: AtomicUsize,
     retired: AtomicU64,
     doubts_trains: AtomicBool,
-    /// Grows when the sockets are replaced: every peer is then reached by a new flow.
+    /// Grows when the sockets are replaced: datagrams to every peer then belong to a new flow.
     paths: AtomicU64,
 }
 
 impl Tables {
-    /// Empty tables.
+    /// Create empty tables.
     #[must_use]
     pub fn new(aead: Box<dyn Aead>) -> Self {
         Self {
@@ -168,7 +169,7 @@ impl Tables {
         }
     }
 
-    /// The library that seals and opens.
+    /// The name of the library that seals and opens.
     pub fn aead_name(&self) -> &'static str {
         self.aead.name()
     }
@@ -178,24 +179,24 @@ impl Tables {
         self.mtu.load(Ordering::Relaxed)
     }
 
-    /// See `mtu`.
+    /// Set the inner MTU.
     pub fn set_mtu(&self, mtu: usize) {
         self.mtu.store(mtu, Ordering::Relaxed);
     }
 
-    /// Our UDP port; 0: not bound.
+    /// Our UDP port; 0 if not bound.
     pub fn listen_port(&self) -> u16 {
         self.listen_port.load(Ordering::Relaxed) as u16
     }
 
-    /// See `listen_port`.
+    /// Set our UDP port.
     pub fn set_listen_port(&self, port: u16) {
         self.listen_port.store(usize::from(port), Ordering::Relaxed);
     }
 
     // Drops
 
-    /// Packets to or from the peer died.
+    /// Count dropped packets that came from the peer or were sent to it.
     pub fn drop_of(&self, peer: &EnginePeer, reason: DropReason, count: usize) {
         if count > 0 {
             self.drops.add(reason, count);
@@ -203,7 +204,7 @@ impl Tables {
         }
     }
 
-    /// A message of nobody who proved anything is dropped, and reported if that was asked for.
+    /// Count a refused message from an unauthenticated sender, and report it if refusals are to be reported.
     pub fn refuse(&self, reason: DropReason, from: SocketAddr, now: u64) {
         self.drops.one(reason);
         if self.refusals.allow(false, now) {
@@ -211,7 +212,7 @@ impl Tables {
         }
     }
 
-    /// The same for a packet of a peer, with its address inside.
+    /// Count and report a refused packet from a peer, with its inner source address.
     pub fn refuse_of(&self, peer: &EnginePeer, reason: DropReason, from: SocketAddr, inner: Address, now: u64) {
         self.drop_of(peer, reason, 1);
         if self.refusals.allow(true, now) {
@@ -219,7 +220,7 @@ impl Tables {
         }
     }
 
-    /// A handshake message of a peer that proved who it is.
+    /// Count and report a refused handshake message from a peer that was authenticated.
     pub fn refuse_handshake_of(&self, peer: &EnginePeer, reason: DropReason, from: SocketAddr, now: u64) {
         self.drop_of(peer, reason, 1);
         if self.refusals.allow(true, now) {
@@ -227,7 +228,7 @@ impl Tables {
         }
     }
 
-    /// An initiation of a static key that no peer has.
+    /// Count and report an initiation with a static key that is not configured.
     pub fn refuse_stranger(&self, public: [u8; 32], from: SocketAddr, now: u64) {
         self.drops.one(DropReason::UnknownPeer);
         if self.refusals.allow(false, now) {
@@ -237,22 +238,22 @@ impl Tables {
 
     // Peers
 
-    /// A peer by its number.
+    /// The peer with this number.
     pub fn peer(&self, id: u64) -> Option<Arc<EnginePeer>> {
         read(&self.peers).get(&id).map(|entry| Arc::clone(&entry.peer))
     }
 
-    /// All of them.
+    /// All peers.
     pub fn all_peers(&self) -> Vec<Arc<EnginePeer>> {
         read(&self.peers).values().map(|entry| Arc::clone(&entry.peer)).collect()
     }
 
-    /// How many there are, and how many routes' nodes and indices: for tests of what is left behind.
+    /// The numbers of peers, route nodes and indices, for tests that look for leaks.
     pub fn sizes(&self) -> (usize, usize, usize) {
         (read(&self.peers).len(), read(&self.routes).nodes(), read(&self.indices).len())
     }
 
-    /// One without endpoint or keys; one of that number that is there already stays.
+    /// Add a peer without endpoint and keypairs. A peer that has this number already is kept.
     pub fn add_peer(&self, id: u64) {
         let entry = || Entry { peer: Arc::new(EnginePeer::new(id)), prefixes: Vec::new(), owned: 0 };
         let peer = Arc::clone(&write(&self.peers).entry(id).or_insert_with(entry).peer);
@@ -261,7 +262,7 @@ impl Tables {
         }
     }
 
-    /// With its keys, routes and staged packets.
+    /// Remove a peer with its keypairs, routes and staged packets.
     pub fn remove_peer(&self, id: u64) {
         let Some(entry) = write(&self.peers).remove(&id) else { return };
         self.responder.forget(&entry.peer);
@@ -286,7 +287,7 @@ impl Tables {
 
     // Routes
 
-    /// Give the prefix to the peer, whoever had it.
+    /// Make the peer the owner of the prefix, and take it from its former owner.
     pub fn insert_allowed_ip(&self, id: u64, prefix: Prefix) {
         let mut peers = write(&self.peers);
         let Some(peer) = peers.get(&id).map(|entry| Arc::clone(&entry.peer)) else { return };
@@ -305,7 +306,7 @@ impl Tables {
         self.routes_changed();
     }
 
-    /// Take exactly this prefix away, if this peer has it.
+    /// Remove exactly this prefix, if this peer owns it.
     pub fn remove_allowed_ip(&self, id: u64, prefix: Prefix) {
         let mut peers = write(&self.peers);
         let Some(entry) = peers.get_mut(&id) else { return };
@@ -313,19 +314,19 @@ impl Tables {
         if is_owner(&routes, prefix, &entry.peer) {
             routes.remove(prefix);
             let packed = PackedPrefix::pack(prefix);
-            entry.prefixes.retain(|it| *it != packed);
+            entry.prefixes.retain(|other| *other != packed);
             entry.owned = entry.owned.saturating_sub(1);
         }
         drop(routes);
         self.routes_changed();
     }
 
-    /// The owner of the longest prefix that holds the address.
+    /// The owner of the longest prefix that contains the address.
     pub fn route(&self, address: Address) -> Option<Arc<EnginePeer>> {
         read(&self.routes).lookup(address).cloned()
     }
 
-    /// See the field.
+    /// A number that grows with each change of the routes.
     pub fn routes_version(&self) -> u64 {
         self.routes_version.load(Ordering::Acquire)
     }
@@ -334,14 +335,15 @@ impl Tables {
         self.routes_version.fetch_add(1, Ordering::Release);
     }
 
-    // Keys
+    // Keypairs
 
-    /// The live keypair behind a receiver index.
+    /// The live keypair with this receiver index.
     pub fn keypair(&self, index: u32) -> Option<Arc<Keypair>> {
         read(&self.indices).get(&index).filter(|keypair| keypair.is_live()).cloned()
     }
 
-    /// Initiator: it becomes current. Responder: next. What falls out is reported. Returns the peer.
+    /// Install a keypair: the initiator's becomes current, the responder's becomes next. Dropped keypairs are reported.
+    /// Returns the peer.
     pub fn install_keypair(
         &self,
         id: u64,
@@ -364,7 +366,7 @@ impl Tables {
         Some(peer)
     }
 
-    /// Drop and wipe all of the peer's keypairs; they are reported.
+    /// Drop, wipe and report all keypairs of the peer.
     pub fn forget_keypairs(&self, id: u64) {
         if let Some(peer) = self.peer(id) {
             let mut state = peer.lock();
@@ -373,16 +375,16 @@ impl Tables {
         }
     }
 
-    /// Take retired keypairs from the index table and say so.
+    /// Remove retired keypairs from the index table and report them.
     pub fn drop_keypairs(&self, peer: &EnginePeer, dropped: &Dropped) {
         if dropped.iter().any(Option::is_some) {
             self.forget_indices(dropped);
-            let index = |it: &Option<Arc<Keypair>>| it.as_ref().map(|keypair| keypair.params.local_index);
+            let index = |keypair: &Option<Arc<Keypair>>| keypair.as_ref().map(|keypair| keypair.params.local_index);
             self.report(Report::KeypairsDropped(peer.id, [index(&dropped[0]), index(&dropped[1]), index(&dropped[2])]));
         }
     }
 
-    /// Grows with each keypair that lost its place: whoever worked with keys then cleans up what they left behind.
+    /// The number of keypairs retired so far. When it grows, threads that worked with keys wipe what is left of them.
     pub fn retired(&self) -> u64 {
         self.retired.load(Ordering::Acquire)
     }
@@ -391,8 +393,8 @@ impl Tables {
         let mut indices = write(&self.indices);
         for keypair in dropped.iter().flatten() {
             self.retired.fetch_add(1, Ordering::Release);
-            // The index may have been given to another keypair already.
-            if indices.get(&keypair.params.local_index).is_some_and(|it| Arc::ptr_eq(it, keypair)) {
+            // The index may already belong to another keypair.
+            if indices.get(&keypair.params.local_index).is_some_and(|other| Arc::ptr_eq(other, keypair)) {
                 indices.remove(&keypair.params.local_index);
             }
         }
@@ -400,22 +402,23 @@ impl Tables {
 
     // Handshakes
 
-    /// BLAKE2s key of mac1 for messages to us; None: no private key, every handshake message drops.
+    /// Set the BLAKE2s key of mac1 in messages to us. With `None`, there is no private key, and every handshake message
+    /// is dropped.
     pub fn set_mac1_key(&self, key: Option<[u8; 32]>) {
         self.has_mac1_key.store(key.is_some(), Ordering::Relaxed);
         self.gate.set_mac1_key(key);
     }
 
-    /// Whether there is a private key at all.
+    /// Whether there is a private key.
     pub fn has_private_key(&self) -> bool {
         self.has_mac1_key.load(Ordering::Relaxed)
     }
 
     /// Queue a message of type 1, 2 or 3 of the right length if it passes the gate: an initiation for the responder, if
-    /// it answers, everything else as a report.
+    /// that answers, and every other message as a report.
     ///
     /// # Errors
-    /// Why it is dropped.
+    /// The reason for dropping the message.
     pub fn handshake(
         &self,
         kind: u32,
@@ -433,8 +436,8 @@ impl Tables {
         }
     }
 
-    /// An unused receiver index. It stays reserved until `gate.end_initiation`. 0 is never drawn: it reads as "none"
-    /// elsewhere.
+    /// Draw an unused receiver index and reserve it until `gate.end_initiation`. 0 is never drawn, because other code
+    /// uses it for "none".
     pub fn draw_index(&self, random: &dyn Fn(&mut [u8])) -> u32 {
         loop {
             let mut bytes = [0; 4];
@@ -449,7 +452,7 @@ impl Tables {
         }
     }
 
-    /// Whether the control thread may use this index for an initiation: no session has it.
+    /// Reserve this index for an initiation of the control thread. Returns false if it is in use.
     pub fn begin_initiation(&self, index: u32) -> bool {
         if !self.gate.reserve(index) {
             return false;
@@ -464,23 +467,23 @@ impl Tables {
 
     // Reports about a peer, whose state is locked
 
-    /// False: the queue is full, so it was not said and may be tried again.
+    /// Queue a report. Returns false if the queue is full; the caller may try again later.
     pub fn report(&self, report: Report) -> bool {
-        let said = self.reports.push(report);
-        if !said {
+        let is_queued = self.reports.push(report);
+        if !is_queued {
             self.drops.one(DropReason::ReportQueueFull);
         }
-        said
+        is_queued
     }
 
-    /// Packets wait, or a keepalive is due, without a key.
+    /// Report that the peer needs a keypair, unless that was reported already.
     pub fn want_key(&self, peer: &EnginePeer, state: &mut PeerState) {
         if !state.key_wanted_reported {
             state.key_wanted_reported = self.report(Report::KeyWanted(peer.id, None));
         }
     }
 
-    /// Once for each keypair.
+    /// Report that the keypair should be renewed, once per keypair.
     pub fn ask_rekey(&self, peer: &EnginePeer, keypair: &Keypair) {
         if keypair.ask_rekey() && !self.report(Report::KeyWanted(peer.id, Some(keypair.params.local_index))) {
             keypair.expect_rekey();
@@ -495,32 +498,32 @@ impl Tables {
 
     // Trains
 
-    /// The kernel below may damage trains: each peer has to show that they arrive.
+    /// Send no trains until each peer's traffic shows that they arrive: this kernel may damage them.
     pub fn doubt_trains(&self) {
         if !self.doubts_trains.swap(true, Ordering::Relaxed) {
             self.all_peers().iter().for_each(|peer| peer.lock().health = TrainHealth::new(true));
         }
     }
 
-    /// The sockets were replaced.
+    /// Begin new paths to all peers, because the sockets were replaced.
     pub fn change_paths(&self) {
         self.paths.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// TCP packets are about to leave for the peer (see `train_health`).
+    /// Record that the packets of one frame are about to be sent to the peer (see `train_health`).
     pub fn note_departure(&self, peer: &EnginePeer, state: &mut PeerState, packet: &[u8], segments: usize, now: u64) {
         if state.health.note(packet, segments, now) {
             self.report(Report::TrainsLost(peer.id));
         }
     }
 
-    /// Whether the peer gets no trains: they are lost on the way, or nothing came back yet on this path.
+    /// Whether to send single datagrams to the peer: trains get lost, or nothing was received on this path yet.
     pub fn sends_singly(&self, state: &PeerState) -> bool {
         state.health.sends_singly() || state.proven_path != self.paths.load(Ordering::Relaxed)
     }
 
-    /// An authenticated message leaves for the peer. Called before its train is sent, because a flow that was quiet for
-    /// long is a new one.
+    /// Record that an authenticated message is sent to the peer; for data, call `note_data_sent` too. Called before the
+    /// train is sent, because a flow that was quiet for `PATH_QUIET` counts as new.
     pub fn note_sent(&self, state: &mut PeerState, now: u64) {
         if now.saturating_sub(state.marks.last_traversal) >= PATH_QUIET {
             state.proven_path = 0;
@@ -529,7 +532,7 @@ impl Tables {
         state.marks.data_received_since = 0;
     }
 
-    /// It carries data.
+    /// Record that a sent message carries data.
     pub fn note_data_sent(&self, peer: &EnginePeer, state: &mut PeerState, now: u64) {
         if state.marks.data_sent_since == 0 {
             state.marks.data_sent_since = now;
@@ -537,7 +540,7 @@ impl Tables {
         }
     }
 
-    /// Authenticated bytes came from the peer.
+    /// Record authenticated bytes from the peer; for data, call `note_data_received` too.
     pub fn note_received(&self, peer: &EnginePeer, state: &mut PeerState, bytes: usize, now: u64) {
         peer.add_received(bytes);
         state.proven_path = self.paths.load(Ordering::Relaxed);
@@ -545,7 +548,7 @@ impl Tables {
         state.marks.data_sent_since = 0;
     }
 
-    /// They carry data.
+    /// Record that received messages carry data.
     pub fn note_data_received(&self, peer: &EnginePeer, state: &mut PeerState, now: u64) {
         state.marks.last_data_received = now;
         if state.marks.data_received_since == 0 {
@@ -554,7 +557,7 @@ impl Tables {
         }
     }
 
-    /// An authenticated packet came from there (rule M44).
+    /// Record the addresses of an authenticated packet, if they differ from the known ones (rule M44).
     pub fn roam(&self, peer: &Arc<EnginePeer>, state: &mut PeerState, from: SocketAddr, source: Option<Source>) {
         if state.endpoint != Some(from) {
             state.endpoint = Some(from);
@@ -567,8 +570,8 @@ impl Tables {
 
     // Staging
 
-    /// Keep a packet until there is a key (rule M49): 128 per peer, and no more bytes than its share of what is left for
-    /// the device; the oldest goes first.
+    /// Keep a packet until there is a keypair (rule M49). A peer may stage 128 packets, and no more bytes than its
+    /// share of what the device has left. Beyond that its oldest packets are dropped.
     pub fn stage(&self, peer: &EnginePeer, state: &mut PeerState, packet: Box<[u8]>, now: u64) {
         if state.removed {
             self.drops.one(DropReason::PeerRemoved);
@@ -587,7 +590,7 @@ impl Tables {
             self.staged_bytes.fetch_add(packet.len(), Ordering::Relaxed);
             state.staged.push_back(packet);
         }
-        // While somebody sends what was staged, later packets wait behind it although there is a key.
+        // While another thread sends the staged packets, later ones are staged behind them although there is a keypair.
         if !state.keypairs.can_send(now) {
             self.want_key(peer, state);
         }
@@ -597,7 +600,8 @@ impl Tables {
         MAX_STAGED_BYTES.saturating_sub(self.staged_bytes.load(Ordering::Relaxed)) / STAGED_SHARE
     }
 
-    /// Put packets that `unstage` gave back, before those that came since. They were within the cap a moment ago.
+    /// Put packets that `unstage` returned back in front of those staged since. They were within the cap before, so
+    /// only their number is limited.
     fn restage(&self, peer: &EnginePeer, state: &mut PeerState, mut packets: VecDeque<Box<[u8]>>) {
         if state.removed {
             self.drops.add(DropReason::PeerRemoved, packets.len());
@@ -611,7 +615,7 @@ impl Tables {
         }
     }
 
-    /// Returns its bytes.
+    /// Drop the oldest staged packet. Returns its size.
     fn drop_oldest(&self, peer: &EnginePeer, state: &mut PeerState, reason: DropReason) -> usize {
         let Some(oldest) = state.staged.pop_front() else { return 0 };
         self.staged_bytes.fetch_sub(oldest.len(), Ordering::Relaxed);
@@ -626,14 +630,14 @@ impl Tables {
         staged
     }
 
-    /// Take all staged packets together with nonces for them, if the peer has a key and nobody else is at it. Later
-    /// packets need not wait for these: they get later nonces.
+    /// Take all staged packets together with nonces for them, if the peer has a keypair and no other thread is sending
+    /// its staged packets. Later packets get later nonces, so they need not wait for these.
     pub fn end_flush(&self, peer: &EnginePeer, now: u64) -> Option<LastBatch> {
         let mut state = peer.lock();
         if state.flushing || state.staged.is_empty() {
             return None;
         }
-        let keypair = state.keypairs.current.as_ref().filter(|it| it.can_send(now)).cloned();
+        let keypair = state.keypairs.current.as_ref().filter(|keypair| keypair.can_send(now)).cloned();
         let Some(keypair) = keypair else {
             self.want_key(peer, &mut state);
             return None;
@@ -653,7 +657,7 @@ impl Tables {
         Some(LastBatch { keypair, first, packets })
     }
 
-    /// Take all staged packets, to send them, if the peer has a key for that and nobody else is at it.
+    /// Take all staged packets for sending, under the same conditions as `end_flush`.
     pub fn begin_flush<'a>(&'a self, peer: &'a EnginePeer, now: u64) -> Option<Flush<'a>> {
         let mut state = peer.lock();
         if state.flushing || state.staged.is_empty() {
@@ -667,16 +671,16 @@ impl Tables {
         Some(Flush { tables: self, peer, packets: self.unstage(&mut state) })
     }
 
-    // The rest of the contract that sends nothing
+    // The rest of the half of DataPlane that sends nothing
 
-    /// Do something with a peer's state, if it is there.
+    /// Call a function with the peer and its locked state, if there is such a peer.
     pub fn with_peer<T>(&self, id: u64, act: impl FnOnce(&Arc<EnginePeer>, &mut PeerState) -> T) -> Option<T> {
         let peer = self.peer(id)?;
         let mut state = peer.lock();
         Some(act(&peer, &mut state))
     }
 
-    /// The protocol will not start a handshake now: say `KeyWanted` again when the next packet wants one.
+    /// Report `KeyWanted` again when the next packet needs a keypair: the protocol starts no handshake now.
     pub fn expect_key(&self, id: u64) {
         self.with_peer(id, |_, state| {
             state.key_wanted_reported = false;
@@ -686,7 +690,7 @@ impl Tables {
         });
     }
 
-    /// Drop all staged packets: the handshake gave up.
+    /// Drop all staged packets, because the handshake was given up.
     pub fn flush_staged(&self, id: u64) {
         self.with_peer(id, |peer, state| {
             let staged = self.unstage(state).len();
@@ -695,18 +699,18 @@ impl Tables {
         });
     }
 
-    /// A copy; zeros for an unknown peer. `release`: from here on say `Active` again.
+    /// A copy of the peer's marks; zeros for an unknown peer. With `release`, `Active` is reported again afterwards.
     pub fn marks(&self, id: u64, release: bool) -> Marks {
-        let look = |_: &Arc<EnginePeer>, state: &mut PeerState| {
+        let read_marks = |_: &Arc<EnginePeer>, state: &mut PeerState| {
             state.active_reported &= !release;
             state.marks
         };
-        self.with_peer(id, look).unwrap_or_default()
+        self.with_peer(id, read_marks).unwrap_or_default()
     }
 }
 
 impl Drop for Tables {
-    /// A peer has its keys and each key its peer: taken apart, they and their secrets are freed.
+    /// Break the reference cycles between peers and keypairs, so that they and their secrets are freed.
     fn drop(&mut self) {
         for peer in self.all_peers() {
             self.remove_peer(peer.id);
@@ -714,8 +718,8 @@ impl Drop for Tables {
     }
 }
 
-/// Staged packets on their way, while those that come queue up behind them. What is left when this is dropped goes back
-/// to the front, also if sending panics.
+/// Staged packets that a thread is sending, while later packets are staged behind them. When this is dropped, also by a
+/// panic, the remaining packets go back to the front.
 pub struct Flush<'a> {
     tables: &'a Tables,
     peer: &'a EnginePeer,
@@ -731,7 +735,7 @@ impl Drop for Flush<'_> {
     }
 }
 
-/// Staged packets that have nonces, from `first` on: see `Tables::end_flush`.
+/// Staged packets with reserved nonces, starting at `first`; see `Tables::end_flush`.
 #[allow(missing_docs)]
 pub struct LastBatch {
     pub keypair: Arc<Keypair>,

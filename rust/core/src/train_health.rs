@@ -1,23 +1,24 @@
 //! Twin: wyrmhole/datapath/train_health.py.
 //!
-//! Whether GSO batches ("trains") reach a peer, judged by the inner TCP retransmissions that leave for it. The theory of
-//! operation is in the twin: same rules, same numbers, same slots.
+//! Whether GSO batches ("trains") reach a peer, judged by the TCP retransmissions inside the tunnel. The twin has the
+//! theory of operation; rules, numbers and slots are the same.
 
 use crate::constants::SECOND;
 use crate::ip::PROTOCOL_TCP;
 
 const MIN_LOST: u64 = 16;
-/// An eighth lost is a reason for a trial; and singly, less than an eighth of the trains' loss must remain.
+/// Losing an eighth begins a trial. In single datagrams, less than an eighth of the trains' loss must remain.
 const LOSS_DIVISOR: u64 = 8;
 const COUNT_SPAN: u64 = 2 * SECOND;
-/// Bytes that a TCP may have under way (RFC 7323, 2.3).
+/// The most bytes that a TCP may have in flight (RFC 7323, 2.3).
 const LONGEST_WINDOW: u32 = 1 << 30;
 const TRIAL_SEGMENTS: u64 = 64;
-/// Of each round, different because loss may be periodic.
+/// The length of each round; they differ because loss may be periodic.
 const TRIAL_SPANS: [u64; ROUNDS] = [2 * SECOND, 3 * SECOND, 5 * SECOND];
 const ROUNDS: usize = 3;
 const REST: u64 = 600 * SECOND;
 const MAX_REST: u64 = 16 * REST;
+/// How long a peer gets no trains after its first TCP segment, on a suspect kernel.
 const DOUBT_SPAN: u64 = 10 * SECOND;
 /// Connection tracking forgets UDP flows after 30 s by default; the next datagram then begins a new flow.
 pub const PATH_QUIET: u64 = 29 * SECOND;
@@ -31,22 +32,22 @@ enum Phase {
     Watching,
     OnTrial,
     OnTrialSingly,
-    /// Until that time; None: from the first TCP segment on.
+    /// Until this time; `None` before the first TCP segment.
     Resting(Option<u64>),
 }
 
 #[derive(Clone, Copy)]
 struct Flow {
     key: u32,
-    /// The end of what was sent.
+    /// The end of the data sent.
     latest: u32,
-    /// Where the present phase began.
+    /// Where `latest` was when the phase began.
     start: u32,
-    /// How far before that the retransmissions of a trial came.
+    /// How far the retransmissions of older data have come.
     again: Option<u32>,
 }
 
-/// One peer's state, locked with the rest of it.
+/// The state of one peer, locked with the rest of the peer's state.
 pub struct TrainHealth {
     phase: Phase,
     rounds: usize,
@@ -55,11 +56,11 @@ pub struct TrainHealth {
     sent: u64,
     lost: u64,
     bad: (u64, u64),
-    /// When the present count began, and what was sent and lost in the phase by then.
+    /// When the current count began, and the segments sent and lost in the phase before that.
     counted: (u64, u64, u64),
-    /// What was sent in the first second of the phase.
+    /// The segments sent in the first second of the phase.
     early: Option<u64>,
-    /// Made with the peer's first TCP data: most peers of a large device are idle.
+    /// Created with the peer's first TCP data: most peers of a large device are idle.
     flows: Option<Box<[Option<Flow>; FLOWS]>>,
 }
 
@@ -70,7 +71,7 @@ impl Default for TrainHealth {
 }
 
 impl TrainHealth {
-    /// `is_doubted`: trains are not sent before there is evidence.
+    /// Create the state. If `is_doubted`, trains are not sent until there is evidence that they arrive.
     #[must_use]
     pub fn new(is_doubted: bool) -> Self {
         let phase = if is_doubted { Phase::Resting(None) } else { Phase::Watching };
@@ -78,14 +79,14 @@ impl TrainHealth {
         Self { phase, rounds: 0, rest: 0, since: 0, sent: 0, lost: 0, bad, counted, early: None, flows: None }
     }
 
-    /// What the engine asks before it sends a train.
+    /// Whether to send single datagrams. The engine asks before it sends a train.
     #[must_use]
     pub fn sends_singly(&self) -> bool {
         matches!(self.phase, Phase::OnTrialSingly | Phase::Resting(_))
     }
 
-    /// Look at what leaves for the peer: a packet, or a super-packet that becomes so many. True: trains to this peer
-    /// were just found to be lost, for the first time since they last worked.
+    /// Inspect a packet that is sent to the peer, or a super-packet of `segments` segments. Returns true if trains were
+    /// just judged to be lost, for the first time since they last worked.
     pub fn note(&mut self, packet: &[u8], segments: usize, now: u64) -> bool {
         let Some(segment) = Segment::parse(packet) else { return false };
         if segment.is_syn {
@@ -95,7 +96,7 @@ impl TrainHealth {
         segment.data > 0 && self.note_data(&segment, segments as u64, now)
     }
 
-    /// A connection that begins again with the same ports has other sequence numbers.
+    /// Forget a flow, because a new connection with the same ports has other sequence numbers.
     fn forget(&mut self, key: u32) {
         if let Some(flows) = &mut self.flows {
             let slot = &mut flows[slot_of(key)];
@@ -115,7 +116,7 @@ impl TrainHealth {
             self.rounds = ROUNDS - 1;
             self.begin(Phase::OnTrial, now);
         }
-        // Before it is counted: what begins a phase leaves by the rule of that phase.
+        // Judge before counting: the packet that begins a phase is sent by the rule of that phase.
         let is_news = self.judge(now);
         if self.is_first(segment, segments) {
             self.sent += segments;
@@ -123,7 +124,7 @@ impl TrainHealth {
         is_news
     }
 
-    /// Whether the data was not sent before in this phase; what was counts as lost.
+    /// Whether the data is sent for the first time in this phase. Otherwise it is counted as lost.
     fn is_first(&mut self, segment: &Segment, segments: u64) -> bool {
         let flows = self.flows.get_or_insert_with(|| Box::new([None; FLOWS]));
         let slot = &mut flows[slot_of(segment.key)];
@@ -141,11 +142,12 @@ impl TrainHealth {
             return false;
         }
         if self.phase == Phase::Watching || end == flow.start {
-            // Too old; or a tail loss probe (RFC 8985, 7), which is no sign of how far the rest came.
+            // Too old; or a tail loss probe (RFC 8985, 7), which does not show which data has arrived.
             return false;
         }
         if flow.again.is_none_or(|again| !is_before(segment.sequence, again)) {
-            // What was lost before is made good: how this moves on is evidence, and may be all for long.
+            // Data lost in an earlier phase is retransmitted. Its progress is evidence, and may be the only one for
+            // long.
             flow.again = Some(end);
             return true;
         }
@@ -169,13 +171,14 @@ impl TrainHealth {
         false
     }
 
-    /// A connection whose trains are lost stands still once its window is spent, long before all is sent again.
+    /// Whether connections make progress. One whose trains are lost stalls when its window is used up, long before all
+    /// of it is retransmitted.
     fn moves_on(&self) -> bool {
         let early = self.early.unwrap_or(0);
         self.sent - early >= TRIAL_SEGMENTS.max(early)
     }
 
-    /// Whether enough was lost for a trial; what counts as one is noted.
+    /// Whether enough was lost for a trial. The loss is kept for the comparison.
     fn is_bad(&mut self, now: u64) -> bool {
         let (since, sent, lost) = self.counted;
         if now.saturating_sub(since) < COUNT_SPAN {
@@ -186,7 +189,7 @@ impl TrainHealth {
             self.count_anew(now);
             return false;
         }
-        // Where less was sent than sent again, all of it may be lost, and no more.
+        // If less was sent than retransmitted, at most all of it was lost.
         self.bad = (sent.max(lost), lost);
         lost >= MIN_LOST
     }
@@ -195,7 +198,7 @@ impl TrainHealth {
         self.counted = (now, self.sent, self.lost);
         if self.phase == Phase::Watching {
             for flow in self.flows.iter_mut().flat_map(|flows| flows.iter_mut()).flatten() {
-                // Sequence numbers come again.
+                // Keep one window at most, because sequence numbers wrap.
                 let kept = flow.latest.wrapping_sub(flow.start).min(LONGEST_WINDOW);
                 flow.start = flow.latest.wrapping_sub(kept);
             }
@@ -239,7 +242,7 @@ impl TrainHealth {
     }
 }
 
-/// What is looked at of a TCP segment.
+/// The fields of a TCP segment that are inspected.
 struct Segment {
     key: u32,
     sequence: u32,
@@ -248,7 +251,7 @@ struct Segment {
 }
 
 impl Segment {
-    /// None: not TCP, a fragment, or with extension headers.
+    /// Parse a packet. `None` if it is not TCP, is a fragment, or has extension headers.
     fn parse(packet: &[u8]) -> Option<Self> {
         let headers = match packet.first()? {
             0x45 if packet.len() >= 40 => {
@@ -276,7 +279,7 @@ fn word(bytes: &[u8], at: usize) -> u32 {
     u32::from_be_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]])
 }
 
-/// In sequence space (RFC 9293 3.4).
+/// Whether one number precedes another in sequence space (RFC 9293 3.4).
 fn is_before(sequence: u32, other: u32) -> bool {
     sequence.wrapping_sub(other) >= 1 << 31
 }

@@ -1,10 +1,10 @@
 """AllowedIPs: which peer owns an address. A path-compressed binary trie (radix trie) for each family.
 
-A node stands for a prefix. Its two children hold longer prefixes that agree with it, split by the first bit after
-it. Nodes without a value exist only to fork: they have two children, and go away when they have fewer. A prefix has
-one owner: inserting it again moves it (whitepaper section 2, "cryptokey routing").
+A node stands for a prefix. Its two children hold longer prefixes that begin with it, and differ in the first bit after
+it. Nodes without a value exist only as forks: they have two children, and are removed when they have fewer. A prefix
+has one owner; inserting it again moves it (whitepaper section 2, "cryptokey routing").
 
-Every owner's nodes are also in a dict, so that a peer leaves at the cost of its own prefixes, whatever the table holds.
+The nodes of each owner are also in a dict, so that the cost of removing a peer depends only on its own prefixes.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class _Trie(Generic[T]):
         return None
 
     def insert(self, network: int, length: int, value: T) -> tuple[_Node[T], T | None]:
-        """Returns the node and the former owner."""
+        """Insert or replace the value of a prefix. Return its node and the former value."""
         parent, node = self._descend(network, length)
         if node is None:
             leaf = _Node(network, length, parent, value)
@@ -83,7 +83,7 @@ class _Trie(Generic[T]):
         return self._fork(parent, node, common, network, length, value), None
 
     def remove(self, node: _Node[T]) -> None:
-        """Take the node's value away and the nodes that no longer fork with it."""
+        """Remove the node's value, and the nodes that are no longer forks without it."""
         node.value = None
         current: _Node[T] | None = node
         while current is not None and current.value is None:
@@ -94,7 +94,8 @@ class _Trie(Generic[T]):
             current = parent if child is None else None
 
     def _descend(self, network: int, length: int) -> tuple[_Node[T] | None, _Node[T] | None]:
-        """The deepest node that holds the prefix strictly, and its child on the prefix's side."""
+        """Return the deepest node that is strictly shorter than the prefix and contains it, and its child on that
+        side."""
         parent, node = None, self.root
         while node is not None and node.length < length:
             shift = self.bits - node.length
@@ -156,14 +157,15 @@ class AllowedIPs(Generic[T]):
         self._owned: dict[T, dict[Prefix, _Node[T]]] = {}
 
     def insert(self, prefix: Prefix, owner: T) -> None:
-        """Give the prefix to the owner, whoever had it; it becomes the last of the owner's list."""
+        """Make `owner` the owner of the prefix, and take it from its former owner. It becomes the last of the owner's
+        list."""
         node, former = self._tries[prefix.version].insert(prefix.network, prefix.length, owner)
         if former is not None:
             self._disown(prefix, former)
         self._owned.setdefault(owner, {})[prefix] = node
 
     def remove(self, prefix: Prefix, owner: T) -> bool:
-        """Take away exactly this prefix if this owner has it; else nothing happens and False is returned."""
+        """Remove exactly this prefix, if this owner has it. Return whether it was removed."""
         node = self._owned.get(owner, {}).get(prefix)
         if node is None:
             return False
@@ -176,17 +178,17 @@ class AllowedIPs(Generic[T]):
             self._tries[prefix.version].remove(node)
 
     def lookup(self, address: bytes) -> T | None:
-        """The owner of the longest prefix that holds the 4- or 16-byte address."""
+        """Return the owner of the longest prefix that contains the 4- or 16-byte address."""
         trie = self._v4 if len(address) == 4 else self._v6
         return trie.lookup(int.from_bytes(address, "big"))
 
     def owner(self, prefix: Prefix) -> T | None:
-        """The owner of exactly this prefix."""
+        """Return the owner of exactly this prefix."""
         node = self._tries[prefix.version].exact(prefix.network, prefix.length)
         return None if node is None else node.value
 
     def prefixes(self, owner: T) -> Iterator[Prefix]:
-        """The owner's prefixes in the order they were inserted."""
+        """Return the owner's prefixes in order of insertion."""
         return iter(self._owned.get(owner, ()))
 
     def __len__(self) -> int:

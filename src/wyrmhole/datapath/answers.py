@@ -1,7 +1,7 @@
-"""The ICMP errors that go back to the TUN, and how many.
+"""The ICMP errors that are returned to the TUN, within a rate limit.
 
-They tell the sender of a packet that it has nowhere to go (rule M46), within a rate: whoever sends a million such
-packets needs to hear it a few times only (RFC 1812 4.3.2.8, RFC 4443 2.4 f).
+They report to the sender of a packet that it has no destination (rule M46). The rate is limited (RFC 1812 4.3.2.8, RFC
+4443 2.4 f), because a sender of a million such packets needs only a few errors.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from wyrmhole.wire import ip
 
 INTERVAL = 10_000_000
-"""Nanoseconds that earn one answer: 100 a second, as the kernel limits its own."""
+"""Nanoseconds that earn one answer: 100 per second, like the kernel's limit."""
 BURST = 10
 
 
@@ -21,7 +21,7 @@ class Answers:
         self._earned_at = 0
 
     def make(self, packet: bytes, now: int) -> bytes | None:
-        """The error for this packet; None: there is none for such a packet, or there were enough of late."""
+        """Return the error for this packet, or None if such a packet must not be answered or the limit is reached."""
         earned = (now - self._earned_at) // INTERVAL
         if earned:
             self._tokens = min(BURST, self._tokens + earned)

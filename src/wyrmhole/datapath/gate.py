@@ -1,9 +1,9 @@
-"""What a handshake message has proved before anything waits for it or works on it.
+"""The gate: cheap checks of a handshake message before it is queued.
 
-Each message type has a first check that costs a stranger more than it costs us. Types 1 and 2 carry mac1, which takes
-our public key (rule M37). Types 2 and 3 answer an initiation of ours, so they carry its 32-bit random index: without
-such an initiation under way they cost one look-up. A valid mac2 proves that the sender receives at its address, which
-a forged source cannot do; such senders have a queue of their own, at the rate of an honest peer.
+Each message type has a first check that costs the sender more than it costs us. Types 1 and 2 carry mac1, which
+requires our public key (rule M37). Types 2 and 3 answer an initiation of ours and carry its random 32-bit index; if no
+such initiation is pending, they cost one look-up. A valid mac2 proves that the sender receives at its address, so the
+address is not forged. Such senders have a separate queue, limited to the rate of an honest peer.
 """
 
 from __future__ import annotations
@@ -28,27 +28,31 @@ _UNEXPECTED = {
 
 
 REPLIES_PER_INITIATION = {messages.MESSAGE_RESPONSE: 1, messages.MESSAGE_COOKIE_REPLY: 8}
-"""How many wait in front. More than one cookie reply, because only the protocol can tell a forged one: whoever sees our
-initiation would keep the true one out with a single message."""
+"""The replies per initiation that go to the first queue. More than one cookie reply, because only the protocol can
+recognise a forged one: otherwise an attacker who sees our initiation could keep the genuine reply out with one
+message."""
 
 
 class Queue(Enum):
-    """Where a message waits, the first to be worked on first."""
+    """The queue in which a message waits, in order of priority."""
 
     REPLIES = "replies"
-    """The first response and the first cookie replies to an initiation under way: no more than nine for each."""
+    """The first response and the first cookie replies to a pending initiation: at most nine for each."""
     PROVEN = "proven"
     """Initiations and responses with a valid mac2."""
     OTHERS = "others"
+    """All other messages with a valid mac1."""
 
 
 class Gate:
+    """The checks and their state. `mac1_key` is None while there is no private key."""
+
     __slots__ = ("_awaited", "_limiter", "_secret", "_secret_until", "mac1_key")
 
     def __init__(self) -> None:
         self.mac1_key: bytes | None = None
         self._awaited: dict[int, dict[int, int]] = {}
-        """By the index of an initiation under way: how many messages of each type may still answer it."""
+        """How many replies of each type are still accepted, by the index of each pending initiation."""
         self._secret: bytearray | None = None
         self._secret_until = 0
         self._limiter = RateLimiter()
@@ -65,7 +69,7 @@ class Gate:
         self._secret, self._secret_until = None if secret is None else bytearray(secret), until
 
     def admit(self, kind: int, message: bytes, sockaddr: SockAddr, now: int) -> Queue | DropReason:
-        """Where a message of type 1, 2 or 3 and of the right length waits, or why it is dropped."""
+        """Return the queue for a message of type 1, 2 or 3 of the right length, or the reason for dropping it."""
         if self.mac1_key is None:
             return DropReason.NO_PRIVATE_KEY
         if kind != messages.MESSAGE_COOKIE_REPLY and not _has_mac1(self.mac1_key, message):

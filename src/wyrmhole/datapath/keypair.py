@@ -1,11 +1,11 @@
-"""A session's keys, and the three places a peer has for them (whitepaper 6.3; kernel noise.c).
+"""A session's keypair, and the three slots that a peer has for keypairs (whitepaper 6.3; kernel noise.c).
 
-previous still opens what was under way when the key changed; current seals and opens; next is a responder's key
-that waits for its first packet, which proves that the other side has it too (5.4.5).
+`previous` still opens packets that were in flight when the key changed. `current` seals and opens. `next` is a
+responder's keypair until its first packet arrives, which proves that the initiator has it too (5.4.5).
 
-    initiator installs:  previous <- next if there is one (and the old current goes), else previous <- current
+    initiator installs:  previous <- next if there is one (the old current is dropped), otherwise previous <- current
                          current  <- the keypair
-    responder installs:  next <- the keypair; previous and an older next go
+    responder installs:  next <- the keypair; previous and an older next are dropped
     responder confirms:  previous <- current, current <- next
 """
 
@@ -17,13 +17,13 @@ from wyrmhole.protocol.data_plane import KeypairParams
 from wyrmhole.protocol.primitives import wipe
 
 EXPIRED = -1
-"""A `send_until` before any time."""
+"""A `send_until` that has always passed."""
 
 
 class Keypair:
-    """One session, made from the keys of `params`, which are wiped. `send_counter` is the next nonce.
+    """One session, made from `params`, whose keys are wiped. `send_counter` is the next nonce.
 
-    Deadlines and limits are attributes of their own because every packet compares against them.
+    Deadlines and limits are copied into attributes because every packet compares against them.
     """
 
     __slots__ = (
@@ -67,7 +67,7 @@ class Keypair:
         return now < self.send_until and self.send_counter < self.reject_after_messages
 
     def take_nonces(self, count: int) -> tuple[int, int]:
-        """Take up to `count` nonces; returns the first and how many."""
+        """Take up to `count` nonces. Returns the first nonce and their number."""
         first = self.send_counter
         left = self.reject_after_messages - first
         if count > left:
@@ -76,7 +76,7 @@ class Keypair:
         return first, count
 
     def wants_rekey(self, now: int) -> bool:
-        """Whether a message that was just sent under it asks for another key."""
+        """Whether to ask for another keypair, after a message was sent with this one."""
         return now >= self.rekey_send_at or self.send_counter > self.rekey_after_messages
 
     def __repr__(self) -> str:
@@ -85,7 +85,8 @@ class Keypair:
 
 
 class Keypairs:
-    """previous, current and next of one peer. The methods return what fell out, for the caller to wipe and report."""
+    """previous, current and next of one peer. The methods return the keypairs that they dropped, for the caller to
+    report."""
 
     __slots__ = ("current", "next", "previous")
 
@@ -110,7 +111,7 @@ class Keypairs:
         return [gone for gone in dropped if gone is not None]
 
     def confirm(self) -> list[Keypair]:
-        """The first authenticated packet under `next` arrived."""
+        """Make `next` current, after its first authenticated packet."""
         dropped = [] if self.previous is None else [self.previous]
         self.previous, self.current, self.next = self.current, self.next, None
         return dropped
@@ -121,7 +122,7 @@ class Keypairs:
         return [gone for gone in dropped if gone is not None]
 
     def expire_sending(self) -> None:
-        """Nothing more is sent under current or next (the static key changed)."""
+        """Send nothing more with current and next, because the static key changed."""
         for keypair in (self.current, self.next):
             if keypair is not None:
                 keypair.send_until = EXPIRED

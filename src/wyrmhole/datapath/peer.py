@@ -1,4 +1,4 @@
-"""One peer on the packet path: where it is, its keys, the packets that wait for a key, and the marks of its timers."""
+"""One peer on the packet path: its endpoint, its keypairs, its staged packets, and the marks of its timers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from wyrmhole.protocol.drops import DropReason
 from wyrmhole.wire.endpoint import SockAddr
 
 NO_SOCKADDR: SockAddr = ("", 0)
-"""Of a peer whose endpoint is not known. Compared by identity, because every packet asks."""
+"""The address of a peer whose endpoint is unknown. Compared by identity, because every packet checks it."""
 
 
 class EnginePeer:
-    """One peer on the packet path. The marks (see data_plane) are attributes, because batches write them."""
+    """One peer on the packet path. The marks (see data_plane) are attributes, because every batch writes them."""
 
     __slots__ = (
         "active_reported",
@@ -41,7 +41,8 @@ class EnginePeer:
         self.id = peer
         self.health = TrainHealth(doubted=doubted)
         self.proven_path = 0
-        """`Tables.paths` when something authenticated last came from the present endpoint; 0: not yet."""
+        """The value of `Tables.paths` when the last authenticated message came from the current endpoint; 0: none has
+        come yet."""
         self.sockaddr: SockAddr = NO_SOCKADDR
         self.source: Source | None = None
         self.keypairs = Keypairs()
@@ -49,7 +50,7 @@ class EnginePeer:
         self.tx_bytes = 0
         self.rx_bytes = 0
         self.drops: dict[DropReason, int] | None = None
-        """Made with the first drop: most peers have none."""
+        """Created at the first drop: most peers have none."""
         self.data_sent_since = 0
         self.data_received_since = 0
         self.last_data_received = 0

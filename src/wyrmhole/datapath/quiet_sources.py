@@ -1,14 +1,14 @@
-"""Who was silent for a while: what tells an honest peer from a flood before anything else was proved.
+"""Quiet sources: tell honest peers from a flood before anything else is proved.
 
-An honest peer sends an initiation every 5 s at most; who floods, with one address or with as many as it can forge, says
-something from each of them again and again. So when more handshake messages come than can be worked on, those go first
-whose source (an IPv4 address, or an IPv6 /64) has been silent for two seconds. A flood then buys nothing by being
-faster, and only by having more addresses than it sends messages in that time.
+An honest peer sends at most one initiation every 5 s. A flooder, whether it uses one address or forges many, reuses
+each of them constantly. When more handshake messages arrive than can be processed, those are accepted whose source (an
+IPv4 address, or an IPv6 /64) was silent for two seconds. A flood then gains nothing by being faster; it would need more
+addresses than it sends messages in two seconds.
 
-The memory of two seconds is a pair of bitmaps, one byte for each slot and two slots for each source, that take turns.
-It has a fixed size whatever comes: 65,536 sources in two million slots make one stranger in 250 look known, who is
-asked in its next try, with other slots. Nothing here is keyed: who wants to silence an address need not search for
-another one that shares its slots, but can forge that address itself.
+The sources of the last two seconds are remembered in a pair of bitmaps that alternate, with one byte per slot and two
+slots per source. Their size is fixed. With 65,536 sources in two million slots, about one new source in 250 is mistaken
+for a known one; its next attempt hashes to other slots. Nothing here is keyed: an attacker who wants to silence an
+address need not search for one that shares its slots, because it can forge that address itself.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from zlib import crc32
 from wyrmhole.protocol.constants import SECOND
 
 WINDOW = 2 * SECOND
-"""A source is remembered for this long at least and twice as long at most: less than Rekey-Timeout, or retransmissions
-of the honest would count against them."""
+"""A source is remembered for at least this long and at most twice as long. This is less than Rekey-Timeout, so that
+retransmissions of honest peers do not count against them."""
 
 _SLOT_BITS = 21
 _SLOTS = 1 << _SLOT_BITS
@@ -29,6 +29,8 @@ _WORD = (1 << 64) - 1
 
 
 class QuietSources:
+    """The memory of recent sources."""
+
     __slots__ = ("_born", "_former", "_former_factor", "_latter", "_latter_factor", "_turn")
 
     def __init__(self) -> None:
@@ -38,7 +40,7 @@ class QuietSources:
         self._former_factor = self._latter_factor = 1
 
     def was_quiet(self, source: bytes, now: int) -> bool:
-        """Whether the source was silent for the window before `now` (ns, not decreasing); it is not from here on."""
+        """Return whether the source was silent for the window before `now` (ns, not decreasing), and remember it."""
         if now - self._born >= WINDOW:
             self._take_turn(now)
         number = crc32(source)

@@ -1,8 +1,8 @@
-"""Which refusals an engine reports: none unless asked, then a few a second.
+"""A limit on the refusals that an engine reports: none unless switched on, then a few per second.
 
-A refusal costs a stranger one datagram, so reports of them are limited where they are made. What an authenticated peer
-does wrong has a limit of its own, so that strangers cannot hide it. The limit is a virtual clock that each report moves
-on by `INTERVAL` and that may be at most `BURST` reports ahead.
+Anyone can cause a refusal with one datagram, so reports of them are limited at their origin. Refusals of authenticated
+peers have a separate limit, so that strangers cannot hide them. The limit is a virtual clock: each report advances it
+by `INTERVAL`, and it may be at most `BURST` reports ahead of the time.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ BURST = 5
 
 
 class Refusals:
+    """The limits, one for peers and one for strangers."""
+
     __slots__ = ("_from_peers", "_from_strangers", "is_on")
 
     def __init__(self) -> None:
@@ -24,7 +26,7 @@ class Refusals:
         self.is_on = on
 
     def allows(self, *, is_peer: bool, now: int) -> bool:
-        """Whether one more is reported at `now` (ns)."""
+        """Return whether to report one more refusal at `now` (ns)."""
         if not self.is_on:
             return False
         ahead = max(self._from_peers if is_peer else self._from_strangers, now)

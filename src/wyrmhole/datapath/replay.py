@@ -1,10 +1,10 @@
-"""The sliding window of received counters (RFC 6479's idea, whitepaper 5.4.6), one per keypair.
+"""The sliding window of received counters (RFC 6479, whitepaper 5.4.6), one per keypair.
 
-RFC 6479 keeps a ring of blocks so that moving the window clears whole words. A Python integer of any size is cheaper
-than a ring of words: bit i stands for counter `greatest - i`, moving the window is one shift, and the block that the
-RFC leaves spare is kept so that the usable window is the same as the kernel's and wireguard-go's: 8192 - 64 = 8128.
+RFC 6479 uses a ring of words, so that moving the window clears whole words. In Python one large integer is cheaper: bit
+i stands for counter `greatest - i`, and moving the window is one shift. The RFC keeps one word spare. The window here
+is smaller by the same amount, so that it equals that of the kernel and wireguard-go: 8192 - 64 = 8128.
 
-Call only after the tag has verified: an unauthenticated counter must not move the window (rule M23).
+Call only after the tag was verified: an unauthenticated counter must not move the window (rule M23).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ _MASK = (1 << WINDOW_SIZE) - 1
 
 
 class ReplayWindow:
-    """A fresh window has seen nothing; counters are 0 to 2^64-1, the upper limit is the caller's to hold."""
+    """The counters seen so far. The caller enforces the upper limit on counters."""
 
     __slots__ = ("_pending", "_seen", "greatest")
 
     def __init__(self) -> None:
         self.greatest = -1
         self._seen = 0
-        # In-order counters only lengthen `_pending`; the wide shift happens when something asks about older ones.
+        # Counters in order only increase `_pending`; the wide shift is done when an older counter is checked.
         self._pending = 0
 
     def would_accept(self, counter: int) -> bool:
@@ -36,7 +36,7 @@ class ReplayWindow:
         return behind < WINDOW_SIZE and not self._seen >> behind & 1
 
     def accept(self, counter: int) -> bool:
-        """True once for each counter that is not too old; it is remembered."""
+        """Return true once for each counter that is not too old, and remember it."""
         ahead = counter - self.greatest
         if ahead == 1:
             self.greatest = counter
@@ -53,7 +53,7 @@ class ReplayWindow:
         return True
 
     def inspect(self) -> tuple[int, int]:
-        """`greatest` and the bits behind it, the same before and after a fold; for tests and the simulator."""
+        """Return `greatest` and the bits behind it, independent of `_fold`; for tests and the simulator."""
         pending = min(self._pending, WINDOW_SIZE)
         return self.greatest, (self._seen << pending | (1 << pending) - 1) & _MASK
 

@@ -1,4 +1,4 @@
-"""What goes up to the control thread: reported once until answered, drained in batches, bounded."""
+"""Reports to the control thread: each made once until it is answered, taken in batches, bounded."""
 
 from __future__ import annotations
 
@@ -13,22 +13,24 @@ from wyrmhole.protocol.drops import DropReason
 from wyrmhole.wire.endpoint import Endpoint, SockAddr
 
 MAX_REPORTS = 1 << 16
-"""A few for each of the 65,536 peers is all there can be, because each is reported once until answered. The bound is
-against a control thread that stopped."""
+"""The bound takes effect only if the control thread stops: every kind of report is made once per peer until it is
+answered."""
 
 
 class Reports:
+    """The queues of reports and of handshake messages."""
+
     __slots__ = ("_quiet_sources", "_reports", "_selects_until", "handshakes")
 
     def __init__(self) -> None:
-        # A peer stands for its own `Roamed`, which is made when it is taken: many changes are one report.
+        # A peer stands for its `Roamed`, which is made when it is taken: many changes are one report.
         self._reports: deque[Report | EnginePeer] = deque()
         self.handshakes: dict[Queue, deque[tuple[bytes, SockAddr, Source | None]]] = {queue: deque() for queue in Queue}
         self._quiet_sources = QuietSources()
         self._selects_until = 0
 
     def push(self, report: Report | EnginePeer) -> bool:
-        """False: the queue is full, and the report is not in it."""
+        """Queue a report. Return false if the queue is full."""
         if len(self._reports) >= MAX_REPORTS:
             return False
         self._reports.append(report)
@@ -37,11 +39,10 @@ class Reports:
     def push_handshake(
         self, queue: Queue, data: bytes, sockaddr: SockAddr, source: Source | None, now: int
     ) -> DropReason | None:
-        """Why the message is dropped; None: it waits.
+        """Queue a handshake message. Return the reason if it is dropped, otherwise None.
 
-        Under load, a message that has proved nothing about its source is accepted only if the source was quiet:
-        otherwise a flood would leave no place for an honest peer. Replies need no bound: there are at most nine for
-        each initiation.
+        Under load, a message that has not proved its source is accepted only if the source was quiet: otherwise a flood
+        would leave no room for an honest peer. Replies need no bound: there are at most nine for each initiation.
         """
         waiting = self.handshakes[queue]
         if queue is Queue.OTHERS and self._is_refused_under_load(sockaddr, now):
@@ -61,13 +62,13 @@ class Reports:
         return bool(self._reports or any(self.handshakes.values()))
 
     def take(self, limit: int) -> list[Report]:
-        """Oldest first, handshakes last: they are the work that a flood can make much of. Those that proved more come
-        before the others."""
+        """Take up to `limit` reports, oldest first. Handshake messages come last, because a flood can make many of
+        them; those that have proved more come before the others."""
         taken: list[Report] = []
         while self._reports and len(taken) < limit:
             report = self._reports.popleft()
             if isinstance(report, EnginePeer):
-                # The flag is lowered first: a change after the endpoint was read is then reported again.
+                # The flag is cleared first, so that a change after the endpoint was read is reported again.
                 report.roamed_reported = False
                 taken.append(Roamed(report.id, Endpoint.from_sockaddr(report.sockaddr)))
             else:
@@ -84,6 +85,6 @@ class Reports:
 
 
 def _source_key(sockaddr: SockAddr) -> bytes:
-    """An IPv4 address as it is written, the bytes of an IPv6 /64."""
+    """The text of an IPv4 address, or the bytes of an IPv6 /64."""
     host = sockaddr[0]
     return host.encode() if len(sockaddr) == 2 else Endpoint.from_sockaddr(sockaddr).address_bytes[:8]

@@ -1,7 +1,7 @@
-"""What both directions share: peers, keys by receiver index, routes, counters and the reports that go up.
+"""The state that both directions share: peers, keypairs by receiver index, routes, counters, reports.
 
-`Tables` implements the half of the protocol's `DataPlane` that sends nothing, by plain mutation, for the thread that
-moves packets (or a test that has no thread). The engine adds the half that sends.
+`Tables` implements the half of the protocol's `DataPlane` that sends nothing. Its methods change the state directly, so
+only the thread that moves packets may call them (or a test without threads). The engine adds the half that sends.
 """
 
 from __future__ import annotations
@@ -35,15 +35,15 @@ from wyrmhole.wire.messages import DEFAULT_MTU
 from wyrmhole.wire.prefix import Prefix
 
 MAX_CACHED_ROUTES = 4096
-"""Destinations looked up lately: enough for a busy gateway's flows, at half a megabyte."""
+"""Destinations in the route cache: enough for the flows of a busy gateway, at half a megabyte."""
 
 HANDSHAKE_TOS = 0x88
-"""Initiations and responses are marked AF41, like the kernel's: they are few and a late one costs a session. Cookie
-replies are not marked: a flood asks for them."""
+"""Initiations and responses are marked AF41, like the kernel's: they are few, and a late one costs a session. Cookie
+replies are not marked, because a flood can cause any number of them."""
 
 
 class Tables:
-    """See the module."""
+    """The shared state; see the module."""
 
     def __init__(self) -> None:
         self.peers: dict[PeerId, EnginePeer] = {}
@@ -59,13 +59,13 @@ class Tables:
         self.listen_port = 0
         self.staged_bytes = 0
         self.doubts_trains = False
-        # Grows when the sockets are replaced: every peer is then reached by a new flow.
+        # Grows when the sockets are replaced: datagrams to every peer then belong to a new flow.
         self.paths = 1
 
     # Drops
 
     def drop(self, reason: DropReason, count: int = 1, *, peer: EnginePeer | None = None) -> None:
-        """Count dropped packets. `peer`: whose they were."""
+        """Count dropped packets, also for the peer that they came from or were sent to, if known."""
         if not count:
             return
         self.drops[reason] += count
@@ -83,23 +83,23 @@ class Tables:
         peer: EnginePeer | None = None,
         inner_source: bytes | None = None,
     ) -> None:
-        """Drop one message, and report it if that was asked for."""
+        """Count one refused message, and report it if refusals are to be reported."""
         self.drop(reason, peer=peer)
         if self.refusals.allows(is_peer=peer is not None, now=now):
-            who = None if peer is None else peer.id
-            self.report(Refused(reason, Endpoint.from_sockaddr(sockaddr), who, inner_source))
+            sender = None if peer is None else peer.id
+            self.report(Refused(reason, Endpoint.from_sockaddr(sockaddr), sender, inner_source))
 
     # Reports
 
     def report(self, report: Report | EnginePeer) -> bool:
-        """False: the queue is full, so nothing was reported; it may be tried again."""
+        """Queue a report. Return false if the queue is full; the caller may try again later."""
         if self.reports.push(report):
             return True
         self.drops[DropReason.REPORT_QUEUE_FULL] += 1
         return False
 
     def handshake(self, kind: int, message: bytes, sockaddr: SockAddr, source: Source | None, now: int) -> None:
-        """Report a message of type 1, 2 or 3 of the right length if it passes the gate."""
+        """Report a message of type 1, 2 or 3 of the right length if it passes the gate, otherwise count its drop."""
         queue = self.gate.admit(kind, message, sockaddr, now)
         if isinstance(queue, DropReason):
             refusal: DropReason | None = queue
@@ -109,17 +109,18 @@ class Tables:
             self.refuse(refusal, sockaddr, now)
 
     def want_key(self, peer: EnginePeer) -> None:
+        """Report that the peer needs a keypair, unless that was reported already."""
         if not peer.key_wanted_reported:
             peer.key_wanted_reported = self.report(KeyWanted(peer.id))
 
     def ask_rekey(self, peer: EnginePeer, keypair: Keypair) -> None:
-        """Once for each keypair."""
+        """Report that the keypair should be renewed, once per keypair."""
         if not keypair.rekey_asked:
             keypair.rekey_asked = self.report(KeyWanted(peer.id, keypair.local_index))
 
     def report_active(self, peer: EnginePeer) -> None:
         if not peer.active_reported:
-            # Raised before it is said: the control thread may lower it as soon as it was.
+            # Set before reporting: the control thread may clear it as soon as the report is queued.
             peer.active_reported = True
             if not self.report(Active(peer.id)):
                 peer.active_reported = False
@@ -127,26 +128,27 @@ class Tables:
     # Trains
 
     def doubt_trains(self) -> None:
-        """The kernel below may damage trains: each peer has to show that they arrive."""
+        """Send no trains until each peer's traffic shows that they arrive: this kernel may damage them."""
         if not self.doubts_trains:
             self.doubts_trains = True
             for peer in self.peers.values():
                 peer.health = TrainHealth(doubted=True)
 
     def note_departure(self, peer: EnginePeer, packets: list[bytes], now: int) -> None:
-        """The packets of one frame are about to leave for the peer (see `train_health`)."""
+        """Record that the packets of one frame are about to be sent to the peer (see `train_health`)."""
         if peer.health.note(packets, now):
             self.report(TrainsLost(peer.id))
 
     def sends_singly(self, peer: EnginePeer) -> bool:
-        """Whether the peer gets no trains: they are lost on the way, or nothing came back yet on this path."""
+        """Whether to send single datagrams to the peer: trains get lost, or nothing was received on this path yet."""
         return peer.health.sends_singly or peer.proven_path != self.paths
 
     # Marks and counters
 
     def note_sent(self, peer: EnginePeer, now: int) -> None:
-        """An authenticated message leaves for the peer; data also calls `note_data_sent`. Bytes are counted when they
-        were sent. Called before trains are gathered, because a flow that was quiet for long is a new one."""
+        """Record that an authenticated message is sent to the peer; for data, call `note_data_sent` too. Called before
+        the train is gathered, because a flow that was quiet for `PATH_QUIET` counts as new. Bytes are counted when they
+        are sent."""
         if now - peer.last_traversal >= PATH_QUIET:
             peer.proven_path = 0
         peer.last_traversal = now
@@ -158,7 +160,7 @@ class Tables:
             self.report_active(peer)
 
     def note_received(self, peer: EnginePeer, size: int, now: int) -> None:
-        """Authenticated bytes came from the peer; data also calls `note_data_received`."""
+        """Record authenticated bytes from the peer; for data, call `note_data_received` too."""
         peer.rx_bytes += size
         peer.proven_path = self.paths
         peer.last_traversal = now
@@ -173,7 +175,7 @@ class Tables:
     # Routes
 
     def route(self, destination: bytes) -> EnginePeer | None:
-        """The owner of a 4- or 16-byte address, with a bounded cache in front of the trie."""
+        """Return the owner of a 4- or 16-byte address. A bounded cache stands in front of the trie."""
         try:
             return self.routes[destination]
         except KeyError:
@@ -187,8 +189,8 @@ class Tables:
     # Staging
 
     def stage(self, peer: EnginePeer, packet: bytes, now: int) -> None:
-        """Keep a packet until there is a key (rule M49): 128 per peer, and no more bytes than its share of what is left
-        for the device; the oldest goes first."""
+        """Keep a packet until there is a keypair (rule M49). A peer may stage 128 packets, and no more bytes than its
+        share of what the device has left. Beyond that its oldest packets are dropped."""
         staged = peer.staged
         if staged is None:
             staged = peer.staged = deque()
@@ -217,7 +219,7 @@ class Tables:
         self.staged_bytes -= sum(map(len, staged))
         return list(staged)
 
-    # Keys
+    # Keypairs
 
     def install(self, peer: EnginePeer, params: KeypairParams) -> None:
         keypair = Keypair(params)
@@ -281,7 +283,7 @@ class Tables:
             self.forget_source(known)
 
     def forget_source(self, peer: EnginePeer) -> None:
-        """Another source address is another flow."""
+        """Forget the source address. Datagrams from another source belong to another flow."""
         if peer.source is not None:
             peer.source = None
             peer.proven_path = 0
@@ -344,7 +346,7 @@ class Tables:
         return {} if known is None or known.drops is None else dict(known.drops)
 
     def roam(self, peer: EnginePeer, sockaddr: SockAddr, source: Source | None) -> None:
-        """An authenticated packet came from elsewhere (rule M44)."""
+        """Record the addresses of an authenticated packet, if they differ from the known ones (rule M44)."""
         if peer.sockaddr != sockaddr:
             peer.sockaddr = sockaddr
             if not peer.roamed_reported:

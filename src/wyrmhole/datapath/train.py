@@ -1,8 +1,8 @@
-"""The memory that datagrams are sealed into: a few trains, each for one peer at a time.
+"""Trains: the buffers into which datagrams are sealed, each for one peer at a time.
 
-A train is equal datagrams back to back in one buffer, the last one maybe shorter, which is the shape that UDP
-segmentation offload sends. The number of trains bounds the memory; a turn that sends to more peers than that sends
-the first ones early.
+A train is a GSO batch: datagrams of equal size, back to back in one buffer; the last one may be shorter. UDP
+segmentation offload sends this layout with one call. The number of trains bounds the memory. A turn that sends to more
+peers sends the first trains early.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from wyrmhole.wire.ip import IPV4_HEADER_SIZE, MAX_PACKET_SIZE, UDP_HEADER_SIZE
 from wyrmhole.wire.messages import TRANSPORT_HEADER_SIZE, TRANSPORT_OVERHEAD
 
 MAX_TRAIN_BYTES = MAX_PACKET_SIZE - IPV4_HEADER_SIZE - UDP_HEADER_SIZE
-"""What one UDP datagram over IPv4 can hold, which bounds a segmented send too."""
+"""The largest UDP datagram over IPv4, which also limits a segmented send."""
 WIRE_BYTES = MAX_PACKET_SIZE + 15 + TRANSPORT_OVERHEAD
-"""A single datagram may be longer than a train: whether it can be sent is the socket's to say."""
+"""A single datagram may be longer than a train; the socket refuses it if it cannot be sent."""
 MAX_TRAINS = 8
-"""Besides the one in use: what bounds the memory, at half a megabyte."""
+"""Trains in addition to the current one; they take at most half a megabyte."""
 MAX_LAYOUTS = 16
-"""Sizes whose layout a train keeps; TCP uses two or three."""
+"""Datagram sizes whose layout a train caches; TCP uses two or three."""
 
 Layout = list[tuple[int, memoryview]]
-"""Where the datagrams of one size lie: offset of each, and its place for ciphertext and tag."""
+"""The layout of datagrams of one size: the offset of each, and a view for its ciphertext and tag."""
 
 
 class Train:
-    """Datagrams for one peer that leave together. `size` is that of all but the last."""
+    """Datagrams for one peer that are sent together. `size` is the size of all but the last."""
 
     __slots__ = ("_layouts", "closed", "count", "length", "peer", "size", "tos", "wire")
 
@@ -44,7 +44,7 @@ class Train:
         self.closed = False
 
     def takes(self, size: int, tos: int) -> bool:
-        """Whether one more datagram of this size may join."""
+        """Whether one more datagram of this size fits."""
         return (
             size <= self.size
             and not self.closed
@@ -54,14 +54,14 @@ class Train:
         )
 
     def room(self, size: int, count: int) -> Layout:
-        """Places for up to `count` more datagrams of this size, at least one. `takes` was true for the first."""
+        """Return room for up to `count` more datagrams of this size, at least one. `takes` was true for the first."""
         if count > 1 and size == self.size:
             return self._layout(size)[self.count : self.count + count]
         at = self.length
         return [(at, self.wire[at + TRANSPORT_HEADER_SIZE : at + size])]
 
     def add(self, size: int, count: int) -> None:
-        """So many places were filled. A shorter datagram is the last."""
+        """Add `count` datagrams that were written to the room. A datagram shorter than the others is the last."""
         self.count += count
         self.length += size * count
         self.closed = size < self.size
@@ -80,14 +80,14 @@ class Train:
 
 
 class TrainPool:
-    """Hands out trains; made when first needed, at most MAX_TRAINS, and kept."""
+    """Lends up to MAX_TRAINS trains, which are created when first needed and then kept."""
 
     def __init__(self) -> None:
         self._free: list[Train] = []
         self._made = 0
 
     def take(self) -> Train | None:
-        """None: all are in use."""
+        """Return a train, or None if all are in use."""
         if self._free:
             return self._free.pop()
         if self._made == MAX_TRAINS:
@@ -100,5 +100,5 @@ class TrainPool:
 
 
 def count_datagrams(data: bytes | memoryview, size: int) -> int:
-    """How many datagrams are in what a bind is given to send; `size` 0 is one."""
+    """Return the number of datagrams in a train, or 1 for a single datagram (`size` 0)."""
     return -(-len(data) // size) if size else 1

@@ -1,30 +1,32 @@
-"""Whether GSO batches ("trains") reach a peer, judged by what a sender sees: its own inner TCP retransmissions.
+"""Whether GSO batches ("trains") reach a peer, judged by the TCP retransmissions inside the tunnel.
 
-Some kernels, hypervisors and drivers damage or lose trains while single datagrams arrive. Nothing reports this to the
-sender, and WireGuard has no acknowledgements. But most tunnels carry TCP, whose headers are in sight before sealing: a
-segment whose sequence number lies below one that was sent earlier is a retransmission. Ordinary loss strikes trains
-and single datagrams alike, so the same peer's loss is measured both ways and compared:
+Some kernels, hypervisors and drivers damage or lose trains, while single datagrams arrive. Nothing reports this to the
+sender, and WireGuard has no acknowledgements. But most tunnels carry TCP, whose headers are visible before sealing: a
+segment whose sequence number is lower than one sent earlier is a retransmission. Ordinary loss affects trains and
+single datagrams alike, so the loss is measured with both and compared:
 
-- WATCHING: trains are sent. Once 16 segments, and an eighth of what was sent, were retransmitted, a trial begins.
-  It is counted for 2 s, then anew unless an eighth was lost: a connection whose trains are lost has first sent all of
-  a window, perhaps 1,000 segments, and then repeats a few of them in a second. BBR goes on so for minutes.
-- ON_TRIAL_SINGLY: for 64 segments, and for 2 to 5 s (so that their retransmissions are seen), every datagram is
-  sent by itself. Unless the loss is less than an eighth of that with trains, the trains were not to blame.
-- ON_TRIAL: trains again. If the loss does not return and connections move on, they were not to blame either.
-- RESTING: three rounds of loss with trains and none without are a verdict. Datagrams leave singly for 10 minutes. Then
-  trains are tried again; this time one bad round suffices. Each verdict in a row doubles the wait, up to 160 minutes.
+- WATCHING: trains are sent. When 16 segments, and at least an eighth of those sent, were retransmitted, a trial begins.
+  The loss is counted over 2 s, and the count restarts unless an eighth was lost: a connection whose trains are lost
+  first sends a whole window, perhaps 1,000 segments, and then retransmits a few per second. BBR continues like this for
+  minutes.
+- ON_TRIAL_SINGLY: for 64 segments, and for 2 to 5 s (so that their retransmissions are seen), datagrams are sent
+  singly. Unless the loss falls below an eighth of the loss with trains, trains are not the cause.
+- ON_TRIAL: trains are sent again. If the loss does not return and connections make progress, trains are not the cause.
+- RESTING: after three rounds with loss in trains and none without, trains are judged to be lost. Datagrams are sent
+  singly for 10 minutes. Then trains are tried again, and one bad round is enough. Each further verdict in a row doubles
+  the wait, up to 160 minutes.
 
-A retransmission counts as a loss only if the segment was sent before in the present phase. Watching is one phase,
-however often it counts anew. A few flows of each peer are followed, in slots chosen by a hash; a collision forgets a
-flow, which can hide a loss and never invents one. Damage to less than one datagram in eight goes unnoticed: TCP copes
-with it, and nothing but a longer trial would tell it from chance.
+A retransmission counts as a loss only if the segment was sent before in the same phase. Watching is one phase, however
+often its count restarts. A few flows of each peer are followed, in slots chosen by a hash; a collision forgets a flow,
+which can hide a loss but never invents one. Damage to less than one datagram in eight goes unnoticed: TCP copes with
+it, and only a longer trial could distinguish it from chance.
 
-On kernels whose release is known for damaged trains a peer begins in RESTING, and trains are tried after 10 s of TCP:
-the release raises a doubt, and the evidence decides. Traffic without TCP gives no evidence and changes nothing.
+On kernel releases known to damage trains, a peer begins in RESTING, and trains are tried after 10 s of TCP: the release
+only raises the suspicion, and the evidence decides. Traffic other than TCP gives no evidence and changes nothing.
 
-A peer's new path is a second reason for single datagrams: until something authenticated came back, a firewall on the
-way may hold a flow that it has not confirmed yet, and nfnetlink_queue drops trains of such flows (CVE-2026-45859). The
-engine keeps that state beside the endpoint (`Tables.is_proven`).
+A new path to a peer is another reason for single datagrams. Until an authenticated message comes back, a firewall on
+the path may not have confirmed the flow yet, and nfnetlink_queue drops trains of such flows (CVE-2026-45859). The
+engine keeps this state beside the endpoint (`Tables.sends_singly`).
 
 Pure: time is an argument. The same rules, with the same numbers, are in rust/core/src/train_health.rs.
 """
@@ -39,18 +41,18 @@ from wyrmhole.wire.ip import PROTOCOL_TCP
 
 MIN_LOST = 16
 LOSS_DIVISOR = 8
-"""An eighth lost is a reason for a trial; and singly, less than an eighth of the trains' loss must remain."""
+"""Losing an eighth begins a trial. In single datagrams, less than an eighth of the trains' loss must remain."""
 COUNT_SPAN = 2 * SECOND
 LONGEST_WINDOW = 1 << 30
-"""Bytes that a TCP may have under way (RFC 7323, 2.3)."""
+"""The most bytes that a TCP may have in flight (RFC 7323, 2.3)."""
 TRIAL_SEGMENTS = 64
 TRIAL_SPANS = (2 * SECOND, 3 * SECOND, 5 * SECOND)
-"""Of each round, different because loss may be periodic."""
+"""The length of each round; they differ because loss may be periodic."""
 ROUNDS = len(TRIAL_SPANS)
 REST = 600 * SECOND
 MAX_REST = 16 * REST
 DOUBT_SPAN = 10 * SECOND
-"""How long a peer on a suspect kernel goes without trains after its first TCP segment."""
+"""How long a peer gets no trains after its first TCP segment, on a suspect kernel."""
 PATH_QUIET = 29 * SECOND
 """Connection tracking forgets UDP flows after 30 s by default; the next datagram then begins a new flow."""
 
@@ -60,7 +62,7 @@ _WORD = 0xFFFF_FFFF
 _HALF = 1 << 31
 _SYN = 2
 _V4 = struct.Struct(">6xHxBxx4I4xBB")
-"""Fragment, protocol, addresses, ports, sequence number, data offset, flags."""
+"""Fragment word, protocol, addresses, ports, sequence number, data offset, flags."""
 _V6 = struct.Struct(">6xBx12xI12xIII4xBB")
 """Next header, the last words of the addresses, ports, sequence number, data offset, flags."""
 
@@ -73,7 +75,7 @@ class Phase(IntEnum):
 
 
 class TrainHealth:
-    """One peer's state. `sends_singly` is what the engine asks before it sends a train."""
+    """The state of one peer. The engine reads `sends_singly` before it sends a train."""
 
     __slots__ = (
         "_bad",
@@ -99,12 +101,12 @@ class TrainHealth:
         self._since = 0
         self._sent = self._lost = 0
         self._bad = (0, 0)
-        # When the present count began, and what was sent and lost in the phase by then.
+        # When the current count began, and the segments sent and lost in the phase before that.
         self._counted = (0, 0, 0)
-        # What was sent in the first second of the phase.
+        # The segments sent in the first second of the phase.
         self._early: int | None = None
-        # Of each flow: its key, the end of what was sent, where the present phase began, and how far before that the
-        # retransmissions of a trial came. None: a free slot.
+        # For each flow: its key, the end of the data sent, where that was when the phase began, and how far the
+        # retransmissions of older data have come. None: a free slot.
         self._flows: list[tuple[int, int, int, int | None] | None] | None = None
 
     @property
@@ -112,8 +114,8 @@ class TrainHealth:
         return self._phase
 
     def note(self, packets: list[bytes], now: int) -> bool:
-        """Look at what leaves for the peer: a packet, or those of a super-packet. True: trains to this peer were just
-        found to be lost, for the first time since they last worked."""
+        """Inspect packets that are sent to the peer: one, or those of a super-packet. Return true if trains were just
+        judged to be lost, for the first time since they last worked."""
         packet = packets[0]
         if packet[0] == 0x45 and len(packet) >= 40:
             fragment, protocol, source, destination, ports, sequence, offset, flags = _V4.unpack_from(packet)
@@ -136,7 +138,7 @@ class TrainHealth:
         return data > 0 and self._note_data(key, sequence, data, segments, now)
 
     def _forget(self, key: int) -> None:
-        """A connection that begins again with the same ports has other sequence numbers."""
+        """Forget a flow, because a new connection with the same ports has other sequence numbers."""
         if self._flows is not None:
             slot = _slot_of(key)
             flow = self._flows[slot]
@@ -151,14 +153,14 @@ class TrainHealth:
                 return False
             self._rounds = ROUNDS - 1
             self._begin(Phase.ON_TRIAL, now)
-        # Before it is counted: what begins a phase leaves by the rule of that phase.
+        # Judge before counting: the packet that begins a phase is sent by the rule of that phase.
         is_news = self._judge(now)
         if self._is_first(key, sequence, data, segments):
             self._sent += segments
         return is_news
 
     def _is_first(self, key: int, sequence: int, data: int, segments: int) -> bool:
-        """Whether the data was not sent before in this phase; what was counts as lost."""
+        """Whether the data is sent for the first time in this phase. Otherwise it is counted as lost."""
         if self._flows is None:
             self._flows = [None] * FLOWS
         slot = _slot_of(key)
@@ -175,10 +177,11 @@ class TrainHealth:
             self._lost += segments
             return False
         if self._phase is Phase.WATCHING or end == start:
-            # Too old; or a tail loss probe (RFC 8985, 7), which is no sign of how far the rest came.
+            # Too old; or a tail loss probe (RFC 8985, 7), which does not show which data has arrived.
             return False
         if again is None or sequence - again & _WORD < _HALF:
-            # What was lost before is made good: how this moves on is evidence, and may be all for long.
+            # Data lost in an earlier phase is retransmitted. Its progress is evidence, and may be the only one for
+            # long.
             self._flows[slot] = (key, latest, start, end)
             return True
         self._lost += segments
@@ -197,12 +200,13 @@ class TrainHealth:
         return False
 
     def _moves_on(self) -> bool:
-        """A connection whose trains are lost stands still once its window is spent, long before all is sent again."""
+        """Whether connections make progress. One whose trains are lost stalls when its window is used up, long before
+        all of it is retransmitted."""
         early = self._early or 0
         return self._sent - early >= max(TRIAL_SEGMENTS, early)
 
     def _is_bad(self, now: int) -> bool:
-        """Whether enough was lost for a trial; what counts as one is noted."""
+        """Whether enough was lost for a trial. The loss is kept for the comparison."""
         since, sent, lost = self._counted
         if now - since < COUNT_SPAN:
             return False
@@ -210,7 +214,7 @@ class TrainHealth:
         if lost * LOSS_DIVISOR < sent or not lost:
             self._count_anew(now)
             return False
-        # Where less was sent than sent again, all of it may be lost, and no more.
+        # If less was sent than retransmitted, at most all of it was lost.
         self._bad = max(sent, lost), lost
         return lost >= MIN_LOST
 
@@ -253,7 +257,7 @@ class TrainHealth:
 
 
 def _shortened(flow: tuple[int, int, int, int | None]) -> tuple[int, int, int, int | None]:
-    """With no more than a window before its end: sequence numbers come again."""
+    """Limit the flow's data to one window before its end, because sequence numbers wrap."""
     key, latest, start, again = flow
     return key, latest, latest - min(latest - start & _WORD, LONGEST_WINDOW) & _WORD, again
 
