@@ -18,7 +18,7 @@ CORE = ROOT / "rust" / "core" / "src"
 NATIVE = ROOT / "rust" / "native" / "src"
 
 WITHOUT_TWIN = {
-    "handshake_queues": "datapath/tables.py has these queues: in Python only the control thread takes from them",
+    "handshake_queues": "datapath/reports.py has these queues: in Python only the control thread takes from them",
     "lib": "the list of the others",
     "patience": "a Python thread does not spin, because it would keep the interpreter from the others",
 }

@@ -2,16 +2,16 @@
 //!
 //! The Internet checksum (RFC 1071) over packets of up to 64 KiB.
 //!
-//! Words are added as the machine reads them and the sum is put into network order at the end: byte order does not
-//! matter to a ones' complement sum, only to its last swap (RFC 1071, 2 (B)).
+//! Words are added in the byte order of the machine, and the sum is converted to network order at the end: byte order
+//! does not matter for a ones' complement sum except for this final swap (RFC 1071, 2 (B)).
 
 const LANES: usize = 8;
 
-/// The ones' complement sum of the 16-bit words in network order, folded: 0 only if all bytes are zero. An odd last
-/// byte is padded with zero at the right.
+/// The folded ones' complement sum of the 16-bit words in network order: 0 only if all bytes are zero. An odd last byte
+/// is zero-padded.
 #[must_use]
 pub fn sum(data: &[u8]) -> u16 {
-    // 64-bit lanes of 32-bit words cannot overflow below 16 GiB, so carries are folded once, at the end.
+    // 64-bit lanes of 32-bit words cannot overflow below 16 GiB, so carries are folded only once, at the end.
     let mut lanes = [0u64; LANES];
     let mut chunks = data.chunks_exact(4 * LANES);
     for chunk in &mut chunks {
@@ -30,7 +30,7 @@ pub fn sum(data: &[u8]) -> u16 {
     u16::from_be(fold(total))
 }
 
-/// A 16-bit ones' complement sum of a wide one.
+/// Reduce a wide ones' complement sum to 16 bits.
 #[must_use]
 pub fn fold(mut total: u64) -> u16 {
     while total > 0xFFFF {
@@ -39,13 +39,14 @@ pub fn fold(mut total: u64) -> u16 {
     total as u16
 }
 
-/// The checksum field for `data`, whose own field is zero; `initial` is a sum to start from (a pseudo-header).
+/// The checksum of `data`, whose checksum field is zero. `initial` is the sum of a pseudo-header.
 #[must_use]
 pub fn checksum(data: &[u8], initial: u64) -> u16 {
     !fold(u64::from(sum(data)) + initial)
 }
 
-/// Source and destination address (8 or 32 bytes), upper protocol and length (RFC 9293 3.1, RFC 8200 8.1).
+/// The sum of a pseudo-header: source and destination address (8 or 32 bytes together), protocol and length (RFC 9293
+/// 3.1, RFC 8200 8.1).
 #[must_use]
 pub fn pseudo_header(addresses: &[u8], protocol: u8, length: usize) -> u64 {
     u64::from(sum(addresses)) + u64::from(protocol) + length as u64
@@ -62,7 +63,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_example_of_rfc_1071() {
+    fn the_example_of_rfc_1071_has_its_sum() {
         assert_eq!(sum(&[0x00, 0x01, 0xF2, 0x03, 0xF4, 0xF5, 0xF6, 0xF7]), 0xDDF2);
     }
 

@@ -1,32 +1,34 @@
 //! Twin: wyrmhole/wire/coalesce.py.
 //!
-//! Coalescing: received IP packets become TUN frames, neighbours of one flow merged into super-packets.
+//! Coalescing: turn received IP packets into TUN frames, merging adjacent packets of a flow into super-packets.
 //!
-//! Only what the kernel's own GRO would merge is merged: packets of one TCP flow with the same acknowledgment number,
-//! window, options, TOS, TTL and DF bit, adjacent in sequence; or of one UDP flow; equal in size but for a smaller last
-//! one, with PSH on none but the last. Whoever splits the super-packet again gets the same packets, with one liberty
-//! that RFC 6864 gives: the identification of an IPv4 packet with DF set may change.
+//! The coalescer merges only what the kernel's own GRO would merge: packets of one TCP flow, adjacent in sequence, with
+//! equal acknowledgment number, window, options, TOS, TTL and DF bit; or packets of one UDP flow. All have the same
+//! size, except that the last may be smaller, and only the last may have PSH set. Splitting the super-packet again
+//! yields the same packets, except that the identification of an IPv4 packet with DF set may differ, as RFC 6864
+//! permits.
 //!
-//! The kernel trusts a super-packet's checksums, so both checksums of every packet are verified before it is merged: a
-//! packet that arrived corrupt goes through on its own, and its receiver finds out.
+//! The kernel trusts a super-packet's checksums, so both checksums of every packet are verified before it is merged. A
+//! packet that arrived corrupt is passed on alone, and its receiver detects the fault.
 //!
-//! A flow has at most one open group. A packet that does not fit its flow's group closes it, so the order within a flow
-//! holds. A packet whose flow cannot be told (fragments, IP options, IPv6 extension headers) closes all groups.
+//! A flow has at most one open group. A packet that does not fit its flow's group closes the group, which preserves the
+//! order within the flow. A packet whose flow is unknown (fragments, IP options, IPv6 extension headers) closes all
+//! groups.
 //!
-//! Packets stay where they were opened, in the receive slot; a group is a chain of pieces of it.
+//! Packets stay in the receive slot, where they were opened; a group is a chain of pieces of the slot.
 
 use crate::checksum::{checksum, fold, pseudo_header, sum};
 use crate::edges::{Gather, Part};
 use crate::ip::{IPV4_HEADER_SIZE, IPV6_HEADER_SIZE, PROTOCOL_TCP, PROTOCOL_UDP, is_extension};
 use crate::virtio::{self, F_NEEDS_CSUM, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, VirtioHeader};
 
-/// Length of a super-packet at most, its IP header included: what one TUN frame takes.
+/// The maximum length of a super-packet with its IP header: the capacity of one TUN frame.
 const MAX_PACKET: usize = 65_535;
 /// `UDP_MAX_SEGMENTS` of kernels before 6.9.
 const MAX_UDP_SEGMENTS: usize = 64;
-/// One part per segment and one for the headers: `IOV_MAX` of a gathering write is 1024.
+/// A gathering write accepts 1024 parts (`IOV_MAX`): one per segment, and one for the headers.
 const MAX_TCP_SEGMENTS: usize = 1023;
-/// Packets of one receive slot: 64 KiB of the smallest datagrams that carry one.
+/// The most packets of one receive slot: 64 KiB of the smallest datagrams that carry one.
 const BATCH: usize = 2048;
 const MAX_HEADERS: usize = virtio::VIRTIO_HEADER_SIZE + IPV6_HEADER_SIZE + 60;
 
@@ -42,31 +44,31 @@ struct Packet {
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Phase {
-    /// The first packet's checksums were not looked at yet.
+    /// The checksums of the first packet are not verified yet.
     Fresh,
     Open,
     Closed,
 }
 
-/// A row of packets that becomes one frame.
+/// Packets of one flow that become one frame.
 #[derive(Clone, Copy)]
 struct Group {
     first: u32,
     last: u32,
     count: usize,
-    /// The longest there may be.
+    /// The most packets that it may have.
     capacity: usize,
     phase: Phase,
     is_v4: bool,
     protocol: u8,
-    /// IP and transport header together; 0: never merged.
+    /// The length of IP and transport header together; 0 if the packet cannot be merged.
     header: usize,
-    /// Payload of all but the last.
+    /// The payload length of all packets but the last.
     payload: usize,
     flags: u8,
 }
 
-/// `tso` and `uso`, which may be set at any time, say which super-packets the kernel takes.
+/// Merges the packets of a batch. `tso` and `uso` tell which super-packets the kernel accepts; both may change.
 pub struct Coalescer {
     /// TCP super-packets.
     pub tso: bool,
@@ -94,7 +96,7 @@ impl Default for Coalescer {
     }
 }
 
-/// What identifies a flow, and where its transport header starts.
+/// The identity of a flow, and the offset of its transport header.
 #[derive(Clone, Copy)]
 struct Flow {
     is_v4: bool,
@@ -103,14 +105,14 @@ struct Flow {
 }
 
 impl Flow {
-    /// Addresses and ports as they stand in the packet.
+    /// The addresses and ports, as bytes of the packet.
     fn key<'a>(&self, raw: &'a [u8]) -> &'a [u8] {
         if self.is_v4 { &raw[12..24] } else { &raw[8..44] }
     }
 }
 
 impl Coalescer {
-    /// Add a complete IP packet, trimmed to its length, at its place in the slot; order matters.
+    /// Add a complete IP packet, given as its piece of the slot without padding; order matters.
     pub fn add(&mut self, slot: &[u8], part: Part) {
         let raw = part.of(slot);
         let at = self.packets.len() as u32;
@@ -129,7 +131,7 @@ impl Coalescer {
         if let Some(group) = found {
             let joined = self.join(slot, group, at, header);
             if !joined || self.groups[group as usize].phase == Phase::Closed {
-                self.open.retain(|it| *it != group);
+                self.open.retain(|open| *open != group);
             }
             if joined {
                 return;
@@ -141,13 +143,13 @@ impl Coalescer {
         }
     }
 
-    /// How many frames the packets since the last `clear` make.
+    /// The number of frames made of the packets since the last `clear`.
     #[must_use]
     pub fn frames(&self) -> usize {
         self.groups.len()
     }
 
-    /// Frame number `index`, in the order of the first packets, and how many packets are in it.
+    /// Return frame number `index`, in the order of the first packets, and the number of its packets.
     pub fn frame<'a>(&'a mut self, index: usize, slot: &'a [u8]) -> (Gather<'a>, usize) {
         let group = self.groups[index];
         self.parts.clear();
@@ -169,7 +171,7 @@ impl Coalescer {
         (Gather { header, slot, parts: &self.parts }, group.count)
     }
 
-    /// The packets of frame number `index`, unmerged: what to write one by one when the kernel refuses it.
+    /// The packets of frame number `index`, unmerged, to be written one by one if the kernel refuses the super-packet.
     pub fn packets(&self, index: usize) -> impl Iterator<Item = Part> {
         let mut at = self.groups[index].first;
         std::iter::from_fn(move || {
@@ -179,14 +181,14 @@ impl Coalescer {
         })
     }
 
-    /// Forget the batch.
+    /// Begin a new batch.
     pub fn clear(&mut self) {
         self.packets.clear();
         self.groups.clear();
         self.open.clear();
     }
 
-    /// The packet's flow, if it has one that could have a group.
+    /// Return the packet's flow, or `None` if the packet cannot be merged.
     fn flow(&mut self, raw: &[u8]) -> Option<Flow> {
         let version = raw.first().map_or(0, |first| first >> 4);
         let (flow, is_plain, length) = if version == 4 && raw.len() >= IPV4_HEADER_SIZE {
@@ -198,7 +200,7 @@ impl Coalescer {
             return None;
         };
         let merges = flow.protocol == PROTOCOL_TCP && self.tso || flow.protocol == PROTOCOL_UDP && self.uso;
-        // The ports must be there; a packet without them has no group either way.
+        // A packet that is too short for its ports cannot be merged.
         if merges && is_plain && length == raw.len() {
             return (raw.len() >= flow.start + 4).then_some(flow);
         }
@@ -208,7 +210,7 @@ impl Coalescer {
         None
     }
 
-    /// The open group of the packet's flow; nearly always the latest.
+    /// Find the open group of the packet's flow; it is nearly always the latest.
     fn find(&self, slot: &[u8], raw: &[u8], flow: Flow) -> Option<u32> {
         self.open.iter().rev().copied().find(|group| {
             let group = &self.groups[*group as usize];
@@ -237,7 +239,7 @@ impl Coalescer {
         (self.groups.len() - 1) as u32
     }
 
-    /// Whether the packet continues the group of its flow; then it is in.
+    /// Add the packet to the group of its flow, if it continues it. Returns whether it was added.
     fn join(&mut self, slot: &[u8], group: u32, at: u32, header: usize) -> bool {
         let part = self.packets[at as usize].part;
         let raw = part.of(slot);
@@ -273,7 +275,7 @@ fn start(group: &Group) -> usize {
     if group.is_v4 { IPV4_HEADER_SIZE } else { IPV6_HEADER_SIZE }
 }
 
-/// Length of IP and transport header together, or 0 if the packet may not be merged.
+/// The length of IP and transport header together, or 0 if the packet may not be merged.
 fn header_length(raw: &[u8], flow: Flow) -> usize {
     let start = flow.start;
     if flow.protocol == PROTOCOL_UDP {
@@ -287,7 +289,7 @@ fn header_length(raw: &[u8], flow: Flow) -> usize {
     if start + 20 <= header && header < raw.len() { header } else { 0 }
 }
 
-/// How many packets of the first one's size a group may hold: it ends before sequence number or identification wrap.
+/// The most packets of the first one's size in a group, which ends before sequence number or identification would wrap.
 fn capacity(group: &Group, first: &[u8]) -> usize {
     let mut capacity = (MAX_PACKET - group.header) / group.payload;
     if group.protocol == PROTOCOL_TCP {
@@ -302,7 +304,7 @@ fn capacity(group: &Group, first: &[u8]) -> usize {
     capacity
 }
 
-/// Whether the headers are what those of the group's next packet must be, lengths and PSH apart.
+/// Whether the headers are those of the group's next packet, apart from lengths and PSH.
 fn continues(group: &Group, first: &[u8], raw: &[u8]) -> bool {
     let start = start(group);
     let same = |from: usize, to: usize| first[from..to] == raw[from..to];
@@ -323,7 +325,7 @@ fn continues(group: &Group, first: &[u8], raw: &[u8]) -> bool {
         && same(start + 18, group.header)
 }
 
-/// Whether both checksums of the packet hold: then its data may travel under a computed one.
+/// Whether both checksums of the packet are valid. Only then may its data get a computed checksum.
 fn is_intact(raw: &[u8], group: &Group) -> bool {
     let start = start(group);
     let addresses = if group.is_v4 { &raw[12..20] } else { &raw[8..40] };

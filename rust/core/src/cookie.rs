@@ -9,11 +9,11 @@ use zeroize::Zeroizing;
 use crate::messages::{COOKIE_REPLY_SIZE, MAC_SIZE, MESSAGE_COOKIE_REPLY, TAG_SIZE, mac1_parts, mac2_parts};
 use crate::primitives::{hash2s, is_mac, mac, xseal};
 
-/// A cookie's secret, and with it every cookie, is valid for so long (nanoseconds).
+/// The lifetime of a cookie secret, and so of every cookie, in nanoseconds.
 pub const COOKIE_LIFETIME: u64 = 120 * 1_000_000_000;
 const LABEL_MAC1: &[u8] = b"mac1----";
 const LABEL_COOKIE: &[u8] = b"cookie--";
-/// The nonce of a cookie reply.
+/// The size of a cookie reply's nonce.
 pub const NONCE: usize = 24;
 
 /// The key of mac1 in messages to the owner of this public key.
@@ -28,7 +28,7 @@ pub fn cookie_key(public: &[u8; 32]) -> [u8; 32] {
     hash2s(&[LABEL_COOKIE, public])
 }
 
-/// A MAC_SIZE of the sender's address and port under the secret.
+/// The cookie of a sender: a MAC of its address and port under the secret.
 #[must_use]
 pub fn cookie(secret: &[u8; 32], from: SocketAddr) -> Zeroizing<[u8; MAC_SIZE]> {
     let port = from.port().to_be_bytes();
@@ -38,14 +38,14 @@ pub fn cookie(secret: &[u8; 32], from: SocketAddr) -> Zeroizing<[u8; MAC_SIZE]> 
     })
 }
 
-/// Whether mac2 of a message of type 1 or 2 follows from the secret and the sender's address.
+/// Whether a message of type 1 or 2 has the mac2 that follows from the secret and the sender's address.
 #[must_use]
 pub fn is_mac2(secret: &[u8; 32], message: &[u8], from: SocketAddr) -> bool {
     let (covered, mac2) = mac2_parts(message);
     mac2 != [0; MAC_SIZE] && is_mac(&*cookie(secret, from), &[covered], mac2)
 }
 
-/// Put mac1 for the receiver into a message whose macs are zeros; mac2 stays zeros.
+/// Write mac1 for the receiver into a message whose macs are zero; mac2 stays zero.
 pub fn add_mac1(message: &mut [u8], receiver: &[u8; 32]) {
     let (covered, _) = mac1_parts(message);
     let at = covered.len();
@@ -53,7 +53,7 @@ pub fn add_mac1(message: &mut [u8], receiver: &[u8; 32]) {
     message[at..at + MAC_SIZE].copy_from_slice(&mac1);
 }
 
-/// A cookie reply to a message with a valid mac1. `public` is our own key, `nonce` random.
+/// Create a cookie reply to a message with a valid mac1. `public` is our own key; `nonce` is random.
 #[must_use]
 pub fn create_reply(
     public: &[u8; 32],
@@ -68,7 +68,7 @@ pub fn create_reply(
     xseal(&cookie_key(public), nonce, &mut sealed, mac1);
     let mut reply = [0; COOKIE_REPLY_SIZE];
     reply[..4].copy_from_slice(&MESSAGE_COOKIE_REPLY.to_le_bytes());
-    // The message's sender index is where the reply goes.
+    // The sender index of the message is the receiver index of the reply.
     reply[4..8].copy_from_slice(&message[4..8]);
     reply[8..8 + NONCE].copy_from_slice(nonce);
     reply[8 + NONCE..].copy_from_slice(&sealed);

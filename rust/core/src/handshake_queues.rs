@@ -1,7 +1,7 @@
-//! No twin: in Python these queues are part of wyrmhole/datapath/tables.py.
+//! No twin: in Python these queues are part of wyrmhole/datapath/reports.py.
 //!
-//! Handshake messages that passed the gate and wait to be worked on. Both users are bounded by them: the reports, for
-//! what the control thread works on, and [`Initiations`], for what the engine answers itself.
+//! The bounded queues of handshake messages that passed the gate. The reports have one set of queues, for messages that
+//! the control thread processes; [`Initiations`] has another, for those that the engine answers.
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -17,15 +17,15 @@ use crate::quiet_sources::QuietSources;
 pub struct HandshakeDatagram {
     /// The message.
     pub data: Box<[u8]>,
-    /// Whence it came.
+    /// The sender.
     pub from: SocketAddr,
-    /// Where it arrived.
+    /// The local address and interface.
     pub source: Option<Source>,
-    /// How many messages of types 1 and 2 waited behind it when it was taken; replies to us do not count as load.
+    /// The number of messages of types 1 and 2 behind this one when it was taken; replies to us do not count as load.
     pub queue_depth: usize,
 }
 
-/// Replies first, then what has proved where it comes from, then the rest.
+/// The three queues in order of priority: replies to us, messages that proved their source, all others.
 #[derive(Default)]
 pub struct HandshakeQueues {
     replies: VecDeque<HandshakeDatagram>,
@@ -36,17 +36,18 @@ pub struct HandshakeQueues {
 }
 
 impl HandshakeQueues {
-    /// Whether nothing waits.
+    /// Whether no message waits.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.replies.is_empty() && self.proven.is_empty() && self.others.is_empty()
     }
 
-    /// Under load, a message that has proved nothing about its source is taken only if the source was quiet: a flood
-    /// would leave an honest peer no place. Replies need no bound: there are nine for each initiation.
+    /// Queue a message. Under load, a message that has not proved its source is accepted only if the source was quiet:
+    /// otherwise a flood would leave no room for an honest peer. Replies need no bound: there are at most nine for each
+    /// initiation.
     ///
     /// # Errors
-    /// Why it is dropped.
+    /// The reason for dropping the message.
     pub fn push(&mut self, queue: Queue, handshake: HandshakeDatagram, now: u64) -> Result<(), DropReason> {
         if queue == Queue::Others && self.is_refused_under_load(handshake.from, now) {
             return Err(DropReason::RateLimited);
@@ -59,7 +60,7 @@ impl HandshakeQueues {
         Ok(())
     }
 
-    /// The next message to work on.
+    /// Take the next message.
     pub fn pop(&mut self) -> Option<HandshakeDatagram> {
         let queues = [Queue::Replies, Queue::Proven, Queue::Others];
         let mut handshake = queues.into_iter().find_map(|queue| self.waiting(queue).pop_front())?;
@@ -99,14 +100,14 @@ pub struct Initiations {
 }
 
 impl Initiations {
-    /// See `HandshakeQueues::push`.
+    /// Queue an initiation; see `HandshakeQueues::push`.
     ///
     /// # Errors
-    /// Why it is dropped.
+    /// The reason for dropping the message.
     pub fn push(&self, queue: Queue, initiation: HandshakeDatagram, now: u64) -> Result<(), DropReason> {
         let mut waiting = self.lock();
         waiting.queues.push(queue, initiation, now)?;
-        // Waking costs a system call, which a worker in the middle of a flood saves while the threads are busy.
+        // Waking costs a system call. During a flood the threads are busy, and the worker saves it.
         let has_sleeper = waiting.sleepers > 0;
         drop(waiting);
         if has_sleeper {
@@ -115,7 +116,7 @@ impl Initiations {
         Ok(())
     }
 
-    /// Wait for the next one. None: no more come.
+    /// Wait for the next initiation. `None` after `close`.
     pub fn take(&self) -> Option<HandshakeDatagram> {
         let mut waiting = self.lock();
         loop {
@@ -131,12 +132,12 @@ impl Initiations {
         }
     }
 
-    /// The next one, if one waits.
+    /// Take the next initiation, if there is one.
     pub fn try_take(&self) -> Option<HandshakeDatagram> {
         self.lock().queues.pop()
     }
 
-    /// Nobody works on them any more; what waits is dropped.
+    /// Drop all initiations and end the threads that wait for them.
     pub fn close(&self) {
         let mut waiting = self.lock();
         waiting.is_closed = true;

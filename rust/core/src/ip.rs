@@ -1,15 +1,15 @@
 //! Twin: wyrmhole/wire/ip.py.
 //!
-//! The few fields of IPv4 (RFC 791) and IPv6 (RFC 8200) packets that a tunnel looks at, and the errors it sends back.
-//! Functions take any bytes: every packet passes here.
+//! The fields of IPv4 (RFC 791) and IPv6 (RFC 8200) packets that a tunnel reads, and the ICMP errors that it returns.
+//! Functions accept any bytes, because every packet passes here.
 
 use std::net::IpAddr;
 
 use crate::checksum::{checksum, pseudo_header, update};
 
-/// Bytes of an IPv4 header without options.
+/// The size of an IPv4 header without options.
 pub const IPV4_HEADER_SIZE: usize = 20;
-/// Bytes of an IPv6 header without extension headers.
+/// The size of an IPv6 header without extension headers.
 pub const IPV6_HEADER_SIZE: usize = 40;
 /// ICMP for IPv4.
 pub const PROTOCOL_ICMP: u8 = 1;
@@ -35,11 +35,11 @@ const ECN_NOT_ECT: u8 = 0;
 const ECN_ECT1: u8 = 1;
 const ECN_ECT0: u8 = 2;
 const ECN_CE: u8 = 3;
-/// RFC 1812 4.3.2.3: as much of the packet as fits into 576 bytes.
+/// Quote as much of the packet as fits into an error of 576 bytes (RFC 1812 4.3.2.3).
 const ICMP_QUOTE: usize = 548;
 const IPV6_MINIMUM_MTU: usize = 1280;
 
-/// A destination or source: 4 or 16 bytes of a packet.
+/// An address in a packet: 4 or 16 bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Address {
     /// IPv4, as a number.
@@ -49,7 +49,7 @@ pub enum Address {
 }
 
 impl Address {
-    /// From 4 or 16 bytes in network order.
+    /// Read an address from 4 or 16 bytes in network order.
     #[must_use]
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         if let Ok(four) = <[u8; 4]>::try_from(bytes) {
@@ -58,7 +58,7 @@ impl Address {
         <[u8; 16]>::try_from(bytes).ok().map(|sixteen| Self::V6(u128::from_be_bytes(sixteen)))
     }
 
-    /// Whether this is that host.
+    /// Whether this is the address of `host`.
     #[must_use]
     pub fn is(&self, host: IpAddr) -> bool {
         match (self, host) {
@@ -69,19 +69,20 @@ impl Address {
     }
 }
 
-/// An IPv6 extension header that says how long it is, and after which an unfragmented packet goes on.
+/// Whether this IPv6 extension header has a length field and may be followed by the transport header of an unfragmented
+/// packet.
 #[must_use]
 pub fn is_walkable_extension(protocol: u8) -> bool {
     matches!(protocol, HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | MOBILITY)
 }
 
-/// Any IPv6 extension header: what follows it is not read here, so the flow is unknown.
+/// Whether this is any IPv6 extension header. Packets that have one may belong to any flow.
 #[must_use]
 pub fn is_extension(protocol: u8) -> bool {
     is_walkable_extension(protocol) || matches!(protocol, FRAGMENT | AUTHENTICATION | HOST_IDENTITY | SHIM6)
 }
 
-/// An IPv6 extension header that is walked to find out whether a packet is an ICMP error.
+/// Whether this IPv6 extension header is skipped when deciding whether a packet may be answered by an ICMP error.
 fn is_quotable_extension(protocol: u8) -> bool {
     is_walkable_extension(protocol) || protocol == FRAGMENT
 }
@@ -90,12 +91,12 @@ fn is_version(packet: &[u8], version: u8, header: usize) -> bool {
     packet.len() >= header && packet[0] >> 4 == version
 }
 
-/// Also that the header claims to be as long as one is.
+/// Also checks that the header claims at least the minimum length.
 fn has_ipv4_header(packet: &[u8]) -> bool {
     packet.len() >= IPV4_HEADER_SIZE && matches!(packet[0], 0x45..=0x4F)
 }
 
-/// The destination; None if this is no IP packet with a whole header.
+/// The destination address; `None` if this is not an IP packet with a complete header.
 #[must_use]
 pub fn destination_of(packet: &[u8]) -> Option<Address> {
     if has_ipv4_header(packet) {
@@ -107,7 +108,7 @@ pub fn destination_of(packet: &[u8]) -> Option<Address> {
     }
 }
 
-/// The source; None if this is no IP packet with a whole header.
+/// The source address; `None` if this is not an IP packet with a complete header.
 #[must_use]
 pub fn source_of(packet: &[u8]) -> Option<Address> {
     if has_ipv4_header(packet) {
@@ -119,8 +120,9 @@ pub fn source_of(packet: &[u8]) -> Option<Address> {
     }
 }
 
-/// How long the packet says it is, at most what is there: padding may follow (rule M47). 0: it is no IP packet, or
-/// claims more than is there, or less than its header, or is a jumbogram (RFC 2675). Full width: no claim wraps.
+/// The length that the packet's header claims; padding may follow (rule M47). Returns 0 if this is not an IP packet, if
+/// it claims more than its bytes or less than its header, or if it is a jumbogram (RFC 2675). Computed in `usize`, so
+/// that no claim wraps.
 #[must_use]
 pub fn length_of(packet: &[u8]) -> usize {
     if is_version(packet, 4, IPV4_HEADER_SIZE) {
@@ -136,7 +138,7 @@ pub fn length_of(packet: &[u8]) -> usize {
     }
 }
 
-/// (source, destination) of an unfragmented UDP packet without IPv6 extension headers.
+/// The ports (source, destination) of an unfragmented UDP packet without IPv6 extension headers.
 #[must_use]
 pub fn udp_ports(packet: &[u8]) -> Option<(u16, u16)> {
     let offset = if is_version(packet, 4, IPV4_HEADER_SIZE) {
@@ -155,7 +157,7 @@ pub fn udp_ports(packet: &[u8]) -> Option<(u16, u16)> {
     Some((word(packet, offset) as u16, word(packet, offset + 2) as u16))
 }
 
-/// The two ECN bits (RFC 3168); 0 for what is no IP packet.
+/// The two ECN bits (RFC 3168); 0 if this is not an IP packet.
 #[must_use]
 pub fn ecn_of(packet: &[u8]) -> u8 {
     match packet.first() {
@@ -165,14 +167,14 @@ pub fn ecn_of(packet: &[u8]) -> u8 {
     }
 }
 
-/// Whether congestion met outside cannot be told inside: the inner packet's sender does not understand marks.
+/// Whether an outer congestion mark cannot be passed on, because the inner packet's sender does not use ECN.
 #[must_use]
 pub fn is_unheeded(outer: u8, inner: u8) -> bool {
     outer == ECN_CE && inner == ECN_NOT_ECT
 }
 
-/// The ECN bits to deliver (RFC 6040 4.2, figure 4). Like the kernel, and unlike the figure, an inner packet that cannot
-/// carry a mark is delivered unchanged.
+/// The ECN bits to deliver (RFC 6040 4.2, figure 4): an outer congestion mark is copied inwards. Like in the kernel,
+/// and unlike in the figure, an inner packet that cannot carry a mark is delivered unchanged.
 #[must_use]
 pub fn decapsulate_ecn(outer: u8, inner: u8) -> u8 {
     match (outer, inner) {
@@ -183,7 +185,7 @@ pub fn decapsulate_ecn(outer: u8, inner: u8) -> u8 {
     }
 }
 
-/// Other ECN bits for an IP packet. A wrong IPv4 header checksum stays wrong: it is updated, not recomputed.
+/// Set the ECN bits of an IP packet. The IPv4 header checksum is updated, not recomputed, so a wrong one stays wrong.
 pub fn set_ecn(packet: &mut [u8], ecn: u8) {
     if packet[0] >> 4 == 4 {
         let before = word(packet, 0) as u16;
@@ -195,8 +197,8 @@ pub fn set_ecn(packet: &mut [u8], ecn: u8) {
     }
 }
 
-/// The ICMP error for a packet whose host cannot be reached (rule M46), from the address that could not be reached.
-/// None: such a packet gets no answer (RFC 1122 3.2.2, RFC 4443 2.4 e).
+/// Make the ICMP error for a packet whose destination cannot be reached (rule M46), with that destination as its
+/// source. `None` if such a packet must not be answered (RFC 1122 3.2.2, RFC 4443 2.4 e).
 #[must_use]
 pub fn unreachable(packet: &[u8]) -> Option<Vec<u8>> {
     let whole = &packet[..length_of(packet)];
@@ -207,7 +209,7 @@ pub fn unreachable(packet: &[u8]) -> Option<Vec<u8>> {
     }
 }
 
-/// Not for errors, later fragments, group or broadcast destinations, or sources that are no single host.
+/// Return false for errors, later fragments, multicast or broadcast destinations, and sources that are not a host.
 fn may_answer_v4(packet: &[u8]) -> bool {
     let no_host = |first: u8| matches!(first, 0 | 127);
     if no_host(packet[12]) || packet[12] >= 224 || no_host(packet[16]) || packet[16] >= 224 {
@@ -217,11 +219,11 @@ fn may_answer_v4(packet: &[u8]) -> bool {
         return false;
     }
     let at = usize::from(packet[0] & 15) * 4;
-    // Types that are no errors (RFC 1122 3.2.2); unknown ones are taken for errors.
+    // These types are not errors (RFC 1122 3.2.2). Unknown types count as errors.
     packet[9] != PROTOCOL_ICMP || matches!(packet.get(at), Some(0 | 8 | 13..=18))
 }
 
-/// Not for errors, redirects, later fragments, multicast destinations, or sources that are no single host.
+/// Return false for errors, redirects, later fragments, multicast destinations, and sources that are not a host.
 fn may_answer_v6(packet: &[u8]) -> bool {
     let source = u128::from_be_bytes(packet[8..24].try_into().unwrap_or_default());
     if source <= 1 || packet[8] == 0xFF || packet[24] == 0xFF {
@@ -244,7 +246,7 @@ fn may_answer_v6(packet: &[u8]) -> bool {
 fn icmp(packet: &[u8]) -> Vec<u8> {
     let quote = &packet[..packet.len().min(ICMP_QUOTE)];
     let length = IPV4_HEADER_SIZE + 8 + quote.len();
-    // Precedence "internetwork control" (RFC 1812 4.3.2.5), and DF, so that the identification need not be unique.
+    // Precedence is "internetwork control" (RFC 1812 4.3.2.5). With DF set, the identification need not be unique.
     let mut answer = vec![0x45, 0xC0, 0, 0, 0, 0, 0x40, 0, 64, PROTOCOL_ICMP, 0, 0];
     answer[2..4].copy_from_slice(&(length as u16).to_be_bytes());
     answer.extend_from_slice(&packet[16..20]);

@@ -1,12 +1,12 @@
 //! The packet path of wyrmhole without I/O.
 //!
-//! Formats ([`messages`], [`ip`], [`virtio`], [`split`], [`coalesce`]) know no state. State is in [`tables`]: peers,
-//! keys by receiver index, routes, counters, reports; all workers and the control thread see the same. The two steps,
-//! [`outbound`] and [`inbound`], turn frames into datagrams and back; what they want sent or written goes through
-//! [`edges::Edges`], so that a kernel, a test and a fuzzer can stand behind it.
+//! Formats ([`messages`], [`ip`], [`virtio`], [`split`], [`coalesce`]) have no state. The state is in [`tables`]:
+//! peers, keypairs by receiver index, routes, counters, reports. All workers and the control thread share it. The two
+//! steps, [`outbound`] and [`inbound`], turn frames into datagrams and back. They send and write through
+//! [`edges::Edges`], which is implemented by the kernel's edges, by tests and by fuzzers.
 //!
-//! The first line of each file names its twin in the Python package, which reads as the specification; one suite
-//! runs on both. Locks are held for table look-ups and marks, never while sealing, opening, or at an edge.
+//! The first line of each file names its twin in the Python package, which reads as the specification. One test suite
+//! runs on both. Locks are held for table look-ups and marks, never while sealing, opening, or using an edge.
 
 #![forbid(unsafe_code)]
 

@@ -1,8 +1,8 @@
 //! Twin: wyrmhole/protocol/noise.py.
 //!
 //! Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s (whitepaper 5.4): pure functions from keys and bytes to bytes and keys. Random
-//! bytes are arguments, and MACs are put around the result by [`crate::cookie`]. The names and the order of steps are
-//! those of the Python original, which reads beside the whitepaper.
+//! bytes are arguments, and [`crate::cookie`] adds the MACs. The names and the order of steps are those of the Python
+//! original, which can be read beside the whitepaper.
 
 use zeroize::Zeroizing;
 
@@ -13,16 +13,16 @@ use crate::primitives::{CryptoError, ExchangeKey, Secret, hash2s, kdf1, kdf2, kd
 pub const CONSTRUCTION: &[u8] = b"Noise_IKpsk2_25519_ChaChaPoly_BLAKE2s";
 /// The prologue.
 pub const IDENTIFIER: &[u8] = b"WireGuard v1 zx2c4 Jason@zx2c4.com";
-/// A key of Curve25519, private or public, or a preshared one.
+/// The size of a Curve25519 key, private or public, and of a preshared key.
 pub const KEY: usize = 32;
 const ZERO_NONCE: [u8; 12] = [0; 12];
 
-/// Why message 1 came to nothing.
+/// The reason why message 1 is refused.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// A wrong tag, or a key of low order.
+    /// A tag is wrong, or a key is of low order.
     Crypto(CryptoError),
-    /// The initiation is well formed, from a static key that is not configured.
+    /// The initiation is well formed, but its static key is not configured.
     UnknownPeer([u8; 32]),
 }
 
@@ -32,11 +32,11 @@ impl From<CryptoError> for Refusal {
     }
 }
 
-/// What a handshake leaves behind (5.4.5).
+/// The keys that result from a handshake (5.4.5).
 pub struct TransportKeys {
-    /// For what we seal.
+    /// The key with which we seal.
     pub send: Secret,
-    /// For what we open.
+    /// The key with which we open.
     pub receive: Secret,
 }
 
@@ -48,7 +48,7 @@ pub struct StaticKey {
 }
 
 impl StaticKey {
-    /// From the 32 bytes of the private key.
+    /// Derive the key pair from the 32 bytes of the private key.
     #[must_use]
     pub fn new(private: &[u8; 32]) -> Self {
         let private = ExchangeKey::new(private);
@@ -56,7 +56,7 @@ impl StaticKey {
         Self { private, public }
     }
 
-    /// Curve25519 with another static key.
+    /// Compute Curve25519 with another static key.
     ///
     /// # Errors
     /// `ZeroSharedSecret`.
@@ -65,7 +65,7 @@ impl StaticKey {
     }
 }
 
-/// Chaining key and hash, and the few ways to move them on (Noise 5.2).
+/// The chaining key and the hash, with the operations that advance them (Noise 5.2).
 #[derive(Clone)]
 struct Symmetric {
     chaining_key: Secret,
@@ -83,7 +83,7 @@ impl Symmetric {
         self.hash = hash2s(&[&self.hash, data]);
     }
 
-    /// In patterns with a psk an ephemeral key goes into the chaining key too (Noise 9.2).
+    /// Mix in an ephemeral key. In patterns with a psk it goes into the chaining key too (Noise 9.2).
     fn mix_ephemeral(&mut self, public: &[u8; 32]) {
         self.mix_hash(public);
         self.mix_key(public);
@@ -106,7 +106,7 @@ impl Symmetric {
         key
     }
 
-    /// `text` ends in 16 bytes of room for the tag.
+    /// Encrypt in place; the last 16 bytes of `text` are room for the tag.
     fn seal(&mut self, key: &[u8; 32], text: &mut [u8]) {
         seal(key, ZERO_NONCE, text, &self.hash);
         self.mix_hash(text);
@@ -120,40 +120,41 @@ impl Symmetric {
         Ok(text)
     }
 
-    /// Keys from the initiator to the responder, and back.
+    /// Derive the transport keys: initiator to responder, and responder to initiator.
     fn split(&self) -> (Secret, Secret) {
         kdf2(&self.chaining_key, b"")
     }
 }
 
-/// The initiator waits for a response.
+/// The initiator's state while it waits for a response.
 pub struct InitiationSent {
     symmetric: Symmetric,
     ephemeral: ExchangeKey,
 }
 
-/// The responder knows who calls, that the caller holds the static key, and when it says that it called.
+/// The responder's state after message 1: it knows the initiator's static key, that the initiator holds the private
+/// half, and the timestamp.
 pub struct InitiationReceived {
     symmetric: Symmetric,
-    /// The caller's static key.
+    /// The initiator's static key.
     pub remote_static: [u8; 32],
     remote_ephemeral: [u8; 32],
-    /// Its timestamp.
+    /// The timestamp.
     pub payload: Vec<u8>,
 }
 
-/// What Noise makes of message 1: ephemeral key, sealed static key, sealed payload.
+/// The size of Noise's part of message 1: ephemeral key, sealed static key, sealed payload.
 pub const fn initiation_body(payload: usize) -> usize {
     KEY + KEY + TAG_SIZE + payload + TAG_SIZE
 }
 
-/// What Noise makes of message 2: ephemeral key, sealed payload.
+/// The size of Noise's part of message 2: ephemeral key, sealed payload.
 pub const fn response_body(payload: usize) -> usize {
     KEY + payload + TAG_SIZE
 }
 
-/// Start a handshake: fill `body`, whose size is `initiation_body` of the payload's. `static_static` is Curve25519 of both
-/// static keys.
+/// Start a handshake: fill `body`, whose size is `initiation_body` of the payload's size. `static_static` is Curve25519
+/// of both static keys.
 ///
 /// # Errors
 /// `ZeroSharedSecret`.
@@ -181,7 +182,8 @@ pub fn create_initiation(
     Ok(InitiationSent { symmetric, ephemeral })
 }
 
-/// Open message 1. `static_static_of` gives Curve25519 of our static key and a configured peer's; None: a stranger.
+/// Open message 1. `static_static_of` returns Curve25519 of our static key and the given one, or `None` if no peer has
+/// that key.
 ///
 /// # Errors
 /// See [`Refusal`].
@@ -204,7 +206,7 @@ pub fn consume_initiation(
     Ok(InitiationReceived { symmetric, remote_static, remote_ephemeral, payload })
 }
 
-/// Answer message 1: fill `body`, whose size is `response_body` of the payload's.
+/// Answer message 1: fill `body`, whose size is `response_body` of the payload's size.
 ///
 /// # Errors
 /// `ZeroSharedSecret`.
@@ -230,7 +232,7 @@ pub fn create_response(
     Ok(TransportKeys { send, receive })
 }
 
-/// Open message 2: keys and payload. `sent` can be used again after an error.
+/// Open message 2. Returns keys and payload. After an error, `sent` can be used again.
 ///
 /// # Errors
 /// `InvalidTag`, `ZeroSharedSecret`.

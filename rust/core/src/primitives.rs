@@ -1,8 +1,8 @@
 //! Twin: wyrmhole/protocol/primitives.py.
 //!
-//! The cryptographic functions of the whitepaper (5.4) by its names, each from a library: Curve25519 and the AEAD from
-//! AWS-LC, BLAKE2s from `blake2`. HChaCha20, which no AEAD library exposes, is the ChaCha20 block of RFC 8439 without
-//! its last addition (draft-irtf-cfrg-xchacha-03, 2.2).
+//! The cryptographic functions of the whitepaper (5.4), under the names it gives them. Curve25519 and the AEAD are from
+//! AWS-LC, BLAKE2s is from `blake2`. HChaCha20, which no AEAD library exposes, is the ChaCha20 block function of RFC
+//! 8439 without the final addition (draft-irtf-cfrg-xchacha-03, 2.2).
 
 use aws_lc_rs::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::agreement::{self, PrivateKey, UnparsedPublicKey, X25519};
@@ -20,23 +20,23 @@ pub type Secret = Zeroizing<[u8; 32]>;
 const HMAC_BLOCK: usize = 64;
 const CHACHA_CONSTANTS: [u32; 4] = [0x6170_7865, 0x3320_646e, 0x7962_2d32, 0x6b20_6574];
 
-/// Why a handshake message is refused.
+/// The reason why a handshake message is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CryptoError {
     /// A tag is wrong.
     InvalidTag,
-    /// The other side's key is of low order: the shared secret is all zeros and protects nothing.
+    /// The peer's key is of low order: the shared secret is all zeros and protects nothing.
     ZeroSharedSecret,
 }
 
-/// A private key of Curve25519, static or ephemeral. AWS-LC overwrites its copy when the value is dropped.
+/// A private Curve25519 key, static or ephemeral. AWS-LC overwrites its copy when the value is dropped.
 pub struct ExchangeKey(PrivateKey);
 
 impl ExchangeKey {
-    /// From 32 bytes, clamped or not.
+    /// Create a key from 32 bytes, clamped or not.
     #[must_use]
     pub fn new(private: &[u8; 32]) -> Self {
-        // It fails only for a wrong length.
+        // Fails only for a wrong length.
         #[allow(clippy::unwrap_used)]
         Self(PrivateKey::from_private_key(&X25519, private).unwrap())
     }
@@ -45,13 +45,13 @@ impl ExchangeKey {
     #[must_use]
     pub fn public(&self) -> [u8; 32] {
         let mut public = [0; 32];
-        // It fails only without memory.
+        // Fails only if there is no memory.
         #[allow(clippy::unwrap_used)]
         public.copy_from_slice(self.0.compute_public_key().unwrap().as_ref());
         public
     }
 
-    /// Curve25519 (RFC 7748) with a public key.
+    /// Compute Curve25519 (RFC 7748) with a public key.
     ///
     /// # Errors
     /// `ZeroSharedSecret`.
@@ -79,13 +79,13 @@ fn keyed(key: &[u8], parts: &[&[u8]]) -> Option<Blake2sMac<U16>> {
     Some(mac)
 }
 
-/// Keyed BLAKE2s with 16 bytes of output. The key has at most 32 bytes; a longer one, which does not occur, gives zeros.
+/// Keyed BLAKE2s with 16 bytes of output. The key has at most 32 bytes; a longer key, which never occurs, yields zeros.
 #[must_use]
 pub fn mac(key: &[u8], parts: &[&[u8]]) -> [u8; MAC_SIZE] {
     keyed(key, parts).map_or([0; MAC_SIZE], |mac| mac.finalize().into_bytes().into())
 }
 
-/// Whether `expected` is the MAC_SIZE of the parts, in constant time.
+/// Whether `expected` is the MAC of the parts; compares in constant time.
 #[must_use]
 pub fn is_mac(key: &[u8], parts: &[&[u8]], expected: &[u8]) -> bool {
     keyed(key, parts).is_some_and(|mac| mac.verify_slice(expected).is_ok())
@@ -131,23 +131,23 @@ pub fn kdf3(key: &[u8; 32], data: &[u8]) -> (Secret, Secret, Secret) {
 }
 
 fn cipher(key: &[u8; 32]) -> LessSafeKey {
-    // It fails only for a wrong length.
+    // Fails only for a wrong length.
     #[allow(clippy::unwrap_used)]
     LessSafeKey::new(UnboundKey::new(&CHACHA20_POLY1305, key).unwrap())
 }
 
-/// ChaCha20-Poly1305 (RFC 8439) in place; the last 16 bytes of `text`, whatever they are, become the tag. A handshake's
-/// nonce is zeros: each of its keys seals once.
+/// Encrypt in place with ChaCha20-Poly1305 (RFC 8439). The last 16 bytes of `text` are overwritten with the tag. In a
+/// handshake the nonce is zero, because each key seals only once.
 pub fn seal(key: &[u8; 32], nonce: [u8; 12], text: &mut [u8], ad: &[u8]) {
     let (plain, place) = text.split_at_mut(text.len() - TAG_SIZE);
     let nonce = Nonce::assume_unique_for_key(nonce);
-    // It fails only beyond 256 GiB.
+    // Fails only beyond 256 GiB.
     #[allow(clippy::unwrap_used)]
     let tag = cipher(key).seal_in_place_separate_tag(nonce, Aad::from(ad), plain).unwrap();
     place.copy_from_slice(tag.as_ref());
 }
 
-/// The reverse of `seal`. What `text` holds after an error is not to be used.
+/// Decrypt in place; the inverse of `seal`. After an error, the contents of `text` must not be used.
 ///
 /// # Errors
 /// `InvalidTag`.
@@ -156,7 +156,7 @@ pub fn open(key: &[u8; 32], nonce: [u8; 12], text: &mut [u8], ad: &[u8]) -> Resu
     cipher(key).open_in_place(nonce, Aad::from(ad), text).map(|_| ()).map_err(|_| CryptoError::InvalidTag)
 }
 
-/// 32-byte subkey from a 32-byte key and a 16-byte nonce.
+/// Derive a 32-byte subkey from a 32-byte key and a 16-byte nonce.
 #[must_use]
 pub fn hchacha20(key: &[u8; 32], nonce: &[u8; 16]) -> Secret {
     let word = |bytes: &[u8], at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
@@ -193,13 +193,14 @@ fn quarter_round(state: &mut [u32; 16], [a, b, c, d]: [usize; 4]) {
     }
 }
 
-/// XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha-03) in place, with the tag as the last 16 bytes of `text`.
+/// Encrypt in place with XChaCha20-Poly1305 (draft-irtf-cfrg-xchacha-03). The last 16 bytes of `text` are overwritten
+/// with the tag.
 pub fn xseal(key: &[u8; 32], nonce: &[u8; 24], text: &mut [u8], ad: &[u8]) {
     let (subkey, nonce) = extended(key, nonce);
     seal(&subkey, nonce, text, ad);
 }
 
-/// The reverse of `xseal`.
+/// Decrypt in place; the inverse of `xseal`.
 ///
 /// # Errors
 /// `InvalidTag`.

@@ -1,6 +1,6 @@
 //! Twin: wyrmhole/protocol/ratelimiter.py.
 //!
-//! Token buckets for handshake messages, one per source.
+//! Token buckets for handshake messages, one per source: an IPv4 address or an IPv6 /64 (whitepaper 5.3).
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -8,10 +8,10 @@ use std::net::IpAddr;
 use crate::constants::{LIMITER_BURST, LIMITER_MAX_SOURCES, LIMITER_RATE, SECOND};
 use crate::quiet_sources::source_of;
 
-/// Nanoseconds of credit that one message costs.
+/// The credit, in nanoseconds, that one message costs.
 const COST: u64 = SECOND / LIMITER_RATE;
 const CAPACITY: u64 = LIMITER_BURST * COST;
-/// A source this long quiet has a full bucket again, so forgetting it changes nothing.
+/// After this long, the bucket of a quiet source is full again, so forgetting the source changes nothing.
 const IDLE: u64 = SECOND;
 
 #[derive(Clone, Copy)]
@@ -20,7 +20,8 @@ struct Bucket {
     seen: u64,
 }
 
-/// See the module. It has a cap: when it is full of busy sources, unknown ones are refused and known ones still served.
+/// The buckets. Their number is limited: when all belong to busy sources, messages from unknown sources are refused,
+/// and known sources are still served.
 #[derive(Default)]
 pub struct RateLimiter {
     buckets: HashMap<u64, Bucket>,
@@ -28,7 +29,7 @@ pub struct RateLimiter {
 }
 
 impl RateLimiter {
-    /// Whether one more message from the IPv4 address or IPv6 /64 may pass at `now` (ns).
+    /// Return whether one more message from the IPv4 address or IPv6 /64 may pass at `now` (ns).
     pub fn allow(&mut self, address: IpAddr, now: u64) -> bool {
         let source = source_of(address);
         if !self.buckets.contains_key(&source) {
@@ -47,7 +48,7 @@ impl RateLimiter {
         allowed
     }
 
-    /// One look at all buckets at most once in `IDLE`, so that a new source costs little whatever comes.
+    /// Forget idle sources, at most once per `IDLE`, so that a new source costs little even in a flood.
     fn make_room(&mut self, now: u64) {
         if now.saturating_sub(self.swept) > IDLE {
             self.buckets.retain(|_, bucket| now.saturating_sub(bucket.seen) <= IDLE);
@@ -67,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn five_pass_at_once_and_then_twenty_a_second() {
+    fn five_messages_pass_at_once_and_then_twenty_per_second() {
         let mut limiter = RateLimiter::default();
         let allowed = |limiter: &mut RateLimiter, now| (0..10).filter(|_| limiter.allow(outer(1), now)).count();
         assert_eq!(allowed(&mut limiter, 10 * SECOND), 5);
@@ -76,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_table_serves_known_sources_and_empties_when_they_fall_silent() {
+    fn a_full_table_serves_known_sources_and_forgets_them_when_they_are_silent() {
         let mut limiter = RateLimiter::default();
         for number in 0..LIMITER_MAX_SOURCES {
             assert!(limiter.allow(outer(number), 10 * SECOND));

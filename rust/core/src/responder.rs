@@ -1,9 +1,9 @@
 //! Twin: wyrmhole/protocol/exchange.py, the half that answers initiations.
 //!
-//! From an initiation that passed the gate to a response and a keypair, without the control thread. Policy stays there:
-//! it says who is a peer and how long a session lives, and learns of each answer by a report. The order of checks is
-//! that of their cost (whitepaper 5.3): under load mac2 and the source's rate, then Diffie-Hellman, then the timestamp.
-//! A peer changes only after its message has proved itself.
+//! From an initiation that passed the gate to a response and a keypair, without the control thread. Policy stays in the
+//! control thread: it configures the peers and the lifetime of sessions, and receives a report of each answer. The order
+//! of the checks is that of their cost (whitepaper 5.3): under load mac2 and the source's rate, then Diffie-Hellman, then
+//! the timestamp. A peer's state changes only after its message was authenticated.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -25,36 +25,36 @@ use crate::ratelimiter::RateLimiter;
 use crate::reports::Report;
 use crate::tables::Tables;
 
-/// A deadline that does not come.
+/// A deadline that never comes.
 const NEVER: u64 = 1 << 63;
-/// What Noise makes of the two messages lies between the indices and the macs.
+/// Noise's part of the two messages, between the indices and the macs.
 const INITIATION_BODY: std::ops::Range<usize> = 8..INITIATION_SIZE - 2 * MAC_SIZE;
 const RESPONSE_BODY: std::ops::Range<usize> = 12..RESPONSE_SIZE - 2 * MAC_SIZE;
 
-/// How long sessions that the other side began may be used.
+/// The limits of sessions that the peer began.
 #[derive(Clone, Copy, Default)]
 pub struct SessionLimits {
-    /// Nanoseconds from the handshake on; nothing is sent or received afterwards.
+    /// Nanoseconds after the handshake for which messages may be sent and received.
     pub reject_after: u64,
-    /// Nanoseconds from the handshake on; nothing is sent afterwards.
+    /// Nanoseconds after the handshake for which messages may be sent.
     pub send_for: u64,
-    /// Messages after which another key is asked for.
+    /// Messages after which another keypair is requested.
     pub rekey_after_messages: u64,
-    /// Messages at which the key ends.
+    /// Messages after which the keypair must not be used.
     pub reject_after_messages: u64,
 }
 
-/// A configured peer as a handshake sees it.
+/// The handshake state of a configured peer.
 struct Known {
     peer: Arc<EnginePeer>,
     psk: Secret,
-    /// Made when it is first needed, and gone with our private key.
+    /// Computed when first needed, and forgotten when our private key changes.
     static_static: Option<Secret>,
-    /// Of the last initiation that proved itself; empty: none did.
+    /// The timestamp of the last authenticated initiation; empty before the first.
     stamp: Vec<u8>,
-    /// When that one came; None: none did.
+    /// When the last authenticated initiation arrived; `None` before the first.
     consumed_at: Option<u64>,
-    /// The peer's cookie for us, and the last moment at which it is valid.
+    /// The peer's cookie for us, and the last nanosecond at which it is valid.
     cookie: Option<([u8; MAC_SIZE], u64)>,
 }
 
@@ -68,15 +68,15 @@ impl Known {
     }
 }
 
-/// What leaves because of an initiation.
+/// The answer to an initiation.
 pub enum Answer {
-    /// To a source that has not proved itself.
+    /// A cookie reply, to a source that has not proved its address.
     CookieReply([u8; COOKIE_REPLY_SIZE]),
-    /// To the peer; the session is in the tables already.
+    /// A response, to the peer; the session is in the tables already.
     Response(Arc<EnginePeer>, [u8; RESPONSE_SIZE]),
 }
 
-/// See the module.
+/// Answer initiations; see the module.
 #[derive(Default)]
 pub struct Responder {
     own: RwLock<Option<Arc<StaticKey>>>,
@@ -88,12 +88,12 @@ pub struct Responder {
 }
 
 impl Responder {
-    /// Whether initiations are answered here: there is a private key.
+    /// Whether initiations are answered here, which needs a private key.
     pub fn answers(&self) -> bool {
         self.answers.load(Ordering::Acquire)
     }
 
-    /// Our static key; None: nothing is answered. What followed from the former key is forgotten.
+    /// Set our static key; with `None`, nothing is answered. Secrets derived from the former key are forgotten.
     pub fn set_private_key(&self, private: Option<&[u8; KEY]>, limits: SessionLimits) {
         *write(&self.limits) = limits;
         *write(&self.own) = private.map(|private| Arc::new(StaticKey::new(private)));
@@ -103,7 +103,7 @@ impl Responder {
         self.answers.store(private.is_some(), Ordering::Release);
     }
 
-    /// The peer answers to this public key and preshared key (zeros: none).
+    /// Set the public key and the preshared key of a peer; an all-zero preshared key means none.
     pub fn set_identity(&self, peer: &Arc<EnginePeer>, public: [u8; KEY], psk: Secret) {
         if let Some(known) = read(&self.known).get(&public) {
             lock(known).psk = psk;
@@ -121,14 +121,14 @@ impl Responder {
         write(&self.known).insert(public, Arc::new(Mutex::new(known)));
     }
 
-    /// The peer left the tables.
+    /// Forget a peer that was removed from the tables.
     pub fn forget(&self, peer: &EnginePeer) {
         if let Some(public) = peer.identity.get() {
             write(&self.known).remove(public);
         }
     }
 
-    /// A cookie that the peer sent us, for mac2 of our responses, and when it ends.
+    /// Store a cookie that the peer sent us, for mac2 of our responses, valid up to and including `until`.
     pub fn set_cookie(&self, peer: &EnginePeer, cookie: [u8; MAC_SIZE], until: u64) {
         let known = peer.identity.get().and_then(|public| read(&self.known).get(public).cloned());
         if let Some(known) = known {
@@ -136,7 +136,7 @@ impl Responder {
         }
     }
 
-    /// Work on one initiation. None: it is dropped, counted, and reported if that was asked for.
+    /// Process one initiation. `None` if it was dropped; the drop is counted, and reported if refusals are reported.
     pub fn answer(
         &self,
         tables: &Tables,
@@ -169,7 +169,7 @@ impl Responder {
         now < self.under_load_until.load(Ordering::Relaxed)
     }
 
-    /// Open the initiation and take its timestamp.
+    /// Open the initiation and record its timestamp.
     fn consume(
         &self,
         tables: &Tables,
@@ -208,7 +208,7 @@ impl Responder {
         Some((known, received))
     }
 
-    /// Make the response and the session.
+    /// Create the response and install the session.
     #[allow(clippy::too_many_arguments)]
     fn respond(
         &self,
@@ -237,10 +237,10 @@ impl Responder {
         add_macs(&mut response, &remote_static, cookie.filter(|(_, until)| now <= *until).map(|(cookie, _)| cookie));
         let params = self.params(local_index, word(remote_index), now);
         let is_begun = {
-            // A session of a key that was replaced meanwhile must not begin.
+            // The session must not begin if our private key was replaced meanwhile.
             let current = read(&self.own);
             let state = lock(known);
-            // Nor one that another thread overtook with a newer initiation of the same peer.
+            // Nor if another thread processed a newer initiation of the same peer.
             current.as_ref().is_some_and(|current| Arc::ptr_eq(current, own))
                 && state.stamp == stamp
                 && begin(tables, &peer, params, &keys, initiation, now)
@@ -271,7 +271,7 @@ impl Responder {
     }
 }
 
-/// The report goes first: what the control thread hears next may be about this very session.
+/// Install the session. It is reported first, because the next report may concern it.
 fn begin(
     tables: &Tables,
     peer: &Arc<EnginePeer>,
@@ -326,7 +326,7 @@ fn cookie_reply(
     cookie::create_reply(&own.public, &initiation.data, initiation.from, &secret, &nonce)
 }
 
-/// mac1 for the receiver, and mac2 if we have its cookie.
+/// Write mac1 for the receiver, and mac2 if we have its cookie.
 fn add_macs(message: &mut [u8; RESPONSE_SIZE], receiver: &[u8; KEY], cookie: Option<[u8; MAC_SIZE]>) {
     let mac1 = mac(&cookie::mac1_key(receiver), &[mac1_parts(message).0]);
     let (at, end) = (RESPONSE_SIZE - 2 * MAC_SIZE, RESPONSE_SIZE - MAC_SIZE);

@@ -1,19 +1,19 @@
 //! Twin: wyrmhole/net/udp_socket.py.
 //!
-//! What is done when a send fails. `sendmsg` is all or nothing, so after an error the whole message is still unsent, and
-//! each remedy may send it again without making duplicates. The same, in the same order, as in the twin:
+//! The remedies for a failed send. `sendmsg` sends all or nothing: after an error the whole message is unsent, and each
+//! remedy may send it again without duplicates. The remedies, and their order, are those of the twin:
 //!
-//! - No room: wait, 10 ms at most for all of one send, then drop.
-//! - Refused: the answer to an earlier datagram, told late; once more.
-//! - An error that a pinned source can cause: once more without; if that works, the source was to blame, and the caller
-//!   is told.
+//! - No room: wait, at most 10 ms per send in total, then drop.
+//! - Refused: a late error for an earlier datagram; send again.
+//! - An error that a pinned source can cause: send again without the source. If that works, the source is invalid, and
+//!   the caller learns it from the outcome.
 //! - EIO with a train: the device below cannot segment or checksum. No more trains on this socket.
-//! - EMSGSIZE with a train: its datagrams exceed the path MTU. Single datagrams get through, as IP fragments;
+//! - EMSGSIZE with a train: its datagrams exceed the path MTU. Single datagrams get through, as IP fragments. This is
 //!   remembered for that destination, for a thousand trains.
-//! - EINVAL with a train: more than 64 datagrams on an older kernel (the limit is lowered), or the same as EMSGSIZE on
-//!   an older kernel (the path MTU tells), or a kernel that refuses trains: single datagrams, and if these pass, no
-//!   more trains.
-//! - Anything else: dropped.
+//! - EINVAL with a train has three causes. More than 64 datagrams on an older kernel: lower the limit. Datagrams that
+//!   exceed the path MTU, again on an older kernel: like EMSGSIZE. A kernel that refuses trains: send single datagrams,
+//!   and if these pass, no more trains.
+//! - Any other error: drop.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -23,9 +23,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use crate::edges::SendOutcome;
 use crate::peer::Source;
 
-/// 65,535 less IPv6, UDP and tagged Ethernet headers: a longer one the kernel cuts up right away.
+/// 65,535 less IPv6, UDP and tagged Ethernet headers: the kernel segments a longer train at once.
 pub const MAX_TRAIN_BYTES: usize = 65_469;
-/// Datagrams of a train since Linux 6.9; before, 64.
+/// The most datagrams of a train since Linux 6.9; before, it was 64.
 pub const MAX_SEGMENTS: usize = 128;
 const OLD_MAX_SEGMENTS: usize = 64;
 const WAITS: u32 = 10;
@@ -33,29 +33,29 @@ const SEND_ATTEMPTS: u32 = 12;
 const OVERSIZED_TRAINS: u32 = 1000;
 const OVERSIZED_LIMIT: usize = 1024;
 
-/// Destinations whose path is narrower than the trains: size, and trains until it is tried again.
+/// Destinations whose path MTU is exceeded: the segment size, and the number of trains until it is tried again.
 type Oversized = HashMap<SocketAddr, (usize, u32)>;
 
-/// Why a send failed, as far as it matters.
+/// The errors of a send, grouped by remedy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SendError {
     /// EAGAIN: no room now.
     NoRoom,
-    /// ECONNREFUSED: about an earlier datagram.
+    /// ECONNREFUSED: an error for an earlier datagram.
     Refused,
     /// EMSGSIZE.
     TooLong,
-    /// EINVAL, which a source can cause too.
+    /// EINVAL, which a source can also cause.
     Invalid,
     /// EIO.
     Device,
     /// Another error that a source can cause.
     Source,
-    /// No remedy.
+    /// An error without remedy.
     Other,
 }
 
-/// A message on its way.
+/// The parameters of a message.
 #[derive(Clone, Copy)]
 #[allow(missing_docs)]
 pub struct Message<'a> {
@@ -64,22 +64,22 @@ pub struct Message<'a> {
     pub tos: u8,
 }
 
-/// A socket as the kernel has it.
+/// A socket without remedies: the kernel's, or a fake in tests.
 pub trait RawSocket {
     /// Send one datagram (`segment_size` 0) or a train.
     ///
     /// # Errors
-    /// Nothing was sent.
+    /// If nothing was sent.
     fn attempt(&self, message: Message<'_>, data: &[u8], segment_size: usize) -> Result<(), SendError>;
 
-    /// Wait a little for room.
+    /// Wait for room, at most 1 ms.
     fn wait_for_room(&self);
 
-    /// The MTU of the route to an address; None: not told.
+    /// The MTU of the route to an address, if known.
     fn path_mtu(&self, to: &SocketAddr) -> Option<usize>;
 }
 
-/// A socket with remedies; workers and the control thread share it.
+/// A socket with remedies, shared by workers and the control thread.
 pub struct RetryingSender<S> {
     raw: S,
     gso: AtomicBool,
@@ -89,7 +89,7 @@ pub struct RetryingSender<S> {
 }
 
 impl<S: RawSocket> RetryingSender<S> {
-    /// `gso`: whether trains may be sent.
+    /// Add remedies to a socket. `gso` tells whether trains may be sent.
     #[must_use]
     pub fn new(raw: S, gso: bool) -> Self {
         Self {
@@ -101,7 +101,7 @@ impl<S: RawSocket> RetryingSender<S> {
         }
     }
 
-    /// The path may have changed: narrow ones are found out again.
+    /// Forget path MTUs, because routes may have changed.
     pub fn forget_paths(&self) {
         self.lock_oversized().clear();
         self.has_oversized.store(false, Ordering::Relaxed);
@@ -113,12 +113,12 @@ impl<S: RawSocket> RetryingSender<S> {
         self.gso.load(Ordering::Relaxed)
     }
 
-    /// The socket itself.
+    /// The socket without remedies.
     pub fn raw(&self) -> &S {
         &self.raw
     }
 
-    /// Send, whatever it takes.
+    /// Send a datagram or a train, with all remedies.
     pub fn send(&self, message: Message<'_>, data: &[u8], segment_size: usize) -> SendOutcome {
         let segment_size = if data.len() > segment_size { segment_size } else { 0 };
         if segment_size > 0 {
@@ -136,7 +136,7 @@ impl<S: RawSocket> RetryingSender<S> {
         }
     }
 
-    /// In trains within the limits.
+    /// Send in trains that are within the limits.
     fn trains(&self, message: Message<'_>, data: &[u8], segment_size: usize, waits: &mut u32) -> SendOutcome {
         let most = self.max_segments.load(Ordering::Relaxed).min(MAX_TRAIN_BYTES / segment_size).max(1);
         self.pieces(message, data, segment_size, most, waits)
@@ -165,7 +165,7 @@ impl<S: RawSocket> RetryingSender<S> {
         outcome
     }
 
-    /// The remedies, in order, for a message whose last attempt failed.
+    /// Apply the remedies, in order, to a message whose last attempt failed.
     fn settle(
         &self,
         mut error: SendError,
@@ -175,8 +175,8 @@ impl<S: RawSocket> RetryingSender<S> {
         waits: &mut u32,
     ) -> SendOutcome {
         for _ in 0..SEND_ATTEMPTS {
-            let is_passing = error == SendError::Refused || error == SendError::NoRoom && self.wait(waits);
-            if !is_passing {
+            let is_transient = error == SendError::Refused || error == SendError::NoRoom && self.wait(waits);
+            if !is_transient {
                 break;
             }
             match self.raw.attempt(message, data, segment_size) {
@@ -275,7 +275,7 @@ mod tests {
     use super::*;
     use std::cell::{Cell, RefCell};
 
-    /// What a kernel was asked, and what it sent.
+    /// The calls that a fake kernel received, and the datagrams that it sent.
     #[derive(Default)]
     struct Seen {
         sent: RefCell<Vec<Vec<u8>>>,
@@ -284,7 +284,7 @@ mod tests {
         mtu: Cell<Option<usize>>,
     }
 
-    /// A kernel that fails as told: by what it saw, the message, its length and segment size.
+    /// A kernel that fails according to a function of earlier calls, the message, its length and its segment size.
     struct Fake<F>(F, Seen);
 
     impl<F: Fn(&Seen, Message<'_>, usize, usize) -> Option<SendError>> RawSocket for Fake<F> {
@@ -325,7 +325,7 @@ mod tests {
     }
 
     #[test]
-    fn a_device_that_cannot_segment_ends_trains_and_loses_none() {
+    fn a_device_that_cannot_segment_ends_trains_without_loss() {
         let socket = socket(|_, _, _, segment_size| (segment_size > 0).then_some(SendError::Device));
         let (data, datagrams) = train();
         assert_eq!(send(&socket, None, &data), SendOutcome::default());
@@ -341,10 +341,10 @@ mod tests {
         let (data, datagrams) = train();
         assert_eq!(send(&socket, None, &data), SendOutcome::default());
         assert_eq!(*socket.raw().1.sent.borrow(), datagrams);
-        assert!(socket.sends_trains(), "the limit was to blame, not the trains");
+        assert!(socket.sends_trains(), "only the limit was exceeded");
         let before = socket.raw().1.attempts.get();
         send(&socket, None, &data);
-        assert_eq!(socket.raw().1.attempts.get() - before, 2, "64 and the rest, without asking again");
+        assert_eq!(socket.raw().1.attempts.get() - before, 2, "64 and the rest, without another failure");
     }
 
     #[test]
@@ -361,7 +361,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kernel_without_the_option_never_gets_it() {
+    fn a_kernel_without_gso_gets_single_datagrams() {
         let seen = Seen::default();
         let socket = RetryingSender::new(
             Fake(|_: &Seen, _: Message<'_>, _, segment_size| (segment_size > 0).then_some(SendError::Other), seen),
@@ -373,7 +373,7 @@ mod tests {
     }
 
     #[test]
-    fn a_narrow_path_gets_fragments_and_is_remembered_for_a_while() {
+    fn a_narrow_path_gets_single_datagrams_until_routes_change() {
         let socket = socket(|_, _, _, segment_size| (segment_size > 0).then_some(SendError::TooLong));
         let (data, datagrams) = train();
         assert_eq!(send(&socket, None, &data), SendOutcome::default());
@@ -404,7 +404,7 @@ mod tests {
     }
 
     #[test]
-    fn who_is_late_to_learn_of_the_older_limit_keeps_to_it() {
+    fn a_limit_that_another_thread_lowered_is_applied() {
         let socket = socket(|_, _, length, segment_size| {
             (segment_size > 0 && length.div_ceil(segment_size) > 64).then_some(SendError::Invalid)
         });
@@ -413,11 +413,11 @@ mod tests {
         let message = Message { to: &TO, source: None, tos: 0 };
         assert_eq!(socket.settle(SendError::Invalid, message, &data, 10, &mut { WAITS }), SendOutcome::default());
         assert_eq!(*socket.raw().1.sent.borrow(), datagrams);
-        assert!(socket.sends_trains(), "another thread's train was too long, not this socket unable");
+        assert!(socket.sends_trains(), "the train was too long, but the socket can send trains");
     }
 
     #[test]
-    fn a_kernel_that_refuses_trains_as_invalid_is_told_from_a_narrow_path() {
+    fn a_kernel_that_refuses_trains_as_invalid_is_distinguished_from_a_narrow_path() {
         let socket = socket(|_, _, _, segment_size| (segment_size > 0).then_some(SendError::Invalid));
         let (data, datagrams) = train();
         socket.raw().1.mtu.set(Some(20));
@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_socket_is_waited_for_a_little_and_once_for_all_of_a_message() {
+    fn the_wait_for_room_is_limited_for_the_whole_message() {
         let socket = socket(|seen, _, _, _| (seen.waits.get() < 3).then_some(SendError::NoRoom));
         let (data, datagrams) = train();
         assert_eq!(send(&socket, None, &data), SendOutcome::default());
@@ -443,7 +443,7 @@ mod tests {
     }
 
     #[test]
-    fn a_late_refusal_is_no_reason_to_drop() {
+    fn a_late_refusal_does_not_drop_the_message() {
         let socket = socket(|seen, _, _, _| (seen.attempts.get() == 1).then_some(SendError::Refused));
         let (data, datagrams) = train();
         assert_eq!(send(&socket, None, &data), SendOutcome::default());
@@ -451,7 +451,7 @@ mod tests {
     }
 
     #[test]
-    fn a_source_that_went_away_is_left_out_and_told() {
+    fn a_rejected_source_is_left_out_and_reported() {
         let socket = socket(|_, message, _, _| message.source.map(|_| SendError::Source));
         let (data, datagrams) = train();
         let source = Source::new(&[1; 12]);
@@ -461,7 +461,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_remedy_is_dropped_at_once() {
+    fn an_error_without_remedy_drops_at_once() {
         let socket = socket(|_, _, _, _| Some(SendError::Other));
         assert!(send(&socket, None, &train().0).dropped);
         assert_eq!(socket.raw().1.attempts.get(), 1);

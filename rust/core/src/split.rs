@@ -1,33 +1,33 @@
 //! Twin: wyrmhole/wire/split.py.
 //!
-//! Splitting: one super-packet of a TUN, up to 64 KiB of one TCP or UDP flow under one set of headers, becomes complete
-//! IP packets of `gso_size` bytes of payload each.
+//! Splitting: turn one super-packet of a TUN into complete IP packets.
 //!
-//! [`Segments::parse`] compares what the virtio header says with what the packet's own headers say and never uses the
-//! one in place of the other; then each segment is laid down where it is wanted, which is in the wire buffer behind its
-//! message header. The transport checksum starts from the pseudo-header's sum that the kernel leaves in the field, so
-//! that the final destination of a source route needs no special case.
+//! A super-packet holds up to 64 KiB of one TCP or UDP flow under one set of headers and is split into segments of
+//! `gso_size` bytes of payload. [`Segments::parse`] requires that the offsets in the virtio header equal those of the
+//! packet's own headers, and only the latter are used. Each segment is then written directly into the wire buffer,
+//! behind its message header. The transport checksum starts from the pseudo-header's sum, which the kernel leaves in
+//! the checksum field. The final destination of a source route therefore needs no special case.
 
 use crate::checksum::{checksum, fold, sum};
 use crate::ip::{IPV4_HEADER_SIZE, IPV6_HEADER_SIZE, PROTOCOL_TCP, PROTOCOL_UDP, is_walkable_extension};
 use crate::virtio::{F_NEEDS_CSUM, GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, OffloadError, VirtioHeader};
 
-/// A TCP peer can push the segments of Linux down to 8 bytes of payload (`TCP_MIN_GSO_SIZE`): 8190 segments in the
-/// largest super-packet. More comes from no sane kernel.
+/// A TCP peer can make Linux use segments of 8 bytes of payload (`TCP_MIN_GSO_SIZE`), which is 8190 segments in the
+/// largest super-packet. A correct kernel never makes more.
 pub const MAX_SEGMENTS: usize = 8192;
 
 const FIN: u8 = 0x01;
 const PSH: u8 = 0x08;
 const CWR: u8 = 0x80;
 
-/// A super-packet whose headers were found good.
+/// A super-packet with verified headers.
 #[derive(Clone, Copy, Debug)]
 pub struct Segments {
     is_v4: bool,
     is_tcp: bool,
-    /// Offset of the transport header.
+    /// The offset of the transport header.
     start: usize,
-    /// Offset of the payload: the length of all headers.
+    /// The offset of the payload, which is the length of all headers.
     header: usize,
     gso_size: usize,
     length: usize,
@@ -40,10 +40,10 @@ pub struct Segments {
 }
 
 impl Segments {
-    /// Check a super-packet (`frame` without its virtio header, which is `virtio`).
+    /// Verify the headers of a super-packet against its virtio header.
     ///
     /// # Errors
-    /// [`OffloadError`] for the whole frame when header and packet do not fit each other.
+    /// [`OffloadError`], for the whole frame, if header and packet are inconsistent.
     pub fn parse(virtio: &VirtioHeader, packet: &[u8]) -> Result<Self, OffloadError> {
         let is_v4 = packet.first().ok_or(OffloadError)? >> 4 == 4;
         let is_v6 = packet[0] >> 4 == 6;
@@ -76,7 +76,7 @@ impl Segments {
         if count > MAX_SEGMENTS {
             return Err(OffloadError);
         }
-        // Ones' complement subtraction of the length that the sum has in it: adding 0xFFFF first keeps it positive.
+        // Subtract the length, which the sum includes, in ones' complement. Adding 0xFFFF first keeps it positive.
         let partial = u64::from(word(packet, start + offset));
         let pseudo = partial + 0xFFFF - u64::from(fold((packet.len() - start) as u64));
         Ok(Self {
@@ -94,7 +94,7 @@ impl Segments {
         })
     }
 
-    /// How many segments there are, at least one.
+    /// The number of segments, at least one.
     #[must_use]
     pub fn count(&self) -> usize {
         self.count
@@ -106,7 +106,7 @@ impl Segments {
         self.header + self.gso_size.min(self.length - self.header - index * self.gso_size)
     }
 
-    /// Lay segment `index` down in `out`, which has exactly its size. `packet` is the one that was parsed.
+    /// Write segment `index` to `out`, which has exactly its size. `packet` is the one that was parsed.
     pub fn emit(&self, packet: &[u8], index: usize, out: &mut [u8]) {
         let (start, header) = (self.start, self.header);
         let at = header + index * self.gso_size;
@@ -134,7 +134,7 @@ impl Segments {
         }
     }
 
-    /// CWR stays on the first segment only, FIN and PSH on the last (as the kernel's `tcp_gso_segment` does).
+    /// CWR stays on the first segment, FIN and PSH on the last, like in the kernel's `tcp_gso_segment`.
     fn tcp_flags(&self, index: usize) -> u8 {
         let mut flags = self.flags;
         if index > 0 {
@@ -147,7 +147,7 @@ impl Segments {
     }
 }
 
-/// In UDP 0 means no checksum, so there 0 is written as its other form.
+/// Compute and write the checksum. In UDP, 0 means "no checksum", so 0 is written as 0xFFFF.
 fn put_checksum(transport: &mut [u8], offset: usize, pseudo: u64, is_udp: bool) {
     transport[offset..offset + 2].fill(0);
     let mut value = !fold(u64::from(sum(transport)) + pseudo);
@@ -157,10 +157,10 @@ fn put_checksum(transport: &mut [u8], offset: usize, pseudo: u64, is_udp: bool) 
     transport[offset..offset + 2].copy_from_slice(&value.to_be_bytes());
 }
 
-/// Finish the partial checksum of one packet, in place.
+/// Complete the partial checksum of one packet in place.
 ///
 /// # Errors
-/// [`OffloadError`] when the field lies beyond the packet; then nothing changed.
+/// [`OffloadError`] if its field lies beyond the packet, which is unchanged then.
 pub fn complete(packet: &mut [u8], csum_start: u16, csum_offset: u16) -> Result<(), OffloadError> {
     let start = usize::from(csum_start);
     let field = start + usize::from(csum_offset);
@@ -177,7 +177,7 @@ pub fn complete(packet: &mut [u8], csum_start: u16, csum_offset: u16) -> Result<
 
 fn walk_v4(packet: &[u8]) -> Result<(u8, usize), OffloadError> {
     let start = usize::from(packet[0] & 15) * 4;
-    // More-fragments bit and offset.
+    // The mask covers the more-fragments bit and the fragment offset.
     if start < IPV4_HEADER_SIZE || start > packet.len() || word(packet, 6) & 0x3FFF != 0 {
         return Err(OffloadError);
     }

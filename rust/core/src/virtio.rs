@@ -1,13 +1,13 @@
 //! Twin: wyrmhole/wire/virtio.py.
 //!
 //! The virtio-net header before every packet of a TUN (virtio 1.2, 5.1.6; the 10 bytes without `num_buffers`).
-//! Integers are in the machine's order; offsets count from the start of the IP packet behind it.
+//! Integers are in the byte order of the machine. Offsets count from the start of the IP packet after the header.
 
-/// Bytes of the header.
+/// The size of the header in bytes.
 pub const VIRTIO_HEADER_SIZE: usize = 10;
-/// The header of one complete packet.
+/// The header of one complete packet without offloads.
 pub const PLAIN_HEADER: [u8; VIRTIO_HEADER_SIZE] = [0; VIRTIO_HEADER_SIZE];
-/// The checksum field holds a partial sum, which the receiver of the frame completes.
+/// The checksum field holds a partial sum, which the receiver of the frame must complete.
 pub const F_NEEDS_CSUM: u8 = 1;
 
 /// One packet, not a super-packet.
@@ -18,14 +18,14 @@ pub const GSO_TCPV4: u8 = 1;
 pub const GSO_TCPV6: u8 = 4;
 /// A UDP super-packet.
 pub const GSO_UDP_L4: u8 = 5;
-/// In addition to a TCP type: the first segment carries CWR.
+/// Added to a TCP type: the first segment carries CWR.
 pub const GSO_ECN: u8 = 0x80;
 
-/// The virtio header does not fit the packet behind it.
+/// The virtio header is invalid or inconsistent with the packet that follows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OffloadError;
 
-/// See the module. `header_length` is a hint that is never read; `gso_size` is the payload of one segment.
+/// A virtio header. `header_length` is a hint that is never read; `gso_size` is the payload of one segment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[allow(missing_docs)]
 pub struct VirtioHeader {
@@ -38,7 +38,7 @@ pub struct VirtioHeader {
 }
 
 impl VirtioHeader {
-    /// The header at the start of a frame; None when the frame is shorter.
+    /// Parse the header at the start of a frame. `None` if the frame is shorter.
     #[must_use]
     pub fn parse(frame: &[u8]) -> Option<Self> {
         let head: &[u8; VIRTIO_HEADER_SIZE] = frame.get(..VIRTIO_HEADER_SIZE)?.try_into().ok()?;
@@ -53,7 +53,7 @@ impl VirtioHeader {
         })
     }
 
-    /// The ten bytes.
+    /// The header as 10 bytes.
     #[must_use]
     pub fn emit(&self) -> [u8; VIRTIO_HEADER_SIZE] {
         let mut out = [self.flags, self.gso_type, 0, 0, 0, 0, 0, 0, 0, 0];
