@@ -74,7 +74,7 @@ class Host:
         return [pid for pid in map(int, found.stdout.split()) if is_alive(pid)]
 
     def daemon(self) -> int:
-        """The process id of the daemon, which may have a caretaker beside it."""
+        """Return the process id of the daemon, which may have a caretaker."""
         (pid,) = [pid for pid in self.pids() if Path(f"/proc/{pid}/comm").read_text().strip() != CARETAKER]
         return pid
 
@@ -94,7 +94,7 @@ def is_alive(pid: int) -> bool:
 def until(holds: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 20
     while not holds():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "the condition did not hold in time"
         time.sleep(0.01)
 
 

@@ -1,4 +1,4 @@
-"""Log lines of the commands that carry a tunnel: which come by default, and that each stays one line."""
+"""Log lines of the commands that run a tunnel: the default level, and that each message stays on one line."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_verbosity_decides_what_is_printed(
 
 
 @pytest.mark.parametrize("verbose", [False, True])
-def test_the_choice_of_an_engine_is_for_the_verbose(verbose: bool, capsys: pytest.CaptureFixture[str]) -> None:
+def test_choice_of_an_engine_is_printed_only_if_verbose(verbose: bool, capsys: pytest.CaptureFixture[str]) -> None:
     set_up_console(verbose, False)
     logger = logging.getLogger(OPENING)
     logger.info("opened")
@@ -46,7 +46,7 @@ def test_the_choice_of_an_engine_is_for_the_verbose(verbose: bool, capsys: pytes
     assert capsys.readouterr().err.splitlines() == ["wyrmhole: opened"] * verbose + ["wyrmhole: beware"]
 
 
-def test_a_name_with_control_characters_stays_on_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_name_with_control_characters_stays_on_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     set_up_console(False, False)
     logging.getLogger("wyrmhole").warning("no %s", "a\nb\x1b[2J")
     assert capsys.readouterr().err == "wyrmhole: no a\\nb\\x1b[2J\n"

@@ -1,4 +1,4 @@
-"""Log lines: their form, what is escaped, and how seldom they come."""
+"""Log lines: form, escaping and rate limit."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ def record(message: str, *args: object, level: int = logging.DEBUG, rate_class: 
     return record
 
 
-def test_lines_have_wireguard_gos_form() -> None:
+def test_lines_have_the_form_of_wireguard_go() -> None:
     line = LineFormatter("wg0").format(record("Device %s", "started"))
     assert re.fullmatch(r"DEBUG: \(wg0\) \d{4}/\d\d/\d\d \d\d:\d\d:\d\d Device started", line)
 
 
-def test_there_are_wireguard_gos_two_levels_and_warnings() -> None:
+def test_levels_are_those_of_wireguard_go_and_warnings() -> None:
     words = [LineFormatter("wg0").format(record("x", level=level)).split(":")[0] for level in (10, 20, 30, 40, 50)]
     assert words == ["DEBUG", "DEBUG", "WARNING", "ERROR", "ERROR"]
 
 
-def test_bytes_of_others_stay_on_one_short_line() -> None:
+def test_foreign_bytes_stay_on_one_short_line() -> None:
     line = LineFormatter("wg0").format(record("from %s", "\x1b[2J\n\r\x00\u202e" + "A" * 100_000))
     assert "from \\x1b[2J\\n\\r\\x00\\u202eAAA" in line
     assert line.isprintable() and len(line) < 1200
 
 
-def test_an_exception_is_one_line_that_tells_where() -> None:
+def test_exception_is_one_line_with_its_place() -> None:
     """The line contains no value of a variable."""
     secret = PrivateKey(bytes(range(32)))
     try:
@@ -48,7 +48,7 @@ def test_an_exception_is_one_line_that_tells_where() -> None:
     assert secret.hex() not in line and secret.base64() not in line
 
 
-def test_one_line_a_second_of_each_class_comes_through() -> None:
+def test_one_line_per_second_and_class_is_logged() -> None:
     now = 100.0
     limit = RateLimit(clock=lambda: now)
     assert limit.filter(record("a", rate_class="a"))
@@ -64,24 +64,24 @@ def test_one_line_a_second_of_each_class_comes_through() -> None:
     assert limit.filter(last) and last.getMessage() == "a"
 
 
-def test_classes_without_end_are_bounded() -> None:
+def test_number_of_classes_is_bounded() -> None:
     limit = RateLimit(clock=lambda: 100.0)
     passed = sum(limit.filter(record("x", rate_class=str(number))) for number in range(10 * MAX_CLASSES))
     assert passed == MAX_CLASSES + 1
 
 
-def test_many_sources_together_get_ten_lines_a_second() -> None:
+def test_all_sources_together_get_ten_lines_per_second() -> None:
     now = 100.0
     limit = RateLimit(clock=lambda: now)
     passed = [limit.filter(record("x", rate_class=f"refused 192.0.2.{number}")) for number in range(200)]
     assert sum(passed) == KIND_LINES
-    assert limit.filter(record("x", rate_class="silent peer(abc)")), "another kind"
+    assert limit.filter(record("x", rate_class="silent peer(abc)")), "another kind of message"
     now = 101.0
     again = record("x", rate_class="refused 198.51.100.1")
     assert limit.filter(again) and again.getMessage() == "x (similar lines omitted: 190)"
 
 
-def test_quiet_sources_are_forgotten_and_their_count_is_not() -> None:
+def test_quiet_sources_are_forgotten_but_their_lines_counted() -> None:
     now = 100.0
     limit = RateLimit(clock=lambda: now)
     for _ in range(3):
@@ -93,8 +93,8 @@ def test_quiet_sources_are_forgotten_and_their_count_is_not() -> None:
     assert limit.filter(fresh) and fresh.getMessage() == "x (similar lines omitted: 2)"
 
 
-def test_a_reader_that_stops_costs_lines_and_not_the_daemon() -> None:
-    """A full pipe would hold up the whole control thread; the next line that is taken tells how many were lost."""
+def test_stalled_reader_costs_lines_but_does_not_block() -> None:
+    """A full pipe would block the control thread. The next line that can be written reports how many were lost."""
     read_fd, write_fd = os.pipe()
     with open(read_fd, "rb") as reader, open(write_fd, "w") as writer:
         os.set_blocking(write_fd, False)
@@ -114,6 +114,6 @@ def test_a_reader_that_stops_costs_lines_and_not_the_daemon() -> None:
         assert reader.readline() == b"taken (lines lost: 30)\n"
 
 
-def test_no_line_is_longer_than_a_pipe_takes_at_once() -> None:
+def test_line_fits_into_an_atomic_write_to_a_pipe() -> None:
     for text in ("\N{GRINNING FACE}" * 2000, "\U000e0001" * 2000, "\n" * 2000):
         assert len(LineFormatter("w" * 15).format(record("%s", text)).encode()) < 4096

@@ -1,4 +1,4 @@
-"""Who runs the command in a test: root, or nobody on a host whose /dev/net/tun is everybody's."""
+"""The users that run the command in tests: root, or nobody on a host whose /dev/net/tun is open to all."""
 
 from __future__ import annotations
 
@@ -19,17 +19,20 @@ mount -t tmpfs -o mode=755 none $folder && mknod -m 666 $folder/tun c 10 200 && 
 umount -l $folder && rmdir $folder
 exec setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps=-all --bounding-set=-all "$@"
 """
-"""In a mount namespace, where /dev/net/tun is everybody's, as distributions have it."""
+"""Runs a command in a mount namespace where /dev/net/tun is open to all, as in distributions."""
 
 
 def as_nobody(*command: str) -> subprocess.CompletedProcess[str]:
-    """Through a shell: setpriv itself still starts its program with root's reach."""
+    """Run a command as nobody.
+
+    A shell comes between, because setpriv itself still has root's access when it starts its program.
+    """
     words = ["setpriv", "--reuid", "65534", "--clear-groups", "sh", "-c", '"$@"', "sh", *command]
     return subprocess.run(words, capture_output=True, text=True, check=False)
 
 
 def shared_python() -> str:
-    """An interpreter of this version that every user may run, also where the tests' own lies in root's home."""
+    """Return an interpreter of this version that every user may run, even if the tests' own is in root's home."""
     program = "import sys; print(sys.version_info[:2])"
     for candidate in (os.path.realpath(sys.executable), "/usr/bin/python3"):
         if as_nobody(candidate, "-c", program).stdout.strip() == str(sys.version_info[:2]):
@@ -43,7 +46,7 @@ def skip_unless_readable(user: str) -> None:
 
 
 def wyrmhole_of(user: str, *words: str) -> Sequence[str]:
-    """The command as that user calls it, in an environment with `ENVIRON`."""
+    """Return the command as this user calls it, in an environment with `ENVIRON`."""
     module = ("-m", "wyrmhole.cli.main", *words)
     if user == "root":
         return (sys.executable, *module)

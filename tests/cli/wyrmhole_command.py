@@ -24,7 +24,7 @@ def output(*words: str, text: str | None = None) -> str:
 
 
 def refusal(*words: str, status: int = 1, text: str | None = None) -> str:
-    """What stderr says of a failure, which is one line unless it is about usage."""
+    """Return stderr of a failed command, which is one line unless it is about usage."""
     result = invoke(*words, text=text)
     assert result.exit_code == status, result.output
     return result.stderr

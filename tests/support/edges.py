@@ -1,4 +1,4 @@
-"""A TUN and a bind of lists: tests put frames and datagrams into them, and see what came out."""
+"""A TUN and a bind made of lists: tests insert frames and datagrams, and read the output."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PLAIN = bytes(10)
 
 
 class ListTun:
-    """A TUN whose frames are lists; always up."""
+    """A TUN whose frames are kept in lists. It is always up."""
 
     name = "list0"
     mtu = DEFAULT_MTU
@@ -70,7 +70,7 @@ class ListTun:
 
 
 class ListBind:
-    """A bind whose datagrams are lists. `transmit` takes each datagram that is sent, trains cut up."""
+    """A bind whose datagrams are kept in lists. `transmit` receives each sent datagram; trains are split."""
 
     def __init__(self, transmit: Callable[[SockAddr, bytes, bytes | None, int], None]) -> None:
         self._transmit = transmit

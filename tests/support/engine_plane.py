@@ -1,7 +1,7 @@
-"""An engine in the place of the protocol tests' model data plane, so that one suite runs on the model and both engines.
+"""An engine in place of the model data plane, so that the protocol's tests run on the model and on both engines.
 
 Payloads travel as IPv4 packets from 10.0.<sender>.1 to 10.0.<receiver>.1, through the engine's real steps, between a
-TUN and a bind that are lists.
+TUN and a bind made of lists.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _NAMES = {
 
 
 class EnginePlane:
-    """What tests.support.world.ModelPlane offers, on the engine. Node n has the inner address 10.x.n.1."""
+    """The methods of tests.support.model_plane.ModelPlane, on an engine. Node n has the inner address 10.x.n.1."""
 
     def __init__(self, clock: Callable[[], int], transmit: Callable[[Endpoint, bytes], None]) -> None:
         self.engine = make_engine(clock)
@@ -48,7 +48,7 @@ class EnginePlane:
         self.engine.attach_bind(self.bind, 51820)
         self.queue_depth = 0
         self.number = 0
-        """Set by the world: the node's own inner address."""
+        """The node's own inner address, set by the world."""
         self._numbers: dict[PeerId, int] = {}
         self._reports: deque[Report] = deque()
 

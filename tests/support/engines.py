@@ -1,4 +1,4 @@
-"""Which engine a test runs on: the suite runs on each that is installed, and asks for it here."""
+"""Choose the engine of a test. The suite runs on each installed engine, and makes it here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _chosen = ["portable"]
 
 @contextmanager
 def chosen(kind: str) -> Iterator[None]:
-    """Within, `make_engine` makes engines of that kind. The native one may be missing where no Rust toolchain is."""
+    """Let `make_engine` make engines of this kind. The native one may be missing only without a Rust toolchain."""
     if kind == "native" and not has_native():
         if os.environ.get("CI") == "true" and shutil.which("cargo"):
             pytest.fail("the native engine was not built, and there is a Rust toolchain")
@@ -38,8 +38,10 @@ def kind() -> str:
 
 
 def make_engine(clock: Callable[[], int], *, threaded: bool = False, workers: int = 1) -> Any:
-    """Without threads it moves packets by `turn` only, which both kinds have beside the contract. Only the native one
-    has more than one worker."""
+    """Return an engine. Without threads it moves packets only in `turn`, which both kinds have beside the contract.
+
+    Only the native one has more than one worker.
+    """
     if kind() == "portable":
         return PortableEngine(clock, threaded=threaded)
     from wyrmhole.engine.native import NativeEngine
@@ -48,7 +50,7 @@ def make_engine(clock: Callable[[], int], *, threaded: bool = False, workers: in
 
 
 def index_count(engine: Any) -> int:
-    """How many receiver indices lead to a key: what each engine's tables say, which the contract has no word for."""
+    """Return the number of receiver indices in the engine's tables. The contract has no method for it."""
     if engine.kind is EngineKind.PORTABLE:
         return len(engine.inspect().indices)
     indices: int = engine._native.sizes()[2]

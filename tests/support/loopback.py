@@ -1,4 +1,4 @@
-"""A stand-in for a tunnel: its inside is this host's loopback, and its names a table. And servers to reach."""
+"""A stand-in for a tunnel, whose inside is the loopback of this host and whose names are a table; and servers."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from wyrmhole.library.names.address_info import AddressInfo, family_of, info, li
 
 T = TypeVar("T")
 PATIENCE = 20.0
-"""Seconds that a scenario may take: many times more than it ever does."""
+"""Limit in seconds for a scenario, many times what one takes."""
 
 
 def run(scenario: Coroutine[Any, Any, T]) -> T:
-    """A scenario on a loop of its own, given up after a while."""
+    """Run a scenario on a new loop. Raises TimeoutError after the limit."""
 
     async def limited() -> T:
         async with asyncio.timeout(PATIENCE):
@@ -26,7 +26,7 @@ def run(scenario: Coroutine[Any, Any, T]) -> T:
 
 
 class Loopback:
-    """Has the shape of `Dialer`. `asked` are the names that were looked up, `opened` the sockets that were made."""
+    """Has the methods of `Dialer`. `asked` lists the names that were looked up, `opened` the sockets that were made."""
 
     def __init__(self, **names: str) -> None:
         self.names = {name.replace("_", "."): address for name, address in names.items()}
@@ -71,7 +71,7 @@ SILENCE = "no handshake with peer far (192.0.2.1:51820): 3 initiations unanswere
 
 
 class Silent(Loopback):
-    """Nobody inside answers."""
+    """A tunnel in which no host answers."""
 
     async def connect_socket(
         self, host: str, port: int, *, family: int = 0, type: int = socket.SOCK_STREAM, timeout: float | None = None
@@ -89,7 +89,7 @@ Serve = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 @asynccontextmanager
 async def server(serve: Serve, host: str = "127.0.0.1") -> AsyncIterator[int]:
-    """Its port. `serve` has one connection; what it leaves open is closed."""
+    """Run a server that calls `serve` for each connection and closes it afterwards. Yield its port."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -107,7 +107,7 @@ async def server(serve: Serve, host: str = "127.0.0.1") -> AsyncIterator[int]:
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Give back, and half-close when the client does."""
+    """Echo, and half-close after the client has."""
     while data := await reader.read(1 << 16):
         writer.write(data)
         await writer.drain()
@@ -115,8 +115,8 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
     await reader.read()
 
 
-async def count_then_say(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Read until the client's end, and only then answer: works only where half-close is kept."""
+async def count_then_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer only after the client's end, which works only if half-close is forwarded."""
     size = 0
     while data := await reader.read(1 << 16):
         size += len(data)
@@ -125,7 +125,7 @@ async def count_then_say(reader: asyncio.StreamReader, writer: asyncio.StreamWri
 
 
 class Echo(asyncio.DatagramProtocol):
-    """UDP. `seen` are those who wrote, by their last payload."""
+    """A UDP echo. `seen` holds the senders by their last payload."""
 
     def __init__(self) -> None:
         self.seen: dict[bytes, Any] = {}
@@ -140,7 +140,7 @@ class Echo(asyncio.DatagramProtocol):
 
 @asynccontextmanager
 async def udp_echo(host: str = "127.0.0.1") -> AsyncIterator[tuple[int, Echo]]:
-    """Its port and what it saw."""
+    """Run a UDP echo, and yield its port and protocol."""
     loop = asyncio.get_running_loop()
     transport, protocol = await loop.create_datagram_endpoint(Echo, (host, 0))
     try:
@@ -150,7 +150,7 @@ async def udp_echo(host: str = "127.0.0.1") -> AsyncIterator[tuple[int, Echo]]:
 
 
 def udp_client(host: str, port: int) -> socket.socket:
-    """A connected non-blocking socket."""
+    """Yield a connected non-blocking socket."""
     sock = socket.socket(family_of(literal(host) or family_error(host)), socket.SOCK_DGRAM)
     sock.setblocking(False)
     sock.connect((host, port))
@@ -158,17 +158,17 @@ def udp_client(host: str, port: int) -> socket.socket:
 
 
 def family_error(host: str) -> Any:
-    raise AssertionError(f"{host} is no literal")
+    raise AssertionError(f"{host} is not a literal")
 
 
 async def ask(sock: socket.socket, data: bytes) -> bytes:
-    """Send one packet and await one."""
+    """Send one packet and wait for one."""
     loop = asyncio.get_running_loop()
     await loop.sock_sendall(sock, data)
     return await loop.sock_recv(sock, 65535)
 
 
 async def eventually(look: Callable[[], bool]) -> None:
-    """Let the loop turn until it is so; `run` ends a wait in vain."""
+    """Run the loop until the condition holds. `run` limits the wait."""
     while not look():
         await asyncio.sleep(0)

@@ -1,7 +1,8 @@
 """The smallest data plane that obeys the docstrings of `protocol.data_plane`.
 
-One payload is one packet, without IP, and its answers are immediate. It seals and opens for real, so that a wrong key,
-nonce or index shows."""
+One payload is one packet, without IP, and answers are immediate. It seals and opens for real, so that a wrong key,
+nonce or index is noticed.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +66,7 @@ class ModelPlane:
         self.queue_depth = 0
         self.number = 0
 
-    # What the protocol calls.
+    # Calls of the protocol
 
     def set_mac1_key(self, key: bytes | None) -> None:
         self.mac1_key = key
@@ -161,10 +162,10 @@ class ModelPlane:
     def counters(self, peer: PeerId) -> PeerCounters:
         return PeerCounters(self.peers[peer].tx, self.peers[peer].rx)
 
-    # Packets.
+    # Packets
 
     def send_packet(self, peer: PeerId, payload: bytes) -> None:
-        """A packet came from the TUN."""
+        """Handle a packet from the TUN."""
         it = self.peers[peer]
         if it.endpoint is None:
             self.dropped["no_endpoint"] += 1

@@ -1,4 +1,4 @@
-"""Allowed IPs the obvious way, to compare the trie with."""
+"""Allowed IPs implemented in the obvious way, to compare with the trie."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from wyrmhole.wire.prefix import Prefix
 
 
 class NaiveTable:
-    """A list of (prefix, owner); the longest that matches wins."""
+    """A list of (prefix, owner). The longest matching prefix wins."""
 
     def __init__(self) -> None:
         self.entries: dict[Prefix, str] = {}

@@ -25,7 +25,7 @@ class Namespace:
         self.name = f"wyrm-{os.getpid()}-{next(_numbers)}"
         ip("netns", "add", self.name)
         self.ip("link", "set", "lo", "up")
-        # A link-local address that is still checked for duplicates would hold up the first second of IPv6.
+        # Duplicate address detection would delay IPv6 by a second.
         self.sysctl("net.ipv6.conf.default.accept_dad", "0")
 
     def ip(self, *arguments: str) -> str:
@@ -40,7 +40,7 @@ class Namespace:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """Sockets that this thread makes inside are in the namespace, and stay there."""
+        """Enter the namespace with this thread. Sockets made inside stay in it."""
         home = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
         there = os.open(f"/run/netns/{self.name}", os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -54,7 +54,7 @@ class Namespace:
             os.close(there)
 
     def join(self, other: Namespace, device: str, other_device: str) -> None:
-        """Connect the two with a veth pair, without addresses, up."""
+        """Connect the two namespaces with a veth pair that is up and has no addresses."""
         self.ip("link", "add", device, "type", "veth", "peer", "name", other_device, "netns", other.name)
         self.ip("link", "set", device, "up")
         other.ip("link", "set", other_device, "up")

@@ -1,4 +1,4 @@
-"""A user without any rights, and a Python that this user may run."""
+"""The user nobody, who has no rights, and a Python interpreter that this user may run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--inh-
 
 
 def interpreter() -> str:
-    """One of this version that a user may run: that of a virtual environment in root's home is not."""
+    """Return an interpreter of this version that any user may run, unlike that of an environment in root's home."""
     own = sys.executable
     names = (own, f"/usr/bin/python3.{sys.version_info.minor}", "/usr/bin/python3")
     for name in names:
-        # Started by one who is nobody already, for root finds its way into any folder.
+        # Tried as nobody, because root could enter any folder.
         check = "import sys, os, subprocess; sys.exit(subprocess.run([sys.argv[1], '-c', 'import ssl']).returncode)"
         command = [*NOBODY, "/usr/bin/env", "python3", "-c", check, name]
         version = f"import sys; sys.exit(sys.version_info[:2] != {tuple(sys.version_info[:2])})"

@@ -1,4 +1,4 @@
-"""IP packets built the slow and obvious way, to compare the fast code with."""
+"""IP packets built in a slow and obvious way, to compare with the fast code."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from wyrmhole.wire.virtio import F_NEEDS_CSUM, GSO_ECN, GSO_TCPV4, GSO_TCPV6, GS
 FIN, SYN, RST, PSH, ACK, URG, ECE, CWR = (1 << bit for bit in range(8))
 TCP, UDP, ICMP = 6, 17, 1
 EXPERIMENTAL = 253
-"""A protocol number for experiments (RFC 3692)."""
+"""A protocol number reserved for experiments (RFC 3692)."""
 TIMESTAMPS = bytes.fromhex("0101080a0000000100000002")
 
 
 def word_sum(data: bytes) -> int:
-    """RFC 1071, word by word."""
+    """Return the checksum of RFC 1071, computed word by word."""
     total = 0
     for at in range(0, len(data), 2):
         total += int.from_bytes(data[at : at + 2].ljust(2, b"\0"), "big")
@@ -32,7 +32,7 @@ def field(data: bytes) -> int:
 
 @dataclass(frozen=True)
 class Packet:
-    """A TCP or UDP packet; `emit` gives its bytes with right checksums."""
+    """A TCP or UDP packet. `emit` returns its bytes with correct checksums."""
 
     payload: bytes = b""
     protocol: int = TCP
@@ -91,7 +91,7 @@ class Packet:
         return self.ip_header(len(transport)) + transport
 
     def emit_partial(self) -> bytes:
-        """With the sum of the pseudo-header in the checksum field, as the kernel leaves it to a device."""
+        """Return the bytes with the pseudo-header's sum as the checksum, like the kernel for an offloading device."""
         transport = self.transport(word_sum(self.pseudo_header()))
         return self.ip_header(len(transport)) + transport
 
@@ -100,7 +100,7 @@ class Packet:
         return 16 if self.protocol == TCP else 6
 
     def frame(self, gso_size: int) -> bytes:
-        """A super-packet as the kernel gives it to a TUN."""
+        """Return a super-packet as the kernel passes it to a TUN."""
         kind = GSO_UDP_L4 if self.protocol == UDP else GSO_TCPV4 if self.version == 4 else GSO_TCPV6
         if self.protocol == TCP and self.flags & CWR:
             kind |= GSO_ECN
@@ -108,7 +108,7 @@ class Packet:
         return header.emit() + self.emit_partial()
 
     def segments(self, gso_size: int) -> list[Packet]:
-        """Cut it the way the kernel does."""
+        """Split it like the kernel does."""
         chunks = [self.payload[at : at + gso_size] for at in range(0, max(len(self.payload), 1), gso_size)]
         last = len(chunks) - 1
         return [
@@ -124,7 +124,7 @@ class Packet:
 
 
 def train(count: int, size: int = 100, first: Packet | None = None) -> list[Packet]:
-    """Packets of one flow that follow each other, `size` bytes of payload each."""
+    """Return consecutive packets of one flow, each with `size` bytes of payload."""
     first = first or Packet()
     return replace(first, payload=pattern(count * size)).segments(size)
 
@@ -139,7 +139,7 @@ def addresses(version: int) -> st.SearchStrategy[int]:
 
 @st.composite
 def super_packets(draw: st.DrawFn) -> tuple[Packet, int]:
-    """Any TCP or UDP super-packet, and its segment size."""
+    """Draw a TCP or UDP super-packet and its segment size."""
     version = draw(st.sampled_from([4, 6]))
     size = draw(st.integers(1, 300))
     count = draw(st.integers(1, 12))
@@ -195,20 +195,20 @@ def ipv6(
 
 
 def udp_datagram(ports: tuple[int, int], payload: bytes = b"x") -> bytes:
-    """A UDP header without a checksum, and the payload."""
+    """Return a UDP header without a checksum, and the payload."""
     return struct.pack(">HHHH", *ports, 8 + len(payload), 0) + payload
 
 
 def tcp_segment(ports: tuple[int, int], payload: bytes = b"", *, sequence: int = 0, flags: int = ACK) -> bytes:
-    """A TCP header without a checksum, and the payload."""
+    """Return a TCP header without a checksum, and the payload."""
     return struct.pack(">HHIIBBHHH", *ports, sequence & 0xFFFF_FFFF, 0, 5 << 4, flags, 1000, 0, 0) + payload
 
 
 def udp(source: str, destination: str, ports: tuple[int, int], payload: bytes = b"x") -> bytes:
-    """An IPv4 packet with a UDP datagram."""
+    """Return an IPv4 packet with a UDP datagram."""
     return ipv4(source, destination, udp_datagram(ports, payload), protocol=UDP)
 
 
 def uso(packet: bytes, payload: int) -> bytes:
-    """A frame that asks to cut the UDP packet into segments with that many bytes of payload each."""
+    """Return a frame that requests to split a UDP packet into segments with this number of payload bytes."""
     return VirtioHeader(F_NEEDS_CSUM, GSO_UDP_L4, 28, payload, 20, 6).emit() + packet

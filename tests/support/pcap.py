@@ -1,7 +1,7 @@
 """The classic pcap file format (draft-ietf-opsawg-pcap), as tcpdump and Wireshark read it.
 
-A file is a 24-byte header and then records: 16 bytes of header, and a packet. Files are written little endian with
-nanosecond timestamps; read in either byte order and either resolution.
+A file is a 24-byte header followed by records, each a 16-byte header and a packet. Files are written in little endian
+with nanosecond timestamps, and read in either byte order and either resolution.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ LINKTYPE_RAW = 101
 FILE_HEADER_SIZE = 24
 RECORD_HEADER_SIZE = 16
 MAX_SNAP_LENGTH = 262_144
-"""What libpcap accepts as the length of a record (MAXIMUM_SNAPLEN)."""
+"""The longest record that libpcap accepts (MAXIMUM_SNAPLEN)."""
 
 _MAGIC_MICROSECONDS = 0xA1B2C3D4
 _MAGIC_NANOSECONDS = 0xA1B23C4D
@@ -28,12 +28,12 @@ _SECOND = 1_000_000_000
 
 
 class PcapError(ValueError):
-    """The bytes are no such header or record, or a value does not fit one."""
+    """Invalid bytes of a header or record, or a value that does not fit into one."""
 
 
 @dataclass(frozen=True, slots=True)
 class FileHeader:
-    """`snap_length` bounds the bytes captured of a packet; `nanoseconds` is the length of a timestamp's tick."""
+    """`snap_length` limits the captured bytes of a packet. `nanoseconds` is the resolution of timestamps."""
 
     snap_length: int = MAX_SNAP_LENGTH
     link_type: int = LINKTYPE_RAW
@@ -42,7 +42,7 @@ class FileHeader:
 
     @classmethod
     def parse(cls, data: Buffer) -> Self:
-        """The first 24 bytes of a file. Raises PcapError."""
+        """Parse the first 24 bytes of a file. Raises PcapError."""
         if len(data) < FILE_HEADER_SIZE:
             raise PcapError(f"a pcap file begins with {FILE_HEADER_SIZE} bytes of header")
         for byte_order in "<>":
@@ -53,11 +53,11 @@ class FileHeader:
             raise PcapError("no pcap file begins like this")
         if (major, minor) != _VERSION:
             raise PcapError(f"pcap version {major}.{minor} is not 2.4")
-        # The upper bits of the link type tell about frame check sequences.
+        # The upper bits of the link type describe frame check sequences.
         return cls(snap_length, link & 0xFFFF, _RESOLUTIONS[magic], byte_order)
 
     def emit(self) -> bytes:
-        """24 bytes. Raises PcapError when a value does not fit."""
+        """Return the 24 bytes. Raises PcapError if a value does not fit."""
         magic = _MAGIC_NANOSECONDS if self.nanoseconds == 1 else _MAGIC_MICROSECONDS
         try:
             return struct.pack(self.byte_order + "IHHiIII", magic, *_VERSION, 0, 0, self.snap_length, self.link_type)
@@ -67,7 +67,7 @@ class FileHeader:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """One packet: wall clock in nanoseconds, the captured bytes, and how many there were on the wire."""
+    """One packet: wall clock time in nanoseconds, the captured bytes, and the length on the wire."""
 
     time: int
     data: bytes
@@ -75,12 +75,12 @@ class Record:
 
     @classmethod
     def of(cls, time: int, packet: Buffer, snap_length: int = MAX_SNAP_LENGTH) -> Self:
-        """The record of a packet, cut to `snap_length`."""
+        """Return the record of a packet, truncated to `snap_length`."""
         return cls(time, bytes(packet[:snap_length]), len(packet))
 
     @classmethod
     def parse(cls, header: FileHeader, data: Buffer) -> Self:
-        """The record at the start of `data`. Raises PcapError, also when it is cut off or longer than any packet."""
+        """Parse the record at the start of `data`. Raises PcapError, also for a truncated or impossibly long record."""
         if len(data) < RECORD_HEADER_SIZE:
             raise PcapError("a record header is cut off")
         seconds, ticks, length, original_length = struct.unpack_from(header.byte_order + "IIII", data)
@@ -93,11 +93,11 @@ class Record:
 
     @property
     def size(self) -> int:
-        """Bytes in the file, header included."""
+        """The size in the file, including the header."""
         return RECORD_HEADER_SIZE + len(self.data)
 
     def emit(self, header: FileHeader) -> bytes:
-        """Raises PcapError for a time before 1970 or after 2106, or a packet that is too long."""
+        """Return the bytes. Raises PcapError for a time before 1970 or after 2106, or for a packet that is too long."""
         seconds, rest = divmod(self.time, _SECOND)
         if len(self.data) > MAX_SNAP_LENGTH:
             raise PcapError(f"a record holds at most {MAX_SNAP_LENGTH} bytes")
@@ -109,7 +109,7 @@ class Record:
 
 
 def parse_file(data: Buffer) -> Iterator[Record]:
-    """The records of a whole file. Raises PcapError where it is no pcap file, or ends in the middle of a record."""
+    """Parse a whole file. Raises PcapError if it is not a pcap file or ends in the middle of a record."""
     header = FileHeader.parse(data)
     rest = memoryview(data)[FILE_HEADER_SIZE:]
     while rest:

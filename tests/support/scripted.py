@@ -1,4 +1,4 @@
-"""A socket that fails as a script says: for errors that a healthy machine does not produce."""
+"""A socket that fails according to a script, for errors that a healthy machine does not produce."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ANY_SOCKADDR = ("192.0.2.1", 9)
 
 @dataclass
 class Attempt:
-    """One `sendmsg` as the kernel would see it."""
+    """The arguments of one `sendmsg`."""
 
     data: bytes
     segment_size: int
@@ -32,9 +32,9 @@ class Attempt:
 
 @dataclass
 class Script:
-    """`judge` gives the errno of a send, 0 for success; `receiving` those of the next receives, 0: ask the kernel.
+    """`judge` returns the errno of a send, 0 for success. `receiving` holds those of the next receives (0: no error).
 
-    `on_reopen` is called when a socket takes the place of another, before it is bound.
+    `on_reopen` is called when a socket replaces another, before it is bound.
     """
 
     judge: Callable[[Attempt], int] = lambda attempt: 0
@@ -84,7 +84,7 @@ class ScriptedSocket(socket.socket):
 
 
 class StubLink:
-    """What a TUN asks of its link; the events are given, the limits noted."""
+    """The methods of a link that a TUN calls. Events are given, and limits are recorded."""
 
     def __init__(self, *events: TunEvent) -> None:
         self.events = list(events)

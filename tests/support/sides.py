@@ -1,4 +1,4 @@
-"""Two engines with keys given to them, each between a TUN and a bind that are lists."""
+"""Two engines with given keys, each between a TUN and a bind made of lists."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ OUR_KEY = PublicKey(b"\x05" * 32)
 
 
 def thread_names() -> set[str]:
-    """Of all threads of the process, those without Python included."""
+    """Return the names of all threads of the process, including those without Python."""
     return {task.joinpath("comm").read_text().strip() for task in Path("/proc/self/task").iterdir()}
 
 
 class Side:
-    """One engine with its TUN and bind, and one peer: the other side."""
+    """One engine with its TUN, its bind, and one peer, the other side."""
 
     def __init__(self, other_inner: str, other_outer: Endpoint, *, offloads: TunOffloads | None = None) -> None:
         self.now = 1000 * SECOND
@@ -52,11 +52,11 @@ class Side:
         self.engine.poll_reports()
 
     def __del__(self) -> None:
-        # Its descriptors are not objects: nothing else would close them, and property tests make hundreds.
+        # The descriptors are plain numbers, so nothing else would close them, and property tests make hundreds.
         self.engine.close()
 
     def tunnel(self, *packets: bytes) -> None:
-        """Packets come from the TUN, all at once."""
+        """Insert packets into the TUN, and process them together."""
         for packet in packets:
             self.tun.inject(PLAIN + packet)
         self.engine.turn()
@@ -66,13 +66,13 @@ class Side:
         self.engine.turn()
 
     def take(self) -> list[bytes]:
-        """Datagrams sent since the last call."""
+        """Return the datagrams sent since the last call."""
         taken, self.sent = [data for _, data, _, _ in self.sent], []
         return taken
 
     @property
     def delivered(self) -> list[bytes]:
-        """Packets written to the TUN since the last call, without their virtio headers."""
+        """Return the packets written to the TUN since the last call, without their virtio headers."""
         taken, self.tun.written = [frame[10:] for frame in self.tun.written], []
         return taken
 
@@ -84,7 +84,7 @@ class Side:
 
 
 def params(local: int, remote: int, *, initiator: bool, birth: int = 1000 * SECOND) -> KeypairParams:
-    """Both sides of session (local, remote): the initiator's index names the keys."""
+    """Return the parameters of one side of a session. The initiator's index determines the keys."""
     first = (local if initiator else remote).to_bytes(4, "big") * 8
     second = bytes(255 - byte for byte in first)
     send, receive = (first, second) if initiator else (second, first)
@@ -104,7 +104,7 @@ def sides() -> tuple[Side, Side]:
 
 
 def connected() -> tuple[Side, Side]:
-    """a is the initiator; its confirming keepalive has been delivered, and reports and counters of that are read."""
+    """Return two sides with a session. `a` is the initiator; its confirming keepalive was delivered and reported."""
     a, b = sides()
     b.engine.install_keypair(1, params(20, 10, initiator=False))
     a.engine.install_keypair(1, params(10, 20, initiator=True))

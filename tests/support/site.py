@@ -1,11 +1,11 @@
-"""A private network behind a tunnel, and witnesses outside: what a library's program sees, and what it gives away.
+"""A private network behind a tunnel, and witnesses outside that record what a program leaks.
 
     with Site(tmp_path) as site:
         with site.program("proxy", site.config) as program: ...
 
-Inside, on the peer (wireguard-go unless told otherwise): web servers on port 80 and, with TLS, 443 of 10.77.0.2 and
-fd77::2, an echo of UDP on port 7, and a name server on 10.77.0.2 that knows `web.internal`. Outside, where the program
-runs: a resolv.conf whose server writes down every question, and a capture of the wire.
+Inside, on the peer (wireguard-go by default), are web servers on port 80 and, with TLS, 443 of 10.77.0.2 and fd77::2,
+a UDP echo on port 7, and a name server on 10.77.0.2 that knows `web.internal`. Outside, where the program runs, the
+server in resolv.conf records every question, and a capture records the wire.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tests.netns.node import Key, peer_section
 OUTER_PORT = 51821
 ETH_P_ALL = 3
 MARK = bytes(12) + b"\x88\xb5" + b"passed".ljust(46)
-"""A frame of an EtherType for experiments (IEEE 802)."""
+"""A frame with an EtherType reserved for experiments (IEEE 802)."""
 PORT_UNREACHABLE = b"\x03\x03"
 """Type and code of ICMP (RFC 792)."""
 NAMES = ("web.internal", "10.77.0.2", "fd77::2")
@@ -38,10 +38,10 @@ RED = (0xC8, 0x14, 0x32)
 
 
 class Site:
-    """`client` is the host of the program, `peer` that of the private network."""
+    """`client` is the host of the program, `peer` the host of the private network."""
 
     def __init__(self, folder: Path, implementation: str = "wireguard-go") -> None:
-        """`implementation` is that of the peer, as `tests.netns.implementations` names them."""
+        """`implementation` is the peer's, by its name in `tests.netns.implementations`."""
         self._folder = folder
         self._implementation = implementation
         self._stack = ExitStack()
@@ -70,16 +70,16 @@ class Site:
         self._stack.__exit__(kind, error, trace)
 
     def program(self, name: str, *words: str | Path) -> Program:
-        """A program of `tests.library.programs` on the client's host; `with` ends it."""
+        """Start a program of `tests.library.programs` on the client's host. `with` ends it."""
         return Program(self.client, name, *words, log=self._folder / "program.log")
 
     def run_python(self, *words: str) -> str:
-        """What a Python program on the client's host printed."""
+        """Run a Python program on the client's host, and return its output."""
         return self.client.run(sys.executable, *words)
 
     @contextmanager
     def python(self, *words: str) -> Iterator[str]:
-        """A Python program on the client's host, until the block ends; its first line."""
+        """Run a Python program on the client's host until the block ends, and yield its first line."""
         process = self.client.spawn(sys.executable, *words, output=subprocess.PIPE)
         try:
             yield cast(IO[str], process.stdout).readline()
@@ -91,7 +91,7 @@ class Site:
         return self._folder / "tunnel.conf"
 
     def assert_nothing_leaked(self) -> None:
-        """No question was asked of the host's resolver, and the wire carried nothing but the tunnel."""
+        """Check that the host's resolver received no question, and that the wire carried only the tunnel."""
         asked, strange = self.outside.ask("asked"), self.wire.strange()
         assert not asked, f"the host's resolver was asked: {asked}"
         assert not strange, f"the wire carried {strange}"
@@ -119,9 +119,9 @@ class Site:
 
 
 class Program:
-    """A function of `tests.library.programs` in a process of its own on a host; lines of JSON go to and fro.
+    """A function of `tests.library.programs` in its own process on a host. Both sides exchange lines of JSON.
 
-    Started by the constructor, which returns when it has said its first line, `hello`.
+    The constructor starts it, and returns after its first line, `hello`.
     """
 
     def __init__(self, host: Host, name: str, *words: str | Path, log: Path | None = None) -> None:
@@ -147,7 +147,7 @@ class Program:
         return self._answer()
 
     def close(self) -> None:
-        """The end of its input ends it."""
+        """Close its input, which ends it."""
         cast(IO[str], self._process.stdin).close()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(10)
@@ -162,7 +162,7 @@ class Program:
 
 
 class Wire:
-    """A capture: what passes an interface that is neither the tunnel nor the housekeeping of a link (ARP, ICMPv6)."""
+    """A capture of an interface: whatever is neither tunnel traffic nor housekeeping of a link (ARP, ICMPv6)."""
 
     def __init__(self, host: Host, link: str) -> None:
         with host.entered():
@@ -178,10 +178,10 @@ class Wire:
         self._thread.start()
 
     def strange(self) -> list[str]:
-        """Of all that passed up to now: behind a frame of ours that was seen, none is missing."""
+        """Return the unexpected frames up to now. A marker frame of ours proves that no earlier frame is missing."""
         self._marked.clear()
         self._marker.send(MARK)
-        assert self._marked.wait(PATIENCE), "the capture does not see what is sent"
+        assert self._marked.wait(PATIENCE), "the capture does not see our marker frame"
         return list(self._strange)
 
     def forget(self) -> None:
@@ -214,7 +214,7 @@ class Wire:
 
 
 def describe(frame: bytes) -> str:
-    """`tunnel`, `housekeeping`, or protocol and ports of anything else."""
+    """Return `tunnel`, `housekeeping`, or the protocol and ports of anything else."""
     kind = int.from_bytes(frame[12:14])
     if kind == 0x0806:
         return "housekeeping"
@@ -227,9 +227,9 @@ def describe(frame: bytes) -> str:
     if protocol in (0, 58) and kind == 0x86DD:
         return "housekeeping"
     if protocol == socket.IPPROTO_ICMP and payload[:2] == PORT_UNREACHABLE:
-        # The peer had something to say to a tunnel that was closed meanwhile: the complaint quotes its packet.
+        # The peer sent to a tunnel that was just closed. The ICMP error quotes its packet.
         quoted = describe(frame[:14] + payload[8:])
-        return quoted if quoted == "tunnel" else f"a complaint about {quoted}"
+        return quoted if quoted == "tunnel" else f"an ICMP error about {quoted}"
     ports = int.from_bytes(payload[:2]), int.from_bytes(payload[2:4])
     if protocol == socket.IPPROTO_UDP and OUTER_PORT in ports:
         return "tunnel"
@@ -238,7 +238,7 @@ def describe(frame: bytes) -> str:
 
 @contextmanager
 def own_resolv_conf(host: Host) -> Iterator[None]:
-    """`ip netns exec` puts the files of that folder over those of /etc."""
+    """Write a resolv.conf for the host. `ip netns exec` mounts the files of its folder over those of /etc."""
     folder = Path("/etc/netns") / host.name
     made = not folder.parent.exists()
     folder.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""Capture files as tcpdump reads them."""
+"""Capture files in the format that tcpdump reads."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def test_record_in_bytes() -> None:
     assert Record.parse(FileHeader(), expected) == record
 
 
-def test_microseconds_in_the_other_byte_order_are_read() -> None:
+def test_microseconds_in_big_endian_are_read() -> None:
     data = struct.pack(">IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, 101) + struct.pack(">IIII", 5, 7, 1, 9) + b"x"
     assert list(parse_file(data)) == [Record(5_000_007_000, b"x", 9)]
 
 
 @given(headers, st.lists(st.tuples(st.integers(0, 2**32 * 10**9 - 1), st.binary(max_size=40), words), max_size=5))
-def test_a_file_gives_back_what_was_emitted(header: FileHeader, packets: list[tuple[int, bytes, int]]) -> None:
+def test_emitted_file_is_parsed_back(header: FileHeader, packets: list[tuple[int, bytes, int]]) -> None:
     tick = header.nanoseconds
     records = [Record(time // tick * tick, data, original) for time, data, original in packets]
     file = header.emit() + b"".join(record.emit(header) for record in records)
@@ -42,7 +42,7 @@ def test_a_file_gives_back_what_was_emitted(header: FileHeader, packets: list[tu
     assert list(parse_file(file)) == records
 
 
-def test_a_file_cut_anywhere_but_between_records_is_an_error() -> None:
+def test_file_truncated_within_a_record_is_an_error() -> None:
     file = FileHeader().emit() + Record.of(0, b"abc").emit(FileHeader())
     for size in range(len(file)):
         if size != 24:
@@ -51,7 +51,7 @@ def test_a_file_cut_anywhere_but_between_records_is_an_error() -> None:
     assert list(parse_file(file[:24])) == []
 
 
-def test_a_record_longer_than_any_packet_is_refused_before_it_is_read() -> None:
+def test_impossibly_long_record_is_refused_before_it_is_read() -> None:
     with pytest.raises(PcapError, match="longer than any packet"):
         Record.parse(FileHeader(), struct.pack("<IIII", 0, 0, 262_145, 0))
     with pytest.raises(PcapError):
@@ -66,7 +66,7 @@ def test_values_that_do_not_fit_are_refused(record: Record) -> None:
         FileHeader(snap_length=-1).emit()
 
 
-def test_another_version_is_refused() -> None:
+def test_unknown_version_is_refused() -> None:
     with pytest.raises(PcapError, match=r"2\.3"):
         FileHeader.parse(struct.pack("<IHHiIII", 0xA1B2C3D4, 2, 3, 0, 0, 65535, 101))
 

@@ -1,4 +1,4 @@
-"""What the capture of `site` calls the packets that pass, and that it misses none."""
+"""How the capture of `site` classifies packets."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ETHERNET = bytes(12)
 V4, V6 = ("192.0.2.1", "192.0.2.2"), ("fd00::1", "fd00::2")
 
 
-def complaint(about: bytes) -> bytes:
+def icmp_error(about: bytes) -> bytes:
     return ipv4(*V4, b"\x03\x03" + bytes(6) + about, protocol=ICMP)
 
 
@@ -26,9 +26,9 @@ QUESTION = udp(*V4, (40_000, 53))
     [
         (b"\x08\x00" + TUNNEL, "tunnel"),
         (b"\x08\x00" + udp(*V4, (40_000, OUTER_PORT)), "tunnel"),
-        (b"\x08\x00" + complaint(TUNNEL), "tunnel"),
+        (b"\x08\x00" + icmp_error(TUNNEL), "tunnel"),
         (b"\x08\x00" + QUESTION, "protocol 17 from port 40000 to 53"),
-        (b"\x08\x00" + complaint(QUESTION), "a complaint about protocol 17 from port 40000 to 53"),
+        (b"\x08\x00" + icmp_error(QUESTION), "an ICMP error about protocol 17 from port 40000 to 53"),
         (
             b"\x08\x00" + ipv4(*V4, tcp_segment((40_000, OUTER_PORT)), protocol=TCP),
             f"protocol 6 from port 40000 to {OUTER_PORT}",
@@ -39,5 +39,5 @@ QUESTION = udp(*V4, (40_000, 53))
         (MARK[12:], "ethertype 0x88b5"),
     ],
 )
-def test_a_packet_is_called_what_it_is(packet: bytes, expected: str) -> None:
+def test_packets_are_classified(packet: bytes, expected: str) -> None:
     assert describe(ETHERNET + packet) == expected

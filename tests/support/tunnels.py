@@ -1,4 +1,4 @@
-"""Two tunnels of this process that are each other's peer, over loopback, and what tests on them share."""
+"""Two tunnels of this process that are peers over loopback, and shared helpers for tests on them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from wyrmhole.library.stacks.namespace import NamespaceStack
 from wyrmhole.protocol.keys import PrivateKey
 
 PATIENCE = 30.0
-"""Seconds that a scenario may take before it is given up: many times more than any does."""
+"""Limit in seconds for a scenario, many times what one takes."""
 LOOPS: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.new_event_loop,
     "uvloop": uvloop.new_event_loop,
@@ -26,9 +26,9 @@ NEAR_V4, NEAR_V6 = "10.66.0.1", "fd66::1"
 FAR_V4, FAR_V6 = "10.66.0.2", "fd66::2"
 FAR = {4: FAR_V4, 6: FAR_V6}
 NOBODY_V4 = "10.66.0.99"
-"""An address of the far end's allowed ips where nobody is."""
+"""An address within the far end's allowed ips that no host has."""
 NEAR_OPTIONS: dict[str, Any] = {}
-"""What `wyrmhole.open` is told of each near end, beside what a scenario tells it; see the fixture `device`."""
+"""Options of `wyrmhole.open` for each near end, besides those of a scenario; see the fixture `device`."""
 
 T = TypeVar("T")
 Scenario = Coroutine[Any, Any, T]
@@ -38,7 +38,7 @@ on_each_family = pytest.mark.parametrize("version", [4, 6], ids=["v4", "v6"])
 
 
 def run(scenario: Scenario[T], loop: str = "asyncio", patience: float = PATIENCE) -> T:
-    """Raises TimeoutError for a scenario that hangs."""
+    """Run a scenario. Raises TimeoutError if it hangs."""
 
     async def limited() -> T:
         async with asyncio.timeout(patience):
@@ -73,12 +73,12 @@ class Ends:
     near: wyrmhole.Tunnel
     far: wyrmhole.Tunnel
     near_text: str
-    """The configuration of the near one."""
+    """The configuration of the near end."""
 
 
 @asynccontextmanager
 async def tunnels(near_more: str = "", **options: Any) -> AsyncIterator[Ends]:
-    """`near_more`: lines for the [Interface] of the near one. `options`: as `wyrmhole.open` takes them."""
+    """Open both tunnels. `near_more` are lines for the near [Interface], `options` are those of `wyrmhole.open`."""
     near_key, far_key = generate(), generate()
     async with wyrmhole.open(far_config(far_key, near_key)) as far:
         text = near_config(near_key, far_key, far.stats().listen_port, near_more)
@@ -87,7 +87,7 @@ async def tunnels(near_more: str = "", **options: Any) -> AsyncIterator[Ends]:
 
 
 def sockets_of(*tunnels: wyrmhole.Tunnel) -> int:
-    """How many sockets this process has, without those that these tunnels made ahead."""
+    """Return the number of sockets of this process, without those that these tunnels made in advance."""
     spares = sum(tunnel.stack.spare_sockets for tunnel in tunnels if isinstance(tunnel.stack, NamespaceStack))
     return len([entry for entry in open_descriptors() if "socket:" in entry]) - spares
 
@@ -105,7 +105,10 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 
 def open_descriptors() -> set[str]:
-    """Of this process: number and what it is; without eventfds, as the native engine's goes later, with the object."""
+    """Return the descriptors of this process and their targets.
+
+    Eventfds are left out, because that of the native engine is closed later, with its object.
+    """
     found = set()
     for number in os.listdir("/proc/self/fd"):
         try:
@@ -116,7 +119,7 @@ def open_descriptors() -> set[str]:
 
 
 class Collect(asyncio.DatagramProtocol):
-    """Datagrams that came, to wait for; with `answer`, each goes back."""
+    """Collects datagrams. With `answer`, each is echoed."""
 
     def __init__(self, *, answer: bool = False) -> None:
         self.received: asyncio.Queue[tuple[bytes, Any]] = asyncio.Queue()
@@ -127,7 +130,7 @@ class Collect(asyncio.DatagramProtocol):
         self._transport = cast(asyncio.DatagramTransport, transport)
 
     async def answer_to(self, payload: bytes) -> bytes:
-        """Asked again once a second, for datagrams may be lost."""
+        """Return the answer. The question is repeated every second, because datagrams may be lost."""
         assert self._transport is not None
         while True:
             self._transport.sendto(payload)

@@ -1,6 +1,6 @@
-"""A world for protocol tests: interfaces, a virtual clock, and datagrams that are moved by hand.
+"""A world for protocol tests: interfaces, a virtual clock, and simulated datagrams.
 
-`World` carries the datagrams. Its filters decide what the network does to each; only a seed makes anything random.
+`World` carries the datagrams. Its filters decide the fate of each one, and only a seed introduces randomness.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
 
 MakePlane = Callable[[Callable[[], int], Callable[[Endpoint, bytes], None]], Any]
-"""Makes what moves the packets, from a clock and a function that transmits: a `ModelPlane`, or one over an engine."""
+"""Makes a data plane from a clock and a transmit function: a `ModelPlane`, or an `EnginePlane`."""
 MS = 1_000_000
 
 
 @dataclass(frozen=True)
 class Flight:
-    """One datagram on the wire: who sent it from where, to where, when."""
+    """One datagram on the wire: its sender, source, destination and time."""
 
     at: int
     sender: str
@@ -77,7 +77,7 @@ class Node:
         return peer
 
     def send(self, other: Node, payload: bytes = b"data") -> None:
-        """A packet for the other node comes from the TUN."""
+        """Handle a packet from the TUN for the other node."""
         self.plane.send_packet(self.peer_of(other).id, payload)
         self.settle()
 
@@ -93,7 +93,7 @@ class Node:
 
 
 class World:
-    """Virtual time in ns. `filters` see each datagram: return the flights to carry on with ([] to lose it)."""
+    """Virtual time is in ns. Each filter receives a datagram and returns the flights to deliver ([] to drop it)."""
 
     def __init__(
         self, *, seed: int = 1, delay: int = 5 * MS, timings: Timings | None = None, plane: MakePlane = ModelPlane
@@ -105,7 +105,7 @@ class World:
         self.timings = timings or Timings()
         self.nodes: dict[str, Node] = {}
         self.wire: list[Flight] = []
-        """Everything that was ever sent, filtered or not."""
+        """All datagrams ever sent, dropped or not."""
         self.filters: list[Callable[[Flight], list[Flight]]] = []
         self._queue: list[tuple[int, int, Flight]] = []
         self._sequence = 0
@@ -120,7 +120,7 @@ class World:
         return node
 
     def pair(self, *, psk: PresharedKey | None = None) -> tuple[Node, Node]:
-        """Two nodes that know each other and each other's endpoints."""
+        """Return two nodes that are configured as peers, with endpoints."""
         a, b = self.node("a"), self.node("b")
         a.know(b, psk=psk)
         b.know(a, psk=psk)
@@ -139,7 +139,7 @@ class World:
         heapq.heappush(self._queue, (self.now + delay, self._sequence, flight))
 
     def run(self, duration: int) -> None:
-        """Let the time pass: deliver what is under way and fire every timer on its way."""
+        """Advance the time: deliver datagrams and fire timers when they are due."""
         end = self.now + duration
         while (at := self._next()) is not None and at <= end:
             self.now = max(self.now, at)
@@ -164,7 +164,7 @@ class World:
                     node.settle()
 
     def sent(self, kind: int, sender: str | None = None, since: int = 0) -> list[Flight]:
-        """What was put on the wire, by type and sender."""
+        """Return the datagrams that were sent, by type and sender."""
         return [
             flight
             for flight in self.wire
@@ -173,7 +173,7 @@ class World:
 
 
 def lose(*kinds: int, sender: str | None = None) -> Callable[[Flight], list[Flight]]:
-    """A filter that loses these message types (all without any), of this sender or of everybody."""
+    """Return a filter that drops the given message types (by default all), of one sender or of all."""
 
     def filter_(flight: Flight) -> list[Flight]:
         hit = (not kinds or flight.kind in kinds) and sender in (None, flight.sender)
@@ -201,7 +201,7 @@ def gaps(flights: list[Flight]) -> list[int]:
 
 
 def keep(kept: list[Flight], kind: int) -> Callable[[Flight], list[Flight]]:
-    """A filter that takes this message type off the wire into the list."""
+    """Return a filter that moves messages of this type from the wire into the list."""
 
     def filter_(flight: Flight) -> list[Flight]:
         if flight.kind != kind:
@@ -217,4 +217,4 @@ def data(flights: list[Flight]) -> list[Flight]:
 
 
 MakeWorld = Callable[..., World]
-"""`World` with a data plane chosen; tests pass its other arguments."""
+"""A `World` with a given data plane. Tests pass its other arguments."""

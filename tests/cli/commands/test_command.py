@@ -1,4 +1,4 @@
-"""The command without a network: keys, files, drawings, completion, and how it fails."""
+"""The command without a network: keys, files, QR codes, completion, and errors."""
 
 from __future__ import annotations
 
@@ -46,21 +46,21 @@ def conf(tmp_path: Path) -> Path:
 # Keys
 
 
-def test_keys_are_those_of_wg() -> None:
+def test_keys_have_the_form_of_wg() -> None:
     private = output("genkey").strip()
-    assert PrivateKey.from_base64(private).base64() == private, "clamped"
+    assert PrivateKey.from_base64(private).base64() == private, "the key is clamped"
     assert len(output("genpsk").strip()) == 44
     assert output("pubkey", text=private + "\n").strip() == PrivateKey.from_base64(private).public_key().base64()
     assert output("genkey") != output("genkey")
 
 
 @pytest.mark.parametrize("text", ["", "abc", PRIVATE[:-1], "A" * 43 + "=", PRIVATE * 2, "\0" * 5000])
-def test_what_is_no_key_is_refused_and_not_repeated(text: str) -> None:
+def test_invalid_key_is_refused_and_not_repeated(text: str) -> None:
     said = refusal("pubkey", text=text)
     assert said.startswith("wyrmhole: stdin: ") and said.count("\n") == 1 and PRIVATE[:10] not in said
 
 
-def test_a_key_for_everyone_is_warned_of(tmp_path: Path) -> None:
+def test_world_readable_key_file_causes_a_warning(tmp_path: Path) -> None:
     path = tmp_path / "key"
     for mode, warned in ((0o644, True), (0o600, False)):
         path.touch()
@@ -93,13 +93,13 @@ def words(*words: str) -> object:
         (["remove"], "unknown word"),
     ],
 )
-def test_words_that_mean_nothing_are_a_usage_error(arguments: list[str], part: str) -> None:
+def test_unknown_or_incomplete_words_are_a_usage_error(arguments: list[str], part: str) -> None:
     assert part in refusal("set", "wg0", *arguments, status=2)
 
 
-def test_a_key_on_the_command_line_is_taken_for_a_file_and_not_repeated_by_us(tmp_path: Path) -> None:
+def test_key_on_the_command_line_is_taken_as_a_file_name(tmp_path: Path) -> None:
     path = tmp_path / "key"
-    path.write_text("not a key, but long enough to be one, perhaps")
+    path.write_text("not a key, but as long as one, perhaps")
     assert "not a key, but" not in refusal("set", "wg0", "private-key", str(path), status=2)
     assert "No such file" in refusal("set", "wg0", "private-key", str(tmp_path / "nowhere"))
 
@@ -107,7 +107,7 @@ def test_a_key_on_the_command_line_is_taken_for_a_file_and_not_repeated_by_us(tm
 # check
 
 
-def test_check_says_where_and_what(conf: Path) -> None:
+def test_check_reports_line_and_problem(conf: Path) -> None:
     assert output("check", str(conf)) == f"{conf}: no problems found\n"
     conf.write_text(GOOD.replace("10.0.0.2/32", "10.0.0.2/33").replace("ListenPort = 1", "ListenPort = 1\nMTU = 9000"))
     result = invoke("check", str(conf))
@@ -124,7 +124,7 @@ def test_check_counts_warnings_only_if_strict(conf: Path) -> None:
     assert invoke("check", "--strict", str(conf)).exit_code == 1
 
 
-def test_check_warns_of_each_name_that_cannot_be_resolved(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_warns_of_each_unresolvable_name(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hang = threading.Event()
 
     def look_up(host: str, port: int) -> str:
@@ -151,7 +151,7 @@ def test_check_warns_of_each_name_that_cannot_be_resolved(conf: Path, monkeypatc
 
 
 @pytest.mark.parametrize("text", ["# B\xfcro\n", "[Peer]\n# name = B\xfcro\n", "[Interface]\nPostUp = \xfc # \xfc\n"])
-def test_check_and_strip_take_bytes_of_any_encoding(conf: Path, text: str) -> None:
+def test_check_and_strip_accept_any_encoding(conf: Path, text: str) -> None:
     data = text.encode("latin-1") + GOOD.encode()
     conf.write_bytes(data)
     environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}
@@ -164,7 +164,7 @@ def test_check_and_strip_take_bytes_of_any_encoding(conf: Path, text: str) -> No
             assert command == "check" or done.stdout.startswith(b"# B\xfcro\n[Interface]\n")
 
 
-def test_check_looks_at_the_file_itself(conf: Path) -> None:
+def test_check_examines_name_and_mode_of_the_file(conf: Path) -> None:
     conf.chmod(0o644)
     conf.parent.chmod(0o755)
     assert "accessible to every user" in output("check", str(conf))
@@ -174,12 +174,12 @@ def test_check_looks_at_the_file_itself(conf: Path) -> None:
     assert "No such file" in refusal("check", str(conf))
 
 
-def test_a_name_is_a_file_in_etc_wireguard(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_means_a_file_in_etc_wireguard(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(app, "CONFIG_FOLDER", conf.parent)
     assert output("strip", "wg0").startswith("[Interface]")
 
 
-def test_a_name_whose_file_is_root_s_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_unreadable_file_of_a_name_is_reported_with_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(path: Path) -> tuple[str, str | None]:
         raise PermissionError(errno.EACCES, "Permission denied", path)
 
@@ -189,7 +189,7 @@ def test_a_name_whose_file_is_root_s_says_what_to_do(monkeypatch: pytest.MonkeyP
     assert refusal("check", "./wg0.conf") == "wyrmhole: wg0.conf: Permission denied\n"
 
 
-def test_strip_refuses_what_wg_would_refuse(conf: Path) -> None:
+def test_strip_refuses_a_file_that_wg_refuses(conf: Path) -> None:
     conf.write_text(GOOD.replace("AllowedIPs", "AllowedIP"))
     assert refusal("strip", str(conf)).startswith(f"wyrmhole: {conf}:8: ")
 
@@ -197,7 +197,7 @@ def test_strip_refuses_what_wg_would_refuse(conf: Path) -> None:
 # show
 
 
-def test_one_daemon_that_does_not_answer_hides_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_show_skips_a_daemon_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     def get(name: str) -> DeviceStatus:
         if name == "hung0":
             raise DeviceError("the daemon of hung0 does not answer: timed out")
@@ -218,7 +218,7 @@ def test_one_daemon_that_does_not_answer_hides_no_other(monkeypatch: pytest.Monk
 # qr
 
 
-def test_a_drawing_of_keys_is_for_a_terminal_or_for_who_asks(conf: Path, tmp_path: Path) -> None:
+def test_qr_of_a_key_needs_a_terminal_a_file_or_a_flag(conf: Path, tmp_path: Path) -> None:
     assert "--allow-secrets" in refusal("qr", str(conf))
     assert len(output("qr", "--allow-secrets", str(conf)).splitlines()) > 10
     for kind, magic in (("png", b"\x89PNG"), ("svg", b"<?xml")):
@@ -228,7 +228,7 @@ def test_a_drawing_of_keys_is_for_a_terminal_or_for_who_asks(conf: Path, tmp_pat
     assert ".png or .svg" in refusal("qr", str(conf), "-o", str(tmp_path / "wg0.gif"))
 
 
-def test_a_drawing_has_what_the_apps_read_and_no_more(conf: Path) -> None:
+def test_qr_contains_only_keys_that_the_apps_accept(conf: Path) -> None:
     odd = "Table = off\nPostUp = true # x\nSaveConfig = false\nFwMark = 5\nPreDown = \nDNS = 10.0.0.9, lan, ~corp\n"
     conf.write_text(GOOD.replace("# why", f"{odd}MTU = 1400\nExcludedApplications = a.b\n# why"))
     text, left_out = for_apps(Config.load(conf))
@@ -242,7 +242,7 @@ def test_a_drawing_has_what_the_apps_read_and_no_more(conf: Path) -> None:
     assert for_apps(Config.parse(f"[Peer]\nPublicKey = {PUBLIC}\n"))[0].startswith("[Interface]\n[Peer]\n")
 
 
-def test_what_is_too_large_to_draw_is_refused(conf: Path) -> None:
+def test_qr_refuses_a_file_that_is_too_large(conf: Path) -> None:
     conf.write_text(GOOD + "AllowedIPs = 10.0.0.0/8\n" * 1000)
     assert "2953 bytes" in refusal("qr", "--allow-secrets", str(conf))
 
@@ -251,7 +251,7 @@ def test_what_is_too_large_to_draw_is_refused(conf: Path) -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_each_shell_has_its_script(shell: str) -> None:
+def test_completion_prints_a_script_for_each_shell(shell: str) -> None:
     assert "_WYRMHOLE_COMPLETE" in output("completion", shell)
 
 
@@ -263,13 +263,13 @@ def test_bash_completes_commands_and_files(conf: Path) -> None:
     assert result.stdout.strip() == "check"
 
 
-def test_every_sub_command_explains_itself() -> None:
+def test_every_sub_command_has_help() -> None:
     listed = output("--help")
     for name in app.COMMAND_MODULES:
         assert name in listed and output(name, "--help").startswith("Usage: wyrmhole")
 
 
-def test_without_the_extra_it_says_what_to_install() -> None:
+def test_missing_extra_is_reported_with_the_command_to_install_it() -> None:
     program = "import sys; sys.modules['click'] = None\nfrom wyrmhole.cli.main import main\nmain()"
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert result.returncode == 1 and "with its extra `cli`" in result.stderr
@@ -277,21 +277,21 @@ def test_without_the_extra_it_says_what_to_install() -> None:
     assert "Traceback" not in result.stderr
 
 
-def test_starting_loads_no_netlink_and_no_drawing() -> None:
+def test_start_imports_neither_netlink_nor_qr_code() -> None:
     program = "import sys, wyrmhole.cli.commands.quick, wyrmhole.cli.commands.qr; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout.split()
     assert not {"segno", "asyncio"} & set(loaded)
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may")
-def test_up_is_for_root(conf: Path) -> None:
+@pytest.mark.skipif(os.geteuid() == 0, reason="root is allowed to")
+def test_up_needs_root(conf: Path) -> None:
     assert "sudo" in refusal("up", str(conf))
 
 
 # doctor
 
 
-def test_doctor_says_what_it_found() -> None:
+def test_doctor_prints_its_findings() -> None:
     result = invoke("doctor", "--json")
     found = {finding["what"]: finding for finding in json.loads(result.stdout)}
     assert {"engine", "cipher", "rights", "TUN", "namespaces", "clock", "descriptors"} <= set(found)
@@ -313,7 +313,7 @@ def test_doctor_says_what_it_found() -> None:
     ids=["missing", "folder", "garbage", "UTF-16", "short key", "bad endpoint"],
 )
 @pytest.mark.parametrize("options", [(), ("--json",)], ids=["text", "json"])
-def test_doctor_refuses_a_file_in_one_sentence(
+def test_doctor_refuses_an_invalid_file_in_one_sentence(
     content: bytes | str | None, says: str, options: tuple[str, ...], tmp_path: Path
 ) -> None:
     path = tmp_path / "wg0.conf"
@@ -326,7 +326,7 @@ def test_doctor_refuses_a_file_in_one_sentence(
     assert says in said and said.count("\n") == 1 and str(path) in said
 
 
-def test_doctor_gives_its_findings_about_a_file_as_json(tmp_path: Path) -> None:
+def test_doctor_prints_findings_of_a_file_as_json(tmp_path: Path) -> None:
     path = tmp_path / "wg0.conf"
     path.touch(0o600)
     result = invoke("doctor", str(path), "--json")
@@ -335,7 +335,7 @@ def test_doctor_gives_its_findings_about_a_file_as_json(tmp_path: Path) -> None:
     assert set(first) == {"step", "level", "found", "advice", "peer"} and "holds no tunnel" in first["found"]
 
 
-def test_an_examination_that_breaks_down_does_not_take_the_others_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failed_examination_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken() -> object:
         raise RuntimeError("a bug")
 
@@ -347,7 +347,7 @@ def test_an_examination_that_breaks_down_does_not_take_the_others_with_it(monkey
 # Parts of up
 
 
-def test_a_table_has_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_name_has_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = tmp_path / "rt_tables"
     names.write_text("# tables\n254\tmain\n  77 vpn # ours\n")
     monkeypatch.setattr(quick, "TABLE_NAMES", (tmp_path / "missing", names))
@@ -356,7 +356,7 @@ def test_a_table_has_a_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         quick.table_number("lan")
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_file_is_replaced_atomically(conf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(source: object, target: object) -> None:
         raise OSError("no")
 
@@ -369,7 +369,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(conf: Path, monkeypatch: pytest.
     assert conf.read_text() == "other" and conf.stat().st_mode & 0o777 == 0o600
 
 
-def test_dns_without_a_program_for_it_is_refused_before_anything_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dns_without_a_program_is_refused_before_any_change(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.which", lambda name: None)
     dns.NameService("wg0", [], ["lan"]).require()
     with pytest.raises(DeviceError, match="resolvconf"):
@@ -378,7 +378,7 @@ def test_dns_without_a_program_for_it_is_refused_before_anything_is_made(monkeyp
         firewall.require()
 
 
-def test_where_there_is_only_resolvectl_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolvectl_is_used_if_resolvconf_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     ran: list[list[str]] = []
     monkeypatch.setattr("shutil.which", lambda name: name if name == "resolvectl" else None)
     monkeypatch.setattr(dns, "_run", lambda arguments, text="": ran.append(arguments))
@@ -393,7 +393,7 @@ def test_where_there_is_only_resolvectl_it_is_told(monkeypatch: pytest.MonkeyPat
     ]
 
 
-def test_resolvconf_s_first_prefix_is_used(tmp_path: Path) -> None:
+def test_first_prefix_of_resolvconf_is_used(tmp_path: Path) -> None:
     order = tmp_path / "interface-order"
     order.write_text("# order\nlo.inet\ntun*\neth*\n")
     assert dns._record_prefix(order) == "tun."

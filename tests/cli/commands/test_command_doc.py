@@ -1,4 +1,4 @@
-"""docs/command.md: its examples run, and it leaves no sub-command out."""
+"""docs/command.md: its examples run, and it covers every sub-command."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HARMLESS = re.compile(r"umask|wyrmhole (genkey|genpsk|check|strip|qr|doctor|comp
 
 
 def blocks() -> Iterator[list[tuple[str, str]]]:
-    """The examples for every user that need nothing but files: commands, each with what is shown below it."""
+    """Return the examples that any user can run with files only: commands, each with its output."""
     for block in re.findall(r"```console\n(.*?)```", TEXT, re.DOTALL):
         found = [
             (line.partition("\n")[0], line.partition("\n")[2]) for line in re.split(r"^\$ ", block, flags=re.M)[1:]
@@ -38,7 +38,7 @@ def blocks() -> Iterator[list[tuple[str, str]]]:
 
 
 @pytest.mark.parametrize("block", list(blocks()), ids=lambda block: block[-1][0][:30])
-def test_an_example_does_what_is_shown(block: list[tuple[str, str]], tmp_path: Path) -> None:
+def test_example_prints_the_documented_output(block: list[tuple[str, str]], tmp_path: Path) -> None:
     (tmp_path / "wg0.conf").touch(0o600)
     (tmp_path / "wg0.conf").write_text(CONF)
     for folder in (".zfunc", ".config/fish/completions", ".local/share/bash-completion/completions"):
@@ -54,7 +54,7 @@ def test_an_example_does_what_is_shown(block: list[tuple[str, str]], tmp_path: P
             assert (result.returncode, result.stdout) == (0, shown.rstrip("\n") + "\n" * bool(shown)), line
 
 
-def test_every_sub_command_is_told_of() -> None:
+def test_every_sub_command_is_documented() -> None:
     for name in app.COMMAND_MODULES:
         assert re.search(rf"wyrmhole {name}\b", TEXT), name
 

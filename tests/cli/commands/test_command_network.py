@@ -1,4 +1,4 @@
-"""The command beside wg(8) and wg-quick(8): the same interfaces, the same output, the same traces on the host."""
+"""The command compared with wg(8) and wg-quick(8): the same interfaces, output and changes on the host."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def lab(tmp_path: Path):  # type: ignore[no-untyped-def]
 
 
 def busy(lab: Lab, implementation: str = SUBJECT) -> tuple[Host, Node, Host, Node]:
-    """A node with a session and three more peers, that lack and have everything there is to show."""
+    """Return a node with a session and three more peers, which together cover every field that can be shown."""
     a, b = lab.neighbours()
     one, two = lab.tunnel(a, implementation, b, SUBJECT, endpoint=ENDPOINT)
     a.ping(two.addresses[0])
@@ -54,19 +54,19 @@ def paragraphs(text: str) -> str:
 
 
 def both(host: Host, *words: str, arrange: Callable[[str], str] = str, **environ: str) -> tuple[str, str]:
-    """What wg says and what we say of a moment in which nothing changed: wg said the same before and after."""
+    """Return the outputs of wg and of our command. wg prints the same before and after ours, so nothing changed."""
     for _ in range(50):
         before, ours, after = (
             arrange(host.run(program, *words, environ=environ)) for program in ("wg", WYRMHOLE, "wg")
         )
         if before == after:
             return before, ours
-    raise AssertionError("wg says something else each time")
+    raise AssertionError("the output of wg changes every time")
 
 
 @pytest.mark.parametrize("implementation", [SUBJECT, "wireguard-go"])
-def test_show_is_wg_show(lab: Lab, implementation: str) -> None:
-    """wireguard-go tells its peers in another order each time."""
+def test_show_equals_wg_show(lab: Lab, implementation: str) -> None:
+    """wireguard-go lists its peers in a different order each time."""
     a, one, _, _ = busy(lab, implementation)
     arrange = str if implementation == SUBJECT else paragraphs
     for environ in ({}, {"WG_COLOR_MODE": "always"}, {"WG_HIDE_KEYS": "never"}):
@@ -78,7 +78,7 @@ def test_show_is_wg_show(lab: Lab, implementation: str) -> None:
 FIELDS = (*show_text.INTERFACE_FIELDS, *show_text.PEER_FIELDS, "dump")
 
 
-def test_every_field_is_that_of_wg(lab: Lab) -> None:
+def test_show_of_a_field_equals_wg(lab: Lab) -> None:
     a, one, _, _ = busy(lab)
     for field in FIELDS:
         theirs, ours = both(a, "show", one.name, field)
@@ -88,7 +88,7 @@ def test_every_field_is_that_of_wg(lab: Lab) -> None:
     assert one.name in wyrmhole(a, "show", "interfaces").split()
 
 
-def test_a_bare_interface_is_shown_as_by_wg(lab: Lab) -> None:
+def test_unconfigured_interface_is_shown_like_wg(lab: Lab) -> None:
     a, _ = lab.neighbours()
     node = lab.node(a, SUBJECT)
     for words in (["show"], ["showconf"]):
@@ -96,7 +96,7 @@ def test_a_bare_interface_is_shown_as_by_wg(lab: Lab) -> None:
     assert wyrmhole(a, "show", node.name, "dump") == a.run("wg", "show", node.name, "dump")
 
 
-def test_json_is_for_programs(lab: Lab) -> None:
+def test_show_prints_json(lab: Lab) -> None:
     a, one, _, two = busy(lab)
     text = wyrmhole(a, "show", one.name, "--json")
     shown = json.loads(text)
@@ -109,11 +109,11 @@ def test_json_is_for_programs(lab: Lab) -> None:
 
 
 def state(host: Host, name: str) -> str:
-    """What is configured, and by whom it was."""
+    """Return the configuration of an interface."""
     return host.run("wg", "showconf", name)
 
 
-def test_set_does_what_wg_set_does(lab: Lab, tmp_path: Path) -> None:
+def test_set_changes_the_same_as_wg_set(lab: Lab, tmp_path: Path) -> None:
     a, _ = lab.neighbours()
     twins = [lab.node(a, SUBJECT, port=51820 + number) for number in range(2)]
     key, psk = tmp_path / "key", tmp_path / "psk"
@@ -136,7 +136,7 @@ def test_set_does_what_wg_set_does(lab: Lab, tmp_path: Path) -> None:
     assert "AllowedIPs = 10.3.0.0/16\n" in state(a, twins[1].name)
 
 
-def test_files_do_what_they_do_for_wg(lab: Lab, tmp_path: Path) -> None:
+def test_files_have_the_same_effect_as_with_wg(lab: Lab, tmp_path: Path) -> None:
     a, _ = lab.neighbours()
     twins = [lab.node(a, SUBJECT, port=51820 + number) for number in range(2)]
     keys = [Key.generate().public for _ in range(4)]
@@ -167,7 +167,7 @@ def test_files_do_what_they_do_for_wg(lab: Lab, tmp_path: Path) -> None:
         assert left == right, (action, file)
 
 
-def test_syncconf_keeps_the_sessions(lab: Lab, tmp_path: Path) -> None:
+def test_syncconf_keeps_sessions(lab: Lab, tmp_path: Path) -> None:
     a, one, b, two = busy(lab)
     saved = tmp_path / "saved.conf"
     with Capture(b, "eth0") as wire, a.pinging(two.addresses[0]):
@@ -177,13 +177,13 @@ def test_syncconf_keeps_the_sessions(lab: Lab, tmp_path: Path) -> None:
             wyrmhole(a, "syncconf", one.name, str(saved))
         a.ping(two.addresses[0])
         b.ping(one.addresses[0])
-        # A peer of `busy` that nobody answers for is tried every 5 s, by the clock.
+        # `busy` has a peer that never answers, which is tried every 5 s of real time.
         assert not [datagram for datagram in wire.of(1) if datagram.destination_port == two.port]
     assert len(one.show("peers").split()) == 7
 
 
-def test_syncconf_takes_back_what_a_file_no_longer_says(lab: Lab, tmp_path: Path) -> None:
-    """Where wg(8) leaves the preshared key and the keepalive of a peer as they were."""
+def test_syncconf_resets_keys_that_the_file_omits(lab: Lab, tmp_path: Path) -> None:
+    """wg(8), in contrast, keeps the preshared key and the keepalive of a peer."""
     a, _ = lab.neighbours()
     node = lab.node(a, SUBJECT)
     peer, file = Key.generate().public, tmp_path / "a.conf"
@@ -195,7 +195,7 @@ def test_syncconf_takes_back_what_a_file_no_longer_says(lab: Lab, tmp_path: Path
     assert node.show_of(peer, "persistent-keepalive") == ["off"]
 
 
-def test_a_daemon_that_is_not_there(lab: Lab) -> None:
+def test_missing_daemon_is_reported(lab: Lab) -> None:
     a, _ = lab.neighbours()
     result = a.try_run(WYRMHOLE, "show", "nobody0")
     assert result.returncode == 1 and "no daemon listens" in result.stderr
@@ -215,7 +215,7 @@ CASES = {
 
 @pytest.mark.parametrize("allowed_ips", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("more", ["", "MTU = 1399\n", "Table = 1234\n", "Table = off\n", "FwMark = 0x99\n"])
-def test_up_leaves_what_wg_quick_leaves_and_down_takes_it_back(
+def test_up_changes_the_same_as_wg_quick_and_down_reverts_it(
     lab: Lab, tmp_path: Path, allowed_ips: str, more: str
 ) -> None:
     client, _, _ = lab.routed()
@@ -235,10 +235,10 @@ def test_up_leaves_what_wg_quick_leaves_and_down_takes_it_back(
     assert traces(client) == before
     quick("wg-quick", "up")
     quick(WYRMHOLE, "down")
-    assert traces(client) == before, "what wg-quick brought up is taken down too"
+    assert traces(client) == before, "down also works after up by wg-quick"
 
 
-def test_everything_goes_through_the_tunnel(lab: Lab, tmp_path: Path) -> None:
+def test_all_traffic_uses_the_tunnel(lab: Lab, tmp_path: Path) -> None:
     client, _, server = lab.routed()
     key = Key.generate()
     node = lab.node(server, SUBJECT, port=51821)
@@ -257,7 +257,7 @@ def test_everything_goes_through_the_tunnel(lab: Lab, tmp_path: Path) -> None:
     client.ping("198.51.100.2")
 
 
-def test_hooks_and_name_servers_are_those_of_wg_quick(lab: Lab, tmp_path: Path) -> None:
+def test_hooks_and_name_servers_work_like_wg_quick(lab: Lab, tmp_path: Path) -> None:
     a, _ = lab.neighbours()
     programs, record = tmp_path / "bin", tmp_path / "record"
     programs.mkdir()
@@ -293,7 +293,7 @@ def test_hooks_and_name_servers_are_those_of_wg_quick(lab: Lab, tmp_path: Path) 
         ("MTU = 100\n", "::/0", "MTU 100 is below 1280"),
     ],
 )
-def test_an_up_that_fails_leaves_nothing(lab: Lab, tmp_path: Path, more: str, allowed_ips: str, said: str) -> None:
+def test_failed_up_leaves_nothing(lab: Lab, tmp_path: Path, more: str, allowed_ips: str, said: str) -> None:
     client, _, _ = lab.routed()
     interface = f"[Interface]\nPrivateKey = {Key.generate().private}\nAddress = 10.77.0.1/24, fd77::1/64\n{more}"
     quick = Quick(client, tmp_path, interface + peer_section(Key.generate().public, allowed_ips))
@@ -303,7 +303,7 @@ def test_an_up_that_fails_leaves_nothing(lab: Lab, tmp_path: Path, more: str, al
     assert quick.is_gone() and traces(client) == before
 
 
-def test_an_up_that_is_stopped_leaves_nothing(lab: Lab, tmp_path: Path) -> None:
+def test_interrupted_up_leaves_nothing(lab: Lab, tmp_path: Path) -> None:
     client, _, _ = lab.routed()
     text = f"[Interface]\nPrivateKey = {Key.generate().private}\nAddress = 10.77.0.1/24\nPostUp = exec sleep 1000\n"
     quick = Quick(client, tmp_path, text + peer_section(Key.generate().public, "0.0.0.0/0"))
@@ -319,8 +319,8 @@ def test_an_up_that_is_stopped_leaves_nothing(lab: Lab, tmp_path: Path) -> None:
     assert quick.is_gone() and traces(client) == before
 
 
-def test_a_name_that_another_daemon_has_is_left_alone(lab: Lab, tmp_path: Path) -> None:
-    """The socket files of all network namespaces lie in one folder."""
+def test_interface_of_another_daemon_is_left_alone(lab: Lab, tmp_path: Path) -> None:
+    """All network namespaces share one folder of socket files."""
     a, b = lab.neighbours()
     quick = Quick(a, tmp_path, f"[Interface]\nPrivateKey = {Key.generate().private}\nAddress = 10.77.0.1/24\n")
     quick(WYRMHOLE, "up")
@@ -330,7 +330,7 @@ def test_a_name_that_another_daemon_has_is_left_alone(lab: Lab, tmp_path: Path) 
     quick(WYRMHOLE, "down")
 
 
-def test_up_twice_is_refused_and_harms_nothing(lab: Lab, tmp_path: Path) -> None:
+def test_second_up_is_refused_without_side_effects(lab: Lab, tmp_path: Path) -> None:
     a, _ = lab.neighbours()
     quick = Quick(a, tmp_path, f"[Interface]\nPrivateKey = {Key.generate().private}\nAddress = 10.77.0.1/24\n")
     quick(WYRMHOLE, "up")
@@ -351,7 +351,7 @@ def test_save_keeps_comments_and_names(lab: Lab, tmp_path: Path) -> None:
     quick = Quick(a, tmp_path, text)
     quick(WYRMHOLE, "up")
     quick(WYRMHOLE, "save")
-    assert quick.file.read_text() == text, "nothing changed, so nothing is written otherwise"
+    assert quick.file.read_text() == text, "without a change the file is written unchanged"
     a.run("wg", "set", quick.name, "listen-port", "51999", "peer", extra, "allowed-ips", "10.77.6.0/24")
     quick(WYRMHOLE, "down")
     expected = text.replace("51820", "51999") + f"\n[Peer]\nPublicKey = {extra}\nAllowedIPs = 10.77.6.0/24\n"
@@ -380,7 +380,7 @@ AllowedIPs = 10.0.0.0/8
 
 
 @pytest.mark.parametrize("change", [lambda text: text, lambda text: text.rstrip("\n"), lambda text: text + "\n\n"])
-def test_strip_is_wg_quick_strip(tmp_path: Path, change: Callable[[str], str]) -> None:
+def test_strip_equals_wg_quick_strip(tmp_path: Path, change: Callable[[str], str]) -> None:
     file = tmp_path / "wg0.conf"
     file.touch(0o600)
     file.write_text(change(STRANGE))

@@ -1,4 +1,4 @@
-"""`--help`: each command says what it does in one line of the list, and shows an example."""
+"""`--help`: each command has a one-line description in the list, and shows an example."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def help_of(*words: str) -> str:
     return result.output
 
 
-def test_each_line_of_the_list_is_a_whole_sentence() -> None:
+def test_each_description_in_the_list_is_a_sentence() -> None:
     listed = help_of().partition("Commands:\n")[2].splitlines()
     assert [line.split()[0] for line in listed] == sorted(app.COMMAND_MODULES)
     for line in listed:
@@ -32,6 +32,6 @@ def test_each_command_shows_an_example(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", app.COMMAND_MODULES)
-def test_no_line_of_help_is_wider_than_a_terminal(name: str) -> None:
+def test_help_fits_the_width_of_a_terminal(name: str) -> None:
     wide = [line for line in help_of(name).splitlines() if len(line) > 100]
     assert not wide

@@ -1,4 +1,4 @@
-"""`show --drops`: a line for each reason with its meaning, per interface and per peer."""
+"""`show --drops` prints a line for each reason with its meaning, per interface and per peer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def text(counts: DropCounts | None) -> list[str]:
     return show_text.plain(show_text.drops_text("wg0", counts, [ONE, TWO])).splitlines()
 
 
-def test_each_reason_is_a_line_with_its_meaning_the_most_frequent_first() -> None:
+def test_reasons_are_listed_with_meaning_by_frequency() -> None:
     lines = text(DropCounts({"bad_mac1": 3, "no_route": 12, "bad_source": 3}, {TWO: {"bad_source": 3}}))
     assert lines == [
         "interface: wg0",
@@ -36,29 +36,29 @@ def test_each_reason_is_a_line_with_its_meaning_the_most_frequent_first() -> Non
     ]
 
 
-def test_an_interface_that_dropped_nothing_says_so() -> None:
+def test_interface_without_drops_is_reported() -> None:
     assert text(DropCounts({}, {})) == ["interface: wg0", "  nothing was dropped"]
 
 
-def test_a_daemon_that_does_not_report_drops_is_one_sentence() -> None:
+def test_daemon_without_drop_counts_is_reported() -> None:
     assert text(None) == ["interface: wg0", "  the daemon of wg0 does not report what it drops"]
 
 
-def test_a_reason_of_another_version_is_shown_by_its_name() -> None:
+def test_unknown_reason_is_shown_by_its_name() -> None:
     assert text(DropCounts({"from_the_future": 1}, {}))[1] == "  from_the_future        1"
 
 
-def test_a_field_and_drops_exclude_each_other() -> None:
+def test_drops_cannot_be_combined_with_a_field() -> None:
     assert "--drops cannot be combined with a field" in refusal("show", "wg0", "transfer", "--drops", status=2)
 
 
 @pytest.mark.network
-def test_drops_of_a_running_interface_are_shown_for_its_peer(tmp_path: Path) -> None:
+def test_drops_of_a_running_interface_are_shown_per_peer(tmp_path: Path) -> None:
     with laboratory(tmp_path) as lab:
         a, b = lab.neighbours()
         one, two = lab.tunnel(a, SUBJECT, b, SUBJECT, endpoint="192.0.2.2:51821")
         a.ping(two.addresses[0])
-        # What a sends has a source address that b no longer allows.
+        # Packets of a have a source address that b no longer allows.
         two.set("peer", one.key.public, "allowed-ips", "10.255.0.0/16")
         assert not a.can_ping(two.addresses[0])
         until(lambda: "bad_source" in b.run(WYRMHOLE, "show", two.name, "--drops"), "drop")
@@ -72,7 +72,7 @@ def test_drops_of_a_running_interface_are_shown_for_its_peer(tmp_path: Path) -> 
 
 
 @pytest.mark.network
-def test_wireguard_go_does_not_report_drops(tmp_path: Path) -> None:
+def test_wireguard_go_has_no_drop_counts(tmp_path: Path) -> None:
     with laboratory(tmp_path) as lab:
         a, b = lab.neighbours()
         one, _ = lab.tunnel(a, "wireguard-go", b, SUBJECT, endpoint="192.0.2.2:51821")

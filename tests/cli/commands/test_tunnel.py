@@ -1,4 +1,4 @@
-"""proxy and forward up to the library's door: what they ask of a tunnel, and how they end."""
+"""`proxy` and `forward` with a fake library: the calls that they make on a tunnel, and how they end."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def conf(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_a_proxy_is_opened_announced_and_closed_by_a_signal(tunnel: FakeTunnel, conf: str, tmp_path: Path) -> None:
+def test_proxy_is_opened_announced_and_closed_by_a_signal(tunnel: FakeTunnel, conf: str, tmp_path: Path) -> None:
     users = tmp_path / "users"
     users.write_text("# who\nann:a:b\n\nbob:secret\n")
     result = invoke("proxy", conf, "--listen", "[::]:1080", "--users", str(users))
@@ -76,16 +76,16 @@ def test_a_proxy_is_opened_announced_and_closed_by_a_signal(tunnel: FakeTunnel, 
 
 
 @pytest.mark.parametrize(("more", "proto"), [([], "tcp"), (["--udp"], "udp")])
-def test_a_forward_goes_where_it_is_told(tunnel: FakeTunnel, conf: str, more: list[str], proto: str) -> None:
+def test_forward_passes_its_arguments_to_the_tunnel(tunnel: FakeTunnel, conf: str, more: list[str], proto: str) -> None:
     assert invoke("forward", conf, "127.0.0.1:5432", "db.internal:5432", *more).exit_code == 0
     assert tunnel.asked == [("forward", "127.0.0.1:5432", "db.internal:5432", {"proto": proto})]
 
 
-def test_what_the_library_refuses_is_one_line(tunnel: FakeTunnel, conf: str) -> None:
+def test_error_of_the_library_is_one_line(tunnel: FakeTunnel, conf: str) -> None:
     assert refusal("forward", conf, "nonsense", "b:1") == "wyrmhole: nonsense is not HOST:PORT\n"
 
 
-def test_a_proxy_for_everybody_is_refused_in_the_words_of_the_command(
+def test_refusal_of_an_open_proxy_names_the_options_of_the_command(
     tunnel: FakeTunnel, conf: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def refuse(listen: str, **_: object) -> None:
@@ -98,7 +98,7 @@ def test_a_proxy_for_everybody_is_refused_in_the_words_of_the_command(
 
 
 @pytest.mark.parametrize("text", ["ann\n", ":secret\n", "ann:\n", ""])
-def test_users_that_are_none_are_refused_and_passwords_not_repeated(tmp_path: Path, text: str) -> None:
+def test_invalid_users_are_refused_without_repeating_passwords(tmp_path: Path, text: str) -> None:
     path = tmp_path / "users"
     path.write_text(text)
     with pytest.raises(Failure) as caught:

@@ -28,18 +28,18 @@ def interfaces(*texts: str) -> list[Interface]:
     return [ipaddress.ip_interface(text) for text in texts]
 
 
-def test_routes_that_an_address_brought_along_are_left_to_the_kernel() -> None:
-    """They name the source address, which a route of ours would not."""
+def test_connected_routes_are_left_to_the_kernel() -> None:
+    """The kernel's routes contain the source address, ours would not."""
     routes = networks("10.1.0.0/24", "10.1.0.128/25", "10.1.0.0/16", "10.2.0.0/24", "0.0.0.0/0", "fd00::/64", "::/0")
     found = list(uncovered(routes, interfaces("10.1.0.1/24", "fd00::1/48")))
     assert found == networks("10.1.0.0/16", "10.2.0.0/24", "0.0.0.0/0", "::/0")
 
 
-def test_an_address_that_covers_everything_still_gets_its_default_route() -> None:
+def test_address_with_prefix_length_0_still_gets_a_default_route() -> None:
     assert list(uncovered(networks("0.0.0.0/0", "10.0.0.0/8"), interfaces("10.0.0.1/0"))) == networks("0.0.0.0/0")
 
 
-def test_a_hundred_thousand_routes_take_linear_time() -> None:
+def test_many_routes_take_linear_time() -> None:
     routes: list[Network] = [ipaddress.IPv4Network((i << 8, 24)) for i in range(1 << 16, (1 << 16) + 100_000)]
     started = time.process_time()
     assert len(list(uncovered(routes, interfaces("10.0.0.1/24", "10.9.0.1/32")))) > 99_000
@@ -54,7 +54,7 @@ def test_a_hundred_thousand_routes_take_linear_time() -> None:
         (errno.EOPNOTSUPP, "this host has IPv6 switched off"),
     ],
 )
-def test_a_family_that_the_host_lacks_is_left_out(monkeypatch: pytest.MonkeyPatch, number: int, reason: str) -> None:
+def test_family_that_the_host_lacks_is_left_out(monkeypatch: pytest.MonkeyPatch, number: int, reason: str) -> None:
     def add(_client: object, _index: int, address: Interface) -> None:
         if address.version == 6:
             raise OSError(number, os.strerror(number))
@@ -70,7 +70,7 @@ def test_a_family_that_the_host_lacks_is_left_out(monkeypatch: pytest.MonkeyPatc
         network._add_addresses(client, 1, addresses[1:], 1420, warnings.append)  # type: ignore[arg-type]
 
 
-def test_another_failure_of_an_address_is_told_with_the_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_failure_of_an_address_is_reported_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
 
@@ -80,7 +80,7 @@ def test_another_failure_of_an_address_is_told_with_the_reason(monkeypatch: pyte
         network._add_addresses(client, 1, interfaces("10.0.0.1/24"), 1420, print)  # type: ignore[arg-type]
 
 
-def test_a_closed_ping_range_is_a_warning_for_users_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_closed_ping_range_is_a_warning_for_users_only(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(network, "PING_GROUPS", str(tmp_path / "missing" / "range"))
     warnings: list[str] = []
     network.open_ping(False, warnings.append)
@@ -102,14 +102,14 @@ def test_a_closed_ping_range_is_a_warning_for_users_only(monkeypatch: pytest.Mon
         ("", ""),
     ],
 )
-def test_hosts_are_looked_up_in_files_and_by_dns_only(former: str, expected: str) -> None:
+def test_hosts_are_resolved_by_files_and_dns_only(former: str, expected: str) -> None:
     assert only_files_and_dns(former) == expected
 
 
-# The channel
+# The channel to the child
 
 
-def test_signs_of_progress_may_come_with_the_end() -> None:
+def test_progress_may_arrive_together_with_the_end() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs, open(os.devnull) as file:
         theirs.sendall(b"...")
@@ -118,7 +118,7 @@ def test_signs_of_progress_may_come_with_the_end() -> None:
         os.close(parent._receive_tun(ours))
 
 
-def test_a_child_that_reports_nothing_is_given_up() -> None:
+def test_silent_child_is_given_up() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(b"..")
@@ -136,7 +136,7 @@ def test_a_child_that_reports_nothing_is_given_up() -> None:
         (b"add the route 10.0.0.0/8: Invalid argument\n", r"Invalid argument$"),
     ],
 )
-def test_what_the_child_reports_instead_is_the_reason(said: bytes, sentence: str) -> None:
+def test_report_of_the_child_is_the_error(said: bytes, sentence: str) -> None:
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:

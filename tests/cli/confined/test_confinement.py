@@ -1,4 +1,4 @@
-"""The real daemon after it gave its privileges away: that they are gone, and that what comes later still works."""
+"""The real daemon after it dropped its privileges: they are gone, and later operations still work."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ NOBODY = 65534
 
 
 def statuses(pid: int) -> list[dict[str, str]]:
-    """What /proc says of each thread."""
+    """Return /proc's status of each thread."""
     texts = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/status")]
     return [dict(re.findall(r"^(\w+):\t(.*)$", text, re.M)) for text in texts]
 
 
 def daemon_of(host: Host) -> int:
-    """Its process id: that of the one that is not the caretaker."""
+    """Return the process id of the daemon, not of its caretaker."""
     (pid,) = [pid for pid in host.pids() if statuses(pid)[0]["Seccomp"] == "2"]
     return pid
 
 
-def test_every_thread_lost_what_is_not_needed(host: Host) -> None:
+def test_every_thread_has_only_the_needed_privileges(host: Host) -> None:
     host.start()
     threads = statuses(daemon_of(host))
     assert len(threads) >= 2
@@ -44,7 +44,7 @@ def test_every_thread_lost_what_is_not_needed(host: Host) -> None:
 
 
 @pytest.mark.parametrize("option", [["--no-sandbox"], []])
-def test_the_sandbox_can_be_left_out(host: Host, option: list[str]) -> None:
+def test_sandbox_can_be_disabled(host: Host, option: list[str]) -> None:
     environ = {} if option else {"WYRMHOLE_SANDBOX": "off"}
     assert host.run(str(BINARY), *option, host.name, **environ).returncode == 0
     (pid,) = host.pids()
@@ -55,8 +55,8 @@ def test_the_sandbox_can_be_left_out(host: Host, option: list[str]) -> None:
     ("user", "engine", "workers"),
     [(None, "auto", 1), (None, "portable", 1), (None, "auto", 2), ("nobody", "auto", 1), ("nobody", "portable", 1)],
 )
-def test_later_needs_are_met(host: Host, user: str | None, engine: str, workers: int) -> None:
-    """A low port, a mark, the interface down and up, another mtu, a scope by name, peers, a second client."""
+def test_later_operations_still_work(host: Host, user: str | None, engine: str, workers: int) -> None:
+    """Set a low port, a mark, another MTU, a scope by name and peers, toggle the link, and connect a second client."""
     environ = {"WYRMHOLE_ENGINE": engine, "WYRMHOLE_WORKERS": str(workers)}
     host.start(**environ, **({} if user is None else {"WYRMHOLE_USER": user}))
     sockets = 2 * (workers if has_native() else 1)
@@ -79,8 +79,8 @@ def test_later_needs_are_met(host: Host, user: str | None, engine: str, workers:
 
 @pytest.mark.parametrize("engine", ["auto", "portable"])
 @pytest.mark.parametrize("workers", ["1", "2"])
-def test_a_signal_removes_the_socket_s_file_though_the_daemon_may_not(host: Host, engine: str, workers: str) -> None:
-    """It is gone when the process is."""
+def test_signal_removes_the_socket_file_despite_the_sandbox(host: Host, engine: str, workers: str) -> None:
+    """The caretaker removes it before the process is gone."""
     for _ in range(3):
         daemon = host.start_in_foreground(WYRMHOLE_ENGINE=engine, WYRMHOLE_WORKERS=workers)
         daemon_pid = host.daemon()
@@ -92,7 +92,7 @@ def test_a_signal_removes_the_socket_s_file_though_the_daemon_may_not(host: Host
         until(lambda: not host.pids())
 
 
-def test_a_caretaker_that_hangs_does_not_hold_up_the_end(host: Host) -> None:
+def test_hanging_caretaker_does_not_delay_the_end(host: Host) -> None:
     daemon = host.start_in_foreground()
     (caretaker,) = set(host.pids()) - {host.daemon()}
     os.kill(caretaker, signal.SIGSTOP)
@@ -105,8 +105,8 @@ def test_a_caretaker_that_hangs_does_not_hold_up_the_end(host: Host) -> None:
     until(lambda: not host.socket.exists())
 
 
-def test_files_of_root_are_out_of_the_daemon_s_reach(host: Host) -> None:
-    """Where the kernel has Landlock; the log says which it is."""
+def test_daemon_cannot_read_files_of_root(host: Host) -> None:
+    """This needs Landlock in the kernel. The log shows whether it is used."""
     daemon = host.start_in_foreground(LOG_LEVEL="debug")
     host.end()
     output, _ = daemon.communicate(timeout=20)
@@ -115,7 +115,7 @@ def test_files_of_root_are_out_of_the_daemon_s_reach(host: Host) -> None:
     )
 
 
-def test_an_interface_that_moves_to_another_namespace_is_followed(host: Host) -> None:
+def test_interface_moved_to_another_namespace_is_followed(host: Host) -> None:
     host.start()
     other = f"{host.namespace}-b"
     subprocess.run(["ip", "netns", "add", other], check=True)
@@ -129,25 +129,25 @@ def test_an_interface_that_moves_to_another_namespace_is_followed(host: Host) ->
     until(lambda: not host.pids())
 
 
-def test_another_user_owns_the_daemon_and_root_s_caretaker_can_nothing(host: Host) -> None:
+def test_daemon_runs_as_another_user_with_a_powerless_caretaker(host: Host) -> None:
     daemon = host.start_in_foreground(str(BINARY), "-f", "--user", "nobody", host.name)
     pid = daemon_of(host)
     assert {status["Uid"] for status in statuses(pid)} == {f"{NOBODY}\t" * 3 + f"{NOBODY}"}
     assert {status["Groups"].strip() for status in statuses(pid)} == {""}
-    # The kernel gives what /proc says of a process to its user only while it may be dumped.
+    # /proc files of a process belong to its user only while the process is dumpable.
     assert Path(f"/proc/{pid}/environ").stat().st_uid == 0
     assert re.search(r"^Max core file size +0 +0 ", Path(f"/proc/{pid}/limits").read_text(), re.M)
     assert host.socket.stat().st_uid == NOBODY
     (caretaker,) = set(host.pids()) - {pid}
     until(lambda: {int(statuses(caretaker)[0][name], 16) for name in ("CapPrm", "CapBnd")} == {0})
-    assert len(os.listdir(f"/proc/{caretaker}/fd")) == 5, "three times /dev/null and two pipes"
+    assert len(os.listdir(f"/proc/{caretaker}/fd")) == 5, "/dev/null three times, and two pipes"
     daemon.kill()
     daemon.communicate(timeout=20)
     until(lambda: not host.socket.exists())
     until(lambda: not host.pids())
 
 
-def test_the_caretaker_leaves_the_socket_of_the_next_daemon_alone(host: Host) -> None:
+def test_caretaker_leaves_the_socket_of_the_next_daemon_alone(host: Host) -> None:
     for _ in range(3):
         host.start(WYRMHOLE_USER="nobody")
         host.get("ip", "link", "del", host.name)
@@ -159,14 +159,14 @@ def test_the_caretaker_leaves_the_socket_of_the_next_daemon_alone(host: Host) ->
 
 
 @pytest.mark.parametrize("flags", [[], ["-f"]])
-def test_a_user_that_is_not_there_is_one_sentence(host: Host, flags: list[str]) -> None:
+def test_unknown_user_is_one_clear_error(host: Host, flags: list[str]) -> None:
     sentence = refused(host, str(BINARY), *flags, "--user", "no-such-user", host.name)
     assert "unknown user 'no-such-user'" in sentence
     assert not host.socket.exists() and not host.has_interface()
 
 
-def test_nothing_is_imported_after_the_privileges_went(host: Host) -> None:
-    """Who runs the daemon may not be able to read the library any more."""
+def test_nothing_is_imported_after_privileges_are_dropped(host: Host) -> None:
+    """The daemon's user may be unable to read the library."""
     program = (
         "import sys; from wyrmhole.sandbox import confine; from wyrmhole.cli.daemon.main import main\n"
         "real = confine.drop_privileges\n"
@@ -186,7 +186,7 @@ def test_nothing_is_imported_after_the_privileges_went(host: Host) -> None:
     assert daemon.returncode == 0 and "import" not in output, output
 
 
-def test_a_service_manager_hears_how_the_daemon_is(host: Host, tmp_path: Path) -> None:
+def test_service_manager_is_notified_of_states(host: Host, tmp_path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.bind(str(tmp_path / "notify"))
         manager.settimeout(20)
@@ -201,8 +201,8 @@ def test_a_service_manager_hears_how_the_daemon_is(host: Host, tmp_path: Path) -
     assert last == b"STOPPING=1"
 
 
-def test_the_daemon_runs_as_the_unit_runs_it(host: Host) -> None:
-    """Its three capabilities as ambient ones, no right to write, no memory that is written and then executed."""
+def test_daemon_runs_under_the_restrictions_of_the_unit(host: Host) -> None:
+    """Three ambient capabilities, a read-only file system, and no memory that is both writable and executable."""
     program = f"""
 import ctypes, os, socket
 listener = socket.socket(socket.AF_UNIX); listener.bind("{host.socket}"); listener.listen()

@@ -1,4 +1,4 @@
-"""`wyrmhole run`: a program in a tunnel and in nothing else, as root and as nobody, to another host's servers."""
+"""`wyrmhole run`: a program whose only network is the tunnel, as root and as nobody, with servers on another host."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def lab(tmp_path: Path) -> Iterator[Lab]:
 
 @pytest.fixture(params=USERS)
 def runner(lab: Lab, tmp_path: Path, request: pytest.FixtureRequest) -> Runner:
-    """A host without a way to anywhere but its neighbour, on which a peer with servers inside the tunnel is."""
+    """Return a host whose only route leads to its neighbour, a peer with servers inside the tunnel."""
     skip_unless_readable(request.param)
     a, b = lab.neighbours()
     key = Key.generate()
@@ -97,12 +97,12 @@ def runner(lab: Lab, tmp_path: Path, request: pytest.FixtureRequest) -> Runner:
     return Runner(a, config, request.param == "root")
 
 
-def test_a_program_reaches_what_is_inside_by_its_name(runner: Runner) -> None:
+def test_program_reaches_an_inside_host_by_name(runner: Runner) -> None:
     program = "import urllib.request as u; print(u.urlopen('http://db.internal/', timeout=20).read().decode())"
     assert "hello 10.77.0.1 db.internal" in runner("/usr/bin/python3", "-c", program)
 
 
-def test_the_tunnel_is_its_only_network(runner: Runner) -> None:
+def test_tunnel_is_the_only_network_of_the_program(runner: Runner) -> None:
     links = runner("ip", "-o", "link")
     assert [line.split(":")[1].strip() for line in links.splitlines()] == ["lo", "inner0"]
     assert "nameserver 10.77.0.2\nsearch lab.example" in runner("cat", "/etc/resolv.conf")
@@ -111,13 +111,13 @@ def test_the_tunnel_is_its_only_network(runner: Runner) -> None:
     assert "socket" not in rest and "io.systemd" not in rest
 
 
-def test_nothing_of_the_host_changes(runner: Runner) -> None:
+def test_host_stays_unchanged(runner: Runner) -> None:
     before = Path("/etc/resolv.conf").read_text(), runner.host.ip("addr"), runner.host.ip("route")
     runner("true")
     assert before == (Path("/etc/resolv.conf").read_text(), runner.host.ip("addr"), runner.host.ip("route"))
 
 
-def test_run_v_prints_the_handshakes_of_its_tunnel(runner: Runner) -> None:
+def test_run_v_prints_handshakes(runner: Runner) -> None:
     def run(option: str) -> str:
         words = list(runner.words("ping", "-q", "-c", "1", "-W", "10", "10.77.0.2"))
         words.insert(words.index("run") + 1, option)
@@ -130,13 +130,13 @@ def test_run_v_prints_the_handshakes_of_its_tunnel(runner: Runner) -> None:
     assert run("-q") == ""
 
 
-def test_the_status_is_that_of_the_program(runner: Runner) -> None:
+def test_exit_status_is_that_of_the_program(runner: Runner) -> None:
     runner("sh", "-c", "exit 7", status=7)
     runner("sh", "-c", "kill -9 $$", status=137)
     assert "nosuch" in runner("/nosuch", status=127)
 
 
-def test_who_runs_it_stays_who_it_is_and_gains_nothing(runner: Runner) -> None:
+def test_program_keeps_its_user_and_gains_no_rights(runner: Runner) -> None:
     shown = runner("sh", "-c", "id -u; grep CapEff /proc/self/status; env")
     assert shown.startswith("0\n" if runner.is_root else "65534\n")
     if not runner.is_root:
@@ -145,7 +145,7 @@ def test_who_runs_it_stays_who_it_is_and_gains_nothing(runner: Runner) -> None:
     assert key.partition("= ")[2] not in shown
 
 
-def test_a_signal_ends_the_program_and_the_tunnel(runner: Runner) -> None:
+def test_signal_ends_program_and_tunnel(runner: Runner) -> None:
     process = runner.host.spawn(
         *runner.words("sh", "-c", "echo started; exec sleep 1000"), output=subprocess.PIPE, environ=environ()
     )
@@ -160,8 +160,8 @@ def test_a_signal_ends_the_program_and_the_tunnel(runner: Runner) -> None:
             process.stdout.close()
 
 
-def test_a_tunnel_that_is_killed_takes_the_program_with_it(runner: Runner) -> None:
-    """It does not live on without a network, and never with the host's."""
+def test_program_ends_with_a_killed_tunnel(runner: Runner) -> None:
+    """It does not continue without a network, and never gets the host's."""
     process = runner.host.spawn(
         *runner.words("sh", "-c", "echo $$; exec sleep 1000"), output=subprocess.PIPE, environ=environ()
     )
@@ -187,8 +187,8 @@ signal.pause()
 """
 
 
-def test_a_program_that_ignores_signals_ends_with_the_tunnel_too(runner: Runner) -> None:
-    """And what it started, in sessions of their own."""
+def test_program_that_ignores_signals_ends_with_the_tunnel(runner: Runner) -> None:
+    """Its children end too, even in separate sessions."""
     process = runner.host.spawn(
         *runner.words("/usr/bin/python3", "-c", STUBBORN), output=subprocess.PIPE, environ=environ()
     )
@@ -206,7 +206,7 @@ def test_a_program_that_ignores_signals_ends_with_the_tunnel_too(runner: Runner)
             process.stdout.close()
 
 
-def test_what_a_program_leaves_behind_ends_with_it(runner: Runner) -> None:
+def test_processes_left_by_the_program_end_with_it(runner: Runner) -> None:
     shown = runner("sh", "-c", "readlink /proc/self/ns/net; sleep 1000 </dev/null >/dev/null 2>&1 &")
     until(lambda: not in_namespace(shown.strip()), "every process of the namespace ended")
 
@@ -220,7 +220,7 @@ def in_namespace(name: str) -> list[str]:
     return found
 
 
-# Hosts that lack something. Each is made in a mount namespace, before the command starts.
+# Hosts that lack something. Each is set up in a mount namespace before the command starts.
 
 HOSTS = {
     "a dangling link": "ln -s ../run/nothing/stub-resolv.conf /etc/resolv.conf",
@@ -243,7 +243,7 @@ def on_host(runner: Runner, made: str, *command: str) -> subprocess.CompletedPro
 
 
 @pytest.mark.parametrize("kind", HOSTS)
-def test_names_are_the_tunnel_s_whatever_the_host_s_resolv_conf_is(runner: Runner, kind: str) -> None:
+def test_names_are_resolved_inside_with_any_resolv_conf(runner: Runner, kind: str) -> None:
     look = (
         "cat /etc/resolv.conf; ls -ld /etc/hostname /etc/ssl/certs/ /etc/localtime >/dev/null; test -r /etc/passwd &&"
         " /usr/bin/python3 -c 'import socket; print(socket.gethostbyname(\"x.internal\"))'"
@@ -254,19 +254,19 @@ def test_names_are_the_tunnel_s_whatever_the_host_s_resolv_conf_is(runner: Runne
     assert result.stdout.endswith("10.77.0.2\n"), result.stdout
 
 
-def test_a_resolver_of_the_host_cannot_be_asked_by_its_socket(runner: Runner) -> None:
-    """By D-Bus, as nss-resolve did before systemd 247, by varlink, nscd or avahi."""
+def test_socket_of_a_host_resolver_is_out_of_reach(runner: Runner) -> None:
+    """Resolvers listen for D-Bus (nss-resolve before systemd 247), varlink, nscd or avahi."""
     folders = ("/run/dbus", "/run/systemd/resolve", "/run/nscd", "/run/avahi-daemon")
     made = "mount -t tmpfs none /run\n" + "\n".join(
-        f"mkdir -p {folder} && /usr/bin/python3 -c 'import socket as s; s.socket(s.AF_UNIX).bind(\"{folder}/door\")'"
+        f"mkdir -p {folder} && /usr/bin/python3 -c 'import socket as s; s.socket(s.AF_UNIX).bind(\"{folder}/bait\")'"
         for folder in folders
     )
-    result = on_host(runner, f"set -e\n{made}", "sh", "-c", "find /run /var/run/ -name door; echo looked")
+    result = on_host(runner, f"set -e\n{made}", "sh", "-c", "find /run /var/run/ -name bait; echo looked")
     assert (result.returncode, result.stdout) == (0, "looked\n"), result.stderr
 
 
-def test_a_switched_off_family_is_left_out_with_a_warning(runner: Runner) -> None:
-    """A TUN's MTU below IPv6's least switches the family off as well."""
+def test_disabled_family_is_left_out_with_a_warning(runner: Runner) -> None:
+    """An MTU below IPv6's minimum disables the family, too."""
     text = runner.config.read_text()
     runner.config.write_text(text.replace("[Interface]", "[Interface]\nMTU = 1200"))
     result = runner.host.try_run(*runner.words("ip", "-o", "address"), environ=environ())
@@ -278,25 +278,25 @@ def test_a_switched_off_family_is_left_out_with_a_warning(runner: Runner) -> Non
 
 
 def test_unprivileged_ping_works_inside(runner: Runner) -> None:
-    """The kernel gives a new namespace an empty range of groups; systemd opens the host's only."""
+    """A new namespace has an empty range of groups for ping. systemd sets only the range of the host."""
     program = "import socket; socket.socket(socket.AF_INET, socket.SOCK_DGRAM, socket.IPPROTO_ICMP)"
     runner("/usr/bin/python3", "-c", program)
 
 
-def test_a_read_only_proc_costs_the_user_s_ping_and_no_more(runner: Runner) -> None:
+def test_read_only_proc_disables_only_unprivileged_ping(runner: Runner) -> None:
     result = on_host(runner, "mount -o bind,ro /proc/sys /proc/sys", "echo", "runs")
     assert (result.returncode, result.stdout) == (0, "runs\n"), result.stderr
     assert ("Warning: ping may need privileges in here" in result.stderr) == (not runner.is_root)
 
 
-def test_ten_thousand_allowed_ips_are_no_matter_of_limits(runner: Runner) -> None:
+def test_ten_thousand_allowed_ips_exceed_no_limit(runner: Runner) -> None:
     prefixes = ", ".join(f"{20 + i // 65536}.{i // 256 % 256}.{i % 256}.0/25" for i in range(10_000))
     runner.config.write_text(runner.config.read_text().replace("0.0.0.0/0", prefixes))
-    assert int(runner("sh", "-c", "ip -4 route | wc -l")) == 10_001, "and the address's own network"
+    assert int(runner("sh", "-c", "ip -4 route | wc -l")) == 10_001, "one more is the network of Address"
 
 
-def test_what_cannot_be_enclosed_does_not_run(runner: Runner) -> None:
-    """Without a TUN there is no program, least of all one in the host's network."""
+def test_program_does_not_run_if_it_cannot_be_enclosed(runner: Runner) -> None:
+    """Without a TUN the program does not start, in particular not in the host's network."""
     if runner.is_root:
         hide = ("unshare", "-m", "sh", "-c", 'mount -t tmpfs none /dev/net && exec "$@"', "sh")
         result = runner.host.try_run(*hide, *runner.words("echo", "outside"), environ=environ())

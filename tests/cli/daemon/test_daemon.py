@@ -20,7 +20,7 @@ pytestmark = pytest.mark.network
 # Life
 
 
-def test_it_is_there_when_the_caller_returns_and_gone_with_its_interface(host: Host) -> None:
+def test_daemon_serves_on_return_and_ends_with_its_interface(host: Host) -> None:
     host.start()
     assert host.name in host.get("wg", "show", "interfaces").split()
     assert host.has_interface()
@@ -29,7 +29,7 @@ def test_it_is_there_when_the_caller_returns_and_gone_with_its_interface(host: H
     assert not host.socket.exists()
 
 
-def test_the_daemon_is_detached_and_leaves_no_core(host: Host) -> None:
+def test_daemon_is_detached_and_writes_no_core(host: Host) -> None:
     host.start()
     pid = host.daemon()
     assert os.readlink(f"/proc/{pid}/cwd") == "/"
@@ -39,7 +39,7 @@ def test_the_daemon_is_detached_and_leaves_no_core(host: Host) -> None:
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_a_signal_ends_it_cleanly_also_in_the_middle_of_a_set(host: Host, number: signal.Signals) -> None:
+def test_signal_ends_the_daemon_cleanly_even_within_a_set(host: Host, number: signal.Signals) -> None:
     daemon = host.start_in_foreground()
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(host.socket))
@@ -51,20 +51,20 @@ def test_a_signal_ends_it_cleanly_also_in_the_middle_of_a_set(host: Host, number
     assert not host.has_interface()
 
 
-def test_removing_the_socket_file_ends_it(host: Host) -> None:
+def test_removal_of_the_socket_file_ends_the_daemon(host: Host) -> None:
     daemon = host.start_in_foreground()
     host.socket.unlink()
     assert daemon.wait(timeout=20) == 0
     assert not host.has_interface()
 
 
-def test_chmod_of_the_socket_file_does_not(host: Host) -> None:
+def test_chmod_of_the_socket_file_does_not_end_the_daemon(host: Host) -> None:
     host.start()
     host.socket.chmod(0o600)
     assert host.is_served() and host.is_served()
 
 
-def test_a_restart_right_after_the_interface_was_deleted_succeeds(host: Host) -> None:
+def test_restart_right_after_deletion_of_the_interface_succeeds(host: Host) -> None:
     for _ in range(3):
         host.start()
         host.get("ip", "link", "del", host.name)
@@ -72,7 +72,7 @@ def test_a_restart_right_after_the_interface_was_deleted_succeeds(host: Host) ->
     assert host.is_served()
 
 
-def test_a_killed_daemon_leaves_nothing_that_stops_the_next(host: Host) -> None:
+def test_killed_daemon_does_not_prevent_the_next(host: Host) -> None:
     daemon = host.start_in_foreground()
     (caretaker,) = set(host.pids()) - {host.daemon()}
     os.kill(caretaker, signal.SIGKILL)
@@ -83,7 +83,7 @@ def test_a_killed_daemon_leaves_nothing_that_stops_the_next(host: Host) -> None:
     assert host.is_served()
 
 
-def test_the_socket_file_of_a_killed_daemon_is_removed(host: Host) -> None:
+def test_socket_file_of_a_killed_daemon_is_removed(host: Host) -> None:
     daemon = host.start_in_foreground()
     daemon.kill()
     daemon.communicate(timeout=20)
@@ -91,7 +91,7 @@ def test_the_socket_file_of_a_killed_daemon_is_removed(host: Host) -> None:
 
 
 @pytest.mark.parametrize("kind", ["directory", "file", "dangling link"])
-def test_what_lies_in_the_socket_s_place_is_one_sentence(host: Host, kind: str) -> None:
+def test_other_file_in_place_of_the_socket_is_one_clear_error(host: Host, kind: str) -> None:
     host.socket.parent.mkdir(mode=0o755, exist_ok=True)
     if kind == "directory":
         host.socket.mkdir()
@@ -113,15 +113,15 @@ def test_what_lies_in_the_socket_s_place_is_one_sentence(host: Host, kind: str) 
         ("mount -t tmpfs -o mode=0777 none /run/wireguard", "other users can write to"),
     ],
 )
-def test_a_directory_that_will_not_do_is_one_sentence(host: Host, lay: str, sentence: str) -> None:
-    """In a mount namespace of its own, where /var/run is a link to /run."""
+def test_unusable_directory_is_one_clear_error(host: Host, lay: str, sentence: str) -> None:
+    """This runs in a separate mount namespace, where /var/run is a link to /run."""
     host.socket.parent.mkdir(mode=0o755, exist_ok=True)
     words = ("unshare", "-m", "sh", "-c", f'{lay} && exec "$@"', "sh", str(BINARY), host.name)
     assert sentence in refused(host, *words)
     assert not host.has_interface()
 
 
-def test_a_lock_that_any_user_takes_does_not_stop_the_start(host: Host) -> None:
+def test_lock_of_another_user_does_not_prevent_the_start(host: Host) -> None:
     host.socket.parent.mkdir(mode=0o755, exist_ok=True)
     fd = os.open(host.socket.parent, os.O_RDONLY)
     try:
@@ -131,17 +131,17 @@ def test_a_lock_that_any_user_takes_does_not_stop_the_start(host: Host) -> None:
         os.close(fd)
 
 
-# What cannot be
+# Refusals
 
 
 @pytest.mark.parametrize("flags", [[], ["-f"]])
-def test_a_name_that_is_taken_is_one_sentence(host: Host, flags: list[str]) -> None:
+def test_name_in_use_is_one_clear_error(host: Host, flags: list[str]) -> None:
     host.start()
     assert "another process holds the interface" in refused(host, str(BINARY), *flags, host.name)
     assert host.is_served()
 
 
-def test_a_name_in_use_in_another_namespace_is_one_sentence(host: Host) -> None:
+def test_name_in_use_in_another_namespace_is_one_clear_error(host: Host) -> None:
     other = Host(f"{host.namespace}-b", host.name)
     subprocess.run(["ip", "netns", "add", other.namespace], check=True)
     try:
@@ -152,16 +152,16 @@ def test_a_name_in_use_in_another_namespace_is_one_sentence(host: Host) -> None:
         subprocess.run(["ip", "netns", "del", other.namespace], check=True)
 
 
-def test_an_interface_of_another_kind_is_one_sentence(host: Host) -> None:
+def test_interface_of_another_kind_is_one_clear_error(host: Host) -> None:
     assert "exists" in refused(host, str(BINARY), "lo")
 
 
-def test_missing_privilege_is_one_sentence(host: Host) -> None:
+def test_missing_privilege_is_one_clear_error(host: Host) -> None:
     sentence = refused(host, "setpriv", "--bounding-set=-net_admin", str(BINARY), host.name)
     assert "run as root" in sentence
 
 
-def test_an_engine_that_is_not_there_is_told_by_the_caller(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_engine_is_reported_by_the_starting_process(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     program = (
         "import sys; from wyrmhole.engine import select; from wyrmhole.cli.daemon.main import main\n"
         "def none(kind, *, clock, options): raise select.EngineUnavailable('no engine: build one')\n"
@@ -172,17 +172,17 @@ def test_an_engine_that_is_not_there_is_told_by_the_caller(host: Host, monkeypat
 
 
 @pytest.mark.parametrize("variable", ["WG_TUN_FD", "WG_UAPI_FD"])
-def test_a_descriptor_of_another_kind_is_one_sentence(host: Host, variable: str) -> None:
+def test_descriptor_of_another_kind_is_one_clear_error(host: Host, variable: str) -> None:
     assert "descriptor 0" in refused(host, str(BINARY), host.name, **{variable: "0"})
     assert not host.has_interface()
 
 
-# Descriptors of others
+# Inherited descriptors
 
 
 @pytest.mark.parametrize("flags", [[], ["-f"]])
-def test_it_works_on_a_tun_and_a_socket_opened_by_others(host: Host, flags: list[str]) -> None:
-    """Also in the background, where wireguard-go does not."""
+def test_inherited_tun_and_socket_are_used(host: Host, flags: list[str]) -> None:
+    """This works in the background, too, unlike with wireguard-go."""
     program = f"""
 import fcntl, os, socket, struct
 tun = os.open("/dev/net/tun", os.O_RDWR)
@@ -196,7 +196,7 @@ os.execv("{BINARY}", ["wyrmholed", *{flags!r}, "{host.name}"])
     host.socket.parent.mkdir(mode=0o755, exist_ok=True)
     daemon = host.start_in_foreground(sys.executable, "-c", program)
     assert host.name in host.get("wg", "show", "interfaces").split()
-    assert " mtu 1420 " in host.get("ip", "link", "show", host.name), "as wireguard-go sets it"
+    assert " mtu 1420 " in host.get("ip", "link", "show", host.name), "the MTU that wireguard-go sets"
     host.end()
     assert daemon.wait(timeout=20) == 0
     assert not host.socket.exists() and not host.has_interface()
@@ -206,7 +206,7 @@ os.execv("{BINARY}", ["wyrmholed", *{flags!r}, "{host.name}"])
 
 
 @pytest.mark.parametrize("program", [str(BINARY), "wireguard"])
-def test_a_renamed_interface_is_found_by_its_former_name(host: Host, program: str) -> None:
+def test_renamed_interface_is_found_by_its_former_name(host: Host, program: str) -> None:
     wyrmhole, present = str(BINARY.with_name("wyrmhole")), f"{host.name}n"
     daemon = host.start_in_foreground(program, "-f", host.name)
     try:
@@ -231,7 +231,7 @@ def test_a_renamed_interface_is_found_by_its_former_name(host: Host, program: st
 
 @pytest.mark.parametrize("environ", [{"LOG_LEVEL": "error"}, {"LOG_LEVEL": ""}])
 @pytest.mark.parametrize("text", ["listen_port=x", "garbage"])
-def test_a_refused_set_leaves_a_line_on_the_log(host: Host, text: str, environ: dict[str, str]) -> None:
+def test_refused_set_is_logged(host: Host, text: str, environ: dict[str, str]) -> None:
     daemon = host.start_in_foreground(**environ)
     with socket.socket(socket.AF_UNIX) as client:
         client.connect(str(host.socket))
@@ -243,8 +243,8 @@ def test_a_refused_set_leaves_a_line_on_the_log(host: Host, text: str, environ: 
 
 
 @pytest.mark.parametrize("engine", ["portable", "native"])
-def test_a_mark_of_the_upper_half_is_set_on_the_sockets(host: Host, engine: str) -> None:
-    """SO_MARK has 32 bits and no sign."""
+def test_mark_above_two_to_the_31_is_set_on_the_sockets(host: Host, engine: str) -> None:
+    """SO_MARK is an unsigned 32-bit number."""
     host.start(WYRMHOLE_ENGINE=engine)
     host.get("ip", "link", "set", host.name, "up")
     command = str(BINARY.with_name("wyrmhole"))
@@ -257,7 +257,7 @@ def test_a_mark_of_the_upper_half_is_set_on_the_sockets(host: Host, engine: str)
         assert sockets and marks == ([] if shown == "off" else [shown] * len(sockets))
 
 
-def test_the_environment_chooses_what_is_logged(host: Host) -> None:
+def test_environment_sets_the_log_level(host: Host) -> None:
     daemon = host.start_in_foreground(LOG_LEVEL="verbose")
     host.end()
     output, _ = daemon.communicate(timeout=20)
@@ -266,7 +266,7 @@ def test_the_environment_chooses_what_is_logged(host: Host) -> None:
     assert all(form.fullmatch(line) for line in output.splitlines())
 
 
-def test_a_logging_daemon_in_the_background_keeps_its_output(host: Host, tmp_path: Path) -> None:
+def test_logging_daemon_in_the_background_keeps_its_output(host: Host, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with log.open("w") as output:
         environ = {**os.environ, "LOG_LEVEL": "debug"}
@@ -287,7 +287,7 @@ def configure(host: Host) -> None:
     )
 
 
-def test_what_is_set_is_shown(host: Host) -> None:
+def test_settings_are_shown(host: Host) -> None:
     host.start()
     assert host.get("wg", "show", host.name, "dump") == "(none)\t(none)\t0\toff\n"
     configure(host)
@@ -296,7 +296,7 @@ def test_what_is_set_is_shown(host: Host) -> None:
     assert peer.split("\t") == [PEER, PSK, "127.0.0.1:51820", "10.0.0.0/24,fd00::/64", "0", "0", "0", "25"]
 
 
-def test_a_configuration_shown_can_be_set(host: Host, tmp_path: Path) -> None:
+def test_shown_configuration_can_be_set(host: Host, tmp_path: Path) -> None:
     host.start()
     configure(host)
     shown = host.get("wg", "showconf", host.name)
@@ -307,7 +307,7 @@ def test_a_configuration_shown_can_be_set(host: Host, tmp_path: Path) -> None:
     assert host.get("wg", "showconf", host.name) == shown
 
 
-def test_addconf_adds_and_syncconf_makes_equal(host: Host, tmp_path: Path) -> None:
+def test_addconf_adds_and_syncconf_replaces(host: Host, tmp_path: Path) -> None:
     host.start()
     configure(host)
     extra = tmp_path / "extra.conf"
@@ -323,13 +323,13 @@ def test_addconf_adds_and_syncconf_makes_equal(host: Host, tmp_path: Path) -> No
     assert host.get("wg", "show", host.name, "allowed-ips") == f"{OTHER_PEER}\t10.0.1.0/24 10.0.2.0/24\n"
 
 
-def test_a_scope_given_by_name_comes_back(host: Host) -> None:
+def test_scope_given_by_name_is_shown_by_name(host: Host) -> None:
     host.start()
     host.get("wg", "set", host.name, "peer", PEER, "endpoint", "[fe80::1%lo]:51820")
     assert host.get("wg", "show", host.name, "endpoints") == f"{PEER}\t[fe80::1%lo]:51820\n"
 
 
-def test_a_taken_port_is_refused_whole_and_the_former_one_stays(host: Host) -> None:
+def test_port_in_use_is_refused_and_the_former_one_stays(host: Host) -> None:
     host.start()
     host.get("ip", "link", "set", host.name, "up")
     host.get("wg", "set", host.name, "listen-port", "40001")
@@ -348,7 +348,7 @@ def test_a_taken_port_is_refused_whole_and_the_former_one_stays(host: Host) -> N
     assert host.get("wg", "show", host.name, "peers") == ""
 
 
-def test_a_configuration_of_many_peers_is_counted_exactly(host: Host, tmp_path: Path) -> None:
+def test_large_configuration_is_shown_completely(host: Host, tmp_path: Path) -> None:
     host.start()
     keys = [os.urandom(32) for _ in range(500)]
     peers = (

@@ -1,4 +1,4 @@
-"""Going to the background: when the caller returns, with which status, and what the daemon keeps of it."""
+"""Going to the background: when the caller returns, its status, and what the daemon inherits."""
 
 from __future__ import annotations
 
@@ -43,31 +43,31 @@ def run(
     return result, json.loads(facts.read_text())
 
 
-def test_the_caller_returns_0_when_the_daemon_is_ready(tmp_path: Path) -> None:
+def test_caller_returns_0_when_the_daemon_is_ready(tmp_path: Path) -> None:
     result, facts = run(tmp_path, "readiness.announce(); readiness.fail('too late')")
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert facts["pid"] != facts["caller"]
 
 
-def test_the_caller_tells_why_it_is_not(tmp_path: Path) -> None:
+def test_caller_reports_why_the_daemon_failed(tmp_path: Path) -> None:
     result, _ = run(tmp_path, "readiness.fail('no engine: build one')")
     assert (result.returncode, result.stdout) == (1, "")
     assert result.stderr == "wyrmholed: no engine: build one\n"
 
 
-def test_the_caller_tells_when_the_daemon_died(tmp_path: Path) -> None:
+def test_caller_reports_the_death_of_the_daemon(tmp_path: Path) -> None:
     result, _ = run(tmp_path, "os.kill(os.getpid(), 9)")
     assert result.returncode == 1
     assert result.stderr.startswith("wyrmholed: the daemon ended during its start: run it with -f")
 
 
-def test_the_daemon_has_a_session_and_a_directory_of_its_own(tmp_path: Path) -> None:
+def test_daemon_has_its_own_session_and_directory(tmp_path: Path) -> None:
     _, facts = run(tmp_path, "readiness.announce()")
     assert facts["directory"] == "/"
     assert facts["session"] not in (facts["caller"], os.getsid(0), facts["pid"])
 
 
-def test_the_daemon_keeps_nothing_of_the_caller_open(tmp_path: Path) -> None:
+def test_daemon_keeps_no_descriptor_of_the_caller(tmp_path: Path) -> None:
     with open(tmp_path / "inherited", "w") as inherited:
         _, facts = run(tmp_path, "readiness.announce()", pass_fds=(inherited.fileno(),))
         assert inherited.fileno() in facts["inherited"]
@@ -76,13 +76,13 @@ def test_the_daemon_keeps_nothing_of_the_caller_open(tmp_path: Path) -> None:
     assert facts["places"] == ["/dev/null"] * 3
 
 
-def test_the_daemon_keeps_its_output_when_it_is_told_to_log(tmp_path: Path) -> None:
+def test_daemon_keeps_its_output_if_it_logs(tmp_path: Path) -> None:
     result, facts = run(tmp_path, "readiness.announce(); print('a line')", keep_output=True)
     assert facts["places"][0] == "/dev/null" and "/dev/null" not in facts["places"][1:]
     assert result.stdout == "a line\n"
 
 
-def test_no_tunnel_comes_to_lie_on_a_standard_descriptor(tmp_path: Path) -> None:
+def test_tunnel_never_gets_a_standard_descriptor(tmp_path: Path) -> None:
     program = (
         "import os; [os.close(fd) for fd in (0, 1)];"
         "from wyrmhole.cli.daemon.daemonize import open_standard_descriptors as fill; fill();"

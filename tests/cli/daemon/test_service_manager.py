@@ -1,4 +1,4 @@
-"""What a service manager hears: on a real socket of the test's, with a loop that the test drives."""
+"""Notifications for a service manager, on a real socket and with a loop that the test drives."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def environ_for(manager: Manager, **more: str) -> dict[str, str]:
     return {"NOTIFY_SOCKET": manager.socket.getsockname(), **more}
 
 
-def test_a_state_is_told_and_the_environment_no_longer_names_the_socket(manager: Manager) -> None:
+def test_state_is_sent_and_the_variable_removed(manager: Manager) -> None:
     environ = environ_for(manager, WATCHDOG_USEC="3000000", WATCHDOG_PID=str(PID), HOME="/")
     service = ServiceManager.take(environ, PID)
     service.report(READY)
@@ -45,7 +45,7 @@ def test_a_state_is_told_and_the_environment_no_longer_names_the_socket(manager:
     service.close()
 
 
-def test_an_abstract_address(manager: Manager) -> None:
+def test_address_may_be_abstract(manager: Manager) -> None:
     with Manager(f"\0wyrmhole-test-{id(manager)}").socket as abstract:
         name = abstract.getsockname().decode().replace("\0", "@")
         service = ServiceManager.take({"NOTIFY_SOCKET": name}, PID)
@@ -55,7 +55,7 @@ def test_an_abstract_address(manager: Manager) -> None:
 
 
 @pytest.mark.parametrize("address", ["", "vsock:2:1", "/nobody/listens/here"])
-def test_without_a_manager_that_listens_nothing_happens(address: str) -> None:
+def test_missing_manager_is_ignored(address: str) -> None:
     service = ServiceManager.take({"NOTIFY_SOCKET": address}, PID)
     service.report(READY)
     service.close()
@@ -73,18 +73,18 @@ def test_without_a_manager_that_listens_nothing_happens(address: str) -> None:
         {"WATCHDOG_USEC": "soon"},
     ],
 )
-def test_a_watchdog_that_is_not_ours_is_not_fed(manager: Manager, variables: dict[str, str]) -> None:
+def test_watchdog_of_another_process_is_not_fed(manager: Manager, variables: dict[str, str]) -> None:
     service = ServiceManager.take(environ_for(manager, **variables), PID)
 
     async def prove() -> None:
-        raise AssertionError("nobody asked for a proof")
+        raise AssertionError("no proof was requested")
 
     asyncio.run(service.feed(prove))
     service.close()
 
 
-def test_the_watchdog_is_fed_by_proofs_and_starves_without(manager: Manager) -> None:
-    """Two rounds through the engine, then one that never ends."""
+def test_watchdog_is_fed_only_by_proofs(manager: Manager) -> None:
+    """Two round trips through the engine succeed, the third never ends."""
     rounds = 0
     stuck = asyncio.Event()
 

@@ -1,4 +1,4 @@
-"""`doctor` on hosts that lack something: the reason in words, and what to do."""
+"""`doctor` on hosts that lack something reports the reason and a remedy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def without(*families: int) -> Callable[..., socket.socket]:
         ((socket.AF_INET, socket.AF_INET6), "bad", "neither IPv4 nor IPv6 sockets"),
     ],
 )
-def test_a_family_that_is_missing_is_named(
+def test_missing_family_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, missing: tuple[int, ...], level: str, found: str
 ) -> None:
     monkeypatch.setattr(diagnosis_host, "PROC_SYS", tmp_path)
@@ -45,7 +45,7 @@ def test_a_family_that_is_missing_is_named(
     assert (finding.level, finding.found, bool(finding.advice)) == (level, found, level != "good")
 
 
-def test_ipv6_that_is_switched_off_by_a_setting_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_ipv6_disabled_by_a_setting_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     switch = tmp_path / "net/ipv6/conf/all/disable_ipv6"
     switch.parent.mkdir(parents=True)
     switch.write_text("1\n")
@@ -55,7 +55,7 @@ def test_ipv6_that_is_switched_off_by_a_setting_is_named(monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize(("text", "warns"), [("1\t0\n", True), ("0\t2147483647\n", False), ("", False)])
-def test_a_closed_ping_range_is_told_with_the_setting(
+def test_closed_ping_range_is_reported_with_the_setting(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, warns: bool
 ) -> None:
     path = tmp_path / "net/ipv4/ping_group_range"
@@ -68,7 +68,7 @@ def test_a_closed_ping_range_is_told_with_the_setting(
     assert not warns or "net.ipv4.ping_group_range" in found["ping"].advice
 
 
-def test_a_read_only_proc_sys_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_read_only_proc_sys_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(diagnosis_host, "PROC_SYS", tmp_path)
     monkeypatch.setattr(os, "statvfs", lambda _: SimpleNamespace(f_flag=os.ST_RDONLY))
     finding = next(diagnosis_host.settings())
@@ -83,7 +83,7 @@ def test_a_read_only_proc_sys_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path:
         ("nameserver 192.0.2.1\n", "good", "names some"),
     ],
 )
-def test_name_servers_of_the_host(
+def test_name_servers_of_the_host_are_reported(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str | None, level: str, found: str
 ) -> None:
     path = tmp_path / "resolv.conf"
@@ -94,12 +94,12 @@ def test_name_servers_of_the_host(
     assert finding.level == level and found in finding.found
 
 
-def test_landlock_is_found_or_the_reason_is_told() -> None:
+def test_landlock_is_found_or_the_reason_is_reported() -> None:
     (finding,) = diagnosis_host.landlock()
     assert finding.found.startswith(("version ", "not available: "))
 
 
-def test_a_reason_has_no_number() -> None:
+def test_reason_contains_no_errno() -> None:
     assert reason(OSError(1, "Operation not permitted")) == "Operation not permitted"
     assert reason(OSError(13, "Permission denied", "/proc/x")) == "/proc/x: Permission denied"
     assert reason(ValueError("x")) == "x"

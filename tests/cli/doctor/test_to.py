@@ -1,4 +1,4 @@
-"""`doctor --to`: over a good line, one that loses GSO batches, and where nothing can be found out."""
+"""`doctor --to` over a good line, over one that loses GSO batches, and where no result is possible."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def doctor(host: Host, peer: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("engine", ["native", "portable"])
 @pytest.mark.parametrize("family", ["v4", "v6"])
-def test_batches_that_arrive_are_found_good(
+def test_arriving_batches_are_reported_as_good(
     lab: Lab, engine: str, family: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WYRMHOLE_ENGINE", engine)
@@ -54,7 +54,7 @@ def test_batches_that_arrive_are_found_good(
 
 
 @pytest.mark.parametrize("engine", ["native", "portable"])
-def test_lost_batches_are_found(lab: Lab, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lost_batches_are_reported(lab: Lab, engine: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WYRMHOLE_ENGINE", engine)
     a, _, _, two = ends(lab)
     a.ping(two.addresses[0])
@@ -67,7 +67,7 @@ def test_lost_batches_are_found(lab: Lab, engine: str, monkeypatch: pytest.Monke
         assert text.returncode == 1 and "NO  batches" in text.stdout
 
 
-def test_without_gso_nothing_can_be_found_out(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_result_without_gso(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WYRMHOLE_WITHOUT", "gso")
     a, _, _, two = ends(lab)
     with loses_batches(a, "eth0"):
@@ -76,7 +76,7 @@ def test_without_gso_nothing_can_be_found_out(lab: Lab, monkeypatch: pytest.Monk
     assert "left by itself" in json.loads(result.stdout)[-1]["found"]
 
 
-def test_a_peer_that_does_not_answer_ping_is_no_verdict(lab: Lab) -> None:
+def test_no_result_if_the_peer_does_not_answer_ping(lab: Lab) -> None:
     a, _, b, two = ends(lab)
     b.nft("table ip t { chain c { type filter hook input priority 0; icmp type echo-request drop; }; }")
     result = doctor(a, two.addresses[0])
@@ -92,7 +92,7 @@ def test_a_peer_that_does_not_answer_ping_is_no_verdict(lab: Lab) -> None:
         ("wg0", "'wg0' is neither a public key nor an address inside a tunnel"),
     ],
 )
-def test_a_peer_that_does_not_exist_is_one_clear_sentence(lab: Lab, peer: str, reason: str) -> None:
+def test_unknown_peer_is_one_clear_error(lab: Lab, peer: str, reason: str) -> None:
     a, _, _, _ = ends(lab)
     result = doctor(a, peer)
     assert result.returncode == 2
@@ -100,10 +100,10 @@ def test_a_peer_that_does_not_exist_is_one_clear_sentence(lab: Lab, peer: str, r
 
 
 @pytest.mark.parametrize(("engine", "congestion"), [("native", "bbr"), ("portable", "reno")])
-def test_the_daemon_finds_lost_batches_by_itself(
+def test_daemon_notices_lost_batches_by_itself(
     lab: Lab, engine: str, congestion: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A bulk transfer crawls for some seconds, then runs; one line says why, and names what to do."""
+    """A bulk transfer is slow for a few seconds, then fast. One log line reports the cause and a remedy."""
     if congestion not in AVAILABLE.read_text().split():
         pytest.skip(f"this kernel has no {congestion}")
     monkeypatch.setenv("WYRMHOLE_ENGINE", engine)
@@ -123,4 +123,4 @@ def test_the_daemon_finds_lost_batches_by_itself(
         assert lines[0].startswith("ERROR") and two.key.public in lines[0]
         assert "WYRMHOLE_WITHOUT=gso" in lines[0] and "doctor --to" in lines[0]
         result = doctor(a, two.addresses[0])
-        assert result.returncode == 2, "the daemon sends singly now"
+        assert result.returncode == 2, "the daemon now sends single datagrams"

@@ -1,4 +1,4 @@
-"""Each test of this room has a laboratory of its own."""
+"""Each test of this room has its own laboratory."""
 
 from __future__ import annotations
 

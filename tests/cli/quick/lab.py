@@ -1,4 +1,4 @@
-"""A laboratory for `up` and `down`: files that two programs take in turns, and the traces they leave on a host."""
+"""A laboratory for `up` and `down`: files that two programs use in turn, and the changes they make on a host."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def wyrmhole(host: Host, *words: str, text: str | None = None, **environ: str) -
 
 
 class Quick:
-    """One file for two programs, which take turns. What a failed test leaves up is taken down with its laboratory."""
+    """One file that two programs use in turn. The laboratory removes whatever a failed test leaves up."""
 
     made: ClassVar[list[Quick]] = []
 
@@ -53,11 +53,11 @@ class Quick:
         return self.host.run(program, action, str(self.file), environ=self.environ)
 
     def try_run(self, action: str, **environ: str) -> subprocess.CompletedProcess[str]:
-        """By our program."""
+        """Run our program."""
         return self.host.try_run(WYRMHOLE, action, str(self.file), environ=self.environ | environ)
 
     def daemon(self) -> int:
-        """The daemon's pid."""
+        """Return the daemon's pid."""
         words = ["pgrep", "-f", f"{DAEMON_MODULE} {self.name}$"]
         return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout.split()[0])
 
@@ -72,8 +72,7 @@ class Quick:
 
 
 def traces(host: Host) -> dict[str, str]:
-    """Everything of a host that a tunnel changes, without the numbers that the kernel gives, and without what it takes
-    back by itself a moment later (tentative addresses)."""
+    """Return all host state that a tunnel changes, without kernel-assigned numbers and the transient `tentative`."""
     commands = {
         "addresses": "ip -o address",
         "links": "ip -o link",
@@ -106,12 +105,12 @@ def conf(allowed_ips: str, more: str = "", address: str = "10.77.0.1/24", endpoi
 
 
 def way(host: Host, address: str = "8.8.8.8") -> str:
-    """The interface by which packets to the address leave."""
+    """Return the interface by which packets to the address leave."""
     return host.run("ip", "route", "get", address).split(" dev ")[1].split()[0]
 
 
 def program(folder: Path, name: str, script: str) -> Path:
-    """A stand-in on the PATH. Returns its folder."""
+    """Make a stand-in for a program, and return its folder, for PATH."""
     programs = folder / "bin"
     programs.mkdir(exist_ok=True)
     file = programs / name

@@ -1,4 +1,4 @@
-"""`up` and `down` after a daemon died, was renamed, or was not ours."""
+"""`up` and `down` with a dead daemon, a renamed interface, or an interface that is not ours."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ pytestmark = pytest.mark.network
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 @pytest.mark.parametrize("flushed", [False, True])
-def test_down_needs_no_daemon(lab: Lab, tmp_path: Path, number: signal.Signals, flushed: bool) -> None:
-    """`flushed`: another program replaced the firewall's rules meanwhile, and the mark in them is gone."""
+def test_down_works_without_the_daemon(lab: Lab, tmp_path: Path, number: signal.Signals, flushed: bool) -> None:
+    """`flushed`: another program has replaced the firewall's rules, so the mark in them is gone."""
     client, _, _ = lab.routed()
     hooks = f"PreDown = echo before >> {tmp_path}/hooks\nPostDown = echo after >> {tmp_path}/hooks; false\n"
     text = conf(EVERYTHING, f"DNS = 10.77.0.9\nSaveConfig = true\n{hooks}")
@@ -48,7 +48,7 @@ def test_down_needs_no_daemon(lab: Lab, tmp_path: Path, number: signal.Signals, 
     assert again.returncode == 1 and "is not up" in again.stderr
 
 
-def test_down_after_a_crash_leaves_the_tunnels_that_live(lab: Lab, tmp_path: Path) -> None:
+def test_down_after_a_crash_leaves_other_tunnels_alone(lab: Lab, tmp_path: Path) -> None:
     client, _, _ = lab.routed()
     first, second = (Quick(client, tmp_path, conf("0.0.0.0/0", "", f"10.{n}.0.1/24")) for n in (71, 72))
     first(WYRMHOLE, "up")
@@ -61,7 +61,7 @@ def test_down_after_a_crash_leaves_the_tunnels_that_live(lab: Lab, tmp_path: Pat
     first(WYRMHOLE, "down")
 
 
-def test_up_after_a_crash_clears_up_first(lab: Lab, tmp_path: Path) -> None:
+def test_up_after_a_crash_cleans_up_first(lab: Lab, tmp_path: Path) -> None:
     client, _, _ = lab.routed()
     quick = Quick(client, tmp_path, conf(EVERYTHING))
     before = traces(client)
@@ -75,7 +75,7 @@ def test_up_after_a_crash_clears_up_first(lab: Lab, tmp_path: Path) -> None:
     assert traces(client) == before
 
 
-def test_down_leaves_what_is_no_daemon_s(lab: Lab, tmp_path: Path) -> None:
+def test_down_refuses_an_interface_without_a_daemon(lab: Lab, tmp_path: Path) -> None:
     client, _, _ = lab.routed()
     quick = Quick(client, tmp_path, conf("10.0.0.0/8"))
     for words in (["type", "veth", "peer", "name", "other"], None):
@@ -88,7 +88,7 @@ def test_down_leaves_what_is_no_daemon_s(lab: Lab, tmp_path: Path) -> None:
         client.ip("link", "delete", quick.name)
 
 
-def test_a_renamed_interface_is_said_to_be_one(lab: Lab, tmp_path: Path) -> None:
+def test_down_reports_a_renamed_interface_with_a_remedy(lab: Lab, tmp_path: Path) -> None:
     client, _, _ = lab.routed()
     quick = Quick(client, tmp_path, conf("10.0.0.0/8"))
     other = Quick(client, tmp_path, conf("10.0.0.0/8"))
@@ -107,7 +107,7 @@ def test_a_renamed_interface_is_said_to_be_one(lab: Lab, tmp_path: Path) -> None
     assert traces(client) == before
 
 
-def test_syncconf_of_the_file_keeps_the_mark_of_up(lab: Lab, tmp_path: Path) -> None:
+def test_syncconf_keeps_the_mark_of_up(lab: Lab, tmp_path: Path) -> None:
     client, _, _ = lab.routed()
     quick = Quick(client, tmp_path, conf("0.0.0.0/0"))
     before = traces(client)
@@ -116,13 +116,13 @@ def test_syncconf_of_the_file_keeps_the_mark_of_up(lab: Lab, tmp_path: Path) -> 
     stripped.write_text(wyrmhole(client, "strip", str(quick.file)))
     wyrmhole(client, "syncconf", quick.name, str(stripped))
     assert client.run("wg", "show", quick.name, "fwmark").strip() == "0xca6c"
-    # wg(8) takes the mark away, and the rules are found all the same.
+    # wg(8) removes the mark, but the rules are still found.
     client.run("wg", "syncconf", quick.name, str(stripped))
     quick(WYRMHOLE, "down")
     assert traces(client) == before
 
 
-def test_syncconf_changes_the_peers_whose_names_are_known(lab: Lab, tmp_path: Path) -> None:
+def test_syncconf_changes_all_peers_with_resolvable_names(lab: Lab, tmp_path: Path) -> None:
     client, _ = lab.neighbours()
     quick, lost = Quick(client, tmp_path, conf("10.0.0.0/16")), Key.generate().public
     quick(WYRMHOLE, "up")
@@ -140,7 +140,7 @@ def test_syncconf_changes_the_peers_whose_names_are_known(lab: Lab, tmp_path: Pa
     quick(WYRMHOLE, "down")
 
 
-def test_of_two_ups_of_one_file_the_loser_leaves_the_winner_alone(lab: Lab, tmp_path: Path) -> None:
+def test_loser_of_two_concurrent_ups_leaves_the_winner_alone(lab: Lab, tmp_path: Path) -> None:
     client, _, _ = lab.routed()
     quick = Quick(client, tmp_path, conf(EVERYTHING))
     before = traces(client)

@@ -1,4 +1,4 @@
-"""`up` and `down` beside other tunnels, and beside rules and routes that are taken."""
+"""`up` and `down` with other tunnels, and with rules and routes that already exist."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ pytestmark = pytest.mark.network
 
 
 @pytest.mark.parametrize("more", ["", "PostUp = false\n"])
-def test_a_split_tunnel_leaves_the_rules_of_a_full_one(lab: Lab, tmp_path: Path, more: str) -> None:
-    """Its packets carry the full tunnel's mark, so that they bypass it."""
+def test_split_tunnel_leaves_the_rules_of_a_full_tunnel(lab: Lab, tmp_path: Path, more: str) -> None:
+    """Its packets carry the mark of the full tunnel, so that they bypass it."""
     client, _, _ = lab.routed()
     full = Quick(client, tmp_path, conf(EVERYTHING, address="10.77.0.1/24, fd77::1/64"))
     full(WYRMHOLE, "up")
@@ -36,7 +36,7 @@ def test_a_split_tunnel_leaves_the_rules_of_a_full_one(lab: Lab, tmp_path: Path,
     full(WYRMHOLE, "down")
 
 
-def test_a_crashed_full_tunnel_is_not_taken_for_the_split_one_s(lab: Lab, tmp_path: Path) -> None:
+def test_rules_of_a_crashed_full_tunnel_are_not_the_split_tunnels(lab: Lab, tmp_path: Path) -> None:
     client, _, _ = lab.routed()
     full = Quick(client, tmp_path, conf("0.0.0.0/0"))
     split = Quick(client, tmp_path, conf("10.88.0.0/24", "FwMark = 51820\n", "10.88.0.1/32"))
@@ -45,12 +45,12 @@ def test_a_crashed_full_tunnel_is_not_taken_for_the_split_one_s(lab: Lab, tmp_pa
     client.ip("link", "set", full.name, "down")
     before = client.run("ip", "rule")
     split(WYRMHOLE, "down")
-    assert client.run("ip", "rule") == before, "its routes are gone only until it is up again"
+    assert client.run("ip", "rule") == before, "its routes are missing only until the next up"
     full(WYRMHOLE, "down")
     assert "51820" not in client.run("ip", "rule")
 
 
-def test_tunnels_that_come_up_at_once_get_a_table_each(lab: Lab, tmp_path: Path) -> None:
+def test_tunnels_that_come_up_at_once_get_separate_tables(lab: Lab, tmp_path: Path) -> None:
     client, _, _ = lab.routed()
     before = traces(client)
     addresses = [f"10.{number}.0.1/24, fd{number}::1/64" for number in (71, 72, 73)]
@@ -76,8 +76,8 @@ def test_tunnels_that_come_up_at_once_get_a_table_each(lab: Lab, tmp_path: Path)
     ],
     ids=["no-room", "local-table-behind-others"],
 )
-def test_the_rules_of_a_host_may_be_crowded(lab: Lab, tmp_path: Path, rules: list[str]) -> None:
-    """A full tunnel comes up twice: a rule that the first `down` left behind would keep the second from it."""
+def test_up_works_with_crowded_rules(lab: Lab, tmp_path: Path, rules: list[str]) -> None:
+    """A full tunnel comes up twice, because a rule left behind by the first `down` would prevent the second."""
     client, _, _ = lab.routed()
     for rule in rules:
         client.ip("rule", *rule.split())
@@ -93,8 +93,8 @@ def test_the_rules_of_a_host_may_be_crowded(lab: Lab, tmp_path: Path, rules: lis
         assert traces(client) == before
 
 
-def test_rules_that_ip_made_without_room_are_taken_back(lab: Lab, tmp_path: Path) -> None:
-    """wg-quick makes them in this order, and the kernel puts the second behind the first."""
+def test_rules_made_by_ip_are_removed(lab: Lab, tmp_path: Path) -> None:
+    """wg-quick adds them in this order, and without a free priority the kernel puts the second after the first."""
     client, _, _ = lab.routed()
     client.ip("rule", "add", "priority", "1", "to", "172.16.0.0/12", "table", "main")
     before = traces(client)
@@ -104,7 +104,7 @@ def test_rules_that_ip_made_without_room_are_taken_back(lab: Lab, tmp_path: Path
     assert traces(client) == before
 
 
-def test_a_saved_mark_whose_table_is_taken_is_given_up(lab: Lab, tmp_path: Path) -> None:
+def test_saved_mark_is_replaced_if_its_table_is_in_use(lab: Lab, tmp_path: Path) -> None:
     client, _, _ = lab.routed()
     first = Quick(client, tmp_path, conf("0.0.0.0/0"))
     saved = Quick(client, tmp_path, conf("0.0.0.0/0", "SaveConfig = true\nFwMark = 51820\n", "10.88.0.1/24"))
@@ -127,7 +127,7 @@ def test_a_saved_mark_whose_table_is_taken_is_given_up(lab: Lab, tmp_path: Path)
         ("FwMark = 254\n", "FwMark = 254 would make the kernel's own table 254 the tunnel's"),
     ],
 )
-def test_a_table_that_is_taken_is_refused(lab: Lab, tmp_path: Path, more: str, said: str) -> None:
+def test_table_in_use_is_refused(lab: Lab, tmp_path: Path, more: str, said: str) -> None:
     client, _, _ = lab.routed()
     first = Quick(client, tmp_path, conf("0.0.0.0/0"))
     first(WYRMHOLE, "up")
@@ -139,7 +139,7 @@ def test_a_table_that_is_taken_is_refused(lab: Lab, tmp_path: Path, more: str, s
     first(WYRMHOLE, "down")
 
 
-def test_a_route_that_another_interface_has_is_named(lab: Lab, tmp_path: Path) -> None:
+def test_conflicting_route_of_another_interface_is_named(lab: Lab, tmp_path: Path) -> None:
     client, _, _ = lab.routed()
     quick = Quick(client, tmp_path, conf("192.0.2.0/24"))
     client.ip("route", "add", "10.99.0.0/16", "via", "192.0.2.1")

@@ -40,7 +40,7 @@ def read_only_sysctls(quick: Quick) -> subprocess.CompletedProcess[str]:
         ("0", "1", 1, "the strict rp_filter of eth0 would drop the answers"),
     ],
 )
-def test_sysctls_that_cannot_be_written(
+def test_read_only_sysctls_matter_only_if_they_are_needed(
     lab: Lab, tmp_path: Path, valid_mark: str, rp_filter: str, status: int, said: str
 ) -> None:
     client, _, _ = lab.routed()
@@ -57,7 +57,7 @@ def test_sysctls_that_cannot_be_written(
     assert quick.is_gone() and traces(client) == before
 
 
-def test_ipv6_that_is_switched_off_is_left_out(lab: Lab, tmp_path: Path) -> None:
+def test_disabled_ipv6_is_left_out(lab: Lab, tmp_path: Path) -> None:
     client, _, _ = lab.routed()
     client.sysctl("net.ipv6.conf.all.disable_ipv6", "1")
     client.sysctl("net.ipv6.conf.default.disable_ipv6", "1")
@@ -75,7 +75,7 @@ def test_ipv6_that_is_switched_off_is_left_out(lab: Lab, tmp_path: Path) -> None
     assert alone.is_gone() and traces(client) == before
 
 
-def test_ipv6_that_only_others_have_is_not_left_to_them(lab: Lab, tmp_path: Path) -> None:
+def test_up_refuses_to_let_ipv6_bypass_the_tunnel(lab: Lab, tmp_path: Path) -> None:
     client, _, _ = lab.routed()
     client.sysctl("net.ipv6.conf.default.disable_ipv6", "1")
     before = traces(client)
@@ -85,8 +85,8 @@ def test_ipv6_that_only_others_have_is_not_left_to_them(lab: Lab, tmp_path: Path
     assert quick.is_gone() and traces(client) == before
 
 
-def test_an_mtu_below_that_of_ipv6_leaves_ipv6_out(lab: Lab, tmp_path: Path) -> None:
-    """The kernel takes IPv6 and its addresses from such an interface, and says nothing."""
+def test_mtu_below_the_ipv6_minimum_leaves_ipv6_out(lab: Lab, tmp_path: Path) -> None:
+    """The kernel silently removes IPv6 and its addresses from such an interface."""
     client, _, _ = lab.routed()
     more, mtu = "MTU = 1200\n", 1200
     quick = Quick(client, tmp_path, conf(EVERYTHING, more, address="10.77.0.1/24, fd77::1/64"))
@@ -120,7 +120,7 @@ SOCKET = {"x86_64": 41, "aarch64": 198}
 
 
 @pytest.mark.skipif(os.uname().machine not in SOCKET, reason="the filter knows two architectures")
-def test_a_kernel_without_ipv6_is_enough_for_ipv4(lab: Lab, tmp_path: Path) -> None:
+def test_ipv4_works_on_a_kernel_without_ipv6(lab: Lab, tmp_path: Path) -> None:
     client, _, _ = lab.routed()
     client.sysctl("net.ipv6.conf.all.disable_ipv6", "1")
     before = traces(client)
@@ -137,7 +137,7 @@ def test_a_kernel_without_ipv6_is_enough_for_ipv4(lab: Lab, tmp_path: Path) -> N
 NO_NF_TABLES = "echo 'Unable to initialize Netlink socket: Protocol not supported' >&2; exit 1"
 
 
-def test_where_the_kernel_lacks_nf_tables_iptables_is_used(lab: Lab, tmp_path: Path) -> None:
+def test_iptables_is_used_if_the_kernel_lacks_nf_tables(lab: Lab, tmp_path: Path) -> None:
     client, _, _ = lab.routed()
     program(tmp_path, "nft", NO_NF_TABLES)
     for name in ("iptables", "ip6tables"):
@@ -153,7 +153,7 @@ def test_where_the_kernel_lacks_nf_tables_iptables_is_used(lab: Lab, tmp_path: P
         assert (tmp_path / name).read_text() == rules + rules.replace("-I", "-D")
 
 
-def test_without_a_firewall_a_default_route_is_refused(lab: Lab, tmp_path: Path) -> None:
+def test_default_route_without_a_firewall_is_refused(lab: Lab, tmp_path: Path) -> None:
     client, _, _ = lab.routed()
     program(tmp_path, "nft", NO_NF_TABLES)
     programs = program(tmp_path, "iptables-restore", "echo 'no such table: raw' >&2; exit 3")
@@ -169,7 +169,7 @@ def test_without_a_firewall_a_default_route_is_refused(lab: Lab, tmp_path: Path)
     assert quick.is_gone(), "a split tunnel needs no firewall"
 
 
-def test_a_program_for_name_servers_that_fails_does_not_keep_a_tunnel_up(lab: Lab, tmp_path: Path) -> None:
+def test_down_succeeds_even_if_resolvconf_fails(lab: Lab, tmp_path: Path) -> None:
     client, _ = lab.neighbours()
     quick = Quick(client, tmp_path, conf("10.0.0.0/8", "DNS = 10.77.0.9\n"), with_dns(tmp_path))
     quick(WYRMHOLE, "up")

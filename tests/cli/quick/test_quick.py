@@ -1,4 +1,4 @@
-"""Parts of `up` and `down` that need no interface."""
+"""The parts of `up` and `down` that need no interface."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from wyrmhole.wire.prefix import Prefix
 
 
 class Names:
-    """Name servers that know `known`, fail `passing` for now and all others for good; and what the user saw."""
+    """A resolver that knows the names `known`. Those in `passing` fail temporarily, all others permanently."""
 
     def __init__(self, known: tuple[str, ...] = (), passing: tuple[str, ...] = (), retries: str = "") -> None:
         self.known, self.passing = known, passing
@@ -75,7 +75,7 @@ def test_one_usable_peer_is_enough(usable: str | None) -> None:
     assert "wyrmhole set wg0 peer AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAI= endpoint gone.example:5" in reports[0]
 
 
-def test_without_a_usable_peer_names_are_tried_as_long_as_by_wg() -> None:
+def test_names_are_retried_like_wg_if_no_peer_is_usable() -> None:
     names = Names((), ("later.example",))
     with pytest.raises(DeviceError, match=r"endpoint later\.example:5: it said"):
         names.names.resolve(config("later.example", "gone.example"), "wg0")
@@ -83,7 +83,7 @@ def test_without_a_usable_peer_names_are_tried_as_long_as_by_wg() -> None:
     assert "Ctrl-C stops" in names.warnings[0]
 
 
-def test_a_name_that_does_not_exist_is_tried_once() -> None:
+def test_unknown_name_is_tried_once() -> None:
     names = Names()
     with pytest.raises(DeviceError, match="no peer can be reached"):
         names.names.resolve(config("gone.example"), "wg0")
@@ -91,13 +91,13 @@ def test_a_name_that_does_not_exist_is_tried_once() -> None:
 
 
 @pytest.mark.parametrize(("retries", "count"), [("0", 0), ("4", 4), ("nonsense", DEFAULT_RETRIES)])
-def test_the_user_says_how_often(retries: str, count: int) -> None:
+def test_number_of_retries_is_configurable(retries: str, count: int) -> None:
     names = Names(("good.example",), ("later.example",), retries)
     names.names.resolve(config("good.example", "later.example"), "wg0")
     assert len(names.waits) == count
 
 
-def test_a_name_that_comes_back_is_used() -> None:
+def test_name_that_resolves_later_is_used() -> None:
     names = Names((), ("later.example",))
 
     def wait(seconds: float) -> None:
@@ -109,7 +109,7 @@ def test_a_name_that_comes_back_is_used() -> None:
     assert not any("goes on without" in line for line in names.warnings)
 
 
-def test_hundreds_of_names_are_all_asked_for() -> None:
+def test_hundreds_of_names_are_all_resolved() -> None:
     hosts = [f"h{number}.example" for number in range(300)]
     resolve = Names(tuple(hosts)).names.resolve(config(*hosts), "wg0")
     assert all(resolve(ConfigEndpoint(host, 5)) for host in hosts)
@@ -118,13 +118,13 @@ def test_hundreds_of_names_are_all_asked_for() -> None:
 # Signals
 
 
-def test_a_signal_waits_for_the_end_of_a_step() -> None:
+def test_signal_takes_effect_after_the_current_step() -> None:
     interrupts = Interrupts()
     before = {number: signal.getsignal(number) for number in ENDING}
     try:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         interrupts.watch()
-        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN, "as nohup(1) wants it"
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN, "nohup(1) relies on it"
         os.kill(os.getpid(), signal.SIGHUP)
         interrupts.check()
         os.kill(os.getpid(), signal.SIGTERM)
@@ -142,7 +142,7 @@ def test_a_signal_waits_for_the_end_of_a_step() -> None:
             signal.signal(number, handler)
 
 
-def test_a_signal_ends_a_wait_at_once() -> None:
+def test_signal_ends_a_wait_at_once() -> None:
     interrupts = Interrupts()
     before = {number: signal.getsignal(number) for number in ENDING}
     try:
@@ -155,7 +155,7 @@ def test_a_signal_ends_a_wait_at_once() -> None:
             signal.signal(number, handler)
 
 
-def test_undoing_goes_on_after_a_step_that_fails() -> None:
+def test_undo_continues_after_a_failed_step() -> None:
     done: list[str] = []
     warnings: list[str] = []
 
@@ -173,8 +173,8 @@ def test_undoing_goes_on_after_a_step_that_fails() -> None:
 # Daemons
 
 
-def test_a_daemon_whose_process_is_hidden_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As in a container without CAP_SYS_PTRACE: its socket is all that is known."""
+def test_end_waits_for_a_daemon_with_a_hidden_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container without CAP_SYS_PTRACE, only its socket is visible."""
     monkeypatch.setattr(quick_daemon, "GONE_SECONDS", 0.1)
     monkeypatch.setattr(Daemon, "process", None)
     daemon = Daemon("wg0", str(tmp_path))
@@ -188,14 +188,14 @@ def test_a_daemon_whose_process_is_hidden_is_waited_for(tmp_path: Path, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == [LOCK_NAME]
 
 
-def test_a_start_that_fails_leaves_no_log(tmp_path: Path) -> None:
+def test_failed_start_leaves_no_log(tmp_path: Path) -> None:
     daemon = Daemon("a name that no interface has", str(tmp_path))
     with pytest.raises(DeviceError, match="the daemon did not start: "):
         daemon.start(Interrupts())
     assert list(tmp_path.iterdir()) == [] and not daemon.may_run
 
 
-def test_a_start_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hanging_start_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quick_daemon, "START_SECONDS", 0.3)
     hang = tmp_path / "python"
     hang.write_text("#!/bin/sh\nexec sleep 1000\n")
@@ -210,7 +210,7 @@ def test_a_start_that_hangs_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyP
 # Files
 
 
-def test_a_second_save_in_the_middle_of_one_harms_neither(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_concurrent_saves_do_not_corrupt_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "wg0.conf"
     file.write_text("old")
     sync = os.fsync
@@ -226,7 +226,7 @@ def test_a_second_save_in_the_middle_of_one_harms_neither(tmp_path: Path, monkey
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root gives files away")
-def test_a_saved_file_keeps_its_owner(tmp_path: Path) -> None:
+def test_saved_file_keeps_its_owner(tmp_path: Path) -> None:
     file, link = tmp_path / "real.conf", tmp_path / "wg0.conf"
     file.write_text("old")
     os.chown(file, 4711, 4712)
@@ -241,7 +241,7 @@ def test_a_saved_file_keeps_its_owner(tmp_path: Path) -> None:
 
 
 class FakeHost(Host):
-    """A kernel's tables, in which other tunnels may appear between a look and an addition."""
+    """A kernel's routing tables, which other tunnels may change between a look-up and an addition."""
 
     def __init__(self, *routes: Route) -> None:
         self.interface = "wg0"
@@ -274,8 +274,8 @@ BOTH = [Prefix.parse("0.0.0.0/0"), Prefix.parse("::/0")]
 
 
 @pytest.mark.parametrize("version", [4, 6])
-def test_a_table_that_is_taken_in_between_is_left_for_the_next(version: int) -> None:
-    """Whichever of the two routes another tunnel made there, none of ours stays behind in its table."""
+def test_table_taken_in_between_is_left_for_the_next(version: int) -> None:
+    """Whichever of the two routes another tunnel added, none of ours remains in its table."""
     host = FakeHost()
 
     def intrude() -> None:
@@ -288,12 +288,12 @@ def test_a_table_that_is_taken_in_between_is_left_for_the_next(version: int) -> 
     assert {route.table for route in host.table if route.device == 7} == {51821}
 
 
-def test_a_table_with_any_route_is_not_free() -> None:
+def test_table_with_any_route_is_not_free() -> None:
     host = FakeHost(Route(4, 51820, 3, 8, 10 << 24), Route(6, 51821, 3, 64, 0xFD << 120))
     assert Routing(host, lambda line: None, lambda line: None)._reserve(BOTH, 0, may_change=False) == 51822
 
 
-def test_the_kernel_is_asked_for_its_routes_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_routes_are_requested_from_the_kernel_once(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[int] = []
     host = FakeHost(Route(4, 254, 7, 16, (10 << 24) + (77 << 16)), Route(4, 254, 8, 8, 10 << 24))
     host.__dict__["_index"] = 7
@@ -307,7 +307,7 @@ def test_the_kernel_is_asked_for_its_routes_once(monkeypatch: pytest.MonkeyPatch
     assert host.has_route(Prefix.parse("10.77.3.0/24")) and host.has_route(Prefix.parse("10.77.0.0/16"))
     for number in range(1000):
         assert not host.has_route(Prefix.parse(f"20.{number >> 8}.{number & 255}.0/25"))
-    assert not host.has_route(Prefix.parse("10.0.0.0/8")), "that is another interface's"
+    assert not host.has_route(Prefix.parse("10.0.0.0/8")), "this route belongs to another interface"
     assert asked == [4]
 
 
@@ -315,7 +315,7 @@ def test_the_kernel_is_asked_for_its_routes_once(monkeypatch: pytest.MonkeyPatch
     ("ways", "default", "expected"),
     [([1500, 0, 1400], 1492, 1320), ([0, 0], 1492, 1412), ([], 1492, 1412), ([], 0, 1420), ([9000], 1500, 8920)],
 )
-def test_the_mtu_is_that_of_the_narrowest_way(ways: list[int], default: int, expected: int) -> None:
+def test_mtu_is_that_of_the_narrowest_path(ways: list[int], default: int, expected: int) -> None:
     class Ways(FakeHost):
         def path_mtu(self, endpoint: Endpoint) -> int:
             return ways[endpoint.port]
@@ -330,8 +330,8 @@ def test_the_mtu_is_that_of_the_narrowest_way(ways: list[int], default: int, exp
 # Programs of the host
 
 
-def test_a_link_to_systemd_takes_no_prefix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its own list stays behind when a distribution changes from Debian's resolvconf."""
+def test_no_prefix_if_resolvconf_is_a_link_to_systemd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The prefix list of Debian's resolvconf remains after a switch to systemd."""
     order, program = tmp_path / "interface-order", tmp_path / "resolvconf"
     order.write_text("tun*\n")
     program.symlink_to("/usr/bin/resolvectl")
@@ -344,7 +344,7 @@ def test_a_link_to_systemd_takes_no_prefix(tmp_path: Path, monkeypatch: pytest.M
     assert service._record == "tun.wg0"
 
 
-def test_the_marks_of_a_former_life_are_read_from_its_firewall(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_marks_of_a_dead_daemon_are_read_from_the_firewall(monkeypatch: pytest.MonkeyPatch) -> None:
     nft = (
         "table ip wg-quick-wg0 {\n\tchain postmangle {\n"
         "\t\tmeta l4proto udp meta mark 0x0000ca6c ct mark set meta mark\n\t}\n}\n"
@@ -367,7 +367,7 @@ def test_the_marks_of_a_former_life_are_read_from_its_firewall(monkeypatch: pyte
     assert firewall.marks("wg0") == {51820, 51821}
 
 
-def test_a_filter_is_strict_if_the_larger_value_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_larger_value_decides_whether_rp_filter_is_strict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(quick_routing, "SYSCTLS", tmp_path)
     for name, value in {"all": 0, "default": 1, "lo": 1, "eth0": 1, "eth1": 2, "eth2": 0, "wg0": 1}.items():
         (tmp_path / name).mkdir()
@@ -389,9 +389,9 @@ def test_a_filter_is_strict_if_the_larger_value_says_so(tmp_path: Path, monkeypa
         (["wyrmholed"], None),
     ],
 )
-def test_a_daemon_is_known_by_its_command_line(words: list[str], interface: str | None) -> None:
+def test_daemon_is_recognised_by_its_command_line(words: list[str], interface: str | None) -> None:
     assert Process(7, words).daemon_of == interface
 
 
-def test_the_daemon_that_up_runs_exists() -> None:
+def test_module_of_the_daemon_exists() -> None:
     assert importlib.util.find_spec(DAEMON_MODULE) is not None

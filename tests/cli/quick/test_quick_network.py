@@ -1,4 +1,4 @@
-"""`up` and `down` where something else is in the way: other tunnels, a daemon that died, signals, poor hosts."""
+"""`up` and `down` on real interfaces: MTU, routes, unresolvable names, many allowed ips, and saved state."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.network
 # Like wg-quick of 2026
 
 
-def test_the_narrowest_way_to_a_peer_sets_the_mtu(lab: Lab, tmp_path: Path) -> None:
+def test_narrowest_path_to_a_peer_determines_the_mtu(lab: Lab, tmp_path: Path) -> None:
     client, _, _ = lab.routed()
     client.ip("route", "add", "198.51.100.0/24", "via", "192.0.2.1", "mtu", "1300")
     peers = [("10.1.0.0/16", "198.51.100.2:1"), ("10.2.0.0/16", "192.0.2.1:2"), ("10.3.0.0/16", "203.0.113.1:3")]
@@ -36,7 +36,7 @@ def test_the_narrowest_way_to_a_peer_sets_the_mtu(lab: Lab, tmp_path: Path) -> N
     quick(WYRMHOLE, "down")
 
 
-def test_what_pre_up_set_stays_and_gets_routes(lab: Lab, tmp_path: Path) -> None:
+def test_settings_of_pre_up_are_kept_and_get_routes(lab: Lab, tmp_path: Path) -> None:
     client, _ = lab.neighbours()
     key, peer = Key.generate(), Key.generate().public
     (tmp_path / "key").write_text(key.private)
@@ -51,7 +51,7 @@ def test_what_pre_up_set_stays_and_gets_routes(lab: Lab, tmp_path: Path) -> None
 # Names
 
 
-def test_a_peer_without_an_address_does_not_keep_the_others_down(lab: Lab, tmp_path: Path) -> None:
+def test_unresolvable_peer_does_not_stop_the_others(lab: Lab, tmp_path: Path) -> None:
     client, _ = lab.neighbours()
     lost = Key.generate().public
     quick = Quick(client, tmp_path, conf("10.0.0.0/16"))
@@ -77,11 +77,11 @@ def test_thousands_of_allowed_ips_become_routes(lab: Lab, tmp_path: Path) -> Non
     quick = Quick(client, tmp_path, conf(f"{narrow}, 20.0.0.0/8, 10.77.0.5/32"))
     quick(WYRMHOLE, "up")
     routes = client.run("ip", "route", "show", "dev", quick.name).splitlines()
-    assert len(routes) == 3002, "each of them and the network of Address, which has 10.77.0.5 already"
+    assert len(routes) == 3002, "one for each, but 10.77.0.5 is within the network of Address"
     quick(WYRMHOLE, "down")
 
 
-def test_a_state_that_cannot_be_saved_is_not_lost(lab: Lab, tmp_path: Path) -> None:
+def test_state_that_cannot_be_saved_is_not_lost(lab: Lab, tmp_path: Path) -> None:
     client, _ = lab.neighbours()
     quick = Quick(client, tmp_path, conf("10.0.0.0/8", "SaveConfig = true\n"))
     quick(WYRMHOLE, "up")
@@ -108,7 +108,7 @@ def test_save_keeps_link_local_addresses_and_scopes_by_name(lab: Lab, tmp_path: 
     quick(WYRMHOLE, "down")
 
 
-def test_the_path_to_a_link_local_endpoint_is_that_of_its_link(lab: Lab, tmp_path: Path) -> None:
+def test_link_local_endpoint_uses_the_path_of_its_link(lab: Lab, tmp_path: Path) -> None:
     client, _ = lab.neighbours()
     client.ip("link", "add", "other", "type", "veth", "peer", "name", "far")
     client.ip("link", "set", "other", "mtu", "1400", "up")
@@ -120,7 +120,7 @@ def test_the_path_to_a_link_local_endpoint_is_that_of_its_link(lab: Lab, tmp_pat
         quick(WYRMHOLE, "down")
 
 
-def test_two_saves_at_once_leave_one_of_the_two(lab: Lab, tmp_path: Path) -> None:
+def test_concurrent_saves_leave_one_complete_result(lab: Lab, tmp_path: Path) -> None:
     client, _ = lab.neighbours()
     quick = Quick(client, tmp_path, conf("10.0.0.0/8", "ListenPort = 51897\n"))
     quick(WYRMHOLE, "up")
@@ -135,8 +135,8 @@ def test_two_saves_at_once_leave_one_of_the_two(lab: Lab, tmp_path: Path) -> Non
     quick(WYRMHOLE, "down")
 
 
-def test_a_narrow_path_does_not_take_ipv6_off_the_interface(lab: Lab, tmp_path: Path) -> None:
-    """Over a path of 1300, as over two tunnels, 1220 would be left, and IPv6 needs 1280."""
+def test_narrow_path_keeps_ipv6_on_the_interface(lab: Lab, tmp_path: Path) -> None:
+    """A path MTU of 1300, as over two tunnels, would leave 1220, but IPv6 needs 1280."""
     client, _, _ = lab.routed()
     client.ip("link", "set", client.links[0], "mtu", "1300")
     quick = Quick(client, tmp_path, conf("10.77.0.0/24, fd77::/64", address="10.77.0.1/24, fd77::1/64"))

@@ -1,4 +1,4 @@
-"""Signals during `up`, and what `up`, `down` and the daemon print."""
+"""Signals during `up`, and the output of `up`, `down` and the daemon."""
 
 from __future__ import annotations
 
@@ -29,19 +29,19 @@ SIGNALS = [signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM, signal.
 
 @pytest.mark.parametrize("line", ["exec sleep", "wyrmholed"])
 @pytest.mark.parametrize("number", SIGNALS)
-def test_an_up_that_a_signal_ends_leaves_nothing(lab: Lab, tmp_path: Path, number: signal.Signals, line: str) -> None:
-    """`line`: what is announced when the signal comes; the daemon's start is under way, or a hook."""
+def test_up_ended_by_a_signal_leaves_nothing(lab: Lab, tmp_path: Path, number: signal.Signals, line: str) -> None:
+    """`line` is the last output before the signal, which arrives during the daemon's start or during a hook."""
     client, _, _ = lab.routed()
     quick = Quick(client, tmp_path, conf(EVERYTHING, "PostUp = exec sleep 1000\n"))
     before = traces(client)
-    # The tests may have been started in the background, where a shell has signals ignored.
+    # A shell ignores some signals in background jobs, and the tests may run in one.
     words = ("env", "--default-signal=HUP,INT,QUIT", WYRMHOLE, "up", str(quick.file))
     process = client.spawn(*words, output=subprocess.PIPE)
     try:
         assert process.stdout is not None
         until(lambda: line in process.stdout.readline(), line)  # type: ignore[union-attr]
         process.send_signal(number)
-        process.stdout.close()  # as a terminal that went away
+        process.stdout.close()  # like a closed terminal
         assert process.wait(60) == 128 + number
     finally:
         end(process)
@@ -49,8 +49,8 @@ def test_an_up_that_a_signal_ends_leaves_nothing(lab: Lab, tmp_path: Path, numbe
 
 
 @pytest.mark.parametrize("deaf", ["", "trap '' TERM; "])
-def test_a_hook_that_a_signal_ends_leaves_no_children(lab: Lab, tmp_path: Path, deaf: str) -> None:
-    """Unless they left its process group, as what goes on after a hook does."""
+def test_hook_ended_by_a_signal_leaves_no_children(lab: Lab, tmp_path: Path, deaf: str) -> None:
+    """Children that left its process group, to run on after the hook, are not affected."""
     client, _ = lab.neighbours()
     own, other = (str(1_000_000 + number) for number in random.sample(range(10**6), 2))
     hook = f"{deaf}setsid sleep {other} & sleep {own} | cat; true"
@@ -76,9 +76,7 @@ def sleepers(seconds: str) -> list[int]:
 
 
 @pytest.mark.parametrize("environ", [{"LOG_LEVEL": "debug"}, {"LOG_LEVEL": "error"}, {"WG_PROCESS_FOREGROUND": "1"}])
-def test_whoever_reads_all_that_up_says_does_not_wait_for_the_daemon(
-    lab: Lab, tmp_path: Path, environ: dict[str, str]
-) -> None:
+def test_output_of_up_ends_before_the_daemon_does(lab: Lab, tmp_path: Path, environ: dict[str, str]) -> None:
     client, _ = lab.neighbours()
     quick = Quick(client, tmp_path, conf("10.0.0.0/8"))
     assert quick.try_run("up", **environ).returncode == 0
@@ -90,7 +88,7 @@ def test_whoever_reads_all_that_up_says_does_not_wait_for_the_daemon(
 
 
 @pytest.mark.parametrize("level", ["error", "debug"])
-def test_up_v_lets_the_daemon_log_each_handshake_and_says_where(lab: Lab, tmp_path: Path, level: str) -> None:
+def test_up_v_makes_the_daemon_log_handshakes_to_a_file(lab: Lab, tmp_path: Path, level: str) -> None:
     client, _ = lab.neighbours()
     quick = Quick(client, tmp_path, conf("10.0.0.0/8"))
     result = client.try_run(WYRMHOLE, "up", "-v", str(quick.file), environ=quick.environ | {"LOG_LEVEL": level})
@@ -109,7 +107,7 @@ def test_up_q_and_down_q_print_no_steps(lab: Lab, tmp_path: Path) -> None:
     assert result.returncode == 1 and result.stderr.startswith("wyrmhole: ")
 
 
-def test_a_port_that_is_taken_is_named_with_its_holder(lab: Lab, tmp_path: Path) -> None:
+def test_port_in_use_is_reported_with_its_holder(lab: Lab, tmp_path: Path) -> None:
     client, _ = lab.neighbours()
     quick, other = (Quick(client, tmp_path, conf("10.0.0.0/8", "ListenPort = 51899\n")) for _ in range(2))
     with client.entered(), socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as holder:

@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 
 from tests.library.proxy.http import USERS, basic, fetch, read_body, read_head, through_proxy
-from tests.support.loopback import Silent, count_then_say, echo, eventually, run
+from tests.support.loopback import Silent, count_then_answer, echo, eventually, run
 from wyrmhole.library.proxy import http_relay
 from wyrmhole.library.proxy.http_relay import is_open
 from wyrmhole.library.proxy.proxy import proxy
@@ -242,7 +242,7 @@ def test_who_has_no_password_gets_407_and_nothing_is_opened(credentials: bytes |
 
 def test_connect_carries_bytes_and_half_close() -> None:
     async def scenario() -> None:
-        async with through_proxy(count_then_say) as (reader, writer, port, _):
+        async with through_proxy(count_then_answer) as (reader, writer, port, _):
             writer.write(b"CONNECT web.internal:%d HTTP/1.1\r\nHost: x\r\n\r\nearly" % port)
             first, fields = await read_head(reader)
             assert first == b"HTTP/1.1 200 Connection established"

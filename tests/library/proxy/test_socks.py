@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.support.loopback import Loopback, Silent, ask, count_then_say, echo, run, server, udp_client, udp_echo
+from tests.support.loopback import Loopback, Silent, ask, count_then_answer, echo, run, server, udp_client, udp_echo
 from wyrmhole.library.proxy import socks4
 from wyrmhole.library.proxy.proxy import proxy
 from wyrmhole.library.proxy.socks5 import (
@@ -290,7 +290,10 @@ def test_connect_carries_bytes_and_half_close(host: str, users: Mapping[str, str
     async def scenario() -> None:
         tunnel = Loopback(db_internal="127.0.0.1")
         listen = "::1" if host == "::1" else "127.0.0.1"
-        async with server(count_then_say, listen) as port, await proxy(tunnel, "127.0.0.1:0", users=users) as running:
+        async with (
+            server(count_then_answer, listen) as port,
+            await proxy(tunnel, "127.0.0.1:0", users=users) as running,
+        ):
             hello = NO_AUTH if users is None else PASSWORD
             reader, writer, answer = await greet(running.addresses[0], hello, request(1, host, port))
             assert answer[1] == SocksReply.SUCCEEDED

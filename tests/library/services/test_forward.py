@@ -13,7 +13,7 @@ from tests.support.loopback import (
     PATIENCE,
     Loopback,
     ask,
-    count_then_say,
+    count_then_answer,
     echo,
     eventually,
     run,
@@ -49,7 +49,7 @@ def test_bytes_come_back_as_they_went_and_the_end_after_them(size: int) -> None:
 def test_half_close_is_kept_and_the_answer_comes_after_it() -> None:
     async def scenario() -> None:
         async with (
-            server(count_then_say) as port,
+            server(count_then_answer) as port,
             await forward(Loopback(), "127.0.0.1:0", f"127.0.0.1:{port}") as carried,
         ):
             reader, writer = await asyncio.open_connection(*carried.addresses[0])
@@ -101,7 +101,7 @@ def test_back_pressure_reaches_the_sender() -> None:
             writer.transport.pause_reading()  # type: ignore[attr-defined]
             await reads.wait()
             writer.transport.resume_reading()  # type: ignore[attr-defined]
-            await count_then_say(reader, writer)
+            await count_then_answer(reader, writer)
 
         async with server(stubborn) as port, await forward(Loopback(), "127.0.0.1:0", f"127.0.0.1:{port}") as carried:
             loop = asyncio.get_running_loop()

@@ -1,7 +1,7 @@
-"""`wyrmhole proxy`, `forward` and `run` as programs: to a peer of another implementation, with witnesses outside.
+"""`wyrmhole proxy`, `forward` and `run` as programs with a peer of another implementation, and witnesses outside.
 
-Each runs as root and as nobody. Whatever is asked of them, the resolver of their host hears nothing, and the wire
-carries nothing but the tunnel; when they are ended, nothing of them is left.
+Each runs as root and as nobody. In every test the host's resolver receives no question, and the wire carries only the
+tunnel. After their end, the programs leave nothing behind.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CURL_NO_NAME = 6
 
 @pytest.fixture(scope="module", params=OTHERS)
 def site(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Iterator[Site]:
-    with Site(tmp_path_factory.mktemp("doors"), request.param) as site:
+    with Site(tmp_path_factory.mktemp("listeners"), request.param) as site:
         yield site
 
 
@@ -51,10 +51,10 @@ def user(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def folder(site: Site, user: str) -> Iterator[Path]:
-    """With a configuration, an authority to trust and a file of passwords that are this user's."""
+    """Yield a folder of this user with a configuration, a trusted authority and a file of passwords."""
     folder = Path(tempfile.mkdtemp(prefix="wyrmhole-test-"))
     try:
-        (folder / "door0.conf").write_bytes(site.config.read_bytes())
+        (folder / "wg0.conf").write_bytes(site.config.read_bytes())
         (folder / "authority.pem").write_bytes(site.authority.read_bytes())
         (folder / "users").write_text("ada:lovelace\n")
         for path in (folder, *folder.iterdir()):
@@ -67,8 +67,8 @@ def folder(site: Site, user: str) -> Iterator[Path]:
 
 
 @contextmanager
-def door(site: Site, user: str, *words: str, by: signal.Signals = signal.SIGTERM) -> Iterator[str]:
-    """A command that listens; where. It is ended by a signal, and what it made is gone then."""
+def listener(site: Site, user: str, *words: str, by: signal.Signals = signal.SIGTERM) -> Iterator[str]:
+    """Run a command that listens, and yield its address. A signal ends it, and nothing of it may remain."""
     before = traces(site)
     process = site.client.spawn(*wyrmhole_of(user, *words), output=subprocess.PIPE, environ=environ())
     try:
@@ -76,11 +76,11 @@ def door(site: Site, user: str, *words: str, by: signal.Signals = signal.SIGTERM
         first = process.stdout.readline()
         assert first.startswith("listening on "), first + process.stdout.read()
         helpers = children(process.pid)
-        assert helpers, "its namespace is held by a helper"
+        assert helpers, "a helper holds its namespace"
         yield first.removeprefix("listening on ").strip()
         process.send_signal(by)
         assert process.wait(20) == 0
-        assert process.stdout.read() == "", "it ends without a word, and its helper with it"
+        assert process.stdout.read() == "", "it ends silently"
         until(lambda: not any(Path(f"/proc/{helper}").exists() for helper in helpers), "its helper is gone")
         assert traces(site) == before
     finally:
@@ -88,7 +88,7 @@ def door(site: Site, user: str, *words: str, by: signal.Signals = signal.SIGTERM
 
 
 def traces(site: Site) -> tuple[str, str, str]:
-    """What listens on the host, its interfaces and its routes."""
+    """Return the listeners, interfaces and routes of the host."""
     return site.client.run("ss", "-Hltun"), site.client.ip("-o", "link"), site.client.ip("route")
 
 
@@ -107,16 +107,16 @@ def trusting(folder: Path) -> Sequence[str]:
 
 @pytest.mark.parametrize("kind", ["socks5h", "http"])
 def test_curl_fetches_through_the_proxy(site: Site, user: str, folder: Path, kind: str) -> None:
-    with door(site, user, "proxy", str(folder / "door0.conf"), "--listen", "127.0.0.1:0") as address:
+    with listener(site, user, "proxy", str(folder / "wg0.conf"), "--listen", "127.0.0.1:0") as address:
         for url in URLS:
             words = (*trusting(folder), "--proxy", f"{kind}://{address}", f"{url}/")
             assert site.client.run(*words) in HELLO
     assert "web.internal" in str(site.inside.ask("asked"))
 
 
-def test_a_proxy_with_users_serves_those(site: Site, user: str, folder: Path) -> None:
-    config, users = str(folder / "door0.conf"), str(folder / "users")
-    with door(
+def test_proxy_with_users_serves_only_them(site: Site, user: str, folder: Path) -> None:
+    config, users = str(folder / "wg0.conf"), str(folder / "users")
+    with listener(
         site, user, "proxy", config, "--listen", "127.0.0.1:0", "--users", users, "--quiet", by=signal.SIGINT
     ) as address:
         fetch = (*CURL, "http://10.77.0.2/", "--proxy")
@@ -128,7 +128,7 @@ def test_a_proxy_with_users_serves_those(site: Site, user: str, folder: Path) ->
 
 def test_datagrams_go_through_the_proxy(site: Site, user: str, folder: Path) -> None:
     """UDP ASSOCIATE (RFC 1928, section 7), by name, IPv4 and IPv6."""
-    with door(site, user, "proxy", str(folder / "door0.conf"), "--listen", "127.0.0.1:0") as address:
+    with listener(site, user, "proxy", str(folder / "wg0.conf"), "--listen", "127.0.0.1:0") as address:
         host, _, port = address.rpartition(":")
         with site.client.entered():
             control = socket.create_connection((host, int(port)), 20)
@@ -152,7 +152,7 @@ def test_datagrams_go_through_the_proxy(site: Site, user: str, folder: Path) -> 
 def iter_exactly(sock: socket.socket, size: int) -> Iterator[bytes]:
     while size:
         data = sock.recv(size)
-        assert data, "ended early"
+        assert data, "the connection ended early"
         size -= len(data)
         yield data
 
@@ -161,8 +161,8 @@ def iter_exactly(sock: socket.socket, size: int) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize("target", ["web.internal:80", "10.77.0.2:80", "[fd77::2]:80"])
-def test_a_client_reaches_the_inside_by_a_forward(site: Site, user: str, folder: Path, target: str) -> None:
-    with door(site, user, "forward", str(folder / "door0.conf"), "127.0.0.1:0", target) as address:
+def test_client_reaches_the_inside_through_a_forward(site: Site, user: str, folder: Path, target: str) -> None:
+    with listener(site, user, "forward", str(folder / "wg0.conf"), "127.0.0.1:0", target) as address:
         host, _, port = address.rpartition(":")
         with site.client.entered():
             client = socket.create_connection((host, int(port)), 20)
@@ -173,9 +173,9 @@ def test_a_client_reaches_the_inside_by_a_forward(site: Site, user: str, folder:
         assert page.startswith("HTTP/1.1 200") and page.endswith(HELLO)
 
 
-def test_datagrams_go_by_a_forward(site: Site, user: str, folder: Path) -> None:
-    config = str(folder / "door0.conf")
-    with door(site, user, "forward", config, "127.0.0.1:0", "[fd77::2]:7", "--udp", by=signal.SIGINT) as address:
+def test_datagrams_go_through_a_forward(site: Site, user: str, folder: Path) -> None:
+    config = str(folder / "wg0.conf")
+    with listener(site, user, "forward", config, "127.0.0.1:0", "[fd77::2]:7", "--udp", by=signal.SIGINT) as address:
         host, _, port = address.rpartition(":")
         with site.client.entered():
             client = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
@@ -190,16 +190,16 @@ def test_datagrams_go_by_a_forward(site: Site, user: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("url", URLS)
-def test_curl_runs_inside_and_asks_inside(site: Site, user: str, folder: Path, url: str) -> None:
+def test_curl_runs_and_resolves_inside(site: Site, user: str, folder: Path, url: str) -> None:
     before = traces(site)
-    words = ("run", str(folder / "door0.conf"), "--", *trusting(folder), f"{url}/")
+    words = ("run", str(folder / "wg0.conf"), "--", *trusting(folder), f"{url}/")
     assert site.client.run(*wyrmhole_of(user, *words), environ=environ()) in HELLO
     assert ("web.internal" in str(site.inside.ask("asked"))) == ("web" in url)
     assert traces(site) == before
 
 
-def test_what_runs_inside_cannot_ask_outside_even_if_it_tries(site: Site, user: str, folder: Path) -> None:
-    """The host's resolver on loopback, a server beside the host, and a name that nobody inside knows."""
+def test_program_inside_cannot_query_servers_outside(site: Site, user: str, folder: Path) -> None:
+    """It tries the host's resolver on loopback, a server next to the host, and a name that is unknown inside."""
     asks = (
         "import socket\n"
         "for server in ('127.0.0.53', '192.0.2.2'):\n"
@@ -212,16 +212,16 @@ def test_what_runs_inside_cannot_ask_outside_even_if_it_tries(site: Site, user: 
         "        except OSError as error:\n"
         "            print(type(error).__name__)\n"
     )
-    command = wyrmhole_of(user, "run", str(folder / "door0.conf"), "--", "/usr/bin/python3", "-c", asks)
+    command = wyrmhole_of(user, "run", str(folder / "wg0.conf"), "--", "/usr/bin/python3", "-c", asks)
     said = site.client.run(*command, environ=environ()).split()
     assert len(said) == 2, said
-    command = wyrmhole_of(user, "run", str(folder / "door0.conf"), "--", *CURL, "http://stray.internal/")
+    command = wyrmhole_of(user, "run", str(folder / "wg0.conf"), "--", *CURL, "http://stray.internal/")
     assert site.client.try_run(*command, environ=environ()).returncode == CURL_NO_NAME
     assert "stray.internal" in str(site.inside.ask("asked"))
 
 
-def test_the_witnesses_would_tell(site: Site) -> None:
-    """What the others rely on: the same curl without the tunnel asks outside, and that is written down and seen."""
+def test_witnesses_notice_a_leak(site: Site) -> None:
+    """The other tests rely on this: the same curl without the tunnel is noticed by resolver and capture."""
     assert site.client.try_run(*CURL, "http://web.internal/").returncode == CURL_NO_NAME
     assert "web.internal" in str(site.outside.ask("asked"))
     site.client.send_udp("192.0.2.1", ("192.0.2.2", 53), b"stray")
