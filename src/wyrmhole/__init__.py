@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -102,8 +103,6 @@ def __getattr__(name: str) -> object:
         return version("wyrmhole")
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib import import_module
-
     module = import_module(_MODULES[name])
     return module if _MODULES[name] == f"{__name__}.{name}" else getattr(module, name)
 

@@ -54,7 +54,7 @@ def select_engine(
 def has_native() -> bool:
     """Whether the native engine was built."""
     try:
-        import wyrmhole.engine.native  # noqa: F401
+        _native_class()
     except ImportError:
         return False
     return True
@@ -70,6 +70,10 @@ def _portable(clock: Callable[[], int]) -> Engine:
 
 
 def _native(clock: Callable[[], int], options: NativeOptions) -> NativeEngine:
+    return _native_class()(clock, workers=options.workers, aead=options.aead, spins=options.spins)
+
+
+def _native_class() -> type[NativeEngine]:
     from wyrmhole.engine.native import NativeEngine
 
-    return NativeEngine(clock, workers=options.workers, aead=options.aead, spins=options.spins)
+    return NativeEngine

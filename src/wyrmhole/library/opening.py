@@ -20,6 +20,7 @@ from wyrmhole.library.configured_device import ConfiguredDevice
 from wyrmhole.library.configuring import check_config, warn_of_servers
 from wyrmhole.library.runtimes import check_runtime
 from wyrmhole.library.stacks.configure import configure_stack
+from wyrmhole.library.stacks.namespace import NamespaceStack
 from wyrmhole.library.stacks.stack import Stack
 from wyrmhole.library.tunnel import Tunnel
 from wyrmhole.namespaces.refusals import DESCRIPTOR_LIMIT
@@ -154,8 +155,6 @@ def make_stack(config: Config, device: str | None, name: str | None) -> Stack:
 
         stack = HostStack.open(name)
     else:
-        from wyrmhole.library.stacks.namespace import NamespaceStack
-
         stack = NamespaceStack.open()
     try:
         configure_stack(stack, config)

@@ -27,6 +27,7 @@ from wyrmhole.library.events import Events
 from wyrmhole.library.life import Life
 from wyrmhole.library.names.tunnel_names import TunnelNames
 from wyrmhole.library.peers import Peer, Peers, Stats
+from wyrmhole.library.services import forward as forwarding
 from wyrmhole.library.sockets.servers import TunnelServer
 from wyrmhole.library.sockets.verbs import TunnelVerbs
 from wyrmhole.library.stacks.configure import reconfigure_stack
@@ -126,12 +127,10 @@ class Tunnel(TunnelVerbs):
     async def diagnose(self, *, names: Sequence[str] = ()) -> AsyncIterator[Finding]:
         """Why does it not work? One Finding after the other: configuration, clock, endpoints, sessions, ping and path
         MTU inside, name servers. `names` are looked up too. Like `wyrmhole doctor CONFIG`. Raises TunnelError."""
-        from wyrmhole.library.diagnosis.steps import diagnose_running
-        from wyrmhole.library.diagnosis.tunnel_contact import TunnelContact
+        from wyrmhole.library.diagnosis.tunnel_contact import diagnose_tunnel
 
         self._check()
-        contact = TunnelContact(self, self.stats().mtu)
-        async for finding in diagnose_running(self.config, contact, names=names):
+        async for finding in diagnose_tunnel(self, self.config, names):
             yield finding
 
     def events(self) -> Events:
@@ -184,17 +183,13 @@ class Tunnel(TunnelVerbs):
     ) -> Service:
         """Listen on this host and connect inside: `forward("127.0.0.1:5432", "db.internal:5432")`. See
         `library.forward.forward`. Ends with the tunnel."""
-        from wyrmhole.library.services.forward import forward
-
-        return await self._serve(forward(self._inside(), listen, target, proto=proto, limits=limits))
+        return await self._serve(forwarding.forward(self._inside(), listen, target, proto=proto, limits=limits))
 
     async def expose(
         self, listen: str, target: str, *, proto: str | None = None, limits: Limits | None = None
     ) -> Service:
         """Listen inside and connect on this host: `expose(":80", "127.0.0.1:8000")`. See `library.forward.expose`."""
-        from wyrmhole.library.services.forward import expose
-
-        return await self._serve(expose(self._inside(), listen, target, proto=proto, limits=limits))
+        return await self._serve(forwarding.expose(self._inside(), listen, target, proto=proto, limits=limits))
 
     async def proxy(
         self,

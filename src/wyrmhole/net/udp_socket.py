@@ -28,6 +28,7 @@ import errno
 import os
 import select
 import socket
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -432,6 +433,4 @@ def _joined(data: Sequence[Buffer]) -> memoryview:
 
 
 def _native(value: int, size: int) -> bytes:
-    from sys import byteorder
-
-    return value.to_bytes(size, byteorder)
+    return value.to_bytes(size, sys.byteorder)

@@ -11,6 +11,7 @@ import hmac
 import struct
 from hashlib import blake2s
 
+import cryptography
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
@@ -162,7 +163,7 @@ def xopen(key: bytes, nonce: bytes, ciphertext: bytes, ad: bytes) -> bytes:
 
 def library_text() -> str:
     """Return a text that names the library of Curve25519 and the AEADs, and its version of OpenSSL."""
-    import cryptography
+    # Imported here, because it takes 8 ms, and only diagnosis needs it.
     from cryptography.hazmat.backends.openssl import backend
 
     return f"cryptography {cryptography.__version__} with {backend.openssl_version_text()}"

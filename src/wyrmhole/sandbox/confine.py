@@ -15,6 +15,7 @@ import errno
 import os
 import platform
 import pwd
+import resource
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -50,8 +51,6 @@ def forbid_dumps() -> None:
 
     The limit stops core files; the flag stops handlers that receive cores by a pipe, and debuggers of the same user.
     """
-    import resource
-
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     libc.prctl(libc.PR_SET_DUMPABLE, 0)
 

@@ -12,7 +12,7 @@ import click
 
 import wyrmhole
 from wyrmhole.cli.app import complete_config, config_path, load, write
-from wyrmhole.cli.doctor.checks import Verdict, examine
+from wyrmhole.cli.doctor.finding import Verdict
 from wyrmhole.errors import WyrmholeError
 
 MARKS = {"good": ("ok", "green"), "poor": ("--", "yellow"), "bad": ("NO", "red"), "note": ("..", "blue")}
@@ -63,7 +63,7 @@ def doctor_command(config: str | None, as_json: bool, names: tuple[str, ...], pe
     if config is not None:
         sys.exit(asyncio.run(_try_tunnel(config, names, as_json)))
     findings: list[Verdict] = []
-    for finding in examine() if peer is None else _probe(peer):
+    for finding in _examine() if peer is None else _probe(peer):
         findings.append(finding)
         if not as_json:
             _show(finding)
@@ -72,6 +72,13 @@ def doctor_command(config: str | None, as_json: bool, names: tuple[str, ...], pe
     if peer is None:
         sys.exit(0 if can_work(findings) else 1)
     sys.exit({"good": 0, "bad": 1}.get(findings[-1].level, 2))
+
+
+def _examine() -> Iterator[Verdict]:
+    # Imported here, as in `_probe`, because completion and help also load this module.
+    from wyrmhole.cli.doctor.checks import examine
+
+    return examine()
 
 
 def _probe(peer: str) -> Iterator[Verdict]:

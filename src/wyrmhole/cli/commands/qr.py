@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -54,8 +55,6 @@ def _save(code: object, output: Path) -> None:
     kind = output.suffix.removeprefix(".").lower()
     if kind not in ("png", "svg"):
         raise Failure(f"{output}: expected a name that ends in .png or .svg")
-    import os
-
     fd = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     with os.fdopen(fd, "wb") as file:
         code.save(file, kind=kind, scale=4)  # type: ignore[attr-defined]

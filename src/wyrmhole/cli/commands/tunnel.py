@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+import wyrmhole
 from wyrmhole.cli.app import Failure, config_argument, config_path, load
 from wyrmhole.cli.console_log import log_options, set_up_console
 from wyrmhole.control.config.file import Config
@@ -110,8 +111,6 @@ def serve(config: Config, start: StartService) -> None:
 
 
 async def _serve(config: Config, start: StartService) -> None:
-    import wyrmhole
-
     open_tunnel: Any = wyrmhole.open
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):

@@ -112,7 +112,7 @@ async def run_device(
         tun,
         bind_factory=lambda: make_bind(settings),
         engine=settings.engine,
-        options=NativeOptions(settings.queues, settings.aead, spins="spin" not in settings.without),
+        options=NativeOptions(settings.workers, settings.aead, spins="spin" not in settings.without),
         logger=logger,
     )
     logger.debug("%s", device.engine_reason)
@@ -147,7 +147,7 @@ async def run_device(
 
 
 def make_bind(settings: DaemonSettings) -> UdpBind:
-    return UdpBind(gso="gso" not in settings.without, gro="gro" not in settings.without, shares=settings.queues)
+    return UdpBind(gso="gso" not in settings.without, gro="gro" not in settings.without, shares=settings.workers)
 
 
 def watch_signals() -> asyncio.Event:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NoReturn
-
-if TYPE_CHECKING:
-    from argparse import ArgumentParser
+from typing import NoReturn
 
 SWITCHES = ("tso", "uso", "gso", "gro", "spin", "steering")
 """TUN super-packets of TCP and UDP; GSO batches sent and received; the brief spinning of the native engine before it
@@ -58,16 +56,6 @@ class DaemonSettings:
         """Whether the daemon gives up privileges: by the sandbox, or by becoming another user."""
         return self.sandbox or self.user is not None
 
-    @property
-    def queues(self) -> int:
-        """The number of TUN queues, and of sockets that share the port: one per worker. An inherited TUN has one queue,
-        and the portable engine one thread."""
-        if self.workers == 1 or self.engine == "portable" or self.tun_fd is not None:
-            return 1
-        from wyrmhole.engine.select import has_native
-
-        return self.workers if has_native() else 1
-
 
 def parse_settings(arguments: Sequence[str], environ: Mapping[str, str]) -> DaemonSettings:
     """Parse arguments and environment.
@@ -103,10 +91,7 @@ def parse_settings(arguments: Sequence[str], environ: Mapping[str, str]) -> Daem
     )
 
 
-def _parser(environ: Mapping[str, str]) -> ArgumentParser:
-    # Imported here, because it takes longer to import than the rest of this module.
-    import argparse
-
+def _parser(environ: Mapping[str, str]) -> argparse.ArgumentParser:
     class Parser(argparse.ArgumentParser):
         def error(self, message: str) -> NoReturn:
             self.exit(2, f"wyrmholed: {message}; see wyrmholed --help\n")
@@ -150,27 +135,27 @@ def _parser(environ: Mapping[str, str]) -> ArgumentParser:
     return parser
 
 
-def _parse_choice(parser: ArgumentParser, variable: str, text: str, choices: Sequence[str]) -> str:
+def _parse_choice(parser: argparse.ArgumentParser, variable: str, text: str, choices: Sequence[str]) -> str:
     # argparse checks options but not defaults, which come from the environment.
     if text not in choices:
         parser.error(f"{variable} is {text!r}: use {', '.join(choices)}")
     return text
 
 
-def _parse_workers(parser: ArgumentParser, text: str) -> int:
+def _parse_workers(parser: argparse.ArgumentParser, text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) < 4 and 1 <= int(text) <= MAX_WORKERS):
         parser.error(f"{text!r} is not a number of workers: use 1 to {MAX_WORKERS}")
     return int(text)
 
 
-def _parse_switches(parser: ArgumentParser, text: str) -> frozenset[str]:
+def _parse_switches(parser: argparse.ArgumentParser, text: str) -> frozenset[str]:
     names = frozenset(filter(None, text.split(",")))
     if names - set(SWITCHES):
         parser.error(f"cannot switch off {min(names - set(SWITCHES))!r}: expected names of {','.join(SWITCHES)}")
     return names
 
 
-def _parse_fd(parser: ArgumentParser, environ: Mapping[str, str], variable: str) -> int | None:
+def _parse_fd(parser: argparse.ArgumentParser, environ: Mapping[str, str], variable: str) -> int | None:
     text = environ.get(variable, "")
     if text and not (text.isascii() and text.isdigit() and len(text) < 10):
         parser.exit(1, f"wyrmholed: {variable} is not a descriptor number: set it to that of an open descriptor\n")

@@ -12,6 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TypeVar
 
 from wyrmhole.cli.daemon.caretaker import Caretaker, leave_caretaker
@@ -23,6 +24,7 @@ from wyrmhole.cli.daemon.daemonize import (
 )
 from wyrmhole.cli.daemon.settings import DaemonSettings
 from wyrmhole.control.uapi.socket import SocketInUse, UapiListener, remove_if_dead
+from wyrmhole.engine.select import has_native
 from wyrmhole.errors import DeviceError
 from wyrmhole.net.linux_tun import LinuxTun
 from wyrmhole.sandbox.confine import User, drop_privileges, find_user, forbid_dumps
@@ -39,6 +41,7 @@ def run(settings: DaemonSettings) -> int:
     """Open the resources that can fail, go to the background, and serve. Raises DeviceError."""
     # The start creates no garbage; `serve` enables the collector.
     gc.disable()
+    settings = replace(settings, workers=workers_of(settings))
     open_standard_descriptors()
     inherited = inherited_descriptors() - {settings.tun_fd, settings.uapi_fd}
     forbid_dumps()
@@ -62,6 +65,14 @@ def run(settings: DaemonSettings) -> int:
     except Exception as error:
         readiness.fail(str(error) if isinstance(error, DeviceError) else f"cannot start: {error!r}")
         return 1
+
+
+def workers_of(settings: DaemonSettings) -> int:
+    """Return the number of workers, each with a TUN queue and a socket that shares the port. An inherited TUN has one
+    queue, and the portable engine one thread."""
+    if settings.workers == 1 or settings.engine == "portable" or settings.tun_fd is not None:
+        return 1
+    return settings.workers if has_native() else 1
 
 
 def hold(
@@ -92,7 +103,7 @@ def open_tun(settings: DaemonSettings) -> LinuxTun:
         if settings.tun_fd is not None:
             return LinuxTun.from_fd(settings.tun_fd, tso=tso, uso=uso, mtu=DEFAULT_MTU)
         return retry_briefly(
-            lambda: LinuxTun.create(settings.name, tso=tso, uso=uso, queues=settings.queues, steering=steering),
+            lambda: LinuxTun.create(settings.name, tso=tso, uso=uso, queues=settings.workers, steering=steering),
             _is_busy,
         )
     except OSError as error:

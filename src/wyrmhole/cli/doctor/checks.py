@@ -22,9 +22,11 @@ from wyrmhole.cli.doctor import host as diagnosis_host
 from wyrmhole.cli.doctor.finding import Verdict as Verdict
 from wyrmhole.cli.doctor.finding import reason
 from wyrmhole.cli.doctor.namespace_probe import OFFLOADS
+from wyrmhole.cli.quick.host import Host
 from wyrmhole.control.uapi import client
 from wyrmhole.control.uapi.socket import DEFAULT_DIRECTORY
 from wyrmhole.device.clock import SystemClock, is_plausible, is_synchronised
+from wyrmhole.engine.select import select_engine
 from wyrmhole.namespaces import refusals
 from wyrmhole.namespaces.steps import Stage
 from wyrmhole.net import udp_offload
@@ -58,8 +60,6 @@ def _versions() -> Iterator[Verdict]:
 
 
 def _engine() -> Iterator[Verdict]:
-    from wyrmhole.engine.select import select_engine
-
     _, reason = select_engine("auto", clock=SystemClock().boottime)
     yield Verdict("good", "engine", reason)
 
@@ -172,8 +172,6 @@ def _clock() -> Iterator[Verdict]:
 
 
 def _mtu() -> Iterator[Verdict]:
-    from wyrmhole.cli.quick.host import Host
-
     with Host("lo") as host:
         mtu = host.default_mtu()
     if not mtu:

@@ -8,8 +8,8 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping
-from typing import Any
 
+from wyrmhole.control.config.file import Config
 from wyrmhole.wire.endpoint import MAX_PORT
 
 MAX_TIMEOUT = 365 * 24 * 3600.0
@@ -100,7 +100,7 @@ def _shape(value: object) -> str:
     return f"{len(value)} values" if isinstance(value, tuple | list) else named_type(value)
 
 
-def check_instance(what: str, value: object, kind: type[Any], expected: str) -> None:
+def check_instance(what: str, value: object, kind: type[object], expected: str) -> None:
     """Check the type of a value; None is allowed. Raises TypeError."""
     if value is not None and not isinstance(value, kind):
         raise TypeError(f"{what} must be {expected}, not {named_type(value)}")
@@ -118,8 +118,6 @@ def check_users(users: object) -> None:
 
 def check_config(config: object) -> None:
     """Check the type of a configuration, and that it is not empty. Raises TypeError, ValueError."""
-    from wyrmhole.control.config.file import Config
-
     if not isinstance(config, Config | str | os.PathLike):
         raise TypeError(
             "a configuration must be the path of a file, the text of one, or a wyrmhole.Config, not "

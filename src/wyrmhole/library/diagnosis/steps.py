@@ -41,7 +41,6 @@ HANDSHAKE_SECONDS = 7.0
 PING_SECONDS = 2.0
 LEAST_PING_SECONDS = 0.5
 """For the sizes of a path MTU, once it is known how soon a host answers."""
-DNS_SECONDS = 3.0
 MAX_PEERS = 16
 """Asked in one run: a gateway's file may list thousands."""
 MAX_TARGETS = 4
@@ -411,37 +410,7 @@ async def _name_servers(
 
 async def _name_server(probe: Contact, server: IpAddress, name: str) -> Finding:
     try:
-        import dns.message
-        import dns.rcode
+        from wyrmhole.library.diagnosis.name_server import ask_name_server
     except ModuleNotFoundError:
         return Finding("DNS", NOTE, f"{server} was not asked", how_to_install("dns"))
-    question = dns.message.make_query(name, "NS" if name == "." else "A")
-    try:
-        reply = dns.message.from_wire(await probe.ask(server, 53, question.to_wire(), DNS_SECONDS))
-    except ProbeRefused as error:
-        advice = "no name server runs there: correct DNS =, or start it"
-        if not error.is_port_unreachable:
-            advice = "the peer has no way to it"
-        return Finding("DNS", BAD, f"{server} port 53: {error}", advice)
-    except TimeoutError:
-        advice = "no name server runs there, it does not serve our address, or a firewall drops UDP port 53"
-        return Finding("DNS", BAD, f"{server} does not answer questions", advice)
-    except Exception as error:
-        return Finding("DNS", BAD, f"{server} answers with something that is not DNS: {error}", "correct DNS =")
-    return _dns_reply(server, name, reply)
-
-
-def _dns_reply(server: IpAddress, name: str, reply: object) -> Finding:
-    import dns.message
-    import dns.rcode
-
-    assert isinstance(reply, dns.message.Message)
-    code = dns.rcode.to_text(reply.rcode())
-    if code == "NXDOMAIN" and name != ".":
-        return Finding("DNS", BAD, f"{server}: {name} does not exist", "correct the name, or ask another server")
-    if code in ("REFUSED", "SERVFAIL"):
-        advice = "the server does not resolve for our address" if code == "REFUSED" else "its own upstream fails"
-        return Finding("DNS", POOR if name == "." else BAD, f"{server} answers {code}", advice)
-    if name != "." and not reply.answer:
-        return Finding("DNS", POOR, f"{server}: {name} has no IPv4 address", "it may have an IPv6 one")
-    return Finding("DNS", GOOD, f"{server} answers" + ("" if name == "." else f" for {name}"))
+    return await ask_name_server(probe, server, name)

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from typing import Protocol
 
+from wyrmhole.control.config.file import Config
 from wyrmhole.library.diagnosis.asking import ask_by, echo_size, family_of
+from wyrmhole.library.diagnosis.finding import Finding
 from wyrmhole.library.diagnosis.probe import HandshakeResult
+from wyrmhole.library.diagnosis.steps import diagnose_running
 from wyrmhole.library.peers import Stats
 from wyrmhole.protocol.drops import DropReason
 from wyrmhole.protocol.keys import PublicKey
@@ -30,6 +33,12 @@ class AskableTunnel(Protocol):
     async def ping(self, host: str, *, timeout: float | None = 5.0, size: int = 56, family: int = 0) -> float: ...
 
     async def open_socket(self, family: int, type: int = socket.SOCK_STREAM, proto: int = 0) -> socket.socket: ...
+
+
+async def diagnose_tunnel(tunnel: AskableTunnel, config: Config, names: Sequence[str]) -> AsyncIterator[Finding]:
+    """Diagnose a running tunnel of this configuration."""
+    async for finding in diagnose_running(config, TunnelContact(tunnel, tunnel.stats().mtu), names=names):
+        yield finding
 
 
 class TunnelContact:

@@ -28,6 +28,7 @@ import dns.name
 import dns.rcode
 import dns.rdatatype
 
+from wyrmhole.library.names.failures import ServerFailed
 from wyrmhole.wire.ip import MAX_PACKET_SIZE
 
 OpenSocket: TypeAlias = Callable[[int, int], socket.socket | Awaitable[socket.socket]]
@@ -43,10 +44,6 @@ GROWTH = 1.5
 LARGEST = MAX_PACKET_SIZE
 RECVERR = {socket.AF_INET: (socket.IPPROTO_IP, 11), socket.AF_INET6: (socket.IPPROTO_IPV6, 25)}
 EDNS_REFUSALS = frozenset({dns.rcode.FORMERR, dns.rcode.NOTIMP, dns.rcode.BADVERS})
-
-
-class ServerFailed(Exception):
-    """A server gave no usable answer. Another one may. The text gives the reason."""
 
 
 @dataclass(eq=False, slots=True)

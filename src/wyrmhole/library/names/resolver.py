@@ -24,12 +24,14 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from ipaddress import IPv4Address, IPv6Address
-from typing import TYPE_CHECKING, Any, TypeAlias
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from wyrmhole.errors import how_to_install
 from wyrmhole.library.common.descriptors import nofile
 from wyrmhole.library.names.address_info import Address, AddressInfo, family_of, infos, kinds_of, literal
 from wyrmhole.library.names.dns_cache import CAPACITY, DnsCache
+from wyrmhole.library.names.failures import ServerFailed, unanswered, unknown_name
 
 if TYPE_CHECKING:
     import dns.message
@@ -37,6 +39,8 @@ if TYPE_CHECKING:
     import dns.resolver
 
     from wyrmhole.library.names.dns_server import NameServer, OpenSocket
+
+_T = TypeVar("_T")
 
 RECORDS = {socket.AF_INET6: "AAAA", socket.AF_INET: "A"}
 QUESTIONS = 32
@@ -303,8 +307,6 @@ class Resolver:
         failures: list[str],
     ) -> dns.message.QueryMessage:
         """Ask one server after the other, without giving up those that have not answered yet."""
-        from wyrmhole.library.names.dns_server import ServerFailed
-
         order = sorted(self._reachable(), key=lambda server: server.is_failing)
         cause: ServerFailed | None = None
         while order or waiting:
@@ -406,7 +408,7 @@ def outcome_of(
     raise error
 
 
-def retrieve_exception(task: asyncio.Future[Any]) -> None:
+def retrieve_exception(task: asyncio.Task[_T]) -> None:
     """Mark the failure of an abandoned task as retrieved, so that asyncio does not log it."""
     if not task.cancelled():
         task.exception()
@@ -418,23 +420,15 @@ def is_cut_off(answer: dns.resolver.Answer) -> bool:
     return bool(answer.chaining_result.cnames) and not has_soa
 
 
-def unanswered(name: dns.name.Name, reason: str) -> socket.gaierror:
-    shown = name.to_text(omit_final_dot=True)
-    return socket.gaierror(socket.EAI_AGAIN, f"no name server of the tunnel answered for {shown}: {reason}")
-
-
 def most_questions() -> int:
     """Return the limit of open questions. It is below `QUESTIONS` if the process may have few descriptors, because each
     question takes one for each server."""
     return max(2, min(QUESTIONS, nofile() // 32))
 
 
-def import_dns() -> Any:
+def import_dns() -> ModuleType:
     """Import dnspython for the first name. Raises socket.gaierror with the command that installs it."""
     try:
-        import dns
-        import dns.rdataclass
-        import dns.rdatatype
         import dns.resolver
     except ImportError:
         message = f"names inside a tunnel need dnspython: {how_to_install('dns')}"
@@ -468,7 +462,3 @@ def interleave(families: Sequence[Sequence[Address]]) -> list[Address]:
     """Alternate between the families, so that a family without a route costs one attempt instead of all."""
     turns = itertools.zip_longest(*families)
     return [address for turn in turns for address in turn if address is not None]
-
-
-def unknown_name(host: str) -> socket.gaierror:
-    return socket.gaierror(socket.EAI_NONAME, f"the tunnel's name servers do not know {host!r}")

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from wyrmhole.library.common import arguments
 from wyrmhole.library.common.reachability import Reachability
 from wyrmhole.library.names import address_info
-
-if TYPE_CHECKING:
-    from wyrmhole.library.names.resolver import Resolver
+from wyrmhole.library.names.resolver import Resolver
 
 STREAM = socket.SOCK_STREAM
 
@@ -78,9 +76,6 @@ class TunnelNames:
 
     def _resolver(self) -> Resolver:
         if self._made is None:
-            # Imported here: it brings dnspython, which a tunnel without names does not need.
-            from wyrmhole.library.names.resolver import Resolver
-
             self._made = Resolver(
                 self._servers,
                 self._open_socket,
