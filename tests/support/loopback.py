@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar, cast
 
-from wyrmhole.library.names.address_info import AddressInfo, family_of, info, literal
+from wyrmhole.library.common.socket_address import AddressInfo
+from wyrmhole.library.names.address_info import family_of, info, literal
 
 T = TypeVar("T")
 PATIENCE = 20.0

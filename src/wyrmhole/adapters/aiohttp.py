@@ -20,6 +20,8 @@ from wyrmhole.library.services.dialer import Dialer
 with needed("aiohttp"):
     import aiohttp
     from aiohttp.abc import AbstractResolver, ResolveResult
+    from aiohttp.connector import Connection
+    from aiohttp.tracing import Trace
 
 REASON_SECONDS = 0.5
 """Limit of the look-up that finds the reason of an error. The name was just resolved."""
@@ -46,7 +48,9 @@ class TunnelConnector(aiohttp.TCPConnector):
         self._tunnel = tunnel
         self._explain: Callable[[str], str] | None = getattr(tunnel, "explain", None)
 
-    async def connect(self, req: Any, traces: Any, timeout: Any) -> Any:
+    async def connect(
+        self, req: aiohttp.ClientRequest, traces: list[Trace], timeout: aiohttp.ClientTimeout
+    ) -> Connection:
         """See aiohttp.BaseConnector. aiohttp connects the sockets itself, so the reason is added to its errors."""
         try:
             return await super().connect(req, traces, timeout)
@@ -63,7 +67,7 @@ class TunnelConnector(aiohttp.TCPConnector):
             text = f"{req.url.host} did not answer in time"
             raise TimeoutError("; ".join(filter(None, [text, await self._reason(req)]))) from error
 
-    async def _reason(self, req: Any) -> str:
+    async def _reason(self, req: aiohttp.ClientRequest) -> str:
         """Return the tunnel's explanation for the host's addresses, which it has just resolved."""
         if self._explain is None:
             return ""

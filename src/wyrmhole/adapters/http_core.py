@@ -11,9 +11,10 @@ import select
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from types import ModuleType
+from typing import NoReturn, Protocol, TypeAlias
 
 from wyrmhole.adapters.blocking import BlockingDialer
 from wyrmhole.library.services.dialer import Dialer
@@ -38,6 +39,58 @@ EXCEPTIONS = (
 """Exceptions with the same name in httpcore and httpx. Subclasses come before their bases."""
 
 
+class Url(Protocol):
+    """`httpx.URL`."""
+
+    @property
+    def raw_scheme(self) -> bytes: ...
+    @property
+    def raw_host(self) -> bytes: ...
+    @property
+    def port(self) -> int | None: ...
+    @property
+    def raw_path(self) -> bytes: ...
+
+
+class Headers(Protocol):
+    """`httpx.Headers`."""
+
+    @property
+    def raw(self) -> list[tuple[bytes, bytes]]: ...
+
+
+class Request(Protocol):
+    """`httpx.Request`."""
+
+    @property
+    def method(self) -> str: ...
+    @property
+    def url(self) -> Url: ...
+    @property
+    def headers(self) -> Headers: ...
+    @property
+    def stream(self) -> object: ...
+    @property
+    def extensions(self) -> Mapping[str, object]: ...
+
+
+class AsyncByteStream(Protocol):
+    """The body of a response of httpcore."""
+
+    def __aiter__(self) -> AsyncIterator[bytes]: ...
+    async def aclose(self) -> None: ...
+
+
+class ByteStream(Protocol):
+    """The same, blocking."""
+
+    def __iter__(self) -> Iterator[bytes]: ...
+    def close(self) -> None: ...
+
+
+SocketOption: TypeAlias = tuple[int, int, int]
+
+
 @contextmanager
 def translated(timed_out: type[Exception], failed: type[Exception], what: str) -> Iterator[None]:
     """Convert OSError and TimeoutError to exceptions of httpcore, with the reason.
@@ -57,7 +110,7 @@ WITHOUT_REASON = ("", "timed out", "The read operation timed out", "The write op
 
 
 @contextmanager
-def in_terms_of(client: Any, core: Any) -> Iterator[None]:
+def in_terms_of(client: ModuleType, core: ModuleType) -> Iterator[None]:
     """Convert exceptions of httpcore to those of httpx."""
     try:
         yield
@@ -68,7 +121,7 @@ def in_terms_of(client: Any, core: Any) -> Iterator[None]:
         raise
 
 
-def core_request(core: Any, request: Any) -> Any:
+def core_request(core: ModuleType, request: Request) -> object:
     """Convert a request of httpx to one of httpcore."""
     url = core.URL(
         scheme=request.url.raw_scheme,
@@ -91,7 +144,7 @@ def core_request(core: Any, request: Any) -> Any:
 class AsyncStream:
     """A connected socket. Its streams are created for the first byte, or by `start_tls`."""
 
-    def __init__(self, sock: socket.socket, core: Any) -> None:
+    def __init__(self, sock: socket.socket, core: ModuleType) -> None:
         self._sock = sock
         self._core = core
         self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
@@ -135,7 +188,7 @@ class AsyncStream:
                 raise
         return self
 
-    def get_extra_info(self, info: str) -> Any:
+    def get_extra_info(self, info: str) -> object:
         if info == "is_readable":  # the pool asks this for an idle connection, to learn whether the server closed it
             return self._streams is not None and (self._streams[0].at_eof() or self._streams[1].is_closing())
         names = {"client_addr": "sockname", "server_addr": "peername"}
@@ -145,7 +198,7 @@ class AsyncStream:
 class AsyncBackend:
     """`httpcore.AsyncNetworkBackend` on a tunnel."""
 
-    def __init__(self, tunnel: Dialer, core: Any) -> None:
+    def __init__(self, tunnel: Dialer, core: ModuleType) -> None:
         self._tunnel = tunnel
         self._core = core
 
@@ -155,14 +208,16 @@ class AsyncBackend:
         port: int,
         timeout: float | None = None,
         local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
+        socket_options: Iterable[SocketOption] | None = None,
     ) -> AsyncStream:
         silent = f"{host}:{port} did not answer within {timeout} s"
         with translated(self._core.ConnectTimeout, self._core.ConnectError, silent):
             sock = await self._tunnel.connect_socket(host, port, timeout=timeout)
         return AsyncStream(with_options(sock, socket_options), self._core)
 
-    async def connect_unix_socket(self, path: str, timeout: float | None = None, socket_options: Any = None) -> Any:
+    async def connect_unix_socket(
+        self, path: str, timeout: float | None = None, socket_options: object = None
+    ) -> NoReturn:
         raise self._core.ConnectError("a tunnel has no Unix sockets")
 
     async def sleep(self, seconds: float) -> None:
@@ -172,7 +227,7 @@ class AsyncBackend:
 class AsyncBody:
     """The body of a response, with exceptions of the client's library."""
 
-    def __init__(self, stream: Any, client: Any, core: Any) -> None:
+    def __init__(self, stream: AsyncByteStream, client: ModuleType, core: ModuleType) -> None:
         self._stream, self._client, self._core = stream, client, core
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
@@ -188,7 +243,7 @@ class AsyncBody:
 
 
 class BlockingStream:
-    def __init__(self, sock: socket.socket, core: Any) -> None:
+    def __init__(self, sock: socket.socket, core: ModuleType) -> None:
         self._sock = sock
         self._core = core
 
@@ -218,7 +273,7 @@ class BlockingStream:
                 raise
         return BlockingStream(wrapped, self._core)
 
-    def get_extra_info(self, info: str) -> Any:
+    def get_extra_info(self, info: str) -> object:
         if info == "is_readable":
             return is_readable(self._sock)
         if info == "ssl_object":
@@ -230,7 +285,7 @@ class BlockingStream:
 class BlockingBackend:
     """`httpcore.NetworkBackend` on a tunnel."""
 
-    def __init__(self, tunnel: BlockingDialer, core: Any) -> None:
+    def __init__(self, tunnel: BlockingDialer, core: ModuleType) -> None:
         self._tunnel = tunnel
         self._core = core
 
@@ -240,14 +295,14 @@ class BlockingBackend:
         port: int,
         timeout: float | None = None,
         local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
+        socket_options: Iterable[SocketOption] | None = None,
     ) -> BlockingStream:
         silent = f"{host}:{port} did not answer within {timeout} s"
         with translated(self._core.ConnectTimeout, self._core.ConnectError, silent):
             sock = self._tunnel.create_connection((host, port), timeout=timeout)
         return BlockingStream(with_options(sock, socket_options), self._core)
 
-    def connect_unix_socket(self, path: str, timeout: float | None = None, socket_options: Any = None) -> Any:
+    def connect_unix_socket(self, path: str, timeout: float | None = None, socket_options: object = None) -> NoReturn:
         raise self._core.ConnectError("a tunnel has no Unix sockets")
 
     def sleep(self, seconds: float) -> None:
@@ -255,7 +310,7 @@ class BlockingBackend:
 
 
 class BlockingBody:
-    def __init__(self, stream: Any, client: Any, core: Any) -> None:
+    def __init__(self, stream: ByteStream, client: ModuleType, core: ModuleType) -> None:
         self._stream, self._client, self._core = stream, client, core
 
     def __iter__(self) -> Iterator[bytes]:
@@ -266,7 +321,7 @@ class BlockingBody:
         self._stream.close()
 
 
-def with_options(sock: socket.socket, options: Iterable[Any] | None) -> socket.socket:
+def with_options(sock: socket.socket, options: Iterable[SocketOption] | None) -> socket.socket:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     for option in options or ():
         sock.setsockopt(*option)

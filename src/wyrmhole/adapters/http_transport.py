@@ -1,30 +1,63 @@
 """The common part of the transports for httpx and httpx2, which are one library under two names.
 
 `httpx.py` and `httpx2.py` derive from these classes, add the base classes of their library, and set its modules as
-attributes. Types that belong to one of the libraries are `Any` here.
+attributes. The `Any` of a request and a response stands for the class of either library.
 """
 
 from __future__ import annotations
 
 import ssl
-from typing import Any
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any, Protocol, TypeVar
 
 from wyrmhole.adapters import http_core
 from wyrmhole.adapters.blocking import BlockingDialer
 from wyrmhole.library.services.dialer import Dialer
 
+_Pool = TypeVar("_Pool")
+
+
+class Limits(Protocol):
+    """`httpx.Limits`."""
+
+    @property
+    def max_connections(self) -> int | None: ...
+    @property
+    def max_keepalive_connections(self) -> int | None: ...
+    @property
+    def keepalive_expiry(self) -> float | None: ...
+
+
+class CoreResponse(Protocol):
+    """`httpcore.Response`."""
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]: ...
+    @property
+    def stream(self) -> object: ...
+    @property
+    def extensions(self) -> Mapping[str, object]: ...
+
 
 class _Transport:
-    client: Any
+    client: ModuleType
     """The module httpx or httpx2."""
-    core: Any
+    core: ModuleType
     """The module httpcore or httpcore2."""
-    body: Any
+    body: Callable[..., http_core.AsyncBody | http_core.BlockingBody]
     """The class of response bodies: one of http_core's that is also a byte stream of `client`."""
 
     def _make_pool(
-        self, kind: Any, backend: Any, verify: ssl.SSLContext | bool, limits: Any, options: dict[str, Any]
-    ) -> Any:
+        self,
+        kind: Callable[..., _Pool],
+        backend: http_core.AsyncBackend | http_core.BlockingBackend,
+        verify: ssl.SSLContext | bool,
+        limits: Limits | None,
+        options: Mapping[str, object],
+    ) -> _Pool:
         # The defaults of httpx's own transports, which it keeps under a private name.
         limits = limits or self.client.Limits(max_connections=100, max_keepalive_connections=20, keepalive_expiry=5.0)
         return kind(
@@ -36,7 +69,7 @@ class _Transport:
             **options,
         )
 
-    def _response(self, answer: Any) -> Any:
+    def _response(self, answer: CoreResponse) -> Any:
         return self.client.Response(
             answer.status,
             headers=answer.headers,
@@ -59,7 +92,7 @@ class AsyncTransport(_Transport):
         verify: ssl.SSLContext | bool = True,
         http1: bool = True,
         http2: bool = False,
-        limits: Any = None,
+        limits: Limits | None = None,
         retries: int = 0,
     ) -> None:
         options = {"http1": http1, "http2": http2, "retries": retries}
@@ -85,7 +118,7 @@ class BlockingTransport(_Transport):
         verify: ssl.SSLContext | bool = True,
         http1: bool = True,
         http2: bool = False,
-        limits: Any = None,
+        limits: Limits | None = None,
         retries: int = 0,
     ) -> None:
         options = {"http1": http1, "http2": http2, "retries": retries}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from typing import Any
+from typing import Any, NoReturn
 
 from wyrmhole.adapters.blocking import BlockingDialer
 from wyrmhole.adapters.extra import needed
@@ -48,7 +48,7 @@ class TunnelAdapter(requests.adapters.HTTPAdapter):
         manager: PoolManager = self.poolmanager
         manager.pool_classes_by_scheme = pools_of(self._tunnel)
 
-    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
+    def proxy_manager_for(self, proxy: str, **options: object) -> NoReturn:
         raise requests.exceptions.InvalidProxyURL(f"cannot use the proxy {proxy}: these requests go through a tunnel")
 
 

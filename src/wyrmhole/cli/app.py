@@ -67,7 +67,7 @@ class Commands(click.Group):
         command: click.Command = getattr(module, f"{name}_command")
         return command
 
-    def invoke(self, context: click.Context) -> Any:
+    def invoke(self, context: click.Context) -> object:
         try:
             return super().invoke(context)
         except WyrmholeError as error:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import click
 
 from wyrmhole.cli.log_lines import RateLimit
 
-AnyCommand = TypeVar("AnyCommand", bound=Callable[..., Any])
+AnyCommand = TypeVar("AnyCommand", bound=Callable[..., object])
 OPENING = "wyrmhole.library.opening"
 
 

@@ -93,11 +93,12 @@ class _WeakProxy:
         self._engine = weakref.ref(engine)
         self._name = name
 
-    def __getattr__(self, attribute: str) -> Any:
+    def __getattr__(self, attribute: str) -> object:
         return getattr(self._target(), attribute)
 
-    def __call__(self) -> Any:
-        return self._target()()
+    def __call__(self) -> int:
+        result: int = self._target()()
+        return result
 
     def _target(self) -> Any:
         engine = self._engine()

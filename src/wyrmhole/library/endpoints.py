@@ -12,7 +12,6 @@ import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 from wyrmhole.control.config.values import ConfigEndpoint
 from wyrmhole.errors import ConfigError
@@ -211,5 +210,4 @@ def moved(former: list[Endpoint], answers: list[Endpoint], current: Endpoint | N
 async def look_up_host(host: str, port: int) -> list[Endpoint]:
     """Resolve a name by the host. Raises socket.gaierror."""
     found = await getaddrinfo(host, port, type=socket.SOCK_DGRAM, proto=socket.IPPROTO_UDP)
-    addresses: list[Any] = [info[4] for info in found]
-    return list(dict.fromkeys(map(Endpoint.from_sockaddr, addresses)))
+    return list(dict.fromkeys(Endpoint.from_sockaddr(info[4]) for info in found))

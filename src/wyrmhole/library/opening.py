@@ -8,7 +8,7 @@ import os
 from collections.abc import Generator
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NoReturn
 
 from wyrmhole.control.config.file import Config
 from wyrmhole.control.config.load import load_config
@@ -65,19 +65,19 @@ class PendingTunnel:
 
     if not TYPE_CHECKING:
 
-        def __getattr__(self, name: str) -> Any:
+        def __getattr__(self, name: str) -> NoReturn:
             """A verb of the tunnel, most likely."""
             if name.startswith("_"):
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
             raise AttributeError(f"wyrmhole.open() has not opened the tunnel yet, so it has no {name!r}: {HOW_TO_USE}")
 
-        def __enter__(self) -> Any:
+        def __enter__(self) -> NoReturn:
             raise TypeError("wyrmhole.open() needs `async with`, or wyrmhole.sync.open() without asyncio")
 
         def __exit__(self, *_: object) -> None:
             """Lest Python itself complains, with other words."""
 
-    def __await__(self) -> Generator[Any, Any, Tunnel]:
+    def __await__(self) -> Generator[object, None, Tunnel]:
         return self.open().__await__()
 
     async def __aenter__(self) -> Tunnel:

@@ -19,7 +19,7 @@ import socket
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, NoReturn, Self, TypeVar
 
 from wyrmhole.control.config.file import Config
 from wyrmhole.control.config.values import ConfigEndpoint
@@ -27,7 +27,8 @@ from wyrmhole.errors import TunnelError
 from wyrmhole.library import tunnel as asynchronous
 from wyrmhole.library.common import arguments
 from wyrmhole.library.common.fork_guard import ForkGuard
-from wyrmhole.library.events import Event
+from wyrmhole.library.common.socket_address import AddressInfo
+from wyrmhole.library.events import Event, Events
 from wyrmhole.library.opening import PendingTunnel
 from wyrmhole.library.peers import Peer as AsyncPeer
 from wyrmhole.library.peers import PeerStats, Stats
@@ -95,7 +96,7 @@ class LoopThread:
                 self.loop.run_until_complete(asyncio.wait(tasks, timeout=END_PATIENCE))
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
 
-    def call(self, work: Coroutine[Any, Any, T]) -> T:
+    def call(self, work: Coroutine[object, None, T]) -> T:
         """Its result. An interrupt of the waiting thread cancels it. Raises TunnelError after `stop` and in a fork."""
         try:
             self._check()
@@ -157,7 +158,7 @@ class Tunnel:
     def __repr__(self) -> str:
         return repr(self.asynchronous)
 
-    def __reduce__(self) -> str | tuple[Any, ...]:
+    def __reduce__(self) -> NoReturn:
         raise TypeError(arguments.NOT_PICKLED)
 
     @property
@@ -242,7 +243,7 @@ class Tunnel:
         type: int = STREAM,
         proto: int = 0,
         flags: int = 0,
-    ) -> list[tuple[Any, ...]]:
+    ) -> list[AddressInfo]:
         """As socket.getaddrinfo, inside; see `Tunnel.getaddrinfo`."""
         return self._loop.call(self.asynchronous.getaddrinfo(host, port, family, type, proto, flags))
 
@@ -260,7 +261,7 @@ class Tunnel:
         """What happens from now on; waits for it, and ends with the tunnel."""
         return self._iterate(self._loop.call(_later(self.asynchronous.events)))
 
-    def _iterate(self, events: Any) -> Iterator[Event]:
+    def _iterate(self, events: Events) -> Iterator[Event]:
         while True:
             try:
                 yield self._loop.call(events.__anext__())

@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, NoReturn, Self
 
 from wyrmhole.control.config.file import Config
 from wyrmhole.control.config.load import load_config
@@ -65,7 +65,7 @@ class Tunnel(TunnelVerbs):
         state = "closed" if self.closed else ", ".join(map(str, self.addresses))
         return f"<Tunnel {state}, {self.stack.name} stack, {self._outside.device.engine_name} engine>"
 
-    def __reduce__(self) -> str | tuple[Any, ...]:
+    def __reduce__(self) -> NoReturn:
         raise TypeError(arguments.NOT_PICKLED)
 
     # Life
@@ -204,7 +204,7 @@ class Tunnel(TunnelVerbs):
 
         return await self._serve(proxy(self._inside(), listen, users=users, allow_open=allow_open, limits=limits))
 
-    async def _serve(self, starting: Coroutine[Any, Any, Service]) -> Service:
+    async def _serve(self, starting: Coroutine[object, None, Service]) -> Service:
         try:
             self._check()
         except TunnelError:

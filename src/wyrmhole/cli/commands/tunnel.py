@@ -9,7 +9,7 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import click
 
@@ -22,8 +22,17 @@ from wyrmhole.errors import OpenProxyError
 MAX_USERS_FILE = 1 << 20
 """In bytes. It holds about 20,000 users, far more than one proxy serves."""
 
-StartService = Callable[[Any], Awaitable[Any]]
-"""Takes a `Tunnel` and returns a `Service`."""
+
+class Serving(Protocol):
+    """A `Service` of the library."""
+
+    @property
+    def addresses(self) -> list[tuple[str, int]]: ...
+
+    async def wait_closed(self) -> None: ...
+
+
+StartService = Callable[["wyrmhole.Tunnel"], Awaitable[Serving]]
 
 
 @click.command(
@@ -111,11 +120,10 @@ def serve(config: Config, start: StartService) -> None:
 
 
 async def _serve(config: Config, start: StartService) -> None:
-    open_tunnel: Any = wyrmhole.open
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
-    async with open_tunnel(config) as tunnel:
+    async with wyrmhole.open(config) as tunnel:
         service = await start(tunnel)
         for host, port in service.addresses:
             click.echo(f"listening on {f'[{host}]' if ':' in host else host}:{port}", err=True)

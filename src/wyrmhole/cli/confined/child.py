@@ -18,11 +18,10 @@ import socket
 import sys
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
 
 from wyrmhole.cli.confined.guard import leave_guard
 from wyrmhole.cli.confined.names import replace_resolvers
-from wyrmhole.cli.confined.network import configure, open_ping
+from wyrmhole.cli.confined.network import Plan, configure, open_ping
 from wyrmhole.errors import DeviceError
 from wyrmhole.namespaces import refusals, steps
 from wyrmhole.namespaces.steps import Stage, StepRefused
@@ -41,7 +40,7 @@ def main() -> int:
     # Ctrl-C while the namespaces are made ends this without a traceback.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
-        plan = json.loads(lines.readline(MAX_PLAN))
+        plan: Plan = json.loads(lines.readline(MAX_PLAN))
         tun = enclose(plan, lambda: channel.sendall(b"."))
     except StepRefused as refused:
         return report_failure(channel, explain(refused))
@@ -88,7 +87,7 @@ def become(command: list[str]) -> int:
         return 127 if error.errno == errno.ENOENT else 126
 
 
-def enclose(plan: dict[str, Any], report: Callable[[], None]) -> int:
+def enclose(plan: Plan, report: Callable[[], None]) -> int:
     """Be in namespaces with a tunnel; returns the TUN. Raises StepRefused, and DeviceError for its network."""
     if plan["user"]:
         steps.enter_user_namespace()

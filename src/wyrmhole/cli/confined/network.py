@@ -11,7 +11,7 @@ import ipaddress
 import os
 from collections.abc import Callable, Iterator
 from contextlib import closing
-from typing import Any
+from typing import TypedDict, TypeVar
 
 from wyrmhole.errors import DeviceError
 from wyrmhole.net import link_setup, netlink
@@ -25,17 +25,31 @@ ROUTES_PER_REPORT = 500
 _UNAVAILABLE = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM)
 """The kernel's answers to an address of a family that it lacks, or that is switched off for the interface."""
 
+_T = TypeVar("_T")
+
 Report = Callable[[], None]
 Warn = Callable[[str], None]
 
 
-def configure(plan: dict[str, Any], report: Report, warn: Warn) -> None:
+class Plan(TypedDict):
+    """What the parent tells the child."""
+
+    name: str
+    mtu: int
+    addresses: list[str]
+    routes: list[str]
+    resolv_conf: str
+    user: bool
+    command: list[str]
+
+
+def configure(plan: Plan, report: Report, warn: Warn) -> None:
     """Bring up `lo` and the TUN. `report` is called now and then, as a sign of progress. Raises DeviceError."""
     addresses = [ipaddress.ip_interface(text) for text in plan["addresses"]]
     routes = [ipaddress.ip_network(text) for text in plan["routes"]]
     with closing(netlink.Client()) as client:
         _step("bring lo up", lambda: link_setup.set_up(client, link_setup.LOOPBACK, mtu=LOOPBACK_MTU))
-        index: int = _step(f"find {plan['name']}", lambda: interface_index(plan["name"]))
+        index = _step(f"find {plan['name']}", lambda: interface_index(plan["name"]))
         _refuse_link_local(client, index)
         what = f"bring {plan['name']} up with MTU {plan['mtu']}"
         _step(what, lambda: link_setup.set_up(client, index, mtu=plan["mtu"]))
@@ -125,7 +139,7 @@ def open_ping(is_user: bool, warn: Warn) -> None:
             warn(f"ping may need privileges in here: cannot write {PING_GROUPS}: {error.strerror}")
 
 
-def _step(what: str, step: Callable[[], Any]) -> Any:
+def _step(what: str, step: Callable[[], _T]) -> _T:
     try:
         return step()
     except OSError as error:

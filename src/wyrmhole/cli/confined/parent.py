@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
+from wyrmhole.cli.confined.network import Plan
 from wyrmhole.cli.quick.host import Host, best_mtu
 from wyrmhole.control.config.change import ResolveEndpoint, set_change
 from wyrmhole.control.config.file import Config
@@ -56,7 +57,7 @@ class Confinement:
         change = replace(set_change(config, resolve), fwmark=0)
         return cls(config, name, change, config.interface.mtu or _best_mtu(change))
 
-    def plan(self, command: Sequence[str]) -> dict[str, object]:
+    def plan(self, command: Sequence[str]) -> Plan:
         """For the child: nothing secret."""
         interface = self.config.interface
         prefixes = {prefix: None for peer in self.config.peers for prefix in peer.allowed_ips}

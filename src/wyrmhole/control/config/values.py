@@ -26,6 +26,8 @@ from wyrmhole.wire.endpoint import MAX_PORT, Endpoint
 from wyrmhole.wire.ip import MAX_PACKET_SIZE
 from wyrmhole.wire.prefix import Prefix
 
+_T = TypeVar("_T")
+
 Address = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 DnsEntry = ipaddress.IPv4Address | ipaddress.IPv6Address | str
 """A server's address, or a search domain."""
@@ -283,7 +285,7 @@ def remove_blanks(text: str) -> str:
     return text.translate(_REMOVE_BLANKS)
 
 
-def _without_blanks(read: Callable[[str], Any]) -> Callable[[str], Any]:
+def _without_blanks(read: Callable[[str], _T]) -> Callable[[str], _T]:
     return lambda text: read(remove_blanks(text))
 
 
@@ -346,7 +348,7 @@ class WgKey:
 
 
 def _quick(
-    name: str, attribute: str, read: Callable[[str], Any], write: Callable[[Any], list[str]], many: bool = True
+    name: str, attribute: str, read: Callable[[str], object], write: Callable[[Any], list[str]], many: bool = True
 ) -> WgKey:
     return WgKey(name, attribute, read, write, many, is_quick=True)
 

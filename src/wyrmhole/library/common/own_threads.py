@@ -13,7 +13,9 @@ import threading
 import weakref
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
+
+from wyrmhole.library.common.socket_address import AddressInfo
 
 T = TypeVar("T")
 _ABSENT: Any = object()
@@ -118,10 +120,15 @@ LOOK_UPS = OwnThreads(16)
 """For look-ups by the host, which may take 30 s if its name servers do not answer."""
 
 
-async def getaddrinfo(host: str, port: int, *, type: int = 0, proto: int = 0, flags: int = 0) -> list[Any]:
+async def getaddrinfo(host: str, port: int, *, type: int = 0, proto: int = 0, flags: int = 0) -> list[AddressInfo]:
     """Like `loop.getaddrinfo`, without the loop's executor. Raises socket.gaierror."""
-    look_up = partial(socket.getaddrinfo, host, port, type=type, proto=proto)
+    look_up = partial(_host_addresses, host, port, type, proto)
     try:
-        return look_up(flags=flags | socket.AI_NUMERICHOST)
+        return look_up(flags | socket.AI_NUMERICHOST)
     except socket.gaierror:
-        return await LOOK_UPS.run(partial(look_up, flags=flags))
+        return await LOOK_UPS.run(partial(look_up, flags))
+
+
+def _host_addresses(host: str, port: int, type: int, proto: int, flags: int) -> list[AddressInfo]:
+    # The standard library's type has a third form of addresses, for a Python without IPv6.
+    return cast("list[AddressInfo]", socket.getaddrinfo(host, port, type=type, proto=proto, flags=flags))

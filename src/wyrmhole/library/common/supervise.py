@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine
-from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -17,7 +16,7 @@ class Repeated:
     would end if the program cancels all tasks.
     """
 
-    def __init__(self, name: str, interval: float, step: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    def __init__(self, name: str, interval: float, step: Callable[[], Coroutine[object, None, None]]) -> None:
         self._name = name
         self._interval = interval
         self._step = step
@@ -36,14 +35,14 @@ class Repeated:
             self._running = watched(f"{self._name} (next attempt in {self._interval:g} s)", self._step())
 
 
-def watched(name: str, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+def watched(name: str, work: Coroutine[object, None, None]) -> asyncio.Task[None]:
     """Start a task whose error is logged as soon as it occurs."""
     task = asyncio.get_running_loop().create_task(work)
     task.add_done_callback(lambda done: report(name, done))
     return task
 
 
-def report(name: str, done: asyncio.Future[Any]) -> None:
+def report(name: str, done: asyncio.Task[None]) -> None:
     if not done.cancelled() and (error := done.exception()) is not None:
         report_error(name, error)
 

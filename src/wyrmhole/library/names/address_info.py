@@ -6,12 +6,11 @@ import ipaddress
 import socket
 from collections.abc import Iterable, Sequence
 from ipaddress import IPv4Address, IPv6Address
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
+from wyrmhole.library.common.socket_address import AddressInfo, SocketAddress
 from wyrmhole.wire.endpoint import MAX_PORT
 
-AddressInfo: TypeAlias = tuple[int, int, int, str, tuple[Any, ...]]
-"""An entry of socket.getaddrinfo: family, type, protocol, canonical name, socket address."""
 Address: TypeAlias = IPv4Address | IPv6Address
 
 PROTOCOLS: dict[int, int] = {
@@ -129,7 +128,7 @@ def info(address: Address, port: int, type: int) -> AddressInfo:
     return infos([address], port, kinds_of(type, 0))[0]
 
 
-def socket_address(address: Address, port: int) -> tuple[Any, ...]:
+def socket_address(address: Address, port: int) -> SocketAddress:
     if isinstance(address, IPv4Address):
         return (str(address), port)
     scope = int(address.scope_id) if address.scope_id and address.scope_id.isdigit() else 0

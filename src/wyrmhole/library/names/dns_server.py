@@ -19,7 +19,7 @@ import socket
 from collections.abc import Awaitable, Callable
 from contextlib import closing
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import dns.exception
 import dns.flags
@@ -28,6 +28,7 @@ import dns.name
 import dns.rcode
 import dns.rdatatype
 
+from wyrmhole.library.common.socket_address import SocketAddress
 from wyrmhole.library.names.failures import ServerFailed
 from wyrmhole.wire.ip import MAX_PACKET_SIZE
 
@@ -87,7 +88,7 @@ class NameServer:
         self._no_tcp_until = self.clock() + MEMORY
 
     @property
-    def socket_address(self) -> tuple[int, tuple[Any, ...]]:
+    def socket_address(self) -> tuple[int, SocketAddress]:
         host, _, scope = self.address.partition("%")
         if ":" in host:
             return socket.AF_INET6, (host, self.port, 0, int(scope) if scope.isdigit() else 0)

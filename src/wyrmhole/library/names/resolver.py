@@ -29,7 +29,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 from wyrmhole.errors import how_to_install
 from wyrmhole.library.common.descriptors import nofile
-from wyrmhole.library.names.address_info import Address, AddressInfo, family_of, infos, kinds_of, literal
+from wyrmhole.library.common.socket_address import AddressInfo
+from wyrmhole.library.names.address_info import Address, family_of, infos, kinds_of, literal
 from wyrmhole.library.names.dns_cache import CAPACITY, DnsCache
 from wyrmhole.library.names.failures import ServerFailed, unanswered, unknown_name
 

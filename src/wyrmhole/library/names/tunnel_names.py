@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
 
 from wyrmhole.library.common import arguments
 from wyrmhole.library.common.reachability import Reachability
+from wyrmhole.library.common.socket_address import AddressInfo
 from wyrmhole.library.names import address_info
 from wyrmhole.library.names.resolver import Resolver
 
@@ -34,7 +34,7 @@ class TunnelNames:
 
     async def getaddrinfo(
         self, host: str | bytes | None, port: int | str | bytes | None, family: int, type: int, proto: int, flags: int
-    ) -> list[tuple[Any, ...]]:
+    ) -> list[AddressInfo]:
         """See `Tunnel.getaddrinfo`."""
         arguments.check_lookup(host, port)
         address_info.check(family, type, flags)

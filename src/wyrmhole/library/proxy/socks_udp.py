@@ -15,8 +15,8 @@ import logging
 import socket
 from collections import OrderedDict
 from functools import partial
-from typing import Any
 
+from wyrmhole.library.common.socket_address import SocketAddress
 from wyrmhole.library.common.supervise import watched
 from wyrmhole.library.proxy.socks5 import SocksError, build_packet, parse_packet
 from wyrmhole.library.services.dialer import DATAGRAM, TunnelSide, non_blocking
@@ -46,7 +46,7 @@ class UdpAssociation:
         self._listener = non_blocking(listener)
         self._allowed = ipaddress.ip_address(client[0].partition("%")[0])
         self._port = client[1]
-        self._client: Any = None
+        self._client: SocketAddress | None = None
         self._loop = asyncio.get_running_loop()
         self._inside: dict[int, socket.socket] = {}
         self._known: OrderedDict[tuple[str, int], None] = OrderedDict()
@@ -77,13 +77,13 @@ class UdpAssociation:
             else:
                 self._pass_on(host, port, payload)
 
-    def _is_client(self, address: Any) -> bool:
+    def _is_client(self, address: SocketAddress) -> bool:
         """Accept the first sender from the client's host (and port, if it is known), and then only this sender."""
         if self._client is None:
             if ipaddress.ip_address(address[0].partition("%")[0]) != self._allowed or self._port not in (0, address[1]):
                 return False
             self._client = address
-        return bool(address == self._client)
+        return address == self._client
 
     def _pass_on(self, host: str, port: int, payload: bytes) -> None:
         sock = self._inside.get(family_of_text(host))
@@ -111,7 +111,7 @@ class UdpAssociation:
         self._loop.add_reader(sock, partial(self._from_inside, sock))
         return sock
 
-    def _send(self, sock: socket.socket, address: Any, payload: bytes) -> None:
+    def _send(self, sock: socket.socket, address: SocketAddress, payload: bytes) -> None:
         known = (str(ipaddress.ip_address(address[0])), address[1])
         self._known[known] = None
         self._known.move_to_end(known)

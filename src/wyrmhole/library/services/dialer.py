@@ -12,10 +12,11 @@ import ipaddress
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, Self
+from typing import Protocol, Self
 
 from wyrmhole.library.common.arguments import named_type
 from wyrmhole.library.common.own_threads import getaddrinfo
+from wyrmhole.library.common.socket_address import AddressInfo, SocketAddress
 from wyrmhole.library.common.time_limit import deadline
 from wyrmhole.wire.endpoint import MAX_PORT
 
@@ -45,7 +46,7 @@ class Dialer(Protocol):
 
     async def getaddrinfo(
         self, host: str, port: int, *, family: int = 0, type: int = socket.SOCK_STREAM
-    ) -> Sequence[tuple[Any, ...]]:
+    ) -> Sequence[AddressInfo]:
         """Like socket.getaddrinfo."""
 
     async def open_socket(self, family: int, type: int = socket.SOCK_STREAM) -> socket.socket:
@@ -145,7 +146,7 @@ class TunnelSide:
     async def socket(self, family: int, kind: int) -> socket.socket:
         return await open_non_blocking(self._dialer.open_socket, family, kind)
 
-    async def addresses(self, host: str, port: int, kind: int) -> Sequence[tuple[Any, ...]]:
+    async def addresses(self, host: str, port: int, kind: int) -> Sequence[AddressInfo]:
         return await self._dialer.getaddrinfo(host, port, type=kind)
 
 
@@ -163,7 +164,7 @@ async def open_non_blocking(open_socket: OpenHostSocket, family: int, kind: int)
 
 
 async def bind_all(
-    addresses: Sequence[tuple[int, Any]], kind: int, open_socket: OpenHostSocket, *, optional: bool = False
+    addresses: Sequence[tuple[int, SocketAddress]], kind: int, open_socket: OpenHostSocket, *, optional: bool = False
 ) -> list[socket.socket]:
     """Return a listening socket for each address. If the port is 0, all get the same free port.
 
@@ -186,7 +187,7 @@ async def bind_all(
     return bound
 
 
-async def _bind(family: int, address: Any, kind: int, open_socket: OpenHostSocket) -> socket.socket:
+async def _bind(family: int, address: SocketAddress, kind: int, open_socket: OpenHostSocket) -> socket.socket:
     sock = await open_non_blocking(open_socket, family, kind)
     try:
         if family == socket.AF_INET6:
@@ -206,7 +207,7 @@ async def _bind(family: int, address: Any, kind: int, open_socket: OpenHostSocke
     return sock
 
 
-def same_port(address: Any, bound: Sequence[socket.socket]) -> Any:
+def same_port(address: SocketAddress, bound: Sequence[socket.socket]) -> SocketAddress:
     return (address[0], bound[0].getsockname()[1], *address[2:]) if bound and address[1] == 0 else address
 
 

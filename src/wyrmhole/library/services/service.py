@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from functools import partial
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import NoReturn, Protocol, Self
 
 from wyrmhole.library.common.arguments import NOT_PICKLED
 from wyrmhole.library.common.descriptors import SERVICES, room
@@ -37,7 +37,7 @@ CONNECTION_COST = 2
 WARNING_SECONDS = 60.0
 """Minimum interval between two warnings of a service of the same kind."""
 
-Handler = Callable[[socket.socket], Coroutine[Any, Any, None]]
+Handler = Callable[[socket.socket], Coroutine[object, None, None]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +97,7 @@ class Service:
         state = "closed" if self._closed.is_set() else f"{self.connections} connections"
         return f"<{self.name}, {state}>"
 
-    def __reduce__(self) -> str | tuple[Any, ...]:
+    def __reduce__(self) -> NoReturn:
         raise TypeError(NOT_PICKLED)
 
     @property
@@ -166,7 +166,7 @@ class Service:
         """Mark a client's connection as proven: it has sent its request and has authenticated."""
         self._unproven.pop(sock, None)
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+    def _start(self, work: Coroutine[object, None, None]) -> asyncio.Task[None]:
         task = watched(self.name, work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

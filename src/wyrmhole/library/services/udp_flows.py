@@ -15,9 +15,10 @@ import socket
 import struct
 from collections import OrderedDict, defaultdict
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from wyrmhole.library.common.descriptors import SERVICES, room
+from wyrmhole.library.common.socket_address import SocketAddress
 from wyrmhole.library.common.supervise import watched
 from wyrmhole.library.services.dialer import is_loopback
 from wyrmhole.library.services.service import Limits, reason_of
@@ -34,7 +35,7 @@ IP_PKTINFO, IPV6_RECVPKTINFO, IPV6_PKTINFO = 8, 49, 50
 CONTROL = socket.CMSG_SPACE(20)
 
 Control: TypeAlias = tuple[tuple[int, int, bytes], ...]
-FlowClient: TypeAlias = tuple[Any, Control]
+FlowClient: TypeAlias = tuple[SocketAddress, Control]
 """An address, and the control message that makes answers leave from the address that the client wrote to."""
 
 

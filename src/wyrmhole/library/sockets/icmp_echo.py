@@ -7,7 +7,8 @@ import socket
 import struct
 
 from wyrmhole.device.clock import SystemClock
-from wyrmhole.library.stacks.stack import Socket, SocketAddress
+from wyrmhole.library.common.socket_address import SocketAddress
+from wyrmhole.library.stacks.stack import Socket
 from wyrmhole.protocol.constants import SECOND
 from wyrmhole.wire.checksum import checksum
 

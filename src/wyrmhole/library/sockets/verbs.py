@@ -17,7 +17,7 @@ import socket
 import ssl as ssl_module
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Literal, TypeVar
+from typing import Literal, TypeVar
 
 from wyrmhole.control.config.file import Config
 from wyrmhole.errors import TunnelError
@@ -25,13 +25,14 @@ from wyrmhole.library.common import arguments, explain
 from wyrmhole.library.common.explain import explained, host_port, named
 from wyrmhole.library.common.own_threads import HELPERS
 from wyrmhole.library.common.reachability import Reachability
+from wyrmhole.library.common.socket_address import AddressInfo, SocketAddress
 from wyrmhole.library.common.time_limit import Attempt, addresses_of, limited
 from wyrmhole.library.names import address_info
 from wyrmhole.library.names.tunnel_names import TunnelNames
 from wyrmhole.library.sockets import icmp_echo
 from wyrmhole.library.sockets.connecting import complete, first_connected
 from wyrmhole.library.sockets.servers import TunnelServer
-from wyrmhole.library.stacks.stack import HelperGone, HelperSlow, Pending, Socket, SocketAddress, Stack
+from wyrmhole.library.stacks.stack import HelperGone, HelperSlow, Pending, Socket, Stack
 from wyrmhole.net.link_setup import Interface
 
 FAST = 0.02
@@ -47,7 +48,7 @@ HostAndPort = tuple[str, int]
 SslOption = ssl_module.SSLContext | Literal[True] | None
 ClientConnected = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None] | None]
 AnyProtocol = TypeVar("AnyProtocol", bound=asyncio.BaseProtocol)
-T = TypeVar("T")
+_Made = TypeVar("_Made", bound="Socket | Pending")
 
 
 class TunnelVerbs:
@@ -92,7 +93,7 @@ class TunnelVerbs:
         type: int = STREAM,
         proto: int = 0,
         flags: int = 0,
-    ) -> list[tuple[Any, ...]]:
+    ) -> list[AddressInfo]:
         """As socket.getaddrinfo, by the tunnel's name servers, in the order to try. An address is taken as it is; an
         empty host is any address of the tunnel. Type 0 lists each address for all types. Raises socket.gaierror; the
         host's own names are never asked."""
@@ -103,7 +104,7 @@ class TunnelVerbs:
         if local_addr is None:
             return None
         infos = await self.getaddrinfo(*local_addr, family=family, type=type)
-        return tuple(infos[0][4])
+        return infos[0][4]
 
     # Sockets
 
@@ -143,7 +144,7 @@ class TunnelVerbs:
             arguments.check_address("local_addr", local_addr)
         infos = await self.getaddrinfo(host, port, family=family, type=kind)
         attempt.tried += addresses_of(infos)
-        attempts = [functools.partial(self._connect, info[0], kind, tuple(info[4]), local_addr) for info in infos]
+        attempts = [functools.partial(self._connect, info[0], kind, info[4], local_addr) for info in infos]
         if not family and self._names.is_incomplete(host):
             attempts.append(functools.partial(self._connect_late, host, infos, kind, local_addr))
         sock = await first_connected(attempts)
@@ -151,7 +152,7 @@ class TunnelVerbs:
         return sock
 
     async def _connect_late(
-        self, host: str, known: Sequence[tuple[Any, ...]], kind: int, local_addr: HostAndPort | None
+        self, host: str, known: Sequence[AddressInfo], kind: int, local_addr: HostAndPort | None
     ) -> Socket:
         """By addresses that arrive after the others were tried (RFC 8305, 3)."""
         late = await self._names.late_addresses(host, LATE_PATIENCE)
@@ -359,7 +360,7 @@ class TunnelVerbs:
         remote: SocketAddress | None = None
         if remote_addr is not None:
             info = (await self.getaddrinfo(*remote_addr, family=family, type=kind))[0]
-            family, remote = info[0], tuple(info[4])
+            family, remote = info[0], info[4]
         elif local_addr is not None:
             family = (await self.getaddrinfo(*local_addr, family=family, type=kind))[0][0]
         family = family or self.families[-1]
@@ -385,7 +386,7 @@ class TunnelVerbs:
             attempt.tried += addresses_of([info])
             sock = await self.open_socket(info[0], socket.SOCK_RAW, icmp_echo.protocol_of(info[0]))
             try:
-                return await icmp_echo.echo(sock, tuple(info[4]), id(sock) >> 4 & 0xFFFFFFFF, size)
+                return await icmp_echo.echo(sock, info[4], id(sock) >> 4 & 0xFFFFFFFF, size)
             except OSError as error:
                 address = str(info[4][0])
                 where = host if host == address else f"{host} ({address})"
@@ -393,7 +394,7 @@ class TunnelVerbs:
 
     # Threads
 
-    async def _soon(self, make: Callable[..., T], *arguments: Any, **options: Any) -> T:
+    async def _soon(self, make: Callable[..., _Made], *arguments: object, **options: object) -> _Made:
         """What a stack's verb makes: at once as a rule, by a thread where the helper needs to be waited for."""
         self._check()
         try:
@@ -403,7 +404,7 @@ class TunnelVerbs:
         return await HELPERS.run(functools.partial(make, *arguments, **options), unwanted=_close_made)
 
 
-def _close_made(made: Any) -> None:
+def _close_made(made: Socket | Pending) -> None:
     (made.socket if isinstance(made, Pending) else made).close()
 
 

@@ -16,16 +16,15 @@ import select
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
+from wyrmhole.library.common.socket_address import SocketAddress
 from wyrmhole.net.link_setup import Interface, Network
 from wyrmhole.net.tun import Tun
 
 PacketPort: TypeAlias = Tun
 Socket: TypeAlias = socket.socket
 """By another name, for classes that have a method of this one."""
-SocketAddress: TypeAlias = tuple[Any, ...]
-"""As `socket` takes it: (host, port) or (host, port, flowinfo, scope id), the host numeric."""
 
 
 @dataclass(frozen=True, slots=True)

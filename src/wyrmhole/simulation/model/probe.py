@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterator
 from types import BuiltinMethodType, FunctionType, MethodType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from wyrmhole.engine.inspection import EngineState
 from wyrmhole.engine.portable import PortableEngine
@@ -54,10 +55,10 @@ def reachable(*roots: object) -> Iterator[object]:
         waiting += _parts(value)
 
 
-def _parts(value: Any) -> list[object]:
+def _parts(value: object) -> list[object]:
     if isinstance(value, dict):
         return [*value.keys(), *value.values()]
-    if isinstance(value, (list, tuple, set, frozenset)) or type(value).__name__ == "deque":
+    if isinstance(value, (list, tuple, set, frozenset, deque)):
         return list(value)
     if isinstance(value, (MethodType, BuiltinMethodType)):
         return [value.__self__]

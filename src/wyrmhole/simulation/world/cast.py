@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from wyrmhole.simulation import packets
 from wyrmhole.simulation.clock import SECOND, HostClock
@@ -38,7 +37,7 @@ class Cast:
         self._schedule = schedule
         self._network = network
         self._wakes: dict[int, int] = {}
-        self._asleep: dict[int, list[tuple[Call, tuple[Any, ...]]]] = {}
+        self._asleep: dict[int, list[tuple[Call, tuple[object, ...]]]] = {}
         """Calls that wait until a host wakes, by its number."""
         for number in range(1, scenario.hosts + 1):
             hosts[number] = self._make_host(number, ledger, calls, transmit)
@@ -101,7 +100,7 @@ class Cast:
 
     # Sleep
 
-    def waits(self, number: int, call: Call, *arguments: Any) -> bool:
+    def waits(self, number: int, call: Call, *arguments: object) -> bool:
         """Return whether the host sleeps. If so, the call is made when it wakes or starts again."""
         host = self.hosts[number]
         if host.running and not host.awake:

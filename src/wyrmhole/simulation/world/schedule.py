@@ -25,10 +25,10 @@ class Schedule:
     def __len__(self) -> int:
         return len(self._heap)
 
-    def at(self, when: int, call: Call, *arguments: Any) -> None:
+    def at(self, when: int, call: Call, *arguments: object) -> None:
         heapq.heappush(self._heap, (max(when, self.now), next(self._order), call, arguments))
 
-    def after(self, delay: int, call: Call, *arguments: Any) -> None:
+    def after(self, delay: int, call: Call, *arguments: object) -> None:
         self.at(self.now + delay, call, *arguments)
 
     def reserve(self, count: int) -> int:
@@ -40,7 +40,7 @@ class Schedule:
         self._order = itertools.count(first + count)
         return first
 
-    def at_place(self, when: int, place: int, call: Call, *arguments: Any) -> None:
+    def at_place(self, when: int, place: int, call: Call, *arguments: object) -> None:
         heapq.heappush(self._heap, (max(when, self.now), place, call, arguments))
 
     def run_until(self, end: int) -> None:

@@ -20,7 +20,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from random import Random
-from typing import Any
 
 from wyrmhole.simulation.clock import SECOND
 from wyrmhole.simulation.model.checks import Check, Violation
@@ -82,7 +81,7 @@ class World:
         """Release the engines' descriptors. Safe after a violation."""
         self.cast.close()
 
-    def at(self, when: int, call: Call, *arguments: Any) -> None:
+    def at(self, when: int, call: Call, *arguments: object) -> None:
         self.schedule.at(when, call, *arguments)
 
     def run_until(self, end: int) -> None:
