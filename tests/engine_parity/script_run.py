@@ -14,7 +14,7 @@ from typing import Protocol
 from tests.engine_parity.script import LOCAL_PORT, MTU, START, Command, Script
 from wyrmhole.engine.contract import Engine, EngineFailed, TunChanged
 from wyrmhole.engine.portable import PortableEngine
-from wyrmhole.net.bind import SendOutcome, datagrams_of
+from wyrmhole.net.bind import Payload, SendOutcome, datagrams_of
 from wyrmhole.net.tun import TunOffloads
 from wyrmhole.protocol.data_plane import DataPlane, PeerId, Report
 from wyrmhole.simulation.world.edges import ListBind, ListTun
@@ -101,12 +101,7 @@ class _Bind(ListBind):
     tos = 0
 
     def send(
-        self,
-        data: Buffer | Sequence[Buffer],
-        segment_size: int,
-        sockaddr: SockAddr,
-        source: bytes | None,
-        tos: int = 0,
+        self, data: Payload, segment_size: int, sockaddr: SockAddr, source: bytes | None, tos: int = 0
     ) -> SendOutcome:
         self._sent += [(sockaddr, datagram, source, tos) for datagram in datagrams_of(data, segment_size)]
         dropped = self.failing > 0

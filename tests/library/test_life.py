@@ -1,4 +1,7 @@
-"""How a tunnel's life ends: closed, dropped, or left to the end of the program; and never by the program's leave."""
+"""How a tunnel's life ends: closed, dropped, or left to the end of the program; and never by the program's leave.
+
+Longer than 500 lines because all ways in which a tunnel can end are checked for the same leftovers.
+"""
 
 from __future__ import annotations
 

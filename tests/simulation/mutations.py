@@ -2,6 +2,8 @@
 
 A mutation breaks the product by a plausible mistake; `runs` yields the worlds in which a check must fail. If the drawn
 steps of a storm would need many seeds to trigger the bug, a scenario of a few chosen steps replaces them.
+
+Longer than 500 lines because it is one list: a planted bug for each check.
 """
 
 from __future__ import annotations

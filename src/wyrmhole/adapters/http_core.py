@@ -39,7 +39,7 @@ EXCEPTIONS = (
 """Exceptions with the same name in httpcore and httpx. Subclasses come before their bases."""
 
 
-class Url(Protocol):
+class HttpUrl(Protocol):
     """`httpx.URL`."""
 
     @property
@@ -52,22 +52,22 @@ class Url(Protocol):
     def raw_path(self) -> bytes: ...
 
 
-class Headers(Protocol):
+class HttpHeaders(Protocol):
     """`httpx.Headers`."""
 
     @property
     def raw(self) -> list[tuple[bytes, bytes]]: ...
 
 
-class Request(Protocol):
+class HttpRequest(Protocol):
     """`httpx.Request`."""
 
     @property
     def method(self) -> str: ...
     @property
-    def url(self) -> Url: ...
+    def url(self) -> HttpUrl: ...
     @property
-    def headers(self) -> Headers: ...
+    def headers(self) -> HttpHeaders: ...
     @property
     def stream(self) -> object: ...
     @property
@@ -121,7 +121,7 @@ def in_terms_of(client: ModuleType, core: ModuleType) -> Iterator[None]:
         raise
 
 
-def core_request(core: ModuleType, request: Request) -> object:
+def core_request(core: ModuleType, request: HttpRequest) -> object:
     """Convert a request of httpx to one of httpcore."""
     url = core.URL(
         scheme=request.url.raw_scheme,

@@ -18,7 +18,7 @@ from wyrmhole.library.services.dialer import Dialer
 _Pool = TypeVar("_Pool")
 
 
-class Limits(Protocol):
+class PoolLimits(Protocol):
     """`httpx.Limits`."""
 
     @property
@@ -55,7 +55,7 @@ class _Transport:
         kind: Callable[..., _Pool],
         backend: http_core.AsyncBackend | http_core.BlockingBackend,
         verify: ssl.SSLContext | bool,
-        limits: Limits | None,
+        limits: PoolLimits | None,
         options: Mapping[str, object],
     ) -> _Pool:
         # The defaults of httpx's own transports, which it keeps under a private name.
@@ -92,7 +92,7 @@ class AsyncTransport(_Transport):
         verify: ssl.SSLContext | bool = True,
         http1: bool = True,
         http2: bool = False,
-        limits: Limits | None = None,
+        limits: PoolLimits | None = None,
         retries: int = 0,
     ) -> None:
         options = {"http1": http1, "http2": http2, "retries": retries}
@@ -118,7 +118,7 @@ class BlockingTransport(_Transport):
         verify: ssl.SSLContext | bool = True,
         http1: bool = True,
         http2: bool = False,
-        limits: Limits | None = None,
+        limits: PoolLimits | None = None,
         retries: int = 0,
     ) -> None:
         options = {"http1": http1, "http2": http2, "retries": retries}

@@ -28,21 +28,19 @@ from wyrmhole.device.config import DeviceChange, PeerChange
 from wyrmhole.device.driver import Driver
 from wyrmhole.device.event_log import WARNINGS, describe, peer_text
 from wyrmhole.device.send_errors import explain
-from wyrmhole.device.status import DeviceStatus, DropCounts, PeerStatus
+from wyrmhole.device.status import DeviceStatus, DropCounts, PeerStatus, peer_status
 from wyrmhole.engine.contract import Engine, TunChanged
 from wyrmhole.errors import ConfigError, DeviceError
 from wyrmhole.net.bind import Bind
 from wyrmhole.net.tun import Tun, TunEvent
 from wyrmhole.net.udp_route import why_unreachable
-from wyrmhole.protocol.constants import SECOND, Timings
+from wyrmhole.protocol.constants import Timings
 from wyrmhole.protocol.drops import DropReason, Oddity, by_name
 from wyrmhole.protocol.events import Event, PeerSilent, SendRefused
 from wyrmhole.protocol.interface import Interface
-from wyrmhole.protocol.keys import KEY_SIZE, PresharedKey, PrivateKey, PublicKey
+from wyrmhole.protocol.keys import PrivateKey, PublicKey
 from wyrmhole.protocol.peer import Peer
 from wyrmhole.wire.prefix import Prefix
-
-_NO_PSK = PresharedKey(bytes(KEY_SIZE))
 
 START_PATIENCE = 5.0
 """Seconds for a device to follow an interface that is up."""
@@ -401,37 +399,13 @@ class Device:
         return None if peer is None else peer.public_key
 
     def _peer_status(self, peer: Peer) -> PeerStatus:
-        counters = self._engine.counters(peer.id)
-        now = self._clock.boottime()
-        return PeerStatus(
-            public_key=peer.public_key,
-            preshared_key=peer.preshared_key or _NO_PSK,
-            endpoint=peer.endpoint,
-            last_handshake=divmod(peer.last_handshake_wall, SECOND),
-            tx_bytes=counters.tx_bytes,
-            rx_bytes=counters.rx_bytes,
-            persistent_keepalive=peer.timers.persistent_interval,
-            allowed_ips=tuple(peer.allowed_ips),
-            attempts=peer.timers.attempts,
-            session_age=self._session_age(peer, now),
-            unanswered=peer.unanswered,
-            unanswered_for=now - peer.unanswered_since if peer.unanswered else 0,
-            silent_for=None if peer.is_silent_since is None else now - peer.is_silent_since,
-            handshake_age=self._handshake_age(peer),
-            problem=peer.problem,
+        return peer_status(
+            peer,
+            self._engine.counters(peer.id),
+            reject_after=self._interface.timings.reject_after,
+            now=self._clock.boottime(),
+            wall=self._clock.wall(),
         )
-
-    def _session_age(self, peer: Peer, now: int) -> int | None:
-        """By the clock that sessions live by: the wall clock may be set."""
-        if peer.session is None:
-            return None
-        age = now - peer.session.birth
-        return age if age < self._interface.timings.reject_after else None
-
-    def _handshake_age(self, peer: Peer) -> int | None:
-        if not peer.last_handshake_wall:
-            return None
-        return max(0, self._clock.wall() - peer.last_handshake_wall)
 
     def drops(self) -> dict[DropReason, int]:
         """Packets that died since the start, by cause."""

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
+from wyrmhole.protocol.constants import SECOND
 from wyrmhole.protocol.drops import DropReason
-from wyrmhole.protocol.keys import PresharedKey, PrivateKey, PublicKey
+from wyrmhole.protocol.keys import KEY_SIZE, PresharedKey, PrivateKey, PublicKey
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
+
+if TYPE_CHECKING:
+    from wyrmhole.protocol.data_plane import PeerCounters
+    from wyrmhole.protocol.peer import Peer
+
+NO_PSK = PresharedKey(bytes(KEY_SIZE))
+"""What stands for no preshared key, as in the kernel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +65,25 @@ class DeviceStatus:
     fwmark: int
     mtu: int
     peers: tuple[PeerStatus, ...]
+
+
+def peer_status(peer: Peer, counters: PeerCounters, *, reject_after: int, now: int, wall: int) -> PeerStatus:
+    """Take the picture of a peer. `now` is boottime, by which sessions live, because the wall clock may be set."""
+    session_age = None if peer.session is None else now - peer.session.birth
+    return PeerStatus(
+        public_key=peer.public_key,
+        preshared_key=peer.preshared_key or NO_PSK,
+        endpoint=peer.endpoint,
+        last_handshake=divmod(peer.last_handshake_wall, SECOND),
+        tx_bytes=counters.tx_bytes,
+        rx_bytes=counters.rx_bytes,
+        persistent_keepalive=peer.timers.persistent_interval,
+        allowed_ips=tuple(peer.allowed_ips),
+        attempts=peer.timers.attempts,
+        session_age=session_age if session_age is not None and session_age < reject_after else None,
+        unanswered=peer.unanswered,
+        unanswered_for=now - peer.unanswered_since if peer.unanswered else 0,
+        silent_for=None if peer.is_silent_since is None else now - peer.is_silent_since,
+        handshake_age=max(0, wall - peer.last_handshake_wall) if peer.last_handshake_wall else None,
+        problem=peer.problem,
+    )

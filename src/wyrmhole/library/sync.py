@@ -136,7 +136,22 @@ class LoopThread:
             )
 
 
-class Tunnel:
+class _Closable:
+    """Closed by the end of a `with` statement."""
+
+    def close(self) -> None:
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Tunnel(_Closable):
     """Made by `wyrmhole.sync.open`. Sockets it gives are blocking, and end with it."""
 
     def __init__(self, loop: LoopThread, inner: asynchronous.Tunnel) -> None:
@@ -146,14 +161,6 @@ class Tunnel:
         """The tunnel itself, which belongs to `loop`. Nothing else holds it, so it is dropped with this one."""
         inner.when_ended(loop.stop_soon)
         self.peers = Peers(loop, inner)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return repr(self.asynchronous)
@@ -380,7 +387,7 @@ class Peers(Mapping[str, Peer]):
         self._loop.call(self._inner.remove(public_key))
 
 
-class Service:
+class Service(_Closable):
     """A running forward, exposure or proxy."""
 
     def __init__(self, loop: LoopThread, inner: AsyncService) -> None:
@@ -397,14 +404,6 @@ class Service:
     def close(self) -> None:
         with contextlib.suppress(TunnelError):
             self._loop.call(_later(self._inner.close))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 async def _later(call: Callable[[], T]) -> T:

@@ -8,11 +8,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntFlag
-from typing import Protocol, runtime_checkable
+from typing import Protocol, TypeAlias, runtime_checkable
 
 from wyrmhole.wire.buffer import Buffer
 from wyrmhole.wire.datagram import Received
 from wyrmhole.wire.endpoint import SockAddr
+
+Payload: TypeAlias = Buffer | Sequence[Buffer]
+"""The bytes to send: in one buffer, or in several that follow each other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,16 +69,11 @@ class Bind(Protocol):
         Never raises for a socket error: a pending ICMP error is consumed, a dead socket is reopened, and counted."""
 
     def send(
-        self,
-        data: Buffer | Sequence[Buffer],
-        segment_size: int,
-        sockaddr: SockAddr,
-        source: bytes | None,
-        tos: int = 0,
+        self, data: Payload, segment_size: int, sockaddr: SockAddr, source: bytes | None, tos: int = 0
     ) -> SendOutcome:
         """Send one datagram (`segment_size` 0) or a train of equal datagrams, the last maybe shorter, in order.
         Splits by itself where the kernel refuses segmentation (EIO, EINVAL, EMSGSIZE): the train is never lost.
-        `data` is one buffer, or a list or tuple of them. `tos` is the outer TOS or traffic class byte."""
+        `tos` is the outer TOS or traffic class byte."""
 
     def take_stale_sources(self) -> bool:
         """True once after routes or addresses changed: cached sources must be asked about with `source_is_valid`."""
@@ -89,7 +87,7 @@ def doubts_trains(bind: Bind) -> bool:
     return bool(getattr(bind, "doubts_trains", False))
 
 
-def datagrams_of(data: Buffer | Sequence[Buffer], segment_size: int) -> list[bytes]:
+def datagrams_of(data: Payload, segment_size: int) -> list[bytes]:
     """What one `send` puts on the wire, datagram by datagram; for binds that are not the kernel's."""
     whole = bytes(data) if isinstance(data, Buffer) else b"".join(data)
     step = segment_size or max(1, len(whole))

@@ -15,8 +15,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from wyrmhole.net import sticky
-from wyrmhole.net.bind import SendOutcome, datagrams_of
-from wyrmhole.wire.buffer import Buffer
+from wyrmhole.net.bind import Payload, SendOutcome, datagrams_of
 from wyrmhole.wire.datagram import Received
 from wyrmhole.wire.endpoint import Endpoint, SockAddr
 
@@ -139,12 +138,7 @@ class MemoryBind:
         return Received(view, datagram.segment_size, datagram.sender.sockaddr, source, datagram.tos)
 
     def send(
-        self,
-        data: Buffer | Sequence[Buffer],
-        segment_size: int,
-        sockaddr: SockAddr,
-        source: bytes | None,
-        tos: int = 0,
+        self, data: Payload, segment_size: int, sockaddr: SockAddr, source: bytes | None, tos: int = 0
     ) -> SendOutcome:
         message = b"".join(data) if isinstance(data, (list, tuple)) else bytes(data)  # type: ignore[arg-type]
         receiver = Endpoint.from_sockaddr(sockaddr)

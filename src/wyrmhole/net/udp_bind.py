@@ -15,7 +15,7 @@ import struct
 from collections.abc import Sequence
 
 from wyrmhole.net import sticky, udp_offload
-from wyrmhole.net.bind import KernelSocket, SendOutcome
+from wyrmhole.net.bind import KernelSocket, Payload, SendOutcome
 from wyrmhole.net.udp_socket import BindCounters, SocketFactory, SocketOptions, UdpSocket, family_is_missing
 from wyrmhole.wire.buffer import Buffer
 from wyrmhole.wire.datagram import Received
@@ -212,12 +212,7 @@ class UdpBind:
                 sock.oversized.clear()
 
     def send(
-        self,
-        data: Buffer | Sequence[Buffer],
-        segment_size: int,
-        sockaddr: SockAddr,
-        source: bytes | None,
-        tos: int = 0,
+        self, data: Payload, segment_size: int, sockaddr: SockAddr, source: bytes | None, tos: int = 0
     ) -> SendOutcome:
         """Send one datagram or a train of them; see `net.bind.Bind.send`. Never raises for a socket error."""
         sock = self._v6 if ":" in sockaddr[0] else self._v4

@@ -13,7 +13,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from wyrmhole.net.bind import SendOutcome, datagrams_of
+from wyrmhole.net.bind import Payload, SendOutcome, datagrams_of
 from wyrmhole.net.tun import TunEvent, TunOffloads
 from wyrmhole.wire.buffer import Buffer
 from wyrmhole.wire.datagram import Received
@@ -173,12 +173,7 @@ class ListBind:
         return self._incoming.popleft()
 
     def send(
-        self,
-        data: Buffer | Sequence[Buffer],
-        segment_size: int,
-        sockaddr: SockAddr,
-        source: bytes | None,
-        tos: int = 0,
+        self, data: Payload, segment_size: int, sockaddr: SockAddr, source: bytes | None, tos: int = 0
     ) -> SendOutcome:
         failure = self._calls.fails("bind.send")
         sent = not self.failing and failure != "dropped"
