@@ -10,6 +10,7 @@ A data plane on another thread may briefly show a mark after it was acted on, so
 from __future__ import annotations
 
 from enum import Enum
+from typing import assert_never
 
 from wyrmhole.protocol.constants import SECOND, Timings
 from wyrmhole.protocol.data_plane import NEVER, Marks
@@ -132,8 +133,10 @@ class PeerTimers:
             self.answered_since = marks.data_received_since
         elif timer is Timer.NEW_HANDSHAKE:
             self.renewed_since = marks.data_sent_since
-        else:
+        elif timer is Timer.PERSISTENT_KEEPALIVE:
             self.persistent_from = now
+        else:
+            assert_never(timer)
 
     # State
 

@@ -115,16 +115,22 @@ class ProxyListener:
             await drain(client)
             return
         self._prove(client)
-        if request.command == socks5.Command.CONNECT:
+        if request.command is socks5.Command.CONNECT:
             await self._socks_connect(client, request, negotiation.rest)
-        elif not SERVICES.take(socks_udp.COST):
+        elif request.command is socks5.Command.UDP_ASSOCIATE:
+            await self._socks_udp(client, request)
+        else:
+            raise NotImplementedError(f"the negotiation accepts {request.command!r}, and nothing carries it out")
+
+    async def _socks_udp(self, client: socket.socket, request: socks5.Socks5Request) -> None:
+        if not SERVICES.take(socks_udp.COST):
             log.warning("refused a SOCKS client: no free descriptors in this process (raise ulimit -n)")
             await asyncio.get_running_loop().sock_sendall(client, socks5.reply(socks5.SocksReply.GENERAL_FAILURE))
-        else:
-            try:
-                await self._socks_associate(client, request)
-            finally:
-                SERVICES.release(socks_udp.COST)
+            return
+        try:
+            await self._socks_associate(client, request)
+        finally:
+            SERVICES.release(socks_udp.COST)
 
     async def _socks4(self, client: socket.socket, first: bytes, deadline: float) -> None:
         loop = asyncio.get_running_loop()
