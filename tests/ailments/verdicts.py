@@ -9,7 +9,7 @@ from __future__ import annotations
 VERDICTS = {
     "psk": r"[Pp]reshared ?[Kk]eys? (of the two sides )?(differ|must)|does not authenticate",
     "port closed": r"nothing listens on this UDP port",
-    "no route": r"has no IPv[46] route|there is no route to it|no way to",
+    "no route": r"has no IPv[46] route|there is no route to it|no route to \S+:\d",
     "family off": r"IPv[46] is switched off",
     "firewall here": r"firewall on this host|firewall rule or a prohibiting route|refuses to send",
     "unreachable": r"cannot be reached: (No route|Host|Network|[Pp]ermission)|answered: unreachable",
@@ -21,7 +21,7 @@ VERDICTS = {
     "bad source": r"outside (the peer's|its) AllowedIPs",
     "mtu": r"large transfers will hang|set MTU",
     "no server": r"(?m)^NO .* no name server is configured|has no name server",
-    "server silent": r"does not answer questions|name server .* did not answer within",
+    "server silent": r"does not answer queries|name server .* did not answer within",
     "server refuses": r"REFUSED",
     "server closed": r"port 53: .*the port is closed|name server.*Connection refused",
     "no such name": r"nobody\.internal'? does not exist|do not know 'nobody",

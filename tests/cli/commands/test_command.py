@@ -332,7 +332,9 @@ def test_doctor_prints_findings_of_a_file_as_json(tmp_path: Path) -> None:
     result = invoke("doctor", str(path), "--json")
     first, *_ = json.loads(result.stdout)
     assert result.exit_code == 1
-    assert set(first) == {"step", "level", "found", "advice", "peer"} and "holds no tunnel" in first["found"]
+    assert (
+        set(first) == {"step", "level", "found", "advice", "peer"} and "does not configure a tunnel" in first["found"]
+    )
 
 
 def test_failed_examination_does_not_stop_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -341,7 +343,7 @@ def test_failed_examination_does_not_stop_the_others(monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(checks, "EXAMINATIONS", (broken, checks._descriptors))
     first, second = checks.examine()
-    assert "cannot be looked at: a bug" in first.found and second.what == "descriptors"
+    assert "examination failed: a bug" in first.found and second.what == "descriptors"
 
 
 # Parts of up

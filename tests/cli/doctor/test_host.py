@@ -79,8 +79,8 @@ def test_read_only_proc_sys_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_pat
     ("text", "level", "found"),
     [
         (None, "poor", "No such file or directory"),
-        ("# none\nsearch example\n", "poor", "names none"),
-        ("nameserver 192.0.2.1\n", "good", "names some"),
+        ("# none\nsearch example\n", "poor", "has no name servers"),
+        ("nameserver 192.0.2.1\n", "good", "has name servers"),
     ],
 )
 def test_name_servers_of_the_host_are_reported(

@@ -73,7 +73,7 @@ def test_no_result_without_gso(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> Non
     with loses_batches(a, "eth0"):
         result = doctor(a, two.addresses[0])
     assert result.returncode == 2
-    assert "left by itself" in json.loads(result.stdout)[-1]["found"]
+    assert "only single datagrams" in json.loads(result.stdout)[-1]["found"]
 
 
 def test_no_result_if_the_peer_does_not_answer_ping(lab: Lab) -> None:
@@ -88,7 +88,7 @@ def test_no_result_if_the_peer_does_not_answer_ping(lab: Lab) -> None:
     ("peer", "reason"),
     [
         ("192.0.2.200", "no running tunnel has a peer for 192.0.2.200"),
-        ("A" * 43 + "=", "no running tunnel has that peer"),
+        ("A" * 43 + "=", "no running tunnel has this peer"),
         ("wg0", "'wg0' is neither a public key nor an address inside a tunnel"),
     ],
 )

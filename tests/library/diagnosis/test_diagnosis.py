@@ -170,7 +170,7 @@ def test_peers_are_told_apart() -> None:
                 )
         assert len([each for each in got if each.step == "handshake" and each.level == "good"]) == 2
         assert "10.77.0.2 answers" in found(got, "ping") and "10.77.0.3 answers" in found(got, "ping")
-        assert f"127.0.0.1:{closed} answers that nothing listens" in found(got, "route", "bad")
+        assert f"127.0.0.1:{closed} reports that nothing listens" in found(got, "route", "bad")
         assert "no Endpoint is configured" in found(got, "endpoint", "note")
         assert len({each.peer for each in got if each.peer}) == 4
 
@@ -188,8 +188,9 @@ def test_another_address_of_a_name_is_taken_when_the_first_fails(monkeypatch: py
 
                 monkeypatch.setattr(outside, "look_up_host", look_up)
                 got = await findings(config(section(peer.key.public, "gateway.test:51820")))
-        assert f"gateway.test:51820 is [::1]:{peer.port}" in found(got, "endpoint", "good")
-        assert f"127.0.0.1:{closed}, of the same name: Connection refused" in found(got, "endpoint", "poor")
+        assert f"gateway.test:51820 resolves to [::1]:{peer.port}" in found(got, "endpoint", "good")
+        other = f"127.0.0.1:{closed}, another address of the name, fails: Connection refused"
+        assert other in found(got, "endpoint", "poor")
         assert "there is a session" in found(got, "handshake", "good")
 
     run(scenario())
@@ -226,7 +227,7 @@ def test_a_peer_that_only_sends_cookies_is_named(monkeypatch: pytest.MonkeyPatch
         async with far_peers() as (peer,):
             peer.device._interface.exchange._under_load_until = SystemClock().boottime() + UNDER_LOAD_HOLD * 100
             got = await findings(config(section(peer.key.public, f"127.0.0.1:{peer.port}")))
-        assert "answered with a cookie and then not at all" in found(got, "handshake", "bad")
+        assert "sent a cookie reply and then nothing" in found(got, "handshake", "bad")
 
     run(scenario())
 
@@ -253,10 +254,10 @@ def test_many_silent_peers_take_as_long_as_one(monkeypatch: pytest.MonkeyPatch) 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("# nothing\n", "holds no tunnel"),
-        ("[Interface]\nAddress = 10.0.0.1/24\n[Peer]\nPublicKey = {peer}\n", "there is no PrivateKey"),
-        ("[Interface]\nPrivateKey = {own}\nAddress = 10.0.0.1/24\n", "there is no [Peer]"),
-        ("[Interface]\nPrivateKey = {own}\n[Peer]\nPublicKey = {peer}\n", "there is no Address"),
+        ("# nothing\n", "does not configure a tunnel"),
+        ("[Interface]\nAddress = 10.0.0.1/24\n[Peer]\nPublicKey = {peer}\n", "no PrivateKey is configured"),
+        ("[Interface]\nPrivateKey = {own}\nAddress = 10.0.0.1/24\n", "no [Peer] is configured"),
+        ("[Interface]\nPrivateKey = {own}\n[Peer]\nPublicKey = {peer}\n", "no Address is configured"),
     ],
 )
 def test_what_is_missing_ends_it_with_one_finding(text: str, says: str) -> None:

@@ -1,7 +1,7 @@
-"""What `doctor` looks at: each examination gives findings, and what to do where something does not work.
+"""The examinations of `doctor`. Each yields findings, with a remedy for what does not work.
 
-Nothing is changed: a TUN is made only in namespaces that end with the look at it. `bad` means that a way of using
-wyrmhole is shut, `poor` that something is slower or riskier than need be.
+The host is not changed: a TUN is made only in temporary namespaces. `bad` means that a way of using wyrmhole is not
+available, `poor` that something is slower or riskier than necessary.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ from wyrmhole.wire.messages import DEFAULT_MTU, OVERHEAD_V6
 CAP_NET_ADMIN = 12
 PROBE_SECONDS = 20.0
 GOOD_BUFFER = 1 << 20
-"""Bytes that a UDP socket should be able to ask for: a burst of 1 Gbit/s for 8 ms."""
+"""The least buffer that a UDP socket should be able to request, in bytes. It holds a burst of 1 Gbit/s for 8 ms."""
 
 
 Examination = Callable[[], Iterator[Verdict]]
 
 
 def examine() -> Iterator[Verdict]:
-    """Every examination; one that breaks down says so and does not take the others with it."""
+    """Run all examinations. One that raises is reported, and does not prevent the others."""
     for examination in EXAMINATIONS:
         try:
             yield from examination()
         except Exception as error:
-            yield Verdict("poor", examination.__name__.strip("_"), f"cannot be looked at: {reason(error)}")
+            yield Verdict("poor", examination.__name__.strip("_"), f"examination failed: {reason(error)}")
 
 
 def _versions() -> Iterator[Verdict]:
@@ -68,17 +68,17 @@ def _cipher() -> Iterator[Verdict]:
     key, found = bytes(KEY_SIZE), f"ChaCha20-Poly1305 of {library_text()}"
     works = open_handshake(key, seal_handshake(key, b"x", b""), b"") == b"x"
     yield (
-        Verdict("good", "cipher", found) if works else Verdict("bad", "cipher", f"{found} does not open what it sealed")
+        Verdict("good", "cipher", found) if works else Verdict("bad", "cipher", f"{found} cannot open what it sealed")
     )
 
 
 def _rights() -> Iterator[Verdict]:
     if os.geteuid() == 0 and not _has_capability(CAP_NET_ADMIN):
-        yield Verdict("bad", "rights", "root without CAP_NET_ADMIN", "give the container --cap-add NET_ADMIN")
+        yield Verdict("bad", "rights", "root without CAP_NET_ADMIN", "run the container with --cap-add NET_ADMIN")
     elif _has_capability(CAP_NET_ADMIN):
-        yield Verdict("good", "rights", "CAP_NET_ADMIN: may make interfaces and routes")
+        yield Verdict("good", "rights", "CAP_NET_ADMIN: interfaces and routes can be made")
     else:
-        advice = "sudo for `up` and wyrmholed; the library and `wyrmhole run` need no rights"
+        advice = "use sudo for `up` and wyrmholed; the library and `wyrmhole run` need no privileges"
         yield Verdict("poor", "rights", f"user {os.geteuid()} without CAP_NET_ADMIN", advice)
 
 
@@ -92,7 +92,7 @@ def _has_capability(number: int) -> bool:
 def _tun() -> Iterator[Verdict]:
     try:
         os.close(os.open("/dev/net/tun", os.O_RDWR | os.O_CLOEXEC))
-        yield Verdict("good", "TUN", "/dev/net/tun opens")
+        yield Verdict("good", "TUN", "/dev/net/tun can be opened")
     except OSError as error:
         cause, remedy = refusals.explain(Stage.OPEN, error.errno or 0)
         yield Verdict("bad", "TUN", cause, remedy)
@@ -109,13 +109,13 @@ def _namespaces() -> Iterator[Verdict]:
     )
     outcome = result.stdout.strip()
     if outcome.startswith(OFFLOADS):
-        works = "a tunnel without root works: user, network and mount namespace, TUN, sockets"
-        yield Verdict("good", "namespaces", works)
+        found = "a tunnel without root works: user, network and mount namespace, TUN, sockets"
+        yield Verdict("good", "namespaces", found)
         yield _tun_offloads(outcome.removeprefix(OFFLOADS))
         return
     name, _, number = outcome.partition(" ")
     if not number:
-        found = f"a tunnel without root cannot be tried: {result.stderr.strip()[-80:] or 'its process ended'}"
+        found = f"a tunnel without root cannot be tested: {result.stderr.strip()[-80:] or 'the test process ended'}"
         yield Verdict("bad", "namespaces", found)
         return
     step = Stage(name)
@@ -130,20 +130,22 @@ def _offloads() -> Iterator[Verdict]:
     release = os.uname().release
     if udp_offload.is_suspect(release):
         advice = (
-            "7.0 to 7.1.4 do, unless repaired by the distribution: each peer gets GSO batches once TCP shows that they"
+            "7.0 to 7.1.4 do, unless the distribution has fixed them: a peer receives GSO batches only after TCP "
+            "has shown that they arrive; test with `wyrmhole doctor --to PEER`"
         )
-        advice += " arrive; `wyrmhole doctor --to PEER` tries"
         yield Verdict("poor", "offloads", f"Linux {release} may damage segmented UDP", advice)
     missing = [name for name, is_there in has.items() if not is_there]
     if missing:
-        advice = "Linux 5.12 and later have both: two to five times the throughput"
+        advice = "Linux 5.12 and later have both, for two to five times the throughput"
         yield Verdict("poor", "offloads", f"missing: {', '.join(missing)}", advice)
     else:
         yield Verdict("good", "offloads", "UDP segmentation and GRO")
 
 
 def _tun_offloads(found: str) -> Verdict:
-    advice = {"none": "packets cross one by one", "TCP": "Linux 6.2 and later have it for UDP too"}.get(found, "")
+    advice = {"none": "each packet costs a system call", "TCP": "Linux 6.2 and later have it for UDP too"}.get(
+        found, ""
+    )
     return Verdict("poor" if advice else "good", "TUN offloads", f"segmentation: {found}", advice)
 
 
@@ -155,18 +157,18 @@ def _buffers() -> Iterator[Verdict]:
             small += [f"net.core.{name}={size}"] if size < GOOD_BUFFER else []
     if small and not _has_capability(CAP_NET_ADMIN):
         advice = f"as root: sysctl -w {' '.join(entry.partition('=')[0] + f'={4 * GOOD_BUFFER}' for entry in small)}"
-        yield Verdict("poor", "buffers", f"{', '.join(small)} bytes: bursts are dropped", advice)
+        yield Verdict("poor", "buffers", f"{', '.join(small)} bytes: bursts will be dropped", advice)
     else:
-        yield Verdict("good", "buffers", "UDP sockets get the buffers they ask for")
+        yield Verdict("good", "buffers", "UDP sockets get buffers of the requested size")
 
 
 def _clock() -> Iterator[Verdict]:
     if not is_plausible(SystemClock().wall()):
-        advice = "set the clock: peers refuse handshakes that are older than the last one they saw"
+        advice = "set the clock: a peer refuses handshakes with an older timestamp than the last one it accepted"
         yield Verdict("bad", "clock", "the wall clock is years behind", advice)
     elif not is_synchronised():
-        advice = "run an NTP client: after a step back peers refuse handshakes until the clock has caught up"
-        yield Verdict("poor", "clock", "plausible, but the kernel does not know it to be synchronised", advice)
+        advice = "run an NTP client: if the clock steps back, peers refuse handshakes until it has caught up"
+        yield Verdict("poor", "clock", "plausible, but the kernel does not report it as synchronised", advice)
     else:
         yield Verdict("good", "clock", "synchronised")
 
@@ -175,9 +177,9 @@ def _mtu() -> Iterator[Verdict]:
     with Host("lo") as host:
         mtu = host.default_mtu()
     if not mtu:
-        yield Verdict("poor", "MTU", "there is no IPv4 default route", f"tunnels get MTU {DEFAULT_MTU}")
+        yield Verdict("poor", "MTU", "there is no IPv4 default route", f"tunnels will have MTU {DEFAULT_MTU}")
     elif mtu < IPV6_MINIMUM_MTU + OVERHEAD_V6:
-        advice = f"IPv6 inside the tunnel needs {IPV6_MINIMUM_MTU}; its packets will be cut up outside"
+        advice = f"IPv6 inside the tunnel needs {IPV6_MINIMUM_MTU}; its packets will be fragmented outside"
         yield Verdict("poor", "MTU", f"{mtu} on the default route leaves {mtu - OVERHEAD_V6} for the tunnel", advice)
     else:
         yield Verdict("good", "MTU", f"{mtu} on the default route leaves {mtu - OVERHEAD_V6} for the tunnel")
@@ -186,25 +188,23 @@ def _mtu() -> Iterator[Verdict]:
 def _descriptors() -> Iterator[Verdict]:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < 1024:
-        yield Verdict("poor", "descriptors", f"only {soft} may be open", f"ulimit -n {min(hard, 65536)}")
+        yield Verdict("poor", "descriptors", f"the limit is only {soft}", f"raise it: ulimit -n {min(hard, 65536)}")
     else:
-        yield Verdict("good", "descriptors", f"{soft} may be open (up to {hard})")
+        yield Verdict("good", "descriptors", f"the limit is {soft} (it can be raised to {hard})")
 
 
 def _programs() -> Iterator[Verdict]:
     wanted = {
         "firewall": (("nft", "iptables"), "install nftables: `up` needs it for a default route"),
         "DNS": (("resolvconf", "resolvectl"), "install resolvconf or openresolv: `up` needs it for DNS ="),
-        "hooks": (("bash",), "install bash: `up` runs PostUp and its like with it"),
+        "hooks": (("bash",), "install bash: `up` runs PostUp and the other hooks with it"),
     }
     for what, (names, advice) in wanted.items():
         found = [name for name in names if shutil.which(name)]
         if found:
             yield Verdict("good", what, f"{', '.join(found)}")
         else:
-            yield Verdict(
-                "poor", what, f"neither of {', '.join(names)}" if len(names) > 1 else f"no {names[0]}", advice
-            )
+            yield Verdict("poor", what, f"missing: {' or '.join(names)}", advice)
 
 
 def _daemons() -> Iterator[Verdict]:
@@ -212,8 +212,8 @@ def _daemons() -> Iterator[Verdict]:
     with suppress(OSError):
         stale = sorted({path.stem for path in Path(DEFAULT_DIRECTORY).glob("*.sock")} - set(served))
         if stale:
-            advice = f"left by daemons that were killed: rm {DEFAULT_DIRECTORY}/{stale[0]}.sock"
-            yield Verdict("poor", "daemons", f"sockets nobody serves: {', '.join(stale[:5])}", advice)
+            advice = f"daemons that were killed left them: rm {DEFAULT_DIRECTORY}/{stale[0]}.sock"
+            yield Verdict("poor", "daemons", f"sockets without a daemon: {', '.join(stale[:5])}", advice)
     yield Verdict("good", "daemons", f"running: {', '.join(served)}" if served else "none running")
 
 

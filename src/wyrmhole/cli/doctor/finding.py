@@ -15,7 +15,7 @@ class Verdict:
 
 
 def reason(error: Exception) -> str:
-    """The cause in words, without the number of an errno."""
+    """Return the cause of an error as text, without the errno number."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return str(error) or type(error).__name__

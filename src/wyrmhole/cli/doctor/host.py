@@ -1,4 +1,4 @@
-"""What hosts and containers often lack: a family, a writable /proc/sys, name servers, ping, Landlock."""
+"""Examine what hosts and containers often lack: an address family, a writable /proc/sys, name servers, Landlock."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ RESOLV_CONF = "/etc/resolv.conf"
 
 
 def families() -> Iterator[Verdict]:
-    """IPv4 and IPv6 outside. One of them is enough."""
+    """Examine IPv4 and IPv6 outside the tunnel. One of them is enough."""
     missing = {name: text for name, text in map(_family, (socket.AF_INET, socket.AF_INET6)) if text}
     if len(missing) == 2:
-        yield Verdict("bad", "families", "neither IPv4 nor IPv6 sockets", "a container: allow socket(2) in its profile")
+        advice = "in a container, allow socket(2) in its seccomp profile"
+        yield Verdict("bad", "families", "neither IPv4 nor IPv6 sockets", advice)
     elif missing:
         ((name, text),) = missing.items()
-        yield Verdict(
-            "poor", "families", f"{name} is off ({text})", f"peers need an endpoint of the other family than {name}"
-        )
+        other = "IPv6" if name == "IPv4" else "IPv4"
+        yield Verdict("poor", "families", f"{name} is off ({text})", f"peers need an {other} endpoint")
     else:
         yield Verdict("good", "families", "IPv4 and IPv6")
 
 
 def _family(family: socket.AddressFamily) -> tuple[str, str]:
-    """Its name, and why it cannot be used; empty: it can."""
+    """Return the name of the family, and the reason why it cannot be used, or an empty text."""
     name = {socket.AF_INET: "IPv4", socket.AF_INET6: "IPv6"}[family]
     try:
         socket.socket(family, socket.SOCK_DGRAM).close()
@@ -42,44 +42,44 @@ def _family(family: socket.AddressFamily) -> tuple[str, str]:
 
 
 def settings() -> Iterator[Verdict]:
-    """Whether /proc/sys can be written, and who may ping without privileges."""
+    """Examine whether /proc/sys is writable, and whether unprivileged users may ping."""
     path = PROC_SYS / "net/ipv4/ping_group_range"
     read_only = os.path.isdir(PROC_SYS) and bool(os.statvfs(PROC_SYS).f_flag & os.ST_RDONLY)
     if read_only:
-        advice = "containers: --sysctl net.ipv4.conf.all.src_valid_mark=1, which `up` needs for a default route"
+        advice = "for a default route in a container, run it with --sysctl net.ipv4.conf.all.src_valid_mark=1"
         yield Verdict("poor", "settings", f"{PROC_SYS} is read-only", advice)
     else:
-        yield Verdict("good", "settings", f"{PROC_SYS} can be written by root")
+        yield Verdict("good", "settings", f"{PROC_SYS} is writable by root")
     low, _, high = (_read(path) or "").partition("\t")
     if low.isdigit() and high.isdigit() and int(low) > int(high):
-        yield Verdict(
-            "poor", "ping", "without privileges only in tunnels", "sysctl -w net.ipv4.ping_group_range='0 2147483647'"
-        )
+        found = "unprivileged users can ping only inside tunnels"
+        yield Verdict("poor", "ping", found, "as root: sysctl -w net.ipv4.ping_group_range='0 2147483647'")
 
 
 def name_servers() -> Iterator[Verdict]:
-    """The host's own. `run` does without; endpoints by name need them."""
+    """Examine the host's name servers, which endpoint names need."""
     try:
         with open(RESOLV_CONF, encoding="utf-8", errors="replace") as file:
             has_one = any(line.split()[:1] == ["nameserver"] for line in file)
     except OSError as error:
-        advice = "endpoints by name cannot be resolved, addresses work; `run` brings its own"
+        advice = "endpoint names cannot be resolved, addresses work; `run` provides its own name servers inside"
         yield Verdict("poor", "name servers", reason(error), advice)
         return
     if has_one:
-        yield Verdict("good", "name servers", f"{RESOLV_CONF} names some")
+        yield Verdict("good", "name servers", f"{RESOLV_CONF} has name servers")
     else:
-        yield Verdict("poor", "name servers", f"{RESOLV_CONF} names none", "endpoints by name ask 127.0.0.1")
+        advice = "endpoint names will be looked up at 127.0.0.1"
+        yield Verdict("poor", "name servers", f"{RESOLV_CONF} has no name servers", advice)
 
 
 def landlock() -> Iterator[Verdict]:
     try:
         version = sandbox_landlock.version()
     except OSError as error:
-        advice = "Linux 5.13 and later have it (lsm=landlock,...); without, give the daemon a user with --user"
+        advice = "Linux 5.13 and later have it (boot with lsm=landlock,...); otherwise run the daemon with --user"
         yield Verdict("poor", "Landlock", f"not available: {error.strerror}", advice)
         return
-    yield Verdict("good", "Landlock", f"version {version}: a daemon reads only files that it needs")
+    yield Verdict("good", "Landlock", f"version {version}: a daemon can read only the files that it needs")
 
 
 def _read(path: Path) -> str | None:

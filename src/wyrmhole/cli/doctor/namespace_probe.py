@@ -1,7 +1,7 @@
-"""A child of `doctor`: takes the steps of a tunnel without root, in namespaces of its own, and prints the outcome.
+"""A child process of `doctor` that takes the steps to a tunnel without root, in new namespaces, and prints the outcome.
 
-The outcome is one line: `offloads: ` and those of a TUN, or `STEP ERRNO` for the step that was refused. Run as
-`python -m`, it ends by itself and leaves nothing: its namespaces go with it.
+The outcome is one line: `offloads: ` and the TUN's offloads, or `STEP ERRNO` if a step was refused. It is run with
+`python -m`. Its namespaces end with the process, so nothing remains.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""`doctor --to`: do GSO batches reach a peer, or only single datagrams?
+"""`doctor --to`: test whether GSO batches reach a peer, or only single datagrams.
 
-Works through a running tunnel of any daemon and needs nothing of the peer but answers to ping. Echo requests of one
-size that are written at once are read by the daemon together and leave in batches; requests some milliseconds apart
-leave singly. Both are sent in turn and their answers compared, so ordinary loss, which hits both alike, is no finding.
+The test uses a running tunnel of any daemon; the peer only has to answer pings. Echo requests of one size that are
+written at once are read together by the daemon and sent in batches. Requests that are 20 ms apart leave as single
+datagrams. Both kinds alternate, and their answers are compared: ordinary loss affects both alike and is not a finding.
 
-Whether batches were made is told by the kernel's count of UDP messages sent (`Udp OutDatagrams`), which takes a batch
-for one. Where nothing was gathered, because the daemon sends singly to this peer or `gso` is off, nothing can be found
-out, and that is said. A run takes less than 20 seconds.
+The kernel's counter of sent UDP messages (`Udp OutDatagrams`) counts a batch once and so shows whether batches were
+sent. If none were, because the daemon sends single datagrams to this peer or `gso` is off, the result is inconclusive.
+A run takes less than 20 seconds.
 """
 
 from __future__ import annotations
@@ -36,15 +36,15 @@ from wyrmhole.wire.messages import DEFAULT_MTU
 BURSTS = (4, 16, 32)
 PINGS_PER_SIZE = 96
 CLEAR = 16
-"""Pings in bursts after which a clear loss is a finding."""
+"""The number of pings in bursts after which a clear loss ends the test."""
 SINGLES = 16
 APART = 0.02
-"""Seconds between two single requests: the daemon has long sent the first when the second comes."""
+"""Seconds between two single requests, so that the daemon has sent the first before it reads the second."""
 PATIENCE = 1.0
 LEAST_PATIENCE = 0.25
-"""Seconds without an answer after which the rest counts as lost: ten round trips, within these."""
+"""After ten round trips without an answer, but within these seconds, the missing answers count as lost."""
 FIRST_PATIENCE = 6.0
-"""For the first ping, which may have to wait for a handshake (two tries, 5 s apart)."""
+"""Seconds to wait for the first answer, which may require a handshake (two initiations, 5 s apart)."""
 LARGEST = 1000
 HEADERS = 48
 _ECHO = struct.Struct("!BBHHH")
@@ -65,7 +65,7 @@ class Tally:
     sent: int = 0
     answered: int = 0
     sends: int = 0
-    """UDP messages that left the machine meanwhile, the batches of others among them."""
+    """UDP messages that this host sent meanwhile, including those of other programs."""
 
     @property
     def loss(self) -> float:
@@ -78,7 +78,7 @@ class Tally:
 
 
 def find_target(text: str) -> ProbeTarget:
-    """The peer of a running tunnel by its public key or by an address inside. Raises WyrmholeError."""
+    """Return a peer of a running tunnel, given its public key or an address inside. Raises WyrmholeError."""
     devices = [device for name in client.interfaces() if (device := _status(name)) is not None]
     key = _key_of(text)
     if key is not None:
@@ -97,12 +97,15 @@ def find_target(text: str) -> ProbeTarget:
         == prefix.network >> (address.max_prefixlen - prefix.length)
     ]
     if not owners:
-        raise WyrmholeError(f"no running tunnel has a peer for {text} (looked at: {_names(devices)})")
+        raise WyrmholeError(f"no running tunnel has a peer for {text} (tunnels: {_names(devices)})")
     return max(owners, key=lambda owner: owner[0])[1]
 
 
 def _status(name: str) -> DeviceStatus | None:
-    """None: the daemon is ending, another user's, or its interface is in another network namespace."""
+    """Return a daemon's status.
+
+    None if it is ending, belongs to another user, or has its interface in another network namespace.
+    """
     try:
         socket.if_nametoindex(name)
         return client.get(name)
@@ -123,8 +126,10 @@ def _by_key(devices: Sequence[DeviceStatus], key: PublicKey) -> ProbeTarget:
                 for prefix in peer.allowed_ips:
                     if prefix.length == (32 if prefix.version == 4 else 128):
                         return ProbeTarget(device, peer, _host(prefix.version, prefix.network))
-                raise WyrmholeError(f"the peer of {device.name} has no single address: name one that it answers at")
-    raise WyrmholeError(f"no running tunnel has that peer (looked at: {_names(devices)})")
+                raise WyrmholeError(
+                    f"the AllowedIPs of this peer of {device.name} are networks only: give an address to ping"
+                )
+    raise WyrmholeError(f"no running tunnel has this peer (tunnels: {_names(devices)})")
 
 
 def _host(version: int, number: int) -> Address:
@@ -132,11 +137,11 @@ def _host(version: int, number: int) -> Address:
 
 
 def _names(devices: Sequence[DeviceStatus]) -> str:
-    return ", ".join(device.name for device in devices) or "none runs, or root alone may ask"
+    return ", ".join(device.name for device in devices) or "none that this user may query; try as root"
 
 
 class Pinger:
-    """Echo requests to one address, through one interface. Raises OSError where raw sockets are not allowed."""
+    """Sends echo requests to one address through one interface. Raises OSError if raw sockets are not permitted."""
 
     def __init__(self, interface: str, address: Address, size: int) -> None:
         family, protocol, self._request, self._reply = _ICMP[address.version]
@@ -158,14 +163,14 @@ class Pinger:
         self._socket.close()
 
     def send(self, count: int) -> set[int]:
-        """Write so many requests at once; their sequence numbers."""
+        """Write `count` requests at once, and return their sequence numbers."""
         numbers = [(self._sequence + at) & 0xFFFF for at in range(count)]
         self._sequence += count
         libc.sendmmsg(self._socket.fileno(), [self._message(number) for number in numbers])
         return set(numbers)
 
     def measure(self) -> bool:
-        """Whether the host answers at all; a second ping tells the round trip."""
+        """Return whether the host answers. If it does, measure the round trip with a second ping."""
         if not self.wait(self.send(1), FIRST_PATIENCE):
             return False
         begin = _seconds()
@@ -174,7 +179,7 @@ class Pinger:
         return True
 
     def wait(self, numbers: set[int], patience: float | None = None) -> int:
-        """How many of them are answered, each within so many seconds of the one before."""
+        """Return how many requests are answered, each at most `patience` seconds after the previous answer."""
         patience = self.patience if patience is None else patience
         waiting = set(numbers)
         poller = select.poll()
@@ -208,7 +213,7 @@ def _seconds() -> float:
 
 
 def udp_messages() -> int:
-    """How many UDP messages left this network namespace, a batch counted once; 0 where the kernel does not say."""
+    """Return the number of UDP messages sent from this network namespace, a batch counted once; 0 if it is unknown."""
     total = 0
     with suppress(OSError, ValueError, IndexError):
         rows = [line.split() for line in Path("/proc/net/snmp").read_text().splitlines() if line.startswith("Udp:")]
@@ -221,15 +226,15 @@ def udp_messages() -> int:
 
 
 def probe(target: ProbeTarget) -> Iterator[Verdict]:
-    """One finding for each step, the last of which is the verdict: good, bad, or poor for one that was not reached."""
+    """Yield one finding for each step. The last is the verdict: good, bad, or poor if the test is inconclusive."""
     name, address = target.device.name, str(target.address)
     yield Verdict("good", "peer", f"{target.peer.public_key.base64()} of {name} has {address}")
     mtu = target.device.mtu or DEFAULT_MTU
     pinger = Pinger(name, target.address, max(56, min(LARGEST, mtu - HEADERS)))
     try:
         if not pinger.measure():
-            advice = "ping it by hand; a firewall that drops echo requests has to let them pass for this test"
-            yield Verdict("poor", "batches", f"not tried: {address} does not answer ping", advice)
+            advice = "ping it by hand; if a firewall drops echo requests, permit them for this test"
+            yield Verdict("poor", "batches", f"inconclusive: {address} does not answer pings", advice)
             return
         singles, bursts = Tally(), Tally()
         for size in BURSTS:
@@ -267,21 +272,22 @@ def _step(size: int, alone: Tally, together: Tally) -> Verdict:
 
 
 def is_worse(singles: Tally, bursts: Tally) -> bool:
-    """Whether bursts lose clearly more: chance alone does not make four times as much and a tenth of all."""
+    """Whether bursts lose clearly more, four times as much and over 10 %, which is unlikely by chance."""
     return bursts.loss > 0.1 and bursts.loss > 4 * singles.loss
 
 
 def verdict(singles: Tally, bursts: Tally) -> Verdict:
     if singles.loss > 0.5:
-        return Verdict("poor", "batches", f"not found out: {singles.loss:.0%} of the single pings were lost too")
+        return Verdict("poor", "batches", f"inconclusive: {singles.loss:.0%} of the single pings were lost too")
     if is_worse(singles, bursts):
-        found = f"lost: {bursts.loss:.0%} of the pings in bursts, {singles.loss:.0%} of the single ones"
-        advice = "a kernel, hypervisor or driver on the way damages segmented UDP: update it, or start the daemon with"
+        found = f"lost: {bursts.loss:.0%} of the pings in bursts, {singles.loss:.0%} of the single pings"
+        advice = "a kernel, hypervisor or driver on the path damages segmented UDP: update it, or start the daemon with"
         return Verdict("bad", "batches", found, f"{advice} WYRMHOLE_WITHOUT=gso")
     if bursts.sends >= bursts.sent:
         advice = (
-            "the daemon sends singly to this peer (see its log, and WYRMHOLE_WITHOUT), or was too fast for the bursts"
+            "the daemon sends single datagrams to this peer (see its log, and WYRMHOLE_WITHOUT), or it read the bursts "
+            "one packet at a time"
         )
-        return Verdict("poor", "batches", "not found out: every datagram left by itself", advice)
+        return Verdict("poor", "batches", "inconclusive: no batches were sent, only single datagrams", advice)
     found = f"arrive: {bursts.answered} of {bursts.sent} pings in {bursts.sends} messages were answered"
     return Verdict("good", "batches", found)

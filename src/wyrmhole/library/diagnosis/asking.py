@@ -1,4 +1,4 @@
-"""Questions to hosts inside by a datagram socket, whoever made the socket."""
+"""Query hosts inside a tunnel with a given datagram socket."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def family_of(target: IpAddress) -> int:
 
 
 def echo_size(target: IpAddress, length: int) -> int:
-    """The bytes behind an ICMP echo's header, for a packet of `length` bytes in all."""
+    """Return the payload size of an ICMP echo whose packet has `length` bytes in total."""
     return length - probes.header_size(target.version) - _ECHO_HEADER
 
 

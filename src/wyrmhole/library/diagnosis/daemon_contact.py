@@ -1,7 +1,7 @@
-"""A daemon of this host that serves the same private key, as the steps of `diagnosis` want it.
+"""A `Contact` for the steps of a diagnosis that uses a daemon of this host with the same private key.
 
-A second program with one key takes the session from the first. So the daemon is asked over its UAPI socket what it
-knows, and hosts inside are asked through its interface, by sockets of this host.
+A second program with the same key would take the session from the daemon. Therefore the state is read from the daemon's
+UAPI socket, and hosts inside are queried through its interface, with sockets of this host.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from wyrmhole.wire.probes import IpAddress
 
 POLL_SECONDS = 0.2
 MAX_DAEMONS = 64
-"""Asked for their keys: a gateway may run hundreds, each may take seconds to be silent."""
+"""Limit of daemons that are queried. A gateway may run hundreds, and each may take seconds until it has timed out."""
 _DISCARD = 9
 ASK_SECONDS = 6.0
-"""For all of them, side by side; a client gives one up after 5 s."""
+"""Limit for all daemons, which are queried concurrently. The UAPI client gives up after 5 s."""
 _threads = OwnThreads(16)
 
 
 async def find_daemon(config: Config, directory: str = DEFAULT_DIRECTORY) -> DaemonContact | Finding | None:
-    """The daemon with the configuration's key; a finding if there may be one that cannot be asked from here."""
+    """Return the daemon with the configuration's key, or a finding if there may be one that cannot be queried."""
     names = await _threads.run(lambda: client.interfaces(directory))
     stem = Path(config.source).stem
     names.sort(key=lambda name: name != stem)
@@ -54,14 +54,14 @@ async def find_daemon(config: Config, directory: str = DEFAULT_DIRECTORY) -> Dae
         question.cancel()
         if isinstance(answer, str):
             if name == stem:
-                return _cannot_ask(name, answer)
+                return _cannot_query(name, answer)
         elif answer.private_key == config.interface.private_key:
             return _usable(answer, directory)
     return None
 
 
 async def _ask(name: str, directory: str) -> DeviceStatus | str:
-    """Its status, or why it is not known."""
+    """Return a daemon's status, or the reason why it is unknown."""
     try:
         return await _threads.run(lambda: client.get(name, directory))
     except (DeviceError, UapiError) as error:
@@ -72,18 +72,20 @@ def _usable(status: DeviceStatus, directory: str) -> DaemonContact | Finding:
     if client.is_link(status.name):
         return DaemonContact(status, directory)
     found = f"a daemon serves {status.name} with this key, and its interface is in another network namespace"
-    return Finding("daemon", BAD, found, "run the doctor in that namespace: trying from here would disturb it")
+    return Finding("daemon", BAD, found, "run the doctor in that namespace: a handshake from here would disturb it")
 
 
-def _cannot_ask(name: str, reason: str) -> Finding:
-    """Without rights the name is all there is to go by, and a false alarm does less harm than a stolen session."""
-    advice = "run the doctor as root, so that the daemon can be asked; stop the daemon; or give a copy of another name"
-    found = f"a daemon serves {name} already, probably with this key, and trying would take its session: {reason}"
+def _cannot_query(name: str, reason: str) -> Finding:
+    """Assume the same key, because an unprivileged user sees only the name, and a stolen session would do more harm."""
+    advice = (
+        "run the doctor as root, so that it can query the daemon; or stop the daemon; or copy the file to another name"
+    )
+    found = f"a daemon already serves {name}, probably with this key, and a handshake would take its session: {reason}"
     return Finding("daemon", BAD, found, advice)
 
 
 class DaemonContact:
-    """Nothing is sent to the peers but what goes through the daemon's interface."""
+    """Sends packets only through the daemon's interface."""
 
     def __init__(self, status: DeviceStatus, directory: str = DEFAULT_DIRECTORY) -> None:
         self.name = status.name
@@ -99,7 +101,7 @@ class DaemonContact:
             return IPV6_MINIMUM_MTU
 
     def drops(self) -> Mapping[DropReason, int]:
-        """Not part of the UAPI that all daemons have."""
+        """Return nothing, because the UAPI that all daemons share has no drop counters."""
         return {}
 
     async def handshakes(self, keys: Iterable[PublicKey], seconds: float) -> dict[PublicKey, HandshakeResult]:
@@ -107,7 +109,7 @@ class DaemonContact:
         clock = SystemClock()
         end = clock.boottime() + int(seconds * SECOND)
         for key in wanted:
-            self._call(key)
+            self._request_session(key)
         while True:
             peers = {peer.public_key: peer for peer in await self._peers()}
             has_session = {key: key in peers and _is_fresh(peers[key], clock.wall()) for key in wanted}
@@ -121,8 +123,8 @@ class DaemonContact:
         except (DeviceError, UapiError) as error:
             raise OSError(0, str(error)) from error
 
-    def _call(self, key: PublicKey) -> None:
-        """Give the daemon a packet for the peer, so that it wants a session."""
+    def _request_session(self, key: PublicKey) -> None:
+        """Send a packet to the peer through the daemon, which then starts a handshake if it has no session."""
         for peer in self._status.peers:
             if peer.public_key == key and peer.allowed_ips:
                 prefix = peer.allowed_ips[0]
@@ -136,7 +138,7 @@ class DaemonContact:
                     return
 
     def _socket(self, family: int, kind: int, protocol: int) -> socket.socket:
-        """Its packets take the daemon's interface, whatever the routes are."""
+        """Return a socket whose packets always leave through the daemon's interface, regardless of the routes."""
         sock = socket.socket(family, kind, protocol)
         try:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_BINDTODEVICE, self.name.encode())

@@ -1,4 +1,4 @@
-"""One line of a diagnosis: what was looked at, what was found, and what to do if it is not good."""
+"""One line of a diagnosis: the step, what was found, and what to do if it is not good."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ GOOD, POOR, BAD, NOTE = "good", "poor", "bad", "note"
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """`level`: good, poor (works, but), bad (does not work) or note (could not be tried)."""
+    """`level` is good, poor (works, with a drawback), bad (does not work) or note (could not be tested)."""
 
     step: str
     level: str

@@ -1,4 +1,4 @@
-"""The first half of a diagnosis: what this host and the network know about a peer's endpoint, without any key."""
+"""The first half of a diagnosis, which needs no keys: name, route and ICMP errors of a peer's endpoint."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from wyrmhole.wire.messages import DEFAULT_MTU, OVERHEAD_V4, OVERHEAD_V6
 
 RESOLVE_SECONDS = 10.0
 ICMP_SECONDS = 1.0
-"""A closed port is reported within a round trip; longer than most paths take."""
+"""Seconds to wait for the ICMP error of a closed port. This exceeds the round trip of most paths."""
 MAX_ADDRESSES = 8
-"""Of one name."""
+"""Limit of addresses that are tested for one name."""
 TRANSLATED = tuple(map(ipaddress.IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10")))
-"""Addresses that a NAT translates on the way to any other (RFC 1918, RFC 6598)."""
+"""Private addresses, which a NAT translates on the path to public ones (RFC 1918, RFC 6598)."""
 _IP_RECVERR = {socket.AF_INET: (socket.IPPROTO_IP, 11), socket.AF_INET6: (socket.IPPROTO_IPV6, 25)}
 
 
 async def look_outside(
     config: Config, peer: ConfigPeer, name: str, reachable: dict[ConfigEndpoint, Endpoint]
 ) -> AsyncIterator[Finding]:
-    """Name, route and ICMP errors of one peer's endpoint; what can be tried goes into `reachable`."""
+    """Examine one peer's endpoint. Add it to `reachable` if a handshake can be tried."""
     if peer.endpoint is None:
-        advice = "only the peer can begin; if this side should, add Endpoint = HOST:PORT"
+        advice = "only the peer can start a handshake; to start one from here, add Endpoint = HOST:PORT"
         yield Finding("endpoint", NOTE, "no Endpoint is configured", advice, name)
         return
     found = await _addresses(peer.endpoint, name)
@@ -48,8 +48,8 @@ async def look_outside(
     silent = [endpoint for endpoint, error in zip(usable, errors, strict=True) if error is None]
     endpoint = silent[0] if silent else next(iter(usable))
     route = usable[endpoint]
-    resolved = "" if peer.endpoint.literal else f"{text} is {endpoint.emit()}, "
-    yield Finding("endpoint", GOOD, f"{resolved}sent from {route.source}, path MTU {route.mtu}", peer=name)
+    resolved = "" if peer.endpoint.literal else f"{text} resolves to {endpoint.emit()}, "
+    yield Finding("endpoint", GOOD, f"{resolved}source address {route.source}, path MTU {route.mtu}", peer=name)
     for other, error in zip(usable, errors, strict=True):
         if error is not None:
             yield _other_address(other, error, name) if silent else refused(other, error, name)
@@ -64,11 +64,11 @@ def _path(config: Config, peer: ConfigPeer, endpoint: Endpoint, route: Route, na
     wanted = (config.interface.mtu or DEFAULT_MTU) + overhead
     if route.mtu < wanted:
         advice = f"set MTU = {route.mtu - overhead} in [Interface]"
-        found = f"the way to {endpoint.host} takes {route.mtu} bytes, the tunnel's packets have up to {wanted}"
-        yield Finding("MTU", POOR, f"{found}: they are cut up outside", advice, name)
+        found = f"the path to {endpoint.host} has MTU {route.mtu}, the tunnel's packets have up to {wanted} bytes"
+        yield Finding("MTU", POOR, f"{found}: they are fragmented outside", advice, name)
     if not peer.persistent_keepalive and is_translated(route.source) and not is_translated(endpoint.host):
-        found = f"{route.source} is a private address: a NAT forgets this side after some minutes of silence"
-        advice = "set PersistentKeepalive = 25 if the peer should reach this side at any time"
+        found = f"{route.source} is a private address: a NAT forgets this side after a few minutes of silence"
+        advice = "set PersistentKeepalive = 25 if the peer must be able to reach this side at any time"
         yield Finding("keepalive", NOTE, found, advice, name)
 
 
@@ -81,7 +81,7 @@ def is_translated(address: str) -> bool:
 
 
 async def _addresses(endpoint: ConfigEndpoint, name: str) -> list[Endpoint] | Finding:
-    """All addresses of an endpoint, or why there are none."""
+    """Return all addresses of an endpoint, or a finding if there are none."""
     if (literal := endpoint.literal) is not None:
         return [literal]
     text = endpoint.emit()
@@ -89,11 +89,11 @@ async def _addresses(endpoint: ConfigEndpoint, name: str) -> list[Endpoint] | Fi
         async with asyncio.timeout(RESOLVE_SECONDS):
             return await look_up_host(endpoint.host, endpoint.port)
     except TimeoutError:
-        advice = "the host's name servers do not answer: see /etc/resolv.conf, or write the address"
+        advice = "the host's name servers do not answer: check /etc/resolv.conf, or use the address"
         return Finding("endpoint", BAD, f"{text} could not be resolved within {RESOLVE_SECONDS:g} s", advice, name)
     except (OSError, UnicodeError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or "this is not a host name"
-        advice = "correct the name, or write the address; the host's own name servers are asked"
+        reason = (error.strerror if isinstance(error, OSError) else None) or "not a valid host name"
+        advice = "correct the name, or use the address (the host's own name servers resolve it)"
         return Finding("endpoint", BAD, f"{text} cannot be resolved: {reason}", advice, name)
 
 
@@ -106,23 +106,24 @@ def _route(endpoint: Endpoint) -> Route | OSError:
 
 def _no_route(text: str, routes: Mapping[Endpoint, Route | OSError], name: str) -> Finding:
     reasons = "; ".join(dict.fromkeys(reason for endpoint in routes if (reason := why_unreachable(endpoint))))
-    advice = "see `ip route` and `ip address`; an endpoint of the other address family may work"
-    return Finding("route", BAD, f"no way to {text}: {reasons or 'the route is gone'}", advice, name)
+    advice = "check `ip route` and `ip address`; an endpoint of the other address family may work"
+    return Finding("route", BAD, f"no route to {text}: {reasons or 'the route has been removed'}", advice, name)
 
 
 def _other_address(endpoint: Endpoint, error: OSError, name: str) -> Finding:
-    """One of several addresses fails; another one is used."""
-    advice = "a program that takes the first address only may fail: correct the name, or write the address that works"
-    return Finding("endpoint", POOR, f"{endpoint.emit()}, of the same name: {error.strerror}", advice, name)
+    """Report one of several addresses that fails while another one is used."""
+    advice = "a program that tries only the first address may fail: correct the name, or use the address that works"
+    found = f"{endpoint.emit()}, another address of the name, fails: {error.strerror}"
+    return Finding("endpoint", POOR, found, advice, name)
 
 
 async def icmp_error(endpoint: Endpoint, seconds: float) -> OSError | None:
-    """What the network answers to a datagram that no peer answers. None: nothing within so long."""
+    """Send a datagram that no peer answers, and return the network's ICMP error. None if there is none in time."""
     family = family_of(endpoint)
     loop = asyncio.get_running_loop()
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
         sock.setblocking(False)
-        # Without it a host or network that is unreachable is not reported to a UDP socket.
+        # Without this option, "host unreachable" and "network unreachable" are not reported to a UDP socket.
         sock.setsockopt(*_IP_RECVERR[family], 1)
         try:
             sock.connect(endpoint.sockaddr)
@@ -139,10 +140,10 @@ async def icmp_error(endpoint: Endpoint, seconds: float) -> OSError | None:
 def refused(endpoint: Endpoint, error: OSError, name: str) -> Finding:
     where = endpoint.emit()
     if error.errno == errno.ECONNREFUSED:
-        advice = "start the tunnel there, or correct the port: `wg show` on the other side has its listening port"
-        return Finding("route", BAD, f"{where} answers that nothing listens on this UDP port", advice, name)
+        advice = "start the tunnel there, or correct the port: `wg show` on the peer prints its listening port"
+        return Finding("route", BAD, f"{where} reports that nothing listens on this UDP port", advice, name)
     if error.errno in (errno.EPERM, errno.EACCES):
-        advice = "a firewall on this host forbids it: see `nft list ruleset`"
+        advice = "a firewall on this host forbids it: check `nft list ruleset`"
         return Finding("route", BAD, f"this host refuses to send to {where}: {error.strerror}", advice, name)
-    advice = "the host is down, the address is wrong, or a firewall on the way rejects UDP to it"
+    advice = "the host is down, the address is wrong, or a firewall on the path rejects UDP to it"
     return Finding("route", BAD, f"{where} cannot be reached: {error.strerror}", advice, name)

@@ -1,8 +1,8 @@
-"""A device without an interface: it shakes hands and asks hosts inside, needing neither rights nor namespaces.
+"""A device without an interface, which performs handshakes and queries hosts inside. It needs no privileges.
 
-The real protocol and the portable engine over a real UDP socket; in the place of the TUN is a queue in memory, into
-which this file puts packets of its own (wire/probes.py) and from which it takes the answers. Nothing of the host is
-changed. Its port is a free one, so the peer's endpoint for this key moves to it until the tunnel proper speaks again.
+It consists of the real protocol and the portable engine over a real UDP socket. Instead of a TUN it has a queue in
+memory: `Probe` writes its own packets (wire/probes.py) into it and reads the answers. The host is not changed. The
+probe uses a free port, so the peer's endpoint for this key moves to that port until the real tunnel sends again.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ from wyrmhole.wire.messages import DEFAULT_MTU
 from wyrmhole.wire.probes import IpAddress
 
 POLL_SECONDS = 0.002
-"""Between two looks for an answer: the queue in memory wakes nobody."""
+"""Interval between two checks for an answer, because the queue in memory wakes no reader."""
 MAX_ANSWERS = 256
-"""Kept for a question that still waits; the oldest are dropped."""
+"""Limit of unread answers. The oldest are dropped."""
 _FIRST_PORT = 49_152
 T = TypeVar("T")
 
 
 @dataclass(slots=True)
 class HandshakeResult:
-    """What came of one attempt. `refused`: why a response was refused; None: no response came at all."""
+    """The outcome of one attempt. `refused` is the reason why a response was refused; None means no response."""
 
     completed: bool = False
     initiations: int = 0
@@ -54,7 +54,7 @@ class HandshakeResult:
 
 
 class ProbeRefused(OSError):
-    """A host or router inside answered with an ICMP error."""
+    """A host or router inside the tunnel answered with an ICMP error."""
 
     def __init__(self, source: IpAddress, *, is_port_unreachable: bool, is_too_big: bool) -> None:
         what = "the port is closed" if is_port_unreachable else "packet too big" if is_too_big else "unreachable"
@@ -66,17 +66,17 @@ class ProbeRefused(OSError):
 
 @dataclass(slots=True)
 class _Attempt:
-    """A peer's handshake under way. The public key of a stranger never gets here: only configured peers are asked."""
+    """A handshake in progress with a configured peer."""
 
     result: HandshakeResult = field(default_factory=HandshakeResult)
     done: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Probe:
-    """An asynchronous context manager. Everything is called on the loop that entered it."""
+    """A `Contact`, used as an asynchronous context manager. All methods must be called on the loop that entered it."""
 
     def __init__(self, config: Config, endpoints: Mapping[ConfigEndpoint, Endpoint]) -> None:
-        """`endpoints`: where to look for the peers, resolved by the caller. Peers without one are left out."""
+        """Make the device. `endpoints` are the resolved endpoints. Peers without one are ignored."""
         self._config = config
         self._endpoints = endpoints
         self._clock = SystemClock()
@@ -87,10 +87,10 @@ class Probe:
         self._answers: deque[probes.Answer] = deque(maxlen=MAX_ANSWERS)
 
     async def __aenter__(self) -> Self:
-        """Raises ConfigError, DeviceError."""
+        """Start the device. Raises ConfigError, DeviceError."""
         change = set_change(self._config, self._endpoints.get)
         try:
-            # A daemon of this configuration may hold the port.
+            # Any free port, because the tunnel's daemon may use the configured one.
             await self._device.start(replace(change, listen_port=0))
         except BaseException:
             await self._device.close()
@@ -113,12 +113,12 @@ class Probe:
         for address in self._config.interface.addresses:
             if address.version == target.version:
                 return address.ip
-        raise TunnelError(0, f"the tunnel has no IPv{target.version} address to ask {target} from")
+        raise TunnelError(0, f"cannot query {target}: the tunnel has no IPv{target.version} Address")
 
     # Handshakes
 
     async def handshakes(self, keys: Iterable[PublicKey], seconds: float) -> dict[PublicKey, HandshakeResult]:
-        """Begin one with each peer at once; wait until all are decided, at most so long."""
+        """Start a handshake with every peer. Return the outcomes as soon as all are known, or after `seconds`."""
         self._attempts = {key: _Attempt() for key in keys}
         for key in self._attempts:
             self._device.request_handshake(key)
@@ -152,7 +152,10 @@ class Probe:
     # Packets
 
     async def echo(self, target: IpAddress, length: int, seconds: float) -> float:
-        """Seconds until the answer to an ICMP echo of `length` bytes in all. Raises TimeoutError, ProbeRefused."""
+        """Send an ICMP echo in a packet of `length` bytes and return the seconds until the answer.
+
+        Raises TimeoutError, ProbeRefused.
+        """
         identity = next(self._numbers)
         packet = probes.echo_request(self._source_for(target), target, identity, length)
         begin = self._clock.boottime()
@@ -164,7 +167,7 @@ class Probe:
         return (self._clock.boottime() - begin) / SECOND
 
     async def ask(self, target: IpAddress, port: int, payload: bytes, seconds: float) -> bytes:
-        """What a UDP service answers. Raises TimeoutError, ProbeRefused."""
+        """Return the answer of a UDP service. Raises TimeoutError, ProbeRefused."""
         own = _FIRST_PORT + next(self._numbers) % 16_000
         packet = probes.udp_packet(self._source_for(target), own, target, port, payload)
 
@@ -189,7 +192,7 @@ class Probe:
         return answer
 
     def _answer(self, fits: Callable[[probes.Answer], bool]) -> probes.Answer | None:
-        """Several questions wait at once, and each finds its own among the answers."""
+        """Return the answer that fits, and keep the others for concurrent queries."""
         while self._tun.delivered:
             if (answer := probes.read_answer(self._tun.pop())) is not None:
                 self._answers.append(answer)

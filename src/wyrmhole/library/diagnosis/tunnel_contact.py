@@ -1,4 +1,4 @@
-"""A running tunnel as the steps of `diagnosis` want it: its sessions, pings and questions by its own sockets."""
+"""A `Contact` for the steps of a diagnosis that uses the sessions and sockets of a running tunnel."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class AskablePeer(Protocol):
 
 
 class AskableTunnel(Protocol):
-    """What is asked of a running tunnel."""
+    """The part of `Tunnel` that a diagnosis uses."""
 
     @property
     def peers(self) -> Mapping[str, AskablePeer]: ...
