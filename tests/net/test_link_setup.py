@@ -37,10 +37,10 @@ def test_adding_an_ipv6_address_waits_until_it_is_usable() -> None:
 
 
 def test_the_wait_for_an_address_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(link_setup, "LOOK_SECONDS", 0)
+    monkeypatch.setattr(link_setup, "POLL_SECONDS", 0)
     kernel = Kernel(10_000)
     link_setup.add_address(cast(netlink.Client, kernel), 7, V6)
-    assert kernel.patience == 10_000 - link_setup.LOOKS
+    assert kernel.patience == 10_000 - link_setup.POLLS
 
 
 @pytest.mark.network

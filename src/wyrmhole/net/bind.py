@@ -1,6 +1,6 @@
-"""Bind: the UDP edge. Knows datagrams, addresses and control messages, and nothing of WireGuard.
+"""Bind: the UDP edge. It knows datagrams, addresses and control messages, but not WireGuard.
 
-One engine thread owns a bind between `open` and `close`; only `set_mark` may come from another thread.
+One engine thread owns a bind between `open` and `close`. Only `set_mark` may be called from another thread.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ Payload: TypeAlias = Buffer | Sequence[Buffer]
 
 @dataclass(frozen=True, slots=True)
 class KernelSocket:
-    """A UDP socket that an engine may duplicate, to read and write it by itself. The bind goes on repairing its own."""
+    """A UDP socket that an engine may duplicate, read and write. The bind keeps its own copy and repairs it."""
 
     fileno: int
     is_v6: bool
     sends_trains: bool
-    """UDP_SEGMENT is known and not switched off."""
+    """Whether the socket supports UDP_SEGMENT, and it is not switched off."""
 
 
 @runtime_checkable
 class KernelBind(Protocol):
-    """A bind whose sockets are the kernel's; memory twins are not."""
+    """A bind with kernel sockets, unlike the twins in memory."""
 
     @property
     def last_error(self) -> int:
@@ -39,56 +39,66 @@ class KernelBind(Protocol):
     def filenos(self) -> Sequence[int]: ...
 
     def kernel_sockets(self) -> Sequence[Sequence[KernelSocket]]:
-        """While open: for each worker its sockets, one of each family that there is."""
+        """Return the sockets of each worker, one for each available family. Valid while the bind is open."""
 
 
 class SendOutcome(IntFlag):
     SENT = 0
     SOURCE_REJECTED = 1
-    """The pinned source address no longer works; sent without it. The caller forgets it."""
+    """The pinned source address no longer works, and the message was sent without it. The caller must forget it."""
     DROPPED = 2
-    """Some or all datagrams were not sent (no route, no buffers, refused); counted by the bind."""
+    """Some or all datagrams were not sent (no route, no buffers, refused). The bind has counted them."""
 
 
 class Bind(Protocol):
     def open(self, port: int) -> int:
-        """Bind both families (one is enough) to the port, 0 for any; returns the port.
-        Raises OSError: EADDRINUSE when taken, EAFNOSUPPORT with neither family."""
+        """Bind both families (one is enough) to a port, 0 for any, and return the port.
+
+        Raises OSError: EADDRINUSE if the port is in use, EAFNOSUPPORT if neither family is available.
+        """
 
     def close(self) -> None:
-        """Idempotent. The bind can be opened again."""
+        """Close the sockets. Idempotent. The bind can be opened again."""
 
     def set_mark(self, mark: int) -> None:
-        """fwmark of all packets sent, 0 for none; kept over `open`. Raises OSError (EPERM)."""
+        """Set the fwmark of all sent packets, 0 for none. It is kept across `open`. Raises OSError (EPERM)."""
 
     def filenos(self) -> Sequence[int]:
-        """Descriptors to poll for reading, also those that report route changes. Changes with open/close."""
+        """Return the descriptors to poll for reading, including those that report route changes.
+
+        They change with `open` and `close`.
+        """
 
     def receive(self, fileno: int) -> Received | None:
-        """Take one message without blocking; None when there is none (or the descriptor was not a data socket).
-        Never raises for a socket error: a pending ICMP error is consumed, a dead socket is reopened, and counted."""
+        """Receive one message without blocking. None if no message waits, or if the descriptor is not a data socket.
+
+        Socket errors are counted and do not raise: a pending ICMP error is consumed, a dead socket is reopened.
+        """
 
     def send(
         self, data: Payload, segment_size: int, sockaddr: SockAddr, source: bytes | None, tos: int = 0
     ) -> SendOutcome:
-        """Send one datagram (`segment_size` 0) or a train of equal datagrams, the last maybe shorter, in order.
-        Splits by itself where the kernel refuses segmentation (EIO, EINVAL, EMSGSIZE): the train is never lost.
-        `tos` is the outer TOS or traffic class byte."""
+        """Send one datagram (`segment_size` 0) or a train, in order.
+
+        The datagrams of a train have equal size; the last may be shorter. If the kernel refuses segmentation (EIO,
+        EINVAL, EMSGSIZE), the train is split and not lost. `tos` is
+        the outer TOS or traffic class byte.
+        """
 
     def take_stale_sources(self) -> bool:
-        """True once after routes or addresses changed: cached sources must be asked about with `source_is_valid`."""
+        """Return True once after routes or addresses changed. The caller then checks sources with `source_is_valid`."""
 
     def source_is_valid(self, sockaddr: SockAddr, source: bytes) -> bool:
-        """Whether the kernel would still send to `sockaddr` from that address through that interface."""
+        """Whether the kernel would still send to `sockaddr` from the address and through the interface of `source`."""
 
 
 def doubts_trains(bind: Bind) -> bool:
-    """Whether the kernel below is of a release that is known to damage trains; binds without a kernel need not say."""
+    """Whether the kernel's release is known to damage trains. False for binds without the attribute."""
     return bool(getattr(bind, "doubts_trains", False))
 
 
 def datagrams_of(data: Payload, segment_size: int) -> list[bytes]:
-    """What one `send` puts on the wire, datagram by datagram; for binds that are not the kernel's."""
+    """Return the datagrams that one `send` puts on the wire, for binds without a kernel."""
     whole = bytes(data) if isinstance(data, Buffer) else b"".join(data)
     step = segment_size or max(1, len(whole))
     return [whole[start : start + step] for start in range(0, len(whole), step)]

@@ -1,7 +1,7 @@
-"""Tells an asyncio loop when something happens to one file, by inotify. Nothing runs while nothing happens.
+"""Notify an asyncio loop of changes of one file with inotify, without polling.
 
-A bound Unix socket keeps its inode, so its removal shows as a change of attributes (the link count), the same as
-chmod: what an event means is for the caller to find out by a look at the path.
+The removal of a bound Unix socket is reported as a change of attributes (the link count), like chmod, because the
+socket keeps the inode. The caller therefore has to examine the path after each event.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from wyrmhole.system import libc
 _EVENTS = libc.IN_ATTRIB | libc.IN_DELETE_SELF | libc.IN_MOVE_SELF | libc.IN_DONT_FOLLOW
 
 FALLBACK_SECONDS = 5.0
-"""How often the caller looks where inotify cannot be had (its limits per user are small)."""
+"""Interval of the callbacks if inotify is not available (its limits per user are small)."""
 
 
 class FileWatch:
-    """Calls `on_change` on the running loop, maybe without reason, after the file at `path` was touched."""
+    """Calls `on_change` on the running loop after a change of the file at `path`, and sometimes without a change."""
 
     def __init__(self, path: str, on_change: Callable[[], None]) -> None:
         self._loop = asyncio.get_running_loop()
@@ -34,7 +34,7 @@ class FileWatch:
             self._arm_timer()
 
     def close(self) -> None:
-        """Idempotent; no callback comes afterwards."""
+        """Stop watching. Idempotent. No callback runs afterwards."""
         if self._timer is not None:
             self._timer.cancel()
         if self._fd >= 0:

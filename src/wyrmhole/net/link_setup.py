@@ -1,4 +1,4 @@
-"""Set up an interface by rtnetlink, as ip(8) does: up, MTU, addresses, routes. The socket decides in which namespace.
+"""Set up an interface by rtnetlink, like ip(8): state, MTU, addresses, routes. The socket determines the namespace.
 
 Source: rtnetlink(7), linux/if_link.h, linux/if_addr.h, linux/rtnetlink.h.
 """
@@ -18,10 +18,10 @@ Interface = ipaddress.IPv4Interface | ipaddress.IPv6Interface
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 LOOPBACK = 1
-"""The index of `lo`: the first interface of every namespace."""
+"""The index of `lo`, which is the first interface of every namespace."""
 MAIN_TABLE = 254
-LOOK_SECONDS, LOOKS = 0.001, 1000
-"""A millisecond as a rule; an interface that is down never gets there."""
+POLL_SECONDS, POLLS = 0.001, 1000
+"""An address is normally usable after 1 ms; on an interface that is down it never is."""
 
 _REPLACE, _CREATE = 0x100, 0x400
 _IFF_UP = 0x1
@@ -32,7 +32,7 @@ _IFA_ADDRESS, _IFA_LOCAL, _IFA_FLAGS, _IFA_PROTO, _IFA_F_NODAD = 1, 2, 8, 11, 0x
 _MADE_BY_KERNEL = b"\x03"
 _RTA_DST, _RTA_OIF, _RTA_METRICS, _RTA_TABLE, _RTAX_MTU = 1, 4, 8, 15, 2
 PROTOCOL_BOOT, PROTOCOL_STATIC = 3, 4
-"""Who made a route: ip(8) without more, and an administrator."""
+"""The origin of a route: the default of ip(8), and an administrator."""
 _SCOPE_LINK, _SCOPE_GLOBAL, _UNICAST = 253, 0, 1
 _EXCLUSIVE = 0x200
 _AF_INET_CONF, _RP_FILTER = 1, 8
@@ -47,42 +47,46 @@ class Address(NamedTuple):
     interface: int
     address: Interface
     is_kernel_made: bool
-    """A link-local one that the kernel made by itself. Linux before 5.18 does not tell."""
+    """Whether it is a link-local address that the kernel made. Linux before 5.18 does not report this."""
 
 
 class Route(NamedTuple):
     version: int
     table: int
     device: int
-    """0: none, or several."""
+    """The interface index; 0 for none or several."""
     length: int
     network: int
-    """Without the bits after `length`."""
+    """The network address as a number. All bits after `length` are zero."""
     mtu: int = 0
-    """Its own; 0: that of its device."""
+    """The route's own MTU; 0 if it uses that of the device."""
 
 
 def set_up(client: netlink.Client, index: int, *, mtu: int | None = None, queue: int | None = None) -> None:
-    """Raises OSError: EINVAL for an MTU out of range."""
+    """Set an interface up, with an MTU and a queue length. Raises OSError: EINVAL for an MTU out of range."""
     body = _LINK.pack(0, 0, index, _IFF_UP, _IFF_UP)
     body += _number(_IFLA_MTU, mtu) + _number(_IFLA_TXQLEN, queue)
     client.change(netlink.RTM_NEWLINK, 0, body)
 
 
 def refuse_link_local(client: netlink.Client, index: int) -> None:
-    """Before it is up: give it no address of its own choosing (fe80::), nor what follows from one on the wire.
-    Raises OSError where IPv6 is not there."""
+    """Prevent the kernel from giving the interface a link-local address (fe80::), and so from sending solicitations.
+
+    Must be called before the interface is up. Raises OSError if the kernel has no IPv6.
+    """
     mode = netlink.emit_attribute(_IFLA_INET6_ADDR_GEN_MODE, _NO_LINK_LOCAL)
     families = netlink.emit_attribute(_IFLA_AF_SPEC, netlink.emit_attribute(socket.AF_INET6, mode))
     client.change(netlink.RTM_NEWLINK, 0, _LINK.pack(0, 0, index, 0, 0) + families)
 
 
-def add_cable(client: netlink.Client, name: str, there: int) -> None:
-    """Make a veth pair: one end here, the other, of the same name, in the network namespace open as `there`.
-    Raises Refused: EEXIST if the name is taken here or there."""
+def add_cable(client: netlink.Client, name: str, other_namespace: int) -> None:
+    """Make a veth pair: one end here, and one of the same name in the network namespace of a descriptor.
+
+    Raises Refused: EEXIST if the name exists in one of them.
+    """
     label = netlink.emit_attribute(_IFLA_IFNAME, name.encode() + b"\0")
     link = _LINK.pack(0, 0, 0, 0, 0) + label
-    peer = netlink.emit_attribute(_VETH_INFO_PEER, link + _number(_IFLA_NET_NS_FD, there))
+    peer = netlink.emit_attribute(_VETH_INFO_PEER, link + _number(_IFLA_NET_NS_FD, other_namespace))
     info = netlink.emit_attribute(_IFLA_INFO_KIND, b"veth") + netlink.emit_attribute(_IFLA_INFO_DATA, peer)
     client.change(netlink.RTM_NEWLINK, _CREATE | _EXCLUSIVE, link + netlink.emit_attribute(_IFLA_LINKINFO, info))
 
@@ -92,26 +96,26 @@ def delete(client: netlink.Client, index: int) -> None:
 
 
 def add_address(client: netlink.Client, index: int, address: Interface) -> None:
-    """Usable when this returns: a point-to-point link needs no duplicate address detection. Once more does no harm.
+    """Add an address and wait until it is usable. Idempotent.
 
-    The kernel begins to take packets to an IPv6 address some time after it said that it has it (addrconf_dad_work): the
-    answer to a program's first packet would be lost now and then.
+    Duplicate address detection is switched off, because a point-to-point link does not need it. The kernel acknowledges
+    an IPv6 address before it accepts packets for it (addrconf_dad_work). Without the wait, the answer to a program's
+    first packet would sometimes be lost.
     """
     client.change(netlink.RTM_NEWADDR, _CREATE | _REPLACE, _address(index, address, _IFA_F_NODAD))
-    looks = LOOKS if address.version == 6 else 0
-    while looks and not client.is_local(str(address.ip)):
-        time.sleep(LOOK_SECONDS)
-        looks -= 1
+    polls = POLLS if address.version == 6 else 0
+    while polls and not client.is_local(str(address.ip)):
+        time.sleep(POLL_SECONDS)
+        polls -= 1
 
 
 def claim_address(client: netlink.Client, index: int, address: Interface) -> None:
-    """Add an address that the interface must not have yet, with the kernel's own checks: what `ip address add` does.
-    Raises Refused: EEXIST if it has."""
+    """Add an address with the kernel's own checks, like `ip address add`. Raises Refused: EEXIST if it exists."""
     client.change(netlink.RTM_NEWADDR, _CREATE | _EXCLUSIVE, _address(index, address, 0))
 
 
 def addresses(client: netlink.Client, family: int = socket.AF_UNSPEC) -> Iterator[Address]:
-    """Those of all interfaces, in the kernel's order. Raises OSError; asks nothing else meanwhile."""
+    """Yield the addresses of all interfaces in the kernel's order. Do not use the client meanwhile. Raises OSError."""
     for message in client.dump(netlink.RTM_GETADDR, _ADDRESS.pack(family, 0, 0, 0, 0)):
         if message.kind != netlink.RTM_NEWADDR or len(message.payload) < _ADDRESS.size:
             continue
@@ -128,14 +132,14 @@ def remove_address(client: netlink.Client, index: int, address: Interface) -> No
 
 
 def add_route(client: netlink.Client, index: int, network: Network) -> None:
-    """By this interface, without a gateway. Once more does no harm."""
+    """Add a route through the interface, without a gateway. Idempotent."""
     client.change(netlink.RTM_NEWROUTE, _CREATE | _REPLACE, _route(index, network))
 
 
 def remove_route(
     client: netlink.Client, index: int, network: Network, table: int = MAIN_TABLE, protocol: int = PROTOCOL_STATIC
 ) -> None:
-    """Raises Refused: ESRCH if it is gone."""
+    """Remove a route. Raises Refused: ESRCH if it does not exist."""
     client.change(netlink.RTM_DELROUTE, 0, _route(index, network, table, protocol))
 
 
@@ -147,7 +151,7 @@ def reserve_route(
 
 
 def routes(client: netlink.Client, family: int) -> list[Route]:
-    """All of a family, of every table. Raises OSError."""
+    """Return the routes of a family in all tables. Raises OSError."""
     body = _ROUTE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
     messages = client.dump(netlink.RTM_GETROUTE, body)
     return [parse_route(message) for message in messages if len(message.payload) >= _ROUTE.size]
@@ -168,7 +172,7 @@ def parse_route(message: netlink.Message) -> Route:
 
 
 def accept_any_source(client: netlink.Client, index: int) -> None:
-    """Set the interface's own rp_filter to 0, which also works where /proc/sys is read-only. Raises OSError."""
+    """Set the interface's own rp_filter to 0, which works even if /proc/sys is read-only. Raises OSError."""
     setting = netlink.emit_attribute(_AF_INET_CONF, netlink.emit_attribute(_RP_FILTER, _UINT.pack(0)))
     families = netlink.emit_attribute(_IFLA_AF_SPEC, netlink.emit_attribute(socket.AF_INET, setting))
     client.change(netlink.RTM_NEWLINK, 0, _LINK.pack(0, 0, index, 0, 0) + families)

@@ -1,8 +1,8 @@
 """LinuxTun: a TUN interface of the kernel, with super-packets in both directions.
 
-Frames carry the virtio-net header (IFF_VNET_HDR), which is what lets one read or write move a TCP or UDP super-packet
-of up to 64 KiB. What the kernel takes of that is asked at the start and given up for good at the first refusal. See
-Linux Documentation/networking/tuntap.rst.
+Frames begin with the virtio-net header (IFF_VNET_HDR), so that one read or write can move a TCP or UDP super-packet of
+up to 64 KiB. The offloads that the kernel supports are determined at the start. An offload is switched off permanently
+at the first refusal. See Linux Documentation/networking/tuntap.rst.
 """
 
 from __future__ import annotations
@@ -26,28 +26,29 @@ from wyrmhole.wire.virtio import GSO_ECN, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, PLAI
 
 _DEVICE = "/dev/net/tun"
 _QUEUE_PACKETS = 2000
-"""Instead of 500: a burst of small packets is not lost while the engine is busy with the other direction."""
+"""The queue length, by default 500: a longer queue holds a burst of small packets while the engine is busy with the
+other direction."""
 
 _TSO = tun_ioctl.TUN_F_CSUM | tun_ioctl.TUN_F_TSO4 | tun_ioctl.TUN_F_TSO6
 _USO = tun_ioctl.TUN_F_USO4 | tun_ioctl.TUN_F_USO6
 _GONE = frozenset({errno.EBADFD, errno.EBADF, errno.ENODEV, errno.EFAULT})
-"""What reading says when the interface was deleted; EFAULT when that happened during the read."""
+"""The errors of a read after the interface was deleted; EFAULT if that happened during the read."""
 
 
 class TunError(OSError):
-    """A TUN interface could not be had. `strerror` is one sentence that says what to do about it."""
+    """A TUN interface is not available. `strerror` is one sentence with the cause and the remedy."""
 
 
 @dataclass(slots=True)
 class TunCounters:
-    """Frames that were lost at this edge, by errno: EIO while the interface was down, EAGAIN for a full queue."""
+    """The frames lost at this edge, by errno: EIO while the interface was down, EAGAIN for a full queue."""
 
     unwritten: Counter[int] = field(default_factory=Counter)
     unread: Counter[int] = field(default_factory=Counter)
 
 
 class LinuxTun:
-    """See `net.tun.Tun`. Made by `create` or `from_fd`; owns its descriptor until `close`."""
+    """See `net.tun.Tun`. Made by `create`, `from_fd` or `attach_elsewhere`. It owns its descriptor until `close`."""
 
     def __init__(
         self, fileno: int, offloads: TunOffloads, more: Sequence[int] = (), link: TunLink | None = None
@@ -59,7 +60,7 @@ class LinuxTun:
         self._is_lent = False
         self.counters = TunCounters()
         self.unsteered: OSError | None = None
-        """Why the kernel moves flows between queues in its own way, if it does."""
+        """The error because of which flows are not steered and may change queues, or None."""
 
     _has_header = True
 
@@ -73,11 +74,12 @@ class LinuxTun:
         queues: int = 1,
         steering: bool = True,
     ) -> LinuxTun:
-        """Make the interface, or take over an existing TUN that nobody holds; it is down until someone sets it up.
+        """Make the interface, or take over an existing TUN that no process holds. It is down.
 
-        `name` may be a template such as `wg%d`. `tso` and `uso` are switches for kernels that get super-packets wrong.
-        `queues`: one for each worker of an engine that reads them itself; a flow keeps to one (IFF_MULTI_QUEUE,
-        `net.tun_steering`) unless `unsteered` tells why not. `steering` switches that off.
+        `name` may be a template such as `wg%d`. `tso` and `uso` can switch off super-packets on kernels that damage
+        them. `queues` is the number of an engine's workers (IFF_MULTI_QUEUE). If there are several, a flow stays on one
+        queue (`net.tun_steering`), unless `steering` is off or fails, as `unsteered` reports.
+
         Raises TunError: EINVAL for the name or MTU, EPERM, EBUSY, ENOENT without a TUN driver.
         """
         check_name(name)
@@ -101,17 +103,15 @@ class LinuxTun:
     def from_fd(fileno: int, *, tso: bool = True, uso: bool = True, mtu: int | None = None) -> LinuxTun:
         """Use a TUN that another process opened, with or without virtio headers.
 
-        `mtu` is set where this process may do so; without it the MTU stays as it is.
-
-        It must have been opened with IFF_NO_PI, which the kernel does not tell. Raises TunError, and leaves the
-        descriptor open, when it is no TUN.
+        `mtu` is set if this process is permitted to; None leaves the MTU unchanged. The TUN must have been opened with
+        IFF_NO_PI, which cannot be verified here. Raises TunError if the descriptor is not a TUN, and leaves it open.
         """
         try:
             _name, flags = tun_ioctl.get_interface(fileno)
             os.set_blocking(fileno, False)
             os.set_inheritable(fileno, False)
         except OSError as error:
-            raise TunError(error.errno, f"descriptor {fileno} is no TUN interface: pass an open one") from error
+            raise TunError(error.errno, f"descriptor {fileno} is not a TUN interface: pass an open one") from error
         if flags & tun_ioctl.IFF_TAP:
             raise TunError(errno.EINVAL, f"descriptor {fileno} is a TAP: pass one opened with IFF_TUN and IFF_NO_PI")
         if not flags & tun_ioctl.IFF_VNET_HDR:
@@ -127,10 +127,10 @@ class LinuxTun:
 
     @staticmethod
     def attach_elsewhere(fileno: int, name: str, sockets: tuple[socket.socket, socket.socket]) -> LinuxTun:
-        """Make an interface of a device that was opened in another network namespace, without going there.
+        """Make an interface from a device that was opened in another network namespace, without entering it.
 
-        `sockets` are two rtnetlink sockets of that namespace; they are closed with the tun. Needs CAP_NET_ADMIN there,
-        which the owner of its user namespace has. Raises OSError, and leaves the descriptors open then.
+        `sockets` are two rtnetlink sockets of that namespace, which are closed with the TUN. CAP_NET_ADMIN is required
+        there; the owner of its user namespace has it. Raises OSError, and leaves the descriptors open in this case.
         """
         tun_ioctl.attach(fileno, name, tun_ioctl.IFF_TUN | tun_ioctl.IFF_NO_PI | tun_ioctl.IFF_VNET_HDR)
         return LinuxTun(fileno, _enable_offloads(fileno, True, True), link=TunLink(fileno, sockets=sockets))
@@ -155,7 +155,7 @@ class LinuxTun:
         return [KernelQueue(fileno, self._has_header) for fileno in (self._fileno, *self._more)]
 
     def lend(self) -> LinuxTun:
-        """See `net.tun.LendableTun`. The state of the interface is still followed by this one."""
+        """See `net.tun.LendableTun`. This object keeps following the state of the interface."""
         lent = copy.copy(self)
         lent._fileno, lent._more, lent._is_lent = os.dup(self._fileno), [], True
         return lent
@@ -165,7 +165,7 @@ class LinuxTun:
         self._link.suspect_end()
 
     def read_into(self, buffer: bytearray | memoryview) -> int:
-        """Read one frame; see `net.tun.Tun.read_into`."""
+        """Read one frame. See `net.tun.Tun.read_into`."""
         try:
             return os.readv(self._fileno, (buffer,))
         except BlockingIOError:
@@ -174,7 +174,7 @@ class LinuxTun:
             return self._read_failed(error)
 
     def write(self, parts: Sequence[Buffer]) -> bool:
-        """Write one frame; see `net.tun.Tun.write`. The first part holds at least the virtio header."""
+        """Write one frame. See `net.tun.Tun.write`. The first part contains at least the virtio header."""
         try:
             os.writev(self._fileno, parts)
         except OSError as error:
@@ -191,7 +191,7 @@ class LinuxTun:
         return events
 
     def close(self) -> None:
-        """Idempotent. An interface that is not persistent goes with it."""
+        """Close the descriptors. Idempotent. This removes an interface that is not persistent."""
         fileno, self._fileno = self._fileno, -1
         if fileno < 0:
             return
@@ -220,7 +220,7 @@ class LinuxTun:
 
 
 class _HeaderlessTun(LinuxTun):
-    """A descriptor opened without IFF_VNET_HDR: packets for the kernel, frames with zero headers for the engine."""
+    """A descriptor opened without IFF_VNET_HDR. It adds an all-zero header to each packet for the engine."""
 
     _has_header = False
 
@@ -244,17 +244,19 @@ class _HeaderlessTun(LinuxTun):
 
 
 def segments_of_train(mtu: int) -> int:
-    """How many full packets of an interface fit into one train of datagrams (see `net.udp_offload`), each with header
-    and tag around it. A longer super-packet would need a second system call at both ends for its last one or two."""
+    """Return how many full packets of an interface fit into one train (see `net.udp_offload`), with header and tag.
+
+    A longer super-packet would need a second system call on both sides for its last one or two packets.
+    """
     return max(1, MAX_TRAIN_BYTES // (mtu + TRANSPORT_OVERHEAD))
 
 
 def check_name(name: str) -> None:
-    """Raises TunError (EINVAL) for what the kernel does not take as an interface name."""
+    """Check an interface name by the kernel's rules. Raises TunError (EINVAL)."""
     size = len(os.fsencode(name))
     if not 1 <= size <= 15 or name in (".", "..") or any(c in "/:\0" or c.isspace() for c in name):
         raise TunError(
-            errno.EINVAL, f"{name!r} is no interface name: take 1 to 15 bytes without a slash, a colon or a space"
+            errno.EINVAL, f"invalid interface name {name!r}: use 1 to 15 bytes without slash, colon or space"
         )
 
 
@@ -263,11 +265,11 @@ def _open_device() -> int:
         return os.open(_DEVICE, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENODEV, errno.ENXIO):
-            advice = f"{_DEVICE} is missing: load the driver with 'modprobe tun', or give the container that device"
+            advice = f"{_DEVICE} is missing: load the driver with 'modprobe tun', or add the device to the container"
         elif error.errno in (errno.EPERM, errno.EACCES):
-            advice = f"{_DEVICE} may not be opened: run as root, or allow the container that device"
+            advice = f"cannot open {_DEVICE}: permission denied (run as root, or allow the device in the container)"
         else:
-            advice = f"{_DEVICE} cannot be opened: {error.strerror}"
+            advice = f"cannot open {_DEVICE}: {error.strerror}"
         raise TunError(error.errno, advice) from error
 
 
@@ -275,14 +277,14 @@ def _attach(fileno: int, name: str, is_one_of_many: bool) -> str:
     flags = tun_ioctl.IFF_TUN | tun_ioctl.IFF_NO_PI | tun_ioctl.IFF_VNET_HDR
     try:
         present_name = tun_ioctl.attach(fileno, name, flags | tun_ioctl.IFF_MULTI_QUEUE * is_one_of_many)
-        # A persistent interface keeps what its former user asked for.
+        # A persistent interface keeps the size that its former user set.
         tun_ioctl.set_header_size(fileno, VIRTIO_HEADER_SIZE)
         return present_name
     except OSError as error:
         advice = {
-            errno.EPERM: f"making the interface {name} needs CAP_NET_ADMIN: run as root",
-            errno.EBUSY: f"another process holds the interface {name}: stop that one, or choose another name",
-            errno.EINVAL: f"an interface {name} exists that is no TUN to take over: delete it, or choose another name",
+            errno.EPERM: f"cannot make the interface {name}: CAP_NET_ADMIN is missing (run as root)",
+            errno.EBUSY: f"another process holds the interface {name}: stop it, or choose another name",
+            errno.EINVAL: f"the interface {name} exists and cannot be taken over: delete it, or choose another name",
         }
         sentence = advice.get(error.errno or 0, f"cannot make the interface {name}: {error.strerror}")
         raise TunError(error.errno, sentence) from error
@@ -295,7 +297,7 @@ def _set_up(name: str, mtu: int) -> None:
         # An unprivileged owner of a persistent TUN may use it but not configure it.
         return
     except OSError as error:
-        raise TunError(error.errno, f"the interface {name} cannot have an MTU of {mtu}: {error.strerror}") from error
+        raise TunError(error.errno, f"cannot set the MTU of {name} to {mtu}: {error.strerror}") from error
     try:
         tun_ioctl.set_queue_length(name, _QUEUE_PACKETS)
     except OSError:
@@ -313,7 +315,7 @@ def _steer(fileno: int, is_wanted: bool) -> OSError | None:
 
 
 def _enable_offloads(fileno: int, tso: bool, uso: bool) -> TunOffloads:
-    """UDP super-packets need Linux 6.2; TCP ones every kernel has."""
+    """Enable the offloads that the kernel supports. UDP super-packets require Linux 6.2."""
     has_tso = tso and tun_ioctl.accepts_offloads(fileno, _TSO)
     has_uso = has_tso and uso and tun_ioctl.accepts_offloads(fileno, _TSO | _USO)
     if not has_tso:

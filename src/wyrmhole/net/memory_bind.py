@@ -1,8 +1,8 @@
 """MemoryBind: the twin of UdpBind without an operating system's network, for tests and simulations in one process.
 
-A `MemoryNetwork` carries datagrams between its binds by address, at once, in order and without loss unless it is told
-otherwise, so a test that calls `send` and `receive` in turn is deterministic. Each bind has an eventfd that is readable
-while datagrams wait, so an engine's thread can poll it as it polls sockets. Any thread may use any bind.
+A `MemoryNetwork` delivers datagrams between its binds by address, immediately, in order and, by default, without loss.
+A test that calls `send` and `receive` alternately is therefore deterministic. Each bind has an eventfd that is readable
+while datagrams wait, so that an engine's thread can poll it like a socket. All methods are thread-safe.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _INTERFACE = 1
 
 @dataclass(frozen=True, slots=True)
 class Datagram:
-    """One message on its way: a datagram, or with `segment_size` a train of them."""
+    """A message in transit: one datagram, or a train if `segment_size` is set."""
 
     data: bytes
     segment_size: int
@@ -35,10 +35,10 @@ class Datagram:
 
 
 class MemoryNetwork:
-    """All binds that can reach each other.
+    """The binds that can reach each other.
 
-    `carries` decides for each message whether it arrives; a test replaces it to lose some. `queue_limit` is how many
-    messages may wait at one bind, further ones are lost and counted in `lost`.
+    `carries` decides whether a message arrives; tests replace it to lose messages. `queue_limit` is the number of
+    messages that may wait at one bind. Further messages are lost and counted in `lost`.
     """
 
     def __init__(self, *, queue_limit: int = 1024) -> None:
@@ -46,41 +46,41 @@ class MemoryNetwork:
         self.carries: Callable[[Datagram], bool] = lambda datagram: True
         self.lost = 0
         self.lock = threading.RLock()
-        self._places: dict[tuple[str, int], MemoryBind] = {}
+        self._owners: dict[tuple[str, int], MemoryBind] = {}
         self._next_port = _FIRST_FREE_PORT
 
     def bind(self, *hosts: str, gro: bool = True) -> MemoryBind:
-        """A bind on a host with these addresses; without `gro` trains arrive as single datagrams."""
+        """Make a bind on a host with these addresses. Without `gro`, trains arrive as single datagrams."""
         return MemoryBind(self, hosts, gro=gro)
 
     def claim(self, bind: MemoryBind, hosts: Sequence[str], port: int) -> int:
-        """Give the bind the port on its addresses, 0 for a free one. Raises OSError (EADDRINUSE)."""
+        """Reserve a port on the bind's addresses, 0 for any, and return it. Raises OSError (EADDRINUSE)."""
         with self.lock:
             while not port:
                 candidate, self._next_port = self._next_port, self._next_port + 1
                 port = 0 if self._is_taken(hosts, candidate) else candidate
             if self._is_taken(hosts, port):
-                raise OSError(errno.EADDRINUSE, f"port {port} is taken")
-            self._places.update({(host, port): bind for host in hosts})
+                raise OSError(errno.EADDRINUSE, f"port {port} is in use")
+            self._owners.update({(host, port): bind for host in hosts})
             return port
 
     def release(self, bind: MemoryBind) -> None:
         with self.lock:
-            self._places = {place: owner for place, owner in self._places.items() if owner is not bind}
+            self._owners = {address: owner for address, owner in self._owners.items() if owner is not bind}
 
     def deliver(self, datagram: Datagram) -> None:
-        """Bring a message to its receiver, or lose it, as a network does: without telling the sender."""
+        """Deliver a message to its receiver, or lose it without notifying the sender, like a real network."""
         with self.lock:
-            bind = self._places.get((datagram.receiver.host, datagram.receiver.port))
+            bind = self._owners.get((datagram.receiver.host, datagram.receiver.port))
             if bind is None or not self.carries(datagram) or not bind.accept(datagram):
                 self.lost += 1
 
     def _is_taken(self, hosts: Sequence[str], port: int) -> bool:
-        return any((host, port) in self._places for host in hosts)
+        return any((host, port) in self._owners for host in hosts)
 
 
 class MemoryBind:
-    """See `net.bind.Bind`. `mark` is the fwmark that was set; `sent` counts messages."""
+    """See `net.bind.Bind`. `mark` is the fwmark, `sent` counts messages."""
 
     def __init__(self, network: MemoryNetwork, hosts: Sequence[str], *, gro: bool = True) -> None:
         self.mark = 0
@@ -96,7 +96,7 @@ class MemoryBind:
     def open(self, port: int) -> int:
         with self._network.lock:
             if self._event >= 0:
-                raise OSError(errno.EISCONN, "the bind is open already")
+                raise OSError(errno.EISCONN, "the bind is already open")
             self._port = self._network.claim(self, self._hosts, port)
             self._event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         return self._port
@@ -110,7 +110,7 @@ class MemoryBind:
             self._event, self._port = -1, 0
 
     def move(self, *hosts: str) -> None:
-        """The host's addresses become these, as when it roams: what is sent from then on comes from the first one."""
+        """Replace the host's addresses, as when it roams. Later messages are sent from the first one."""
         with self._network.lock:
             self._network.release(self)
             self._hosts = hosts
@@ -130,7 +130,7 @@ class MemoryBind:
                 return None
             datagram = self._queue.popleft() if self._queue else None
             if not self._queue:
-                self._quiet()
+                self._clear_signal()
         if datagram is None:
             return None
         source = sticky.emit_source(datagram.receiver.host, _INTERFACE)
@@ -153,7 +153,7 @@ class MemoryBind:
         return outcome
 
     def _choose_host(self, receiver: Endpoint, source: bytes | None) -> tuple[str | None, SendOutcome]:
-        """The address to send from: the pinned one if the host still has it, else its first one of the family."""
+        """Return the address to send from: the pinned one if the host has it, otherwise the first of the family."""
         first = next((host for host in self._hosts if (":" in host) == receiver.is_v6), None)
         pinned = "" if source is None else sticky.parse_source(source)[0]
         if not pinned or (":" in pinned) != receiver.is_v6:
@@ -170,7 +170,7 @@ class MemoryBind:
         return sticky.parse_source(source)[0] in self._hosts
 
     def accept(self, datagram: Datagram) -> bool:
-        """Called by the network, under its lock. False: the queue is full."""
+        """Queue a message, called by the network under its lock. Return False if the queue is full."""
         pieces = [datagram] if self._gro else _split(datagram)
         if len(self._queue) + len(pieces) > self._network.queue_limit:
             return False
@@ -181,7 +181,7 @@ class MemoryBind:
     def _signal(self) -> None:
         os.eventfd_write(self._event, 1)
 
-    def _quiet(self) -> None:
+    def _clear_signal(self) -> None:
         try:
             os.eventfd_read(self._event)
         except BlockingIOError:

@@ -1,7 +1,7 @@
 """MemoryTun: the twin of LinuxTun without a kernel, for tests and simulations.
 
-A test plays the operating system: it injects the packets that applications send and takes those that were delivered.
-It speaks frames as a kernel's TUN does. Two eventfds make it pollable. Any thread may use it.
+A test acts as the operating system: it injects the packets that applications send, and takes the delivered ones. Frames
+have the format of a kernel TUN. Two eventfds make it pollable. All methods are thread-safe.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _NO_OFFLOADS = TunOffloads(tso=False, uso=False)
 
 
 class MemoryTun:
-    """See `net.tun.Tun`. `limit` bounds both queues, in frames; what does not fit is lost and counted in `lost`."""
+    """See `net.tun.Tun`. `limit` bounds both queues, in frames. Frames that do not fit are counted in `lost`."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class MemoryTun:
                 raise OSError(errno.EBADFD, "the TUN interface is gone")
             frame = self._injected.popleft() if self._injected else b""
             if not self._injected:
-                _quiet(self._readable)
+                _clear(self._readable)
         buffer[: len(frame)] = frame
         return len(frame)
 
@@ -95,7 +95,7 @@ class MemoryTun:
         with self._lock:
             events = list(self._events)
             self._events.clear()
-            _quiet(self._eventful)
+            _clear(self._eventful)
         return events
 
     def close(self) -> None:
@@ -109,11 +109,11 @@ class MemoryTun:
     # The operating system's side
 
     def inject(self, packet: Buffer) -> bool:
-        """Let an application send an IP packet into the tunnel. False: lost, since the interface is down or full."""
+        """Send an IP packet into the tunnel, like an application. Return False if the interface is down or full."""
         return self.inject_frame(PLAIN_HEADER + packet)
 
     def inject_frame(self, frame: bytes) -> bool:
-        """The same with a virtio header of the caller's, to inject super-packets."""
+        """Send a frame with the caller's virtio header, for example a super-packet."""
         with self._lock:
             accepted = self._up and not self._gone and len(self._injected) < self._limit
             if accepted:
@@ -125,12 +125,12 @@ class MemoryTun:
 
     @property
     def delivered(self) -> list[bytes]:
-        """The IP packets (or super-packets) that came out of the tunnel and were not popped, oldest first."""
+        """The IP packets (or super-packets) that left the tunnel and were not popped, oldest first."""
         with self._lock:
             return [frame[VIRTIO_HEADER_SIZE:] for frame in self._delivered]
 
     def pop(self) -> bytes:
-        """Take the oldest delivered packet, without its virtio header. Raises IndexError when there is none."""
+        """Take the oldest delivered packet, without its virtio header. Raises IndexError if there is none."""
         return self.pop_frame()[VIRTIO_HEADER_SIZE:]
 
     def pop_frame(self) -> bytes:
@@ -138,45 +138,45 @@ class MemoryTun:
             return self._delivered.popleft()
 
     def set_up(self, up: bool) -> None:
-        """Bring the interface up or down; going down loses what waits to be read."""
+        """Set the interface up or down. Down discards the frames that wait to be read."""
         with self._lock:
             if up != self._up and not self._gone:
                 self._up = up
-                self._tell(TunEvent.UP if up else TunEvent.DOWN)
+                self._report(TunEvent.UP if up else TunEvent.DOWN)
                 if not up:
                     self._injected.clear()
-                    _quiet(self._readable)
+                    _clear(self._readable)
 
     def set_mtu(self, mtu: int) -> None:
         with self._lock:
             if mtu != self._mtu and not self._gone:
                 self._mtu = mtu
-                self._tell(TunEvent.MTU)
+                self._report(TunEvent.MTU)
 
     def set_offloads(self, offloads: TunOffloads) -> None:
-        """Which coalesced frames `write` accepts from then on."""
+        """Set which coalesced frames `write` accepts."""
         self._offloads = offloads
 
     def rename(self, name: str) -> None:
         self._name = name
 
     def delete(self) -> None:
-        """Remove the interface: the descriptor is readable, and reading raises EBADFD."""
+        """Remove the interface. The descriptor becomes readable, and reading raises EBADFD."""
         with self._lock:
             if not self._gone:
                 self._gone, self._up = True, False
-                self._tell(TunEvent.DELETED)
+                self._report(TunEvent.DELETED)
                 os.eventfd_write(self._readable, 1)
 
-    def _tell(self, event: TunEvent) -> None:
-        """Note an event; of more than can wait the oldest go, for the state is in the newest."""
+    def _report(self, event: TunEvent) -> None:
+        """Queue an event. Beyond the limit the oldest are dropped, because the newest has the state."""
         if len(self._events) >= self._limit:
             self._events.popleft()
         self._events.append(event)
         os.eventfd_write(self._eventful, 1)
 
 
-def _quiet(fileno: int) -> None:
+def _clear(fileno: int) -> None:
     if fileno >= 0:
         try:
             os.eventfd_read(fileno)

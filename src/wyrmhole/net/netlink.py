@@ -1,6 +1,6 @@
-"""Just enough rtnetlink (RFC 3549, rtnetlink(7)): subscribe to changes, ask for a route or a link, walk attributes.
+"""The required part of rtnetlink (RFC 3549, rtnetlink(7)): subscribe to changes, query and change routes and links.
 
-Nothing here trusts a length it reads: a message or attribute that does not fit ends the walk.
+Lengths in messages are not trusted: a message or attribute that does not fit ends the parsing.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Message(NamedTuple):
 
 
 class Refused(OSError):
-    """The kernel's answer to a request was an error: ENETUNREACH for no route, ENODEV for no such link."""
+    """The kernel refused a request, for example with ENETUNREACH (no route) or ENODEV (no such link)."""
 
 
 class Link(NamedTuple):
@@ -73,11 +73,11 @@ class Link(NamedTuple):
     flags: int
     mtu: int
     kind: str = ""
-    """As ip(8) prints it: tun, wireguard, veth; empty if it has none."""
+    """The type that ip(8) prints, for example tun, wireguard or veth; empty if the link has no type."""
 
 
 def open_listener(groups: int) -> socket.socket:
-    """A non-blocking socket that receives the multicasts of `groups`. Raises OSError where netlink is not allowed."""
+    """Return a non-blocking socket that receives the multicasts of `groups`. Raises OSError if not permitted."""
     sock = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, socket.NETLINK_ROUTE)
     try:
         sock.setblocking(False)
@@ -89,7 +89,7 @@ def open_listener(groups: int) -> socket.socket:
 
 
 def listen_everywhere(listener: socket.socket) -> None:
-    """Also hear of other network namespaces, those that have an id in this one. Raises OSError (EPERM)."""
+    """Also receive multicasts of other network namespaces that have an id in this one. Raises OSError (EPERM)."""
     listener.setsockopt(_SOL_NETLINK, _NETLINK_LISTEN_ALL_NSID, 1)
 
 
@@ -104,7 +104,7 @@ def parse_messages(data: bytes | memoryview) -> Iterator[Message]:
 
 
 def parse_attributes(view: memoryview, offset: int) -> dict[int, bytes]:
-    """The attributes behind a fixed header of `offset` bytes; of repeated ones the last."""
+    """Return the attributes after a fixed header of `offset` bytes. The last of repeated attributes counts."""
     attributes: dict[int, bytes] = {}
     while offset + _ATTRIBUTE.size <= len(view):
         length, kind = _ATTRIBUTE.unpack_from(view, offset)
@@ -116,14 +116,17 @@ def parse_attributes(view: memoryview, offset: int) -> dict[int, bytes]:
 
 
 def parse_link_index(message: Message) -> int:
-    """The interface index an RTM_NEWLINK or RTM_DELLINK is about, 0 for any other or a cut-off message."""
+    """Return the interface index of an RTM_NEWLINK or RTM_DELLINK; 0 for another or an incomplete message."""
     if message.kind not in (RTM_NEWLINK, RTM_DELLINK) or len(message.payload) < _LINK.size:
         return 0
     return int(_LINK.unpack_from(message.payload)[2])
 
 
 def drain(sock: socket.socket, limit: int = 64) -> tuple[list[Message], bool]:
-    """What waits on a listener, at most `limit` datagrams, and whether some were lost (ENOBUFS: assume any change)."""
+    """Return the messages of up to `limit` waiting datagrams, and whether some were lost (ENOBUFS).
+
+    After a loss, assume that anything has changed.
+    """
     messages: list[Message] = []
     lost = False
     for _ in range(limit):
@@ -139,10 +142,10 @@ def drain(sock: socket.socket, limit: int = 64) -> tuple[list[Message], bool]:
 
 
 class Client:
-    """Asks the kernel questions that it answers within the call. One thread at a time."""
+    """A client for requests that the kernel answers immediately. One thread may use it at a time."""
 
     def __init__(self, sock: socket.socket | None = None) -> None:
-        """`sock`: a rtnetlink socket of another network namespace to ask there. Raises OSError if not allowed."""
+        """Open a socket, or use `sock`, which may belong to another network namespace. Raises OSError."""
         self._socket = open_listener(0) if sock is None else sock
         self._sequence = 0
 
@@ -153,40 +156,40 @@ class Client:
         return self._socket.fileno()
 
     def output_interface(self, destination: str, source: str | None, mark: int) -> int:
-        """The index of the interface that a packet with these addresses and this mark would leave by.
+        """Return the index of the interface through which a packet with these addresses and this mark would leave.
 
-        Raises Refused when there is no route, or OSError when the kernel could not be asked. The kernel checks that an
-        IPv4 `source` is one of its own addresses; for IPv6 it does not.
+        Raises Refused if there is no route, OSError if the request failed. The kernel checks that an IPv4 `source` is
+        one of its own addresses, but does not check an IPv6 `source`.
         """
         reply = self._route(destination, source, mark)
         output = parse_attributes(reply.payload, _ROUTE.size).get(_RTA_OIF, b"")
         if len(output) != _INT.size:
-            raise OSError(errno.EPROTO, "the kernel answered a route request with something else")
+            raise OSError(errno.EPROTO, "unexpected answer of the kernel to a route request")
         return int(_INT.unpack(output)[0])
 
     def is_local(self, address: str) -> bool:
-        """Whether packets to this address are taken here. Raises OSError."""
+        """Whether this host accepts packets to the address. Raises OSError."""
         try:
             return bool(_ROUTE.unpack_from(self._route(address, None, 0).payload)[_ROUTE_TYPE] == _RTN_LOCAL)
         except Refused:
             return False
 
     def route(self, destination: str, interface: int = 0) -> Message:
-        """The route to that address, by that interface if one is named. Raises Refused without a route, OSError."""
+        """Return the route to an address, optionally through a given interface. Raises Refused, OSError."""
         return self._route(destination, None, 0, interface)
 
     def _route(self, destination: str, source: str | None, mark: int, interface: int = 0) -> Message:
         reply = self._ask(RTM_GETROUTE, _emit_route_request(destination, source, mark, interface))
         if reply.kind != RTM_NEWROUTE or len(reply.payload) < _ROUTE.size:
-            raise OSError(errno.EPROTO, "the kernel answered a route request with something else")
+            raise OSError(errno.EPROTO, "unexpected answer of the kernel to a route request")
         return reply
 
     def link(self, name: str, namespace_id: int | None) -> Link:
-        """The interface of that name, here or in the network namespace of that id. Raises Refused (ENODEV), OSError."""
+        """Return the interface of a name, here or in the namespace of an id. Raises Refused (ENODEV), OSError."""
         return self._link(0, emit_attribute(_IFLA_IFNAME, os.fsencode(name) + b"\0"), namespace_id)
 
     def link_at(self, index: int) -> Link:
-        """The interface of that index. Raises Refused (ENODEV), OSError."""
+        """Return the interface of an index. Raises Refused (ENODEV), OSError."""
         return self._link(index, b"", None)
 
     def _link(self, wanted: int, name: bytes, namespace_id: int | None) -> Link:
@@ -198,16 +201,16 @@ class Client:
         attributes = parse_attributes(reply.payload, _LINK.size)
         mtu = attributes.get(_IFLA_MTU, b"")
         if reply.kind != RTM_NEWLINK or len(mtu) != _UINT.size:
-            raise OSError(errno.EPROTO, "the kernel answered a link request with something else")
+            raise OSError(errno.EPROTO, "unexpected answer of the kernel to a link request")
         _family, _kind, index, flags, _change = _LINK.unpack_from(reply.payload)
         info = parse_attributes(memoryview(attributes.get(_IFLA_LINKINFO, b"")), 0)
         kind = info.get(_IFLA_INFO_KIND, b"").rstrip(b"\0").decode("ascii", "replace")
         return Link(index, flags, _UINT.unpack(mtu)[0], kind)
 
     def namespace_id(self, namespace: int) -> int:
-        """The id by which this network namespace knows the one open as descriptor `namespace`.
+        """Return the id that the network namespace of a descriptor has in this namespace. Assign one if necessary.
 
-        It is given one if it has none. Raises Refused (EPERM), OSError. The id does not keep the other namespace alive.
+        The id does not keep the other namespace alive. Raises Refused (EPERM), OSError.
         """
         by_descriptor = emit_attribute(_NETNSA_FD, _UINT.pack(namespace))
         known = self._ask_namespace(by_descriptor)
@@ -219,18 +222,17 @@ class Client:
         return known
 
     def limit_segments(self, interface: int, count: int) -> None:
-        """The most segments of a super-packet that the kernel sends by this interface. Raises Refused, OSError."""
+        """Limit the segments of a super-packet that the kernel sends through an interface. Raises Refused, OSError."""
         body = _LINK.pack(0, 0, interface, 0, 0) + emit_attribute(_IFLA_GSO_MAX_SEGS, _UINT.pack(count))
         self.change(RTM_NEWLINK, 0, body)
 
     def change(self, kind: int, flags: int, body: bytes) -> None:
-        """Have something made or changed; returns when it is. Raises Refused, OSError."""
+        """Send a request that changes something, and wait for the acknowledgement. Raises Refused, OSError."""
         self._send(kind, _NLM_F_REQUEST | _NLM_F_ACK | flags, body)
         self._receive()
 
     def dump(self, kind: int, body: bytes) -> Iterator[Message]:
-        """Everything of a kind: as many messages as the kernel has. Raises Refused, OSError; asks nothing else
-        meanwhile."""
+        """Yield all objects of a kind. Do not use the client meanwhile. Raises Refused, OSError."""
         self._send(kind, _NLM_F_REQUEST | _NLM_F_DUMP, body)
         poll = select.poll()
         poll.register(self._socket, select.POLLIN)
@@ -247,7 +249,7 @@ class Client:
         raise OSError(errno.ETIMEDOUT, "the kernel did not finish a netlink answer")
 
     def check_strictly(self) -> None:
-        """Have the kernel honour the filters of dumps. Raises OSError before Linux 4.20."""
+        """Make the kernel apply the filters of dumps. Raises OSError before Linux 4.20."""
         self._socket.setsockopt(_SOL_NETLINK, _NETLINK_GET_STRICT_CHK, 1)
 
     def _ask_namespace(self, by_descriptor: bytes) -> int:
@@ -275,7 +277,7 @@ class Client:
 
 
 def _check(message: Message) -> None:
-    """Raises Refused for an error; an error of 0 acknowledges."""
+    """Raises Refused for an error message. Error number 0 is an acknowledgement."""
     if message.kind == NLMSG_ERROR and len(message.payload) >= _INT.size:
         number = -int(_INT.unpack_from(message.payload)[0])
         if number:

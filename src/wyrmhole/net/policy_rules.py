@@ -1,4 +1,4 @@
-"""Rules of policy routing and the tables behind them, by rtnetlink: what ip-rule(8) does.
+"""Manage rules of policy routing and their tables by rtnetlink, like ip-rule(8).
 
 Source: linux/fib_rules.h, linux/rtnetlink.h.
 """
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from wyrmhole.net import netlink
 
 PROTOCOL = 87
-"""Marks our rules (FRA_PROTOCOL), beside those of routing daemons in /etc/iproute2/rt_protos: nobody else has it."""
+"""The FRA_PROTOCOL of our rules. It is different from those of the routing daemons in /etc/iproute2/rt_protos."""
 
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 
@@ -34,10 +34,10 @@ _UINT = struct.Struct("=I")
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Have packets looked up in a table: those that leave by an interface, come from an address or have a mark.
+    """A rule that selects a table for packets, by output interface, source address or mark.
 
-    `oif` matches only sockets that are bound to the interface (SO_BINDTODEVICE). `inverted`: the packets that do not
-    match. `suppressed`: a route of at most that prefix length does not count as found, and the next rule is tried.
+    `oif` matches only sockets that are bound to the interface (SO_BINDTODEVICE). `inverted` selects the packets that do
+    not match. A route whose prefix length is at most `suppressed` is ignored, and the next rule is tried.
     """
 
     family: int
@@ -50,27 +50,30 @@ class Rule:
     priority: int | None = None
     protocol: int = PROTOCOL
     detached: bool = False
-    """There is no interface of that name."""
+    """Whether the interface `oif` does not exist."""
 
 
 def add(client: netlink.Client, rule: Rule) -> None:
-    """Raises Refused: EEXIST if it is there, EAFNOSUPPORT or EOPNOTSUPP on a kernel without policy routing."""
+    """Add a rule. Raises Refused: EEXIST if it exists, EAFNOSUPPORT or EOPNOTSUPP without policy routing."""
     client.change(_RTM_NEWRULE, _CREATE | _EXCLUSIVE, _emit(rule))
 
 
 def remove(client: netlink.Client, rule: Rule) -> None:
-    """Raises Refused: ENOENT if it is gone."""
+    """Remove a rule. Raises Refused: ENOENT if it does not exist."""
     client.change(_RTM_DELRULE, 0, _emit(rule))
 
 
 def rules(client: netlink.Client, family: int) -> list[Rule]:
-    """All of a family. Raises OSError."""
+    """Return all rules of a family. Raises OSError."""
     body = _RULE.pack(family, 0, 0, 0, 0, 0, 0, 0, 0)
     return [_parse(message) for message in client.dump(_RTM_GETRULE, body) if message.kind == _RTM_NEWRULE]
 
 
 def remove_orphans(client: netlink.Client, family: int) -> None:
-    """Remove our rules whose interface is gone, or whose table is empty, as after SIGKILL. Raises OSError."""
+    """Remove our rules whose interface does not exist or whose table is empty, for example after SIGKILL.
+
+    Raises OSError.
+    """
     for rule in rules(client, family):
         if rule.protocol != PROTOCOL:
             continue
@@ -80,8 +83,10 @@ def remove_orphans(client: netlink.Client, family: int) -> None:
 
 
 def has_routes(table: int, family: int, *, unknown: bool = False) -> bool:
-    """Whether anybody has a route in that table. `unknown` on kernels that cannot be asked for one table (before 4.20).
-    Raises OSError."""
+    """Whether a table has routes. Returns `unknown` before Linux 4.20, which cannot list a single table.
+
+    Raises OSError.
+    """
     client = netlink.Client()
     try:
         client.check_strictly()

@@ -1,8 +1,8 @@
-"""Keep an interface from talking by itself, like the kernel's WireGuard interfaces: no link-local IPv6 address and
-so no router solicitations, and no MULTICAST flag, which makes programs such as mDNS responders send.
+"""Prevent an interface from sending packets on its own, like the kernel's WireGuard interfaces.
 
-Everything here is a wish. A kernel without IPv6, missing rights, and an interface whose MTU is too small for IPv6 all
-leave something out, and none of them is a reason not to start. Source: linux/if_link.h.
+It gets no link-local IPv6 address and therefore sends no router solicitations. It gets no MULTICAST flag, which would
+make programs such as mDNS responders send. All of this is best effort: a step may fail without IPv6, privileges, or an
+MTU large enough for IPv6, and the tunnel works anyway. Source: linux/if_link.h.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ _LINK = struct.Struct("=BxHiII")
 
 
 def silence(client: netlink.Client, link: netlink.Link) -> None:
-    """Apply it to an interface of the client's namespace, best before it is up."""
+    """Silence an interface of the client's namespace, preferably before it is up."""
     with contextlib.suppress(OSError):
         link_setup.refuse_link_local(client, link.interface)
     if link.flags & _IFF_MULTICAST:
@@ -30,8 +30,11 @@ def silence(client: netlink.Client, link: netlink.Link) -> None:
 
 
 def _remove_link_local(client: netlink.Client, index: int) -> None:
-    """Remove the address that the kernel made when the interface came up; what somebody set stays. The end of router
-    solicitations, too, which need one. Before Linux 5.18 the kernel does not tell who made an address."""
+    """Remove the link-local address that the kernel made, but not one that a user has set.
+
+    This also stops router solicitations, which need the address. Before Linux 5.18 the kernel does not report who made
+    an address, and nothing is removed.
+    """
     for found in list(link_setup.addresses(client, socket.AF_INET6)):
         if found.interface == index and found.is_kernel_made and found.address.is_link_local:
             link_setup.remove_address(client, index, found.address)

@@ -1,7 +1,7 @@
-"""End sockets of a network namespace from outside of the processes that hold them (sock_diag(7), SOCK_DESTROY).
+"""End the sockets of a network namespace, no matter which process holds them (sock_diag(7), SOCK_DESTROY).
 
-An ended socket fails at once with ECONNABORTED, wherever its descriptors are. Needs CAP_NET_ADMIN over the namespace
-and a kernel built with CONFIG_INET_DIAG_DESTROY; without that the kernel says EOPNOTSUPP.
+An ended socket fails immediately with ECONNABORTED in all processes. This requires CAP_NET_ADMIN over the namespace and
+a kernel built with CONFIG_INET_DIAG_DESTROY; other kernels answer EOPNOTSUPP.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _DONE = 3
 _TIME_WAIT = 6
 _SO_COOKIE = 57
 _STATES = 0xFFF & ~(1 << _TIME_WAIT)
-"""All but what no process holds any more."""
+"""All states except TIME_WAIT, in which no process holds the socket."""
 _HEADER = struct.Struct("=IHHII")
 _SELECTOR = struct.Struct("=BBBxI")
 _ID_SIZE = 48
@@ -34,11 +34,14 @@ _INT = struct.Struct("=i")
 _UINT = struct.Struct("=I")
 _PATIENCE = 2.0
 ROUNDS = 4
-"""Looks at TCP: while listeners are ended, a connection may still come out of one."""
+"""Limit of passes over TCP, because a listener may accept another connection before it is ended."""
 
 
 class SockDiag:
-    """`sock` is a blocking netlink socket of that protocol, made in the namespace. One thread at a time."""
+    """Lists and ends sockets. One thread may use it at a time.
+
+    `sock` is a blocking socket of NETLINK_SOCK_DIAG, made in the namespace.
+    """
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
@@ -49,8 +52,10 @@ class SockDiag:
         self._socket.close()
 
     def destroy_all(self, interface: int = 0) -> int:
-        """End every TCP and UDP socket, or those bound to an interface; returns how many. Raises OSError:
-        EOPNOTSUPP, EPERM."""
+        """End all TCP and UDP sockets, or those bound to an interface, and return their number.
+
+        Raises OSError: EOPNOTSUPP, EPERM.
+        """
         ended = 0
         for family in (socket.AF_INET, socket.AF_INET6):
             ended += self._destroy(family, socket.IPPROTO_UDP, interface)
@@ -62,7 +67,7 @@ class SockDiag:
         return ended
 
     def destroy(self, sock: socket.socket) -> None:
-        """End this one, of UDP and in this namespace. Raises OSError."""
+        """End one UDP socket of this namespace. Raises OSError."""
         cookie = sock.getsockopt(socket.SOL_SOCKET, _SO_COOKIE, 8)
         for identity in self._dump(sock.family, socket.IPPROTO_UDP):
             if identity[_COOKIE_OFFSET:] == cookie:
@@ -75,7 +80,7 @@ class SockDiag:
         for identity in list(self._dump(family, protocol)):
             if interface and _UINT.unpack_from(identity, _INTERFACE_OFFSET)[0] != interface:
                 continue
-            # It may have ended by itself since.
+            # It may have ended since the dump.
             with contextlib.suppress(FileNotFoundError):
                 self._end(family, protocol, identity)
                 ended += 1
@@ -90,7 +95,7 @@ class SockDiag:
                 if message.kind == _DONE:
                     return
                 if message.kind == netlink.NLMSG_ERROR:
-                    # A protocol that is not there has no sockets.
+                    # The kernel does not have the protocol, so there are no sockets.
                     if -_INT.unpack_from(message.payload)[0] == errno.ENOENT:
                         return
                     _raise(message)

@@ -1,13 +1,13 @@
-"""Sticky sources: a reply leaves from the local address its question came to.
+"""Sticky sources: an answer is sent from the local address that received the request.
 
-A host with several addresses must answer from the one that was asked, or the peer's firewall drops the answer. The
-kernel tells the address and the interface of arrival in a PKTINFO control message (ip(7), RFC 3542); that value is kept
-per peer as `source` and given back when sending.
+A host with several addresses must answer from the address that was contacted, because the peer's firewall would drop
+another answer. The kernel reports the address and the interface of arrival in a PKTINFO control message (ip(7), RFC
+3542). This value is kept per peer as `source` and passed back when sending.
 
-What goes back is the address only. The interface index is put to zero, so that routing, not the history of a packet,
-chooses the way out: a host with asymmetric routes stays reachable, and a changed route is followed at once. Link-local
-IPv6 addresses are the exception, for they mean nothing without their interface. The index is kept in `source` to notice
-that routing would leave by another interface, with which the address should be forgotten (`RouteWatch`).
+Only the address is passed back. The interface index is set to zero, so that routing chooses the output interface: a
+host with asymmetric routes stays reachable, and a changed route takes effect immediately. Link-local IPv6 addresses are
+the exception, because they are meaningless without their interface. The index is kept in `source` to detect that
+routing would now use another interface; the address should then be forgotten (`RouteWatch`).
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _PKTINFO6 = struct.Struct("=16si")
 
 
 def emit_source(host: str, interface: int) -> bytes:
-    """The `source` value of a local address and the interface it was asked through."""
+    """Return the `source` value of a local address and the interface of arrival."""
     packed = ipaddress.ip_address(host).packed
     return _PKTINFO4.pack(interface, packed, packed) if len(packed) == 4 else _PKTINFO6.pack(packed, interface)
 
 
 def parse_source(source: bytes) -> tuple[str, int]:
-    """The local address and the interface index of a `source`. Raises ValueError for a value that is none."""
+    """Return the local address and the interface index of a `source`. Raises ValueError for an invalid value."""
     if len(source) == IPV4_SOURCE_SIZE:
         interface, packed, _header_destination = _PKTINFO4.unpack(source)
     elif len(source) == IPV6_SOURCE_SIZE:
@@ -49,7 +49,7 @@ def parse_source(source: bytes) -> tuple[str, int]:
 
 
 def pin_source(source: bytes) -> ControlMessage:
-    """The control message that makes the kernel send from `source`."""
+    """Return the control message that makes the kernel send from `source`."""
     host, interface = parse_source(source)
     address = ipaddress.ip_address(host)
     pinned = emit_source(host, interface if address.version == 6 and address.is_link_local else 0)
@@ -59,13 +59,13 @@ def pin_source(source: bytes) -> ControlMessage:
 
 
 class RouteWatch:
-    """Tells that routes, rules, addresses or links changed, and whether a source still is the one to use.
+    """Reports changes of routes, rules, addresses and links, and whether a source is still valid.
 
-    Belongs to the network namespace it was made in. One thread uses it.
+    It belongs to the network namespace in which it was made. One thread may use it.
     """
 
     def __init__(self) -> None:
-        """Raises OSError where netlink is not allowed."""
+        """Raises OSError if netlink is not permitted."""
         self._listener = netlink.open_listener(netlink.ROUTING_GROUPS)
         try:
             self._client = netlink.Client()
@@ -81,14 +81,14 @@ class RouteWatch:
         return self._listener.fileno()
 
     def take_changes(self) -> bool:
-        """Whether anything changed since the last call; lost notices count as a change."""
+        """Return whether anything changed since the last call. Lost notifications count as a change."""
         messages, lost = netlink.drain(self._listener)
         return lost or bool(messages)
 
     def source_is_valid(self, sockaddr: SockAddr, source: bytes, mark: int) -> bool:
-        """Whether the kernel would send to `sockaddr` from that address and through that interface.
+        """Whether the kernel would send to `sockaddr` from the address and through the interface of `source`.
 
-        True also when the kernel could not be asked: sending will tell.
+        Also True if the kernel cannot be queried: a later send will fail if the source is invalid.
         """
         try:
             host, interface = parse_source(source)
@@ -108,7 +108,7 @@ class RouteWatch:
 
 
 def _is_local(host: str, interface: int) -> bool:
-    """Whether the address is one of the host's own. A route request checks that for IPv4 but not for IPv6."""
+    """Whether the address is one of the host's own. A route request checks this only for IPv4."""
     if ":" not in host:
         return True
     scope = interface if ipaddress.ip_address(host).is_link_local else 0

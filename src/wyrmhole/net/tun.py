@@ -1,7 +1,7 @@
-"""Tun: the plaintext edge. Knows frames, MTU and link state, and nothing of WireGuard.
+"""Tun: the plaintext edge. It knows frames, MTU and link state, but not WireGuard.
 
-A frame is a 10-byte virtio-net header (see wire.virtio) and an IP packet or TCP/UDP super-packet. A device
-without offloads still speaks frames: its headers are all zero.
+A frame is a 10-byte virtio-net header (see wire.virtio), followed by an IP packet or a TCP or UDP super-packet. Devices
+without offloads also use frames, with all-zero headers.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class TunEvent(Enum):
 
 @dataclass(frozen=True, slots=True)
 class TunOffloads:
-    """What the kernel accepted: TCP super-packets and UDP super-packets, in both directions."""
+    """Whether TCP and UDP super-packets are enabled, in both directions."""
 
     tso: bool
     uso: bool
@@ -31,62 +31,67 @@ class TunOffloads:
 
 @dataclass(frozen=True, slots=True)
 class KernelQueue:
-    """A descriptor of a TUN that an engine may duplicate, to read and write it by itself."""
+    """A descriptor of a TUN that an engine may duplicate, read and write."""
 
     fileno: int
     has_header: bool
-    """Frames have a virtio header; else the descriptor takes and gives bare packets."""
+    """Whether frames have a virtio header. Otherwise the descriptor reads and writes bare packets."""
 
 
 @runtime_checkable
 class KernelTun(Protocol):
-    """A Tun whose descriptors are the kernel's; memory twins are not."""
+    """A Tun with kernel descriptors, unlike the twins in memory."""
 
     def kernel_queues(self) -> Sequence[KernelQueue]:
-        """One for each worker that may use it."""
+        """Return one queue for each worker."""
 
     def suspect_end(self) -> None:
-        """Reading said that the interface is gone; the next `poll_events` finds out."""
+        """Report that a read failed as if the interface were gone. The next `poll_events` checks this."""
 
 
 @runtime_checkable
 class LendableTun(Protocol):
-    """A Tun that an engine reads and writes through, by a descriptor that is the engine's own."""
+    """A Tun that an engine can read and write through its own descriptor."""
 
     def lend(self) -> Tun:
-        """The same device under another descriptor, which the caller closes. Raises OSError.
+        """Return the same device with another descriptor, which the caller closes. Raises OSError.
 
-        Closing either leaves the other usable until the interface goes.
+        Closing one does not affect the other.
         """
 
 
 class Tun(Protocol):
     @property
     def name(self) -> str:
-        """The interface's present name (it may be renamed)."""
+        """The interface's present name. It changes if the interface is renamed."""
 
     @property
     def mtu(self) -> int:
-        """The interface's present MTU, asked of the kernel, also after a move to another network namespace."""
+        """The interface's present MTU, read from the kernel, even after a move to another network namespace."""
 
     @property
     def offloads(self) -> TunOffloads:
-        """May shrink at run time, when the kernel refuses a coalesced write."""
+        """The enabled offloads. One is switched off at run time if the kernel refuses a coalesced write."""
 
     def fileno(self) -> int: ...
 
     def read_into(self, buffer: bytearray | memoryview) -> int:
-        """Read one frame without blocking, returns its length; 0: nothing there, or the interface is down.
-        Raises OSError only when the device is gone (EBADFD)."""
+        """Read one frame without blocking and return its length, or 0 if no frame waits or the interface is down.
+
+        Raises OSError only if the device is gone (EBADFD).
+        """
 
     def write(self, parts: Sequence[Buffer]) -> bool:
-        """Write one frame, gathered from its parts. False: the frame was lost (down, full, refused), and counted.
-        A refused super-packet (EINVAL) turns that offload off; the caller writes its packets one by one."""
+        """Write one frame, gathered from its parts. Return False if the frame was lost (down, full, refused).
+
+        Lost frames are counted. A refused super-packet (EINVAL) switches its offload off; the caller then writes the
+        packets one by one.
+        """
 
     def events_fileno(self) -> int:
-        """A descriptor to poll for reading; -1: none. Then call `poll_events`."""
+        """Return a descriptor that is readable when `poll_events` should be called, or -1."""
 
     def poll_events(self) -> list[TunEvent]:
-        """What changed since the last call. The first call tells the present state (UP or DOWN)."""
+        """Return the changes since the last call. The first call returns the present state (UP or DOWN)."""
 
     def close(self) -> None: ...

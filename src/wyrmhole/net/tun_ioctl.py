@@ -1,4 +1,4 @@
-"""The TUN driver's and the interface ioctls that are used, with their numbers (linux/if_tun.h, netdevice(7))."""
+"""The ioctls of the TUN driver and of interfaces (linux/if_tun.h, netdevice(7))."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import socket
 import struct
 
 _READ_FIRST = platform.machine().startswith(("mips", "ppc", "sparc", "alpha"))
-"""These architectures encode the direction of an ioctl in three bits instead of two."""
+"""Whether the architecture encodes the direction of an ioctl in three bits instead of two."""
 
 
 def _number(reads: bool, number: int) -> int:
-    """An ioctl of type 'T' with an int as its nominal argument; `reads`: the kernel fills it in, else it takes it."""
+    """Return the number of an ioctl of type 'T' with a nominal int argument, which the kernel writes if `reads`."""
     direction = ((2 if reads else 4) << 29) if _READ_FIRST else ((2 if reads else 1) << 30)
     return direction | (4 << 16) | (ord("T") << 8) | number
 
@@ -44,13 +44,13 @@ _NAME_INT = struct.Struct("@16si20x")
 
 
 def attach(tun: int, name: str, flags: int) -> str:
-    """Make or take over the interface; returns its name, which a template (wg%d) does not tell. Raises OSError."""
+    """Make or take over the interface, and return its name, which a template (wg%d) leaves open. Raises OSError."""
     reply = fcntl.ioctl(tun, TUNSETIFF, _NAME_FLAGS.pack(os.fsencode(name), flags))
     return _parse_name(reply)
 
 
 def get_interface(tun: int) -> tuple[str, int]:
-    """The present name and the flags of the interface behind a TUN descriptor. Raises OSError: EBADFD when gone."""
+    """Return the present name and flags of a descriptor's interface. Raises OSError: EBADFD if it was deleted."""
     reply = fcntl.ioctl(tun, TUNGETIFF, bytes(_NAME_FLAGS.size))
     return _parse_name(reply), _NAME_FLAGS.unpack(reply)[1]
 
@@ -60,12 +60,12 @@ def set_header_size(tun: int, size: int) -> None:
 
 
 def set_steering(tun: int, program: int) -> None:
-    """Let a loaded socket filter choose the queues of an interface with several. Raises OSError."""
+    """Set the loaded socket filter that chooses the queue for each packet. Raises OSError."""
     fcntl.ioctl(tun, TUNSETSTEERINGEBPF, struct.pack("@i", program))
 
 
 def accepts_offloads(tun: int, flags: int) -> bool:
-    """Ask for these TUN_F_ offloads, in place of what was set before. False: refused, and nothing changed."""
+    """Set the TUN_F_ offloads. Return False if the kernel refuses; nothing has changed in this case."""
     try:
         fcntl.ioctl(tun, TUNSETOFFLOAD, flags)
     except OSError:
@@ -74,7 +74,7 @@ def accepts_offloads(tun: int, flags: int) -> bool:
 
 
 def set_mtu(name: str, mtu: int) -> None:
-    """Of an interface in the network namespace of this thread. Raises OSError: EINVAL for an MTU out of range."""
+    """Set the MTU of an interface of this thread's namespace. Raises OSError: EINVAL for an MTU out of range."""
     _set_number(name, _SIOCSIFMTU, mtu)
 
 
@@ -83,9 +83,9 @@ def set_queue_length(name: str, packets: int) -> None:
 
 
 def interface_index(name: str) -> int:
-    """As socket.if_nametoindex, without the Unix socket that the C library takes and the sandbox refuses.
+    """Return the index of an interface, like `socket.if_nametoindex`. Raises OSError.
 
-    Raises OSError.
+    The C library would open a Unix socket, which the sandbox refuses.
     """
     encoded = os.fsencode(name)
     if not 0 < len(encoded) <= _MAX_NAME or b"\0" in encoded:
@@ -96,7 +96,7 @@ def interface_index(name: str) -> int:
 
 
 def _datagram_socket() -> socket.socket:
-    """Of IPv6 where the kernel has no IPv4."""
+    """Return an IPv4 socket, or an IPv6 socket if the kernel has no IPv4."""
     try:
         return socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
     except OSError:
@@ -104,7 +104,7 @@ def _datagram_socket() -> socket.socket:
 
 
 def _set_number(name: str, request: int, value: int) -> None:
-    # Any socket does; a Unix one is there even without the internet families.
+    # Any kind of socket works; Unix sockets exist even without the internet families.
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
         fcntl.ioctl(sock, request, _NAME_INT.pack(os.fsencode(name), value))
 

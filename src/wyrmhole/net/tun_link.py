@@ -1,16 +1,16 @@
-"""What becomes of a TUN's interface: up, down, another MTU, another name, another network namespace, gone.
+"""Follow the state of a TUN's interface: up or down, MTU, name, network namespace, deletion.
 
-The TUN descriptor is the one thing that stays true. It tells the interface's present name (TUNGETIFF) and namespace
-(TUNGETDEVNETNS), and EBADFD when there is no interface any more. The rest is asked by rtnetlink, by that name:
+Only the TUN descriptor always refers to the right interface. It yields the present name (TUNGETIFF) and namespace
+(TUNGETDEVNETNS), and EBADFD after the interface was deleted. The remaining state is queried by name over rtnetlink:
 
-- In the namespace of this process: RTM_GETLINK, and the link multicasts as the sign to ask again.
-- In another one: the same, through the id that netlink can give to a namespace (RTM_NEWNSID), with the listener told
-  to hear all namespaces that have one. No socket or descriptor of the other namespace is kept, for that would keep it
-  alive after its owner deleted it, and the interface and this process with it.
-- Where that is not permitted: a timer, once a second, only while it is so. Each time a frame is written that the
-  kernel refuses with EIO while the interface is down, and otherwise accepts and discards. The MTU stays as last known.
+- If the interface is in the namespace of this process: RTM_GETLINK, repeated after each link multicast.
+- If it is in another namespace: the same, through an id that netlink assigns to that namespace (RTM_NEWNSID), with a
+  listener for all namespaces that have an id. No socket or descriptor of the other namespace is kept, because it would
+  keep the namespace, the interface and this process alive after its owner has deleted it.
+- If neither is permitted: a timer probes once per second. Each time a frame is written, which the kernel refuses with
+  EIO while the interface is down, and otherwise accepts and discards. The MTU keeps its last known value.
 
-Multicasts are only a sign: the state is asked of the kernel then, so lost or merged notices do no harm.
+A multicast only triggers a query of the kernel, so lost or merged notifications do no harm.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ _SIOCGSKNS = 0x894C
 _PROBE_SECONDS = 1.0
 _AT_ONCE_SECONDS = 1e-6
 _PROBE_FRAME = bytes(10) + b"\x40"
-"""No offload, and one byte that begins an IPv4 packet: enough for the driver, too short for the network stack."""
+"""A frame without offload whose packet is the first byte of an IPv4 header. The driver accepts it, but it is too short
+for the network stack."""
 
 
 class _State(NamedTuple):
@@ -42,19 +43,22 @@ class _State(NamedTuple):
 
 
 class TunLink:
-    """The state of the interface behind a TUN descriptor. `mtu` and `name` may be asked from any thread."""
+    """The state of a TUN descriptor's interface. `mtu` and `name` may be read in any thread."""
 
     def __init__(
         self, tun: int, *, has_header: bool = True, sockets: tuple[socket.socket, socket.socket] | None = None
     ) -> None:
-        """`sockets`: two rtnetlink sockets of the interface's own namespace, for a process that may not look into it
-        from here; they are closed with this."""
+        """Follow the interface of `tun`.
+
+        `sockets` are two rtnetlink sockets of the interface's namespace, for a process that may not query it from its
+        own namespace. They are closed with this object.
+        """
         self._tun = tun
         self._probe = _PROBE_FRAME if has_header else _PROBE_FRAME[10:]
         self._lock = threading.Lock()
         self._epoll = select.epoll()
         self._timer = -1
-        self._told: _State | None = None
+        self._reported: _State | None = None
         self._gone = False
         self._is_closed = False
         self._suspected = True
@@ -68,7 +72,7 @@ class TunLink:
         self._home = _socket_namespace(self._client)
         if self._listener is not None:
             self._epoll.register(self._listener.fileno(), select.EPOLLIN)
-        self._look()
+        self._update()
         self._silence()
 
     def close(self) -> None:
@@ -94,37 +98,39 @@ class TunLink:
 
     @property
     def mtu(self) -> int:
-        """As the kernel has it; the last one known when that cannot be told."""
+        """The MTU according to the kernel, or the last known value if the kernel cannot be queried."""
         with self._lock:
             if not self._gone:
-                self._look()
+                self._update()
             return self._mtu
 
     def poll_events(self) -> list[TunEvent]:
         with self._lock:
             if self._is_closed:
-                # An engine that it was lent to may still ask, once: for the engine this is the end.
+                # An engine to which the TUN was lent may still poll once, and must be told the end.
                 self._is_closed = False
                 return [TunEvent.DELETED]
-            if self._gone or not self._should_look():
+            if self._gone or not self._should_update():
                 return []
-            state = self._look()
+            state = self._update()
             if state is None:
                 self._gone = True
                 self._stop_listening()
                 return [TunEvent.DELETED]
-            told, self._told = self._told, state
+            reported, self._reported = self._reported, state
             self._silence()
         events = []
-        if told is None or told.up != state.up:
+        if reported is None or reported.up != state.up:
             events.append(TunEvent.UP if state.up else TunEvent.DOWN)
-        if told is not None and told.mtu != state.mtu:
+        if reported is not None and reported.mtu != state.mtu:
             events.append(TunEvent.MTU)
         return events
 
     def limit_segments(self, count: int) -> None:
-        """Ask the kernel for super-packets of no more segments, if the interface is in this process's namespace: what
-        it has elsewhere by that name is not ours. A wish: nothing happens where that is not allowed."""
+        """Ask the kernel to limit the segments of super-packets. Best effort: nothing happens if not permitted.
+
+        This is done only in this process's namespace; an interface of the same name elsewhere may not be ours.
+        """
         with self._lock:
             if self._client is None or self._gone or not self._index:
                 return
@@ -135,25 +141,22 @@ class TunLink:
                 return
 
     def set_mtu(self, mtu: int) -> None:
-        """Set the MTU if the interface is in this process's namespace; another of that name elsewhere is not ours.
-
-        Raises OSError.
-        """
+        """Set the MTU if the interface is in this process's namespace. Raises OSError."""
         with self._lock:
             if self._client is not None and not self._gone and self._find_namespace(self._client) is None:
                 tun_ioctl.set_mtu(tun_ioctl.get_interface(self._tun)[0], mtu)
 
     def suspect_end(self) -> None:
-        """Reading said that the interface is gone: have `poll_events` called, and look.
+        """Make `poll_events` check whether the interface is gone, after a read failed.
 
-        The end of another namespace takes the interface with it, and that is not multicast.
+        The end of another namespace deletes the interface, and causes no multicast.
         """
         with self._lock:
             if not self._gone and not self._suspected:
                 self._suspected = True
                 self._set_probing(True, _AT_ONCE_SECONDS)
 
-    def _should_look(self) -> bool:
+    def _should_update(self) -> bool:
         changed, self._suspected = self._suspected, False
         if self._timer >= 0 and timerfd.take_expiry(self._timer):
             changed = True
@@ -163,21 +166,21 @@ class TunLink:
         return changed
 
     def _stop_listening(self) -> None:
-        """The end: nothing more to tell, and so nothing to wake the poller for."""
+        """Stop waking the poller, because there will be no more events."""
         self._set_probing(False)
         if self._listener is not None:
             self._epoll.unregister(self._listener.fileno())
 
-    # Looking
+    # Queries
 
-    def _look(self) -> _State | None:
-        """The state, None when the interface is gone. Chooses between asking and probing."""
+    def _update(self) -> _State | None:
+        """Return the state, or None if the interface is gone. Probe it if netlink is not permitted."""
         try:
             self._name = tun_ioctl.get_interface(self._tun)[0]
         except OSError:
             return None
         try:
-            link = self._ask_link()
+            link = self._query_link()
         except OSError:
             self._set_probing(True)
             return _State(self._probe_up(), self._mtu)
@@ -185,18 +188,21 @@ class TunLink:
         self._index, self._mtu, self._link = link.interface, link.mtu, link
         return _State(link.flags & (_IFF_UP | _IFF_RUNNING) == _IFF_UP | _IFF_RUNNING, link.mtu)
 
-    def _ask_link(self) -> netlink.Link:
-        """Raises OSError where netlink does not show the interface or will not tell of its changes."""
+    def _query_link(self) -> netlink.Link:
+        """Query the interface. Raises OSError if netlink does not show it or does not report its changes."""
         self._link = None
         if self._client is None:
-            raise OSError(errno.EOPNOTSUPP, "netlink is not allowed")
+            raise OSError(errno.EOPNOTSUPP, "netlink is not permitted")
         namespace_id = self._find_namespace(self._client)
         self._is_elsewhere = namespace_id is not None
         return self._client.link(self._name, namespace_id)
 
     def _silence(self) -> None:
-        """Again after each change: IPv6 begins anew on an interface that came back or whose MTU was below 1280. Not in
-        another namespace: a link can only be changed by a socket of its own."""
+        """Silence the interface after each change, unless it is in another namespace.
+
+        The kernel initialises IPv6 again when an interface comes up or its MTU rises to 1280. Only a socket of its own
+        namespace can change a link.
+        """
         if self._client is None or self._link is None or self._is_elsewhere:
             self._silenced = None
         elif self._silenced != self._link:
@@ -204,11 +210,11 @@ class TunLink:
             quiet_link.silence(self._client, self._link)
 
     def _find_namespace(self, client: netlink.Client) -> int | None:
-        """The id of the interface's namespace, None for the one of this process."""
+        """Return the id of the interface's namespace, or None for the namespace of this process."""
         try:
             namespace = fcntl.ioctl(self._tun, tun_ioctl.TUNGETDEVNETNS)
         except OSError:
-            # An older kernel, or no right to know: a lookup by name here will tell.
+            # An older kernel, or not permitted. The query by name will show whether the interface is here.
             return None
         try:
             is_home = os.fstat(namespace).st_ino == self._home
@@ -263,7 +269,7 @@ def _adopt_netlink(client: socket.socket, listener: socket.socket) -> tuple[netl
 
 
 def _socket_namespace(client: netlink.Client | None) -> int:
-    """The inode number of the network namespace that a socket was made in, 0 when the kernel does not tell."""
+    """Return the inode number of the client's network namespace, or 0 if the kernel does not report it."""
     if client is None:
         return 0
     try:

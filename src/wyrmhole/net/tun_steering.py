@@ -1,20 +1,20 @@
-"""Which queue of a TUN a packet goes to: a small eBPF program, so that a flow never changes queues.
+"""Choose the TUN queue of a packet with a small eBPF program, so that a flow never changes queues.
 
-Left alone, the kernel moves a flow to the queue on which its latest answer was written (`tun_flow_update`). All answers
-of a peer come to the worker that has its socket, so each flow would move there with its first answer, and what still
-waits in the former queue would be overtaken. With a steering program (TUNSETSTEERINGEBPF, Linux 4.16) the queue depends
-on the packet alone: on addresses, protocol and, where they are in sight, ports. Fragments have no ports in sight, so
-those of a flow go together, by its addresses.
+By default, the kernel moves a flow to the queue on which its latest answer was written (`tun_flow_update`). All answers
+of a peer are written by the worker that has its socket, so each flow would move to that queue with its first answer,
+and overtake its packets in the former queue. With a steering program (TUNSETSTEERINGEBPF, Linux 4.16) the queue depends
+only on the packet: on addresses, protocol and, if present, ports. Fragments are steered by addresses and protocol, so
+all fragments of a flow share a queue.
 
-The program runs on the IP packet, without a header of the link before it. A load beyond the packet's end makes it
-return 0, which is the first queue. What it returns is taken modulo the number of queues, so every difference has to
-show in its lowest bits. A multiplication carries one upwards only, and a source port is the upper half of its word: so
-at the end the upper half is folded onto the lower, multiplied and folded again. Else flows of connect(2), which takes
-even ports first, would all have one queue of two.
+The program runs on the IP packet, without a link header. A load beyond the packet's end makes it return 0, the first
+queue. The result is reduced modulo the number of queues, so every difference must affect its lowest bits. A
+multiplication propagates differences only upwards, and the source port is in the upper half of its word. Therefore the
+upper half is finally folded onto the lower, multiplied and folded again. Otherwise all flows of connect(2), which
+prefers even ports, would use one queue of two.
 
-Offsets are from the start of the data, which is the packet that a worker reads; unlike those from the network header
-(SKF_NET_OFF) they also find what a driver left in pages of a forwarded packet. See linux/bpf.h and, for the two old
-load instructions, Linux Documentation/bpf/standardization/instruction-set.rst.
+Offsets count from the start of the data, which is the packet that a worker reads. Unlike offsets from the network
+header (SKF_NET_OFF), they also reach data that a driver left in pages of a forwarded packet. See linux/bpf.h and, for
+the two legacy load instructions, Linux Documentation/bpf/standardization/instruction-set.rst.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ from wyrmhole.wire.ip import IPV6_HEADER_SIZE, PROTOCOL_TCP, PROTOCOL_UDP
 
 _INSTRUCTION = struct.Struct("=BBhi")
 _LOAD = {1: 0x30, 2: 0x28, 4: 0x20}
-"""BPF_LD | BPF_ABS by bytes: r0 = what is in the packet, in the host's order. r6 has to be the packet."""
+"""BPF_LD | BPF_ABS by size in bytes: load r0 from the packet, in host byte order. r6 must refer to the packet."""
 _LOAD_WORD_AT = 0x40
 _MOVE, _MOVE_NUMBER = 0xBF, 0xB7
 _XOR, _MULTIPLY_NUMBER, _AND_NUMBER, _SHIFT_LEFT, _SHIFT_RIGHT = 0xAC, 0x24, 0x54, 0x64, 0x74
 _IF_EQUAL, _IF_NOT_EQUAL, _GO, _EXIT = 0x15, 0x55, 0x05, 0x95
 _FACTOR = 0x9E37_79B1 - (1 << 32)
-"""2**32 over the golden ratio: neighbours come to lie far apart in the upper half."""
+"""2**32 divided by the golden ratio, which spreads neighbouring values far apart in the upper half."""
 
 _LOADED, _CONTEXT, _SUM, _PROTOCOL, _LENGTH = 0, 6, 7, 8, 9
 
 _SOCKET_FILTER = 1
 
 _Step = tuple[int, int, int, int, str | None]
-"""Operation, destination, source, number; the label of a jump's target."""
+"""Operation, destination, source, number, and the label of a jump's target."""
 
 
 def program() -> bytes:
-    """The instructions, in the host's byte order."""
+    """Return the instructions in host byte order."""
     return _assemble(
         [
             ("", _step(_MOVE, _CONTEXT, 1)),
@@ -86,8 +86,10 @@ def program() -> bytes:
 
 
 def steer(tun: int) -> None:
-    """Attach the program to the interface behind a descriptor. Raises OSError: EPERM without rights to load programs,
-    EINVAL or ENOSYS where the kernel or the architecture has none."""
+    """Attach the program to the interface of a descriptor.
+
+    Raises OSError: EPERM without the privilege to load programs, EINVAL or ENOSYS if the kernel does not support them.
+    """
     loaded = libc.load_bpf(_SOCKET_FILTER, program(), b"MIT", b"wyrmhole_steer")
     try:
         tun_ioctl.set_steering(tun, loaded)
@@ -104,12 +106,12 @@ def _load(size: int, offset: int) -> _Step:
 
 
 def _mix() -> list[tuple[str, _Step]]:
-    """What was loaded goes into the sum; the order of the parts matters to the result."""
+    """Mix the loaded value into the sum. The result depends on the order of the values."""
     return [("", _step(_XOR, _SUM, _LOADED)), ("", _step(_MULTIPLY_NUMBER, _SUM, number=_FACTOR))]
 
 
 def _folded() -> list[tuple[str, _Step]]:
-    """The upper half of the sum, of which a copy was loaded, shows in the lower one too."""
+    """Fold the upper half of the sum, a copy of which is loaded, onto the lower half."""
     return [("", _step(_SHIFT_RIGHT, _LOADED, number=16)), ("", _step(_XOR, _SUM, _LOADED))]
 
 

@@ -1,9 +1,9 @@
-"""UdpBind: the kernel's UDP, an IPv4 and an IPv6 socket on one port.
+"""UdpBind: kernel UDP, with an IPv4 and an IPv6 socket on one port.
 
-One engine thread polls `filenos` and calls `receive` and `send`. These two are the hot path: one system call, one
-reused receive buffer, control messages read once and, for sending, made once per combination and kept. A train of up
-to 64 KiB goes in or out whole (UDP_GRO, UDP_SEGMENT). What can go wrong with a socket is handled in `udp_socket`; which
-sources to send from in `sticky`.
+One engine thread polls `filenos` and calls `receive` and `send`, which are the hot path. Each makes one system call.
+The receive buffer is reused, and the control messages for sending are built once per combination and cached. A train of
+up to 64 KiB is sent or received whole (UDP_GRO, UDP_SEGMENT). `udp_socket` handles socket errors, `sticky` the source
+addresses.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from wyrmhole.wire.datagram import Received
 from wyrmhole.wire.endpoint import SockAddr
 
 _RECEIVE_BYTES = 1 << 17
-"""A train has at most 65,535 bytes today; twice that costs nothing, for memory is only used once it is written to."""
+"""A train has at most 65,535 bytes today. Twice as much is free, because memory is allocated when it is written to."""
 
 _CONTROL_BYTES = 256
 _ERRORS_IN_A_ROW = 4
@@ -41,14 +41,16 @@ _INT = struct.Struct("=i")
 _SENT = SendOutcome.SENT
 
 _Pair = tuple[UdpSocket | None, UdpSocket | None]
-"""IPv4, IPv6; None where the host lacks the family."""
+"""The IPv4 and the IPv6 socket; None if the host lacks the family."""
 
 
 class UdpBind:
-    """See `net.bind.Bind`. `gso` and `gro` are switches to keep trains off where a kernel or driver damages them;
-    `doubts_trains` tells the engine that this kernel may be such a one.
-    `shares`: how many sockets of each family share the port, one for each worker of an engine that reads them itself;
-    whoever goes through `send` uses the first pair."""
+    """See `net.bind.Bind`.
+
+    `gso` and `gro` switch off trains on a kernel or driver that damages them; `doubts_trains` reports that this kernel
+    may do so. `shares` is the number of sockets of each family on the port, one for each of an engine's workers. `send`
+    uses the first pair.
+    """
 
     def __init__(
         self, *, gso: bool = True, gro: bool = True, shares: int = 1, socket_factory: SocketFactory = socket.socket
@@ -69,13 +71,13 @@ class UdpBind:
         self._view = memoryview(self._buffers[0])
 
     def open(self, port: int) -> int:
-        """Bind both families (one is enough) to the port, 0 for any; returns the port.
+        """Bind both families (one is enough) to a port, 0 for any, and return the port.
 
-        Raises OSError: EADDRINUSE when it is taken in either family, EAFNOSUPPORT with neither family, EPERM for a
-        mark that may not be set, EISCONN when open already.
+        Raises OSError: EADDRINUSE if the port is in use in one of the families, EAFNOSUPPORT if neither family is
+        available, EPERM if the mark is not permitted, EISCONN if the bind is already open.
         """
         if self._filenos:
-            raise OSError(errno.EISCONN, "the bind is open already")
+            raise OSError(errno.EISCONN, "the bind is already open")
         if self._shares > 1:
             self._claim(port)
         self._v4, self._v6 = self._open_pair(port)
@@ -90,12 +92,15 @@ class UdpBind:
             self._routes = sticky.RouteWatch()
             self._filenos += (self._routes.fileno(),)
         except OSError:
-            # Without notices of changes a source lives until a send from it fails.
+            # Without notifications of changes, a source is kept until a send from it fails.
             self._routes = None
         return next(iter(self._sockets.values())).port
 
     def _claim(self, port: int) -> None:
-        """Sockets that share a port bind beside strangers that share it too; one that does not share finds them."""
+        """Raises OSError (EADDRINUSE) if the port is in use.
+
+        Sockets that share a port can be bound beside shared sockets of another program, but an unshared socket cannot.
+        """
         alone = UdpBind(socket_factory=self._options.factory)
         try:
             alone.open(port)
@@ -116,10 +121,10 @@ class UdpBind:
             if v4 is not None or v6 is not None:
                 return v4, v6
             break
-        raise OSError(errno.EAFNOSUPPORT, "the host has neither IPv4 nor IPv6")
+        raise OSError(errno.EAFNOSUPPORT, "this host has neither IPv4 nor IPv6")
 
     def _open_family(self, family: socket.AddressFamily, port: int) -> UdpSocket | None:
-        """None when the host lacks the family."""
+        """Return a socket, or None if the host lacks the family."""
         try:
             return UdpSocket(family, port, self._mark, self._options, self.counters)
         except OSError as error:
@@ -128,7 +133,7 @@ class UdpBind:
             raise
 
     def close(self) -> None:
-        """Idempotent. The bind can be opened again."""
+        """Close the sockets. Idempotent. The bind can be opened again."""
         for closable in (*self._sockets.values(), self._routes):
             if closable is not None:
                 closable.close()
@@ -137,9 +142,9 @@ class UdpBind:
         self._sockets, self._filenos, self._stale = {}, (), False
 
     def set_mark(self, mark: int) -> None:
-        """fwmark of all packets sent, 0 for none; kept over `open`. Raises OSError (EPERM); from any thread.
+        """Set the fwmark of all sent packets, 0 for none. It is kept across `open`. Raises OSError (EPERM).
 
-        While the bind is closed the mark is only noted, and it is `open` that raises.
+        May be called in any thread. While the bind is closed, the mark is only stored, and `open` raises.
         """
         for sock in tuple(self._sockets.values()):
             sock.set_mark(mark)
@@ -162,7 +167,7 @@ class UdpBind:
         ]
 
     def receive(self, fileno: int) -> Received | None:
-        """Take one message; see `net.bind.Bind.receive`. A control message that is odd counts as not there."""
+        """Receive one message. See `net.bind.Bind.receive`. Malformed control messages are ignored."""
         sock = self._sockets.get(fileno)
         if sock is None:
             self._note_changes(fileno)
@@ -214,7 +219,7 @@ class UdpBind:
     def send(
         self, data: Payload, segment_size: int, sockaddr: SockAddr, source: bytes | None, tos: int = 0
     ) -> SendOutcome:
-        """Send one datagram or a train of them; see `net.bind.Bind.send`. Never raises for a socket error."""
+        """Send one datagram or a train. See `net.bind.Bind.send`. Socket errors do not raise."""
         sock = self._v6 if ":" in sockaddr[0] else self._v4
         parts: Sequence[Buffer] = data if isinstance(data, (list, tuple)) else (data,)
         count = 1

@@ -1,7 +1,7 @@
-"""UDP segmentation (UDP_SEGMENT, on sending) and its reverse (UDP_GRO, on receiving): what a socket can do of it.
+"""UDP segmentation offload for sending (UDP_SEGMENT, Linux 4.18) and receiving (UDP_GRO, Linux 5.0). See udp(7).
 
-A train is a run of datagrams of one size to one destination, the last maybe shorter, that crosses the kernel as one
-message. See udp(7); both came with Linux 4.18 and 5.0.
+A train (a GSO batch) is a sequence of datagrams to one destination that crosses the kernel as one message. All have the
+same size, except that the last may be shorter.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ UDP_GRO = 104
 _TAGGED_ETHERNET = 18
 
 MAX_TRAIN_BYTES = MAX_PACKET_SIZE - IPV6_HEADER_SIZE - UDP_HEADER_SIZE - _TAGGED_ETHERNET
-"""65,469. The kernel takes up to 65,507 (IPv4) or 65,527 (IPv6) bytes, but
-cuts a train whose frame exceeds 65,535 into datagrams right away, before the device could carry it whole."""
+"""65,469. The kernel accepts up to 65,507 (IPv4) or 65,527 (IPv6) bytes, but it splits a train whose frame exceeds
+65,535 bytes before the device could carry it whole."""
 
 MAX_SEGMENTS = 128
 OLD_MAX_SEGMENTS = MAX_TRAIN_SEGMENTS
-"""Linux before 6.9 takes 64 segments a message and answers EINVAL to more, which is how the bind finds out."""
+"""Linux before 6.9 accepts 64 segments per message. The bind detects this by the EINVAL for a longer train."""
 
 _IP_MTU = 14
 _IPV6_MTU = 24
@@ -36,7 +36,7 @@ _UDP_HEADERS = {
 
 
 def can_segment(sock: socket.socket) -> bool:
-    """Whether the kernel knows UDP_SEGMENT. Whether the route's device can do it shows only in sending (EIO)."""
+    """Whether the kernel supports UDP_SEGMENT. A device that does not support it is detected when sending (EIO)."""
     try:
         return sock.getsockopt(socket.IPPROTO_UDP, UDP_SEGMENT) >= 0
     except OSError:
@@ -44,7 +44,7 @@ def can_segment(sock: socket.socket) -> bool:
 
 
 def enable_gro(sock: socket.socket) -> bool:
-    """Ask for received trains whole. Kernels that do not let the option be read back (before 5.12) are left without."""
+    """Enable receiving trains whole. Return False if the option cannot be read back (before Linux 5.12)."""
     try:
         sock.setsockopt(socket.IPPROTO_UDP, UDP_GRO, 1)
         return sock.getsockopt(socket.IPPROTO_UDP, UDP_GRO) == 1
@@ -53,10 +53,10 @@ def enable_gro(sock: socket.socket) -> bool:
 
 
 def is_suspect(kernel_release: str) -> bool:
-    """Whether a release (the text of `uname -r`) is in the range that sends damaged trains: 7.0 up to and with 7.1.4.
+    """Whether a release (the text of `uname -r`) is in the range that sends damaged trains: 7.0 to 7.1.4.
 
-    Distributions carry the fault to older numbers and its repair to newer ones, so this is a reason to be careful and
-    not a verdict: see `protocol.train_health`.
+    Distributions backport both the fault and its fix, so this is only a reason for caution. See
+    `datapath.train_health`.
     """
     match = re.match(r"(\d+)\.(\d+)(?:\.(\d+))?", kernel_release)
     if match is None:
@@ -66,22 +66,19 @@ def is_suspect(kernel_release: str) -> bool:
 
 
 def split_train(view: memoryview, segment_size: int, max_segments: int, max_bytes: int) -> Iterator[memoryview]:
-    """Cut a train into trains within the limits, at datagram boundaries, in order; never less than one datagram."""
+    """Split a train into trains within the limits, in order. Each has at least one datagram."""
     step = max(1, min(max_segments, max_bytes // segment_size)) * segment_size
     for start in range(0, len(view), step):
         yield view[start : start + step]
 
 
 def set_mark(sock: socket.socket, mark: int) -> None:
-    """Set SO_MARK. The kernel takes 32 bits without a sign, and Python's integer form of setsockopt has one."""
+    """Set SO_MARK as bytes, because the mark is unsigned and an int argument of setsockopt is signed."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, mark.to_bytes(4, sys.byteorder))
 
 
 def exceeds_path(family: socket.AddressFamily, sockaddr: SockAddr, mark: int, segment_size: int) -> bool:
-    """Whether datagrams of that size are larger than the route's MTU, so that they need IP fragments.
-
-    False when the kernel does not tell.
-    """
+    """Whether datagrams of this size exceed the route's MTU and need IP fragments. False if this is unknown."""
     level, option = (socket.IPPROTO_IP, _IP_MTU) if family == socket.AF_INET else (socket.IPPROTO_IPV6, _IPV6_MTU)
     with socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as probe:
         try:

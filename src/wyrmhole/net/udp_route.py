@@ -1,4 +1,4 @@
-"""Whether the host has a way to a UDP endpoint. Connecting a UDP socket asks the routing table and sends nothing."""
+"""Find the host's route to a UDP endpoint, by connecting a UDP socket, which sends no packet."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _IP_MTU = {socket.AF_INET: (socket.IPPROTO_IP, 14), socket.AF_INET6: (socket.IPP
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """How the host would send now. `mtu` as the kernel knows it at this moment, in bytes."""
+    """The present source address for an endpoint, and the path MTU that the kernel knows, in bytes."""
 
     source: str
     mtu: int
@@ -24,7 +24,10 @@ def family_of(endpoint: Endpoint) -> socket.AddressFamily:
 
 
 def find_route(endpoint: Endpoint) -> Route:
-    """Raises OSError: ENETUNREACH without a route, EAFNOSUPPORT where the family is switched off, EACCES."""
+    """Find the route to an endpoint.
+
+    Raises OSError: ENETUNREACH without a route, EAFNOSUPPORT if the family is switched off, EACCES.
+    """
     family = family_of(endpoint)
     with socket.socket(family, socket.SOCK_DGRAM) as sock:
         sock.connect(endpoint.sockaddr)
@@ -32,7 +35,7 @@ def find_route(endpoint: Endpoint) -> Route:
 
 
 def why_unreachable(endpoint: Endpoint) -> str | None:
-    """What is missing on this host, in words; None: there is a route."""
+    """Explain why this host has no route to an endpoint. Return None if it has one."""
     version = "IPv6" if endpoint.is_v6 else "IPv4"
     try:
         find_route(endpoint)

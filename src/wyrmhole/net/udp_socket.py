@@ -1,24 +1,26 @@
-"""One UDP socket of one family: how it is opened, and what is done when a send or a receive fails.
+"""One UDP socket of one family: open it, and recover from failed sends and receives.
 
-Sending has a fast path, which is `UdpBind.send`, and a slow one, which is here. The fast path makes one system call
-and hands its errno to `recover`. `sendmsg` is all or nothing, so after an error the whole message is still unsent, and
-every remedy below may send it again without making duplicates:
+Sending has a fast path, `UdpBind.send`, and a slow path, which is here. The fast path makes one system call and passes
+its errno to `recover`. `sendmsg` is all or nothing, so after an error the whole message is unsent, and the following
+remedies may send it again without duplicates:
 
-- EAGAIN: wait for room, 10 ms at most for all of one `send`, then drop.
-- ECONNREFUSED: the answer to an earlier datagram, told late; the error is consumed by telling, so once more.
-- EINVAL, EADDRNOTAVAIL, ENETUNREACH and others with a pinned source: once more without; if that works, the source was
-  to blame, and the caller is told. (A removed IPv4 address gives ENETUNREACH on Linux 6.18, EINVAL on older kernels.)
-- EIO with a train: the device below cannot segment or checksum. No more trains on this socket, and this one as single
-  datagrams.
-- EMSGSIZE with a train: its datagrams exceed the path MTU. Single datagrams get through, as IP fragments, because the
-  don't-fragment bit is not set. Remembered for that destination, for a thousand trains or until routes change.
-- EINVAL with a train: more than 64 datagrams on an older kernel (the limit is lowered), or the same as EMSGSIZE on an
-  older kernel (the path MTU tells), or else a kernel that refuses trains: single datagrams, and if these pass no more
-  trains.
-- Anything else: dropped and counted; `device/send_errors.py` has what a person is told, once for each peer.
+- EAGAIN: wait for buffer space, at most 10 ms for one `send`, then drop.
+- ECONNREFUSED: an ICMP error for an earlier datagram. It is reported only once, so try again.
+- EINVAL, EADDRNOTAVAIL, ENETUNREACH and others with a pinned source: try again without the source. If that works, the
+  source was invalid, which is reported to the caller. (A removed IPv4 address causes ENETUNREACH on Linux 6.18 and
+  EINVAL on older kernels.)
+- EIO with a train: the device cannot segment or checksum. Send this train as single datagrams, and no more trains on
+  this socket.
+- EMSGSIZE with a train: its datagrams exceed the path MTU. Send single datagrams, which are fragmented, because the
+  don't-fragment bit is not set. Do so for this destination for a thousand trains, or until routes change.
+- EINVAL with a train on an older kernel: either it has more than 64 datagrams (lower the limit), or the cause is that
+  of EMSGSIZE (compare the path MTU). Otherwise the kernel refuses trains: send single datagrams, and if these pass, no
+  more trains.
+- Any other error: drop and count. `device/send_errors.py` reports it once per peer.
 
-Receiving: an error that stays is answered by a new socket under the same descriptor number, so that nobody's poll set
-changes. While the port cannot be had, a timer takes the number's place and wakes the poller for the next attempt.
+If receiving fails persistently, the socket is replaced by a new one with the same descriptor number, so that no poll
+set changes. While the port is not available, a timer has that descriptor number and wakes the poller for the next
+attempt.
 """
 
 from __future__ import annotations
@@ -83,13 +85,13 @@ class BindCounters:
     receive_errors: Counter[int] = field(default_factory=Counter)
     truncated: int = 0
     gso_fallbacks: int = 0
-    """Times that a socket gave up trains for all destinations."""
+    """How often a socket switched trains off for all destinations."""
     fragmented_trains: int = 0
     """Trains sent as single datagrams because they exceed the path MTU."""
     sources_rejected: int = 0
     reopened: int = 0
     last_error: int = 0
-    """The errno of the latest datagram that was dropped."""
+    """The errno of the latest dropped datagram."""
 
     def count_dropped(self, number: int, datagrams: int) -> None:
         self.dropped[number] += datagrams
@@ -102,16 +104,16 @@ class SocketOptions:
     gro: bool = True
     factory: SocketFactory = socket.socket
     shares_port: bool = False
-    """Several sockets of one family on one port (SO_REUSEPORT): the kernel spreads senders over them."""
+    """Whether several sockets of one family share the port (SO_REUSEPORT). The kernel distributes senders over them."""
 
 
 def family_is_missing(error: OSError) -> bool:
-    """Whether opening failed because the host lacks the family, rather than because of the port."""
+    """Whether opening failed because the host lacks the family, and not because of the port."""
     return error.errno in _FAMILY_MISSING
 
 
 class Message(NamedTuple):
-    """One `sendmsg`: a datagram, or a train of datagrams of `segment_size` bytes (0: no train)."""
+    """The arguments of one `sendmsg`: a datagram (`segment_size` 0), or a train of datagrams of that size."""
 
     view: memoryview
     segment_size: int
@@ -125,12 +127,12 @@ class Message(NamedTuple):
 
 
 class UdpSocket:
-    """The hot attributes, which `UdpBind` uses directly: `recvmsg_into`, `sendmsg`, `controls` and the GSO limits."""
+    """A UDP socket. `UdpBind` uses `recvmsg_into`, `sendmsg`, `controls` and the GSO limits directly, for speed."""
 
     def __init__(
         self, family: socket.AddressFamily, port: int, mark: int, options: SocketOptions, counters: BindCounters
     ) -> None:
-        """Raises OSError, with nothing left open: EADDRINUSE, EPERM for the mark; see also `family_is_missing`."""
+        """Open and bind a socket. Raises OSError: EADDRINUSE, EPERM for the mark; see also `family_is_missing`."""
         self.family = family
         self.mark = mark
         self.counters = counters
@@ -195,7 +197,7 @@ class UdpSocket:
     # Sending
 
     def control(self, segment_size: int, source: bytes | None, tos: int) -> Sequence[tuple[int, int, bytes]]:
-        """The control messages of a send, made once per combination. A source of the other family is left out."""
+        """Return and cache the control messages of a send. A source of the other family is ignored."""
         messages = self._make_control(segment_size, source, tos)
         if len(self.controls) >= _CONTROLS_LIMIT:
             self.controls.clear()
@@ -218,7 +220,7 @@ class UdpSocket:
     def send_split(
         self, data: Sequence[Buffer], segment_size: int, sockaddr: SockAddr, source: bytes | None, tos: int
     ) -> SendOutcome:
-        """Send a train that the fast path may not send whole: too long, or trains are off (for that destination)."""
+        """Send a train that the fast path cannot send whole: it is too long, or trains are off for the destination."""
         self._waits = _WAITS
         return self._send_train(Message(_joined(data), segment_size, sockaddr, source, tos))
 
@@ -231,7 +233,7 @@ class UdpSocket:
         source: bytes | None,
         tos: int,
     ) -> SendOutcome:
-        """Do what can be done after `sendmsg` failed with errno `number`. The outcome covers the whole message."""
+        """Apply the remedies after `sendmsg` failed with errno `number`. The outcome covers the whole message."""
         self._waits = _WAITS
         return self._settle(number, Message(_joined(data), segment_size, sockaddr, source, tos))
 
@@ -258,7 +260,7 @@ class UdpSocket:
         return self._settle(number, message) if number else SendOutcome.SENT
 
     def _attempt(self, message: Message) -> int:
-        """One `sendmsg`; 0 or its errno."""
+        """Make one `sendmsg`, and return 0 or its errno."""
         view, segment_size, sockaddr, source, tos = message
         control = self.controls.get((segment_size, source, tos))
         if control is None:
@@ -271,7 +273,7 @@ class UdpSocket:
         return 0
 
     def _settle(self, number: int, message: Message) -> SendOutcome:
-        """The remedies of the module's docstring, in order, for a message whose last attempt failed with `number`."""
+        """Apply the remedies of the module's docstring in order, after an attempt that failed with `number`."""
         for _ in range(_SEND_ATTEMPTS):
             if number != errno.ECONNREFUSED and not (number == errno.EAGAIN and self._wait_writable()):
                 break
@@ -308,7 +310,7 @@ class UdpSocket:
         self.counters.gso_fallbacks += 1
 
     def _wait_writable(self) -> bool:
-        """Wait a little for room in the socket. False: one `send` has waited as long as it may, 10 ms in all."""
+        """Wait up to 1 ms for buffer space. Return False if this `send` has already waited 10 ms in total."""
         if not self._waits:
             return False
         self._waits -= 1
@@ -337,7 +339,7 @@ class UdpSocket:
     # Receiving
 
     def revive(self) -> None:
-        """Put a new socket in the place of one that only gives errors, at once the first time, later after a wait."""
+        """Replace a socket that only returns errors, immediately the first time, later after a wait."""
         if self._timer_waits and not timerfd.take_expiry(self.fileno()):
             return
         timer_fired, self._timer_waits = self._timer_waits, False
@@ -354,7 +356,7 @@ class UdpSocket:
             self._sleep_instead()
 
     def _was_quiet(self) -> bool:
-        """Whether there was no call for a minute; so a socket that lived for long is replaced at once when it dies."""
+        """Whether the last call was over a minute ago. A socket that worked that long is replaced immediately."""
         try:
             if self._quiet_timer < 0:
                 self._quiet_timer = timerfd.open_timer()
@@ -367,13 +369,13 @@ class UdpSocket:
     def _replace(self) -> None:
         fileno = self.fileno()
         with self._create() as fresh:
-            # A duplicate of the dead socket, an engine's or a forked child's, may still hold the port.
+            # A duplicate of the dead socket, in an engine or a forked child, may still hold the port.
             self._set_reuse(self._socket, True)
             self._set_reuse(fresh, True)
             os.dup2(fresh.fileno(), fileno, inheritable=False)
-        heir = self.options.factory(self.family, socket.SOCK_DGRAM, socket.IPPROTO_UDP, fileno)
+        successor = self.options.factory(self.family, socket.SOCK_DGRAM, socket.IPPROTO_UDP, fileno)
         self._socket.detach()
-        self._use(heir)
+        self._use(successor)
         self._socket.setblocking(False)
         self._socket.bind(self._wildcard(self.port))
         self._set_reuse(self._socket, False)
@@ -384,7 +386,7 @@ class UdpSocket:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, int(wanted))
 
     def _sleep_instead(self) -> None:
-        """Let a timer stand at the descriptor until the next attempt: polling it neither spins nor misses it."""
+        """Put a timer under the descriptor number until the next attempt, so that a poller sleeps until then."""
         wait = _REVIVE_BACKOFF[min(self._revivals, len(_REVIVE_BACKOFF)) - 1]
         try:
             timer = timerfd.open_timer()
@@ -397,31 +399,31 @@ class UdpSocket:
 
 
 def _configure(sock: socket.socket, family: socket.AddressFamily) -> None:
-    """Options that the bind relies on; those it can do without are tried.
+    """Set the options that the bind requires, and try to set optional ones.
 
-    The don't-fragment bit stays clear (PMTUDISC_DONT): a path narrower than the tunnel's packets makes IP fragments
-    instead of a black hole, and the kernel keeps to the path MTU that it learns by ICMPv6.
+    The don't-fragment bit stays clear (PMTUDISC_DONT), so that a path with a smaller MTU causes IP fragments instead of
+    a black hole. The kernel still respects the path MTU that it learns from ICMPv6.
     """
     if family == socket.AF_INET:
         sock.setsockopt(socket.IPPROTO_IP, sticky.IP_PKTINFO, 1)
-        wishes: list[tuple[int, int, int]] = [
+        optional: list[tuple[int, int, int]] = [
             (socket.IPPROTO_IP, socket.IP_RECVTOS, 1),
             (socket.IPPROTO_IP, _IP_MTU_DISCOVER, _PMTUDISC_DONT),
-            # An endpoint may be a broadcast address, to find a peer on the local network (else EACCES).
+            # An endpoint may be a broadcast address, to find a peer on the local network. Otherwise EACCES.
             (socket.SOL_SOCKET, socket.SO_BROADCAST, 1),
         ]
     else:
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_RECVPKTINFO, 1)
-        wishes = [
+        optional = [
             (socket.IPPROTO_IPV6, socket.IPV6_RECVTCLASS, 1),
             (socket.IPPROTO_IPV6, _IPV6_MTU_DISCOVER, _PMTUDISC_DONT),
-            # Like the kernel's. A label of the kernel's choice is the same for all peers and stays when they move.
+            # Like the kernel's WireGuard. An automatic label would be the same for all peers, and kept when they move.
             (socket.IPPROTO_IPV6, _IPV6_AUTOFLOWLABEL, 0),
         ]
     for option in (socket.SO_RCVBUF, socket.SO_SNDBUF, _SO_RCVBUFFORCE, _SO_SNDBUFFORCE):
-        wishes.append((socket.SOL_SOCKET, option, BUFFER_BYTES))
-    for level, option, value in wishes:
+        optional.append((socket.SOL_SOCKET, option, BUFFER_BYTES))
+    for level, option, value in optional:
         try:
             sock.setsockopt(level, option, value)
         except OSError:

@@ -156,7 +156,7 @@ def test_help_does_not_import_the_server() -> None:
 
 @pytest.mark.parametrize("name", ["", "a" * 16, "wg/0", "wg 0", ".."])
 def test_invalid_name_is_one_clear_error(name: str) -> None:
-    with pytest.raises(DeviceError, match=r"interface name: .*1 to 15 bytes"):
+    with pytest.raises(DeviceError, match="invalid interface name"):
         start.open_tun(parse_settings([name], {}))
 
 
