@@ -1,4 +1,4 @@
-"""How a stack gets the addresses, MTU and routes of a configuration, and how it goes back when that fails."""
+"""Give a stack the addresses, MTU and routes of a configuration, and undo this if it fails."""
 
 from __future__ import annotations
 
@@ -18,30 +18,36 @@ log = logging.getLogger(__name__)
 
 
 def configure_stack(stack: Stack, config: Config) -> None:
-    """Addresses, MTU, and a way into the tunnel for every family with an address; the engine knows whose is what."""
+    """Set addresses, MTU, and a default route for each family with an address.
+
+    A default route is enough, because the engine selects the peer.
+    """
     interface = config.interface
     stack.configure(interface.addresses, routes_for(interface.addresses), interface.mtu or DEFAULT_MTU)
 
 
 def reconfigure_stack(stack: Stack, old: Config, new: Config) -> Callable[[], None]:
-    """Have a stack follow a reload; returns what takes it back. Raises TunnelError; the stack is as before then."""
+    """Apply a changed configuration to a stack, and return a function that undoes it.
+
+    Raises TunnelError; the stack is unchanged in this case.
+    """
 
     def undo() -> None:
         try:
             configure_stack(stack, old)
         except OSError as error:
-            log.error("the tunnel's interface could not be set up as it was: %s", error)
+            log.error("cannot restore the tunnel's interface: %s", error)
 
     try:
         configure_stack(stack, new)
     except OSError as error:
         undo()
-        raise TunnelError(error.errno, f"not reloaded, the tunnel is as it was: {reason_of_stack(error)}") from error
+        raise TunnelError(error.errno, f"not reloaded, the tunnel is unchanged: {reason_of_stack(error)}") from error
     return undo
 
 
 def reason_of_stack(error: OSError) -> str:
-    """Without the words that belong to the opening of a tunnel."""
+    """Return the reason of an error without the sentences about opening a tunnel."""
     if isinstance(error, NamespaceError) and isinstance(error.__cause__, OSError):
         return f"{refusals.TITLES[Stage(error.stage)]} failed: {error.__cause__.strerror}"
     return str(error.strerror or error)

@@ -1,8 +1,8 @@
-"""The parent's end of a helper: start it, ask it for sockets, end it. The protocol is in `netns_helper`.
+"""The parent's side of a helper: start it, request sockets, end it. `netns_helper` describes the protocol.
 
-Each request has a number and its reply carries it, so that a reply that came too late is recognized and what it brought
-is closed. A reply whose descriptors did not all fit (MSG_CTRUNC) is a failure: the kernel hands over some and says so
-in that flag alone.
+Each request has a number, which its reply repeats, so that a late reply is recognised and its descriptors are closed. A
+reply whose descriptors did not all fit (MSG_CTRUNC) is a failure: the kernel passes only some of them, and reports this
+only by that flag.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from wyrmhole.namespaces import refusals
 from wyrmhole.namespaces.steps import Stage
 
 MAX_BATCH = 253
-"""The kernel passes no more descriptors with one message (SCM_MAX_FD)."""
+"""The limit of descriptors that the kernel passes with one message (SCM_MAX_FD)."""
 START_PATIENCE = 10.0
-"""Seconds for a helper to say hello; 0.02 is usual, and a machine that starts a hundred at once may be slow."""
+"""Seconds to wait for a helper's first message. It usually takes 0.02 s, but longer if a hundred start at once."""
 END_PATIENCE = 5.0
 STAGES = (Stage.UNSHARE, Stage.SETNS, Stage.OPEN)
 ENVIRONMENT = ("PATH", "LD_LIBRARY_PATH")
-"""All that a Python of an unusual place may need; the rest of the program's environment is none of the helper's."""
+"""The variables that a Python in an unusual location may need. The rest of the environment is not passed on."""
 
 
 class _Answer(NamedTuple):
@@ -41,13 +41,13 @@ class _Answer(NamedTuple):
     stage: int
     descriptors: list[int]
     is_cut: bool
-    """Not all descriptors came."""
+    """Whether descriptors are missing."""
     is_passing: bool
-    """A reply is still to come."""
+    """Whether a reply follows."""
 
 
 class Helper:
-    """One helper process. One thread at a time."""
+    """One helper process. One thread may use it at a time."""
 
     def __init__(self, process: subprocess.Popen[bytes], channel: socket.socket) -> None:
         self._process = process
@@ -58,8 +58,10 @@ class Helper:
 
     @classmethod
     def start(cls, namespaces: Sequence[int] = ()) -> tuple[Self, list[int]]:
-        """The helper and what it passed: the TUN, or nothing when it was to enter `namespaces` (user, network).
-        Raises NamespaceError."""
+        """Start a helper in new namespaces, or in the given `namespaces` (user, network).
+
+        Return the helper and, for new namespaces, the descriptor of the TUN. Raises NamespaceError.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             try:
@@ -68,7 +70,7 @@ class Helper:
                 ours.close()
                 raise refusals.refusal(Stage.SPAWN, error.errno or errno.EIO) from error
         try:
-            return helper, helper._hear_hello()
+            return helper, helper._receive_hello()
         except BaseException:
             helper.end()
             raise
@@ -78,18 +80,18 @@ class Helper:
         return self._process.pid
 
     def sockets(self, count: int, family: int, kind: int, protocol: int, patience: float) -> list[int]:
-        """Descriptors of new sockets inside, blocking and close-on-exec.
+        """Return descriptors of new sockets inside, blocking and close-on-exec.
 
-        Raises HelperGone, HelperSlow, and OSError for what the helper was refused or when our descriptors ran out.
+        Raises HelperGone, HelperSlow, and OSError if the helper was refused a socket or our descriptors ran out.
         """
         self._number = self._number % 0xFFFF_FFFF + 1
         try:
             self._channel.send(REQUEST.pack(self._number, count, family, kind, protocol), socket.MSG_DONTWAIT)
         except BlockingIOError:
-            raise HelperSlow("the helper takes no more requests") from None
+            raise HelperSlow("the helper accepts no more requests") from None
         except OSError as error:
             raise HelperGone(error.errno, "the helper ended") from error
-        answer = self._hear(self._number, patience)
+        answer = self._receive_answer(self._number, patience)
         if answer.errno:
             close_all(answer.descriptors)
             raise OSError(answer.errno, os.strerror(answer.errno))
@@ -99,7 +101,7 @@ class Helper:
         return answer.descriptors
 
     def end(self) -> int:
-        """Its exit status. It has no state to save, so it is not asked; stopped or not, this ends it. Idempotent."""
+        """Kill the helper, which has no state to save, and return its exit status. Idempotent."""
         self._channel.close()
         if self._process.poll() is None:
             with contextlib.suppress(ProcessLookupError):
@@ -108,9 +110,9 @@ class Helper:
             self._process.wait(END_PATIENCE)
         return self._process.returncode or 0
 
-    def _hear_hello(self) -> list[int]:
+    def _receive_hello(self) -> list[int]:
         try:
-            answer = self._hear(0, START_PATIENCE)
+            answer = self._receive_answer(0, START_PATIENCE)
         except (HelperGone, HelperSlow) as error:
             raise NamespaceError(
                 errno.EPIPE, refusals.helper_failed(error, self.end()), stage=Stage.SPAWN.value
@@ -122,20 +124,20 @@ class Helper:
             raise refusals.refusal(Stage.PASS, errno.EMFILE)
         return answer.descriptors
 
-    def _hear(self, number: int, patience: float) -> _Answer:
-        """The passing and the reply of that number. Raises HelperGone, HelperSlow; closes what was passed then."""
+    def _receive_answer(self, number: int, patience: float) -> _Answer:
+        """Return the descriptors and the reply of a request. Raises HelperGone, HelperSlow."""
         descriptors: list[int] = []
         is_cut = False
         try:
             while True:
-                heard = self._receive(patience)
-                if heard.number != number:
-                    close_all(heard.descriptors)
+                message = self._receive(patience)
+                if message.number != number:
+                    close_all(message.descriptors)
                     continue
-                descriptors += heard.descriptors
-                is_cut = is_cut or heard.is_cut
-                if not heard.is_passing:
-                    return heard._replace(descriptors=descriptors, is_cut=is_cut)
+                descriptors += message.descriptors
+                is_cut = is_cut or message.is_cut
+                if not message.is_passing:
+                    return message._replace(descriptors=descriptors, is_cut=is_cut)
         except BaseException:
             close_all(descriptors)
             raise
@@ -161,7 +163,7 @@ class Helper:
 
 
 def native_helper() -> Path | None:
-    """The helper that was built from rust/helper, where it was: it starts in a millisecond instead of twenty."""
+    """Return the helper built from rust/helper, if there is one. It starts in 1 ms instead of 20 ms."""
     program = Path(__file__).with_name("_netns_helper")
     return program if os.access(program, os.X_OK) else None
 
@@ -174,8 +176,10 @@ def helper_command() -> list[str]:
 
 
 def spawn(descriptors: Sequence[int]) -> subprocess.Popen[bytes]:
-    """Executed and never forked alone, for the program may have threads. In a session of its own: the terminal's
-    Ctrl-C is the program's to handle."""
+    """Start the helper by exec, because a mere fork is unsafe in a program with threads.
+
+    It runs in a new session, so that the terminal's Ctrl-C reaches only the program.
+    """
     return subprocess.Popen(
         [*helper_command(), *map(str, descriptors)],
         stdin=subprocess.DEVNULL,

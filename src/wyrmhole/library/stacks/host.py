@@ -1,8 +1,8 @@
-"""HostStack: an interface of this host, for those with the right to make one (CAP_NET_ADMIN). The daemon's way.
+"""HostStack: an interface of this host, for programs with the privilege to make one (CAP_NET_ADMIN).
 
-Its sockets are the host's, each bound to the interface (SO_BINDTODEVICE): they send by the tunnel or not at all. Other
-programs see the interface and its addresses, and keep their routes: those of the tunnel are in a table of their own,
-which only sockets bound to the interface use (`host_routes.py`). Routes for other programs are theirs to add.
+Each socket is bound to the interface (SO_BINDTODEVICE), so that it sends through the tunnel or not at all. Other
+programs see the interface and its addresses but keep their routes, because the tunnel's routes are in a separate table
+that only bound sockets use (`host_routes.py`). Other programs need routes of their own to use the tunnel.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ class HostStack(SocketVerbs):
 
     @classmethod
     def open(cls, name: str | None = None) -> HostStack:
-        """Raises TunnelError: EPERM without the right, EBUSY for a name that is taken."""
+        """Make the interface. Raises TunnelError: EPERM without the privilege, EBUSY if the name is in use."""
         remove_orphans()
         try:
             tun = LinuxTun.create(name or NAME_TEMPLATE)
         except TunError as error:
-            raise TunnelError(error.errno, f"No interface: {error.strerror}") from error
+            raise TunnelError(error.errno, str(error.strerror)) from error
         try:
             stack = cls(tun)
         except BaseException:
@@ -89,29 +89,29 @@ class HostStack(SocketVerbs):
                 raise TunnelError(error.errno, f"cannot set up {self._tun.name}: {reason}") from error
 
     def _why_no_ipv6(self, addresses: Sequence[Interface]) -> str | None:
-        """What keeps the interface from the IPv6 addresses that it is to have."""
+        """Explain why the interface cannot have IPv6 addresses, if any are wanted."""
         setting = f"net.ipv6.conf.{self._tun.name}.disable_ipv6"
         if all(address.version == 4 for address in addresses):
             return None
         if not IPV6_SETTINGS.exists():
-            return "this kernel has no IPv6: take the IPv6 addresses out of Address"
+            return "this kernel has no IPv6: remove the IPv6 addresses from Address"
         with contextlib.suppress(OSError):
             if (IPV6_SETTINGS / self._tun.name / "disable_ipv6").read_text().strip() == "1":
                 return (
                     f"IPv6 is switched off on this host ({setting} is 1): switch it on (sysctl "
-                    "net.ipv6.conf.default.disable_ipv6=0), or take the IPv6 addresses out of Address"
+                    "net.ipv6.conf.default.disable_ipv6=0), or remove the IPv6 addresses from Address"
                 )
         return None
 
     def _set_addresses(self, wanted: Sequence[Interface]) -> None:
         for address in [old for old in self._addresses if old not in wanted]:
-            with contextlib.suppress(OSError):  # it went with the MTU
-                link_setup.remove_address(self._setup, self._index, _alone(address))
+            with contextlib.suppress(OSError):  # the kernel may have removed it with a change of the MTU
+                link_setup.remove_address(self._setup, self._index, _as_host(address))
             self._addresses.remove(address)
-        # All of them again: the kernel takes those of IPv6 away below its least MTU, and does not give them back.
+        # Add all of them again: below the minimum MTU of IPv6, the kernel removes IPv6 addresses for good.
         for address in wanted:
-            # As a host address: its network is not for the host's other programs to reach by it.
-            link_setup.add_address(self._setup, self._index, _alone(address))
+            # As a host address, because its network must not become reachable for other programs.
+            link_setup.add_address(self._setup, self._index, _as_host(address))
         self._addresses = list(wanted)
 
     def socket(self, family: int, kind: int, protocol: int = 0, *, patience: float | None = None) -> Socket:
@@ -128,7 +128,7 @@ class HostStack(SocketVerbs):
 
     def _check(self) -> None:
         if self._closed:
-            raise TunnelError(errno.EBADF, "the tunnel is closed: open another one")
+            raise TunnelError(errno.EBADF, "the tunnel is closed: open a new one")
         self._forks.check()
 
     def abort_all(self) -> int:
@@ -157,5 +157,5 @@ class HostStack(SocketVerbs):
             self._tun.close()
 
 
-def _alone(address: Interface) -> Interface:
+def _as_host(address: Interface) -> Interface:
     return ipaddress.ip_interface(f"{address.ip}/{address.max_prefixlen}")

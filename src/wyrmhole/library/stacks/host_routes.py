@@ -1,11 +1,11 @@
-"""A way into an interface for the sockets that are bound to it, and for nothing else on this host.
+"""Routes through an interface that only the sockets bound to it use.
 
-For each family: a routing table of its own with the default route, and a rule that sends only packets of sockets bound
-to the interface there (`oif NAME lookup TABLE`). Other programs keep the routes that they have, or lack.
+Each family has a separate routing table with a default route, and a rule that selects the table only for sockets bound
+to the interface (`oif NAME lookup TABLE`). The routing of other programs is not affected.
 
-The default route is what reserves the table: the kernel refuses a second one (EEXIST), and the next table is tried.
-Routes go with the interface, so after SIGKILL a rule is left that matches no socket and leads to an empty table; the
-next `device="tun"` removes it.
+The default route reserves the table: the kernel refuses a second one (EEXIST), and then the next table is tried. The
+kernel removes routes together with the interface. After SIGKILL, only a rule remains, which matches no socket and leads
+to an empty table. The next tunnel with `device="tun"` removes it.
 """
 
 from __future__ import annotations
@@ -22,38 +22,38 @@ from wyrmhole.net.link_setup import Interface, Network
 from wyrmhole.net.policy_rules import FAMILIES, Rule
 
 FIRST_TABLE, TABLES = 52820, 1024
-"""Not near wg-quick's, which counts up from 51820."""
+"""Far from the tables of wg-quick, which counts up from 51820."""
 NO_RULES = frozenset({errno.EAFNOSUPPORT, errno.EOPNOTSUPP})
 
 
 @dataclass
 class HostRoutes:
-    """`name` and `index` are the interface's; `client` asks the kernel and stays the caller's."""
+    """The routes and rules of an interface, given by `name` and `index`. The caller closes `client`."""
 
     client: netlink.Client
     name: str
     index: int
     _rules: dict[int, list[Rule]] = field(default_factory=dict)
-    """By IP version; the first leads to the table."""
+    """The rules by IP version. The first one selects the table."""
 
     def configure(self, networks: Sequence[Network], addresses: Sequence[Interface]) -> None:
-        """Have exactly these. Raises OSError, which leaves the families that were done."""
+        """Replace the routes. Raises OSError; families that were already configured stay configured."""
         wanted = {network.version: network for network in networks}
         for version in [old for old in self._rules if old not in wanted]:
             self._remove(version)
         for version, network in wanted.items():
             self._add(version, network)
         if 4 in wanted:
-            self._let_in([address for address in addresses if address.version == 4])
+            self._pass_reverse_path_filter([address for address in addresses if address.version == 4])
 
     def close(self) -> None:
-        """Remove the rules; the routes go with the interface."""
+        """Remove the rules. The kernel removes the routes together with the interface."""
         for version in list(self._rules):
             self._remove(version)
 
     def _add(self, version: int, network: Network) -> None:
         if known := self._rules.get(version):
-            # The kernel drops an interface's routes when it goes down.
+            # The kernel removes an interface's routes when it goes down.
             with contextlib.suppress(FileExistsError):
                 _reserve(self.client, self.index, network, known[0].table)
             return
@@ -78,7 +78,7 @@ class HostRoutes:
                 _reserve(self.client, self.index, network, table)
                 return table
         last = FIRST_TABLE + TABLES - 1
-        raise OSError(errno.ENOSPC, f"the routing tables {FIRST_TABLE} to {last} are all taken: close other tunnels")
+        raise OSError(errno.ENOSPC, f"all routing tables from {FIRST_TABLE} to {last} are in use: close other tunnels")
 
     def _remove(self, version: int) -> None:
         network = ipaddress.ip_network("0.0.0.0/0" if version == 4 else "::/0")
@@ -89,12 +89,12 @@ class HostRoutes:
         with contextlib.suppress(OSError):
             link_setup.remove_route(self.client, self.index, network, rules[0].table)
 
-    def _let_in(self, addresses: Sequence[Interface]) -> None:
-        """Keep the host's reverse path filter from dropping what comes out of the tunnel.
+    def _pass_reverse_path_filter(self, addresses: Sequence[Interface]) -> None:
+        """Prevent the host's reverse path filter from dropping packets that come out of the tunnel.
 
-        That filter does not know which socket a packet is for, so `oif` does not help it. Cryptokey routing has
-        checked the source already. The filter is switched off on this interface; where net.ipv4.conf.all switches it
-        on for all of them, a rule for packets from the tunnel's own addresses shows it the way.
+        The filter does not know the socket of a packet, so a rule with `oif` has no effect on it. It is switched off on
+        this interface, because cryptokey routing has already checked the source. If net.ipv4.conf.all enables it for
+        all interfaces, a rule for packets from the tunnel's own addresses makes it accept the packets.
         """
         with contextlib.suppress(OSError):
             link_setup.accept_any_source(self.client, self.index)
@@ -111,15 +111,17 @@ class HostRoutes:
 
 
 def remove_orphans() -> None:
-    """Remove the rules of tunnels whose program was killed. Before an interface is made: a name that is used again
-    would make such a rule one of a living interface."""
+    """Remove the rules of tunnels whose program was killed.
+
+    This must happen before an interface is made: an old rule would apply to a new interface of the same name.
+    """
     with contextlib.suppress(OSError), contextlib.closing(netlink.Client()) as client:
         for family in FAMILIES.values():
             policy_rules.remove_orphans(client, family)
 
 
 def _reserve(client: netlink.Client, index: int, network: Network, table: int) -> None:
-    """Raises FileExistsError, OSError."""
+    """Add a route. Raises FileExistsError if the table has one, OSError."""
     try:
         link_setup.reserve_route(client, index, network, table)
     except netlink.Refused as error:

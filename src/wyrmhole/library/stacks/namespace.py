@@ -1,20 +1,20 @@
-"""NamespaceStack: the kernel's own TCP/IP, in a network namespace that belongs to this program. No rights are needed.
+"""NamespaceStack: the kernel's TCP/IP in a network namespace that belongs to this program. It needs no privileges.
 
-How it works. A helper process makes a user namespace and in it a network namespace, opens /dev/net/tun there and
-passes it back. A process that created a user namespace (by its effective user id) and stands outside of it has every
-capability over it; so all the rest is done by this process, from here: it makes the interface (TUNSETIFF), sets it up
-by a rtnetlink socket that the helper made inside, and ends sockets by a sock_diag one. The helper only makes sockets,
-and passes them as descriptors. They are ordinary sockets, so every library takes them, at the kernel's speed.
+A helper process makes a user namespace with a network namespace, opens /dev/net/tun there and passes the descriptor to
+this process. A process outside a user namespace has all capabilities over it if its effective user created it.
+Therefore this process can do the rest from outside: it makes the interface (TUNSETIFF), configures it with an rtnetlink
+socket that the helper made inside, and ends sockets with a sock_diag socket. The helper only makes sockets and passes
+them as descriptors. They are ordinary kernel sockets, so every library can use them at full speed.
 
-The namespace lives as long as anything in it: the TUN, a socket. When the helper dies, another one enters by the two
-namespace descriptors kept here, and nothing else notices. No user or group ids are mapped, for nothing here needs it.
+The namespace exists as long as the TUN or a socket in it. If the helper dies, a new one enters the namespaces through
+two descriptors that are kept here, unnoticed by the program. No user or group ids are mapped, because none are needed.
 
-Making one is the test whether the host allows it. Every step runs for real, the last one sees a packet come out of the
-namespace, and a refusal says which step it was. What is there after a passed test is the stack itself.
+Whether the host permits namespaces is not tested beforehand. Every step is executed, the last one verifies that a
+packet leaves the namespace, and a refusal names the failed step.
 
-`close` ends every socket made here, whoever holds it: a socket whose TUN vanished would hang for a quarter of an hour
-else. Where the kernel cannot end sockets of others (no CONFIG_INET_DIAG_DESTROY), those still known are shut down, and
-keepalives with TCP_USER_TIMEOUT end the rest, accepted and detached ones, within two minutes.
+`close` ends every socket made here, no matter which process holds it. Otherwise a socket whose TUN is gone would hang
+for 15 minutes. If the kernel cannot end sockets (no CONFIG_INET_DIAG_DESTROY), the known ones are shut down. Accepted
+and detached sockets then end within two minutes by keepalives with TCP_USER_TIMEOUT.
 """
 
 from __future__ import annotations
@@ -48,22 +48,22 @@ from wyrmhole.net.sock_diag import NETLINK_SOCK_DIAG, SockDiag
 
 INTERFACE_NAME = "wg0"
 PATIENCE = 1.0
-"""Seconds for a helper to make a socket, some 15 us when it runs. One that takes longer is stopped, and replaced."""
+"""Seconds that a helper may take to make a socket, which normally takes about 15 us. A slower one is replaced."""
 MAX_BATCH_AHEAD = 32
-"""TCP sockets asked for at once. The first is asked for alone, then twice as many each time: a round trip to the helper
-takes two switches of processes, on a busy machine half a millisecond, and a program that connects much needs few.
-At most a 32nd of the descriptors that the process may have."""
+"""Limit of TCP sockets in one request. The first request is for one socket, and each further one for twice as many,
+because a round trip to the helper costs two process switches, or 0.5 ms on a busy machine. A batch has at most a 32nd
+of the descriptors that the process may have."""
 ORPHAN_TIMEOUT_MS = 30_000
 ORPHAN_KEEPALIVE = {socket.TCP_KEEPIDLE: 60, socket.TCP_KEEPINTVL: 10}
-"""TCP_USER_TIMEOUT where sockets cannot be ended from here, and the seconds after which an idle one asks: without a
-question there would be nothing that times out."""
+"""TCP_USER_TIMEOUT and keepalive of sockets that cannot be ended from here. Without keepalives, nothing would time out
+on an idle connection."""
 QUEUE_PACKETS = 2000
 _PROBE_PATIENCE_MS = 2000
-_PROBE_PAYLOAD = b"wyrmhole asks whether this comes out"
+_PROBE_PAYLOAD = b"wyrmhole tests whether this arrives"
 _PROBE_FRAMES = 16
 _PROBE_V4 = (ipaddress.IPv4Address("192.0.2.1"), ipaddress.IPv4Address("192.0.2.2"))
 _PROBE_V6 = (ipaddress.IPv6Address("2001:db8::1"), ipaddress.IPv6Address("2001:db8::2"))
-"""Addresses of documentation (RFC 5737, RFC 3849): two, for one may be the tunnel's own."""
+"""Documentation addresses (RFC 5737, RFC 3849). There are two, because one may be the tunnel's own."""
 _DISCARD = 9
 
 _SIOCGSKNS = 0x894C
@@ -73,8 +73,8 @@ _BBR = "bbr"
 log = logging.getLogger("wyrmhole")
 
 
-class _Taking:
-    """A step of opening: an OSError that leaves it becomes the sentence for that step."""
+class _Step:
+    """A step of opening. An OSError in it is raised as the NamespaceError of that step."""
 
     def __init__(self, step: Stage) -> None:
         self.step = step
@@ -90,7 +90,7 @@ class _Taking:
 
 
 class _Spares:
-    """TCP sockets of one family that were made ahead."""
+    """TCP sockets of one family that were made in advance."""
 
     def __init__(self) -> None:
         self.waiting: deque[Socket] = deque()
@@ -102,12 +102,12 @@ class _Spares:
 
 
 class NamespaceStack(SocketVerbs):
-    """See `stack.Stack`. Made by `open`; then `configure`, which must come before the port is used."""
+    """See `stack.Stack`. Made by `open`. `configure` must be called before the port is used."""
 
     name = "netns"
 
     def __init__(self, helper: Helper, tun_fd: int) -> None:
-        """Use `open`."""
+        """Use `open` instead."""
         self._forks = ForkGuard()
         self._lock = threading.RLock()
         self._helper: Helper | None = helper
@@ -117,19 +117,19 @@ class NamespaceStack(SocketVerbs):
         self._addresses: list[Interface] = []
         self._routes: list[Network] = []
         self._known: weakref.WeakSet[Socket] | None = None
-        """Sockets given out; only where they cannot be ended otherwise."""
+        """The sockets that were handed out, if the kernel cannot end them; otherwise None."""
         self._congestion = ""
         self._index = 0
         self._spares: dict[int, _Spares] = {socket.AF_INET: _Spares(), socket.AF_INET6: _Spares()}
         with contextlib.ExitStack() as undo:
             undo.callback(os.close, tun_fd)
-            with _Taking(Stage.SOCKET):
+            with _Step(Stage.SOCKET):
                 setup, client, listener = self._make(3, socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
                 (diag,) = self._make(1, socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG)
             for sock in (setup, client, listener, diag):
                 undo.callback(sock.close)
             self._keep_namespaces(setup, undo)
-            with _Taking(Stage.ATTACH):
+            with _Step(Stage.ATTACH):
                 self._tun = LinuxTun.attach_elsewhere(tun_fd, INTERFACE_NAME, (client, listener))
             undo.pop_all()
         self._setup, self._diag = netlink.Client(setup), SockDiag(diag)
@@ -137,7 +137,7 @@ class NamespaceStack(SocketVerbs):
 
     @classmethod
     def open(cls) -> NamespaceStack:
-        """Raises NamespaceError, which says at what step, why and what to do. Takes some 20 ms."""
+        """Make a stack, which takes about 20 ms. Raises NamespaceError with the step, the cause and the remedy."""
         helper, passed = Helper.start()
         try:
             stack = cls(helper, passed[0])
@@ -146,7 +146,7 @@ class NamespaceStack(SocketVerbs):
             raise
         try:
             stack._find_traits()
-            with _Taking(Stage.LINK):
+            with _Step(Stage.LINK):
                 stack._index = stack._setup.link(INTERFACE_NAME, None).interface
                 link_setup.set_up(stack._setup, link_setup.LOOPBACK)
                 with contextlib.suppress(OSError):
@@ -169,12 +169,14 @@ class NamespaceStack(SocketVerbs):
 
     @property
     def namespaces(self) -> tuple[int, int]:
-        """Descriptors of the user and the network namespace, to enter (setns(2)) in this order. They stay ours.
-        Raises TunnelError where the kernel does not give them."""
+        """Descriptors of the user and the network namespace, for setns(2) in this order. The stack closes them.
+
+        Raises TunnelError if the kernel does not provide them.
+        """
         with self._lock:
             self._check()
             if not self._namespaces:
-                raise TunnelError(errno.EOPNOTSUPP, "this kernel does not tell the namespaces of a socket")
+                raise TunnelError(errno.EOPNOTSUPP, "this kernel does not report the namespaces of a socket")
             user, network = self._namespaces
             return user, network
 
@@ -185,42 +187,42 @@ class NamespaceStack(SocketVerbs):
     # Configuration
 
     def configure(self, addresses: Sequence[Interface], routes: Sequence[Network], mtu: int) -> None:
-        """See `Stack.configure`. The first call also sees a packet come out. Raises NamespaceError."""
+        """See `Stack.configure`. The first call also verifies that a packet leaves. Raises NamespaceError."""
         with self._lock:
             self._check()
-            with _Taking(Stage.LINK):
+            with _Step(Stage.LINK):
                 link_setup.set_up(self._setup, self._index, mtu=mtu, queue=QUEUE_PACKETS)
-            with _Taking(Stage.ADDRESS):
+            with _Step(Stage.ADDRESS):
                 self._set_addresses(addresses)
-            with _Taking(Stage.ROUTE):
+            with _Step(Stage.ROUTE):
                 self._set_routes(routes)
             if not self._proven and self._addresses:
-                with _Taking(Stage.PACKET):
+                with _Step(Stage.PACKET):
                     self._prove()
                 self._proven = True
 
     def _set_addresses(self, wanted: Sequence[Interface]) -> None:
         for address in [old for old in self._addresses if old not in wanted]:
-            with contextlib.suppress(OSError):  # it went with the MTU
+            with contextlib.suppress(OSError):  # the kernel may have removed it with a change of the MTU
                 link_setup.remove_address(self._setup, self._index, address)
             self._addresses.remove(address)
-        # All of them again: the kernel takes those of IPv6 away below its least MTU, and does not give them back.
+        # Add all of them again: below the minimum MTU of IPv6, the kernel removes IPv6 addresses for good.
         for address in wanted:
             link_setup.add_address(self._setup, self._index, address)
         self._addresses = list(wanted)
 
     def _set_routes(self, wanted: Sequence[Network]) -> None:
         for route in [old for old in self._routes if old not in wanted]:
-            with contextlib.suppress(netlink.Refused):  # it went with an address
+            with contextlib.suppress(netlink.Refused):  # the kernel may have removed it with an address
                 link_setup.remove_route(self._setup, self._index, route)
             self._routes.remove(route)
-        # All of them again: a family's routes go with its last address.
+        # Add all of them again: the kernel removes a family's routes with its last address.
         for route in wanted:
             link_setup.add_route(self._setup, self._index, route)
         self._routes = list(wanted)
 
     def _prove(self) -> None:
-        """Send a packet inside and see it at the port; then end that socket, to know whether sockets can be ended."""
+        """Send a packet inside and receive it at the port. Then test with that socket whether sockets can be ended."""
         own = {address.ip for address in self._addresses}
         family, candidates = (
             (socket.AF_INET, _PROBE_V4) if any(ip.version == 4 for ip in own) else (socket.AF_INET6, _PROBE_V6)
@@ -242,18 +244,18 @@ class NamespaceStack(SocketVerbs):
             length = self._tun.read_into(frame)
             if frame[:length].endswith(_PROBE_PAYLOAD):
                 return
-        raise OSError(errno.ETIMEDOUT, "no packet came out")
+        raise OSError(errno.ETIMEDOUT, "no packet left the namespace")
 
     def _try_ending(self, sock: Socket) -> None:
         try:
             self._diag.destroy(sock)
         except OSError as error:
-            log.info("sockets cannot be ended from outside (%s): they are shut down instead", error)
+            log.info("sockets cannot be ended from outside (%s): they will be shut down instead", error)
             self._known = weakref.WeakSet()
 
     def _find_traits(self) -> None:
-        """BBR, where it is loaded, does not take every lost packet for a full queue."""
-        with _Taking(Stage.SOCKET):
+        """Use BBR if it is loaded, because it does not treat every lost packet as congestion."""
+        with _Step(Stage.SOCKET):
             (sock,) = self._make(1, socket.AF_INET, socket.SOCK_STREAM, 0)
         with sock:
             try:
@@ -263,21 +265,21 @@ class NamespaceStack(SocketVerbs):
             self._congestion = _BBR
 
     def _keep_namespaces(self, inside: Socket, undo: contextlib.ExitStack) -> None:
-        """By way of a socket, which works without /proc."""
+        """Get the namespace descriptors from a socket, which works without /proc."""
         try:
             network = fcntl.ioctl(inside, _SIOCGSKNS)
             undo.callback(os.close, network)
             user = fcntl.ioctl(network, _NS_GET_USERNS)
             undo.callback(os.close, user)
         except OSError as error:
-            log.info("the helper cannot be replaced should it die: no namespace descriptors (%s)", error)
+            log.info("no namespace descriptors (%s): the helper cannot be replaced if it dies", error)
             return
         self._namespaces = (user, network)
 
     # Sockets
 
     def socket(self, family: int, kind: int, protocol: int = 0, *, patience: float | None = None) -> Socket:
-        """See `Stack.socket`; a dead or stopped helper is replaced, in some 20 ms. Raises TunnelError, OSError."""
+        """See `Stack.socket`. A dead or stopped helper is replaced in about 20 ms. Raises TunnelError, OSError."""
         kind &= ~(socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         if kind == socket.SOCK_STREAM and not protocol and family in self._spares:
             return self._stream(family, self._spares[family], patience)
@@ -302,18 +304,18 @@ class NamespaceStack(SocketVerbs):
 
     @property
     def spare_sockets(self) -> int:
-        """How many were made ahead, 62 at most."""
+        """The number of sockets made in advance, at most 62."""
         return sum(len(spares.waiting) for spares in self._spares.values())
 
     def sockets(
         self, count: int, family: int, kind: int, protocol: int = 0, *, patience: float | None = None
     ) -> list[Socket]:
-        """As many at once, which takes a tenth of the time. 1 to 253."""
+        """Make 1 to 253 sockets at once, in a tenth of the time of single requests."""
         if not 1 <= count <= MAX_BATCH:
-            raise ValueError(f"{count} sockets at once: ask for 1 to {MAX_BATCH}")
+            raise ValueError(f"count is {count}; expected 1 to {MAX_BATCH} sockets")
         kind &= ~(socket.SOCK_NONBLOCK | socket.SOCK_CLOEXEC)
         if not self._lock.acquire(timeout=PATIENCE * 4 if patience is None else patience):
-            raise HelperSlow("other threads wait for the helper too")
+            raise HelperSlow("other threads are waiting for the helper")
         try:
             self._check()
             made = self._make(count, family, kind, protocol, patience)
@@ -336,12 +338,12 @@ class NamespaceStack(SocketVerbs):
         return [socket.socket(family, kind, protocol, fileno=descriptor) for descriptor in descriptors]
 
     def _replace_helper(self, error: OSError) -> Helper:
-        """Once per request: one that fails again has a cause that a third would meet too. Raises NamespaceError."""
+        """Replace the helper, once per request, because a third would fail like the second. Raises NamespaceError."""
         former, self._helper = self._helper, None
         status = 0 if former is None else former.end()
         if not self._namespaces:
             raise NamespaceError(errno.EPIPE, refusals.helper_failed(error, status), stage=Stage.SETNS.value)
-        log.warning("the tunnel's helper process failed (%s; exit status %d); another one takes over", error, status)
+        log.warning("the tunnel's helper process failed (%s; exit status %d): starting a new one", error, status)
         self._helper, _ = Helper.start(self._namespaces)
         return self._helper
 
@@ -356,7 +358,7 @@ class NamespaceStack(SocketVerbs):
 
     def _check(self) -> None:
         if self._closed:
-            raise TunnelError(errno.EBADF, "the tunnel is closed: open another one")
+            raise TunnelError(errno.EBADF, "the tunnel is closed: open a new one")
         self._forks.check()
 
     # End
@@ -371,7 +373,7 @@ class NamespaceStack(SocketVerbs):
             try:
                 return self._diag.destroy_all()
             except OSError as error:
-                log.warning("sockets of the tunnel could not be ended: %s", error)
+                log.warning("cannot end the tunnel's sockets: %s", error)
                 return -1
         for sock in list(self._known):
             with contextlib.suppress(OSError):
@@ -402,7 +404,7 @@ class NamespaceStack(SocketVerbs):
 
 
 def _end_when_orphaned(sock: Socket) -> None:
-    """Connections accepted of a listener inherit it."""
+    """Set keepalives. Connections that a listener accepts inherit them."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, ORPHAN_TIMEOUT_MS)
     for option, seconds in ORPHAN_KEEPALIVE.items():

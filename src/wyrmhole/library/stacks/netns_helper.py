@@ -1,8 +1,8 @@
-"""The helper of a namespace stack: enters namespaces of its own, opens a TUN there, and makes sockets for its parent.
+"""The helper of a namespace stack: enter new namespaces, open a TUN there, and make sockets for the parent.
 
 It is run by path, `python -I -S netns_helper.py CHANNEL [USER_NAMESPACE NETWORK_NAMESPACE]`, and not imported by the
-parent. The arguments are inherited descriptors. With one it makes new namespaces; with three it enters those of a
-helper that died. It configures nothing: the parent, which owns the user namespace, has every right over it.
+parent. The arguments are inherited descriptors. With one argument it makes new namespaces. With three it enters those
+of a helper that died. It configures nothing: the parent owns the user namespace and has all capabilities over it.
 
 The channel is a SOCK_SEQPACKET socket pair; integers are in the machine's byte order:
 
@@ -10,17 +10,17 @@ The channel is a SOCK_SEQPACKET socket pair; integers are in the machine's byte 
     passing   number:u32  0:i32      0:u32       with `count` descriptors
     reply     number:u32  errno:i32  stage:u32
 
-A request has a number from 1 on and a count from 1 to 253, the kernel's SCM_MAX_FD. It is answered by a passing and a
-reply with errno 0, or by a reply alone. The reply comes when the helper has closed its own copies: until then a socket
-that the parent closes would not end. In place of a first request, number 0 is answered unasked, with the open TUN
-device if the namespaces are new, or with the errno and the stage that failed: 0 unshare, 1 setns, 2 open.
+Numbers of requests start at 1; the count is 1 to 253, the kernel's SCM_MAX_FD. The answer is a passing and a reply with
+errno 0, or only a reply. The reply is sent after the helper has closed its own copies: before, a socket would stay open
+when the parent closes it. At its start, the helper sends an answer with number 0 without a request: with the open TUN
+device if the namespaces are new, or with the errno and the stage that failed (0 unshare, 1 setns, 2 open).
 
-Descriptors are passed by SCM_RIGHTS. The helper ends when the parent's end of the channel is closed.
+Descriptors are passed with SCM_RIGHTS. The helper ends when the parent's end of the channel is closed.
 """
 
 from __future__ import annotations
 
-# Not `socket`, which takes three times as long to import as all the rest of this program runs.
+# Not `socket`, whose import takes three times as long as the rest of this program.
 import _socket
 import os
 import struct
@@ -56,7 +56,7 @@ def main(arguments: list[str]) -> int:
 
 
 def enter(user_namespace: int, network_namespace: int) -> None:
-    """The order is forced: the right to enter the network namespace comes with the user namespace."""
+    """Enter the user namespace first, because it has the capability to enter the network namespace."""
     call("setns", user_namespace, CLONE_NEWUSER)
     call("setns", network_namespace, CLONE_NEWNET)
     os.close(user_namespace)
@@ -64,12 +64,12 @@ def enter(user_namespace: int, network_namespace: int) -> None:
 
 
 def call(name: str, *arguments: int) -> None:
-    """A system call that `os` has from Python 3.12 on. Raises OSError."""
+    """Make a system call that `os` has since Python 3.12. Raises OSError."""
     function = getattr(os, name, None)
     if function is not None:
         function(*arguments)
         return
-    # This file alone: the package around it would take as long to import as the rest of this program.
+    # Import this file alone, because importing its package would take as long as the rest of this program.
     sys.path.append(os.path.abspath(f"{__file__}/../../../system"))
     getattr(__import__("libc"), name)(*arguments)
 
@@ -91,7 +91,7 @@ def serve(channel: _socket.socket) -> None:
 
 
 def give(channel: _socket.socket, number: int, descriptors: list[int]) -> None:
-    """Raises OSError: ETOOMANYREFS when too many are on their way already."""
+    """Pass descriptors to the parent. Raises OSError: ETOOMANYREFS if too many are in transit."""
     if descriptors:
         rights = struct.pack(f"{len(descriptors)}i", *descriptors)
         ancillary = [(_socket.SOL_SOCKET, _socket.SCM_RIGHTS, rights)]

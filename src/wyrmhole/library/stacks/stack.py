@@ -1,11 +1,10 @@
-"""The seam between the library and a TCP/IP stack that has the tunnel's addresses.
+"""The interface between the library and a TCP/IP stack that has the tunnel's addresses.
 
-A `Stack` gives out real sockets that live behind the tunnel, and owns the `PacketPort` by which its IP packets come and
-go: a virtio-net header and one IP packet or TCP/UDP super-packet, both ways, which is what `net.tun.Tun` is. The engine
-works on the port and the library on the stack, and neither knows the other.
+A `Stack` makes real sockets inside the tunnel, and owns the `PacketPort` through which its IP packets pass. The port
+has the interface of `net.tun.Tun`. The engine uses the port and the library uses the stack; neither knows the other.
 
-The verbs that every stack has are `connect`, `listen` and `datagram`, with numeric addresses: names are resolved
-before. `socket` is the extra of stacks whose sockets may be made first and connected later.
+Every stack has the methods `connect`, `listen` and `datagram`, which take numeric addresses. Stacks whose sockets can
+be made first and connected later also have `socket`.
 """
 
 from __future__ import annotations
@@ -24,24 +23,24 @@ from wyrmhole.net.tun import Tun
 
 PacketPort: TypeAlias = Tun
 Socket: TypeAlias = socket.socket
-"""By another name, for classes that have a method of this one."""
+"""An alias for classes that have a method `socket`."""
 
 
 @dataclass(frozen=True, slots=True)
 class StackAbilities:
-    """What a stack can do besides the portable verbs."""
+    """The abilities of a stack besides the portable methods."""
 
     unconnected_sockets: bool
     backlog: bool
-    """Whether a listener queues connections by itself."""
+    """Whether a listener queues connections itself."""
     raw: bool
-    """Raw ICMP sockets, and with them `ping`."""
+    """Whether there are raw ICMP sockets, which `ping` requires."""
     congestion: str
-    """The congestion control of its TCP; empty: the system's default."""
+    """The congestion control of TCP; empty for the system's default."""
 
 
 class Pending:
-    """A connection on its way. Wait until `fileno` is writable, then `finish`; or `wait`, which does both."""
+    """A connection attempt. Wait until `fileno` is writable, then call `finish`; or call `wait`, which does both."""
 
     def __init__(self, sock: Socket, done: bool) -> None:
         self.socket = sock
@@ -51,7 +50,7 @@ class Pending:
         return self.socket.fileno()
 
     def finish(self) -> Socket:
-        """The connected socket. Raises what became of the attempt, as `socket.connect` does, and closes it then."""
+        """Return the connected socket. If the attempt failed, close it and raise the error of `socket.connect`."""
         number = 0 if self.done else self.socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if number:
             self.socket.close()
@@ -60,7 +59,7 @@ class Pending:
         return self.socket
 
     def wait(self, timeout: float | None) -> Socket:
-        """Block for at most `timeout` seconds. Raises TimeoutError, OSError; closes the socket then."""
+        """Block for at most `timeout` seconds. Raises TimeoutError, OSError, and closes the socket in this case."""
         if not self.done:
             poll = select.poll()
             poll.register(self.socket, select.POLLOUT)
@@ -76,10 +75,10 @@ class Pending:
 
 
 class Stack(Protocol):
-    """All may be called from any thread. Sockets are non-blocking. Raises OSError, of which TunnelError is one.
+    """A TCP/IP stack. All methods are thread-safe. Sockets are non-blocking. Raises OSError, including TunnelError.
 
-    `patience`: raise HelperSlow or HelperGone where it would take longer than these seconds, instead of doing what is
-    needed then; an event loop has none to lose.
+    With `patience`, a method raises HelperSlow or HelperGone if it would take longer than these seconds, instead of
+    replacing the helper, so that it does not block an event loop.
     """
 
     name: str
@@ -91,7 +90,7 @@ class Stack(Protocol):
     def traits(self) -> StackAbilities: ...
 
     def configure(self, addresses: Sequence[Interface], routes: Sequence[Network], mtu: int) -> None:
-        """Have exactly these; may be called again while sockets are in use."""
+        """Replace addresses, routes and MTU. May be called again while sockets are in use."""
 
     def connect(
         self,
@@ -123,25 +122,25 @@ class Stack(Protocol):
     ) -> Socket: ...
 
     def socket(self, family: int, kind: int, protocol: int = 0, *, patience: float | None = None) -> Socket:
-        """Neither bound nor connected. Only with `traits.unconnected_sockets`."""
+        """Return a socket that is neither bound nor connected. Requires `traits.unconnected_sockets`."""
 
     def abort_all(self) -> int:
-        """End every socket, with ECONNABORTED; returns how many, or -1 when that cannot be told."""
+        """End every socket with ECONNABORTED, and return their number, or -1 if it is unknown."""
 
     def close(self) -> None:
-        """End every socket and release everything, the port last. Idempotent."""
+        """End every socket and release all resources, the port last. Idempotent."""
 
 
 class HelperGone(ConnectionError):
-    """What a stack makes its sockets with has ended, and there was no time to replace it."""
+    """The helper that makes the stack's sockets has ended, and there was no time to replace it."""
 
 
 class HelperSlow(TimeoutError):
-    """What a stack makes its sockets with did not answer in time; what it answers later is thrown away."""
+    """The helper that makes the stack's sockets did not answer in time. A later answer is discarded."""
 
 
 class SocketVerbs:
-    """The portable verbs, for stacks whose sockets are the kernel's."""
+    """The portable methods, for stacks with kernel sockets."""
 
     def socket(self, family: int, kind: int, protocol: int = 0, *, patience: float | None = None) -> Socket:
         raise NotImplementedError
@@ -183,7 +182,7 @@ class SocketVerbs:
 
 
 def start_connect(sock: Socket, remote: SocketAddress, local: SocketAddress | None) -> Pending:
-    """Begin; the socket is closed when that fails."""
+    """Start connecting. Close the socket if that fails."""
     try:
         if local is not None:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
