@@ -1,8 +1,8 @@
-"""Two wyrmhole devices on this machine: a handshake, pings, a TCP transfer, and what `wg show` would show.
+"""Two wyrmhole devices on this machine: a handshake, pings, a TCP transfer, and the output of `wg show`.
 
 Each daemon (the real wyrmholed) runs in a network namespace, joined to the other by a virtual cable. Users other than
-root get a user namespace first. Where the kernel allows neither, the two devices run inside this process on memory
-TUNs, and the output says so. Nothing on the machine is changed, and everything is gone at the end.
+root enter a user namespace first. If the kernel allows neither, the two devices run inside this process on memory TUNs,
+and the output states this. The machine's own network is not changed, and nothing remains at the end.
 
 usage: python examples/demo.py [--memory]
 """
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 class Host(Side):
-    """A side whose thread lives in a network namespace: what it makes is in there, sockets and processes too."""
+    """A side with a thread in a network namespace. The sockets and processes that the thread makes are there too."""
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -50,12 +50,12 @@ class Host(Side):
 def main(arguments: list[str]) -> int:
     left, right = Host(0), Host(1)
     try:
-        reason = "as asked" if "--memory" in arguments else enter_namespaces(left, right)
+        reason = "as requested" if "--memory" in arguments else enter_namespaces(left, right)
         if reason:
             print(f"wyrmhole demo: two devices on memory TUNs inside this process ({reason})")
             asyncio.run(memory_demo(left, right))
         else:
-            print("wyrmhole demo: two devices, each in a network namespace of its own, joined by a virtual cable")
+            print("wyrmhole demo: two devices, each in its own network namespace, joined by a virtual cable")
             namespace_demo(left, right)
     except (WyrmholeError, OSError) as error:
         print(f"wyrmhole demo: {error}", file=sys.stderr)
@@ -64,7 +64,7 @@ def main(arguments: list[str]) -> int:
 
 
 def enter_namespaces(*sides: Host) -> str:
-    """Why namespaces with a TUN are not available here; empty: the threads are in theirs."""
+    """Move the sides' threads into network namespaces with a TUN. Return the reason if that is not possible."""
     try:
         if os.geteuid() != 0:
             steps.enter_user_namespace(as_root=True)
@@ -77,9 +77,9 @@ def enter_namespaces(*sides: Host) -> str:
 
 
 def namespace_demo(left: Host, right: Host) -> None:
-    there = right.run(os.open, "/proc/thread-self/ns/net", os.O_RDONLY)
+    other_namespace = right.run(os.open, "/proc/thread-self/ns/net", os.O_RDONLY)
     with closing(left.run(netlink.Client)) as kernel:
-        link_setup.add_cable(kernel, "cable", there)
+        link_setup.add_cable(kernel, "cable", other_namespace)
     for side in (left, right):
         side.run(set_up, "cable", side.outer)
     with daemon(right, left), daemon(left, right) as folder:
@@ -102,7 +102,7 @@ def set_up(device: str, address: str) -> None:
 
 @contextmanager
 def daemon(side: Host, other: Host) -> Iterator[str]:
-    """A wyrmholed for the side, configured and up; gives the folder of its UAPI socket."""
+    """Run a configured wyrmholed for the side. Yields the folder of its UAPI socket."""
     command = [sys.executable, "-m", "wyrmhole.cli.wyrmholed", "-f", side.name]
     with TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listener:
         listener.bind(f"{folder}/{side.name}.sock")
@@ -121,13 +121,13 @@ def daemon(side: Host, other: Host) -> Iterator[str]:
 
 
 def ping(address: str) -> float:
-    """Seconds that an ICMP echo takes."""
+    """Return the seconds that an ICMP echo takes."""
     sock = socket.socket(socket.AF_INET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, socket.IPPROTO_ICMP)
     return asyncio.run(asyncio.wait_for(icmp_echo.echo(sock, (address, 0), os.getpid(), 56), PATIENCE))
 
 
 def swallow(server: socket.socket) -> None:
-    """Take what one connection sends, and close it at its end."""
+    """Receive and discard the data of one connection until its end."""
     buffer = bytearray(1 << 20)
     with server, server.accept()[0] as sock:
         while sock.recv_into(buffer):
@@ -135,7 +135,7 @@ def swallow(server: socket.socket) -> None:
 
 
 def send(address: str) -> tuple[int, float]:
-    """Send for TRANSFER_SECONDS; returns how many bytes, and the seconds until all of them had arrived."""
+    """Send for TRANSFER_SECONDS. Return the number of bytes, and the seconds until all of them had arrived."""
     count, block, start = 0, bytes(1 << 20), time.perf_counter()
     with socket.create_connection((address, TRANSFER_PORT), timeout=PATIENCE) as sock:
         while time.perf_counter() - start < TRANSFER_SECONDS:

@@ -1,4 +1,4 @@
-"""Two devices inside this process, on memory TUNs and UDP sockets of loopback: the demo where namespaces are refused.
+"""Two devices inside this process, on memory TUNs and UDP sockets of loopback: the demo without namespaces.
 
 usage: python examples/demo_memory.py
 """
@@ -40,7 +40,7 @@ def show(status: DeviceStatus) -> None:
 
 
 async def memory_demo(left: Side, right: Side) -> None:
-    """The same protocol and engine between two memory TUNs and two UDP sockets on loopback."""
+    """Run the same protocol and engine between two memory TUNs and two UDP sockets on loopback."""
     tuns = MemoryTun(left.name), MemoryTun(right.name)
     devices = [make_device(tun) for tun in tuns]
     try:
@@ -57,7 +57,7 @@ async def memory_demo(left: Side, right: Side) -> None:
 
 
 async def memory_traffic(tuns: tuple[MemoryTun, MemoryTun], left: Side, right: Side) -> None:
-    """Packets there and back, then many in one direction; there is no TCP without a kernel's TUN."""
+    """Send packets in both directions, then many in one. Without a kernel TUN there is no TCP."""
     times = []
     for _ in range(PINGS + 1):
         start = time.perf_counter()

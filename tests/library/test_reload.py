@@ -72,7 +72,7 @@ def test_a_stack_that_refuses_leaves_the_device_alone(monkeypatch: pytest.Monkey
             new = ends.near_text.replace("fd66::1/64\n", "10.66.0.50/24\nMTU = 1000\n").replace(
                 "/24, fd66::2", "/32, fd66::2"
             )
-            with pytest.raises(wyrmhole.TunnelError, match="not reloaded, the tunnel is as it was: no room") as caught:
+            with pytest.raises(wyrmhole.TunnelError, match="not reloaded, the tunnel is unchanged: no room") as caught:
                 await ends.near.reload(new)
             assert caught.value.errno == errno.ENOBUFS
             assert state_of(ends) == before
@@ -102,7 +102,7 @@ def test_a_device_that_refuses_has_the_stack_taken_back(device: str) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"persistent_keepalive": 65536}, "PersistentKeepalive is 65536: expected 0 to 65535"),
+        ({"persistent_keepalive": 65536}, "PersistentKeepalive is 65536; expected 0 to 65535"),
         ({"persistent_keepalive": -1}, "PersistentKeepalive"),
         ({"endpoint": wyrmhole.ConfigEndpoint("127.0.0.1", 70000)}, "port"),
     ],

@@ -1,1 +1,1 @@
-"""A tunnel inside of a Python program."""
+"""Tunnels inside a Python program."""

@@ -1,7 +1,6 @@
-"""A Device that follows a configuration: its peers have names, their endpoints may be host names, its events are the
-library's.
+"""A Device that follows a configuration: peers have names, endpoints may be host names, events are the library's.
 
-It knows nothing of sockets inside. Everything is called on the loop that started it.
+It does not know the sockets inside the tunnel. All methods must be called on the loop that started it.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ log = logging.getLogger(__name__)
 
 class ConfiguredDevice:
     def __init__(self, port: PacketPort, engine_kind: str) -> None:
-        """Raises TunnelError for an engine that is not installed."""
+        """Make the device. Raises TunnelError if the engine is not installed."""
         self.followers = Followers(self.named)
         try:
             self.device = make_device(port, engine=engine_kind, on_event=self.followers.handle)
@@ -47,7 +46,7 @@ class ConfiguredDevice:
             raise TunnelError(0, str(error)) from error
         self.endpoints = EndpointNames(self._unanswered, self._endpoint_of, self._move, on_failure=self._unresolved)
         self.addresses: Sequence[Interface] = ()
-        """The tunnel's own, for explanations."""
+        """The tunnel's own addresses, for explanations."""
         self.reachability = Reachability(self.device, lambda: self.addresses, lambda key: self._names.get(key))
         self.handshakes = Handshakes(self.device, self.followers, self.reachability, self.handle)
         self._claim: KeyClaim | None = None
@@ -56,7 +55,7 @@ class ConfiguredDevice:
     # Life
 
     async def start(self, config: Config) -> None:
-        """Returns when packets can go. Raises ConfigError, socket.gaierror, TunnelError."""
+        """Start the device, and return when packets can flow. Raises ConfigError, socket.gaierror, TunnelError."""
         answers = await self.resolve(config)
         try:
             await self.device.start(set_change(config, first_of(answers)))
@@ -72,7 +71,7 @@ class ConfiguredDevice:
         self._claim = None if key is None else claim(key.public_key())
 
     def end(self) -> None:
-        """End at once, in one step that nothing can interrupt. Idempotent. The loop may be closed already."""
+        """End everything in one step that nothing can interrupt. Idempotent. The loop may already be closed."""
         if self._claim is not None:
             self._claim.release()
         for step in (self.endpoints.close, self.device.close_now, self.followers.end):
@@ -82,15 +81,18 @@ class ConfiguredDevice:
     # Peers
 
     async def resolve(self, config: Config) -> Answers:
-        """Where the peers are; none for a name that has no address now. Raises socket.gaierror when there is no peer to
-        talk to: none without an endpoint, none with an address, none that is known from before."""
+        """Resolve the endpoints of all peers. The result is empty for a name without an address.
+
+        Raises socket.gaierror if no peer is usable. A peer is usable if it has no Endpoint (it may connect to us), if
+        its endpoint has an address, or if its address is known from earlier.
+        """
         answers, failures = await self.endpoints.resolve_some(
             endpoints_of(config.peers), is_enough=lambda found: self._can_talk(config, found)
         )
         if failures and not self._can_talk(config, answers):
             raise next(iter(failures.values()))
         for endpoint, failure in failures.items():
-            log.warning("%s; the tunnel works without this peer, and goes on asking", failure.strerror)
+            log.warning("%s; continuing without this peer, the look-up will be repeated", failure.strerror)
             answers[endpoint] = []
         return answers
 
@@ -101,8 +103,10 @@ class ConfiguredDevice:
         )
 
     def sync(self, config: Config, answers: Answers) -> None:
-        """Be what the config says; peers that stay keep their sessions, and so does the port when none is given.
-        Raises ConfigError, TunnelError; nothing changed then."""
+        """Apply a configuration. Peers that stay keep their sessions. The port is kept if the configuration has none.
+
+        Raises ConfigError, TunnelError; nothing has changed in this case.
+        """
         change = sync_change(config, self.device.status(), first_of(answers))
         if config.interface.listen_port is None:
             change = replace(change, listen_port=None)
@@ -116,7 +120,7 @@ class ConfiguredDevice:
         self._note_peers(config, answers)
 
     async def add_peer(self, peer: ConfigPeer) -> Peer:
-        """Raises ValueError, ConfigError, socket.gaierror."""
+        """Add or change a peer. Raises ValueError, ConfigError, socket.gaierror."""
         own = self.device.private_key
         check_peer(peer, None if own is None else own.public_key())
         config = Config(ConfigInterface(), [peer])
@@ -126,22 +130,23 @@ class ConfiguredDevice:
         return self.handle(peer.public_key)
 
     def remove_peer(self, key: PublicKey) -> None:
+        """Remove a peer. Raises KeyError."""
         self.handle(key)
         self._configure(DeviceChange(peers=(PeerChange(key, remove=True),)))
         self._forget(key)
 
     def handle(self, key: PublicKey) -> Peer:
-        """Raises KeyError."""
+        """Return a handle of a peer. Raises KeyError if the device does not have it."""
         if not self.device.has_peer(key):
             raise KeyError(f"the tunnel has no peer {key}")
         return self.named(key)
 
     def named(self, key: PublicKey) -> Peer:
-        """A handle whether or not the device has the peer."""
+        """Return a handle, whether or not the device has the peer."""
         return Peer(self, key, self._names.get(key))
 
     def stats_of(self, key: PublicKey) -> PeerStats:
-        """Raises KeyError."""
+        """Return the state and counters of a peer. Raises KeyError."""
         status = self.device.peer(key)
         if status is None:
             raise KeyError(f"the tunnel has no peer {key}")
@@ -162,9 +167,9 @@ class ConfiguredDevice:
         )
 
     def _configure(self, change: DeviceChange) -> None:
-        """Also while the interface is down."""
+        """Change the device, which may be down. Raises TunnelError if it is closed, ConfigError."""
         if self.device.is_closed:
-            raise TunnelError(errno.EBADF, "the tunnel is closed: open another one")
+            raise TunnelError(errno.EBADF, "the tunnel is closed: open a new one")
         self.device.configure(change)
 
     def _note_peers(self, config: Config, answers: Answers) -> None:

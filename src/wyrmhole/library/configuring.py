@@ -1,4 +1,4 @@
-"""What a configuration must hold, for `open`, `reload` and `peers.add` alike."""
+"""The checks of a configuration that `open`, `reload` and `peers.add` share."""
 
 from __future__ import annotations
 
@@ -19,12 +19,16 @@ log = logging.getLogger(__name__)
 
 
 def check_config(config: Config) -> None:
-    """Raises ConfigFileError for what a tunnel cannot do without, and for values that no file could hold."""
+    """Check a configuration for a tunnel.
+
+    Raises ConfigFileError for a missing key that a tunnel requires, and for a value that no file could contain (a
+    Config may be made by a program).
+    """
     interface = config.interface
     if interface.private_key is None or interface.private_key.is_zero:
-        raise ConfigFileError(config.source, 0, "a tunnel needs PrivateKey = in its [Interface]")
+        raise ConfigFileError(config.source, 0, "no PrivateKey is configured: add one to [Interface]")
     if not interface.addresses:
-        raise ConfigFileError(config.source, 0, "a tunnel needs Address = in its [Interface], for its sockets to have")
+        raise ConfigFileError(config.source, 0, "no Address is configured: add the tunnel's own to [Interface]")
     try:
         check_interface(interface)
     except ValueError as error:
@@ -37,21 +41,21 @@ def check_config(config: Config) -> None:
 
 
 def check_interface(interface: ConfigInterface) -> None:
-    """Raises ValueError."""
+    """Check the values of an [Interface]. Raises ValueError."""
     within("MTU", interface.mtu, MIN_MTU, MAX_MTU)
     within("ListenPort", interface.listen_port, 0, MAX_PORT)
     within("FwMark", interface.fwmark, 0, 0xFFFFFFFF)
     uses_v6 = any(address.version == 6 for address in interface.addresses)
     if interface.mtu is not None and interface.mtu < IPV6_MINIMUM_MTU and uses_v6:
         raise ValueError(
-            f"MTU {interface.mtu} is below the {IPV6_MINIMUM_MTU} of IPv6: raise it, or drop the IPv6 Address"
+            f"MTU {interface.mtu} is below the {IPV6_MINIMUM_MTU} of IPv6: raise it, or remove the IPv6 Address"
         )
 
 
 def check_peer(peer: ConfigPeer, own: PublicKey | None = None) -> None:
-    """Raises ValueError. `own` is the tunnel's own public key, where a peer must not have it."""
+    """Check the values of a [Peer]. `own` is the tunnel's public key, which a peer must not have. Raises ValueError."""
     if peer.public_key == own:
-        raise ValueError("the PublicKey is the tunnel's own: give the peer's")
+        raise ValueError("the PublicKey is the tunnel's own: use the peer's")
     within("PersistentKeepalive", peer.persistent_keepalive, 0, MAX_KEEPALIVE)
     if peer.endpoint is not None:
         within("the port of Endpoint", peer.endpoint.port, 1, MAX_PORT)
@@ -59,17 +63,17 @@ def check_peer(peer: ConfigPeer, own: PublicKey | None = None) -> None:
 
 def within(what: str, value: int | None, low: int, high: int) -> None:
     if value is not None and not low <= value <= high:
-        raise ValueError(f"{what} is {value}: expected {low} to {high}")
+        raise ValueError(f"{what} is {value}; expected {low} to {high}")
 
 
 def warn_of_servers(config: Config) -> None:
-    """Log a warning for each name server that no peer leads to."""
+    """Log a warning for each name server that is in no peer's AllowedIPs."""
     prefixes = {prefix for peer in config.peers for prefix in peer.allowed_ips}
     for server in config.interface.dns_servers:
         if not leads_to(prefixes, server) and not is_own(config.interface.addresses, server):
             log.warning(
-                "%s: DNS server %s is in no peer's AllowedIPs, so no name is asked of it: add it to one, or name "
-                "another server",
+                "%s: DNS server %s is in no peer's AllowedIPs and is not used: add it to a peer's AllowedIPs, or "
+                "configure another server",
                 config.source,
                 server,
             )

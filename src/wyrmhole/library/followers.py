@@ -1,4 +1,4 @@
-"""Everybody who follows a tunnel's events, and the translation of the protocol's events for them."""
+"""The iterators over a tunnel's events, and the translation of the protocol's events into the library's."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from wyrmhole.protocol.keys import PublicKey
 
 
 class Followers:
-    """`handle_of` makes the peer that an event names, also when the tunnel no longer has it."""
+    """Publishes events. `handle_of` returns a handle of an event's peer, even if the tunnel no longer has the peer."""
 
     def __init__(self, handle_of: Callable[[PublicKey], Peer]) -> None:
         self._handle_of = handle_of
         self._followers: weakref.WeakSet[events.Events] = weakref.WeakSet()
 
     def follow(self) -> events.Events:
-        """What happens from now on. One that nobody holds any more gets nothing."""
+        """Return an iterator over future events. It is held weakly, so a dropped iterator collects nothing."""
         follower = events.Events()
         self._followers.add(follower)
         return follower
 
     def handle(self, event: protocol_events.Event) -> None:
-        """Pass on what a program may act on; the steps of a handshake are for the log."""
+        """Publish the events that a program may act on. The single steps of a handshake are only logged."""
         refusals = protocol_events.HandshakeRefused | protocol_events.PacketRefused | protocol_events.CookieReplySent
         if isinstance(event, refusals):
             return

@@ -1,4 +1,4 @@
-"""Waiting for a session with a peer, or for a new one."""
+"""Wait for a session with a peer, or for a new session."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from wyrmhole.protocol.keys import PublicKey
 
 
 class Handshakes:
-    """`handle` returns a peer of the device, and raises KeyError for one that is not there."""
+    """Starts handshakes and waits for them. `handle` returns a peer of the device, or raises KeyError."""
 
     def __init__(
         self, device: Device, followers: Followers, reachability: Reachability, handle: Callable[[PublicKey], Peer]
@@ -27,17 +27,19 @@ class Handshakes:
         self._handle = handle
 
     async def wait_handshake(self, key: PublicKey | None, timeout: float | None) -> Peer:
-        """Return when this peer, or any, has a session; begins a handshake where there is none. The peer that has.
-        Raises TimeoutError, KeyError for a peer that is not there or is removed meanwhile, TunnelError when there is no
-        peer or the tunnel ends meanwhile."""
+        """Return the given peer, or the first of all peers, as soon as it has a session. Start missing handshakes.
+
+        Raises TimeoutError, KeyError if the peer does not exist or is removed meanwhile, TunnelError if there are no
+        peers or the tunnel ends meanwhile.
+        """
         self._check_wanted(key)
-        happenings = self._followers.follow()
+        following = self._followers.follow()
         for each in self._device.peer_keys() if key is None else [key]:
             if self._has_session(each):
                 return self._handle(each)
             self._device.ensure_session(each)
         async with deadline(timeout, lambda: f"no handshake within {timeout:g} s: {self._why_none(key)}"):
-            async for event in happenings:
+            async for event in following:
                 self._check_wanted(key)
                 if key not in (None, event.peer.public_key):
                     continue
@@ -48,19 +50,19 @@ class Handshakes:
         raise TunnelError(errno.EBADF, "the tunnel was closed before a handshake")
 
     def _check_wanted(self, key: PublicKey | None) -> None:
-        """Raises KeyError, TunnelError for nobody to wait for."""
+        """Raises KeyError if the peer does not exist, TunnelError if there are no peers at all."""
         if key is not None:
             self._handle(key)
         elif not self._device.peer_keys():
             raise TunnelError(errno.ENOTCONN, "the tunnel has no peer to wait for: add one first")
 
     async def handshake(self, key: PublicKey, timeout: float | None) -> None:
-        """A new session with this peer. Raises TimeoutError, KeyError, TunnelError when the tunnel ends meanwhile."""
+        """Establish a new session with a peer. Raises TimeoutError, KeyError, TunnelError if the tunnel ends."""
         self._handle(key)
-        happenings = self._followers.follow()
+        following = self._followers.follow()
         self._device.request_handshake(key)
         async with deadline(timeout, lambda: f"no new handshake within {timeout:g} s: {self._why_none(key)}"):
-            async for event in happenings:
+            async for event in following:
                 if isinstance(event, events.Handshake) and event.peer.public_key == key:
                     return
                 if isinstance(event, events.HandshakeFailed) and event.peer.public_key == key:

@@ -1,17 +1,17 @@
-"""A tunnel's life: what ends with it, in what order, whoever ends it and when.
+"""The end of a tunnel: what ends with it, and in what order, no matter what causes the end.
 
 A `Tunnel` is a front that nothing inside holds. When the program closes it, drops it, or exits, or when the device
-closes itself, this ends the rest, once:
+closes itself, `Life` ends the rest, once:
 
-1. services, servers and every socket inside, so that the other sides hear of it, and what they say leaves the TUN;
+1. services, servers and every socket inside, so that the remote hosts are notified before the TUN closes;
 2. device, engine and TUN, in one step on the tunnel's loop;
-3. the stack, last: what the engine polls must not be closed under it.
+3. the stack, because the engine must not poll closed descriptors.
 
-A thread of its own does so. It is not a task, which the program might cancel with all others, and not a job of the
-loop's executor, whose threads might all be busy. A loop that is closed, or does not run any more, is not waited for.
+A separate thread does this. A task could be cancelled by the program together with all others, and the threads of the
+loop's executor could all be busy. The thread does not wait for a loop that is closed or stopped.
 
-Until it has ended, a life is held by this module. So the end never runs among objects that the garbage collector has
-finalized already, as it may have finalized sockets.
+This module holds every `Life` until it has ended. Otherwise the end could run after the garbage collector has finalized
+its objects, sockets among them.
 """
 
 from __future__ import annotations
@@ -38,13 +38,14 @@ if TYPE_CHECKING:
     from wyrmhole.library.sockets.servers import TunnelServer
 
 LAST_PACKETS = 0.1
-"""Seconds, longer than a busy machine keeps the engine waiting; it limits `close` when packets cannot leave."""
+"""Limit of the wait for the engine to drain the TUN, in seconds. It exceeds any scheduling delay that we have seen, and
+limits `close` when packets cannot leave."""
 APPLIED_PATIENCE = 1.0
-"""Seconds for the engine to finish what it is at."""
+"""Seconds to wait until the engine has executed earlier calls."""
 LOOP_PATIENCE = 1.0
-"""Seconds after which a loop that does not run is taken for one that will not run again."""
+"""Seconds after which a stopped loop is assumed to stay stopped."""
 EXIT_PATIENCE = 5.0
-"""Seconds that the end of the program waits for its tunnels."""
+"""Seconds that the exit of the program waits for its tunnels."""
 _STEP = 0.1
 
 log = logging.getLogger("wyrmhole")
@@ -53,7 +54,10 @@ _exiting = threading.Event()
 
 
 class Life:
-    """Made on the tunnel's loop. `begin` and `drop` may be called from any thread, also by the garbage collector."""
+    """Ends a tunnel once. Made on the tunnel's loop.
+
+    `begin` and `drop` are thread-safe, and the garbage collector may call them.
+    """
 
     def __init__(self, stack: Stack, outside: ConfiguredDevice) -> None:
         self.stack = stack
@@ -63,7 +67,8 @@ class Life:
         self._loop = asyncio.get_running_loop()
         self._forks = ForkGuard()
         self._tickets = [True]
-        """Whoever takes the only one begins the end: atomic, and no lock that the same thread might hold."""
+        """The caller that pops the only ticket begins the end. `pop` is atomic and, unlike a lock, cannot deadlock when
+        the garbage collector runs in a thread that holds it."""
         self._describe: Callable[[], str] = self.__repr__
         self._has_thread = True
         self._outside = threading.RLock()
@@ -84,7 +89,7 @@ class Life:
         return self._forks.is_forked
 
     def check(self) -> None:
-        """Raises TunnelError."""
+        """Check that the tunnel is open. Raises TunnelError."""
         self._forks.check()
         if self.closed:
             failure = self.outside.device.failure
@@ -98,7 +103,7 @@ class Life:
         weakref.finalize(front, self.drop).atexit = False
 
     async def close(self) -> None:
-        """Begin, and wait until nothing is left. Idempotent; cancelling it stops the waiting only."""
+        """Begin the end and wait for it. Idempotent. Cancelling `close` stops only the waiting."""
         if self.is_forked:
             return
         self.begin()
@@ -108,7 +113,7 @@ class Life:
             await waiter
 
     def drop(self) -> None:
-        """The program lost its last reference, or exits."""
+        """Begin the end of a tunnel that was not closed: the program dropped its last reference, or exits."""
         if self.is_forked or self.closed:
             return
         try:
@@ -117,7 +122,7 @@ class Life:
             self.begin()
 
     def begin(self) -> None:
-        """Idempotent; does not wait."""
+        """Begin the end without waiting for it. Idempotent."""
         if self.is_forked:
             return
         try:
@@ -125,18 +130,18 @@ class Life:
         except IndexError:
             return
         try:
-            # Without the locks of `threading`, which the thread that drops a tunnel may hold.
+            # Not `threading.Thread`, which takes locks that the thread that drops a tunnel may hold.
             _thread.start_new_thread(self._end, ())
         except RuntimeError:
             self._has_thread = False
             self._end()
 
     def when_ended(self, call: Callable[[], None]) -> None:
-        """Once, from any thread."""
+        """Call `call` once, in any thread, when the tunnel has ended."""
         self._when_ended.append(call)
 
     def wait(self, timeout: float) -> bool:
-        """Block until it has ended."""
+        """Block until the tunnel has ended. Return False after `timeout` seconds."""
         return self._ended.wait(timeout)
 
     def _end(self) -> None:
@@ -153,24 +158,24 @@ class Life:
             _living.discard(self)
             for waiter in list(self._waiters):
                 with contextlib.suppress(RuntimeError):
-                    waiter.get_loop().call_soon_threadsafe(_tell, waiter)
+                    waiter.get_loop().call_soon_threadsafe(_wake, waiter)
             for call in self._when_ended:
                 call()
 
     def _end_services(self) -> None:
         ends = [service.close for service in self.services] + [server.close for server in self.servers]
         for end in ends:
-            # A loop that is closed has no use for what it is told.
+            # Raised if the loop is closed, which has ended its servers.
             with contextlib.suppress(RuntimeError):
                 end()
 
     def _end_listeners(self) -> None:
-        """Before their sockets: a loop that finds a listener aborted while it is cancelled logs an error."""
+        """End listeners before their sockets: asyncio logs an error for a listener that is aborted first."""
         ended = threading.Event()
 
         def end() -> None:
             self._end_services()
-            # Behind what cancelling has the loop do next.
+            # Scheduled after the callbacks that closing has scheduled.
             self._loop.call_soon(ended.set)
 
         if self._can_ask() and self._on_loop(end):
@@ -178,7 +183,7 @@ class Life:
 
     def _end_sockets(self) -> None:
         self.stack.abort_all()
-        # Sockets that were aborted tell the other side: those packets must leave the TUN.
+        # Aborted sockets send resets to the remote hosts; these packets must leave the TUN.
         self.outside.device.drain(LAST_PACKETS)
         if not self.outside.device.is_closed and self._can_ask():
             applied = threading.Event()
@@ -186,7 +191,7 @@ class Life:
                 applied.wait(APPLIED_PATIENCE)
 
     def _end_outside(self) -> None:
-        """On the loop, whose readers and timers these are, as long as there is one that runs."""
+        """End device, engine and TUN on the loop that has their readers and timers, or here if it does not run."""
         idle = 0.0
         while not self._outside_ended.is_set():
             is_idle = not self._loop.is_running()
@@ -205,11 +210,11 @@ class Life:
             try:
                 self.outside.end()
             except Exception:
-                log.exception("a tunnel's device could not be closed in order")
+                log.exception("closing a tunnel's device failed")
             self._outside_ended.set()
 
     def _can_ask(self) -> bool:
-        """Whether what is asked of the loop will be done while this waits."""
+        """Whether the loop will execute calls while this thread waits."""
         return self._has_thread and self._loop.is_running()
 
     def _on_loop(self, call: Callable[..., object], *arguments: object) -> bool:
@@ -220,14 +225,14 @@ class Life:
         return True
 
 
-def _tell(waiter: asyncio.Future[None]) -> None:
+def _wake(waiter: asyncio.Future[None]) -> None:
     if not waiter.done():
         waiter.set_result(None)
 
 
 @atexit.register
 def _end_all() -> None:
-    """What is still open when the program ends is closed in order: the other sides hear of it."""
+    """Close open tunnels in order when the program exits, so that remote hosts are notified."""
     _exiting.set()
     lives = [life for life in list(_living) if not life.is_forked]
     for life in lives:

@@ -1,4 +1,4 @@
-"""`wyrmhole.open`: from a configuration to a running tunnel, or to one clear error."""
+"""`wyrmhole.open`: make a running tunnel from a configuration, or raise one clear error."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 
 class PendingTunnel:
-    """What `open` returns: `async with` it, or await it and close the tunnel yourself."""
+    """The result of `open`: enter it with `async with`, or await it and close the tunnel yourself."""
 
     def __init__(
         self,
@@ -49,11 +49,11 @@ class PendingTunnel:
         if device is not None and not isinstance(device, str):
             raise TypeError(f"device must be 'tun' or None, not {arguments.named_type(device)}")
         if device not in (None, "tun"):
-            raise ValueError(f"there is no device {device!r}: use 'tun', or none for a private namespace")
+            raise ValueError(f"unknown device {device!r}: use 'tun', or None for a private namespace")
         if name is not None:
             arguments.check_text("the name of an interface", name, "wg7")
             if device is None:
-                raise ValueError("a name is for an interface of this host: use device='tun' with it")
+                raise ValueError("a name is only for an interface of this host: use it with device='tun'")
         self._config = config
         self._device = device
         self._name = name
@@ -66,7 +66,7 @@ class PendingTunnel:
     if not TYPE_CHECKING:
 
         def __getattr__(self, name: str) -> NoReturn:
-            """A verb of the tunnel, most likely."""
+            """Raises AttributeError with a hint, because the attribute is probably a method of the tunnel."""
             if name.startswith("_"):
                 raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
             raise AttributeError(f"wyrmhole.open() has not opened the tunnel yet, so it has no {name!r}: {HOW_TO_USE}")
@@ -75,7 +75,7 @@ class PendingTunnel:
             raise TypeError("wyrmhole.open() needs `async with`, or wyrmhole.sync.open() without asyncio")
 
         def __exit__(self, *_: object) -> None:
-            """Lest Python itself complains, with other words."""
+            """Exists so that `with` reaches `__enter__` and its message."""
 
     def __await__(self) -> Generator[object, None, Tunnel]:
         return self.open().__await__()
@@ -100,7 +100,7 @@ class PendingTunnel:
         except OSError as error:
             if isinstance(error, TunnelError) or error.errno not in (errno.EMFILE, errno.ENFILE):
                 raise
-            raise TunnelError(error.errno, f"No tunnel was opened: {DESCRIPTOR_LIMIT}") from error
+            raise TunnelError(error.errno, f"cannot open the tunnel: {DESCRIPTOR_LIMIT}") from error
 
     async def _open_checked(self, config: Config) -> Tunnel:
         stack = await self._open_stack(config)
@@ -118,7 +118,7 @@ class PendingTunnel:
         return Tunnel(stack, outside, config, None if isinstance(self._config, Config) else self._config)
 
     async def _open_stack(self, config: Config) -> Stack:
-        """In a thread, for a process is started; one that nobody waits for any more is closed."""
+        """Make a stack in a thread, because this starts a process. Close it if the caller was cancelled."""
         making = partial(make_stack, config, self._device, self._name)
         return await HELPERS.run(making, unwanted=lambda stack: stack.close())
 
@@ -133,22 +133,22 @@ def open(
 ) -> PendingTunnel:
     """Open a tunnel: `async with wyrmhole.open("wg0.conf") as tunnel`, or `tunnel = await wyrmhole.open(...)`.
 
-    `config` is a file (`~` is your home), the text of one, or a Config. `stack` is auto or netns: a private network
-    namespace, for which no rights are needed. `device="tun"` makes an interface on this host instead, called `name`,
-    which needs CAP_NET_ADMIN. `engine` is auto, native or portable.
+    `config` is the path of a file (`~` is your home directory), the text of a file, or a Config. `stack` is auto or
+    netns: a private network namespace, which requires no privileges. `device="tun"` makes an interface called `name` on
+    this host instead, which requires CAP_NET_ADMIN. `engine` is auto, native or portable.
 
-    An endpoint's name that has no address now is logged, and asked for again while the tunnel works with its other
-    peers.
+    If the name of an endpoint does not resolve, this is logged, and the look-up is repeated while the tunnel works with
+    its other peers.
 
-    Raises TypeError and ValueError for arguments, OSError for the file, ConfigFileError for what is in it,
-    socket.gaierror when no peer can be talked to for its endpoint's name, NamespaceError where namespaces are refused,
-    TunnelError, ConfigError for a port that is taken.
+    Raises TypeError and ValueError for wrong arguments, OSError if the file cannot be read, ConfigFileError if its
+    content is invalid, socket.gaierror if no endpoint name resolves and no peer is usable, NamespaceError if the system
+    refuses namespaces, ConfigError if the port is in use, TunnelError.
     """
     return PendingTunnel(config, stack=stack, device=device, name=name, engine=engine)
 
 
 def make_stack(config: Config, device: str | None, name: str | None) -> Stack:
-    """Blocks for some 20 ms. Raises TunnelError, OSError."""
+    """Make and configure a stack. Blocks for about 20 ms. Raises TunnelError, OSError."""
     stack: Stack
     if device == "tun":
         from wyrmhole.library.stacks.host import HostStack

@@ -1,7 +1,7 @@
-"""Programs whose standard library was replaced.
+"""Detect programs whose standard library was replaced.
 
-gevent and eventlet put threads, sockets, polling and subprocesses of their own in its place, all for one thread of the
-program. A tunnel needs the real ones, on threads beside it.
+gevent and eventlet replace threads, sockets, polling and subprocesses with versions that all run in one thread. A
+tunnel needs the originals, because it runs in threads of its own.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ _EVENTLET = ("select", "socket", "thread", "subprocess")
 
 
 def check_runtime() -> None:
-    """Raises TunnelError where a tunnel would hang or fail with an error of something else."""
+    """Raises TunnelError in a program in which a tunnel would hang or fail with an unrelated error."""
     patched = _gevent() or _eventlet()
     if patched is not None:
         library, module = patched
         raise TunnelError(
             errno.EOPNOTSUPP,
-            f"a tunnel cannot work in a program that {library} has patched ({module!r} is replaced): "
-            "run `wyrmhole proxy` or `wyrmhole forward` beside it and connect to that, "
+            f"cannot open a tunnel in a program that {library} has patched ({module!r} is replaced): "
+            "run `wyrmhole proxy` or `wyrmhole forward` as a separate process and connect to it, "
             "or open the tunnel in a process without patches",
         )
 

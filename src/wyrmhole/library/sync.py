@@ -1,11 +1,11 @@
-"""Tunnels for programs without asyncio: the same verbs, blocking.
+"""Tunnels for programs without asyncio: the same methods, blocking.
 
     with wyrmhole.sync.open("wg0.conf") as tunnel:
         sock = tunnel.create_connection(("db.internal", 5432), timeout=3)
 
-How it works. An event loop in a thread of its own has the tunnel; a verb asks it and waits. What a socket sends and
-receives does not pass through it: each is the kernel's, blocking, and the caller's own. All may be called from any
-number of threads, and none holds up another.
+An event loop in a separate thread runs the tunnel; each method submits a coroutine to it and waits for the result. The
+data of sockets does not pass through the loop: they are blocking kernel sockets that belong to the caller. All methods
+are thread-safe, and a call does not delay calls of other threads.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 STREAM, IPV4 = socket.SOCK_STREAM, socket.AF_INET
 END_PATIENCE = 10.0
-"""Seconds for a loop to end when nothing of it should be left."""
+"""Limit of the wait for the loop's remaining tasks, and for its thread, in seconds."""
 
 
 def open(
@@ -58,7 +58,7 @@ def open(
     name: str | None = None,
     engine: str = "auto",
 ) -> Tunnel:
-    """As `wyrmhole.open`, and with the same errors; returns when the tunnel is there. Close it, or use `with`."""
+    """Open a tunnel like `wyrmhole.open`, with the same errors. Returns when it is ready. Close it, or use `with`."""
     check_runtime()
     opening = PendingTunnel(config, stack=stack, device=device, name=name, engine=engine)
     loop = LoopThread()
@@ -70,7 +70,7 @@ def open(
 
 
 class LoopThread:
-    """An event loop that runs in a thread of its own until `stop`."""
+    """An event loop that runs in a separate thread until `stop`."""
 
     def __init__(self) -> None:
         self.loop = asyncio.new_event_loop()
@@ -87,7 +87,7 @@ class LoopThread:
             self.loop.close()
 
     def _end_tasks(self) -> None:
-        """Verbs that other threads still wait for end with the loop."""
+        """Cancel the calls that other threads still wait for."""
         tasks = asyncio.all_tasks(self.loop)
         for task in tasks:
             task.cancel()
@@ -97,7 +97,10 @@ class LoopThread:
             self.loop.run_until_complete(self.loop.shutdown_asyncgens())
 
     def call(self, work: Coroutine[object, None, T]) -> T:
-        """Its result. An interrupt of the waiting thread cancels it. Raises TunnelError after `stop` and in a fork."""
+        """Run `work` on the loop and return its result. An interrupt of the calling thread cancels it.
+
+        Raises TunnelError after `stop` and in a fork.
+        """
         try:
             self._check()
             future = asyncio.run_coroutine_threadsafe(work, self.loop)
@@ -107,21 +110,21 @@ class LoopThread:
         try:
             return future.result()
         except concurrent.futures.CancelledError:
-            raise TunnelError(errno.EBADF, "the tunnel was closed meanwhile") from None
+            raise TunnelError(errno.EBADF, "the tunnel was closed during the call") from None
         except BaseException:
             future.cancel()
             raise
         finally:
-            # It holds the exception, whose traceback holds this frame, which holds the tunnel.
+            # Break a cycle: the future holds the exception, whose traceback holds this frame, which holds the tunnel.
             del future
 
     def stop_soon(self) -> None:
-        """Without waiting for it, from any thread."""
+        """Stop the loop without waiting for it. Thread-safe."""
         with contextlib.suppress(RuntimeError):
             self.loop.call_soon_threadsafe(self.loop.stop)
 
     def stop(self) -> None:
-        """Idempotent."""
+        """Stop the loop and wait for its thread. Idempotent."""
         if not self._forks.is_forked and self._thread.is_alive():
             self.stop_soon()
             self._thread.join(END_PATIENCE)
@@ -132,7 +135,7 @@ class LoopThread:
             raise TunnelError(errno.EBADF, "the tunnel is closed")
         if threading.current_thread() is self._thread:
             raise RuntimeError(
-                "a blocking verb on the tunnel's own loop would wait for itself: use `tunnel.asynchronous`"
+                "a blocking call on the tunnel's own loop would wait for itself: use `tunnel.asynchronous`"
             )
 
 
@@ -152,13 +155,13 @@ class _Closable:
 
 
 class Tunnel(_Closable):
-    """Made by `wyrmhole.sync.open`. Sockets it gives are blocking, and end with it."""
+    """A running tunnel, made by `wyrmhole.sync.open`. Its sockets are blocking, and end with it."""
 
     def __init__(self, loop: LoopThread, inner: asynchronous.Tunnel) -> None:
-        """Use `wyrmhole.sync.open`."""
+        """Use `wyrmhole.sync.open` instead."""
         self._loop = loop
         self.asynchronous = inner
-        """The tunnel itself, which belongs to `loop`. Nothing else holds it, so it is dropped with this one."""
+        """The asyncio tunnel, which belongs to `loop`. Nothing else holds it, so it is dropped with this object."""
         inner.when_ended(loop.stop_soon)
         self.peers = Peers(loop, inner)
 
@@ -189,7 +192,7 @@ class Tunnel(_Closable):
         return self.asynchronous.closed
 
     def close(self) -> None:
-        """As `Tunnel.close`. Idempotent, from any thread."""
+        """Close the tunnel like `Tunnel.close`, and stop its loop. Idempotent and thread-safe."""
         with contextlib.suppress(TunnelError):
             self._loop.call(self.asynchronous.close())
         self._loop.stop()
@@ -197,7 +200,7 @@ class Tunnel(_Closable):
     # Sockets
 
     def socket(self, family: int = IPV4, type: int = STREAM, proto: int = 0) -> Socket:
-        """A socket inside, neither bound nor connected, blocking. Raises OSError."""
+        """Return a blocking socket inside the tunnel, neither bound nor connected. Raises OSError."""
         sock = self.asynchronous.socket(family, type, proto)
         sock.settimeout(socket.getdefaulttimeout())
         return sock
@@ -211,7 +214,7 @@ class Tunnel(_Closable):
         family: int = 0,
         type: int = STREAM,
     ) -> Socket:
-        """As socket.create_connection; `timeout` stays the socket's. The name is resolved inside.
+        """Connect like `socket.create_connection`. The name is resolved inside, and the socket keeps `timeout`.
 
         Raises ConnectionRefusedError, TimeoutError, socket.gaierror, OSError.
         """
@@ -230,8 +233,10 @@ class Tunnel(_Closable):
     def create_server(
         self, address: HostAndPort, *, family: int = 0, backlog: int = 100, reuse_port: bool = False
     ) -> Socket:
-        """As socket.create_server: a blocking listener inside. An empty host is any IPv4 address, or IPv6 where the
-        tunnel has no other."""
+        """Return a blocking listener inside the tunnel, like `socket.create_server`.
+
+        An empty host means any IPv4 address, or any IPv6 address if the tunnel has no IPv4 address.
+        """
         arguments.check_address("address", address)
         host, port = address
         wanted = family or (0 if host else self.families[-1])
@@ -251,7 +256,7 @@ class Tunnel(_Closable):
         proto: int = 0,
         flags: int = 0,
     ) -> list[AddressInfo]:
-        """As socket.getaddrinfo, inside; see `Tunnel.getaddrinfo`."""
+        """Resolve a name inside the tunnel, like `socket.getaddrinfo`. See `Tunnel.getaddrinfo`."""
         return self._loop.call(self.asynchronous.getaddrinfo(host, port, family, type, proto, flags))
 
     def ping(self, host: str, *, timeout: float | None = 5.0, size: int = 56, family: int = 0) -> float:
@@ -265,7 +270,7 @@ class Tunnel(_Closable):
         return self._loop.call(_later(self.asynchronous.stats))
 
     def events(self) -> Iterator[Event]:
-        """What happens from now on; waits for it, and ends with the tunnel."""
+        """Return a blocking iterator over future events. It ends with the tunnel."""
         return self._iterate(self._loop.call(_later(self.asynchronous.events)))
 
     def _iterate(self, events: Events) -> Iterator[Event]:
@@ -276,7 +281,7 @@ class Tunnel(_Closable):
                 return
 
     def diagnose(self, *, names: Sequence[str] = ()) -> list[Finding]:
-        """See `Tunnel.diagnose`; all findings at once."""
+        """Return all findings of `Tunnel.diagnose` as a list."""
 
         async def findings() -> list[Finding]:
             return [finding async for finding in self.asynchronous.diagnose(names=names)]
@@ -342,7 +347,7 @@ class Peer:
 
 
 class Peers(Mapping[str, Peer]):
-    """By public key, in base64 or as a PublicKey."""
+    """The peers by public key, in base64 or as a PublicKey."""
 
     def __init__(self, loop: LoopThread, inner: asynchronous.Tunnel) -> None:
         self._loop = loop
@@ -407,5 +412,5 @@ class Service(_Closable):
 
 
 async def _later(call: Callable[[], T]) -> T:
-    """What is to be called on the loop."""
+    """Make a coroutine of a function that must be called on the loop."""
     return call()

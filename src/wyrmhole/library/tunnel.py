@@ -1,13 +1,13 @@
-"""Tunnel: ordinary sockets, streams and servers behind a tunnel, in the verbs of asyncio.
+"""Tunnel: ordinary sockets, streams and servers inside a tunnel, with the methods of asyncio.
 
     async with wyrmhole.open("wg0.conf") as tunnel:
         reader, writer = await tunnel.open_connection("db.internal", 5432)
 
-A `Stack` gives the sockets and a `ConfiguredDevice` moves their packets; this joins the two and adds names. What it
-gives out is the standard library's own: `socket.socket`, asyncio transports, streams. Nothing ever goes around the
-tunnel: where one cannot be had, `open` raises.
+A `Stack` makes the sockets and a `ConfiguredDevice` moves their packets; `Tunnel` joins the two and adds name
+resolution. Its methods return objects of the standard library: `socket.socket`, asyncio transports, streams. No packet
+ever bypasses the tunnel: if a tunnel cannot be made, `open` raises.
 
-A tunnel belongs to the loop that opened it. Other threads take `wyrmhole.sync`.
+A tunnel belongs to the event loop that opened it. Other threads use `wyrmhole.sync`.
 """
 
 from __future__ import annotations
@@ -40,17 +40,19 @@ if TYPE_CHECKING:
 
 
 class Tunnel(TunnelVerbs):
-    """Made by `wyrmhole.open`. Closing it ends every socket made with it, wherever it is, with ConnectionAbortedError.
+    """A running tunnel, made by `wyrmhole.open`.
 
-    Dropping it unclosed closes it too, with a ResourceWarning: what it made does not keep it open.
+    Closing it aborts every socket made with it, even one that was handed to another thread or library, with
+    ConnectionAbortedError. Dropping the last reference to an open tunnel closes it too, with a ResourceWarning; the
+    sockets, servers and services that it made do not keep it open.
 
-    The methods that make sockets are `TunnelVerbs`.
+    `TunnelVerbs` has the methods that make sockets.
     """
 
     def __init__(
         self, stack: Stack, outside: ConfiguredDevice, config: Config, source: str | os.PathLike[str] | None
     ) -> None:
-        """Use `wyrmhole.open`."""
+        """Use `wyrmhole.open` instead."""
         self.stack = stack
         self.config = config
         self._outside = outside
@@ -79,7 +81,7 @@ class Tunnel(TunnelVerbs):
         await self.close()
 
     async def close(self) -> None:
-        """End everything: servers, services, every socket, the sessions. Idempotent, and finished even if cancelled."""
+        """End servers, services, sockets and sessions. Idempotent. Cancelling `close` does not stop the closing."""
         await self._life.close()
 
     @property
@@ -87,7 +89,7 @@ class Tunnel(TunnelVerbs):
         return self._life.closed
 
     def _check(self) -> None:
-        """Raises TunnelError."""
+        """Check that the tunnel is open. Raises TunnelError."""
         self._life.check()
 
     def _keep_server(self, server: TunnelServer) -> None:
@@ -95,19 +97,22 @@ class Tunnel(TunnelVerbs):
         self._life.servers.append(server)
 
     def when_ended(self, call: Callable[[], None]) -> None:
-        """Call once when nothing of the tunnel is left, from any thread."""
+        """Call `call` once, in any thread, when the tunnel has ended completely."""
         self._life.when_ended(call)
 
     def _inside(self) -> Tunnel:
-        """The same tunnel for what lives in it: to hold this one does not keep the program's own from being dropped."""
+        """Return a second front of this tunnel, for servers and services.
+
+        Holding it does not prevent the end of a tunnel whose program drops the first front.
+        """
         inside = object.__new__(Tunnel)
         inside.__dict__ = self.__dict__
         return inside
 
-    # What it is
+    # State
 
     def stats(self) -> Stats:
-        """Counters of now. Raises TunnelError."""
+        """Return the current state and counters. Raises TunnelError."""
         self._check()
         device = self._outside.device
         status = device.status()
@@ -125,8 +130,11 @@ class Tunnel(TunnelVerbs):
         )
 
     async def diagnose(self, *, names: Sequence[str] = ()) -> AsyncIterator[Finding]:
-        """Why does it not work? One Finding after the other: configuration, clock, endpoints, sessions, ping and path
-        MTU inside, name servers. `names` are looked up too. Like `wyrmhole doctor CONFIG`. Raises TunnelError."""
+        """Diagnose the tunnel like `wyrmhole doctor CONFIG`, and yield one Finding after the other.
+
+        The steps are: configuration, clock, endpoints, sessions, ping and path MTU inside, name servers, and a look-up
+        of each of `names`. Raises TunnelError.
+        """
         from wyrmhole.library.diagnosis.tunnel_contact import diagnose_tunnel
 
         self._check()
@@ -134,19 +142,25 @@ class Tunnel(TunnelVerbs):
             yield finding
 
     def events(self) -> Events:
-        """What happens from now on, to iterate over; ends with the tunnel. Raises TunnelError."""
+        """Return an asynchronous iterator over future events. It ends with the tunnel. Raises TunnelError."""
         self._check()
         return self._outside.followers.follow()
 
     async def wait_handshake(self, timeout: float | None = None) -> Peer:
-        """The first peer that has a session; handshakes are begun with all that have none. Raises TimeoutError."""
+        """Start a handshake with every peer without a session, and return the first peer that has one.
+
+        Raises TimeoutError.
+        """
         self._check()
         arguments.check_timeout(timeout)
         return await self._outside.handshakes.wait_handshake(None, timeout)
 
     async def reload(self, config: Config | str | os.PathLike[str] | None = None) -> None:
-        """Be what the configuration says now; sessions and sockets of what stays are kept. None: read the same file
-        again. Raises OSError, ConfigFileError, ConfigError, socket.gaierror; the tunnel is as it was then."""
+        """Apply a changed configuration. None means to read the same file again.
+
+        Peers that stay keep their sessions, and addresses that stay keep their sockets. Raises OSError,
+        ConfigFileError, ConfigError, socket.gaierror; the tunnel is unchanged in this case.
+        """
         self._check()
         if config is not None:
             arguments.check_config(config)
@@ -170,7 +184,7 @@ class Tunnel(TunnelVerbs):
     def _follow_config(self) -> None:
         interface = self.config.interface
         self._outside.addresses = interface.addresses
-        # What the names hold must not keep the program's own tunnel from being dropped.
+        # TunnelNames must not hold the program's own front, which would then never be dropped.
         open_socket = self._inside().open_socket
         self._names = TunnelNames(
             interface.dns_servers, interface.dns_search, self.families, self._reachability, open_socket
@@ -181,14 +195,19 @@ class Tunnel(TunnelVerbs):
     async def forward(
         self, listen: str, target: str, *, proto: str | None = None, limits: Limits | None = None
     ) -> Service:
-        """Listen on this host and connect inside: `forward("127.0.0.1:5432", "db.internal:5432")`. See
-        `library.forward.forward`. Ends with the tunnel."""
+        """Listen on this host and connect inside the tunnel: `forward("127.0.0.1:5432", "db.internal:5432")`.
+
+        The service ends with the tunnel. See `library.services.forward.forward`.
+        """
         return await self._serve(forwarding.forward(self._inside(), listen, target, proto=proto, limits=limits))
 
     async def expose(
         self, listen: str, target: str, *, proto: str | None = None, limits: Limits | None = None
     ) -> Service:
-        """Listen inside and connect on this host: `expose(":80", "127.0.0.1:8000")`. See `library.forward.expose`."""
+        """Listen inside the tunnel and connect on this host: `expose(":80", "127.0.0.1:8000")`.
+
+        The service ends with the tunnel. See `library.services.forward.expose`.
+        """
         return await self._serve(forwarding.expose(self._inside(), listen, target, proto=proto, limits=limits))
 
     async def proxy(
@@ -199,7 +218,10 @@ class Tunnel(TunnelVerbs):
         allow_open: bool = False,
         limits: Limits | None = None,
     ) -> Service:
-        """SOCKS5 and HTTP on one port of this host, into the tunnel. See `library.proxy.proxy`."""
+        """Serve SOCKS and HTTP proxy clients on one port of this host, and connect inside the tunnel.
+
+        The service ends with the tunnel. See `library.proxy.proxy`.
+        """
         from wyrmhole.library.proxy.proxy import proxy
 
         return await self._serve(proxy(self._inside(), listen, users=users, allow_open=allow_open, limits=limits))

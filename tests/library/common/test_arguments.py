@@ -34,9 +34,9 @@ OPENINGS: list[tuple[str, Callable[[], object], type[Exception], str]] = [
         "unknown engine 'rust': use auto or portable",
     ),
     ("engine type", lambda: wyrmhole.open(CONFIG, engine=1), TypeError, "engine must be a str"),  # type: ignore[arg-type]
-    ("device", lambda: wyrmhole.open(CONFIG, device="tap"), ValueError, "no device 'tap': use 'tun'"),
+    ("device", lambda: wyrmhole.open(CONFIG, device="tap"), ValueError, "unknown device 'tap': use 'tun'"),
     ("device type", lambda: wyrmhole.open(CONFIG, device=True), TypeError, "device must be 'tun' or None, not bool"),  # type: ignore[arg-type]
-    ("name", lambda: wyrmhole.open(CONFIG, name="wg7"), ValueError, "use device='tun' with it"),
+    ("name", lambda: wyrmhole.open(CONFIG, name="wg7"), ValueError, "use it with device='tun'"),
     ("name type", lambda: wyrmhole.open(CONFIG, device="tun", name=7), TypeError, "must be a str such as 'wg7'"),  # type: ignore[arg-type]
     ("sync", lambda: wyrmhole.sync.open(None), TypeError, "a wyrmhole.Config, not None"),  # type: ignore[arg-type]
 ]

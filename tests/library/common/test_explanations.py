@@ -109,7 +109,7 @@ def test_an_address_without_a_way_is_named_with_the_cause(verb: str, silent: int
             assert said.endswith("; peer far has no Endpoint here and has not connected yet")
         async with wyrmhole.open(text.partition("[Peer]")[0]) as tunnel:
             said = await text_of(VERBS[verb](tunnel, FAR_V4, 5))
-            assert said.endswith("; the tunnel has no peer: add a [Peer] to its configuration")
+            assert said.endswith("; the tunnel has no peers: add a [Peer] to its configuration")
 
     run(scenario())
 

@@ -1,4 +1,4 @@
-"""A configuration as programs give it: parsed already, as text, or as a path."""
+"""Load a configuration that a program passes as an object, as text, or as a path."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ from wyrmhole.control.config.file import Config
 
 
 def load_config(config: Config | str | os.PathLike[str]) -> Config:
-    """A Config, a file of one, or the text of one: what has more than a line or begins with `[`, `#`.
-    Raises OSError, ConfigFileError."""
+    """Return the configuration. A str is its text if it has several lines or begins with `[` or `#`; otherwise a path.
+
+    Raises OSError, ConfigFileError.
+    """
     if isinstance(config, Config):
         return config
     if isinstance(config, str) and ("\n" in config or config.lstrip().startswith(("[", "#"))):

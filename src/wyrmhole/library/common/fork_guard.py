@@ -1,4 +1,4 @@
-"""Notice that this process is a fork of the one that made an object, and refuse to use the object here."""
+"""Detect that this process is a fork of the one that made an object, and refuse to use the object."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ForkGuard:
 
     @property
     def is_forked(self) -> bool:
-        """Whether this is a copy in a child of that process."""
+        """Whether this object is a copy in a child of that process."""
         return os.getpid() != self.pid
 
     def check(self) -> None:
@@ -24,6 +24,6 @@ class ForkGuard:
         if self.is_forked:
             raise TunnelError(
                 errno.EPERM,
-                f"the tunnel belongs to process {self.pid}, of which this is a fork: open another one here "
-                "(sockets made before the fork go on)",
+                f"cannot use the tunnel of process {self.pid} in a fork of it: open another one here "
+                "(sockets made before the fork still work)",
             )

@@ -1,4 +1,4 @@
-"""Which peer an address inside belongs to, and why it does not answer: the device's state in sentences."""
+"""Find the peer that owns an address inside the tunnel, and explain in a sentence why the address does not answer."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from wyrmhole.wire.probes import IpAddress
 
 
 class Reachability:
-    """`addresses` returns the tunnel's own addresses, `name_of` what a peer is called in the configuration."""
+    """Explains a device's state. `addresses` returns the tunnel's addresses, `name_of` a peer's configured name."""
 
     def __init__(
         self, device: Device, addresses: Callable[[], Sequence[Interface]], name_of: Callable[[PublicKey], str | None]
@@ -26,11 +26,11 @@ class Reachability:
         self._name_of = name_of
 
     def leads_to(self, address: IpAddress) -> bool:
-        """Whether packets to the address stay here or have a peer."""
+        """Whether the address is the tunnel's own or belongs to a peer."""
         return is_own(self._addresses(), address) or self._owner_of(address) is not None
 
     def explain(self, host: str) -> str:
-        """Why an address inside may not answer: what is known about the peer that owns it."""
+        """Explain why an address inside may not answer, from the state of the peer that owns it."""
         address = ipaddress.ip_address(host.partition("%")[0])
         if is_own(self._addresses(), address):
             return ""
@@ -46,17 +46,17 @@ class Reachability:
             return explain.state_of(owner, self._called(owner), foreign)
         keys = self._device.peer_keys()
         if not keys:
-            return "the tunnel has no peer: add a [Peer] to its configuration"
+            return "the tunnel has no peers: add a [Peer] to its configuration"
         peers = filter(None, map(self._device.peer, keys))
         return explain.outside(address, (prefix for peer in peers for prefix in peer.allowed_ips))
 
     def no_session(self, address: IpAddress) -> str | None:
-        """Why packets do not reach the peer that owns an address; None when they do, or nobody owns it."""
+        """Explain why packets do not reach the peer that owns an address. None if they do, or if no peer owns it."""
         owner = self._status_of_owner(address)
         return None if owner is None else explain.no_session(owner, self._called(owner))
 
     def why_no_handshake(self, keys: Iterable[PublicKey]) -> str:
-        """Why there is no new session with these peers."""
+        """Explain why there is no new session with these peers."""
         peers = [peer for key in keys if (peer := self._device.peer(key)) is not None]
         found = [explain.no_new_session(peer, self._called(peer)) for peer in peers]
         more = [f"and {len(found) - explain.MAX_REASONS} more peers"] if len(found) > explain.MAX_REASONS else []
@@ -66,7 +66,7 @@ class Reachability:
         return self._name_of(peer.public_key) or peer.public_key.base64()
 
     def _owner_of(self, address: IpAddress) -> PublicKey | None:
-        """By longest prefix."""
+        """Return the owner of the longest prefix that contains the address."""
         return next(filter(None, map(self._device.owner, prefixes_around(address))), None)
 
     def _status_of_owner(self, address: IpAddress) -> PeerStatus | None:
@@ -75,7 +75,10 @@ class Reachability:
 
 
 def prefixes_around(address: IpAddress) -> Iterator[Prefix]:
-    """Every prefix that contains the address, which are few beside those that a tunnel may have."""
+    """Return every prefix that contains the address, longest first.
+
+    These are at most 129; a tunnel may have many more prefixes to search.
+    """
     number, bits = int(address), address.max_prefixlen
     return (Prefix(address.version, number >> free << free, bits - free) for free in range(bits + 1))
 

@@ -20,8 +20,10 @@ class Attempt:
 
 @contextlib.asynccontextmanager
 async def deadline(seconds: float | None, message: Callable[[], str]) -> AsyncIterator[None]:
-    """Raises TimeoutError with the message, which is made when the time is over. A TimeoutError that something inside
-    raised for itself passes unchanged."""
+    """Limit a block of code. Raises TimeoutError with the message, which is made when the time is over.
+
+    A TimeoutError raised inside the block for another reason is not changed.
+    """
     limit = asyncio.timeout(seconds)
     try:
         async with limit:

@@ -1,4 +1,4 @@
-"""`getaddrinfo` inside a tunnel: addresses unchanged, names by the tunnel's own servers, never by the host's."""
+"""`getaddrinfo` inside a tunnel, which asks the tunnel's name servers and never the host's."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STREAM = socket.SOCK_STREAM
 
 
 class TunnelNames:
-    """For one configuration: a reload makes another one, with an empty cache."""
+    """Name resolution for one configuration. A reload makes a new object with an empty cache."""
 
     def __init__(
         self,
@@ -55,16 +55,16 @@ class TunnelNames:
         return self._made is not None and self._made.is_incomplete(host)
 
     async def late_addresses(self, host: str, patience: float) -> list[address_info.Address]:
-        """All addresses, waiting up to `patience` seconds for those of the other family."""
+        """Return all addresses, after waiting up to `patience` seconds for those of the other family."""
         return await self._resolver().addresses(host, complete=True, patience=patience)
 
     def explain(self) -> str:
-        """Why a name may not have been resolved."""
-        where = f": {self._reachability.explain_peer_of(self._servers[0])}" if self._servers else ""
-        return f"its name was not resolved{where}"
+        """Explain why a name may not have been resolved."""
+        reason = f": {self._reachability.explain_peer_of(self._servers[0])}" if self._servers else ""
+        return f"its name was not resolved{reason}"
 
     def _unresolved(self, error: socket.gaierror) -> socket.gaierror:
-        """Add that no server could be reached, if that is so."""
+        """Return the error, with the reasons if no server could be reached."""
         servers = self._servers if error.errno == socket.EAI_AGAIN else []
         reasons = (self._reachability.no_session(server) for server in servers)
         found = dict.fromkeys(reason for reason in reasons if reason)

@@ -1,8 +1,8 @@
-"""The methods of a tunnel that make sockets, streams and servers, in the verbs of asyncio.
+"""The methods of a tunnel that make sockets, streams and servers, named like those of asyncio.
 
-A `Stack` makes the sockets, `TunnelNames` resolves, and `Reachability` knows why something does not answer. What goes
-wrong is raised as the standard library raises it: ConnectionRefusedError, TimeoutError, socket.gaierror. Nothing goes
-around the tunnel.
+A `Stack` makes the sockets, `TunnelNames` resolves names, and `Reachability` explains why an address does not answer.
+Failures raise the exceptions of the standard library: ConnectionRefusedError, TimeoutError, socket.gaierror. No packet
+bypasses the tunnel.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ from wyrmhole.library.stacks.stack import HelperGone, HelperSlow, Pending, Socke
 from wyrmhole.net.link_setup import Interface
 
 FAST = 0.02
-"""Seconds that an event loop may lose to a helper that does not run; then a thread does the waiting."""
+"""Seconds that an event loop may wait for a helper process. If that is not enough, a thread waits instead."""
 STREAM_LIMIT = 1 << 16
-"""Bytes that a StreamReader buffers, as in asyncio."""
+"""Bytes that a StreamReader buffers, the default of asyncio."""
 LATE_PATIENCE = 1.0
-"""Seconds that addresses of the second family are waited for when those of the first do not answer."""
+"""Seconds to wait for addresses of the second family if those of the first do not answer."""
 STREAM, IPV4 = socket.SOCK_STREAM, socket.AF_INET
-"""By names of their own: the class below has a method `socket`."""
+"""Aliases, because the class below has a method `socket`."""
 
 HostAndPort = tuple[str, int]
 SslOption = ssl_module.SSLContext | Literal[True] | None
@@ -52,8 +52,10 @@ _Made = TypeVar("_Made", bound="Socket | Pending")
 
 
 class TunnelVerbs:
-    """`Tunnel` is one. `timeout` is seconds for all that a verb does, names and TLS included; None: as long as the
-    kernel tries."""
+    """The base class of `Tunnel`.
+
+    `timeout` limits a whole call, name resolution and TLS included, in seconds. None leaves the limit to the kernel.
+    """
 
     stack: Stack
     config: Config
@@ -65,21 +67,21 @@ class TunnelVerbs:
         raise NotImplementedError
 
     def _check(self) -> None:
-        """Raises TunnelError when the tunnel is closed, or is a copy in a fork."""
+        """Raises TunnelError if the tunnel is closed or is a copy in a fork."""
         raise NotImplementedError
 
     def _keep_server(self, server: TunnelServer) -> None:
-        """It ends with the tunnel."""
+        """Remember a server, which ends with the tunnel."""
         raise NotImplementedError
 
     @property
     def addresses(self) -> list[Interface]:
-        """The tunnel's own, with their prefix lengths."""
+        """The tunnel's own addresses, with their prefix lengths."""
         return list(self.config.interface.addresses)
 
     @property
     def families(self) -> tuple[int, ...]:
-        """AF_INET6, AF_INET: those it has addresses of, in the order of preference."""
+        """The address families of the tunnel's addresses, AF_INET6 before AF_INET."""
         versions = {address.version for address in self.config.interface.addresses}
         return tuple(family for family, version in ((socket.AF_INET6, 6), (socket.AF_INET, 4)) if version in versions)
 
@@ -94,9 +96,11 @@ class TunnelVerbs:
         proto: int = 0,
         flags: int = 0,
     ) -> list[AddressInfo]:
-        """As socket.getaddrinfo, by the tunnel's name servers, in the order to try. An address is taken as it is; an
-        empty host is any address of the tunnel. Type 0 lists each address for all types. Raises socket.gaierror; the
-        host's own names are never asked."""
+        """Resolve a name like `socket.getaddrinfo`, by the tunnel's name servers and never by the host's.
+
+        Addresses are returned in the order to try. A literal address is returned unchanged. An empty host means any
+        address of the tunnel. Type 0 lists each address for all types. Raises socket.gaierror.
+        """
         self._check()
         return await self._names.getaddrinfo(host, port, family, type, proto, flags)
 
@@ -109,15 +113,15 @@ class TunnelVerbs:
     # Sockets
 
     def socket(self, family: int = IPV4, type: int = STREAM, proto: int = 0) -> Socket:
-        """A socket inside, neither bound nor connected, non-blocking. Takes some 15 us. Raises OSError.
+        """Return a non-blocking socket inside the tunnel, neither bound nor connected, in about 15 us. Raises OSError.
 
-        May be called from any thread.
+        Thread-safe.
         """
         self._check()
         return self.stack.socket(family, type, proto)
 
     async def open_socket(self, family: int, type: int = STREAM, proto: int = 0) -> Socket:
-        """The same, never holding the loop up."""
+        """Return a socket like `socket` does, without blocking the loop if the helper process is slow."""
         return await self._soon(self.stack.socket, family, type, proto)
 
     async def connect_socket(
@@ -130,9 +134,10 @@ class TunnelVerbs:
         local_addr: HostAndPort | None = None,
         timeout: float | None = None,
     ) -> Socket:
-        """A connected, non-blocking socket. A name's addresses are tried in turn, 250 ms apart (RFC 8305).
+        """Return a connected, non-blocking socket. A name's addresses are tried in turn, 250 ms apart (RFC 8305).
 
-        Raises what `socket.create_connection` raises: ConnectionRefusedError, TimeoutError, socket.gaierror, OSError.
+        Raises the same exceptions as `socket.create_connection`: ConnectionRefusedError, TimeoutError,
+        socket.gaierror, OSError.
         """
         async with self._limit(host, port, timeout) as attempt:
             return await self._connect_one(attempt, host, port, family, type, local_addr)
@@ -154,7 +159,7 @@ class TunnelVerbs:
     async def _connect_late(
         self, host: str, known: Sequence[AddressInfo], kind: int, local_addr: HostAndPort | None
     ) -> Socket:
-        """By addresses that arrive after the others were tried (RFC 8305, 3)."""
+        """Connect to addresses that arrived after the others were tried (RFC 8305, 3)."""
         late = await self._names.late_addresses(host, LATE_PATIENCE)
         old = {each[4][0] for each in known}
         remotes = [address_info.info(address, known[0][4][1], kind) for address in late if str(address) not in old]
@@ -167,7 +172,7 @@ class TunnelVerbs:
     async def _connect(self, family: int, kind: int, remote: SocketAddress, local_addr: HostAndPort | None) -> Socket:
         local = await self._local(local_addr, family, kind)
         if kind == socket.SOCK_DGRAM:
-            self._check_way(remote)
+            self._check_route(remote)
         try:
             return await complete(await self._soon(self.stack.connect, family, kind, remote, local))
         except TunnelError:
@@ -175,9 +180,12 @@ class TunnelVerbs:
         except OSError as error:
             raise self._refused(error, local, remote) from None
 
-    def _check_way(self, remote: SocketAddress) -> None:
-        """Datagrams without a way get an answer that the kernel keeps to itself, so they are refused before. Raises
-        OSError, as connecting to an address without a route does."""
+    def _check_route(self, remote: SocketAddress) -> None:
+        """Refuse to connect a datagram socket to an address that no peer owns.
+
+        The kernel does not pass the ICMP error of such a datagram to the socket in all cases. Raises the same OSError
+        as connecting to an address without a route.
+        """
         address = ipaddress.ip_address(str(remote[0]).partition("%")[0])
         if address.version in {own.version for own in self.addresses} and not (
             address.is_unspecified or self._reachability.leads_to(address)
@@ -186,7 +194,7 @@ class TunnelVerbs:
             raise named(error, str(remote[0]), int(remote[1]), self._reachability.explain(str(remote[0])))
 
     def _refused(self, error: OSError, local: SocketAddress | None, remote: SocketAddress | None) -> OSError:
-        """The error with the address that could not be bound or connected."""
+        """Return the error with the address that could not be bound or connected."""
         if local is not None and error.errno in explain.UNBOUND:
             return self._unbound(error, local)
         if remote is None:
@@ -194,7 +202,7 @@ class TunnelVerbs:
         return named(error, str(remote[0]), int(remote[1]), self._reason(error, str(remote[0])))
 
     def _reason(self, error: OSError, host: str) -> str:
-        """Nothing for what the host inside says itself."""
+        """Explain an error; empty for an error that the remote host itself reports."""
         if self.closed:
             return "the tunnel was closed"
         return self._reachability.explain(host) if error.errno in explain.UNANSWERED else ""
@@ -211,8 +219,7 @@ class TunnelVerbs:
         return limited(host_port(host, port), timeout, self._reachability.explain, self._names.explain)
 
     def explain(self, host: str) -> str:
-        """What the tunnel knows about the way to an address inside, for a message: whether the peer in charge has a
-        session, and if not, why. Empty for a name."""
+        """Explain for a message why an address inside may not answer: the state of its peer. Empty for a name."""
         found = address_info.literal(host)
         return "" if found is None or self.closed else self._reachability.explain(str(found))
 
@@ -228,7 +235,7 @@ class TunnelVerbs:
         server_hostname: str | None = None,
         timeout: float | None = None,
     ) -> tuple[asyncio.Transport, AnyProtocol]:
-        """As loop.create_connection. TLS checks the certificate against `host`, unless told another name."""
+        """Connect like `loop.create_connection`. TLS checks the certificate against `server_hostname`, or `host`."""
         async with self._limit(host, port, timeout) as attempt:
             sock = await self._connect_one(attempt, host, port, family, STREAM, local_addr)
             with closing_on_failure(sock):
@@ -248,7 +255,7 @@ class TunnelVerbs:
         limit: int = STREAM_LIMIT,
         timeout: float | None = None,
     ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        """As asyncio.open_connection. Raises as `connect_socket`, and ssl.SSLError."""
+        """Connect like `asyncio.open_connection`. Raises the exceptions of `connect_socket`, and ssl.SSLError."""
         async with self._limit(host, port, timeout) as attempt:
             sock = await self._connect_one(attempt, host, port, family, STREAM, local_addr)
             with closing_on_failure(sock):
@@ -268,8 +275,11 @@ class TunnelVerbs:
         reuse_port: bool = False,
         start_serving: bool = True,
     ) -> TunnelServer:
-        """As loop.create_server, for peers to connect to. No host: every address of the tunnel; port 0: a free one, the
-        same for all. Any port may be had, also those below 1024. Raises OSError (EADDRINUSE, EADDRNOTAVAIL)."""
+        """Start a server inside the tunnel like `loop.create_server`.
+
+        Without a host it listens on every address of the tunnel. Port 0 means a free port, the same for all addresses.
+        Ports below 1024 need no privileges. Raises OSError (EADDRINUSE, EADDRNOTAVAIL).
+        """
         loop = asyncio.get_running_loop()
         servers: list[asyncio.Server] = []
         try:
@@ -301,7 +311,7 @@ class TunnelVerbs:
         reuse_port: bool = False,
         start_serving: bool = True,
     ) -> TunnelServer:
-        """As asyncio.start_server; see `create_server`."""
+        """Start a server inside the tunnel like `asyncio.start_server`. See `create_server`."""
         loop = asyncio.get_running_loop()
 
         def factory() -> asyncio.StreamReaderProtocol:
@@ -322,7 +332,7 @@ class TunnelVerbs:
     async def listen(
         self, host: str | None, port: int, *, family: int = 0, backlog: int = 100, reuse_port: bool = False
     ) -> list[Socket]:
-        """Listening sockets inside, one for each address of `host`; see `create_server`."""
+        """Return listening sockets inside the tunnel, one for each address of `host`. See `create_server`."""
         arguments.check_port(port)
         arguments.check_number("backlog", backlog, 0, 2**31 - 1)
         made: list[Socket] = []
@@ -352,7 +362,7 @@ class TunnelVerbs:
         *,
         family: int = 0,
     ) -> tuple[asyncio.DatagramTransport, AnyProtocol]:
-        """As loop.create_datagram_endpoint."""
+        """Make a datagram transport inside the tunnel like `loop.create_datagram_endpoint`."""
         for what, given in (("local_addr", local_addr), ("remote_addr", remote_addr)):
             if given is not None:
                 arguments.check_address(what, given)
@@ -366,7 +376,7 @@ class TunnelVerbs:
         family = family or self.families[-1]
         local = await self._local(local_addr, family, kind)
         if remote is not None:
-            self._check_way(remote)
+            self._check_route(remote)
         try:
             sock = await self._soon(self.stack.datagram, family, local, remote)
         except TunnelError:
@@ -377,7 +387,10 @@ class TunnelVerbs:
             return await asyncio.get_running_loop().create_datagram_endpoint(protocol_factory, sock=sock)
 
     async def ping(self, host: str, *, timeout: float | None = 5.0, size: int = 56, family: int = 0) -> float:
-        """Seconds until `host` answered an ICMP echo of `size` bytes. Raises TimeoutError, socket.gaierror, OSError."""
+        """Send an ICMP echo of `size` bytes and return the seconds until the answer.
+
+        Raises TimeoutError, socket.gaierror, OSError.
+        """
         arguments.check_host(host)
         arguments.check_timeout(timeout)
         arguments.check_number("the size of a ping", size, 0, icmp_echo.MAX_SIZE)
@@ -395,7 +408,7 @@ class TunnelVerbs:
     # Threads
 
     async def _soon(self, make: Callable[..., _Made], *arguments: object, **options: object) -> _Made:
-        """What a stack's verb makes: at once as a rule, by a thread where the helper needs to be waited for."""
+        """Call a method of the stack, here if the helper process answers within `FAST`, otherwise in a thread."""
         self._check()
         try:
             return make(*arguments, **options, patience=FAST)
@@ -418,5 +431,5 @@ def closing_on_failure(sock: Socket) -> Iterator[None]:
 
 
 def server_name(ssl: SslOption, given: str | None, host: str) -> str | None:
-    """As asyncio has it: the host, unless another name was given; nothing without TLS."""
+    """Return the name for TLS like asyncio: the given name, otherwise the host; None without TLS."""
     return given if given is not None or not ssl else host
