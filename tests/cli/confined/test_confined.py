@@ -130,10 +130,10 @@ def test_silent_child_is_given_up() -> None:
 @pytest.mark.parametrize(
     ("said", "sentence"),
     [
-        (b"", r"enclosed: it ended$"),
-        (b"..", r"enclosed: it ended$"),
-        (b".making a mount namespace: it was refused\n", r"enclosed: making a mount namespace: it was refused$"),
-        (b"add the route 10.0.0.0/8: Invalid argument\n", r"Invalid argument$"),
+        (b"", r"cannot isolate the program: its process ended$"),
+        (b"..", r"cannot isolate the program: its process ended$"),
+        (b".making a mount namespace: it was refused\n", r"program: making a mount namespace: it was refused$"),
+        (b"cannot add the route 10.0.0.0/8: Invalid argument\n", r"Invalid argument$"),
     ],
 )
 def test_report_of_the_child_is_the_error(said: bytes, sentence: str) -> None:

@@ -271,7 +271,7 @@ def test_disabled_family_is_left_out_with_a_warning(runner: Runner) -> None:
     runner.config.write_text(text.replace("[Interface]", "[Interface]\nMTU = 1200"))
     result = runner.host.try_run(*runner.words("ip", "-o", "address"), environ=environ())
     assert result.returncode == 0, result.stderr
-    assert "Warning: IPv6 needs an MTU of 1280, and this one is 1200: fd77::1/64" in result.stderr
+    assert "Warning: IPv6 needs an MTU of 1280, but the MTU is 1200: fd77::1/64" in result.stderr
     assert "10.77.0.1/24" in result.stdout and "fd77::1" not in result.stdout
     runner.config.write_text(text.replace("[Interface]", "[Interface]\nMTU = 1200").replace("10.77.0.1/24, ", ""))
     assert "add an address: IPv6 needs an MTU of 1280" in runner("true", status=1)
@@ -286,7 +286,7 @@ def test_unprivileged_ping_works_inside(runner: Runner) -> None:
 def test_read_only_proc_disables_only_unprivileged_ping(runner: Runner) -> None:
     result = on_host(runner, "mount -o bind,ro /proc/sys /proc/sys", "echo", "runs")
     assert (result.returncode, result.stdout) == (0, "runs\n"), result.stderr
-    assert ("Warning: ping may need privileges in here" in result.stderr) == (not runner.is_root)
+    assert ("Warning: ping may need privileges inside" in result.stderr) == (not runner.is_root)
 
 
 def test_ten_thousand_allowed_ips_exceed_no_limit(runner: Runner) -> None:
@@ -301,7 +301,9 @@ def test_program_does_not_run_if_it_cannot_be_enclosed(runner: Runner) -> None:
         hide = ("unshare", "-m", "sh", "-c", 'mount -t tmpfs none /dev/net && exec "$@"', "sh")
         result = runner.host.try_run(*hide, *runner.words("echo", "outside"), environ=environ())
         assert result.returncode == 1 and "outside" not in result.stdout
-        assert "enclosed: opening /dev/net/tun: there is no /dev/net/tun: modprobe tun" in result.stderr
+        assert (
+            "cannot isolate the program: opening /dev/net/tun: there is no /dev/net/tun: modprobe tun" in result.stderr
+        )
     text = runner.config.read_text()
     runner.config.write_text(text.replace("Address", "#"))
     assert "no Address" in runner("echo", "outside", status=1)

@@ -1,10 +1,10 @@
-"""The inside of `wyrmhole run`: makes the namespaces, hands the TUN to its parent, and becomes the program.
+"""The child process of `wyrmhole run`: make the namespaces, pass the TUN to the parent, and execute the program.
 
-Steps: user namespace (only where the caller is not root), network and mount namespace; the TUN with addresses and
-routes (`confined_network`); name servers of its own (`confined_names`); then the descriptor goes to the parent, which
-runs the tunnel outside, and when that answers `go`, a guard is left (`confined_guard`), and exec. A failure is reported
-to the parent in words, and the program is not started: it never runs in the network of the host. A dot on the
-channel means that there is progress.
+The steps are: a user namespace (unless the caller is root) and a network namespace; the TUN with addresses and routes
+(`network.py`); a mount namespace with the tunnel's name servers (`names.py`). Then the TUN's descriptor is passed to
+the parent, which runs the tunnel outside. When the parent answers `go`, a guard is started (`guard.py`) and the program
+is executed. If a step fails, the reason is sent to the parent as text and the program is not started, so that it never
+runs in the host's network. A dot on the channel reports progress.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from wyrmhole.namespaces.steps import Stage, StepRefused
 from wyrmhole.system import libc
 
 MAX_PLAN = 64 << 20
-"""Bytes: as a configuration file, whose allowed ips are in it."""
+"""Limit in bytes, the same as for a configuration file, because the plan contains its allowed ips."""
 
 
 def main() -> int:
-    """argv: the descriptor of the channel. Ends by exec, or with status 1 after it told the parent why."""
+    """Run the steps. argv has the descriptor of the channel. Ends by exec, or reports a failure and returns 1."""
     channel = socket.socket(fileno=int(sys.argv[1]))
     channel.set_inheritable(False)
     lines = channel.makefile("rb")
     end_with_parent(signal.SIGKILL)
-    # Ctrl-C while the namespaces are made ends this without a traceback.
+    # Ctrl-C ends this process without a traceback while it makes the namespaces.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     try:
         plan: Plan = json.loads(lines.readline(MAX_PLAN))
@@ -51,7 +51,7 @@ def main() -> int:
     os.close(tun)
     if lines.readline(64) != b"go\n":
         return 1
-    # The guard ends the program in two steps; the parent may be gone already, and then it does so at once.
+    # Now the guard, and not the kernel, ends the program if the parent ends or has already ended: with SIGTERM first.
     leave_guard(channel)
     end_with_parent(0)
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
@@ -63,14 +63,14 @@ def explain(refused: StepRefused) -> str:
 
 
 def report_failure(channel: socket.socket, reason: str) -> int:
-    """A parent that is gone neither sent the plan nor hears the reason."""
+    """Send the reason to the parent, if it still exists."""
     with suppress(OSError):
         channel.sendall(f"{reason}\n".encode())
     return 1
 
 
 def end_with_parent(number: int) -> None:
-    """Have the kernel send this signal when the parent ends; 0: none."""
+    """Ask the kernel to send this signal when the parent ends; 0 for none."""
     libc.prctl(libc.PR_SET_PDEATHSIG, number)
 
 
@@ -79,7 +79,7 @@ def warn(sentence: str) -> None:
 
 
 def become(command: list[str]) -> int:
-    """The shell's statuses: 127 for a program that is not there, 126 for one that cannot be run."""
+    """Execute the program. If that fails, return the status of a shell: 127 if it does not exist, otherwise 126."""
     try:
         os.execvp(command[0], command)
     except OSError as error:
@@ -88,7 +88,10 @@ def become(command: list[str]) -> int:
 
 
 def enclose(plan: Plan, report: Callable[[], None]) -> int:
-    """Be in namespaces with a tunnel; returns the TUN. Raises StepRefused, and DeviceError for its network."""
+    """Enter new namespaces with a tunnel's interface, and return its TUN.
+
+    Raises StepRefused, or DeviceError if the interface cannot be configured.
+    """
     if plan["user"]:
         steps.enter_user_namespace()
     steps.enter_network_namespace()

@@ -1,8 +1,8 @@
-"""Ends what `wyrmhole run` started, when the tunnel is gone: the program, and every process that it left behind.
+"""End the program of `wyrmhole run`, and all processes that it left behind, when the tunnel ends.
 
-A process that no parent waits for holds the other end of the tunnel's channel, outside of the program's session. The
-channel ends with the tunnel's process, however that ends. Then every process in this network namespace gets SIGTERM,
-and SIGKILL if it is still there 5 s later: it has no network any more, and would wait for ever.
+The guard is a separate process, outside the program's session and without a parent that waits for it. It holds one end
+of the tunnel's channel, which is closed when the tunnel's process ends for any reason. Then every process in this
+network namespace receives SIGTERM, and SIGKILL if it still runs after 5 s: without a network, it could wait forever.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from collections.abc import Iterator
 from contextlib import suppress
 from typing import NoReturn
 
-LOOK_SECONDS = 0.02
-GRACE_LOOKS = 250
-KILL_LOOKS = 500
-"""10 s of SIGKILL, which only a process that the kernel itself holds up outlives."""
+POLL_SECONDS = 0.02
+TERM_POLLS = 250
+KILL_POLLS = 500
+"""SIGKILL is repeated for 10 s, which only a process blocked in the kernel survives."""
 
 
 def leave_guard(channel: socket.socket) -> None:
-    """Return in the program only, with a guard elsewhere. No thread may exist. Raises OSError."""
+    """Fork a guard and return in the program. No other thread may exist. Raises OSError."""
     child = os.fork()
     if child:
-        # The guard is nobody's child, lest the program wait for it by mistake.
+        # The guard must not be the program's child, because the program might wait for it.
         os.waitpid(child, 0)
         return
     try:
@@ -55,20 +55,20 @@ def _guard(channel: socket.socket) -> NoReturn:
 def end_all() -> None:
     """End the other processes of this network namespace."""
     signalled: set[int] = set()
-    for look in range(GRACE_LOOKS + KILL_LOOKS):
+    for poll in range(TERM_POLLS + KILL_POLLS):
         found = set(neighbours())
         if not found:
             return
-        if look < GRACE_LOOKS:
+        if poll < TERM_POLLS:
             _signal(found - signalled, signal.SIGTERM)
             signalled |= found
         else:
             _signal(found, signal.SIGKILL)
-        time.sleep(LOOK_SECONDS)
+        time.sleep(POLL_SECONDS)
 
 
 def neighbours() -> Iterator[int]:
-    """The other processes of this network namespace, without zombies."""
+    """Yield the other processes of this network namespace, without zombies."""
     own = os.readlink("/proc/self/ns/net")
     for name in os.listdir("/proc"):
         if name.isdecimal() and int(name) != os.getpid():

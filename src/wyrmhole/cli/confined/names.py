@@ -1,9 +1,8 @@
-"""The names inside of `wyrmhole run`: every question goes to the servers of the tunnel, or nowhere.
+"""Name resolution inside `wyrmhole run`: every query goes to the tunnel's name servers, or nowhere.
 
-In a mount namespace of its own the program finds a resolv.conf with the tunnel's servers, and an nsswitch.conf whose
-hosts are looked up in files and by DNS only. The services of the host that resolve names on Unix sockets, which no
-network namespace keeps out, are covered: systemd-resolved (also by D-Bus, which nss-resolve spoke before systemd 247),
-nscd, avahi.
+In its mount namespace, the program finds a resolv.conf with the tunnel's servers, and an nsswitch.conf whose hosts come
+only from files and DNS. A network namespace does not block Unix sockets, so the sockets of the host's resolver services
+are covered by empty folders: systemd-resolved (also by D-Bus, which nss-resolve used before systemd 247), nscd, avahi.
 """
 
 from __future__ import annotations
@@ -23,14 +22,14 @@ RESOLVERS = (
     *("/run/nscd", "/var/run/nscd", "/run/avahi-daemon", "/var/run/avahi-daemon"),
 )
 SCRATCH = ("/mnt", "/tmp", "/proc/self/task")
-"""Folders of which every system has one, to mount a tmpfs on for that moment."""
+"""Folders for mounting a tmpfs temporarily. Every system has one of them."""
 
 _MISSING = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.EACCES)
-"""Why a resolv.conf cannot be covered by another: it is missing, leads nowhere, or is out of reach."""
+"""The errors if resolv.conf cannot be covered by another file: it is missing, a dangling link, or not accessible."""
 
 
 def replace_resolvers(resolv_conf: str) -> None:
-    """Raises OSError."""
+    """Cover the host's resolvers, in the mount namespace of this process. Raises OSError."""
     libc.mount("none", "/", None, libc.MS_REC | libc.MS_PRIVATE)
     covered = dict.fromkeys(folder for folder in map(os.path.realpath, RESOLVERS) if os.path.isdir(folder))
     for folder in covered:
@@ -49,12 +48,12 @@ def replace_resolvers(resolv_conf: str) -> None:
 
 
 def only_files_and_dns(nsswitch: str) -> str:
-    """The text with the sources of its `hosts` replaced."""
+    """Return the text of nsswitch.conf with `files dns` as the sources of `hosts`."""
     return re.sub(r"(?m)^([ \t]*hosts[ \t]*:).*$", r"\1 files dns", nsswitch)
 
 
 def _replace_nsswitch() -> None:
-    """Without the file the C library asks files and DNS by itself."""
+    """Cover nsswitch.conf if it exists. Without it, the C library uses only files and DNS."""
     with suppress(FileNotFoundError):
         with open(NSSWITCH_CONF, encoding="utf-8", errors="surrogateescape") as file:
             former = file.read(1 << 20)
@@ -62,7 +61,7 @@ def _replace_nsswitch() -> None:
 
 
 def _bind_text(text: str, target: str) -> None:
-    """Cover a file by one with this text."""
+    """Cover a file by one with the given text."""
     scratch = _mount_scratch()
     try:
         path = f"{scratch}/text"
@@ -73,10 +72,10 @@ def _bind_text(text: str, target: str) -> None:
 
 
 def _rebuild_etc(resolv_conf: str) -> None:
-    """Lay a folder over /etc that has what /etc has, and a resolv.conf.
+    """Cover /etc by a folder with the same entries and a new resolv.conf.
 
-    Nothing can be made in the host's own /etc, nor where a dangling link points. A change of a file that was there
-    changes the host's, as it would without; a file that is made new is gone at the end.
+    The resolv.conf cannot be made in the host's own /etc, nor at the target of a dangling link. Changes of existing
+    files still affect the host's files. New files exist only until the program ends.
     """
     folder = os.path.dirname(RESOLV_CONF)
     entries = [entry for entry in os.scandir(folder) if entry.path != RESOLV_CONF]

@@ -1,7 +1,7 @@
-"""The network inside of `wyrmhole run`: addresses and routes of the TUN, in a namespace that holds nothing else.
+"""The network inside `wyrmhole run`: addresses and routes of the TUN, in a namespace that has nothing else.
 
-What the host cannot do is left out with a warning where the rest is still of use: a family that is switched off, and
-ping without privileges. The time is linear in the number of routes.
+A family that is switched off on the host, and ping without privileges, are left out with a warning, because the rest is
+still useful. The time is linear in the number of routes.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ LOOPBACK_MTU = 65536
 PING_GROUPS = "/proc/sys/net/ipv4/ping_group_range"
 ROUTES_PER_REPORT = 500
 _UNAVAILABLE = (errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EACCES, errno.EPERM)
-"""The kernel's answers to an address of a family that it lacks, or that is switched off for the interface."""
+"""The errors of adding an address whose family the kernel lacks or the interface has switched off."""
 
 _T = TypeVar("_T")
 
@@ -32,7 +32,7 @@ Warn = Callable[[str], None]
 
 
 class Plan(TypedDict):
-    """What the parent tells the child."""
+    """The instructions of the parent to the child."""
 
     name: str
     mtu: int
@@ -44,14 +44,14 @@ class Plan(TypedDict):
 
 
 def configure(plan: Plan, report: Report, warn: Warn) -> None:
-    """Bring up `lo` and the TUN. `report` is called now and then, as a sign of progress. Raises DeviceError."""
+    """Set up `lo` and the TUN. `report` is called every 500 routes, to report progress. Raises DeviceError."""
     addresses = [ipaddress.ip_interface(text) for text in plan["addresses"]]
     routes = [ipaddress.ip_network(text) for text in plan["routes"]]
     with closing(netlink.Client()) as client:
-        _step("bring lo up", lambda: link_setup.set_up(client, link_setup.LOOPBACK, mtu=LOOPBACK_MTU))
+        _step("set lo up", lambda: link_setup.set_up(client, link_setup.LOOPBACK, mtu=LOOPBACK_MTU))
         index = _step(f"find {plan['name']}", lambda: interface_index(plan["name"]))
         _refuse_link_local(client, index)
-        what = f"bring {plan['name']} up with MTU {plan['mtu']}"
+        what = f"set {plan['name']} up with MTU {plan['mtu']}"
         _step(what, lambda: link_setup.set_up(client, index, mtu=plan["mtu"]))
         missing = _add_addresses(client, index, addresses, plan["mtu"], warn)
         wanted = [route for route in routes if route.version not in missing]
@@ -62,7 +62,7 @@ def configure(plan: Plan, report: Report, warn: Warn) -> None:
 
 
 def _refuse_link_local(client: netlink.Client, index: int) -> None:
-    """Without IPv6 there is nothing to refuse."""
+    """Refuse a link-local address. Without IPv6, which raises OSError, there is none."""
     try:
         link_setup.refuse_link_local(client, index)
     except OSError:
@@ -72,7 +72,10 @@ def _refuse_link_local(client: netlink.Client, index: int) -> None:
 def _add_addresses(
     client: netlink.Client, index: int, addresses: list[Interface], mtu: int, warn: Warn
 ) -> dict[int, str]:
-    """Returns the IP versions that are not available, and why. Raises DeviceError if none of the addresses is."""
+    """Add the addresses, and return the IP versions that are not available, with the reasons.
+
+    Raises DeviceError if no address is available.
+    """
     missing: dict[int, str] = {}
     for address in addresses:
         if address.version in missing:
@@ -82,10 +85,10 @@ def _add_addresses(
         except OSError as error:
             reason = _unavailable(address, error, mtu)
             if reason is None:
-                raise DeviceError(f"add the address {address}: {error.strerror}") from error
+                raise DeviceError(f"cannot add the address {address}: {error.strerror}") from error
             missing[address.version] = reason
     if addresses and all(address.version in missing for address in addresses):
-        raise DeviceError(f"add an address: {' and '.join(missing.values())}")
+        raise DeviceError(f"cannot add an address: {' and '.join(missing.values())}")
     for version, reason in missing.items():
         left_out = ", ".join(str(address) for address in addresses if address.version == version)
         warn(f"{reason}: {left_out} and the IPv{version} routes are left out")
@@ -94,18 +97,19 @@ def _add_addresses(
 
 def _unavailable(address: Interface, error: OSError, mtu: int) -> str | None:
     if address.version == 6 and mtu < IPV6_MINIMUM_MTU:
-        return f"IPv6 needs an MTU of {IPV6_MINIMUM_MTU}, and this one is {mtu}"
+        return f"IPv6 needs an MTU of {IPV6_MINIMUM_MTU}, but the MTU is {mtu}"
     if error.errno in _UNAVAILABLE:
         return f"this host has IPv{address.version} switched off"
     return None
 
 
 def uncovered(routes: list[Network], addresses: list[Interface]) -> Iterator[Network]:
-    """Without the routes that the addresses brought along: the kernel's own names the source address.
+    """Yield the routes that do not lie within the network of an address, and default routes.
 
-    A default route is always added.
+    The kernel has added a route for the network of each address, and that route specifies the source address.
     """
-    connected = {(net.version, net.prefixlen, int(net.network_address)) for net in (it.network for it in addresses)}
+    networks = [address.network for address in addresses]
+    connected = {(each.version, each.prefixlen, int(each.network_address)) for each in networks}
     lengths = {(version, length) for version, length, _ in connected}
     for route in routes:
         value = int(route.network_address)
@@ -122,13 +126,13 @@ def _add_route(client: netlink.Client, index: int, route: Network) -> None:
     try:
         link_setup.add_route(client, index, route)
     except OSError as error:
-        raise DeviceError(f"add the route {route}: {error.strerror}") from error
+        raise DeviceError(f"cannot add the route {route}: {error.strerror}") from error
 
 
 def open_ping(is_user: bool, warn: Warn) -> None:
-    """Let the caller's group ping: a new namespace begins with an empty range, which systemd opens on hosts.
+    """Permit pings for the caller's group. The range is empty in a new namespace; on hosts, systemd sets it.
 
-    Root needs it for the programs that give their rights away.
+    Root needs this for programs that drop their privileges.
     """
     groups = f"{os.getegid()} {os.getegid()}" if is_user else "0 2147483647"
     try:
@@ -136,11 +140,11 @@ def open_ping(is_user: bool, warn: Warn) -> None:
             file.write(groups)
     except OSError as error:
         if is_user:
-            warn(f"ping may need privileges in here: cannot write {PING_GROUPS}: {error.strerror}")
+            warn(f"ping may need privileges inside: cannot write {PING_GROUPS}: {error.strerror}")
 
 
 def _step(what: str, step: Callable[[], _T]) -> _T:
     try:
         return step()
     except OSError as error:
-        raise DeviceError(f"{what}: {error.strerror}") from error
+        raise DeviceError(f"cannot {what}: {error.strerror}") from error

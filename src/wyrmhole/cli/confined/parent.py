@@ -1,9 +1,9 @@
-"""`wyrmhole run` from outside: one program whose whole network is a tunnel.
+"""The parent process of `wyrmhole run`, which runs one program whose only network is a tunnel.
 
-The program runs in a network namespace that holds nothing but the tunnel's interface (`confined_child`); the tunnel
-itself runs here, in the host's network, on the TUN that the child made and handed over. Without root the namespaces
-are the user's own. When this process ends, so does the program, and a tunnel that failed leaves it without network:
-there is no way around.
+The program runs in a network namespace that has only the tunnel's interface (`child.py`). The tunnel runs in this
+process, in the host's network, on the TUN that the child made and passed over. If the caller is not root, the network
+namespace belongs to a new user namespace. When this process ends, the program is ended too. If the tunnel fails, the
+program has no network, because nothing can bypass the tunnel.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ from wyrmhole.errors import DeviceError
 from wyrmhole.net.linux_tun import LinuxTun
 
 READY_SECONDS = 20.0
-"""How long the child may take without a sign of progress. It needs about 200 ms, most of it Python's start."""
+"""Limit of the wait for the child's next progress report. It needs about 200 ms in total, mostly to start Python."""
 
 FORWARDED = (signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
 class Confinement:
-    """What a program is enclosed in. `name` is that of the interface inside."""
+    """The network of the program. `name` is the name of the interface inside."""
 
     config: Config
     name: str
@@ -48,17 +48,17 @@ class Confinement:
 
     @classmethod
     def of(cls, config: Config, name: str, resolve: ResolveEndpoint) -> Confinement:
-        """Raises DeviceError for a file that is too little for a tunnel."""
+        """Make the confinement of a configuration. Raises DeviceError if a required key is missing."""
         if config.interface.private_key is None:
-            raise DeviceError(f"{config.source}: no PrivateKey: make one with `wyrmhole genkey`")
+            raise DeviceError(f"{config.source}: no PrivateKey is configured: generate one with `wyrmhole genkey`")
         if not config.interface.addresses:
-            raise DeviceError(f"{config.source}: no Address: the program would have none to send from")
-        # The mark keeps a tunnel's packets out of the tunnel; here they are in another namespace.
+            raise DeviceError(f"{config.source}: no Address is configured, so the program could not send")
+        # The mark prevents a tunnel's packets from entering the tunnel; here the namespaces prevent it.
         change = replace(set_change(config, resolve), fwmark=0)
         return cls(config, name, change, config.interface.mtu or _best_mtu(change))
 
     def plan(self, command: Sequence[str]) -> Plan:
-        """For the child: nothing secret."""
+        """Return the instructions for the child. They contain no secrets."""
         interface = self.config.interface
         prefixes = {prefix: None for peer in self.config.peers for prefix in peer.allowed_ips}
         return {
@@ -78,7 +78,7 @@ def _best_mtu(change: DeviceChange) -> int:
 
 
 def resolv_conf(config: Config) -> str:
-    """With no server in the file nobody is asked: names fail, they do not leak."""
+    """Return a resolv.conf. Without servers it names 0.0.0.0, so that look-ups fail instead of leaking."""
     lines = ["# made by wyrmhole run"]
     lines += [f"nameserver {server}" for server in config.interface.dns_servers] or ["nameserver 0.0.0.0"]
     lines += [f"search {' '.join(config.interface.dns_search)}"] if config.interface.dns_search else []
@@ -86,7 +86,10 @@ def resolv_conf(config: Config) -> str:
 
 
 def run(confinement: Confinement, command: Sequence[str]) -> int:
-    """The program's exit status, 128 and the signal's number if one ended it. Raises DeviceError."""
+    """Run the program and return its exit status, or 128 plus the number of the signal that ended it.
+
+    Raises DeviceError.
+    """
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours:
         with theirs:
@@ -109,7 +112,7 @@ def run(confinement: Confinement, command: Sequence[str]) -> int:
 
 @contextmanager
 def _signals_for(child: subprocess.Popen[bytes]) -> Iterator[None]:
-    """The terminal's Ctrl-C reaches the program by itself; what is sent to this process is passed on."""
+    """Forward signals to the program, and ignore SIGINT, because the terminal's Ctrl-C reaches the program directly."""
 
     def forward(number: int, _frame: object) -> None:
         with suppress(OSError):
@@ -125,7 +128,7 @@ def _signals_for(child: subprocess.Popen[bytes]) -> Iterator[None]:
 
 
 def _receive_tun(channel: socket.socket) -> int:
-    """The child's TUN. Raises DeviceError with what it reports instead."""
+    """Return the child's TUN. Raises DeviceError with the failure that the child reports."""
     data, ancillary = b"", list[tuple[int, int, bytes]]()
     while not data:
         try:
@@ -137,8 +140,8 @@ def _receive_tun(channel: socket.socket) -> int:
             break
     if data == b"ready\n" and ancillary:
         return int(array.array("i", ancillary[0][2][:4])[0])
-    reason = data.decode(errors="replace").strip() or "it ended"
-    raise DeviceError(f"the program cannot be enclosed: {reason}")
+    reason = data.decode(errors="replace").strip() or "its process ended"
+    raise DeviceError(f"cannot isolate the program: {reason}")
 
 
 async def _serve(
@@ -153,7 +156,7 @@ async def _serve(
         await asyncio.wait({ended, closed}, return_when=asyncio.FIRST_COMPLETED)
         closed.cancel()
         if device.failure:
-            logging.getLogger("wyrmhole").error("the tunnel failed and the program has no network: %s", device.failure)
+            logging.getLogger("wyrmhole").error("the tunnel failed, so the program has no network: %s", device.failure)
         return await ended
     finally:
         await device.close()
