@@ -92,7 +92,7 @@ def test_mtu_below_the_ipv6_minimum_leaves_ipv6_out(lab: Lab, tmp_path: Path) ->
     quick = Quick(client, tmp_path, conf(EVERYTHING, more, address="10.77.0.1/24, fd77::1/64"))
     before = traces(client)
     result = quick.try_run("up")
-    assert result.returncode == 1 and f"MTU {mtu} is below 1280, the least for IPv6, but other" in result.stderr
+    assert result.returncode == 1 and f"MTU {mtu} is below 1280, the minimum of IPv6, but other" in result.stderr
     assert "packets to ::/0 would leave outside the tunnel; set MTU to 1280 or more" in result.stderr
     assert quick.is_gone() and traces(client) == before
     client.sysctl("net.ipv6.conf.all.disable_ipv6", "1")

@@ -1,7 +1,7 @@
-"""The kernel's side of `up` and `down`: link, addresses, routes and rules of one interface, by netlink.
+"""The kernel part of `up` and `down`: link, addresses, routes and rules of one interface, by netlink.
 
-Everything is made with the attributes that ip(8) gives it, so that what `up` leaves behind looks like wg-quick's and
-either `down` finds it. Raises DeviceError with what was tried and why it failed.
+All objects have the attributes that ip(8) would give them, so that wg-quick's `down` can remove what our `up` made, and
+vice versa. Errors raise DeviceError with the attempted step and the cause.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from wyrmhole.wire.prefix import Prefix
 
 LOCAL_TABLE = 255
 RULE_TRIES = 100
-"""Other programs add rules at the same time, and may take the place that was free when this one looked."""
+"""Limit of attempts to add a rule, because other programs may take a free priority at the same time."""
 
 IPV6_SETTINGS = Path("/proc/sys/net/ipv6/conf")
 
@@ -45,18 +45,18 @@ class MarkRule(NamedTuple):
 
 
 class Taken(DeviceError):
-    """The table has a route to that prefix already."""
+    """The table already has a route to the prefix."""
 
 
 class Host:
-    """A context manager: it holds one netlink socket, of the network namespace it was made in."""
+    """An interface in the network namespace in which this is made. A context manager that holds a netlink socket."""
 
     def __init__(self, interface: str) -> None:
         self.interface = interface
-        with _explained("ask the kernel about interfaces and routes"):
+        with _explained("open a netlink socket"):
             self._kernel = netlink.Client()
         self._covered: dict[int, set[tuple[int, int]]] = {}
-        """By IP version: length and leading bits of each route of the main table by this interface."""
+        """By IP version: length and leading bits of each route through this interface in the main table."""
 
     def __enter__(self) -> Self:
         return self
@@ -72,15 +72,15 @@ class Host:
 
     @property
     def kind(self) -> str:
-        """Of the interface, as ip(8) prints it: tun, wireguard, veth; empty if it has none."""
+        """The type that ip(8) prints, for example tun, wireguard or veth; empty if it has no type."""
         return self._link_at(self._index).kind
 
     @cached_property
     def _index(self) -> int:
-        """Looked up once: a name is no way to ask for an interface 10,000 times."""
+        """The interface's index. It is looked up once, because a file may have 10,000 routes."""
         found = self._look_up()
         if found is None:
-            raise DeviceError(f"{self.interface} is gone")
+            raise DeviceError(f"the interface {self.interface} does not exist")
         return found
 
     def _look_up(self) -> int | None:
@@ -94,11 +94,11 @@ class Host:
             return self._kernel.link_at(index)
 
     def forget(self) -> None:
-        """The interface was deleted or made anew."""
+        """Discard cached values, because the interface was deleted or made again."""
         self.__dict__.pop("_index", None)
         self._covered.clear()
 
-    # IPv6, which is not everywhere
+    # IPv6, which some hosts lack
 
     @cached_property
     def versions(self) -> tuple[int, ...]:
@@ -111,7 +111,7 @@ class Host:
         return (4, 6)
 
     def lacks(self, version: int) -> str | None:
-        """Why the interface cannot have addresses and routes of that version; None: it can."""
+        """Explain why the interface cannot have addresses and routes of a version. Return None if it can."""
         if version == 4:
             return None
         if 6 not in self.versions:
@@ -125,7 +125,7 @@ class Host:
         return None
 
     def others_have_ipv6(self) -> bool:
-        """Whether packets of IPv6 could leave by another interface."""
+        """Whether IPv6 packets could leave through another interface."""
         try:
             lines = IPV6_ADDRESSES.read_text().splitlines()
         except OSError:
@@ -140,7 +140,7 @@ class Host:
         self._covered.clear()
 
     def addresses(self) -> list[Address]:
-        """Those of the interface, in the kernel's order, without a link-local one that the kernel made."""
+        """Return the interface's addresses in the kernel's order, without a link-local address that the kernel made."""
         index = self._index
         with _explained("list addresses"):
             found = list(link_setup.addresses(self._kernel))
@@ -162,16 +162,16 @@ class Host:
     # Routes
 
     def path_mtu(self, endpoint: Endpoint) -> int:
-        """Of the route to an endpoint: its own MTU if it has one, else its link's; 0: there is no route."""
+        """Return the MTU of the route to an endpoint, or of its link if the route has none; 0 without a route."""
         try:
-            # A link-local address is on every link; its scope names the right one.
+            # Every link has link-local addresses; the scope selects the right link.
             message = self._kernel.route(endpoint.host, endpoint.scope_id)
         except netlink.Refused:
             return 0
         return self._mtu_of_route(link_setup.parse_route(message))
 
     def default_mtu(self) -> int:
-        """Of the IPv4 default route; 0: there is none."""
+        """Return the MTU of the IPv4 default route; 0 without a default route."""
         for route in self.routes(4):
             if (route.table, route.length) == (MAIN_TABLE, 0):
                 return self._mtu_of_route(route)
@@ -181,7 +181,7 @@ class Host:
         return route.mtu or (self._link_at(route.device).mtu if route.device else 0)
 
     def add_route(self, prefix: Prefix, table: int = MAIN_TABLE) -> None:
-        """Raises Taken, and DeviceError for any other reason."""
+        """Add a route. Raises Taken if the table has a route to the prefix, DeviceError for any other reason."""
         try:
             link_setup.reserve_route(self._kernel, self._index, _network(prefix), table, link_setup.PROTOCOL_BOOT)
         except OSError as error:
@@ -195,9 +195,9 @@ class Host:
             link_setup.remove_route(self._kernel, self._index, _network(prefix), table, link_setup.PROTOCOL_BOOT)
 
     def has_route(self, prefix: Prefix) -> bool:
-        """Whether packets to the prefix go through the interface already, by the main table.
+        """Whether a route of the main table already leads packets to the prefix through the interface.
 
-        The kernel is asked once, and `add_route` adds to what it answered: a file may have 10,000 prefixes.
+        The kernel's routes are listed once, and `add_route` updates the list, because a file may have 10,000 prefixes.
         """
         if prefix.version not in self._covered:
             own = [route for route in self.routes(prefix.version) if route.device == self._index]
@@ -210,14 +210,14 @@ class Host:
         return any((length, prefix.network >> prefix.bits - length) in covered for length in range(prefix.length + 1))
 
     def routes(self, version: int) -> list[Route]:
-        """All of them, of every table."""
+        """Return the routes of all tables."""
         if version not in self.versions:
             return []
         with _explained("list routes"):
             return link_setup.routes(self._kernel, FAMILIES[version])
 
     def name_of(self, device: int) -> str:
-        """Of an interface, by its index; for messages."""
+        """Return the name of an interface, given its index, for messages."""
         try:
             return socket.if_indextoname(device)
         except OSError:
@@ -225,62 +225,67 @@ class Host:
 
     @property
     def index(self) -> int | None:
-        """None: the interface does not exist."""
+        """The interface's index, or None if it does not exist."""
         return self._index if self.exists else None
 
     # Rules
 
     def add_rules(self, version: int, table: int) -> Iterator[Rule]:
-        """Packets without the mark go by `table`; before that, they go by the main table where it has more than a
-        default route. Yields each rule when it is there, in the form that `delete_rule` takes."""
+        """Add two rules: use the main table except its default route; then, for packets without the mark, `table`.
+
+        Yield each rule after adding it, in the form that `delete_rule` takes.
+        """
         family = FAMILIES[version]
         mark = Rule(family, table, mark=table, inverted=True, protocol=0)
         main = Rule(family, MAIN_TABLE, suppressed=0, protocol=0)
-        _, is_crowded = self._place(version)
-        # The kernel puts a rule behind those of the same priority, and otherwise each goes before the last one.
-        for rule in (main, mark) if is_crowded else (mark, main):
+        _, is_shared = self._free_priority(version)
+        # With a shared priority, the kernel adds a rule after the others; otherwise each goes before the previous one.
+        for rule in (main, mark) if is_shared else (mark, main):
             yield self._add_rule(version, rule)
 
     def _add_rule(self, version: int, wanted: Rule) -> Rule:
         with _explained(f"add a routing rule for IPv{version}"):
             for _ in range(RULE_TRIES):
-                place, is_crowded = self._place(version)
-                rule = replace(wanted, priority=place)
+                priority, is_shared = self._free_priority(version)
+                rule = replace(wanted, priority=priority)
                 try:
                     policy_rules.add(self._kernel, rule)
                     return rule
                 except netlink.Refused as error:
-                    # Another `up` put the same rule into the same place between the look and now.
+                    # Another `up` may have added the same rule with this priority in the meantime.
                     if error.errno != errno.EEXIST:
                         raise
-                    if is_crowded:
+                    if is_shared:
                         raise DeviceError(
-                            f"cannot add a routing rule for IPv{version}: another tunnel has the only priority before "
-                            f"the rules of this host, {place}: give those higher ones (ip rule)"
+                            f"cannot add a routing rule for IPv{version}: another tunnel uses {priority}, the only "
+                            "priority before the rules of this host: give those higher priorities (ip rule)"
                         ) from error
-        raise DeviceError(f"cannot add a routing rule for IPv{version}: other programs add rules all the time")
+        raise DeviceError(f"cannot add a routing rule for IPv{version}: other programs keep adding rules (try again)")
 
-    def _place(self, version: int) -> tuple[int, bool]:
-        """The priority before all rules but the local table's, and whether that is the local table's own.
+    def _free_priority(self, version: int) -> tuple[int, bool]:
+        """Return the priority before all rules except that of the local table, and whether it is shared with it.
 
-        The kernel takes the first rule for the local table's. Where another one is first, as Cilium's are, that would
-        send packets to this host's own addresses into the tunnel.
+        Without a priority, the kernel would assume that the first rule is that of the local table. If another rule is
+        first, for example of Cilium, packets to this host's own addresses would enter the tunnel.
         """
         rules = [
             (rule.priority or 0, rule.table == LOCAL_TABLE)
             for rule in policy_rules.rules(self._kernel, FAMILIES[version])
         ]
         local = max((priority for priority, is_local in rules if is_local), default=0)
-        place = min((priority for priority, _ in rules if priority > local), default=local + 1) - 1
-        return place, place == local
+        free = min((priority for priority, _ in rules if priority > local), default=local + 1) - 1
+        return free, free == local
 
     def delete_rule(self, rule: Rule) -> None:
         with _explained("delete a routing rule"):
             policy_rules.remove(self._kernel, rule)
 
     def mark_rules(self, version: int) -> list[MarkRule]:
-        """The rules by mark that `add_rules` makes, each with the one for the main table that stands nearest before it,
-        or behind it with the same priority: ip(8) makes them in that order, also where there is no room."""
+        """Return the mark rules of `add_rules`, each with its rule for the main table.
+
+        That is the nearest one before it, or one after it with the same priority. ip(8) adds them in the order that
+        causes the latter if no other priority is free.
+        """
         if version not in self.versions:
             return []
         found: list[MarkRule] = []
@@ -296,18 +301,21 @@ class Host:
 
 
 def best_mtu(host: Host, endpoints: Iterable[Endpoint | None]) -> int:
-    """As wg-quick(8): the narrowest way to a peer, else the default route, else 1500; less what goes around."""
-    ways = (host.path_mtu(endpoint) for endpoint in endpoints if endpoint is not None)
-    return (min(filter(None, ways), default=0) or host.default_mtu() or USUAL_OUTER_MTU) - OVERHEAD_V6
+    """Return the MTU for an interface, like wg-quick(8).
+
+    It is the smallest path MTU to a peer, otherwise that of the default route, otherwise 1500, minus the overhead.
+    """
+    path_mtus = (host.path_mtu(endpoint) for endpoint in endpoints if endpoint is not None)
+    return (min(filter(None, path_mtus), default=0) or host.default_mtu() or USUAL_OUTER_MTU) - OVERHEAD_V6
 
 
 def too_narrow(mtu: int) -> str | None:
-    """Why an interface of that MTU has no IPv6; None: it may."""
-    return f"MTU {mtu} is below {IPV6_MINIMUM_MTU}, the least for IPv6" if mtu < IPV6_MINIMUM_MTU else None
+    """Explain why an interface with this MTU has no IPv6. Return None if it may have it."""
+    return f"MTU {mtu} is below {IPV6_MINIMUM_MTU}, the minimum of IPv6" if mtu < IPV6_MINIMUM_MTU else None
 
 
 def _with_main_behind(rule: MarkRule, main: list[Rule]) -> MarkRule:
-    """Take one of the same priority out of `main` for a rule that has none."""
+    """Give a rule without a main rule one of the same priority, and remove that one from `main`."""
     if rule.main_rule is not None:
         return rule
     behind = [other for other in main if other.priority == rule.rule.priority]
