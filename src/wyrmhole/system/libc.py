@@ -1,8 +1,8 @@
 """System calls that Python's `os` lacks, as typed functions. Each raises OSError with the call's errno.
 
-This is the only file that loads the C library. It imports nothing of wyrmhole, so that every room may use it, and
-little of the standard library, because the helper of a namespace stack may start with it. A call that the C library
-lacks fails with ENOSYS, like one that the kernel lacks.
+This is the only file that loads the C library. It imports no other part of wyrmhole, so that every room may use it, and
+little of the standard library, because the helper of a namespace stack may import it at its start. A call that the C
+library lacks fails with ENOSYS, like one that the kernel lacks.
 
 Sources: the manual page of each call (section 2), linux/capability.h, linux/bpf.h.
 """
@@ -25,7 +25,7 @@ IN_ATTRIB, IN_DELETE_SELF, IN_MOVE_SELF, IN_DONT_FOLLOW = 0x004, 0x400, 0x800, 0
 _CAPABILITY_VERSION_3 = 0x2008_0522
 _CAPABILITY_HEADER = struct.Struct("=Ii")
 _CAPABILITIES = struct.Struct("=6I")
-"""effective, permitted, inheritable of capabilities 0 to 31, and the same of 32 to 63."""
+"""The effective, permitted and inheritable sets of capabilities 0 to 31, followed by those of 32 to 63."""
 _SECCOMP_SET_MODE_FILTER, _SECCOMP_FILTER_FLAG_TSYNC = 1, 1
 _SYSCALL_BPF = {"x86_64": 321, "aarch64": 280}
 _BPF_PROG_LOAD = 5
@@ -35,7 +35,7 @@ _TFD_FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
 _TFD_TIMER_ABSTIME = 1
 _ITIMERSPEC = struct.Struct("@qqqq")
 _TIMEX_SIZE = 512
-"""More than struct timex has on any architecture."""
+"""More bytes than struct timex has on any architecture."""
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.syscall.restype = ctypes.c_long
@@ -51,14 +51,14 @@ def unshare(flags: int) -> None:
 
 
 def setns(fileno: int, kind: int) -> None:
-    """Enter the namespace open as `fileno`."""
+    """Enter the namespace of a descriptor."""
     _call("setns", fileno, kind)
 
 
 def mount(source: str, target: str, kind: str | None, flags: int) -> None:
-    """The error names the target."""
-    words = (os.fsencode(source), os.fsencode(target), None if kind is None else kind.encode())
-    _call("mount", *words, flags, None, filename=target)
+    """Mount a file system. The error contains the target."""
+    names = (os.fsencode(source), os.fsencode(target), None if kind is None else kind.encode())
+    _call("mount", *names, flags, None, filename=target)
 
 
 def umount(target: str, flags: int) -> None:
@@ -73,7 +73,7 @@ def prctl(option: int, value: int) -> None:
 
 
 def permitted_capabilities() -> int:
-    """A bit for each capability that this thread may have."""
+    """Return the permitted capabilities of this thread, as bits."""
     data = ctypes.create_string_buffer(_CAPABILITIES.size)
     _call("capget", _CAPABILITY_HEADER.pack(_CAPABILITY_VERSION_3, 0), data)
     values = _CAPABILITIES.unpack(data.raw)
@@ -81,7 +81,7 @@ def permitted_capabilities() -> int:
 
 
 def set_capabilities(kept: int) -> None:
-    """Have these, as bits, effective and permitted, and no others; none is inheritable."""
+    """Set the effective and permitted capabilities to `kept`, as bits, and the inheritable ones to none."""
     low, high = kept & 0xFFFF_FFFF, kept >> 32
     data = _CAPABILITIES.pack(low, low, 0, high, high, 0)
     _call("capset", _CAPABILITY_HEADER.pack(_CAPABILITY_VERSION_3, 0), data)
@@ -94,9 +94,9 @@ class _Program(ctypes.Structure):
 
 
 def filter_calls(number: int, code: bytes) -> int:
-    """Install a seccomp filter on all threads; `number` is that of seccomp(2) on this architecture.
+    """Install a seccomp filter on all threads. `number` is the number of seccomp(2) on this architecture.
 
-    Returns 0, or the number of a thread that has a filter of its own; nothing changed then.
+    Return 0, or the id of a thread with a different filter; nothing has changed in this case.
     """
     program = _Program(len(code) // _BPF_INSTRUCTION_SIZE, code)
     arguments = ctypes.cast(ctypes.byref(program), ctypes.c_void_p).value
@@ -104,19 +104,19 @@ def filter_calls(number: int, code: bytes) -> int:
 
 
 def syscall(number: int, *arguments: Argument) -> int:
-    """A call by its number, for those without a function in the C library."""
+    """Make a system call by number, if the C library has no function for it."""
     return _call("syscall", number, *arguments)
 
 
 def load_bpf(kind: int, instructions: bytes, licence: bytes, name: bytes) -> int:
-    """Load an eBPF program of that type; returns its descriptor."""
+    """Load an eBPF program of type `kind`, and return its descriptor."""
     number = _SYSCALL_BPF.get(os.uname().machine)
     if number is None:
-        raise OSError(errno.ENOSYS, f"the number of bpf(2) on {os.uname().machine} is not known")
+        raise OSError(errno.ENOSYS, f"the number of bpf(2) on {os.uname().machine} is unknown")
     code, licence_text = ctypes.create_string_buffer(instructions), ctypes.create_string_buffer(licence)
-    places = ctypes.addressof(code), ctypes.addressof(licence_text)
+    pointers = ctypes.addressof(code), ctypes.addressof(licence_text)
     count = len(instructions) // _BPF_INSTRUCTION_SIZE
-    attributes = _BPF_ATTRIBUTES.pack(kind, count, *places, 0, 0, 0, 0, 0, name)
+    attributes = _BPF_ATTRIBUTES.pack(kind, count, *pointers, 0, 0, 0, 0, 0, name)
     return syscall(number, _BPF_PROG_LOAD, attributes, len(attributes))
 
 
@@ -124,18 +124,18 @@ def load_bpf(kind: int, instructions: bytes, licence: bytes, name: bytes) -> int
 
 
 def timerfd_create(clock: int) -> int:
-    """A disarmed, non-blocking, close-on-exec timer on that clock of `time`."""
+    """Return a disarmed, non-blocking, close-on-exec timer. `clock` is a constant of `time`."""
     return _call("timerfd_create", clock, _TFD_FLAGS)
 
 
 def timerfd_settime(fileno: int, first: int, interval: int, *, absolute: bool) -> None:
-    """In nanoseconds; a `first` of 0 disarms. `absolute`: it is a time of the clock, not a delay."""
+    """Set a timer, in nanoseconds. A `first` of 0 disarms it. If `absolute`, `first` is a time and not a delay."""
     value = _ITIMERSPEC.pack(*divmod(interval, 1_000_000_000), *divmod(first, 1_000_000_000))
     _call("timerfd_settime", fileno, _TFD_TIMER_ABSTIME if absolute else 0, value, None)
 
 
 def inotify_init() -> int:
-    """A non-blocking, close-on-exec descriptor."""
+    """Return a non-blocking, close-on-exec descriptor."""
     return _call("inotify_init1", os.O_NONBLOCK | os.O_CLOEXEC)
 
 
@@ -170,7 +170,7 @@ class _Message(ctypes.Structure):
 
 
 def sendmmsg(fileno: int, messages: list[bytes]) -> int:
-    """Send by a connected socket; returns how many messages were sent."""
+    """Send messages on a connected socket, and return the number of sent messages."""
     vectors = (_Vector * len(messages))(*[_Vector(message, len(message)) for message in messages])
     entries = (_Message * len(messages))()
     for entry, vector in zip(entries, vectors, strict=True):
@@ -183,17 +183,20 @@ def sendmmsg(fileno: int, messages: list[bytes]) -> int:
 
 
 def clock_state() -> int:
-    """What adjtimex(2) returns: 5 (TIME_ERROR) while the wall clock is not synchronised."""
+    """Return the state of adjtimex(2): 5 (TIME_ERROR) if the wall clock is not synchronised."""
     return _call("adjtimex", ctypes.create_string_buffer(_TIMEX_SIZE))
 
 
 def _call(name: str, *arguments: Argument, filename: str | None = None) -> int:
-    """Integers are passed as long: a variadic function would read the upper half of an int from nowhere."""
+    """Call a function of the C library.
+
+    Integers are passed as long, because the upper half of an int argument of a variadic function is undefined.
+    """
     function = getattr(_libc, name, None)
     if function is None:
         raise OSError(errno.ENOSYS, f"the C library has no {name}")
     ctypes.set_errno(0)
-    result = int(function(*[ctypes.c_long(it) if isinstance(it, int) else it for it in arguments]))
+    result = int(function(*[ctypes.c_long(each) if isinstance(each, int) else each for each in arguments]))
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), filename)
