@@ -98,7 +98,7 @@ def test_a_descriptor_that_is_not_a_tun_is_refused_and_left_open() -> None:
     read_end, write_end = os.pipe()
     with pytest.raises(TunError) as caught:
         LinuxTun.from_fd(read_end)
-    assert "no TUN" in str(caught.value)
+    assert "not a TUN interface" in str(caught.value)
     os.close(read_end)
     os.close(write_end)
 

@@ -236,7 +236,7 @@ def test_a_host_without_ipv6_is_told_as_the_reason(host: Namespace) -> None:
     async def scenario() -> None:
         near_key, far_key = generate(), generate()
         text = near_config(near_key, far_key, 7)
-        with pytest.raises(wyrmhole.TunnelError, match=r"IPv6 is switched off on this host .* or take"):
+        with pytest.raises(wyrmhole.TunnelError, match=r"IPv6 is switched off on this host .* or remove"):
             await wyrmhole.open(text, device="tun", name="wyrtest")
         assert "wyrtest" not in host.ip("link")
         only_v4 = wyrmhole.Config.parse(text)
