@@ -103,7 +103,7 @@ def test_boottime_jump(lab: Lab, engine: str, record: Record, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("years", [-1, 100], ids=["just-booted", "100-years"])
-def test_boottime_at_its_ends(lab: Lab, engine: str, record: Record, years: int) -> None:
+def test_boottime_after_boot_and_after_100_years(lab: Lab, engine: str, record: Record, years: int) -> None:
     """A machine that has just booted, and one that has run for 100 years, for both the engine and the loop."""
     up = int(time.clock_gettime(time.CLOCK_BOOTTIME))
     offset = 1 - up if years < 0 else years * YEAR

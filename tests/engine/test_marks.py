@@ -52,7 +52,7 @@ def test_activity_is_reported_once_until_released() -> None:
     assert a.reports() == [Active(1)]
 
 
-def test_counters_sum_up_whole_datagrams() -> None:
+def test_counters_add_up_whole_datagrams() -> None:
     """Byte counters include headers, padding and handshake messages (I31)."""
     a, b = connected()
     a.tunnel(ipv4(A_INNER, B_INNER))

@@ -65,7 +65,7 @@ def test_a_train_may_hold_a_handshake_message_and_data() -> None:
     assert b.drops() == {}
 
 
-def test_each_of_many_interleaved_peers_gets_its_packets_in_order() -> None:
+def test_interleaved_packets_to_many_peers_keep_their_order() -> None:
     """There are more peers than trains that can be open at once (I24)."""
     a, _ = connected()
     count = MAX_TRAINS + 3
@@ -238,7 +238,7 @@ def wait_until(engine: Engine, event: threading.Event) -> None:
     poll.register(engine.fileno(), select.POLLIN)
     end = time.monotonic() + 10
     while not event.is_set():
-        assert time.monotonic() < end, "nothing within 10 s"
+        assert time.monotonic() < end, "the event was not set within 10 s"
         # An engine whose thread sets the event itself never makes the descriptor readable.
         poll.poll(1)
         engine.poll_reports()

@@ -71,7 +71,7 @@ def test_the_twins_interoperate_and_emit_the_same_bytes(seed: int) -> None:
     assert (send, receive) == (bytes(ours.send), bytes(ours.receive))
 
 
-def test_any_altered_bit_is_refused_by_both() -> None:
+def test_both_twins_refuse_any_altered_bit() -> None:
     draw = random.Random(7).randbytes
     a, b = PrivateKey(draw(32)), PrivateKey(draw(32))
     sent, body = rust.create_initiation(a.raw, b.public_key().raw, draw(32), draw(12), IDENTIFIER)

@@ -222,7 +222,7 @@ def test_threads_answer_each_of_many_peers_exactly_once(workers: int) -> None:
             for _ in range(3):
                 responder.bind.arrive(message, Endpoint("192.0.2.1", 2000 + number).sockaddr)
         while len(answered) < first + 20:
-            assert time.monotonic() < deadline, f"{len(answered)} answers"
+            assert time.monotonic() < deadline, f"only {len(answered)} answers"
             responder.arrived.wait(0.05)
             answered += [report for report in responder.reports() if isinstance(report, Answered)]
     responder.engine.close()

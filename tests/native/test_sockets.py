@@ -262,7 +262,7 @@ def test_every_worker_tries_trains_again_after_a_route_change(worker: int) -> No
         assert arrive() == [14_400]
 
 
-def test_an_answer_leaves_from_the_address_that_was_queried() -> None:
+def test_an_answer_leaves_from_the_address_that_was_contacted() -> None:
     """The train's control messages contain both PKTINFO and the GRO size."""
     with connected("127.0.0.1") as (namespace, a, b):
         namespace.address("lo", "10.99.0.7/32")

@@ -52,7 +52,7 @@ def readable(bind: MemoryBind) -> bool:
     return bool(poller.poll(0))
 
 
-def test_it_is_a_bind(a: MemoryBind) -> None:
+def test_the_memory_bind_implements_bind(a: MemoryBind) -> None:
     as_interface: Bind = a
     assert as_interface.send(b"x", 0, ("192.0.2.9", 9), None) == SendOutcome.SENT
 
@@ -70,7 +70,7 @@ def test_datagrams_arrive_in_order(a: MemoryBind, b: MemoryBind) -> None:
     assert receive(b) is None and not readable(b)
 
 
-def test_answers_leave_from_the_address_that_was_queried(a: MemoryBind, b: MemoryBind) -> None:
+def test_answers_leave_from_the_address_that_was_contacted(a: MemoryBind, b: MemoryBind) -> None:
     a.send(b"question", 0, ("192.0.2.3", 2), None)
     question = must_receive(b)
     assert question.source is not None and b.source_is_valid(question.sockaddr, question.source)

@@ -27,7 +27,7 @@ def readable(fileno: int) -> bool:
     return bool(poller.poll(0))
 
 
-def test_it_is_a_tun(tun: MemoryTun) -> None:
+def test_the_memory_tun_implements_tun(tun: MemoryTun) -> None:
     as_interface: Tun = tun
     assert as_interface.name == "mem0" and as_interface.mtu == 1420
     assert as_interface.offloads == TunOffloads(tso=False, uso=False)

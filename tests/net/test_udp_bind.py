@@ -58,7 +58,7 @@ def receive(bind: UdpBind, milliseconds: int = 5000) -> Received:
                 return received
 
 
-def test_it_is_a_bind(bind: UdpBind) -> None:
+def test_the_udp_bind_implements_bind(bind: UdpBind) -> None:
     as_interface: Bind = bind
     assert len(as_interface.filenos()) == 3
 
@@ -124,7 +124,7 @@ def test_without_gro_datagrams_arrive_singly(bind: UdpBind, host: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.0.0.77", "::1"])
-def test_an_answer_leaves_from_the_address_that_was_queried(bind: UdpBind, other: UdpBind, host: str) -> None:
+def test_an_answer_leaves_from_the_address_that_was_contacted(bind: UdpBind, other: UdpBind, host: str) -> None:
     bind.send(b"question", 0, sockaddr(other, host), None)
     question = receive(other)
     other.send(b"answer", 0, question.sockaddr, question.source)

@@ -95,7 +95,7 @@ def address(version: int, host: int) -> str:
 @FAMILIES
 @pytest.mark.parametrize("host", [2, 3])
 @pytest.mark.parametrize("size", [0, 1400])
-def test_answers_leave_from_the_address_that_was_queried(
+def test_answers_leave_from_the_address_that_was_contacted(
     pair: list[Namespace], version: int, host: int, size: int
 ) -> None:
     """The source is sticky, even for a train that UDP_GRO merged."""

@@ -429,5 +429,5 @@ def assert_receives(bind: UdpBind, fileno: int) -> None:
         ("unknown", False),
     ],
 )
-def test_releases_that_damage_trains_are_suspect(release: str, suspect: bool) -> None:
+def test_kernel_releases_that_damage_trains_are_suspect(release: str, suspect: bool) -> None:
     assert udp_offload.is_suspect(release) is suspect
