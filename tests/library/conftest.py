@@ -1,4 +1,4 @@
-"""Both kinds of tunnels for a scenario: a namespace of the program's own, and an interface of the host."""
+"""Both kinds of tunnels for a scenario: in a namespace of the program, and as an interface of the host."""
 
 from __future__ import annotations
 
@@ -11,15 +11,14 @@ from tests.support import tunnels
 from tests.support.namespaces import Namespace
 
 STACKS = ("netns",) if "WYRMHOLE_TESTS_AS_USER" in os.environ else ("netns", "tun")
-"""An interface needs rights."""
+"""The interface requires root."""
 
 
 @pytest.fixture(params=STACKS)
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """What the near end of `tunnels` is made with, by the name of its stack.
+    """Set the options of the near end of `tunnels`, by the name of its stack.
 
-    The host of the interface is a namespace of the test's own: this thread is in it, and so is every thread that the
-    scenario starts.
+    The host of the interface is a new namespace. This thread and all threads that the scenario starts are in it.
     """
     if request.param == "netns":
         yield request.param

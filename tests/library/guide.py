@@ -1,4 +1,4 @@
-"""The blocks of docs/guide.md, by the names that stand above them."""
+"""The code blocks of docs/guide.md, by the names above them."""
 
 from __future__ import annotations
 
@@ -26,4 +26,4 @@ CHECKS = {
     "expose": "exposed.close()",
     "proxy": "assert port > 0\nproxy.close()",
 }
-"""What is looked at after each block."""
+"""The checks after each block."""

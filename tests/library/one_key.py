@@ -1,4 +1,4 @@
-"""A second user of a key: a process that claims it, and the warnings about it."""
+"""A process that claims a key, and the warnings about a second claim."""
 
 from __future__ import annotations
 

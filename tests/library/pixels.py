@@ -1,4 +1,4 @@
-"""The picture in a PNG file of the kind that browsers write: 8 bits for each of 3 or 4 channels, not interlaced."""
+"""Read PNG files like those of browsers: 3 or 4 channels of 8 bits, not interlaced."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 def colors(path: Path) -> Counter[tuple[int, int, int]]:
-    """How often each colour occurs (ISO/IEC 15948: chunks, zlib, and a filter before each line)."""
+    """Return how often each colour occurs (ISO/IEC 15948: chunks, zlib, and a filter byte before each line)."""
     width, height, channels, data = read(path.read_bytes())
     line = bytearray(width * channels)
     found: Counter[tuple[int, int, int]] = Counter()

@@ -1,4 +1,4 @@
-"""A real PostgreSQL server on a host of a test, of a cluster that lives as long as the test."""
+"""A real PostgreSQL server on a host of a test. Its cluster exists only during the test."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups")
 
 
 def programs() -> Path:
-    """The folder of `initdb` and `postgres`, which Debian keeps out of PATH."""
+    """Return the folder of `initdb` and `postgres`, which is not in PATH on Debian."""
     found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=lambda path: float(path.parts[4]))
     if found:
         return found[-1].parent
@@ -33,7 +33,7 @@ def programs() -> Path:
 
 @contextmanager
 def database(host: Host, *addresses: str) -> Iterator[None]:
-    """Listens there on port 5432; `USER` logs in by `PASSWORD` from anywhere."""
+    """Run a server on port 5432 of the host. `USER` can log in with `PASSWORD` from any address."""
     tools, folder = programs(), Path(tempfile.mkdtemp(prefix="wyrmhole-postgresql-"))
     try:
         _make_cluster(tools, folder)

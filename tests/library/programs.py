@@ -1,6 +1,6 @@
 """Programs that `site.py` starts on hosts of a test: `python -m tests.library.programs NAME WORDS`.
 
-Each says one line of JSON when it is ready, answers each line of its input with one, and ends with its input.
+Each prints one line of JSON when it is ready, answers each input line with one line, and ends with its input.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ INSIDE: Records = {
 
 
 async def converse(hello: object, answer: Callable[..., Awaitable[object]] | None = None) -> None:
-    """Say hello, answer lines until there are no more."""
+    """Print the greeting, then answer lines until the input ends."""
     print(json.dumps(hello), flush=True)
     loop = asyncio.get_running_loop()
     while line := await loop.run_in_executor(None, sys.stdin.readline):
@@ -66,28 +66,28 @@ async def inside(certificate: str) -> None:
 
 
 async def outside() -> None:
-    """The resolver that nobody should ask."""
+    """The resolver of the host, which should receive no question."""
     async with AsyncExitStack() as stack:
         names = await serve_names(stack, "127.0.0.53", {})
         await converse("ready", lambda _: answered(names.asked))
 
 
 async def answered(asked: list[tuple[str, str, str]]) -> object:
-    """Only what was new since the last time."""
+    """Return an answer with the questions since the last call."""
     found = [name for _, name, _ in asked]
     asked.clear()
     return found
 
 
 async def proxy(config: str, *users: str) -> None:
-    """A proxy, and its port."""
+    """Run a proxy, and report its port."""
     async with wyrmhole.open(config) as tunnel:
         running = await tunnel.proxy("127.0.0.1:0", users=dict(user.split(":") for user in users) or None)
         await converse(running.addresses[0][1])
 
 
 async def fetch(config: str, authority: str) -> None:
-    """What each adapter got from a URL, on demand."""
+    """Fetch a URL with a given adapter, on request."""
     context = ssl.create_default_context(cafile=authority)
     async with wyrmhole.open(config) as tunnel:
 
@@ -99,7 +99,7 @@ async def fetch(config: str, authority: str) -> None:
 
 
 def fetch_blocking(config: str, authority: str) -> None:
-    """The same for those that block."""
+    """Fetch a URL with a given blocking adapter, on request."""
     context = ssl.create_default_context(cafile=authority)
     with wyrmhole.sync.open(config) as tunnel:
         print(json.dumps("ready"), flush=True)
@@ -111,7 +111,7 @@ def fetch_blocking(config: str, authority: str) -> None:
 
 
 async def carry(config: str) -> None:
-    """Forwards in, and a web server of this host exposed inside; the ports of all."""
+    """Run forwards, and expose a web server of this host inside. Report all ports."""
     async with wyrmhole.open(config) as tunnel:
         web = await tunnel.forward("127.0.0.1:0", "web.internal:80")
         udp = await tunnel.forward("127.0.0.1:0/udp", "[fd77::2]:7")
@@ -129,7 +129,7 @@ async def carry(config: str) -> None:
 
 
 async def run(config: str, authority: str, file: str) -> None:
-    """A block of a document, with `tunnel`, `config` and `context` at hand."""
+    """Run a block of a document, which can use `tunnel`, `config` and `context`."""
     context = ssl.create_default_context(cafile=authority)
     async with wyrmhole.open(config) as tunnel:
         body = textwrap.indent(Path(file).read_text(), "    ")
@@ -141,7 +141,7 @@ async def run(config: str, authority: str, file: str) -> None:
 
 
 def run_blocking(config: str, authority: str, file: str) -> None:
-    """The same for one that opens its tunnel itself."""
+    """Run a block of a document that opens its own blocking tunnel."""
     exec(Path(file).read_text(), {"config": config})
     print(json.dumps("done"), flush=True)
 

@@ -1,7 +1,7 @@
-"""The same tests as a user without any rights, and refusals of real systems.
+"""The same tests as a user without privileges, and errors of restricted systems.
 
-The user is 65534 (nobody), with no capability, not even to gain, and /dev/net/tun is one that everybody may use, as
-most systems have it: in a mount namespace of the test's own.
+The user is 65534 (nobody), who has no capability and cannot gain any. As on most systems, every user may open
+/dev/net/tun, which is in a mount namespace of the test.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def as_nobody(*command: str, mount: str = WORLD_TUN) -> subprocess.CompletedProc
         "diagnosis/test_diagnosis.py",
     ],
 )
-def test_all_of_it_needs_no_rights(name: str, tmp_path: Path) -> None:
+def test_library_needs_no_privileges(name: str, tmp_path: Path) -> None:
     tmp_path.chmod(0o777)
     for parent in tmp_path.parents[:3]:
         parent.chmod(0o755)
@@ -87,15 +87,15 @@ def test_all_of_it_needs_no_rights(name: str, tmp_path: Path) -> None:
     ],
     ids=["no device", "device of root", "no driver"],
 )
-def test_a_system_without_a_device_for_users_says_so(mount: str, stage: str, says: str) -> None:
+def test_missing_or_private_tun_device_is_reported(mount: str, stage: str, says: str) -> None:
     done = as_nobody(interpreter(), "-c", OPEN, CONFIG, mount=mount)
     assert done.stdout.startswith(f"NamespaceError {stage} "), done.stdout + done.stderr
     assert says in done.stdout
     assert "nothing goes around it" in done.stdout
 
 
-def test_a_system_without_namespaces_for_users_says_so() -> None:
-    """A user namespace of the test's own, in which no more may be made."""
+def test_disabled_user_namespaces_are_reported() -> None:
+    """The test makes a user namespace in which no further ones are allowed."""
     inside = "echo 0 > /proc/sys/user/max_user_namespaces && exec " + '"$@"'
     done = subprocess.run(
         ["unshare", "--user", "--map-root-user", "sh", "-c", inside, "sh", sys.executable, "-c", OPEN, CONFIG],

@@ -1,4 +1,4 @@
-"""Endpoints that are given as names: resolved again, tried in turn, and followed."""
+"""Endpoints given as host names: resolved again, tried in turn, and followed."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEY = PublicKey(bytes(range(32)))
 
 
 class Names:
-    """An EndpointNames whose resolver and device are this test."""
+    """An EndpointNames with a fake resolver and device."""
 
     def __init__(self, *answers: list[Endpoint] | Exception) -> None:
         self.answers = list(answers)
@@ -58,7 +58,7 @@ def watch(names: Names, first: list[Endpoint], then: Callable[[], None] | None =
     run(scenario())
 
 
-def test_a_name_that_goes_elsewhere_is_followed_when_its_time_is_over() -> None:
+def test_changed_address_of_a_name_is_followed_after_its_ttl() -> None:
     names = Names([C])
     watch(names, [A, B], checks=CHECKS_PER_TTL - 1)
     assert names.moves == []
@@ -66,28 +66,28 @@ def test_a_name_that_goes_elsewhere_is_followed_when_its_time_is_over() -> None:
     assert names.moves == [C]
 
 
-def test_handshakes_that_fail_have_every_address_tried_in_turn() -> None:
+def test_failed_handshakes_try_every_address_in_turn() -> None:
     names = Names([A, B, C], [A, B, C], [A, B, C])
     names.unanswered = 1
     watch(names, [A, B, C], checks=3)
     assert names.moves == [B, C, A]
 
 
-def test_a_peer_that_roamed_stays_where_it_is_while_its_name_says_the_same() -> None:
+def test_roamed_peer_stays_while_its_name_is_unchanged() -> None:
     names = Names([A, B])
     names.current = Endpoint("203.0.113.9", 1)
     watch(names, [A, B], checks=CHECKS_PER_TTL)
     assert names.moves == []
 
 
-def test_a_resolver_that_fails_leaves_the_addresses_there_were() -> None:
+def test_failed_look_up_keeps_the_former_addresses() -> None:
     names = Names(socket.gaierror(socket.EAI_AGAIN, "later"), socket.gaierror(socket.EAI_AGAIN, "later"))
     names.unanswered = 1
     watch(names, [A, B], checks=2)
     assert names.moves == [B, A]
 
 
-def test_an_address_is_not_looked_after() -> None:
+def test_endpoint_given_as_an_address_is_not_followed() -> None:
     names = Names()
     literal = ConfigEndpoint("192.0.2.1", 51820)
 
@@ -100,7 +100,7 @@ def test_an_address_is_not_looked_after() -> None:
     run(scenario())
 
 
-def test_a_move_that_fails_is_made_at_the_next_look() -> None:
+def test_failed_move_is_repeated_at_the_next_check() -> None:
     names = Names([C], [C])
     refusals = [wyrmhole.TunnelError(0, "the interface is down")]
 
@@ -114,7 +114,7 @@ def test_a_move_that_fails_is_made_at_the_next_look() -> None:
     assert names.moves == [C]
 
 
-def test_the_task_that_follows_names_survives_any_error(caplog: pytest.LogCaptureFixture) -> None:
+def test_task_that_follows_names_survives_any_error(caplog: pytest.LogCaptureFixture) -> None:
     names = Names([C])
     names.answers.insert(0, RuntimeError("not foreseen"))
     names.unanswered = 1
@@ -134,7 +134,7 @@ def test_the_task_that_follows_names_survives_any_error(caplog: pytest.LogCaptur
     assert names.moves == [C] and "not foreseen" in caplog.text
 
 
-def test_a_name_that_had_no_address_is_asked_for_until_it_has_one() -> None:
+def test_unresolved_name_is_looked_up_until_it_has_an_address() -> None:
     later = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
     names = Names(later, later, [B])
     names.current = None
@@ -145,7 +145,7 @@ def test_a_name_that_had_no_address_is_asked_for_until_it_has_one() -> None:
     assert len(told) == 3 and "vpn.example:51820" in told[-1] and "Temporary failure" in told[-1]
 
 
-def test_a_slow_name_does_not_hold_up_a_tunnel_that_has_somebody_to_talk_to() -> None:
+def test_slow_name_does_not_delay_a_tunnel_with_another_peer() -> None:
     async def scenario() -> None:
         released = asyncio.Event()
 
@@ -172,7 +172,7 @@ def test_a_slow_name_does_not_hold_up_a_tunnel_that_has_somebody_to_talk_to() ->
     run(scenario())
 
 
-def test_a_name_that_does_not_exist_is_named() -> None:
+def test_error_contains_the_unknown_name() -> None:
     names = Names(socket.gaierror(socket.EAI_NONAME, "Name or service not known"))
 
     async def scenario() -> None:
@@ -183,7 +183,7 @@ def test_a_name_that_does_not_exist_is_named() -> None:
     run(scenario())
 
 
-def test_the_next_address_and_where_a_name_moved() -> None:
+def test_next_address_and_new_address_of_a_name() -> None:
     assert next_address([], A) is None
     assert next_address([A], A) == A
     assert next_address([A, B], None) == A
@@ -194,7 +194,7 @@ def test_the_next_address_and_where_a_name_moved() -> None:
 
 
 @pytest.mark.network
-def test_an_endpoint_s_name_is_resolved_outside_and_followed() -> None:
+def test_endpoint_name_is_resolved_outside_and_followed() -> None:
     async def scenario() -> None:
         near_key, far_key = generate(), generate()
         async with wyrmhole.open(far_config(far_key, near_key)) as far:

@@ -1,4 +1,4 @@
-"""How things end: refusals and timeouts as the standard library raises them, cancellation, closing."""
+"""How operations end: errors like those of the standard library, cancellation, and closing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ pytestmark = [pytest.mark.network, pytest.mark.usefixtures("device")]
 
 @on_each_loop
 @on_each_family
-def test_a_port_where_nobody_listens_refuses(loop: str, version: int) -> None:
+def test_port_without_a_listener_refuses(loop: str, version: int) -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             for connect in (ends.near.open_connection, ends.near.connect_socket):
@@ -47,7 +47,7 @@ def test_a_port_where_nobody_listens_refuses(loop: str, version: int) -> None:
 
 
 @on_each_loop
-def test_a_silent_host_times_out(loop: str) -> None:
+def test_silent_host_times_out(loop: str) -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             for attempt in (
@@ -62,7 +62,7 @@ def test_a_silent_host_times_out(loop: str) -> None:
     run(scenario(), loop)
 
 
-def test_an_address_that_is_no_peer_s_has_no_route() -> None:
+def test_address_outside_allowed_ips_has_no_route() -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             with pytest.raises(OSError, match="No route"):
@@ -71,7 +71,7 @@ def test_an_address_that_is_no_peer_s_has_no_route() -> None:
     run(scenario())
 
 
-def test_a_name_without_a_name_server_is_not_asked_of_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_name_is_never_resolved_by_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             monkeypatch.setattr(socket, "getaddrinfo", lambda *_: pytest.fail("the host was asked"))
@@ -87,7 +87,7 @@ def test_a_name_without_a_name_server_is_not_asked_of_the_host(monkeypatch: pyte
     run(scenario())
 
 
-def test_a_port_that_is_neither_number_nor_service_is_refused() -> None:
+def test_port_that_is_neither_number_nor_service_is_refused() -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             for port in ("no-such-service", "65536", -1):
@@ -101,7 +101,7 @@ def test_a_port_that_is_neither_number_nor_service_is_refused() -> None:
     run(scenario())
 
 
-def test_a_port_that_is_taken_and_an_address_that_is_not_ours() -> None:
+def test_port_in_use_and_foreign_address_cannot_be_bound() -> None:
     async def scenario() -> None:
         async with tunnels() as ends, await ends.far.start_server(echo, FAR_V4, 7000):
             before = sockets_of(ends.near, ends.far)
@@ -118,7 +118,7 @@ def test_a_port_that_is_taken_and_an_address_that_is_not_ours() -> None:
 
 
 @on_each_loop
-def test_closing_ends_every_open_socket_at_once(loop: str) -> None:
+def test_close_ends_every_open_socket_at_once(loop: str) -> None:
     async def scenario() -> None:
         async with tunnels() as ends, await ends.far.start_server(echo, port=7000):
             reader, _ = await ends.near.open_connection(FAR_V4, 7000)
@@ -142,7 +142,7 @@ def test_closing_ends_every_open_socket_at_once(loop: str) -> None:
     run(scenario(), loop)
 
 
-def test_the_other_side_hears_of_it() -> None:
+def test_close_reaches_the_other_side() -> None:
     async def scenario() -> None:
         ended: asyncio.Future[bytes] = asyncio.get_running_loop().create_future()
 
@@ -164,7 +164,7 @@ def test_the_other_side_hears_of_it() -> None:
     run(scenario())
 
 
-def test_every_verb_of_a_closed_tunnel_says_so() -> None:
+def test_every_verb_of_a_closed_tunnel_raises() -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             near = ends.near
@@ -195,11 +195,11 @@ def test_every_verb_of_a_closed_tunnel_says_so() -> None:
     run(scenario())
 
 
-def test_nothing_is_left_of_a_closed_tunnel() -> None:
+def test_closed_tunnel_leaves_nothing() -> None:
     async def scenario() -> None:
         async with tunnels():
             pass
-        # What former tests left to the collection of garbage may go at any time.
+        # Garbage of earlier tests could be collected at any time.
         gc.collect()
         before = open_descriptors()
         async with tunnels() as ends, await ends.far.start_server(echo, port=7000):
@@ -214,7 +214,7 @@ def test_nothing_is_left_of_a_closed_tunnel() -> None:
     run(scenario())
 
 
-def test_a_tunnel_that_is_dropped_unclosed_is_warned_about() -> None:
+def test_dropped_open_tunnel_causes_a_warning() -> None:
     async def leave() -> None:
         await wyrmhole.open(far_config(generate(), generate()))
 
@@ -246,7 +246,7 @@ def test_three_hundred_streams_leave_no_descriptor() -> None:
     run(scenario())
 
 
-def test_ten_thousand_connections_in_turn_leave_no_descriptor() -> None:
+def test_ten_thousand_connections_leave_no_descriptor() -> None:
     async def scenario() -> None:
         async with tunnels() as ends, await ends.far.create_server(asyncio.Protocol, port=7000):
             (await ends.near.connect_socket(FAR_V4, 7000)).close()
@@ -264,7 +264,7 @@ def test_ten_thousand_connections_in_turn_leave_no_descriptor() -> None:
 
 VERBS: dict[str, Callable[[wyrmhole.Tunnel], Awaitable[Any]]] = {
     "open_connection": lambda near: near.open_connection(FAR_V4, 7000),
-    "open_connection to nobody": lambda near: near.open_connection(NOBODY_V4, 7000),
+    "open_connection to a silent host": lambda near: near.open_connection(NOBODY_V4, 7000),
     "connect_socket": lambda near: near.connect_socket(FAR_V4, 7000),
     "create_connection": lambda near: near.create_connection(asyncio.Protocol, FAR_V4, 7000),
     "start_server": lambda near: near.start_server(echo, port=0),
@@ -276,8 +276,8 @@ VERBS: dict[str, Callable[[wyrmhole.Tunnel], Awaitable[Any]]] = {
 
 
 @pytest.mark.parametrize("verb", list(VERBS))
-def test_a_verb_cancelled_at_any_await_leaves_nothing(verb: str) -> None:
-    """At each turn of the loop that it lives through, until it is done or thirty have passed."""
+def test_verb_cancelled_at_any_await_leaves_nothing(verb: str) -> None:
+    """Cancel the verb at each turn of the loop, until it is done or thirty turns have passed."""
 
     async def scenario() -> None:
         async with tunnels() as ends, await ends.far.start_server(echo, port=7000):
@@ -304,7 +304,7 @@ def test_a_verb_cancelled_at_any_await_leaves_nothing(verb: str) -> None:
 
 
 async def end_of(made: Any) -> None:
-    """Whatever a verb gave."""
+    """Close the result of a verb."""
     for part in made if isinstance(made, tuple) else (made,):
         if hasattr(part, "close"):
             part.close()
@@ -313,7 +313,7 @@ async def end_of(made: Any) -> None:
 
 
 async def until_equal(look: Callable[[], int], wanted: int) -> None:
-    """A thread that was asked for something may still be at it when its caller has gone, and closes it then."""
+    """Wait, because a thread may still be at work for a cancelled caller, and closes the result afterwards."""
     deadline = asyncio.get_running_loop().time() + 10
     while (found := look()) != wanted:
         assert asyncio.get_running_loop().time() < deadline, f"{found} descriptors, and {wanted} before"
@@ -321,7 +321,7 @@ async def until_equal(look: Callable[[], int], wanted: int) -> None:
 
 
 async def settle() -> None:
-    """Accepted ends of what was given up are closed by their servers, some turns later."""
+    """Run the loop, so that servers close their ends of cancelled connections."""
     last = -1
     while (count := len(open_descriptors())) != last:
         last = count
@@ -330,7 +330,7 @@ async def settle() -> None:
 
 
 @pytest.mark.parametrize("turns", range(0, 40, 3))
-def test_opening_cancelled_at_any_await_leaves_nothing(turns: int) -> None:
+def test_open_cancelled_at_any_await_leaves_nothing(turns: int) -> None:
     async def scenario() -> None:
         before = len(open_descriptors())
         task = asyncio.ensure_future(wyrmhole.open(far_config(generate(), generate())).__aenter__())

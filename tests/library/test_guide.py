@@ -1,4 +1,4 @@
-"""What other programs use: blocks of docs/guide.md and examples, run as they stand, to a peer of wireguard-go."""
+"""Blocks of docs/guide.md and examples, run unchanged with a wireguard-go peer."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.mark.network
 @pytest.mark.parametrize("name", CHECKS)
-def test_a_block_of_the_guide_does_what_it_says(site: Site, name: str, tmp_path: Path) -> None:
+def test_block_of_the_guide_works(site: Site, name: str, tmp_path: Path) -> None:
     code = tmp_path / "block.py"
     code.write_text(f"{BLOCKS[name]}\n{CHECKS[name]}\n")
     with site.program("run_blocking" if name == "requests" else "run", site.config, site.authority, code) as program:
@@ -29,14 +29,14 @@ def test_a_block_of_the_guide_does_what_it_says(site: Site, name: str, tmp_path:
 
 
 @pytest.mark.network
-def test_a_page_is_fetched_by_the_example(site: Site) -> None:
+def test_example_fetches_a_page(site: Site) -> None:
     page = site.run_python("examples/fetch_page.py", str(site.config), "http://web.internal/")
     assert page.startswith("hello")
     site.assert_nothing_leaked()
 
 
 @pytest.mark.network
-def test_the_example_is_a_proxy_for_a_browser(site: Site) -> None:
+def test_example_is_a_proxy_for_a_browser(site: Site) -> None:
     with site.python("examples/browser_proxy.py", str(site.config), "127.0.0.1:0") as first_line:
         address = first_line.split(" on ")[1].partition(";")[0]
         page = site.client.run("curl", "-sS", "--fail", "--proxy", f"socks5h://{address}", "http://web.internal/")
@@ -45,8 +45,8 @@ def test_the_example_is_a_proxy_for_a_browser(site: Site) -> None:
 
 
 @pytest.mark.network
-def test_the_example_reaches_a_database(site: Site) -> None:
-    """A real PostgreSQL, by its name and by its addresses; and psql by a forward, as the example advises."""
+def test_example_reaches_a_database(site: Site) -> None:
+    """A real PostgreSQL is reached by name, by address, and by psql through a forward, as the example advises."""
     pytest.importorskip("pg8000", reason="the driver that the example uses")
     login = (postgresql.USER, postgresql.PASSWORD)
     with postgresql.database(site.peer, "10.77.0.2", "fd77::2"):

@@ -1,7 +1,7 @@
-"""Recipes for frameworks and the tables of docs/guide.md: blocks run as they stand, exceptions raised as listed.
+"""Recipes for frameworks and the tables of docs/guide.md: blocks run unchanged, exceptions raised as listed.
 
-FastAPI, gunicorn and pytest are the real ones. A notebook is not: IPython compiles each cell with top-level await
-allowed and runs it on one loop that goes on from cell to cell, and that is what the test does.
+FastAPI, gunicorn and pytest are real. The notebook is simulated: like IPython, the test compiles each cell with
+top-level await, and runs all cells on one loop.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.library.guide import BLOCKS, GUIDE, RECIPES
 from tests.support.tunnels import FAR_V4, NEAR_V4, echo, far_config, generate, near_config, run, tunnels
 
 SECOND_V4 = "10.66.0.3"
-"""The address of a second worker, with a key of its own."""
+"""The address of a second worker, which has its own key."""
 APPLICATION = """
 tunnel = None
 
@@ -58,12 +58,12 @@ async def run_cell(name: str, names: dict[str, Any]) -> None:
         await result
 
 
-def test_the_recipes_are_those_of_the_guide() -> None:
+def test_every_recipe_of_the_guide_is_run() -> None:
     assert set(RECIPES) <= set(BLOCKS)
 
 
 @pytest.mark.network
-def test_the_fixture_is_a_working_test(tmp_path: Path) -> None:
+def test_pytest_fixture_of_the_guide_works(tmp_path: Path) -> None:
     (tmp_path / "test_block.py").write_text(BLOCKS["pytest"])
     words = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null", "test_block.py")
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
@@ -71,7 +71,7 @@ def test_the_fixture_is_a_working_test(tmp_path: Path) -> None:
 
 
 @pytest.mark.network
-def test_a_cell_that_runs_again_closes_the_tunnel_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_repeated_notebook_cell_closes_the_former_tunnel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "wg0.conf"
     path.write_text(near_config(generate(), generate(), 9))
     monkeypatch.chdir(tmp_path)
@@ -89,7 +89,7 @@ def test_a_cell_that_runs_again_closes_the_tunnel_before(tmp_path: Path, monkeyp
 
 
 @pytest.mark.network
-def test_an_application_has_one_tunnel_for_its_life(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_application_has_one_tunnel_for_its_lifetime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("fastapi", reason="the framework of the recipe")
     (tmp_path / "site_app.py").write_text(BLOCKS["fastapi"])
     monkeypatch.chdir(tmp_path)
@@ -110,7 +110,7 @@ def test_an_application_has_one_tunnel_for_its_life(tmp_path: Path, monkeypatch:
 
 
 def write_keys(folder: Path, far_port: int, first: Any, second: Any, far: Any) -> None:
-    """Two configurations: for the near end's usual address, and for SECOND_V4."""
+    """Write two configurations: for the near end's usual address, and for SECOND_V4."""
     folder.mkdir()
     text = near_config(first, far, far_port)
     (folder / "1.conf").write_text(text)
@@ -119,7 +119,7 @@ def write_keys(folder: Path, far_port: int, first: Any, second: Any, far: Any) -
 
 
 @pytest.mark.network
-def test_a_gunicorn_worker_takes_a_key_that_nobody_uses(tmp_path: Path) -> None:
+def test_gunicorn_worker_takes_an_unused_key(tmp_path: Path) -> None:
     pytest.importorskip("gunicorn", reason="the server of the recipe")
     (tmp_path / "keys.py").write_text(BLOCKS["workers"])
     (tmp_path / "gunicorn.conf.py").write_text(BLOCKS["gunicorn"])
@@ -132,14 +132,14 @@ def test_a_gunicorn_worker_takes_a_key_that_nobody_uses(tmp_path: Path) -> None:
             write_keys(tmp_path / "keys", far.stats().listen_port, first, second, far_key)
             async with await far.start_server(echo, port=7000):
                 with (tmp_path / "keys" / "1.conf").open() as used:
-                    fcntl.flock(used, fcntl.LOCK_EX)  # as another worker holds it
+                    fcntl.flock(used, fcntl.LOCK_EX)  # held like by another worker
                     assert await ask_gunicorn(tmp_path) == SECOND_V4
 
     run(scenario(), patience=60)
 
 
 async def ask_gunicorn(folder: Path) -> str:
-    """The body of one page of the application, by a server of one worker, which ends afterwards."""
+    """Run the application with one worker, and return the body of one page."""
     words = ("-m", "gunicorn", "-w", "1", "-b", "unix:site.sock", "application:application")
     server = await asyncio.create_subprocess_exec(
         sys.executable, *words, cwd=folder, stderr=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL
@@ -147,7 +147,7 @@ async def ask_gunicorn(folder: Path) -> str:
     try:
         assert server.stderr is not None
         log = ""
-        # The arbiter listens before its workers run, so a request that comes early waits in the kernel.
+        # The arbiter listens before its workers run, so an early request waits in the kernel.
         while "Listening at" not in log:
             line = await server.stderr.readline()
             assert line, log
@@ -162,7 +162,7 @@ async def ask_gunicorn(folder: Path) -> str:
         await server.communicate()
 
 
-def test_the_claim_of_a_configuration_is_refused_when_all_are_in_use(tmp_path: Path) -> None:
+def test_claim_is_refused_if_all_configurations_are_in_use(tmp_path: Path) -> None:
     (tmp_path / "claims.py").write_text(BLOCKS["workers"])
     (tmp_path / "keys").mkdir()
     (tmp_path / "keys" / "1.conf").touch()
@@ -173,7 +173,7 @@ def test_the_claim_of_a_configuration_is_refused_when_all_are_in_use(tmp_path: P
 
 
 @pytest.mark.network
-def test_what_a_tunnel_prints_has_the_form_in_the_guide(capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_of_a_tunnel_has_the_form_in_the_guide(capsys: pytest.CaptureFixture[str]) -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             await run_cell("stats", {"tunnel": ends.near})
@@ -184,7 +184,7 @@ def test_what_a_tunnel_prints_has_the_form_in_the_guide(capsys: pytest.CaptureFi
     assert printed.replace("portable", "native") == shown
 
 
-# The table "Exceptions by cause": the words of a row, and what raises its exception.
+# The table "Exceptions by cause": the text of a row, and code that raises its exception.
 
 Cause = Callable[[wyrmhole.Tunnel], Awaitable[object]]
 
@@ -200,7 +200,7 @@ async def use_after_close(tunnel: wyrmhole.Tunnel) -> None:
 
 
 async def close_in_use(tunnel: wyrmhole.Tunnel) -> None:
-    """The far end's port 7000 takes connections and sends nothing."""
+    """The far end's port 7000 accepts connections and sends nothing."""
     reader, _ = await tunnel.open_connection(FAR_V4, 7000, timeout=10)
     await tunnel.close()
     await reader.read()
@@ -234,7 +234,7 @@ CAUSES: dict[str, tuple[type[BaseException], Cause]] = {
 
 @pytest.mark.network
 @pytest.mark.parametrize("cause", CAUSES)
-def test_a_cause_raises_the_exception_that_the_guide_lists(cause: str) -> None:
+def test_cause_raises_the_exception_in_the_guide(cause: str) -> None:
     kind, provoke = CAUSES[cause]
 
     async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

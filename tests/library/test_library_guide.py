@@ -1,4 +1,4 @@
-"""The verbs: blocks of docs/guide.md and examples, run as they stand."""
+"""The verbs: blocks of docs/guide.md and examples, run unchanged."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from tests.library.guide import BLOCKS, CHECKS, GUIDE, RECIPES, ROOT
 from tests.support.tunnels import echo, far_config, generate, near_config, run
 
 INSIDE = ("streams", "server", "datagrams", "sockets", "peers", "events")
-"""With `tunnel` open around them."""
+"""Blocks that need an open `tunnel`."""
 WHOLE = ("open", "sync", "device", "logging")
-"""With wg0.conf in the working directory."""
+"""Blocks that need wg0.conf in the working directory."""
 
 
 def test_every_block_of_the_guide_is_run() -> None:
@@ -29,7 +29,7 @@ def test_every_block_of_the_guide_is_run() -> None:
 
 
 async def with_far_end(tmp_path: Path, use: Callable[[], Any]) -> None:
-    """wg0.conf leads to a far end that echoes on port 7000 and 5432."""
+    """Run `use` with a wg0.conf whose far end echoes on ports 7000 and 5432."""
     near_key, far_key = generate(), generate()
     async with wyrmhole.open(far_config(far_key, near_key)) as far:
         path = tmp_path / "wg0.conf"
@@ -41,11 +41,11 @@ async def with_far_end(tmp_path: Path, use: Callable[[], Any]) -> None:
 
 @pytest.mark.network
 @pytest.mark.parametrize("name", INSIDE)
-def test_a_block_inside_of_a_tunnel(name: str, tmp_path: Path) -> None:
+def test_block_that_uses_a_tunnel_works(name: str, tmp_path: Path) -> None:
     async def use() -> None:
         async with wyrmhole.open(tmp_path / "wg0.conf") as tunnel:
             if name == "events":
-                # A session there is already would not begin again within the test.
+                # With an existing session, no new one would begin within the test.
                 asyncio.get_running_loop().call_later(0.01, lambda: asyncio.ensure_future(tunnel.wait_handshake(10)))
             names = {"tunnel": tunnel, "wyrmhole": wyrmhole, "asyncio": asyncio}
             code = compile(BLOCKS[name], name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
@@ -58,7 +58,7 @@ def test_a_block_inside_of_a_tunnel(name: str, tmp_path: Path) -> None:
 
 @pytest.mark.network
 @pytest.mark.parametrize("name", WHOLE)
-def test_a_block_that_opens_a_tunnel(name: str, tmp_path: Path) -> None:
+def test_block_that_opens_a_tunnel_works(name: str, tmp_path: Path) -> None:
     code = BLOCKS[name].replace("db.internal", "10.66.0.2")
     if name == "device":
         code = f"import asyncio, wyrmhole\nasync def main():\n{textwrap.indent(code, '    ')}\nasyncio.run(main())"
@@ -76,7 +76,7 @@ def test_a_block_that_opens_a_tunnel(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.network
-def test_the_example_serves_inside(tmp_path: Path) -> None:
+def test_example_serves_inside(tmp_path: Path) -> None:
     async def scenario() -> None:
         near_key, far_key = generate(), generate()
         path = tmp_path / "far.conf"
@@ -101,7 +101,7 @@ def test_the_example_serves_inside(tmp_path: Path) -> None:
 
 
 @pytest.mark.network
-def test_the_example_fixture_is_a_working_test(tmp_path: Path) -> None:
+def test_example_fixture_works(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-c", "/dev/null",
          str(ROOT / "examples" / "test_with_tunnel.py")],

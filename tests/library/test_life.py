@@ -1,4 +1,4 @@
-"""How a tunnel's life ends: closed, dropped, or left to the end of the program; and never by the program's leave.
+"""How a tunnel ends: closed, dropped, or open at the end of the program, without waiting for the program's threads.
 
 Longer than 500 lines because all ways in which a tunnel can end are checked for the same leftovers.
 """
@@ -42,7 +42,7 @@ def text() -> str:
 
 
 def processes() -> list[int]:
-    """Children of this process that have not ended."""
+    """Return the running children of this process."""
     with open(f"/proc/self/task/{threading.main_thread().native_id}/children") as file:
         children = [int(number) for number in file.read().split()]
     for path in os.listdir("/proc/self/task"):
@@ -55,14 +55,14 @@ def processes() -> list[int]:
 
 
 def held() -> tuple[list[str], int, list[int]]:
-    """Descriptors, threads and child processes."""
+    """Return descriptors, threads and child processes."""
     return sorted(os.listdir("/proc/self/fd")), len(os.listdir("/proc/self/task")), processes()
 
 
 @contextmanager
 def nothing_left(warns: bool = True) -> Iterator[list[warnings.WarningMessage]]:
-    """Whatever a tunnel holds is released soon after the block, without a collection of garbage."""
-    # What uvloop opens once and for all.
+    """Check that a tunnel's resources are released soon after the block, without garbage collection."""
+    # Let uvloop open its permanent descriptors first.
     run(asyncio.sleep(0), "uvloop")
     gc.collect()
     before = held()
@@ -90,7 +90,7 @@ async def vanished(before: tuple[list[str], int, list[int]]) -> None:
 
 @on_each_engine
 @on_each_loop
-def test_a_tunnel_that_is_dropped_while_its_loop_runs_is_closed(loop: str, engine: str) -> None:
+def test_tunnel_dropped_while_its_loop_runs_is_closed(loop: str, engine: str) -> None:
     async def scenario() -> None:
         await asyncio.sleep(0)
         before = held()
@@ -102,14 +102,14 @@ def test_a_tunnel_that_is_dropped_while_its_loop_runs_is_closed(loop: str, engin
 
 
 @on_each_engine
-def test_a_blocking_tunnel_that_is_dropped_is_closed(engine: str) -> None:
+def test_dropped_blocking_tunnel_is_closed(engine: str) -> None:
     with nothing_left() as caught:
         for _ in range(3):
             wyrmhole.sync.open(text(), engine=engine, **NEAR_OPTIONS)
     assert len([each for each in caught if issubclass(each.category, ResourceWarning)]) == 3
 
 
-def test_a_blocking_tunnel_that_is_dropped_after_it_was_used_is_closed() -> None:
+def test_blocking_tunnel_dropped_after_use_is_closed() -> None:
     def use() -> None:
         tunnel = wyrmhole.sync.open(text(), **NEAR_OPTIONS)
         tunnel.socket().close()
@@ -122,7 +122,7 @@ def test_a_blocking_tunnel_that_is_dropped_after_it_was_used_is_closed() -> None
 
     with nothing_left():
         use()
-        # An exception of asyncio's is a cycle, by its traceback, and holds every frame on its way.
+        # asyncio's exception forms a cycle with its traceback, which holds every frame.
         gc.collect()
 
 
@@ -160,7 +160,7 @@ def test_services_of_a_dropped_blocking_tunnel_end() -> None:
         socket.create_connection(("127.0.0.1", port))
 
 
-def test_a_tunnel_whose_tasks_were_all_cancelled_is_closed_when_it_is_dropped() -> None:
+def test_dropped_tunnel_is_closed_although_its_tasks_were_cancelled() -> None:
     async def scenario() -> None:
         await asyncio.sleep(0)
         before = held()
@@ -175,7 +175,7 @@ def test_a_tunnel_whose_tasks_were_all_cancelled_is_closed_when_it_is_dropped() 
         run(scenario())
 
 
-def test_a_tunnel_that_is_dropped_in_another_thread_is_closed() -> None:
+def test_tunnel_dropped_in_another_thread_is_closed() -> None:
     async def scenario() -> None:
         await asyncio.sleep(0)
         before = held()
@@ -190,7 +190,7 @@ def test_a_tunnel_that_is_dropped_in_another_thread_is_closed() -> None:
         run(scenario())
 
 
-def test_a_tunnel_in_a_cycle_is_closed_when_the_cycle_is_collected() -> None:
+def test_tunnel_in_a_cycle_is_closed_by_garbage_collection() -> None:
     async def scenario() -> None:
         await asyncio.sleep(0)
         before = held()
@@ -204,20 +204,20 @@ def test_a_tunnel_in_a_cycle_is_closed_when_the_cycle_is_collected() -> None:
         run(scenario())
 
 
-def test_a_tunnel_that_outlives_its_loop_is_closed_when_it_is_dropped() -> None:
+def test_tunnel_dropped_after_the_end_of_its_loop_is_closed() -> None:
     with nothing_left():
         tunnel = asyncio.run(opened())
         del tunnel
 
 
-def test_a_tunnel_that_outlives_its_loop_can_still_be_closed() -> None:
+def test_tunnel_can_be_closed_after_the_end_of_its_loop() -> None:
     with nothing_left(warns=False):
         tunnel = asyncio.run(opened())
         asyncio.run(tunnel.close())
         assert tunnel.closed
 
 
-def test_a_tunnel_that_is_dropped_between_two_runs_of_its_loop_is_closed() -> None:
+def test_tunnel_dropped_between_two_runs_of_its_loop_is_closed() -> None:
     with nothing_left():
         loop = asyncio.new_event_loop()
         before = held()
@@ -269,7 +269,7 @@ ENDINGS = {
 
 
 @pytest.mark.parametrize("ending", list(ENDINGS))
-def test_a_tunnel_that_is_open_when_the_program_ends_is_closed(ending: str) -> None:
+def test_open_tunnel_is_closed_at_the_end_of_the_program(ending: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM + ENDINGS[ending], text()],
         capture_output=True,
@@ -291,7 +291,7 @@ time.sleep(60)
 """
 
 
-def test_a_helper_ends_with_a_program_that_is_killed() -> None:
+def test_helper_ends_with_a_killed_program() -> None:
     with subprocess.Popen([sys.executable, "-c", KILLED, text()], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         helper = int(process.stdout.readline())
@@ -316,7 +316,7 @@ def cancel_everything() -> None:
 
 
 @on_each_loop
-def test_closing_does_not_wait_for_the_program_s_threads(loop: str) -> None:
+def test_close_does_not_wait_for_threads_of_the_program(loop: str) -> None:
     release = threading.Event()
 
     async def scenario() -> None:
@@ -334,13 +334,13 @@ def test_closing_does_not_wait_for_the_program_s_threads(loop: str) -> None:
 
 
 def busy(release: threading.Event) -> list[asyncio.Future[bool]]:
-    """Every thread of the loop's executor, and jobs that wait for one."""
+    """Occupy every thread of the loop's executor, and queue further jobs."""
     loop = asyncio.get_running_loop()
     return [loop.run_in_executor(None, release.wait, 30) for _ in range(40)]
 
 
-def test_opening_does_not_wait_for_the_program_s_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither for the stack nor for an endpoint's name."""
+def test_open_does_not_wait_for_threads_of_the_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the stack nor the look-up of an endpoint's name needs the executor."""
     release = threading.Event()
     config = text() + "Endpoint = vpn.example:51820\n"
     monkeypatch.setattr(socket, "getaddrinfo", loopback)
@@ -356,7 +356,7 @@ def test_opening_does_not_wait_for_the_program_s_threads(monkeypatch: pytest.Mon
 
 
 def loopback(host: str, port: int, flags: int = 0, **_: Any) -> list[Any]:
-    """A host that knows one name."""
+    """Resolve the only name that the host knows."""
     if flags & socket.AI_NUMERICHOST or host != "vpn.example":
         raise socket.gaierror(socket.EAI_NONAME, "unknown")
     return [(socket.AF_INET, socket.SOCK_DGRAM, 17, "", ("127.0.0.1", port))]
@@ -364,7 +364,7 @@ def loopback(host: str, port: int, flags: int = 0, **_: Any) -> list[Any]:
 
 @on_each_loop
 @pytest.mark.parametrize("turns", range(6))
-def test_closing_is_finished_whenever_it_is_cancelled(turns: int, loop: str) -> None:
+def test_close_is_completed_even_if_cancelled(turns: int, loop: str) -> None:
     async def scenario() -> None:
         tunnel = await wyrmhole.open(text(), **NEAR_OPTIONS)
         closing = asyncio.ensure_future(tunnel.close())
@@ -381,7 +381,7 @@ def test_closing_is_finished_whenever_it_is_cancelled(turns: int, loop: str) -> 
         run(scenario(), loop)
 
 
-def test_closing_goes_on_when_the_loop_ends_under_it() -> None:
+def test_close_is_completed_even_if_the_loop_ends() -> None:
     async def scenario() -> wyrmhole.Tunnel:
         tunnel = await wyrmhole.open(text(), **NEAR_OPTIONS)
         asyncio.ensure_future(tunnel.close())  # noqa: RUF006 (to be cancelled is what it is for)
@@ -393,7 +393,7 @@ def test_closing_goes_on_when_the_loop_ends_under_it() -> None:
         assert tunnel.closed
 
 
-def test_closing_without_a_thread_is_done_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_close_runs_on_the_loop_if_no_thread_can_start(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -409,7 +409,7 @@ def test_closing_without_a_thread_is_done_at_once(monkeypatch: pytest.MonkeyPatc
         run(scenario())
 
 
-def test_closing_from_many_tasks_ends_for_all_of_them() -> None:
+def test_concurrent_close_from_many_tasks_returns_to_all() -> None:
     async def scenario() -> None:
         tunnel = await wyrmhole.open(text(), **NEAR_OPTIONS)
         async with asyncio.timeout(10):
@@ -419,7 +419,7 @@ def test_closing_from_many_tasks_ends_for_all_of_them() -> None:
         run(scenario())
 
 
-def test_closing_a_blocking_tunnel_from_many_threads_ends_for_all_of_them() -> None:
+def test_concurrent_close_from_many_threads_returns_to_all() -> None:
     with nothing_left(warns=False):
         tunnel = wyrmhole.sync.open(text(), **NEAR_OPTIONS)
         threads = [threading.Thread(target=tunnel.close) for _ in range(5)]
@@ -430,11 +430,11 @@ def test_closing_a_blocking_tunnel_from_many_threads_ends_for_all_of_them() -> N
         assert not any(thread.is_alive() for thread in threads)
 
 
-# Ended by others
+# Ended from outside
 
 
 @on_each_engine
-def test_a_stack_that_the_program_closes_ends_its_tunnel(engine: str) -> None:
+def test_closed_stack_ends_its_tunnel(engine: str) -> None:
     async def scenario() -> None:
         await asyncio.sleep(0)
         before = held()
@@ -451,7 +451,7 @@ def test_a_stack_that_the_program_closes_ends_its_tunnel(engine: str) -> None:
         run(scenario())
 
 
-def test_the_end_of_the_interface_is_noticed_without_any_task() -> None:
+def test_end_of_the_interface_is_noticed_without_any_task() -> None:
     async def scenario() -> None:
         tunnel = await wyrmhole.open(text(), **NEAR_OPTIONS)
         stack: Any = tunnel.stack
@@ -467,7 +467,7 @@ def test_the_end_of_the_interface_is_noticed_without_any_task() -> None:
         run(scenario())
 
 
-def test_a_service_whose_tasks_were_cancelled_says_that_it_is_closed() -> None:
+def test_service_with_cancelled_tasks_reports_that_it_is_closed() -> None:
     async def scenario() -> None:
         async with wyrmhole.open(text(), **NEAR_OPTIONS) as tunnel:
             service = await tunnel.proxy("127.0.0.1:0")
@@ -483,7 +483,7 @@ def test_a_service_whose_tasks_were_cancelled_says_that_it_is_closed() -> None:
 
 
 def in_a_fork(work: Callable[[], object]) -> None:
-    """Raises AssertionError when `work` fails there."""
+    """Run `work` in a fork. Raises AssertionError if it fails there."""
     pid = os.fork()
     if not pid:
         status = 1
@@ -495,7 +495,7 @@ def in_a_fork(work: Callable[[], object]) -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
 
-def test_dropping_and_closing_in_a_fork_leave_the_tunnel_alone() -> None:
+def test_drop_and_close_in_a_fork_leave_the_tunnel_alone() -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             kept = [ends.near]
@@ -512,7 +512,7 @@ def test_dropping_and_closing_in_a_fork_leave_the_tunnel_alone() -> None:
     run(scenario())
 
 
-def test_a_fork_can_open_a_tunnel_of_its_own() -> None:
+def test_fork_can_open_its_own_tunnel() -> None:
     async def scenario() -> None:
         async with wyrmhole.open(text()) as tunnel:
             assert tunnel.stats().listen_port
@@ -527,7 +527,7 @@ def test_a_fork_can_open_a_tunnel_of_its_own() -> None:
 # A failing helper
 
 
-def test_a_slow_helper_is_waited_for_by_threads_of_the_library() -> None:
+def test_threads_of_the_library_wait_for_a_slow_helper() -> None:
     release = threading.Event()
 
     async def scenario() -> None:
@@ -548,7 +548,7 @@ def test_a_slow_helper_is_waited_for_by_threads_of_the_library() -> None:
 # Background work
 
 
-def test_names_of_endpoints_are_followed_though_every_task_was_cancelled() -> None:
+def test_endpoint_names_are_followed_after_tasks_were_cancelled() -> None:
     async def scenario() -> None:
         asked = asyncio.Event()
 

@@ -21,7 +21,7 @@ from wyrmhole.library.one_key import claim
 network = pytest.mark.network
 
 
-def test_a_second_claim_of_this_process_is_warned_of_until_the_first_is_released(
+def test_second_claim_in_this_process_causes_a_warning(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     key = generate().public_key()
@@ -40,7 +40,7 @@ def test_a_second_claim_of_this_process_is_warned_of_until_the_first_is_released
     assert len(warnings(caplog)) == 1
 
 
-def test_another_process_is_named_and_leaves_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
+def test_claim_of_another_process_is_reported_and_released(caplog: pytest.LogCaptureFixture) -> None:
     key = generate().public_key()
     command = [sys.executable, "-c", HOLD, key.raw.hex()]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
@@ -57,7 +57,7 @@ def test_another_process_is_named_and_leaves_nothing_behind(caplog: pytest.LogCa
     assert not warnings(caplog)
 
 
-def test_more_askers_than_the_backlog_holds_are_warned_all_the_same(caplog: pytest.LogCaptureFixture) -> None:
+def test_claims_above_the_backlog_cause_warnings(caplog: pytest.LogCaptureFixture) -> None:
     key = generate().public_key()
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, key.raw.hex()], stdin=subprocess.PIPE, stdout=subprocess.PIPE
@@ -71,7 +71,7 @@ def test_more_askers_than_the_backlog_holds_are_warned_all_the_same(caplog: pyte
     assert "another process on this host" in warnings(caplog)[-1]
 
 
-def test_a_fork_does_not_keep_the_key_of_its_parent(caplog: pytest.LogCaptureFixture) -> None:
+def test_fork_does_not_keep_the_key_of_its_parent(caplog: pytest.LogCaptureFixture) -> None:
     key = generate().public_key()
     held = claim(key)
     (readable, writable), (begun, begins) = os.pipe(), os.pipe()
@@ -108,7 +108,7 @@ def test_tunnels_warn_once_and_both_work(caplog: pytest.LogCaptureFixture, tmp_p
                     assert len(warnings(caplog)) == 2
         caplog.clear()
         async with wyrmhole.open(text):
-            assert not warnings(caplog), "nothing is left behind"
+            assert not warnings(caplog), "nothing remains"
         async with tunnels():
             assert not warnings(caplog)
 
@@ -117,7 +117,7 @@ def test_tunnels_warn_once_and_both_work(caplog: pytest.LogCaptureFixture, tmp_p
 
 
 @network
-def test_a_tunnel_that_is_dropped_or_fails_to_open_releases_its_key(caplog: pytest.LogCaptureFixture) -> None:
+def test_dropped_or_failed_tunnel_releases_its_key(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         text = near_config(generate(), generate(), 9)
         tunnel = await wyrmhole.open(text)
@@ -143,8 +143,8 @@ def test_a_tunnel_that_is_dropped_or_fails_to_open_releases_its_key(caplog: pyte
 
 
 @network
-def test_the_peer_of_two_clients_with_one_key_reports_it(caplog: pytest.LogCaptureFixture) -> None:
-    """The event of the tunnel on the other side, and its warning, with both endpoints."""
+def test_peer_of_two_clients_with_one_key_reports_it(caplog: pytest.LogCaptureFixture) -> None:
+    """The tunnel on the other side emits an event and logs a warning, both with the two endpoints."""
 
     async def scenario() -> None:
         near_key, far_key = generate(), generate()

@@ -1,4 +1,4 @@
-"""A key in use is known within one network namespace. Apart from `test_one_key.py`, because it needs rights."""
+"""A key in use is known within one network namespace. Separate from `test_one_key.py`, because this needs root."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from wyrmhole.library.one_key import claim
 
 
 @pytest.mark.network
-def test_names_are_those_of_a_network_namespace(caplog: pytest.LogCaptureFixture) -> None:
-    """Another process in another namespace is on another host, for a peer; in this process the table knows."""
+def test_claim_is_visible_within_one_network_namespace(caplog: pytest.LogCaptureFixture) -> None:
+    """To a peer, a process in another namespace is another host. Within this process, a table is used."""
     key = generate().public_key()
     other = Namespace()
     try:

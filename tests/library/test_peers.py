@@ -1,4 +1,4 @@
-"""Peers that come and go, endpoints as names, reloading, and what is told of it."""
+"""Added and removed peers, waiting for handshakes, reloading, and events."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ AnEvent = TypeVar("AnEvent", bound=Event)
 
 
 @network
-def test_waiting_for_a_handshake_begins_one() -> None:
+def test_wait_handshake_begins_a_handshake() -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             following = ends.far.events()
@@ -61,7 +61,7 @@ def test_dropped_packets_are_counted_for_their_peer(engine: str) -> None:
 
 @network
 @pytest.mark.parametrize("hours", [-1, 1])
-def test_a_session_is_known_whatever_the_wall_clock_says(hours: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_session_is_recognised_with_any_wall_clock(hours: int, monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             await ends.near.wait_handshake(timeout=20)
@@ -73,7 +73,7 @@ def test_a_session_is_known_whatever_the_wall_clock_says(hours: int, monkeypatch
 
 
 @network
-def test_an_interface_that_was_down_has_no_session() -> None:
+def test_interface_that_was_down_has_no_session() -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             peer = await ends.near.wait_handshake(timeout=20)
@@ -90,7 +90,7 @@ def test_an_interface_that_was_down_has_no_session() -> None:
 
 
 @network
-def test_waiting_for_nobody_ends_at_once() -> None:
+def test_wait_handshake_without_a_reachable_peer_raises_at_once() -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             lonely = generate().public_key()
@@ -118,7 +118,7 @@ def test_waiting_for_nobody_ends_at_once() -> None:
 
 
 @network
-def test_a_handshake_that_does_not_come_times_out() -> None:
+def test_wait_handshake_times_out() -> None:
     async def scenario() -> None:
         key = generate()
         async with wyrmhole.open(near_config(key, generate(), port=9)) as near:
@@ -129,7 +129,7 @@ def test_a_handshake_that_does_not_come_times_out() -> None:
 
 
 @network
-def test_a_peer_is_added_used_and_removed_while_the_tunnel_runs() -> None:
+def test_peer_is_added_used_and_removed_at_run_time() -> None:
     async def scenario() -> None:
         near_key, far_key = generate(), generate()
         own = f"[Interface]\nPrivateKey = {near_key.base64()}\nAddress = {NEAR_V4}/24\n"
@@ -157,7 +157,7 @@ def test_a_peer_is_added_used_and_removed_while_the_tunnel_runs() -> None:
 
 
 @network
-def test_what_cannot_be_a_peer_is_refused() -> None:
+def test_invalid_peer_is_refused() -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             key = generate().public_key()
@@ -173,7 +173,7 @@ def test_what_cannot_be_a_peer_is_refused() -> None:
 
 
 @network
-def test_reloading_keeps_sessions_and_sockets(tmp_path: Path) -> None:
+def test_reload_keeps_sessions_and_sockets(tmp_path: Path) -> None:
     async def scenario() -> None:
         near_key, far_key = generate(), generate()
         async with wyrmhole.open(far_config(far_key, near_key)) as far, await far.start_server(echo, port=7000):
@@ -199,7 +199,7 @@ def test_reloading_keeps_sessions_and_sockets(tmp_path: Path) -> None:
 
 
 @network
-def test_a_reload_that_cannot_be_read_changes_nothing(tmp_path: Path) -> None:
+def test_reload_of_an_unreadable_file_changes_nothing(tmp_path: Path) -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             before = ends.near.config
@@ -214,7 +214,7 @@ def test_a_reload_that_cannot_be_read_changes_nothing(tmp_path: Path) -> None:
 
 
 @network
-def test_a_peer_that_moves_is_told_of() -> None:
+def test_roaming_of_a_peer_is_an_event() -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             await ends.near.ping(FAR_V4)
@@ -241,7 +241,7 @@ SHORT = Timings(
 
 
 @network
-def test_keys_that_are_gone_and_a_peer_that_does_not_answer_are_told_of(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_expired_session_and_silent_peer_are_events(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wyrmhole.library.configured_device.make_device", functools.partial(make_device, timings=SHORT))
 
     async def scenario() -> None:
@@ -271,7 +271,7 @@ def free_port() -> int:
 
 
 @network
-def test_a_config_that_is_no_tunnel_is_refused_before_anything_is_made() -> None:
+def test_invalid_config_is_refused_before_anything_is_made() -> None:
     async def scenario() -> None:
         key = generate().base64()
         with pytest.raises(wyrmhole.ConfigFileError, match="PrivateKey"):
@@ -287,7 +287,7 @@ def test_a_config_that_is_no_tunnel_is_refused_before_anything_is_made() -> None
 
 
 @pytest.mark.parametrize("options", [{"stack": "magic"}, {"device": "tap"}, {"name": "wg0"}])
-def test_options_that_are_not_there(options: dict[str, str]) -> None:
+def test_unavailable_options_are_refused(options: dict[str, str]) -> None:
     with pytest.raises(ValueError, match="use"):
         wyrmhole.open("x", **options)
 
@@ -295,7 +295,7 @@ def test_options_that_are_not_there(options: dict[str, str]) -> None:
 # Events
 
 
-def test_a_follower_that_is_behind_loses_the_oldest_and_knows_it() -> None:
+def test_slow_follower_loses_the_oldest_events_and_is_told() -> None:
     async def scenario() -> None:
         events = Events()
         for number in range(CAPACITY + 3):
@@ -308,7 +308,7 @@ def test_a_follower_that_is_behind_loses_the_oldest_and_knows_it() -> None:
     run(scenario())
 
 
-def test_a_follower_waits_for_what_comes_and_ends_with_the_tunnel() -> None:
+def test_follower_waits_for_events_and_ends_with_the_tunnel() -> None:
     async def scenario() -> None:
         events = Events()
         waiting = asyncio.ensure_future(anext(events))

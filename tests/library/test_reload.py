@@ -1,4 +1,4 @@
-"""A reload is all or nothing, and checks what `open` checks; so does every other way to change a tunnel."""
+"""A reload is atomic and checks the same as `open`, like every other change of a tunnel."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ async def still_works(ends: Ends) -> None:
 
 @pytest.mark.network
 @pytest.mark.parametrize("what", HALF_WRITTEN)
-def test_a_file_that_is_being_written_changes_nothing(what: str, tmp_path: Path, device: str) -> None:
+def test_incomplete_file_changes_nothing(what: str, tmp_path: Path, device: str) -> None:
     async def scenario() -> None:
         async with tunnels() as ends, await ends.far.start_server(echo, port=7000):
             before = state_of(ends)
@@ -58,14 +58,14 @@ def test_a_file_that_is_being_written_changes_nothing(what: str, tmp_path: Path,
 
 
 @pytest.mark.network
-def test_a_stack_that_refuses_leaves_the_device_alone(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
+def test_device_is_unchanged_if_the_stack_refuses(monkeypatch: pytest.MonkeyPatch, device: str) -> None:
     async def scenario() -> None:
         async with tunnels() as ends, await ends.far.start_server(echo, port=7000):
             before, configure = state_of(ends), ends.near.stack.configure
 
             def refuse(addresses: Sequence[Any], routes: Sequence[Any], mtu: int) -> None:
                 configure(addresses, routes, mtu)
-                if mtu == 1000:  # after it took IPv6 away
+                if mtu == 1000:  # after IPv6 was removed
                     raise OSError(errno.ENOBUFS, "no room for addresses")
 
             monkeypatch.setattr(ends.near.stack, "configure", refuse)
@@ -82,7 +82,7 @@ def test_a_stack_that_refuses_leaves_the_device_alone(monkeypatch: pytest.Monkey
 
 
 @pytest.mark.network
-def test_a_device_that_refuses_has_the_stack_taken_back(device: str) -> None:
+def test_stack_is_restored_if_the_device_refuses(device: str) -> None:
     async def scenario() -> None:
         async with tunnels() as ends, await ends.far.start_server(echo, port=7000):
             before = state_of(ends)
@@ -107,7 +107,7 @@ def test_a_device_that_refuses_has_the_stack_taken_back(device: str) -> None:
         ({"endpoint": wyrmhole.ConfigEndpoint("127.0.0.1", 70000)}, "port"),
     ],
 )
-def test_a_peer_is_checked_like_one_of_a_file(options: dict[str, Any], message: str) -> None:
+def test_added_peer_is_checked_like_one_in_a_file(options: dict[str, Any], message: str) -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             with pytest.raises(ValueError, match=message):
@@ -118,7 +118,7 @@ def test_a_peer_is_checked_like_one_of_a_file(options: dict[str, Any], message: 
 
 
 @pytest.mark.network
-def test_the_tunnel_itself_is_not_a_peer() -> None:
+def test_own_public_key_is_refused_as_a_peer() -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             private = ends.near.config.interface.private_key
@@ -130,7 +130,7 @@ def test_the_tunnel_itself_is_not_a_peer() -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("listen_port", 65536), ("mtu", 10), ("fwmark", 1 << 32)])
-def test_a_config_that_no_file_could_hold_is_refused(name: str, value: int) -> None:
+def test_config_that_cannot_be_written_is_refused(name: str, value: int) -> None:
     config = wyrmhole.Config.parse(near_config(generate(), generate(), 9))
     check_config(config)
     setattr(config.interface, name, value)
@@ -138,14 +138,14 @@ def test_a_config_that_no_file_could_hold_is_refused(name: str, value: int) -> N
         check_config(config)
 
 
-# One name that has no address
+# A peer whose name does not resolve
 
 
 GONE = "[Peer]\n# friendly_name = gone\nPublicKey = {}\nAllowedIPs = 10.66.1.0/24\nEndpoint = gone.invalid:51820\n"
 
 
 @pytest.mark.network
-def test_a_tunnel_opens_and_reloads_beside_a_name_without_an_address(caplog: pytest.LogCaptureFixture) -> None:
+def test_unresolvable_peer_does_not_prevent_open_and_reload(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         gone = GONE.format(generate().public_key().base64())
         async with tunnels() as ends, wyrmhole.open(ends.near_text + gone) as near:
@@ -166,7 +166,7 @@ def test_a_tunnel_opens_and_reloads_beside_a_name_without_an_address(caplog: pyt
 
 
 @pytest.mark.network
-def test_a_tunnel_with_nobody_to_talk_to_is_refused() -> None:
+def test_tunnel_without_a_usable_peer_is_refused() -> None:
     async def scenario() -> None:
         text = near_config(generate(), generate(), 51820, host="gone.invalid")
         with pytest.raises(socket.gaierror, match=r"gone\.invalid:51820"):
@@ -180,7 +180,7 @@ def test_a_tunnel_with_nobody_to_talk_to_is_refused() -> None:
 
 
 @pytest.mark.network
-def test_a_peer_whose_name_is_gone_keeps_the_address_it_has() -> None:
+def test_peer_keeps_its_address_if_its_name_disappears() -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             await ends.near.ping(FAR_V4)
@@ -192,10 +192,10 @@ def test_a_peer_whose_name_is_gone_keeps_the_address_it_has() -> None:
     run(scenario())
 
 
-# Name servers that no peer leads to
+# Name servers outside AllowedIPs
 
 
-def test_what_allowed_ips_lead_to() -> None:
+def test_addresses_covered_by_allowed_ips() -> None:
     from ipaddress import ip_address
 
     prefixes = [Prefix.parse("10.0.0.0/8"), Prefix.parse("fd00::/64"), Prefix.parse("192.0.2.7/32")]
@@ -206,7 +206,7 @@ def test_what_allowed_ips_lead_to() -> None:
 
 
 @pytest.mark.network
-def test_a_name_server_outside_of_the_tunnel_is_told_at_once(caplog: pytest.LogCaptureFixture) -> None:
+def test_name_server_outside_of_the_tunnel_is_reported_at_once(caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         async with tunnels(near_more="DNS = 8.8.8.8\n") as ends:
             assert "DNS server 8.8.8.8 is in no peer's AllowedIPs" in caplog.text
@@ -222,7 +222,7 @@ def test_a_name_server_outside_of_the_tunnel_is_told_at_once(caplog: pytest.LogC
 
 @pytest.mark.network
 @pytest.mark.parametrize("engine", ["portable", "native"])
-def test_a_long_list_of_allowed_ips_opens_and_reloads(engine: str) -> None:
+def test_long_list_of_allowed_ips_opens_and_reloads(engine: str) -> None:
     async def scenario() -> None:
         ips = ", ".join(f"{20 + number // 65536}.{number // 256 % 256}.{number % 256}.0/25" for number in range(10_000))
         text = near_config(generate(), generate(), 9)

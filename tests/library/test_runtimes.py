@@ -1,4 +1,4 @@
-"""A program that gevent or eventlet has patched is told so, in one sentence, before anything is started."""
+"""A program patched by gevent or eventlet gets one clear error before anything is started."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PATCHED = {
 
 @pytest.mark.parametrize("module", ["select", "socket", "subprocess"])
 @pytest.mark.parametrize("library", list(PATCHED))
-def test_a_patched_program_is_refused(library: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patched_program_is_refused(library: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, method = PATCHED[library]
     monkeypatch.setitem(sys.modules, name, SimpleNamespace(**{method: lambda asked: asked == module}))
     before = threading.active_count()
@@ -33,7 +33,7 @@ def test_a_patched_program_is_refused(library: str, module: str, monkeypatch: py
 
 
 @pytest.mark.parametrize("library", list(PATCHED))
-def test_a_program_that_only_imports_them_is_not_refused(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_program_that_only_imports_them_is_accepted(library: str, monkeypatch: pytest.MonkeyPatch) -> None:
     name, method = PATCHED[library]
     monkeypatch.setitem(sys.modules, name, SimpleNamespace(**{method: lambda asked: False}))
     with pytest.raises(FileNotFoundError):

@@ -1,4 +1,4 @@
-"""The blocking twin: the same verbs for threads, none of which holds up another."""
+"""The blocking twin: the same verbs for threads, which do not block each other."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def tunnels() -> Iterator[tuple[wyrmhole.sync.Tunnel, wyrmhole.sync.Tunnel]]:
 
 @contextmanager
 def echoing(far: wyrmhole.sync.Tunnel, address: tuple[str, int]) -> Iterator[None]:
-    """One thread that answers connections one after the other, until the listener ends."""
+    """Start a thread that serves connections one after the other until the listener ends."""
     listener = far.create_server(address)
     accepted: list[socket.socket] = []
     ended = threading.Event()
@@ -55,7 +55,7 @@ def echoing(far: wyrmhole.sync.Tunnel, address: tuple[str, int]) -> Iterator[Non
     finally:
         ended.set()
         listener.shutdown(socket.SHUT_RDWR)
-        # The near end may be gone without a word that got through: its last packets can be lost with its tunnel.
+        # The near end may disappear silently, because its last packets can be lost with its tunnel.
         for sock in accepted:
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
@@ -64,7 +64,7 @@ def echoing(far: wyrmhole.sync.Tunnel, address: tuple[str, int]) -> Iterator[Non
 
 
 @pytest.mark.parametrize("host", [FAR_V4, FAR_V6])
-def test_a_blocking_connection_and_server(host: str) -> None:
+def test_blocking_connection_and_server(host: str) -> None:
     with tunnels() as (near, far), echoing(far, (host, 7000)):
         with near.create_connection((host, 7000), timeout=5) as sock:
             assert sock.gettimeout() == 5
@@ -74,7 +74,7 @@ def test_a_blocking_connection_and_server(host: str) -> None:
             assert sock.gettimeout() is None
 
 
-def test_a_plain_socket_is_blocking_and_the_caller_s() -> None:
+def test_connected_socket_is_blocking_and_belongs_to_the_caller() -> None:
     with tunnels() as (near, far), echoing(far, (FAR_V4, 7000)), near.socket() as sock:
         sock.settimeout(5)
         sock.connect((FAR_V4, 7000))
@@ -83,7 +83,7 @@ def test_a_plain_socket_is_blocking_and_the_caller_s() -> None:
         assert sock.recv(1) == b"x"
 
 
-def test_what_goes_wrong_is_raised_as_socket_does() -> None:
+def test_errors_are_those_of_socket() -> None:
     with tunnels() as (near, _):
         with pytest.raises(ConnectionRefusedError):
             near.create_connection((FAR_V4, 9), timeout=5)
@@ -95,7 +95,7 @@ def test_what_goes_wrong_is_raised_as_socket_does() -> None:
             near.ping(NOBODY_V4, timeout=0.2)
 
 
-def test_a_thread_that_waits_holds_up_no_other() -> None:
+def test_waiting_thread_does_not_block_others() -> None:
     with tunnels() as (near, far), echoing(far, (FAR_V4, 7000)), ThreadPoolExecutor(4) as threads:
         silent = [threads.submit(near.create_connection, (NOBODY_V4, 9), 20.0) for _ in range(3)]
         with near.create_connection((FAR_V4, 7000), timeout=5) as sock:
@@ -109,7 +109,7 @@ def test_a_thread_that_waits_holds_up_no_other() -> None:
                 each.result(timeout=10)
 
 
-def test_the_other_verbs(device: str) -> None:
+def test_all_other_verbs_work(device: str) -> None:
     with tunnels() as (near, far), echoing(far, (FAR_V4, 7000)):
         events: queue.Queue[object] = queue.Queue()
         following = near.events()
@@ -137,7 +137,7 @@ def test_the_other_verbs(device: str) -> None:
         assert isinstance(events.get_nowait(), wyrmhole.Handshake)
 
 
-def test_closed_tunnels_and_forks_say_so() -> None:
+def test_closed_tunnel_and_fork_raise_a_clear_error() -> None:
     with tunnels() as (near, _):
         child = os.fork()
         if child == 0:
@@ -156,7 +156,7 @@ def test_closed_tunnels_and_forks_say_so() -> None:
             near.stats()
 
 
-def test_an_opening_that_fails_leaves_no_thread() -> None:
+def test_failed_open_leaves_no_thread() -> None:
     before = threading.active_count()
     with pytest.raises(wyrmhole.ConfigFileError, match="Address"):
         wyrmhole.sync.open(f"[Interface]\nPrivateKey = {generate().base64()}\n")

@@ -1,4 +1,4 @@
-"""Adapters, forwards and the proxy through a tunnel to a peer of another implementation, with witnesses outside."""
+"""Adapters, forwards and the proxy with a peer of another implementation, and witnesses outside."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
 
 @pytest.fixture(autouse=True)
 def nothing_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Whatever a scenario does, the host's resolver hears nothing and the wire sees the tunnel only."""
+    """Check after each test that the host's resolver got no question and the wire carried only the tunnel."""
     site: Site = request.getfixturevalue("site")
     yield
     site.assert_nothing_leaked()
@@ -38,8 +38,8 @@ def hello_from(url: str) -> tuple[str, ...]:
     return HELLO if "web" in url else HELLO[1:] if "[" in url else HELLO[:1]
 
 
-def test_the_witnesses_would_tell(site: Site) -> None:
-    """What the other scenarios rely on: a question asked outside is written down, a stray packet is seen."""
+def test_witnesses_notice_a_leak(site: Site) -> None:
+    """The other tests rely on this: a question outside is recorded, and a stray packet is seen."""
     site.client.try_run("getent", "hosts", "stray.example")
     assert "stray.example" in str(site.outside.ask("asked"))
     site.client.send_udp("192.0.2.1", ("192.0.2.2", 53), b"stray")
@@ -84,10 +84,10 @@ def test_curl_fetches_through_the_proxy(site: Site, kind: str, users: tuple[str,
             assert site.client.run(*words, f"{url}/") in hello_from(url)
             assert len(site.client.run(*words, f"{url}/big")) == BIG
         refused = site.client.try_run(*words, "http://10.77.0.2:1/")
-        assert refused.returncode in (22, 97), "HTTP 502, or the proxy's refusal"
+        assert refused.returncode in (22, 97), "HTTP 502, or a refusal by the proxy"
 
 
-def test_curl_without_the_password_gets_nothing(site: Site) -> None:
+def test_curl_without_the_password_is_refused(site: Site) -> None:
     with site.program("proxy", site.config, "ada:lovelace") as program:
         for kind, status in (("socks5h", 97), ("http", 22)):
             proxy = f"{kind}://ada:byron@127.0.0.1:{program.hello}"
@@ -96,7 +96,7 @@ def test_curl_without_the_password_gets_nothing(site: Site) -> None:
             )
 
 
-def test_forwards_lead_in_and_exposures_out(site: Site) -> None:
+def test_forwards_and_exposures_carry_data(site: Site) -> None:
     with site.program("carry", site.config) as program:
         web, udp = program.hello
         assert site.client.run("curl", "-sS", "--fail", f"http://127.0.0.1:{web}/") in HELLO
@@ -119,8 +119,8 @@ def test_forwards_lead_in_and_exposures_out(site: Site) -> None:
                 assert asker.recv(100) == b"re:ping"
 
 
-def test_a_browser_shows_a_page_of_the_inside(site: Site, tmp_path: Path) -> None:
-    """Debian's chromium through SOCKS: the page is a red one, and no name was asked outside."""
+def test_browser_shows_a_page_from_the_inside(site: Site, tmp_path: Path) -> None:
+    """Debian's chromium uses SOCKS. The page is red, and no name is resolved outside."""
     browser = shutil.which("chromium")
     if browser is None:
         if os.environ.get("CI") == "true":
@@ -146,4 +146,4 @@ def test_a_browser_shows_a_page_of_the_inside(site: Site, tmp_path: Path) -> Non
     assert "web.internal" in str(site.inside.ask("asked"))
     found = colors(picture)
     assert found.most_common(1)[0][0] == RED
-    assert found[RED] == found.total(), "all of it"
+    assert found[RED] == found.total(), "the whole page is red"

@@ -1,4 +1,4 @@
-"""`wyrmhole.Tunnel` and `wyrmhole.sync.Tunnel` have the same names with the same arguments, with written exceptions."""
+"""`wyrmhole.Tunnel` and `wyrmhole.sync.Tunnel` have the same methods and arguments, except for a written list."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ SYNC_ONLY = {
     "create_server": "see above",
     "loop": "the loop that the tunnel belongs to",
 }
-"""Names of one twin only, or with other arguments, each with its reason."""
+"""Names in one twin only, or with different arguments, each with its reason."""
 
 
 def public(kind: type) -> dict[str, Any]:
-    """Methods and properties by name."""
+    """Return public methods and properties by name."""
     return {name: value for name, value in inspect.getmembers(kind) if not name.startswith("_")}
 
 
 def shape(method: Callable[..., Any]) -> list[tuple[str, object, object]]:
-    """Name, kind and default of each argument."""
+    """Return name, kind and default of each argument."""
     return [(each.name, each.kind, each.default) for each in inspect.signature(method).parameters.values()]
 
 
@@ -55,8 +55,8 @@ def test_tunnels_have_the_same_names_and_arguments() -> None:
     compared(tunnel.Tunnel, sync.Tunnel, {*ASYNC_ONLY, *SYNC_ONLY, "config", "peers"})
 
 
-def test_config_and_peers_are_there_on_both() -> None:
-    """One twin has them as attributes of the instance, which a class does not show."""
+def test_config_and_peers_exist_on_both() -> None:
+    """In one twin they are attributes of the instance, which the class does not show."""
     for kind in (tunnel.Tunnel, sync.Tunnel):
         source = inspect.getsource(kind.__init__) + " ".join(public(kind))
         assert "config" in source and "peers" in source

@@ -1,4 +1,4 @@
-"""Wrong arguments of the public verbs: TypeError or ValueError with one sentence, before anything was done."""
+"""Invalid arguments of the public verbs raise TypeError or ValueError with one sentence, before anything happens."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ OPENINGS: list[tuple[str, Callable[[], object], type[Exception], str]] = [
 
 
 @pytest.mark.parametrize(("call", "kind", "words"), [row[1:] for row in OPENINGS], ids=[row[0] for row in OPENINGS])
-def test_what_cannot_be_opened(call: Callable[[], object], kind: type[Exception], words: str) -> None:
+def test_invalid_arguments_of_open_are_refused(call: Callable[[], object], kind: type[Exception], words: str) -> None:
     with pytest.raises(kind) as caught:
         call()
     assert words in str(caught.value) and "\n" not in str(caught.value)
@@ -129,7 +129,7 @@ VERBS: list[tuple[str, Callable[[Any], Any], type[Exception], str]] = [
 
 
 @network
-def test_wrong_arguments_of_each_verb_get_one_sentence_and_change_nothing() -> None:
+def test_invalid_arguments_of_each_verb_change_nothing() -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             for name, call, kind, words in VERBS:
@@ -146,7 +146,7 @@ def test_wrong_arguments_of_each_verb_get_one_sentence_and_change_nothing() -> N
 
 
 @network
-def test_the_blocking_verbs_say_the_same() -> None:
+def test_blocking_verbs_raise_the_same_errors() -> None:
     with wyrmhole.sync.open(near_config(generate(), generate(), 9)) as tunnel:
         calls: list[tuple[Callable[[], object], type[Exception], str]] = [
             (lambda: tunnel.create_connection("10.66.0.2"), TypeError, "address must be a pair"),  # type: ignore[arg-type]
@@ -162,7 +162,7 @@ def test_the_blocking_verbs_say_the_same() -> None:
                 call()
 
 
-def test_an_opening_that_was_not_awaited_says_so() -> None:
+def test_opening_that_was_not_awaited_is_explained() -> None:
     opening: Any = wyrmhole.open(CONFIG)
     assert "async with wyrmhole.open(...)" in repr(opening)
     with pytest.raises(AttributeError, match=r"not opened the tunnel yet, so it has no 'open_connection': use `async"):
@@ -173,7 +173,7 @@ def test_an_opening_that_was_not_awaited_says_so() -> None:
 
 
 @network
-def test_a_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_home_directory_in_a_path_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     path = tmp_path / "wg0.conf"
     path.write_text(near_config(generate(), generate(), 9))
@@ -189,7 +189,7 @@ def test_a_home_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 @network
-def test_a_server_and_a_tunnel_print_what_they_are(caplog: pytest.LogCaptureFixture) -> None:
+def test_repr_describes_servers_and_tunnels(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO", logger="wyrmhole")
 
     async def scenario() -> None:

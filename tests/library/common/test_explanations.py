@@ -1,4 +1,4 @@
-"""Errors name the cause: what each verb, service and adapter raises while a tunnel does not work."""
+"""Errors name the cause if a tunnel does not work: for each verb, service and adapter."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ VERBS: dict[str, Callable[[wyrmhole.Tunnel, str, float], Awaitable[object]]] = {
 
 @pytest.fixture
 def silent() -> Iterator[int]:
-    """The port of an endpoint that never answers."""
+    """Yield the port of an endpoint that never answers."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sock:
         sock.bind(("127.0.0.1", 0))
         yield sock.getsockname()[1]
@@ -56,7 +56,7 @@ def silent() -> Iterator[int]:
 
 @asynccontextmanager
 async def cut_off(port: int, more: str = "") -> AsyncIterator[wyrmhole.Tunnel]:
-    """A tunnel whose peer never answers, with an initiation on its way."""
+    """Open a tunnel whose peer never answers, with an initiation already sent."""
     async with wyrmhole.open(near_config(generate(), generate(), port, more)) as tunnel:
         yield tunnel
 
@@ -70,7 +70,7 @@ async def text_of(failing: Awaitable[object], kind: type[BaseException] = OSErro
 
 @network
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_verb_over_a_peer_that_never_answered_says_so(verb: str, silent: int) -> None:
+def test_verb_reports_a_peer_that_never_answered(verb: str, silent: int) -> None:
     async def scenario() -> None:
         async with cut_off(silent) as tunnel:
             text = await text_of(VERBS[verb](tunnel, FAR_V4, 0.3), TimeoutError)
@@ -83,7 +83,7 @@ def test_a_verb_over_a_peer_that_never_answered_says_so(verb: str, silent: int) 
 
 @network
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_host_behind_a_session_is_the_one_that_is_silent(verb: str) -> None:
+def test_verb_reports_a_silent_host_behind_a_session(verb: str) -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             await ends.near.wait_handshake(timeout=20)
@@ -95,7 +95,7 @@ def test_a_host_behind_a_session_is_the_one_that_is_silent(verb: str) -> None:
 
 @network
 @pytest.mark.parametrize("verb", VERBS)
-def test_an_address_without_a_way_is_named_with_the_cause(verb: str, silent: int) -> None:
+def test_address_without_a_route_is_reported_with_the_cause(verb: str, silent: int) -> None:
     failed = "no answer to a ping of {0}: " if verb == "ping" else "Connect call failed ('{0}', 80): "
 
     async def scenario() -> None:
@@ -115,8 +115,8 @@ def test_an_address_without_a_way_is_named_with_the_cause(verb: str, silent: int
 
 
 @network
-def test_datagrams_without_a_way_are_refused_with_the_cause(silent: int) -> None:
-    """The kernel tells the sender of datagrams nothing about a host that it cannot reach."""
+def test_datagrams_without_a_route_are_refused_with_the_cause(silent: int) -> None:
+    """The kernel does not report an unreachable host to the sender of datagrams."""
 
     async def scenario() -> None:
         async with cut_off(silent) as tunnel:
@@ -136,7 +136,7 @@ def test_datagrams_without_a_way_are_refused_with_the_cause(silent: int) -> None
 
 @network
 @pytest.mark.parametrize("verb", VERBS)
-def test_a_family_that_the_tunnel_lacks_is_named(verb: str, silent: int) -> None:
+def test_family_that_the_tunnel_lacks_is_named(verb: str, silent: int) -> None:
     async def scenario() -> None:
         text = near_config(generate(), generate(), silent).replace(", fd66::1/64", "")
         async with wyrmhole.open(text) as tunnel:
@@ -147,7 +147,7 @@ def test_a_family_that_the_tunnel_lacks_is_named(verb: str, silent: int) -> None
 
 
 @network
-def test_a_refusal_says_nothing_about_the_way() -> None:
+def test_refused_connection_does_not_mention_the_path() -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             said = await text_of(ends.near.open_connection(FAR_V4, 9), ConnectionRefusedError)
@@ -157,7 +157,7 @@ def test_a_refusal_says_nothing_about_the_way() -> None:
 
 
 @network
-def test_a_handshake_that_does_not_come_says_why(silent: int) -> None:
+def test_missing_handshake_is_explained(silent: int) -> None:
     async def scenario() -> None:
         async with cut_off(silent) as tunnel:
             (peer,) = tunnel.peers.values()
@@ -178,7 +178,7 @@ def test_a_handshake_that_does_not_come_says_why(silent: int) -> None:
 
 
 @network
-def test_many_peers_without_a_session_are_not_all_listed(silent: int) -> None:
+def test_list_of_peers_without_a_session_is_limited(silent: int) -> None:
     async def scenario() -> None:
         async with cut_off(silent) as tunnel:
             for number in range(9):
@@ -190,7 +190,7 @@ def test_many_peers_without_a_session_are_not_all_listed(silent: int) -> None:
 
 
 @network
-def test_names_that_cannot_be_asked_say_why(silent: int) -> None:
+def test_unresolvable_name_is_explained(silent: int) -> None:
     async def scenario() -> None:
         async with cut_off(silent, f"DNS = {FAR_V4}\n") as tunnel:
             said = await text_of(tunnel.getaddrinfo("web.internal", 80), socket.gaierror)
@@ -216,7 +216,7 @@ def test_names_that_cannot_be_asked_say_why(silent: int) -> None:
 
 
 @network
-def test_both_addresses_of_a_name_are_named(silent: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_lists_both_addresses_of_a_name(silent: int, monkeypatch: pytest.MonkeyPatch) -> None:
     async def two(self: wyrmhole.Tunnel, host: str, port: int, type: int = 0, **_: object) -> list[Any]:
         return [info(address, port, type) for each in (FAR_V4, "fd66::2") if (address := literal(each)) is not None]
 
@@ -237,8 +237,8 @@ def test_both_addresses_of_a_name_are_named(silent: int, monkeypatch: pytest.Mon
 
 
 @network
-def test_what_the_kernel_gave_up_after_its_own_time_says_the_same(silent: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a time limit a SYN is sent again for 134 s."""
+def test_timeout_of_the_kernel_is_explained_too(silent: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a time limit the kernel repeats a SYN for 134 s."""
 
     async def given_up(pending: Pending) -> Any:
         pending.socket.close()
@@ -255,7 +255,7 @@ def test_what_the_kernel_gave_up_after_its_own_time_says_the_same(silent: int, m
 
 
 @network
-def test_a_tunnel_that_is_closed_meanwhile_is_the_cause() -> None:
+def test_tunnel_closed_in_the_meantime_is_the_cause() -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             waiting = asyncio.ensure_future(ends.near.connect_socket(NOBODY_V4, 80))
@@ -268,7 +268,7 @@ def test_a_tunnel_that_is_closed_meanwhile_is_the_cause() -> None:
 
 
 @network
-def test_an_address_that_cannot_be_bound_is_named() -> None:
+def test_address_that_cannot_be_bound_is_named() -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             foreign = (
@@ -288,7 +288,7 @@ def test_an_address_that_cannot_be_bound_is_named() -> None:
 
 
 @network
-def test_a_handshake_of_tls_that_hangs_is_not_blamed_on_the_way() -> None:
+def test_hanging_tls_handshake_is_not_blamed_on_the_path() -> None:
     async def scenario() -> None:
         async with tunnels() as ends, await ends.far.start_server(lambda reader, writer: asyncio.sleep(20), port=443):
             said = await text_of(ends.near.open_connection(FAR_V4, 443, ssl=True, server_hostname="x", timeout=1))
@@ -301,7 +301,7 @@ def test_a_handshake_of_tls_that_hangs_is_not_blamed_on_the_way() -> None:
 
 
 @network
-def test_a_forward_logs_why_its_target_does_not_answer(silent: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_forward_logs_why_its_target_does_not_answer(silent: int, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         async with cut_off(silent) as tunnel:
             forward = await tunnel.forward("127.0.0.1:0", f"{FAR_V4}:80", limits=Limits(connect=0.2))
@@ -322,7 +322,7 @@ def test_a_forward_logs_why_its_target_does_not_answer(silent: int, caplog: pyte
 
 
 @network
-def test_a_proxy_answers_with_the_cause(silent: int, caplog: pytest.LogCaptureFixture) -> None:
+def test_proxy_answers_with_the_cause(silent: int, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         async with cut_off(silent) as tunnel:
             proxy = await tunnel.proxy("127.0.0.1:0", limits=Limits(connect=0.2))
@@ -341,7 +341,7 @@ def test_a_proxy_answers_with_the_cause(silent: int, caplog: pytest.LogCaptureFi
     assert any(f"{FAR_V4} port 80: " in line and NO_HANDSHAKE in line for line in caplog.messages)
 
 
-def test_a_reason_is_what_the_tunnel_said() -> None:
+def test_reason_is_the_message_of_the_tunnel() -> None:
     refused = ConnectionRefusedError(errno.ECONNREFUSED, "Connect call failed ('10.0.0.1', 81)")
     assert reason_of(refused) == "Connection refused"
     far = explain.named(OSError(errno.EHOSTUNREACH, "No route to host"), "10.0.0.1", 81, "no peer")
@@ -353,11 +353,11 @@ def test_a_reason_is_what_the_tunnel_said() -> None:
     assert reason_of(far) == "No route to host; no peer; and then: [Errno 111] the other one"
 
 
-# Adapters: the text survives their wrapping
+# Adapters keep the text when they wrap an exception
 
 
 @network
-def test_adapters_of_asyncio_keep_the_cause(silent: int) -> None:
+def test_async_adapters_keep_the_cause(silent: int) -> None:
     async def scenario() -> None:
         async with cut_off(silent) as tunnel:
             async with httpx.AsyncClient(transport=AsyncTunnelTransport(tunnel), timeout=0.3) as client:
@@ -399,7 +399,7 @@ def test_blocking_verbs_and_adapters_keep_the_cause(silent: int) -> None:
                 client.get(f"http://{OUTSIDE}/")
 
 
-def test_a_read_that_times_out_has_words() -> None:
+def test_read_timeout_has_a_message() -> None:
     async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.read()
 

@@ -1,4 +1,4 @@
-"""Threads of the library's own: nothing that they made is lost, however their caller ends."""
+"""The library's own threads: their results are never leaked, however the caller ends."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def maker(made: Made, started: threading.Event, release: threading.Event) -> Cal
     return work
 
 
-def test_the_result_and_the_exception_are_the_work_s() -> None:
+def test_result_and_exception_of_the_work_are_passed_on() -> None:
     def fail() -> None:
         raise KeyError("k")
 
@@ -45,7 +45,7 @@ def test_the_result_and_the_exception_are_the_work_s() -> None:
     asyncio.run(scenario())
 
 
-def test_what_a_cancelled_caller_asked_for_is_given_up() -> None:
+def test_result_for_a_cancelled_caller_is_discarded() -> None:
     made, started, release = Made(), threading.Event(), threading.Event()
 
     async def scenario() -> None:
@@ -62,7 +62,7 @@ def test_what_a_cancelled_caller_asked_for_is_given_up() -> None:
     asyncio.run(scenario())
 
 
-def test_what_is_made_after_the_loop_ended_is_given_up() -> None:
+def test_result_after_the_end_of_the_loop_is_discarded() -> None:
     made, started, release = Made(), threading.Event(), threading.Event()
 
     async def scenario() -> None:
@@ -74,8 +74,8 @@ def test_what_is_made_after_the_loop_ended_is_given_up() -> None:
     until(lambda: made.closed, "it is closed")
 
 
-def test_what_was_made_but_never_taken_is_given_up() -> None:
-    """The loop stops between the thread's end and the caller's next step."""
+def test_result_that_was_never_fetched_is_discarded() -> None:
+    """The loop stops after the thread's end, before the caller resumes."""
     made, started, release = Made(), threading.Event(), threading.Event()
     release.set()
     loop = asyncio.new_event_loop()
@@ -89,7 +89,7 @@ def test_what_was_made_but_never_taken_is_given_up() -> None:
     until(lambda: made.closed, "it is closed")
 
 
-def test_no_more_threads_than_allowed_run_at_once() -> None:
+def test_number_of_threads_is_limited() -> None:
     running: list[int] = []
     most = 0
     lock, release = threading.Lock(), threading.Event()
@@ -115,7 +115,7 @@ def test_no_more_threads_than_allowed_run_at_once() -> None:
     assert most == 3
 
 
-def test_without_threads_the_work_is_done_on_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_work_runs_on_the_loop_if_no_thread_can_start(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")
 
@@ -127,7 +127,7 @@ def test_without_threads_the_work_is_done_on_the_loop(monkeypatch: pytest.Monkey
     asyncio.run(scenario())
 
 
-def test_an_address_needs_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_look_up_of_an_address_needs_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(threading.Thread, "start", lambda thread: pytest.fail("a thread was started"))
     found = asyncio.run(getaddrinfo("127.0.0.1", 80, type=socket.SOCK_STREAM))
     assert [info[4] for info in found] == [("127.0.0.1", 80)]

@@ -1,4 +1,4 @@
-"""`wyrmhole doctor CONFIG` against peers on this host's loopback: real handshakes, without namespaces or rights."""
+"""`wyrmhole doctor CONFIG` with peers on the loopback: real handshakes, without namespaces or privileges."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ class FarPeer:
 
 
 def pong(packet: bytes) -> bytes:
-    """The answer to an echo request."""
+    """Return the reply to an echo request."""
     if ip.version_of(packet) == 4:
         body = b"\0\0\0\0" + packet[24:]
         body = body[:2] + checksum(body).to_bytes(2, "big") + body[4:]
         return packet[:12] + packet[16:20] + packet[12:16] + body
-    # One more in the type is one more in the sum, which is its complement.
+    # The type grows by one in the high byte, so the checksum, a complement, shrinks by as much.
     total = int.from_bytes(packet[42:44], "big") - 0x0100
     total = total if total >= 0 else total + 0xFFFF
     return packet[:8] + packet[24:40] + packet[8:24] + b"\x81\0" + total.to_bytes(2, "big") + packet[44:]
@@ -103,12 +103,12 @@ def found(all_of_them: Sequence[Finding], step: str, level: str | None = None) -
 
 
 async def none(config: object) -> None:
-    """What other programs of this host serve is not to be asked by tests."""
+    """Find no daemon: tests must not query other daemons of this host."""
 
 
 @pytest.fixture(autouse=True)
 def soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is silent here stays so."""
+    """Shorten timeouts: a host that is silent in these tests stays silent."""
     monkeypatch.setattr(steps, "LATE_ICMP_SECONDS", 0.1)
     monkeypatch.setattr(steps, "HANDSHAKE_SECONDS", 8.0)
     monkeypatch.setattr(steps, "PING_SECONDS", 1.0)
@@ -118,7 +118,7 @@ def soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @contextmanager
 def closed_port() -> Iterator[int]:
-    """A port that nobody listens on, and that nobody else gets meanwhile."""
+    """Yield a port without a listener, reserved for the test."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
         sock.bind(("127.0.0.1", 0))
         yield sock.getsockname()[1]
@@ -132,7 +132,7 @@ def silent_port() -> Iterator[int]:
 
 
 @pytest.mark.parametrize("endpoint", ["127.0.0.1", "[::1]"])
-def test_a_tunnel_that_works_has_a_session_a_ping_and_its_mtu(endpoint: str) -> None:
+def test_working_tunnel_has_a_session_a_ping_and_its_mtu(endpoint: str) -> None:
     async def scenario() -> None:
         async with far_peers() as (peer,):
             text = config(section(peer.key.public, f"{endpoint}:{peer.port}"), more="MTU = 1380")
@@ -156,7 +156,7 @@ def test_ipv6_inside() -> None:
     run(scenario())
 
 
-def test_peers_are_told_apart() -> None:
+def test_each_peer_has_its_own_findings() -> None:
     async def scenario() -> None:
         with closed_port() as closed:
             async with far_peers(2) as (one, two):
@@ -177,13 +177,13 @@ def test_peers_are_told_apart() -> None:
     run(scenario())
 
 
-def test_another_address_of_a_name_is_taken_when_the_first_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_next_address_of_a_name_is_used_if_the_first_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         with closed_port() as closed:
             async with far_peers() as (peer,):
 
                 async def look_up(host: str, port: int) -> list[Endpoint]:
-                    # To send to a broadcast address without SO_BROADCAST is forbidden.
+                    # Sending to a broadcast address fails without SO_BROADCAST.
                     return [Endpoint("255.255.255.255", 9), Endpoint("127.0.0.1", closed), Endpoint("::1", peer.port)]
 
                 monkeypatch.setattr(outside, "look_up_host", look_up)
@@ -196,7 +196,7 @@ def test_another_address_of_a_name_is_taken_when_the_first_fails(monkeypatch: py
     run(scenario())
 
 
-def test_a_wrong_key_is_one_of_the_likely_causes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_wrong_key_is_listed_as_a_likely_cause(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "HANDSHAKE_SECONDS", 0.2)
 
     async def scenario() -> None:
@@ -205,12 +205,12 @@ def test_a_wrong_key_is_one_of_the_likely_causes(monkeypatch: pytest.MonkeyPatch
         (handshake,) = [each for each in got if each.step == "handshake"]
         assert handshake.level == "bad" and "to 1 initiation," in handshake.found
         assert "PublicKey here is not its key" in handshake.advice and "clock" in handshake.advice
-        assert got[-1] is handshake, "nothing is tried without a session"
+        assert got[-1] is handshake, "without a session no further step runs"
 
     run(scenario())
 
 
-def test_a_peer_under_load_is_reached_with_its_cookie() -> None:
+def test_peer_under_load_is_reached_with_its_cookie() -> None:
     async def scenario() -> None:
         async with far_peers() as (peer,):
             peer.device._interface.exchange._under_load_until = SystemClock().boottime() + UNDER_LOAD_HOLD * 100
@@ -220,7 +220,7 @@ def test_a_peer_under_load_is_reached_with_its_cookie() -> None:
     run(scenario())
 
 
-def test_a_peer_that_only_sends_cookies_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_peer_that_only_sends_cookies_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "HANDSHAKE_SECONDS", 0.5)
 
     async def scenario() -> None:
@@ -260,13 +260,13 @@ def test_many_silent_peers_take_as_long_as_one(monkeypatch: pytest.MonkeyPatch) 
         ("[Interface]\nPrivateKey = {own}\n[Peer]\nPublicKey = {peer}\n", "no Address is configured"),
     ],
 )
-def test_what_is_missing_ends_it_with_one_finding(text: str, says: str) -> None:
+def test_missing_section_or_key_is_the_only_finding(text: str, says: str) -> None:
     got = run(findings(text.format(own=OWN.private, peer=Key.generate().public)))
     (bad,) = [each for each in got if each.level == "bad"]
     assert says in bad.found and bad.advice
 
 
-def test_a_listen_port_that_is_taken_is_found() -> None:
+def test_listen_port_in_use_is_found() -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
         other.bind(("", 0))
         port = other.getsockname()[1]
@@ -275,7 +275,7 @@ def test_a_listen_port_that_is_taken_is_found() -> None:
     assert steps._listen_port(0) is None
 
 
-def test_a_nat_is_pointed_out_only_where_it_matters() -> None:
+def test_nat_is_mentioned_only_if_it_matters() -> None:
     assert outside.is_translated("192.168.1.7") and outside.is_translated("100.64.0.1")
     assert not outside.is_translated("198.51.100.1") and not outside.is_translated("fd77::1")
 
@@ -285,14 +285,14 @@ def test_a_nat_is_pointed_out_only_where_it_matters() -> None:
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """Of a short name: the path of a Unix socket has 107 bytes at most."""
+    """Yield a folder with a short name, because the path of a Unix socket is limited to 107 bytes."""
     with tempfile.TemporaryDirectory(prefix="wyr") as name:
         yield Path(name)
 
 
 @contextmanager
 def daemon(folder: Path, name: str, reply: str) -> Iterator[None]:
-    """A UAPI socket that answers everything so."""
+    """Run a UAPI socket that answers every request with `reply`."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(folder / f"{name}.sock"))
     listener.listen()
@@ -324,26 +324,26 @@ def state(private: str) -> str:
     return f"private_key={PrivateKey.from_base64(private).raw.hex()}\nlisten_port=1\nerrno=0\n\n"
 
 
-def test_a_daemon_with_another_key_is_passed_over(folder: Path) -> None:
+def test_daemon_with_another_key_is_ignored(folder: Path) -> None:
     with daemon(folder, "office", state(Key.generate().private)):
         assert look_for_daemon(folder) is None
     assert look_for_daemon(folder / "missing") is None
 
 
-def test_a_daemon_with_the_key_in_another_namespace_is_not_disturbed(folder: Path) -> None:
+def test_daemon_with_the_key_in_another_namespace_is_left_alone(folder: Path) -> None:
     with daemon(folder, "elsewhere", state(OWN.private)):
         finding = look_for_daemon(folder)
     assert isinstance(finding, Finding) and finding.level == "bad"
     assert "elsewhere" in finding.found and "another network namespace" in finding.found
 
 
-def test_a_daemon_of_the_name_that_cannot_be_asked_is_not_disturbed(folder: Path) -> None:
+def test_daemon_of_the_name_that_does_not_answer_is_left_alone(folder: Path) -> None:
     with daemon(folder, "office", "errno=1\n\n"):
         finding = look_for_daemon(folder)
     assert isinstance(finding, Finding) and "office" in finding.found and "root" in finding.advice
 
 
-def test_a_daemon_with_the_key_here_is_asked(folder: Path) -> None:
-    """The interface is loopback's, which is always there."""
+def test_daemon_with_the_key_in_this_namespace_is_queried(folder: Path) -> None:
+    """The interface is `lo`, which always exists."""
     with daemon(folder, "lo", state(OWN.private)):
         assert isinstance(look_for_daemon(folder), daemon_contact.DaemonContact)

@@ -1,4 +1,4 @@
-"""A name server for tests: UDP and TCP on one port, records from a table, and bad manners on demand."""
+"""A name server for tests: UDP and TCP on one port, records from a table, and misbehaviour on demand."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import dns.rcode
 import dns.rrset
 
 Records = dict[tuple[str, str], list[str]]
-"""(name without its last dot, type) to what the records say."""
+"""(name without its last dot, type) to the data of the records."""
 
 
 class NameServer(asyncio.DatagramProtocol):
-    """`asked` are the questions in order, as ("udp", name, type)."""
+    """`asked` lists the questions in order, as ("udp", name, type)."""
 
     def __init__(self, records: Records, ttl: int = 60) -> None:
         self.records = records
@@ -30,17 +30,17 @@ class NameServer(asyncio.DatagramProtocol):
         self.rcode: dns.rcode.Rcode | None = None
         self.soa = True
         self.rcodes: dict[str, dns.rcode.Rcode] = {}
-        """By type of record, in place of an answer."""
+        """Response codes by record type, sent instead of an answer."""
         self.mute: set[str] = set()
-        """Types of records whose questions are swallowed."""
+        """Record types whose questions are ignored."""
         self.edns = "answered"
-        """Or `refused`, or `swallowed`."""
+        """Otherwise `refused` or `swallowed`."""
         self.refers = False
         self.follows_aliases = True
         self.partial = False
-        """Whether a truncated answer holds some records all the same."""
+        """Whether a truncated answer still holds some records."""
         self.largest = 65535
-        """Bytes of a question's own limit that are no longer truncated, with `truncates`."""
+        """With `truncates`, a question that allows this size in bytes is answered in full."""
         self.answering = asyncio.Event()
         self.answering.set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -119,7 +119,7 @@ class NameServer(asyncio.DatagramProtocol):
 async def name_server(
     records: Records, ttl: int = 60, host: str = "127.0.0.1", port: int = 0
 ) -> AsyncIterator[tuple[NameServer, int]]:
-    """The server and its port."""
+    """Run the server, and yield it with its port."""
     server = NameServer(records, ttl)
     listening = await asyncio.start_server(server.by_tcp, host, port)
     port = listening.sockets[0].getsockname()[1]

@@ -1,4 +1,4 @@
-"""A resolver that asks a real server on loopback."""
+"""A resolver that queries a real server on loopback."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ async def resolving(
             lifetime=lifetime,
         )
         yield resolver, server, tunnel, clock
-    assert tunnel.still_open == 0, "sockets of questions are closed"
+    assert tunnel.still_open == 0, "the sockets of all questions are closed"
 
 
 async def texts(resolver: Resolver, name: str, family: int = 0) -> list[str]:
@@ -57,6 +57,6 @@ async def texts(resolver: Resolver, name: str, family: int = 0) -> list[str]:
 
 
 async def took(work: Awaitable[T]) -> tuple[T, float]:
-    """What it gave, and the seconds it needed."""
+    """Return the result of the work, and its duration in seconds."""
     start = asyncio.get_running_loop().time()
     return await work, asyncio.get_running_loop().time() - start

@@ -17,7 +17,7 @@ from tests.support.loopback import Loopback, eventually, run
 from wyrmhole.library.names.resolver import QUESTIONS, UNANSWERED, Resolver
 
 
-def test_a_type_that_is_never_answered_costs_50_ms_once() -> None:
+def test_unanswered_record_type_costs_50_ms_once() -> None:
     async def scenario() -> None:
         async with resolving(lifetime=15) as (resolver, server, _, clock):
             server.mute = {"AAAA"}
@@ -27,7 +27,7 @@ def test_a_type_that_is_never_answered_costs_50_ms_once() -> None:
             await eventually(lambda: not resolver._open_questions)
             before = len(server.asked)
             assert await texts(resolver, "four.internal") == ["10.0.0.4"]
-            assert len(server.asked) == before, "neither is asked again"
+            assert len(server.asked) == before, "neither type is asked for again"
             clock.now += UNANSWERED
             server.mute = set()
             assert await texts(resolver, "four.internal") == ["10.0.0.4"]
@@ -36,7 +36,7 @@ def test_a_type_that_is_never_answered_costs_50_ms_once() -> None:
     run(scenario())
 
 
-def test_an_answer_that_comes_late_is_used_after_all() -> None:
+def test_late_answer_is_used() -> None:
     async def scenario() -> None:
         async with resolving(lifetime=15) as (resolver, server, _, _):
             server.mute = {"AAAA"}
@@ -51,7 +51,7 @@ def test_an_answer_that_comes_late_is_used_after_all() -> None:
 
 
 @pytest.mark.parametrize("rcode", ["SERVFAIL", "REFUSED", "NXDOMAIN", "NOTIMP", "FORMERR"])
-def test_a_server_that_refuses_one_type_still_resolves_the_name(rcode: str) -> None:
+def test_name_resolves_if_the_server_refuses_one_type(rcode: str) -> None:
     async def scenario() -> None:
         async with resolving() as (resolver, server, _, _):
             server.rcodes = {"AAAA": dns.rcode.from_text(rcode)}
@@ -64,7 +64,7 @@ def test_a_server_that_refuses_one_type_still_resolves_the_name(rcode: str) -> N
 
 
 @pytest.mark.parametrize("edns", ["refused", "swallowed"])
-def test_a_server_without_edns_is_asked_without_it_and_remembered(edns: str) -> None:
+def test_server_without_edns_is_queried_without_it_afterwards(edns: str) -> None:
     async def scenario() -> None:
         async with resolving() as (resolver, server, _, _):
             server.edns = edns
@@ -76,7 +76,7 @@ def test_a_server_without_edns_is_asked_without_it_and_remembered(edns: str) -> 
     run(scenario())
 
 
-def test_a_truncated_answer_without_tcp_is_used_as_far_as_it_came() -> None:
+def test_truncated_answer_is_used_if_tcp_fails() -> None:
     async def scenario() -> None:
         async with resolving() as (resolver, server, _, _):
             server.truncates, server.has_tcp, server.partial = True, False, True
@@ -85,7 +85,7 @@ def test_a_truncated_answer_without_tcp_is_used_as_far_as_it_came() -> None:
     run(scenario())
 
 
-def test_a_truncated_answer_without_tcp_is_asked_for_with_a_larger_size() -> None:
+def test_larger_size_is_requested_if_tcp_fails() -> None:
     async def scenario() -> None:
         async with resolving() as (resolver, server, _, _):
             server.truncates, server.has_tcp, server.largest = True, False, 1232
@@ -97,7 +97,7 @@ def test_a_truncated_answer_without_tcp_is_asked_for_with_a_larger_size() -> Non
     run(scenario())
 
 
-def test_a_server_that_refers_elsewhere_gives_way_to_the_next() -> None:
+def test_referral_makes_the_resolver_try_the_next_server() -> None:
     async def scenario() -> None:
         async with resolving() as (resolver, server, _, _):
             server.refers = True
@@ -107,7 +107,7 @@ def test_a_server_that_refers_elsewhere_gives_way_to_the_next() -> None:
     run(scenario())
 
 
-def test_an_alias_that_the_server_does_not_follow_is_followed_here() -> None:
+def test_alias_not_followed_by_the_server_is_followed_here() -> None:
     async def scenario() -> None:
         async with resolving() as (resolver, server, _, _):
             server.follows_aliases = server.soa = False
@@ -118,7 +118,7 @@ def test_an_alias_that_the_server_does_not_follow_is_followed_here() -> None:
 
 @asynccontextmanager
 async def two_servers() -> AsyncIterator[tuple[NameServer, NameServer, Resolver]]:
-    """The first and the second of a list."""
+    """Run two servers, the first and the second of a list."""
     async with (
         name_server(RECORDS) as (second, port),
         name_server(RECORDS, host="127.0.0.2", port=port) as (first, _),
@@ -126,7 +126,7 @@ async def two_servers() -> AsyncIterator[tuple[NameServer, NameServer, Resolver]
         yield first, second, Resolver(["127.0.0.2", "127.0.0.1"], Loopback().open_socket, port=port)
 
 
-def test_a_first_server_that_is_silent_is_asked_last_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_first_server_is_queried_last_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
     async def scenario() -> None:
         async with two_servers() as (dead, _, resolver):
             dead.mute = {"A", "AAAA"}
@@ -141,7 +141,7 @@ def test_a_first_server_that_is_silent_is_asked_last_afterwards(monkeypatch: pyt
 
 
 @pytest.mark.parametrize("rcode", ["SERVFAIL", "REFUSED"])
-def test_a_server_that_fails_gives_way_at_once(rcode: str) -> None:
+def test_failed_server_is_followed_by_the_next_at_once(rcode: str) -> None:
     async def scenario() -> None:
         async with two_servers() as (bad, server, resolver):
             bad.rcode = dns.rcode.from_text(rcode)
@@ -151,7 +151,7 @@ def test_a_server_that_fails_gives_way_at_once(rcode: str) -> None:
     run(scenario())
 
 
-def test_a_search_domain_that_a_server_does_not_serve_is_passed_over() -> None:
+def test_search_domain_that_a_server_refuses_is_skipped() -> None:
     async def scenario() -> None:
         async with resolving(search=["elsewhere.example"]) as (resolver, server, _, _):
             answer = server.answer
@@ -168,7 +168,7 @@ def test_a_search_domain_that_a_server_does_not_serve_is_passed_over() -> None:
     run(scenario())
 
 
-def test_a_name_that_nobody_answers_fails_with_one_sentence_and_within_its_time() -> None:
+def test_unanswered_name_fails_in_time_with_one_clear_error() -> None:
     async def scenario() -> None:
         async with resolving(lifetime=0.2) as (resolver, server, _, _):
             server.mute = {"A", "AAAA"}
@@ -178,12 +178,12 @@ def test_a_name_that_nobody_answers_fails_with_one_sentence_and_within_its_time(
             assert str(caught.value.strerror).startswith("no name server of the tunnel answered for four.internal: ")
             assert "Do53" not in str(caught.value)
             server.mute, resolver._lifetime = set(), 15.0
-            assert await texts(resolver, "four.internal") == ["10.0.0.4"], "that nothing was answered is not kept"
+            assert await texts(resolver, "four.internal") == ["10.0.0.4"], "a missing answer is not cached"
 
     run(scenario())
 
 
-def test_silent_questions_of_one_type_do_not_hold_up_the_other() -> None:
+def test_unanswered_questions_of_one_type_do_not_delay_the_other() -> None:
     async def scenario() -> None:
         async with resolving(lifetime=15) as (resolver, server, _, _):
             server.mute = {"AAAA"}
@@ -199,7 +199,7 @@ def test_silent_questions_of_one_type_do_not_hold_up_the_other() -> None:
     run(scenario())
 
 
-def test_a_server_that_nothing_leads_to_is_not_asked() -> None:
+def test_unreachable_server_is_not_queried() -> None:
     async def scenario() -> None:
         async with name_server(RECORDS) as (_, port):
             inside = {ip_address("127.0.0.1")}

@@ -1,4 +1,4 @@
-"""Names, asked of a real server on loopback by sockets that a stand-in for the tunnel opened."""
+"""The resolver with a real server on loopback. A stand-in for the tunnel opens the sockets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from wyrmhole.library.names.resolver import Resolver
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
-def test_both_families_are_asked_and_interleaved(host: str) -> None:
+def test_both_families_are_queried_and_interleaved(host: str) -> None:
     """RFC 8305, 4."""
 
     async def scenario() -> None:
@@ -34,7 +34,7 @@ def test_both_families_are_asked_and_interleaved(host: str) -> None:
     run(scenario())
 
 
-def test_the_shape_is_that_of_the_standard_library() -> None:
+def test_results_have_the_form_of_the_standard_library() -> None:
     async def scenario() -> None:
         async with resolving() as (resolver, _, _, _):
             for name, port, kind in (("four.internal", 80, socket.SOCK_STREAM), ("10.0.0.4", 53, socket.SOCK_DGRAM)):
@@ -46,7 +46,7 @@ def test_the_shape_is_that_of_the_standard_library() -> None:
     run(scenario())
 
 
-def test_one_family_only_is_one_question() -> None:
+def test_one_family_takes_one_question() -> None:
     async def scenario() -> None:
         async with resolving() as (resolver, server, _, _):
             assert len(await texts(resolver, "db.internal", socket.AF_INET)) == 2
@@ -58,7 +58,7 @@ def test_one_family_only_is_one_question() -> None:
 @pytest.mark.parametrize(
     "name", ["10.9.8.7", "fd00::7", "[fd00::7]", "fe80::1%2", "localhost", "LOCALHOST.", "db.localhost"]
 )
-def test_literals_and_localhost_are_never_asked(name: str) -> None:
+def test_literals_and_localhost_need_no_question(name: str) -> None:
     """RFC 6761, 6.3."""
 
     async def scenario() -> None:
@@ -70,18 +70,18 @@ def test_literals_and_localhost_are_never_asked(name: str) -> None:
     run(scenario())
 
 
-def test_a_literal_of_the_other_family_is_refused() -> None:
+def test_literal_of_the_other_family_is_refused() -> None:
     with pytest.raises(socket.gaierror, match="not an address of the requested family"):
         run(Resolver([], Loopback().open_socket).addresses("10.0.0.1", family=socket.AF_INET6))
 
 
-def test_without_a_name_server_a_name_is_refused_with_what_to_do() -> None:
+def test_name_without_a_name_server_is_refused_with_a_remedy() -> None:
     with pytest.raises(socket.gaierror, match=r"'db\.internal' is a name .* add DNS = ADDRESS") as caught:
         run(Resolver([], Loopback().open_socket).addresses("db.internal"))
     assert caught.value.errno == socket.EAI_NONAME
 
 
-def test_the_host_s_own_resolver_is_never_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resolver_of_the_host_is_never_used(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("the host's resolver was asked")
 
@@ -97,7 +97,7 @@ def test_the_host_s_own_resolver_is_never_asked(monkeypatch: pytest.MonkeyPatch)
     run(scenario())
 
 
-def test_a_truncated_answer_is_asked_for_again_by_tcp() -> None:
+def test_truncated_answer_is_requested_again_over_tcp() -> None:
     async def scenario() -> None:
         async with resolving() as (resolver, server, _, _):
             server.truncates = True
@@ -108,7 +108,7 @@ def test_a_truncated_answer_is_asked_for_again_by_tcp() -> None:
 
 
 @pytest.mark.parametrize("new_loop", [asyncio.new_event_loop, uvloop.new_event_loop])
-def test_a_lost_answer_is_asked_for_again(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
+def test_question_is_repeated_after_a_lost_answer(new_loop: Callable[[], asyncio.AbstractEventLoop]) -> None:
     async def scenario() -> None:
         async with resolving() as (resolver, server, _, _):
             server.silent = 1
@@ -140,8 +140,8 @@ def test_aliases_are_followed() -> None:
         ("nothing.", 1, ["nothing"]),
     ],
 )
-def test_search_domains_and_ndots_are_those_of_resolv_conf(name: str, ndots: int, asked: list[str]) -> None:
-    """resolv.conf(5): fewer dots than ndots, and the domains come first."""
+def test_search_domains_and_ndots_follow_resolv_conf(name: str, ndots: int, asked: list[str]) -> None:
+    """resolv.conf(5): with fewer dots than ndots, the search domains are tried first."""
 
     async def scenario() -> None:
         search = ["lab.internal", "office.internal" if name != "printer.office" or ndots == 2 else "internal"]
@@ -153,7 +153,7 @@ def test_search_domains_and_ndots_are_those_of_resolv_conf(name: str, ndots: int
     run(scenario())
 
 
-def test_answers_live_as_long_as_they_say() -> None:
+def test_answers_are_cached_for_their_ttl() -> None:
     async def scenario() -> None:
         async with resolving(ttl=60) as (resolver, server, _, clock):
             for passed, questions in ((0, 1), (59.9, 1), (60, 2)):
@@ -167,7 +167,7 @@ def test_answers_live_as_long_as_they_say() -> None:
     run(scenario())
 
 
-def test_no_answer_is_believed_for_longer_than_an_hour_and_none_for_zero_seconds() -> None:
+def test_ttl_is_limited_to_an_hour_and_zero_is_not_cached() -> None:
     async def scenario(ttl: int, passed: float, questions: int) -> None:
         async with resolving(ttl=ttl) as (resolver, server, _, clock):
             await texts(resolver, "four.internal", socket.AF_INET)
@@ -181,8 +181,8 @@ def test_no_answer_is_believed_for_longer_than_an_hour_and_none_for_zero_seconds
 
 
 @pytest.mark.parametrize("name", ["nowhere.internal", "four.internal"])
-def test_a_no_is_kept_too_but_only_with_a_soa_and_for_five_minutes(name: str) -> None:
-    """RFC 2308, 5: no such name, and no such record."""
+def test_negative_answer_is_cached_only_with_a_soa(name: str) -> None:
+    """RFC 2308, 5: missing names and missing records are cached, for at most five minutes."""
 
     async def scenario(ttl: int, soa: bool, passed: float, questions: int) -> None:
         async with resolving(ttl=ttl) as (resolver, server, _, clock):
@@ -201,7 +201,7 @@ def test_a_no_is_kept_too_but_only_with_a_soa_and_for_five_minutes(name: str) ->
     run(scenario(60, False, 0, 2))
 
 
-def test_a_broken_server_is_a_failure_of_the_moment_and_is_not_kept() -> None:
+def test_server_failure_is_temporary_and_not_cached() -> None:
     async def scenario() -> None:
         async with resolving(lifetime=0.5) as (resolver, server, _, _):
             server.rcode = dns.rcode.SERVFAIL
@@ -214,7 +214,7 @@ def test_a_broken_server_is_a_failure_of_the_moment_and_is_not_kept() -> None:
     run(scenario())
 
 
-def test_a_server_that_is_not_there_leaves_the_turn_to_the_next() -> None:
+def test_missing_server_is_followed_by_the_next() -> None:
     async def scenario() -> None:
         async with name_server(RECORDS) as (_, port):
             resolver = Resolver(["127.0.0.9", "127.0.0.1"], Loopback().open_socket, port=port)
@@ -230,7 +230,7 @@ def test_a_server_that_is_not_there_leaves_the_turn_to_the_next() -> None:
 @pytest.mark.parametrize("family", [0, socket.AF_INET, socket.AF_INET6])
 @pytest.mark.parametrize("port", [80, "80", b"80", None, "domain"])
 @pytest.mark.parametrize("flags", [0, socket.AI_NUMERICHOST, socket.AI_CANONNAME, socket.AI_PASSIVE])
-def test_every_form_of_arguments_is_that_of_the_standard_library(type: int, family: int, port: Any, flags: int) -> None:
+def test_arguments_give_the_results_of_the_standard_library(type: int, family: int, port: Any, flags: int) -> None:
     if type == socket.SOCK_RAW or (port == "domain" and not type):
         return  # the C library lists no raw sockets for a port
     address = "fd00::7" if family == socket.AF_INET6 else "10.0.0.7"
@@ -248,13 +248,13 @@ def test_every_form_of_arguments_is_that_of_the_standard_library(type: int, fami
         ((0, 0, 1 << 20), socket.EAI_BADFLAGS),
     ],
 )
-def test_arguments_that_do_not_exist_are_refused(arguments: tuple[int, int, int], number: int) -> None:
+def test_invalid_arguments_are_refused(arguments: tuple[int, int, int], number: int) -> None:
     with pytest.raises(socket.gaierror) as caught:
         address_info.check(*arguments)
     assert caught.value.errno == number
 
 
-def test_the_same_question_at_once_goes_out_once_and_survives_who_gave_up() -> None:
+def test_concurrent_equal_questions_share_one_query() -> None:
     async def scenario() -> None:
         async with resolving() as (resolver, server, _, _):
             server.answering.clear()
@@ -270,7 +270,7 @@ def test_the_same_question_at_once_goes_out_once_and_survives_who_gave_up() -> N
     run(scenario())
 
 
-def test_services_come_in_the_order_of_their_priorities() -> None:
+def test_services_are_ordered_by_priority() -> None:
     """RFC 2782."""
 
     async def scenario() -> None:
@@ -289,7 +289,7 @@ LONG = ".".join(["abcdefghi"] * 30)
 @pytest.mark.parametrize(
     "name", ["a" * 64 + ".internal", "a..b", "a\\", "a\\999", "\udcff.internal", "ü" * 60, LONG, "", "."]
 )
-def test_what_is_no_name_is_refused_without_asking(name: str) -> None:
+def test_invalid_name_is_refused_without_a_question(name: str) -> None:
     async def scenario() -> None:
         async with resolving() as (resolver, server, _, _):
             with pytest.raises(socket.gaierror):
@@ -299,7 +299,7 @@ def test_what_is_no_name_is_refused_without_asking(name: str) -> None:
     run(scenario())
 
 
-def test_the_cache_is_bounded() -> None:
+def test_cache_is_bounded() -> None:
     async def scenario() -> None:
         async with resolving() as (resolver, server, _, _):
             resolver._cache._capacity = 1
@@ -310,13 +310,13 @@ def test_the_cache_is_bounded() -> None:
     run(scenario())
 
 
-def test_without_dnspython_names_say_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_dnspython_is_reported_with_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "dns", None)
     with pytest.raises(socket.gaierror, match=r"extra `dns`, for example pip install '\.\[dns\]' in a checkout"):
         run(Resolver(["127.0.0.1"], Loopback().open_socket).addresses("db.internal"))
 
 
-def test_servers_are_addresses() -> None:
+def test_servers_must_be_addresses() -> None:
     with pytest.raises(ValueError, match="does not appear to be an IPv4 or IPv6 address"):
         Resolver(["dns.internal"], Loopback().open_socket)
     assert repr(Resolver([ip_address("10.0.0.53")], Loopback().open_socket)) == "<Resolver 10.0.0.53>"

@@ -1,4 +1,4 @@
-"""A web server, a proxy in front of it, and clients that speak HTTP byte by byte."""
+"""A web server, a proxy in front of it, and a minimal HTTP client."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def basic(user: str, password: str) -> bytes:
 
 
 async def read_head(reader: asyncio.StreamReader) -> tuple[bytes, dict[bytes, bytes]]:
-    """First line and fields of a message."""
+    """Read the first line and the fields of a message."""
     first, *lines = (await reader.readuntil(b"\r\n\r\n")).rstrip().split(b"\r\n")
     pairs = (line.partition(b":") for line in lines)
     return first, {name.strip().lower(): value.strip() for name, _, value in pairs}
@@ -41,7 +41,7 @@ async def read_body(reader: asyncio.StreamReader, fields: Mapping[bytes, bytes])
 
 
 async def web(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Says what it was asked: first line, fields and body; in the form that the path wants."""
+    """Return the first line, fields and body of the request, framed as the path demands."""
     while True:
         first, fields = await read_head(reader)
         _, path, _ = first.split(b" ")
@@ -72,7 +72,7 @@ async def web(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Non
 async def through_proxy(
     serve: Serve = web, users: Mapping[str, str] | None = None, limits: Limits | None = None
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter, int, Loopback]]:
-    """A client's streams to a proxy, the port of a server inside, and the tunnel."""
+    """Yield a client's streams to a proxy, the port of a server inside, and the tunnel."""
     tunnel = Loopback(web_internal="127.0.0.1")
     async with server(serve) as port, await proxy(tunnel, "127.0.0.1:0", users=users, limits=limits) as running:
         reader, writer = await asyncio.open_connection(*running.addresses[0])
@@ -84,7 +84,7 @@ async def through_proxy(
 async def fetch(
     reader: asyncio.StreamReader, writer: asyncio.StreamWriter, request: bytes, body: bytes = b""
 ) -> tuple[bytes, dict[bytes, bytes], bytes]:
-    """Status line, fields and body of the answer."""
+    """Send a request, and return status line, fields and body of the answer."""
     writer.write(request + b"\r\n" + body)
     first, fields = await read_head(reader)
     return first, fields, b"" if request.startswith(b"HEAD ") else await read_body(reader, fields)

@@ -1,4 +1,4 @@
-"""HTTP through the proxy: rules for requests, then whole exchanges with real servers."""
+"""HTTP through the proxy: whole exchanges with real servers, errors and timeouts."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from wyrmhole.library.proxy.proxy import proxy
 from wyrmhole.library.services.service import Limits
 
 
-def test_requests_follow_each_other_on_one_connection_to_one_server() -> None:
+def test_requests_to_one_server_share_one_connection() -> None:
     async def scenario() -> None:
         async with through_proxy() as (reader, writer, port, tunnel):
             for path in (b"/a", b"/chunked", b"/b"):
@@ -30,13 +30,13 @@ def test_requests_follow_each_other_on_one_connection_to_one_server() -> None:
                 assert first == b"HTTP/1.1 200 OK"
                 assert fields[b"via"] == b"1.1 wyrmhole"
                 assert body == b"GET %b HTTP/1.1|host,via|web.internal:%d|" % (path, port)
-            assert tunnel.asked == ["web.internal"], "resolved inside, and one connection for all"
+            assert tunnel.asked == ["web.internal"], "the name is resolved inside, and all requests share a connection"
             assert len(tunnel.opened) == 1
 
     run(scenario())
 
 
-def test_another_server_gets_another_connection() -> None:
+def test_request_to_another_server_opens_another_connection() -> None:
     async def scenario() -> None:
         async with through_proxy() as (reader, writer, port, tunnel):
             for host in (b"web.internal", b"127.0.0.1"):
@@ -49,7 +49,7 @@ def test_another_server_gets_another_connection() -> None:
 
 @pytest.mark.parametrize("size", [0, 5, 1_000_000])
 @pytest.mark.parametrize("chunked", [False, True])
-def test_a_body_goes_up_in_either_framing(size: int, chunked: bool) -> None:
+def test_request_body_is_forwarded_in_either_framing(size: int, chunked: bool) -> None:
     async def scenario() -> None:
         async with through_proxy() as (reader, writer, port, _):
             data = b"z" * size
@@ -66,7 +66,7 @@ def test_a_body_goes_up_in_either_framing(size: int, chunked: bool) -> None:
     run(scenario())
 
 
-def test_a_client_that_waits_for_100_gets_it_from_the_server() -> None:
+def test_100_continue_comes_from_the_server() -> None:
     """RFC 9110, 10.1.1."""
 
     async def scenario() -> None:
@@ -84,7 +84,7 @@ def test_a_client_that_waits_for_100_gets_it_from_the_server() -> None:
     run(scenario())
 
 
-def test_an_answer_that_comes_before_the_request_is_complete_is_passed_on() -> None:
+def test_answer_before_the_end_of_the_request_is_forwarded() -> None:
     async def hasty(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 413 Too Large\r\nContent-Length: 0\r\n\r\n")
@@ -95,12 +95,12 @@ def test_an_answer_that_comes_before_the_request_is_complete_is_passed_on() -> N
             head = b"POST http://web.internal:%d/ HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n" % port
             first, _, _ = await fetch(reader, writer, head, b"the beginning")
             assert first == b"HTTP/1.1 413 Too Large"
-            assert await reader.read() == b"", "the connection ends: what follows on it is the rest of the body"
+            assert await reader.read() == b"", "the connection ends, because the rest of the body would follow on it"
 
     run(scenario())
 
 
-def test_an_answer_that_ends_with_its_connection_is_framed_anew() -> None:
+def test_answer_delimited_by_the_connection_is_reframed() -> None:
     async def scenario() -> None:
         async with through_proxy() as (reader, writer, port, _):
             line = b"GET http://web.internal:%d/until-close HTTP/1.1\r\nHost: x\r\n" % port
@@ -112,7 +112,7 @@ def test_an_answer_that_ends_with_its_connection_is_framed_anew() -> None:
     run(scenario())
 
 
-def test_head_has_no_body_and_the_connection_goes_on() -> None:
+def test_head_has_no_body_and_keeps_the_connection() -> None:
     async def scenario() -> None:
         async with through_proxy() as (reader, writer, port, _):
             for method in (b"HEAD", b"GET"):
@@ -125,7 +125,7 @@ def test_head_has_no_body_and_the_connection_goes_on() -> None:
 
 
 @pytest.mark.parametrize(("path", "status"), [(b"/garbage", b"502"), (b"/nothing", b"502")], ids=["garbage", "nothing"])
-def test_a_server_that_makes_no_sense_is_a_bad_gateway(path: bytes, status: bytes) -> None:
+def test_malformed_answer_is_a_bad_gateway(path: bytes, status: bytes) -> None:
     async def scenario() -> None:
         async with through_proxy() as (reader, writer, port, _):
             first, _, body = await fetch(
@@ -137,7 +137,7 @@ def test_a_server_that_makes_no_sense_is_a_bad_gateway(path: bytes, status: byte
     run(scenario())
 
 
-def test_an_answer_cut_short_is_cut_short_for_the_client_too() -> None:
+def test_truncated_answer_is_truncated_for_the_client() -> None:
     async def scenario() -> None:
         async with through_proxy() as (reader, writer, port, _):
             writer.write(b"GET http://web.internal:%d/short HTTP/1.1\r\nHost: x\r\n\r\n" % port)
@@ -183,7 +183,7 @@ def test_an_answer_cut_short_is_cut_short_for_the_client_too() -> None:
         (b"GET http://a.internal/ HTTP/1.1\r\nX: " + b"y" * 70_000, b"431", b"not a valid HTTP"),
     ],
 )
-def test_why_it_failed_is_told_and_the_connection_ends(request_line: bytes, status: bytes, reason: bytes) -> None:
+def test_failure_is_reported_and_ends_the_connection(request_line: bytes, status: bytes, reason: bytes) -> None:
     async def scenario() -> None:
         async with through_proxy() as (reader, writer, _, _):
             first, fields, body = await fetch(reader, writer, request_line + b"\r\nHost: x\r\n")
@@ -198,7 +198,7 @@ def test_why_it_failed_is_told_and_the_connection_ends(request_line: bytes, stat
 # Time-outs, passwords and CONNECT
 
 
-def test_a_server_that_does_not_answer_is_a_gateway_timeout() -> None:
+def test_silent_server_is_a_gateway_timeout() -> None:
     async def scenario() -> None:
         async with await proxy(Silent(), "127.0.0.1:0", limits=Limits(connect=0.01)) as running:
             reader, writer = await asyncio.open_connection(*running.addresses[0])
@@ -210,7 +210,7 @@ def test_a_server_that_does_not_answer_is_a_gateway_timeout() -> None:
     run(scenario())
 
 
-def test_a_request_that_never_ends_times_out_with_a_word() -> None:
+def test_endless_request_is_a_request_timeout() -> None:
     async def scenario() -> None:
         async with through_proxy(limits=Limits(greeting=0.01)) as (reader, writer, _, _):
             writer.write(b"GET http://web.internal/ HTTP/1.1\r\n")
@@ -221,7 +221,7 @@ def test_a_request_that_never_ends_times_out_with_a_word() -> None:
 
 @pytest.mark.parametrize("credentials", [None, basic("ada", "byron"), basic("ada", "lovelace")])
 @pytest.mark.parametrize("method", ["GET", "CONNECT"])
-def test_who_has_no_password_gets_407_and_nothing_is_opened(credentials: bytes | None, method: str) -> None:
+def test_request_without_password_gets_407_and_opens_nothing(credentials: bytes | None, method: str) -> None:
     async def scenario() -> None:
         async with through_proxy(users=USERS) as (reader, writer, port, tunnel):
             target = b"web.internal:%d" % port if method == "CONNECT" else b"http://web.internal:%d/" % port
@@ -254,7 +254,7 @@ def test_connect_carries_bytes_and_half_close() -> None:
     run(scenario())
 
 
-def test_connect_gives_back_what_it_is_given() -> None:
+def test_connect_forwards_bytes_unchanged() -> None:
     async def scenario() -> None:
         async with through_proxy(echo) as (reader, writer, port, _):
             writer.write(b"CONNECT web.internal:%d HTTP/1.0\r\n\r\n" % port)
@@ -267,11 +267,11 @@ def test_connect_gives_back_what_it_is_given() -> None:
 
 
 def ended(sock: socket.socket) -> bool:
-    """Whether the end of the other side has arrived there, or the socket is closed already."""
+    """Return whether the socket is closed, or has received the end of the other side."""
     return sock.fileno() < 0 or not is_open(sock)
 
 
-def test_a_kept_connection_that_the_server_ended_is_made_anew() -> None:
+def test_connection_that_the_server_closed_is_replaced() -> None:
     async def once(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
@@ -287,7 +287,7 @@ def test_a_kept_connection_that_the_server_ended_is_made_anew() -> None:
     run(scenario())
 
 
-def test_back_pressure_reaches_a_server_whose_answer_is_not_read() -> None:
+def test_back_pressure_reaches_the_server() -> None:
     sent = 0
 
     async def endless(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -312,11 +312,11 @@ def test_back_pressure_reaches_a_server_whose_answer_is_not_read() -> None:
     run(scenario())
 
 
-# Clients that are gone while a server says nothing
+# Clients that disconnect while a server is silent
 
 
 async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Reads, and answers when the other side ended."""
+    """Read, and answer only after the end of the other side."""
     await reader.read()
     raise ConnectionAbortedError
 
@@ -335,9 +335,9 @@ def reset(writer: asyncio.StreamWriter) -> None:
         (b"Content-Length: 3\r\n\r\nabc", reset),
         (b"Transfer-Encoding: chunked\r\n\r\nno number\r\n", lambda writer: None),
     ],
-    ids=["closed in a body", "half-closed in a body", "reset", "a body that is none"],
+    ids=["closed in a body", "half-closed in a body", "reset", "an invalid body"],
 )
-def test_a_silent_server_is_not_waited_for_when_the_client_is_gone(
+def test_connection_to_a_silent_server_ends_with_the_client(
     body: bytes, end: Callable[[asyncio.StreamWriter], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_relay, "CLIENT_CHECK_SECONDS", 0)
@@ -352,12 +352,12 @@ def test_a_silent_server_is_not_waited_for_when_the_client_is_gone(
     run(scenario())
 
 
-def test_a_client_that_ended_its_direction_is_answered_in_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_client_that_half_closed_is_still_answered(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(http_relay, "CLIENT_CHECK_SECONDS", 0)
 
     async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await read_head(reader)
-        for _ in range(100):  # many looks
+        for _ in range(100):  # many checks of the client
             await asyncio.sleep(0)
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
 

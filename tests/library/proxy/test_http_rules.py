@@ -1,4 +1,4 @@
-"""What the proxy reads from a request, and what it passes on: rules without a connection."""
+"""How the proxy reads a request, and what it forwards: rules without a connection."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from wyrmhole.library.proxy.http_proxy import (
         (b"CONNECT", b"[fd00::1]", Target("fd00::1", 443, b"[fd00::1]:443", None)),
     ],
 )
-def test_the_target_is_read_as_the_rfc_says(method: bytes, target: bytes, expected: Target) -> None:
+def test_target_is_read_according_to_the_rfc(method: bytes, target: bytes, expected: Target) -> None:
     """RFC 9112, 3.2.2 and 3.2.3."""
     assert target_of(method, target) == expected
 
@@ -61,14 +61,14 @@ def test_the_target_is_read_as_the_rfc_says(method: bytes, target: bytes, expect
         (b"CONNECT", b"http://a.internal:443/", 400),
     ],
 )
-def test_what_cannot_be_fetched_has_its_status(method: bytes, target: bytes, status: int) -> None:
+def test_unusable_target_has_a_status(method: bytes, target: bytes, status: int) -> None:
     with pytest.raises(HttpError) as caught:
         target_of(method, target)
     assert caught.value.status == status
 
 
 @pytest.mark.parametrize(
-    ("value", "let_in"),
+    ("value", "is_accepted"),
     [
         (basic("ada", "lovelace"), True),
         (b"basic " + basic("ada", "lovelace")[6:], True),
@@ -80,14 +80,14 @@ def test_what_cannot_be_fetched_has_its_status(method: bytes, target: bytes, sta
         (b"", False),
     ],
 )
-def test_only_the_right_password_lets_in(value: bytes, let_in: bool) -> None:
+def test_only_the_right_password_is_accepted(value: bytes, is_accepted: bool) -> None:
     """RFC 7617."""
-    assert authorized([(b"proxy-authorization", value)], USERS) is let_in
+    assert authorized([(b"proxy-authorization", value)], USERS) is is_accepted
     assert authorized([(b"proxy-authorization", value)], None)
     assert not authorized([], USERS)
 
 
-def test_fields_of_one_hop_stay_here_and_framing_is_never_lost() -> None:
+def test_hop_by_hop_fields_are_removed_but_not_framing() -> None:
     """RFC 9110, 7.6.1; a Connection that names Content-Length must not remove it."""
     fields = [
         (b"Connection", b"close, X-Hop, Content-Length, Host"),
@@ -102,7 +102,7 @@ def test_fields_of_one_hop_stay_here_and_framing_is_never_lost() -> None:
     assert end_to_end(fields) == [(b"content-length", b"3"), (b"x-end", b"2")]
 
 
-def test_host_is_that_of_the_address_and_via_names_us() -> None:
+def test_host_is_taken_from_the_target_and_via_is_added() -> None:
     """RFC 9112, 3.2.2; RFC 9110, 7.6.3."""
     target = Target("a.internal", 80, b"a.internal", b"/")
     fields = request_headers([(b"Host", b"evil.internal"), (b"Accept", b"*/*")], target, b"1.1")
@@ -122,7 +122,7 @@ FIELDS = st.lists(
 
 
 @given(lines=FIELDS)
-def test_any_head_is_put_right_once_and_keeps_what_frames_it(lines: list[bytes]) -> None:
+def test_normalising_a_head_is_idempotent_and_keeps_framing(lines: list[bytes]) -> None:
     data = b"\r\n".join([b"HTTP/1.1 200 OK", *lines, b"", b"body"])
     taken = take_head(data)
     assert taken is not None and taken[0] + taken[1] == data
@@ -130,5 +130,5 @@ def test_any_head_is_put_right_once_and_keeps_what_frames_it(lines: list[bytes])
     head, left_out = clean_response(taken[0])
     assert clean_response(head) == (head, []) and take_head(head) == (head, b"")
     names = {line.partition(b":")[0].rstrip(b" \t").lower() for line in left_out if b":" in line}
-    assert names & FRAMING <= {b"transfer-encoding"}, "of which only `identity` is left out"
+    assert names & FRAMING <= {b"transfer-encoding"}, "only `identity` is removed from it"
     assert clean_request(clean_request(data)) == clean_request(data)

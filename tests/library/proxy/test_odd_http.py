@@ -1,4 +1,4 @@
-"""Messages that others read differently, messages that are slightly wrong, and upgrades."""
+"""Ambiguous messages, slightly malformed messages, and upgrades."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HEADS = {
 
 
 async def odd(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answers as the path says; a second request on the connection is never read."""
+    """Send the answer that the path selects. A second request on the connection is never read."""
     first, _ = await read_head(reader)
     writer.write(HEADS[first.split()[1]])
     await writer.drain()
@@ -31,7 +31,7 @@ async def odd(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> Non
 
 
 @pytest.mark.parametrize("path", list(HEADS))
-def test_an_answer_that_is_a_little_wrong_is_passed_on_right(path: bytes) -> None:
+def test_slightly_malformed_answer_is_corrected(path: bytes) -> None:
     """RFC 9112, 5.1, 5.2 and 6.3; RFC 9110, 5.5."""
 
     async def scenario() -> None:
@@ -51,7 +51,7 @@ def test_an_answer_that_is_a_little_wrong_is_passed_on_right(path: bytes) -> Non
     run(scenario())
 
 
-def test_a_client_of_http_1_0_gets_no_interim_answer() -> None:
+def test_http_1_0_client_gets_no_interim_answer() -> None:
     """RFC 9110, 15.2."""
 
     async def scenario() -> None:
@@ -62,7 +62,7 @@ def test_a_client_of_http_1_0_gets_no_interim_answer() -> None:
     run(scenario())
 
 
-def test_an_answer_with_two_different_lengths_is_a_bad_gateway() -> None:
+def test_answer_with_two_different_lengths_is_a_bad_gateway() -> None:
     async def scenario(lengths: bytes) -> None:
         async def differing(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             await read_head(reader)
@@ -90,7 +90,7 @@ def test_an_answer_with_two_different_lengths_is_a_bad_gateway() -> None:
         b"GET http://web.internal.:%d/#there HTTP/1.1\r\nHost: x\r\n\r\n",
     ],
 )
-def test_a_request_that_is_a_little_wrong_is_served(request_line: bytes) -> None:
+def test_slightly_malformed_request_is_served(request_line: bytes) -> None:
     async def scenario() -> None:
         async with through_proxy() as (reader, writer, port, tunnel):
             tunnel.names["web.internal."] = "127.0.0.1"
@@ -102,7 +102,7 @@ def test_a_request_that_is_a_little_wrong_is_served(request_line: bytes) -> None
     run(scenario())
 
 
-def test_connect_in_small_letters_and_without_host_is_served() -> None:
+def test_lower_case_connect_without_host_is_served() -> None:
     async def scenario() -> None:
         async with through_proxy(echo) as (reader, writer, port, _):
             writer.write(b"connect web.internal:%d HTTP/1.1\r\n\r\nearly" % port)
@@ -112,7 +112,7 @@ def test_connect_in_small_letters_and_without_host_is_served() -> None:
     run(scenario())
 
 
-def test_pipelined_requests_are_all_put_right() -> None:
+def test_pipelined_requests_are_all_corrected() -> None:
     async def scenario() -> None:
         async with through_proxy() as (reader, writer, port, _):
             writer.write(b"get http://web.internal:%d/ HTTP/1.1\r\n\r\n" % port * 5)
@@ -139,7 +139,7 @@ async def websocket(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) 
     await echo(reader, writer)
 
 
-def test_a_websocket_is_asked_for_without_connect() -> None:
+def test_websocket_upgrade_works_without_connect() -> None:
     async def scenario() -> None:
         async with through_proxy(websocket) as (reader, writer, port, _):
             head = b"GET ws://web.internal:%d/chat HTTP/1.1\r\nHost: x\r\n" % port
@@ -155,12 +155,12 @@ def test_a_websocket_is_asked_for_without_connect() -> None:
     run(scenario())
 
 
-def test_a_websocket_that_is_not_granted_and_other_upgrades() -> None:
+def test_refused_and_unsupported_upgrades() -> None:
     async def scenario() -> None:
         async with through_proxy(websocket) as (reader, writer, port, _):
             head = b"GET http://web.internal:%d/ HTTP/1.1\r\nHost: x\r\n" % port
             first, _, _ = await fetch(reader, writer, head + WEBSOCKET % b"h2c")
-            assert first.split()[1] == b"426", "h2c is not passed on"
+            assert first.split()[1] == b"426", "h2c is not forwarded"
         async with through_proxy() as (reader, writer, port, _):
             head = b"GET http://web.internal:%d/ HTTP/1.1\r\nHost: x\r\n" % port
             for _ in range(2):

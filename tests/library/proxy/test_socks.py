@@ -1,4 +1,4 @@
-"""SOCKS5: the negotiation byte by byte, and clients of a running proxy."""
+"""SOCKS4 and SOCKS5: the negotiation byte by byte, and clients of a running proxy."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ NO_AUTH, PASSWORD = b"\5\1\0", b"\5\1\2"
 
 
 def request(command: int, host: str, port: int) -> bytes:
-    """What a client sends; a host that is no literal goes as a name."""
+    """Return a client's request. A host that is not a literal is sent as a name."""
     try:
         packed = ip_address(host).packed
         address = bytes((1 if len(packed) == 4 else 4,)) + packed
@@ -52,7 +52,7 @@ def credentials(user: str, password: str) -> bytes:
 
 @pytest.mark.parametrize("host", ["10.0.0.1", "fd00::1", "db.internal", "bücher.example"])
 @pytest.mark.parametrize("users", [None, USERS])
-def test_a_request_is_understood_however_it_is_cut(host: str, users: Mapping[str, str] | None) -> None:
+def test_request_is_understood_however_it_is_split(host: str, users: Mapping[str, str] | None) -> None:
     """RFC 1928, 3 and 4; RFC 1929, 2."""
     auth = NO_AUTH if users is None else PASSWORD + credentials("ünï", "pässword")
     data = auth + request(1, host, 5432) + b"rest"
@@ -83,7 +83,7 @@ def test_a_request_is_understood_however_it_is_cut(host: str, users: Mapping[str
         (None, NO_AUTH + b"\5\1\0\3\1\xff\0\1", b"\5\0" + reply(SocksReply.GENERAL_FAILURE), "not valid text"),
     ],
 )
-def test_what_cannot_be_served_is_answered_as_the_rfc_says(
+def test_unsupported_request_is_answered_according_to_the_rfc(
     users: Mapping[str, str] | None, data: bytes, answer: bytes, failure: str
 ) -> None:
     negotiation = Negotiation(users)
@@ -94,14 +94,14 @@ def test_what_cannot_be_served_is_answered_as_the_rfc_says(
     assert "lovelace" not in repr(negotiation)
 
 
-def test_a_client_that_insists_on_a_password_is_let_in_where_none_is_needed() -> None:
+def test_needless_password_is_accepted() -> None:
     negotiation = Negotiation(None)
     sent = negotiation.receive(PASSWORD + credentials("any", "word") + request(1, "10.0.0.1", 1))
     assert (sent, negotiation.request) == (b"\5\2\1\0", Socks5Request(Command.CONNECT, "10.0.0.1", 1))
 
 
-def test_a_password_under_the_version_of_socks_is_taken() -> None:
-    """As some clients send it, against RFC 1929, 2."""
+def test_password_message_with_socks_version_is_accepted() -> None:
+    """Some clients send version 5, contrary to RFC 1929, 2."""
     negotiation = Negotiation(USERS)
     negotiation.receive(PASSWORD + b"\5" + credentials("ada", "lovelace")[1:] + request(1, "10.0.0.1", 1))
     assert negotiation.request is not None
@@ -120,7 +120,7 @@ def socks4_request(host: str, port: int, command: int = 1, user: bytes = b"me") 
 
 
 @pytest.mark.parametrize("host", ["10.0.0.1", "db.internal"])
-def test_a_request_of_socks4_is_understood_however_it_is_cut(host: str) -> None:
+def test_socks4_request_is_understood_however_it_is_split(host: str) -> None:
     data = socks4_request(host, 5432)
     assert all(socks4.parse(data[:cut]) is None for cut in range(len(data)))
     assert socks4.parse(data + b"rest") == socks4.Socks4Request(host, 5432, b"rest")
@@ -135,13 +135,13 @@ def test_a_request_of_socks4_is_understood_however_it_is_cut(host: str) -> None:
         (b"\4\1\0\1\0\0\0\1\0\0", "not valid text"),
     ],
 )
-def test_what_socks4_cannot_ask_is_refused(data: bytes, reason: str) -> None:
+def test_invalid_socks4_request_is_refused(data: bytes, reason: str) -> None:
     with pytest.raises(SocksError, match=reason):
         socks4.parse(data)
 
 
 @given(data=st.binary(max_size=600))
-def test_any_bytes_of_socks4_are_a_request_a_refusal_or_too_few(data: bytes) -> None:
+def test_any_socks4_bytes_are_parsed_refused_or_incomplete(data: bytes) -> None:
     with suppress(SocksError):
         assert socks4.parse(b"\4" + data) is not None or len(data) < 600
 
@@ -163,7 +163,7 @@ def test_socks4_connects(host: str) -> None:
 
 
 @pytest.mark.parametrize("users", [None, USERS])
-def test_socks4_is_refused_with_an_answer_and_a_log(
+def test_unusable_socks4_request_is_answered_and_logged(
     users: Mapping[str, str] | None, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:
@@ -179,7 +179,7 @@ def test_socks4_is_refused_with_an_answer_and_a_log(
 
 
 @pytest.mark.parametrize(("first", "word"), [(b"\x16\3\1\0\1", "TLS"), (b"\0\1", "neither SOCKS nor HTTP")])
-def test_what_is_neither_is_logged(first: bytes, word: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_unknown_protocol_is_logged(first: bytes, word: str, caplog: pytest.LogCaptureFixture) -> None:
     async def scenario() -> None:
         async with await proxy(Loopback(), "127.0.0.1:0") as running:
             reader, writer = await asyncio.open_connection(*running.addresses[0])
@@ -193,7 +193,7 @@ def test_what_is_neither_is_logged(first: bytes, word: str, caplog: pytest.LogCa
 
 
 @pytest.mark.parametrize("host", ["db.internal.", "[::1]", "127.0.0.1"])
-def test_names_as_clients_write_them_are_served(host: str) -> None:
+def test_unusual_spellings_of_a_name_are_served(host: str) -> None:
     async def scenario() -> None:
         tunnel = Loopback()
         tunnel.names["db.internal."] = "127.0.0.1"
@@ -222,7 +222,7 @@ def test_port_0_is_refused_with_an_answer() -> None:
 
 
 @given(data=st.binary(max_size=600), password=st.booleans())
-def test_any_bytes_end_in_a_request_a_failure_or_a_wait(data: bytes, password: bool) -> None:
+def test_any_bytes_are_parsed_refused_or_incomplete(data: bytes, password: bool) -> None:
     negotiation = Negotiation(USERS if password else None)
     negotiation.receive(data)
     assert negotiation.finished or len(negotiation.rest) <= 513
@@ -240,7 +240,7 @@ def test_any_udp_packet_is_parsed_or_refused(data: bytes) -> None:
 
 
 @pytest.mark.parametrize("host", ["10.0.0.1", "fd00::1"])
-def test_a_udp_packet_survives_its_header(host: str) -> None:
+def test_udp_header_round_trip(host: str) -> None:
     assert parse_packet(build_packet(host, 53, b"payload")) == (host, 53, b"payload")
 
 
@@ -272,7 +272,7 @@ def test_errors_have_their_replies(error: OSError, expected: SocksReply) -> None
 async def greet(
     address: tuple[str, int], hello: bytes, message: bytes
 ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, bytes]:
-    """Connect, say hello, ask; the streams and the bytes of the answer's address and code."""
+    """Connect, negotiate and send a request. Return the streams and the address and code of the answer."""
     reader, writer = await asyncio.open_connection(*address)
     writer.write(hello)
     assert await reader.readexactly(2) == b"\5" + hello[2:3]
@@ -307,7 +307,7 @@ def test_connect_carries_bytes_and_half_close(host: str, users: Mapping[str, str
     run(scenario())
 
 
-def test_what_a_client_sends_along_with_its_request_is_not_lost() -> None:
+def test_data_sent_along_with_the_request_is_forwarded() -> None:
     async def scenario() -> None:
         async with server(echo) as port, await proxy(Loopback(), "127.0.0.1:0") as running:
             reader, writer = await asyncio.open_connection(*running.addresses[0])
@@ -322,7 +322,7 @@ def test_what_a_client_sends_along_with_its_request_is_not_lost() -> None:
 @pytest.mark.parametrize(
     ("host", "code"), [("127.0.0.1", SocksReply.CONNECTION_REFUSED), ("gone.internal", SocksReply.HOST_UNREACHABLE)]
 )
-def test_why_it_failed_is_told(host: str, code: SocksReply) -> None:
+def test_reply_has_the_code_of_the_failure(host: str, code: SocksReply) -> None:
     async def scenario() -> None:
         async with await proxy(Loopback(), "127.0.0.1:0") as running:
             reader, writer, answer = await greet(running.addresses[0], NO_AUTH, request(1, host, 1))
@@ -333,7 +333,7 @@ def test_why_it_failed_is_told(host: str, code: SocksReply) -> None:
     run(scenario())
 
 
-def test_a_target_that_does_not_answer_is_given_up() -> None:
+def test_silent_target_is_given_up() -> None:
     async def scenario() -> None:
         async with await proxy(Silent(), "127.0.0.1:0", limits=Limits(connect=0.01)) as running:
             _, writer, answer = await greet(running.addresses[0], NO_AUTH, request(1, "10.0.0.1", 1))
@@ -344,7 +344,7 @@ def test_a_target_that_does_not_answer_is_given_up() -> None:
 
 
 @pytest.mark.parametrize("beginning", [b"", b"\5", b"\5\1\0\5\1", b"GET "])
-def test_a_client_that_never_says_what_it_wants_is_left(beginning: bytes) -> None:
+def test_client_without_a_complete_request_is_disconnected(beginning: bytes) -> None:
     async def scenario() -> None:
         async with await proxy(Loopback(), "127.0.0.1:0", limits=Limits(greeting=0.01)) as running:
             reader, writer = await asyncio.open_connection(*running.addresses[0])
@@ -356,7 +356,7 @@ def test_a_client_that_never_says_what_it_wants_is_left(beginning: bytes) -> Non
     run(scenario())
 
 
-def test_socks4_is_refused_in_its_own_words() -> None:
+def test_socks4_refusal_uses_the_socks4_format() -> None:
     async def scenario() -> None:
         async with await proxy(Loopback(), "127.0.0.1:0") as running:
             reader, writer = await asyncio.open_connection(*running.addresses[0])
@@ -386,7 +386,7 @@ def test_udp_goes_through_an_association(host: str) -> None:
     run(scenario())
 
 
-def test_an_association_ends_with_its_connection() -> None:
+def test_association_ends_with_its_connection() -> None:
     """RFC 1928, 6."""
 
     async def scenario() -> None:
@@ -405,7 +405,7 @@ def test_an_association_ends_with_its_connection() -> None:
     run(scenario())
 
 
-def test_nobody_else_uses_an_association_and_nobody_inside_writes_uninvited() -> None:
+def test_association_ignores_other_clients_and_unknown_hosts() -> None:
     async def scenario() -> None:
         async with udp_echo() as (port, echoing), await proxy(Loopback(), "127.0.0.1:0") as running:
             _, writer, answer = await greet(running.addresses[0], NO_AUTH, request(3, "0.0.0.0", 0))
@@ -424,7 +424,7 @@ def test_nobody_else_uses_an_association_and_nobody_inside_writes_uninvited() ->
     run(scenario())
 
 
-def test_garbage_to_an_association_is_dropped_and_it_lives_on() -> None:
+def test_garbage_to_an_association_is_dropped() -> None:
     async def scenario() -> None:
         async with udp_echo() as (port, _), await proxy(Loopback(), "127.0.0.1:0") as running:
             _, writer, answer = await greet(running.addresses[0], NO_AUTH, request(3, "0.0.0.0", 0))
@@ -438,17 +438,17 @@ def test_garbage_to_an_association_is_dropped_and_it_lives_on() -> None:
     run(scenario())
 
 
-# Who may listen where
+# Addresses to listen on
 
 
 @pytest.mark.parametrize("listen", ["0.0.0.0:0", "[::]:0", "10.0.0.1:1080"])
-def test_an_open_proxy_for_other_machines_is_refused_unless_asked_for(listen: str) -> None:
+def test_open_proxy_for_other_machines_is_refused_by_default(listen: str) -> None:
     with pytest.raises(ValueError, match="any host that reaches it could use the tunnel"):
         run(proxy(Loopback(), listen))
 
 
 @pytest.mark.parametrize(("users", "allow_open"), [(USERS, False), (None, True)])
-def test_with_users_or_when_asked_for_it_listens_everywhere(users: Mapping[str, str] | None, allow_open: bool) -> None:
+def test_proxy_with_users_or_allow_open_listens_everywhere(users: Mapping[str, str] | None, allow_open: bool) -> None:
     async def scenario() -> None:
         async with await proxy(Loopback(), "0.0.0.0:0", users=users, allow_open=allow_open) as running:
             assert running.addresses[0][0] == "0.0.0.0"
@@ -456,7 +456,7 @@ def test_with_users_or_when_asked_for_it_listens_everywhere(users: Mapping[str, 
     run(scenario())
 
 
-def test_no_users_at_all_lets_nobody_in() -> None:
+def test_empty_list_of_users_refuses_every_client() -> None:
     async def scenario() -> None:
         async with await proxy(Loopback(), "127.0.0.1:0", users={}) as running:
             reader, writer = await asyncio.open_connection(*running.addresses[0])

@@ -1,4 +1,4 @@
-"""Forwards and exposures over loopback: bytes, ends, errors, bounds."""
+"""Forwards and exposures over loopback: data, half-close, errors and limits."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from wyrmhole.library.services.splice import SIZE, splice
 
 
 @pytest.mark.parametrize("size", [0, 1, SIZE - 1, SIZE, 5_000_000])
-def test_bytes_come_back_as_they_went_and_the_end_after_them(size: int) -> None:
+def test_bytes_and_end_of_stream_are_forwarded(size: int) -> None:
     async def scenario() -> None:
         data = os.urandom(size)
         tunnel = Loopback(db_internal="127.0.0.1")
@@ -46,7 +46,7 @@ def test_bytes_come_back_as_they_went_and_the_end_after_them(size: int) -> None:
     run(scenario())
 
 
-def test_half_close_is_kept_and_the_answer_comes_after_it() -> None:
+def test_half_close_is_forwarded_before_the_answer() -> None:
     async def scenario() -> None:
         async with (
             server(count_then_answer) as port,
@@ -61,7 +61,7 @@ def test_half_close_is_kept_and_the_answer_comes_after_it() -> None:
     run(scenario())
 
 
-def test_a_reset_of_the_server_is_a_reset_for_the_client() -> None:
+def test_reset_by_the_server_resets_the_client() -> None:
     async def rude(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         await reader.readexactly(1)
         linger = struct.pack("ii", 1, 0)
@@ -79,7 +79,7 @@ def test_a_reset_of_the_server_is_a_reset_for_the_client() -> None:
 
 
 @pytest.mark.parametrize("target", ["127.0.0.1:1", "nowhere.internal:80"])
-def test_a_target_that_cannot_be_had_resets_the_client_and_leaves_the_forward_running(target: str) -> None:
+def test_unavailable_target_resets_only_that_client(target: str) -> None:
     async def scenario() -> None:
         async with await forward(Loopback(), "127.0.0.1:0", target) as carried:
             for _ in range(2):
@@ -92,7 +92,7 @@ def test_a_target_that_cannot_be_had_resets_the_client_and_leaves_the_forward_ru
 
 
 def test_back_pressure_reaches_the_sender() -> None:
-    """A server that does not read stops the client after some socket buffers, not after memory is full."""
+    """A server that does not read stops the client after a few socket buffers, not when memory is exhausted."""
 
     async def scenario() -> None:
         reads = asyncio.Event()
@@ -125,7 +125,7 @@ def test_back_pressure_reaches_the_sender() -> None:
     run(scenario())
 
 
-def test_connections_beyond_the_limit_wait_for_their_turn() -> None:
+def test_connections_above_the_limit_wait() -> None:
     async def scenario() -> None:
         async with (
             server(echo) as port,
@@ -144,7 +144,7 @@ def test_connections_beyond_the_limit_wait_for_their_turn() -> None:
     run(scenario())
 
 
-def test_closing_ends_everything_at_once_and_twice_is_once() -> None:
+def test_close_ends_everything_at_once_and_is_idempotent() -> None:
     async def scenario() -> None:
         tunnel = Loopback()
         async with server(echo) as port:
@@ -166,7 +166,7 @@ def test_closing_ends_everything_at_once_and_twice_is_once() -> None:
     run(scenario())
 
 
-def test_a_cancelled_splice_closes_both_sockets() -> None:
+def test_cancelled_splice_closes_both_sockets() -> None:
     async def scenario() -> None:
         (one, far), (other, away) = socket.socketpair(), socket.socketpair()
         for sock in (one, other):
@@ -200,7 +200,7 @@ def test_udp_clients_get_their_own_answers(host: str) -> None:
     run(scenario())
 
 
-def test_the_udp_flow_that_was_idle_the_longest_makes_room() -> None:
+def test_longest_idle_udp_flow_makes_room() -> None:
     async def scenario() -> None:
         tunnel = Loopback()
         async with (
@@ -218,7 +218,7 @@ def test_the_udp_flow_that_was_idle_the_longest_makes_room() -> None:
     run(scenario())
 
 
-def test_an_idle_udp_flow_ends() -> None:
+def test_idle_udp_flow_ends() -> None:
     async def scenario() -> None:
         tunnel = Loopback()
         async with (
@@ -235,7 +235,7 @@ def test_an_idle_udp_flow_ends() -> None:
 
 @pytest.mark.parametrize("address", ["127.0.0.1", "127.0.0.5", "::1"])
 @pytest.mark.parametrize("proto", ["tcp", "udp"])
-def test_exposed_on_every_address_answers_leave_from_the_one_asked(address: str, proto: str) -> None:
+def test_answer_of_an_exposure_leaves_from_the_queried_address(address: str, proto: str) -> None:
     """A connected UDP socket takes an answer only from the address that it wrote to."""
 
     async def scenario() -> None:
@@ -256,7 +256,7 @@ def test_exposed_on_every_address_answers_leave_from_the_one_asked(address: str,
     run(scenario())
 
 
-def test_without_a_host_a_forward_listens_on_loopback_only() -> None:
+def test_forward_without_a_host_listens_on_loopback_only() -> None:
     async def scenario() -> None:
         async with await forward(Loopback(), ":0", "10.0.0.1:1") as carried:
             assert {host for host, _ in carried.addresses} == {"127.0.0.1", "::1"}
@@ -278,14 +278,14 @@ def test_without_a_host_a_forward_listens_on_loopback_only() -> None:
         ("127.0.0.1:0", "db:1", "quic", "tcp or udp"),
     ],
 )
-def test_what_cannot_be_meant_is_refused_in_one_sentence(
+def test_invalid_address_or_protocol_is_one_clear_error(
     listen: str, target: str, proto: str | None, expected: str
 ) -> None:
     with pytest.raises(ValueError, match=expected):
         run(forward(Loopback(), listen, target, proto=proto))
 
 
-def test_a_taken_port_is_named() -> None:
+def test_port_in_use_is_named() -> None:
     async def scenario() -> None:
         with (
             socket.create_server(("127.0.0.1", 0)) as taken,
@@ -296,7 +296,7 @@ def test_a_taken_port_is_named() -> None:
     run(scenario())
 
 
-def test_a_host_out_of_descriptors_pauses_and_goes_on(
+def test_accepting_pauses_while_descriptors_are_exhausted(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     async def scenario() -> None:

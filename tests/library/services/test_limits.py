@@ -1,4 +1,4 @@
-"""What strangers can use up: descriptors of the program, connections of a service, flows of UDP."""
+"""Limits on what unknown clients can use: descriptors, connections of a service, and UDP flows."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ PASSWORD = b"\1\3ada\x08lovelace"
 
 @pytest.fixture
 def few_descriptors() -> Iterator[int]:
-    """A process that may have 256."""
+    """Limit this process to 256 descriptors."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
     yield 256
@@ -39,7 +39,7 @@ def few_descriptors() -> Iterator[int]:
 
 @contextmanager
 def taken_by_others() -> Iterator[None]:
-    """All that services may still hold."""
+    """Reserve all descriptors that services may still use."""
     left = room() - SERVICES.taken
     assert SERVICES.take(left)
     try:
@@ -49,7 +49,7 @@ def taken_by_others() -> Iterator[None]:
 
 
 async def silent(address: tuple[str, int], count: int, source: str = "127.0.0.1") -> list[socket.socket]:
-    """Connections that say nothing."""
+    """Open connections that send nothing."""
     loop = asyncio.get_running_loop()
     made = []
     for _ in range(count):
@@ -66,31 +66,31 @@ def close_all(*lists: list[socket.socket]) -> None:
         sock.close()
 
 
-def test_defaults_fit_in_the_limit_of_the_process(few_descriptors: int) -> None:
+def test_defaults_fit_into_the_limit_of_the_process(few_descriptors: int) -> None:
     limits = Limits()
     assert limits.connections * CONNECTION_COST <= room() <= few_descriptors // 2
     assert limits.flows <= room() and limits.most_unproven < limits.connections
     assert most_questions() * 2 * 3 <= few_descriptors - room()
 
 
-def test_a_large_limit_changes_no_default_and_a_tiny_one_leaves_something(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_defaults_with_a_large_and_a_tiny_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(descriptors, "nofile", lambda: descriptors.UNLIMITED)
     assert (Limits().connections, Limits().flows) == (1024, 1024)
     monkeypatch.setattr(descriptors, "nofile", lambda: 16)
     assert room() == 8 and Limits().connections == 4 and Limits().most_unproven == 1
 
 
-def test_a_budget_is_never_exceeded(few_descriptors: int) -> None:
+def test_budget_is_never_exceeded(few_descriptors: int) -> None:
     budget = Budget()
     assert budget.take(room()) and not budget.take(1)
     budget.release(1)
     assert budget.take(1) and budget.taken == room()
 
 
-def test_strangers_without_a_password_take_nothing_from_the_program(
+def test_clients_without_password_cannot_exhaust_descriptors(
     few_descriptors: int, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The sockets of this test count too, so it makes few at a time."""
+    """The sockets of this test count too, so it opens only a few at a time."""
 
     async def scenario() -> None:
         async with await proxy(Loopback(), "127.0.0.1:0", users=USERS) as running:
@@ -111,7 +111,7 @@ def test_strangers_without_a_password_take_nothing_from_the_program(
     assert SERVICES.taken == 0
 
 
-def test_the_source_that_has_the_most_makes_room() -> None:
+def test_source_with_most_connections_makes_room() -> None:
     async def scenario() -> None:
         limits = Limits(connections=64, unproven=4)
         async with await proxy(Loopback(), "127.0.0.1:0", limits=limits) as running:
@@ -126,7 +126,7 @@ def test_the_source_that_has_the_most_makes_room() -> None:
     run(scenario())
 
 
-def test_a_client_that_said_what_it_wants_is_never_ended_early() -> None:
+def test_client_with_a_complete_request_is_never_closed_early() -> None:
     async def scenario() -> None:
         limits = Limits(connections=64, unproven=2)
         async with server(echo) as port, await proxy(Loopback(), "127.0.0.1:0", limits=limits) as running:
@@ -144,7 +144,7 @@ def test_a_client_that_said_what_it_wants_is_never_ended_early() -> None:
     run(scenario())
 
 
-def test_the_time_for_a_greeting_does_not_begin_anew_with_each_byte() -> None:
+def test_time_limit_of_a_greeting_is_not_extended_by_bytes() -> None:
     async def scenario() -> None:
         async with await proxy(Loopback(), "127.0.0.1:0", users=USERS, limits=Limits(greeting=2.0)) as running:
             reader, writer = await asyncio.open_connection(*running.addresses[0])
@@ -158,7 +158,7 @@ def test_the_time_for_a_greeting_does_not_begin_anew_with_each_byte() -> None:
     run(scenario())
 
 
-def test_one_address_of_another_host_gets_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_remote_address_gets_only_its_share(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wyrmhole.library.services.service.is_loopback", lambda host: host == "127.0.0.1")
 
     async def scenario() -> None:
@@ -180,7 +180,7 @@ def test_one_address_of_another_host_gets_its_share(monkeypatch: pytest.MonkeyPa
     run(scenario())
 
 
-def test_services_share_what_the_process_has(few_descriptors: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_services_share_the_descriptors_of_the_process(few_descriptors: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wyrmhole.library.services.service.PAUSE", 0)
 
     async def scenario() -> None:
@@ -197,7 +197,7 @@ def test_services_share_what_the_process_has(few_descriptors: int, monkeypatch: 
     assert SERVICES.taken == 0
 
 
-def test_one_source_cannot_push_out_the_flows_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_source_cannot_displace_flows_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wyrmhole.library.services.udp_flows.is_loopback", lambda _: False)
 
     async def scenario() -> None:
@@ -223,7 +223,7 @@ def test_one_source_cannot_push_out_the_flows_of_others(monkeypatch: pytest.Monk
     assert SERVICES.taken == 0
 
 
-def test_a_udp_association_without_descriptors_is_refused_with_an_answer(few_descriptors: int) -> None:
+def test_udp_association_without_descriptors_is_refused(few_descriptors: int) -> None:
     async def scenario() -> None:
         async with await proxy(Loopback(), "127.0.0.1:0") as running:
             reader, writer = await asyncio.open_connection(*running.addresses[0])
@@ -237,7 +237,7 @@ def test_a_udp_association_without_descriptors_is_refused_with_an_answer(few_des
     run(scenario())
 
 
-def test_a_handler_that_fails_in_an_unexpected_way_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_unexpected_exception_of_a_handler_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     async def fail(sock: socket.socket) -> None:
         raise RuntimeError("not foreseen")
 
@@ -299,7 +299,7 @@ asyncio.run(main())
 
 @pytest.mark.network
 @pytest.mark.parametrize("engine", ["portable", "native"] if has_native() else ["portable"])
-def test_an_opening_that_runs_out_of_descriptors_anywhere_leaves_none(engine: str) -> None:
+def test_open_that_runs_out_of_descriptors_leaks_none(engine: str) -> None:
     command = [sys.executable, "-c", SHORT_OF_DESCRIPTORS, engine]
     done = subprocess.run(command, input=far_config(generate(), generate()), capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith("opened with"), done.stderr

@@ -1,4 +1,4 @@
-"""Every verb of a tunnel, over IPv4 and IPv6, on asyncio's loop and on uvloop. Needs no rights."""
+"""Every verb of a tunnel, over IPv4 and IPv6, on asyncio's loop and on uvloop. No privileges are needed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ pytestmark = [pytest.mark.network, pytest.mark.usefixtures("device")]
 
 @on_each_loop
 @on_each_family
-def test_streams_carry_what_was_written_both_ways(loop: str, version: int) -> None:
+def test_streams_carry_data_in_both_directions(loop: str, version: int) -> None:
     payload = os.urandom(3_000_000)
 
     async def scenario() -> None:
@@ -53,7 +53,7 @@ def test_streams_carry_what_was_written_both_ways(loop: str, version: int) -> No
 
 
 @on_each_loop
-def test_a_server_without_a_host_listens_on_every_address_and_one_port(loop: str) -> None:
+def test_server_without_a_host_listens_on_all_addresses(loop: str) -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             server = await ends.far.start_server(echo)
@@ -73,7 +73,7 @@ def test_a_server_without_a_host_listens_on_every_address_and_one_port(loop: str
 
 @on_each_loop
 @on_each_family
-def test_a_port_below_1024_is_had_without_rights(loop: str, version: int) -> None:
+def test_port_below_1024_needs_no_privileges(loop: str, version: int) -> None:
     async def scenario() -> None:
         async with tunnels() as ends, await ends.far.start_server(echo, FAR[version], 80):
             reader, writer = await ends.near.open_connection(FAR[version], 80)
@@ -86,13 +86,13 @@ def test_a_port_below_1024_is_had_without_rights(loop: str, version: int) -> Non
 
 @on_each_loop
 @on_each_family
-def test_peers_reach_what_this_end_serves(loop: str, version: int) -> None:
-    """Streams and datagrams begun by the other side."""
+def test_peers_reach_servers_of_this_end(loop: str, version: int) -> None:
+    """The other side begins the streams and datagrams."""
     near = {4: NEAR_V4, 6: NEAR_V6}[version]
 
     async def scenario() -> None:
         async with tunnels() as ends, await ends.near.start_server(echo, near, 80):
-            # The far end learns from the first packet where this one is.
+            # The far end learns the endpoint of this one from its first packet.
             await ends.near.ping(FAR[version])
             reader, writer = await ends.far.open_connection(near, 80, timeout=10)
             writer.write(b"from the peer")
@@ -111,7 +111,7 @@ def test_peers_reach_what_this_end_serves(loop: str, version: int) -> None:
 
 @on_each_loop
 @on_each_family
-def test_create_connection_and_create_server_take_protocols(loop: str, version: int) -> None:
+def test_create_connection_and_create_server_use_protocols(loop: str, version: int) -> None:
     class Shout(asyncio.Protocol):
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             writing = cast(asyncio.Transport, transport)
@@ -142,7 +142,7 @@ def test_create_connection_and_create_server_take_protocols(loop: str, version: 
 @on_each_loop
 @on_each_family
 @pytest.mark.parametrize("size", [1, 1300, 20_000], ids=["one byte", "one packet", "fragments"])
-def test_datagrams(loop: str, version: int, size: int) -> None:
+def test_datagrams_arrive_and_are_answered(loop: str, version: int, size: int) -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             answering, _ = await ends.far.create_datagram_endpoint(
@@ -159,7 +159,7 @@ def test_datagrams(loop: str, version: int, size: int) -> None:
 
 @on_each_loop
 @on_each_family
-def test_a_connected_socket_is_a_plain_one(loop: str, version: int) -> None:
+def test_connected_socket_is_an_ordinary_socket(loop: str, version: int) -> None:
     async def scenario() -> None:
         async with tunnels() as ends, await ends.far.start_server(echo, port=7003):
             local = ({4: NEAR_V4, 6: NEAR_V6}[version], 40_000)
@@ -178,7 +178,7 @@ def test_a_connected_socket_is_a_plain_one(loop: str, version: int) -> None:
 
 
 @on_each_loop
-def test_a_socket_is_bound_and_connected_by_whoever_asked_for_it(loop: str) -> None:
+def test_open_socket_is_bound_and_connected_by_the_caller(loop: str) -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             listener = ends.far.socket(socket.AF_INET)
@@ -219,7 +219,7 @@ def test_tls_checks_the_certificate_against_the_host(loop: str, version: int) ->
 
 @on_each_loop
 @on_each_family
-def test_start_tls_on_a_stream(loop: str, version: int) -> None:
+def test_stream_is_upgraded_with_start_tls(loop: str, version: int) -> None:
     authority = trustme.CA()
     server_side = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     authority.issue_cert("far.example").configure_cert(server_side)
@@ -247,7 +247,7 @@ def test_start_tls_on_a_stream(loop: str, version: int) -> None:
 
 @on_each_loop
 @on_each_family
-def test_ping_says_how_long_it_took(loop: str, version: int) -> None:
+def test_ping_returns_the_round_trip_time(loop: str, version: int) -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             assert 0 < await ends.near.ping(FAR[version]) < 5
@@ -256,7 +256,7 @@ def test_ping_says_how_long_it_took(loop: str, version: int) -> None:
     run(scenario(), loop)
 
 
-def test_addresses_are_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_addresses_need_no_name_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_: pytest.fail("the host was asked"))
 
     async def scenario() -> None:
@@ -268,7 +268,7 @@ def test_addresses_are_not_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     run(scenario())
 
 
-def test_a_tunnel_can_be_awaited_and_closed_twice() -> None:
+def test_tunnel_can_be_awaited_and_closed_twice() -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             other = await wyrmhole.open(ends.near_text)
@@ -280,7 +280,7 @@ def test_a_tunnel_can_be_awaited_and_closed_twice() -> None:
     run(scenario())
 
 
-def test_stats_name_the_peer_and_count(device: str) -> None:
+def test_stats_name_the_peer_and_count_bytes(device: str) -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             assert next(iter(ends.near.stats().peers.values())).last_handshake is None
@@ -297,7 +297,7 @@ def test_stats_name_the_peer_and_count(device: str) -> None:
     run(scenario())
 
 
-def test_what_is_shown_of_a_tunnel_has_no_keys() -> None:
+def test_repr_and_stats_contain_no_keys() -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             private = ends.near.config.interface.private_key

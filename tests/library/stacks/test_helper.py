@@ -1,4 +1,4 @@
-"""The helper of a namespace stack dies, hangs or is refused; and the channel to it, message by message."""
+"""The helper of a namespace stack dies, hangs or is refused an operation; and the channel to it."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from wyrmhole.library.stacks.stack import HelperGone, HelperSlow
 
 @pytest.fixture(autouse=True, params=["python", "native"])
 def helper_kind(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each test runs on both helpers: the protocol is one."""
+    """Run each test with both helpers, which have the same protocol."""
     if request.param == "python":
         monkeypatch.setattr(helper_channel, "native_helper", lambda: None)
     elif helper_channel.native_helper() is None:
@@ -51,7 +51,7 @@ def helper_of(ends: Ends) -> int:
 
 @pytest.mark.network
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
-def test_a_helper_that_fails_is_replaced_and_nothing_else_notices(number: signal.Signals) -> None:
+def test_failed_helper_is_replaced_transparently(number: signal.Signals) -> None:
     async def scenario() -> None:
         async with tunnels() as ends, await ends.far.start_server(echo, port=7000):
             reader, writer = await ends.near.open_connection(FAR_V4, 7000)
@@ -63,13 +63,13 @@ def test_a_helper_that_fails_is_replaced_and_nothing_else_notices(number: signal
                 each_writer.write(b"still there")
                 assert await each_reader.readexactly(11) == b"still there"
                 each_writer.close()
-            assert not Path(f"/proc/{former}").exists(), "a helper that failed is ended and reaped"
+            assert not Path(f"/proc/{former}").exists(), "a failed helper is ended and reaped"
 
     run(scenario())
 
 
 @pytest.mark.network
-def test_a_stopped_helper_does_not_stop_the_loop() -> None:
+def test_stopped_helper_does_not_block_the_loop() -> None:
     async def scenario() -> None:
         async with tunnels() as ends, await ends.far.start_server(echo, port=7000):
             os.kill(helper_of(ends), signal.SIGSTOP)
@@ -78,14 +78,14 @@ def test_a_stopped_helper_does_not_stop_the_loop() -> None:
             while not connecting.done():
                 await asyncio.sleep(0.01)
                 turns += 1
-            assert turns > 10, "a second passes before it is given up, and others use it"
+            assert turns > 10, "the loop runs during the second until the helper is given up"
             connecting.result().close()
 
     run(scenario())
 
 
 @pytest.mark.network
-def test_a_connection_given_up_while_the_helper_hangs_leaves_nothing() -> None:
+def test_connection_cancelled_while_the_helper_hangs_leaks_nothing() -> None:
     async def scenario() -> None:
         async with tunnels() as ends, await ends.far.start_server(echo, port=7000):
             (await ends.near.connect_socket(FAR_V4, 7000)).close()
@@ -102,7 +102,7 @@ def test_a_connection_given_up_while_the_helper_hangs_leaves_nothing() -> None:
 
 
 @pytest.mark.network
-def test_threads_share_a_helper() -> None:
+def test_threads_share_one_helper() -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             await asyncio.gather(*(asyncio.to_thread(make, ends) for _ in range(8)))
@@ -130,12 +130,12 @@ def test_sockets_come_in_batches() -> None:
 
 
 @pytest.mark.network
-def test_sockets_are_made_ahead_by_and_by_and_within_a_limit() -> None:
+def test_sockets_are_made_in_advance_up_to_a_limit() -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             stack, made = stack_of(ends), []
             made.append(ends.near.socket())
-            assert stack.spare_sockets == 0, "who needs one gets one"
+            assert stack.spare_sockets == 0, "a caller gets a socket at once"
             for _ in range(200):
                 made.append(ends.near.socket())
                 assert stack.spare_sockets < MAX_BATCH_AHEAD
@@ -150,7 +150,7 @@ def test_sockets_are_made_ahead_by_and_by_and_within_a_limit() -> None:
 
 
 @pytest.mark.network
-def test_a_program_short_of_descriptors_gets_those_that_are_left_one_by_one() -> None:
+def test_last_free_descriptors_can_be_used_one_by_one() -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             made = [ends.near.socket() for _ in range(15 + stack_of(ends).spare_sockets)]
@@ -165,7 +165,7 @@ def test_a_program_short_of_descriptors_gets_those_that_are_left_one_by_one() ->
 
 
 @pytest.mark.network
-def test_what_the_helper_is_refused_is_raised_as_socket_does() -> None:
+def test_refusal_in_the_helper_raises_like_socket() -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             with pytest.raises(OSError) as caught:
@@ -180,7 +180,7 @@ def test_what_the_helper_is_refused_is_raised_as_socket_does() -> None:
 def descriptor_limit(spare: int) -> Iterator[None]:
     former = resource.getrlimit(resource.RLIMIT_NOFILE)
     numbers = {int(number) for number in os.listdir("/proc/self/fd")}
-    # Every number below the highest is taken, so that the limit means what is left.
+    # All numbers below the highest are in use, so the limit equals the number of free ones.
     fillers = [os.dup(0) for _ in range(max(numbers) - len(numbers))]
     highest = max(int(number) for number in os.listdir("/proc/self/fd"))
     resource.setrlimit(resource.RLIMIT_NOFILE, (highest + 1 + spare, former[1]))
@@ -193,7 +193,7 @@ def descriptor_limit(spare: int) -> Iterator[None]:
 
 
 @pytest.mark.network
-def test_a_batch_that_meets_the_descriptor_limit_is_closed_whole_and_said() -> None:
+def test_batch_above_the_descriptor_limit_is_closed_and_raises() -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
             before = len(open_descriptors())
@@ -207,7 +207,7 @@ def test_a_batch_that_meets_the_descriptor_limit_is_closed_whole_and_said() -> N
 
 
 @pytest.mark.network
-def test_a_fork_may_use_its_sockets_and_is_refused_new_ones() -> None:
+def test_fork_may_use_its_sockets_but_not_open_new_ones() -> None:
     async def scenario() -> None:
         async with tunnels() as ends, await ends.far.start_server(echo, port=7000):
             reader, writer = await ends.near.open_connection(FAR_V4, 7000)
@@ -221,7 +221,7 @@ def test_a_fork_may_use_its_sockets_and_is_refused_new_ones() -> None:
             writer.close()
 
     def child_looks(ends: Ends, connected: int) -> int:
-        """Exit statuses: 0 all is as it should be."""
+        """Return the exit status, 0 if all checks pass."""
         try:
             os.write(connected, b"from child")
             ends.near.socket()
@@ -232,11 +232,11 @@ def test_a_fork_may_use_its_sockets_and_is_refused_new_ones() -> None:
     run(scenario())
 
 
-# The channel, with a test in the helper's place
+# The channel, with a test in place of the helper
 
 
 class FakeHelper:
-    """Answers as a test tells it to."""
+    """A helper whose answers a test determines."""
 
     def __init__(self) -> None:
         ours, self.theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -270,7 +270,7 @@ def ask(helper: Helper, count: int = 1, patience: float = 5.0) -> list[int]:
     return helper.sockets(count, socket.AF_UNIX, socket.SOCK_STREAM, 0, patience)
 
 
-def test_an_answer_that_comes_too_late_is_closed_and_not_taken_for_the_next() -> None:
+def test_late_answer_is_closed_and_not_mistaken_for_the_next() -> None:
     with FakeHelper() as fake:
         with pytest.raises(HelperSlow):
             ask(fake.helper, patience=0.0)
@@ -291,7 +291,7 @@ def test_an_answer_that_comes_too_late_is_closed_and_not_taken_for_the_next() ->
         assert len(open_descriptors()) == before
 
 
-def test_fewer_descriptors_than_asked_for_are_closed() -> None:
+def test_incomplete_set_of_descriptors_is_closed() -> None:
     with FakeHelper() as fake:
         before = len(open_descriptors())
         fake.answer(1, passing=1)
@@ -300,7 +300,7 @@ def test_fewer_descriptors_than_asked_for_are_closed() -> None:
         assert len(open_descriptors()) == before
 
 
-def test_a_helper_that_ends_in_the_middle_of_an_answer_leaves_nothing() -> None:
+def test_helper_that_ends_within_an_answer_leaks_nothing() -> None:
     with FakeHelper() as fake:
         before = len(open_descriptors())
         pair = socket.socketpair()
@@ -314,14 +314,14 @@ def test_a_helper_that_ends_in_the_middle_of_an_answer_leaves_nothing() -> None:
         assert len(open_descriptors()) <= before
 
 
-def test_a_message_of_another_size_ends_it() -> None:
+def test_message_of_wrong_size_ends_the_helper() -> None:
     with FakeHelper() as fake:
         fake.theirs.send(b"nonsense")
         with pytest.raises(HelperGone):
             ask(fake.helper)
 
 
-def test_a_helper_that_reads_nothing_any_more_is_slow_and_does_not_block() -> None:
+def test_helper_that_stops_reading_does_not_block() -> None:
     with FakeHelper() as fake:
         for _ in range(100_000):
             try:
@@ -333,6 +333,6 @@ def test_a_helper_that_reads_nothing_any_more_is_slow_and_does_not_block() -> No
             pytest.fail("the channel never filled")
 
 
-def test_the_numbers_of_the_protocol_are_those_it_is_documented_with() -> None:
+def test_numbers_of_the_protocol_match_its_documentation() -> None:
     assert (REQUEST.size, REPLY.size) == (20, 12)
     assert "number:u32  count:u32  family:i32  kind:i32  protocol:i32" in (netns_helper.__doc__ or "")

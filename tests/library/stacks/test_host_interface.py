@@ -1,6 +1,6 @@
-"""What is particular to `device="tun"`, in a network namespace of the test's own.
+"""The particularities of `device="tun"`, in a network namespace that the test makes.
 
-Every verb on it is in the tests of the verbs, which run on both kinds of tunnels (see the fixture `device`).
+The tests of the verbs run on both kinds of tunnels (see the fixture `device`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def host() -> Iterator[Namespace]:
 
 
 @on_each_family
-def test_sockets_go_by_the_interface_and_by_nothing_else(host: Namespace, version: int) -> None:
+def test_sockets_use_only_the_interface(host: Namespace, version: int) -> None:
     async def scenario() -> None:
         near_key, far_key = generate(), generate()
         async with wyrmhole.open(far_config(far_key, near_key)) as far, await far.start_server(echo, port=7000):
@@ -54,7 +54,7 @@ def test_sockets_go_by_the_interface_and_by_nothing_else(host: Namespace, versio
     run(scenario())
 
 
-def test_a_name_that_is_taken_is_refused(host: Namespace) -> None:
+def test_name_in_use_is_refused(host: Namespace) -> None:
     from wyrmhole.library.stacks.host import HostStack
 
     first = HostStack.open("wyrtest")
@@ -85,11 +85,11 @@ def test_other_sockets_of_the_host_are_left_alone(host: Namespace) -> None:
 
 
 ELSEWHERE = {4: "198.51.100.7", 6: "2001:db8:7::7"}
-"""Addresses that only a default route leads to."""
+"""Addresses that only a default route covers."""
 
 
-def way_of_another_program(address: str) -> str:
-    """The source address that an unbound socket of this host would use, or why it has no route."""
+def source_of_another_program(address: str) -> str:
+    """Return the source address that an unbound socket of this host would use, or the error without a route."""
     with socket.socket(socket.AF_INET6 if ":" in address else socket.AF_INET, socket.SOCK_DGRAM) as sock:
         try:
             sock.connect((address, 53))
@@ -119,19 +119,19 @@ def rules_of(host: Namespace) -> str:
 def test_other_programs_keep_their_routes(host: Namespace, has_defaults: bool) -> None:
     if has_defaults:
         give_default_routes(host)
-    before, rules = {each: way_of_another_program(each) for each in ELSEWHERE.values()}, rules_of(host)
+    before, rules = {each: source_of_another_program(each) for each in ELSEWHERE.values()}, rules_of(host)
 
     async def scenario() -> None:
         near_key, far_key = generate(), generate()
         async with wyrmhole.open(far_config(far_key, near_key)) as far, await far.start_server(echo, port=7000):
             text = near_config(near_key, far_key, far.stats().listen_port)
             async with wyrmhole.open(text, device="tun") as near:
-                assert {each: way_of_another_program(each) for each in ELSEWHERE.values()} == before
+                assert {each: source_of_another_program(each) for each in ELSEWHERE.values()} == before
                 if has_defaults:
                     for family in ("-4", "-6"):
                         host.ip(family, "route", "del", "default")
-                    assert "unreachable" in way_of_another_program(ELSEWHERE[4])
-                    assert "unreachable" in way_of_another_program(ELSEWHERE[6])
+                    assert "unreachable" in source_of_another_program(ELSEWHERE[4])
+                    assert "unreachable" in source_of_another_program(ELSEWHERE[6])
                 for version in (4, 6):
                     (await near.connect_socket(FAR[version], 7000, timeout=10)).close()
 
@@ -141,7 +141,7 @@ def test_other_programs_keep_their_routes(host: Namespace, has_defaults: bool) -
 
 @pytest.mark.parametrize("filter_all", ["0", "1", "2"])
 @pytest.mark.parametrize("has_defaults", [False, True], ids=["no default routes", "default routes"])
-def test_a_reverse_path_filter_lets_the_tunnel_in(host: Namespace, filter_all: str, has_defaults: bool) -> None:
+def test_reverse_path_filter_accepts_tunnel_traffic(host: Namespace, filter_all: str, has_defaults: bool) -> None:
     if has_defaults:
         give_default_routes(host)
     host.sysctl("net.ipv4.conf.all.rp_filter", filter_all)
@@ -155,13 +155,13 @@ def test_a_reverse_path_filter_lets_the_tunnel_in(host: Namespace, filter_all: s
             async with wyrmhole.open(text, device="tun") as near:
                 assert await near.ping(FAR[4], timeout=10) > 0
                 await near.reload(text.replace("10.66.0.1/24", "10.66.0.77/24"))
-                assert way_of_another_program(ELSEWHERE[4]) in ("192.0.2.9", "Network is unreachable")
+                assert source_of_another_program(ELSEWHERE[4]) in ("192.0.2.9", "Network is unreachable")
 
     run(scenario())
     assert rules_of(host) == rules
 
 
-def test_two_tunnels_have_a_table_each_and_take_nobody_s(host: Namespace) -> None:
+def test_two_tunnels_use_separate_free_tables(host: Namespace) -> None:
     from wyrmhole.library.stacks.host_routes import FIRST_TABLE
 
     give_link(host)
@@ -180,7 +180,9 @@ def test_two_tunnels_have_a_table_each_and_take_nobody_s(host: Namespace) -> Non
                 rules = rules_of(host)
                 assert f"oif wyrone lookup {FIRST_TABLE + 2}" in rules
                 assert f"oif wyrtwo lookup {FIRST_TABLE + 3}" in rules
-                assert f"oif wyrone lookup {FIRST_TABLE + 1}" in rules, "the other family has others' tables"
+                assert f"oif wyrone lookup {FIRST_TABLE + 1}" in rules, (
+                    "tables used in the other family are skipped too"
+                )
                 for tunnel in (one, two):
                     (await tunnel.connect_socket(FAR[6], 7000, timeout=10)).close()
             assert "wyr" not in rules_of(host)
@@ -189,7 +191,7 @@ def test_two_tunnels_have_a_table_each_and_take_nobody_s(host: Namespace) -> Non
     assert "192.0.2.0/24" in host.ip("route", "show", "table", str(FIRST_TABLE))
 
 
-def test_a_family_that_a_reload_takes_away_loses_its_rule_and_gets_it_back(host: Namespace) -> None:
+def test_rule_of_a_family_follows_a_reload(host: Namespace) -> None:
     async def scenario() -> None:
         near_key, far_key = generate(), generate()
         async with wyrmhole.open(far_config(far_key, near_key)) as far, await far.start_server(echo, port=7000):
@@ -212,12 +214,12 @@ asyncio.run(main())
 """
 
 
-def test_what_sigkill_leaves_is_harmless_and_goes_with_the_next_tunnel(host: Namespace) -> None:
+def test_remains_after_sigkill_are_removed_by_the_next_tunnel(host: Namespace) -> None:
     text = near_config(generate(), generate(), 9)
     host.sysctl("net.ipv4.conf.all.rp_filter", "1")
     assert subprocess.run([sys.executable, "-c", KILLED, text], check=False).returncode == -9
     assert "oif wyrtest [detached]" in host.ip("-6", "rule")
-    assert "unreachable" in way_of_another_program(ELSEWHERE[6])
+    assert "unreachable" in source_of_another_program(ELSEWHERE[6])
 
     async def scenario() -> None:
         async with wyrmhole.open(text, device="tun", name="wyrtest"):
@@ -230,7 +232,7 @@ def test_what_sigkill_leaves_is_harmless_and_goes_with_the_next_tunnel(host: Nam
     assert "10.66.0.1" in before and "10.66.0.1" not in rules_of(host)
 
 
-def test_a_host_without_ipv6_is_told_as_the_reason(host: Namespace) -> None:
+def test_host_without_ipv6_is_the_reported_reason(host: Namespace) -> None:
     Path("/proc/sys/net/ipv6/conf/default/disable_ipv6").write_text("1")
 
     async def scenario() -> None:

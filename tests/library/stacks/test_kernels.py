@@ -1,4 +1,4 @@
-"""What a kernel may have or lack: ending sockets of others (CONFIG_INET_DIAG_DESTROY), and BBR."""
+"""Optional kernel features: destroying sockets (CONFIG_INET_DIAG_DESTROY), and BBR."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ AVAILABLE = Path("/proc/sys/net/ipv4/tcp_available_congestion_control")
 
 @pytest.fixture
 def cannot_end_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a kernel without the option answers."""
+    """Answer like a kernel without the option."""
 
     def refuse(*_: Any) -> int:
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
@@ -33,7 +33,7 @@ def cannot_end_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("cannot_end_sockets")
 @on_each_loop
-def test_sockets_are_shut_down_where_they_cannot_be_ended(loop: str) -> None:
+def test_sockets_are_shut_down_if_they_cannot_be_destroyed(loop: str) -> None:
     async def scenario() -> None:
         async with tunnels() as ends, await ends.far.start_server(echo, port=7000):
             reader, _ = await ends.near.open_connection(FAR_V4, 7000)
@@ -56,8 +56,8 @@ def test_sockets_are_shut_down_where_they_cannot_be_ended(loop: str) -> None:
 
 
 @pytest.mark.usefixtures("cannot_end_sockets")
-def test_sockets_out_of_sight_time_out_there() -> None:
-    """One that was accepted, and one made ahead: without a question, an idle connection would last for ever."""
+def test_unknown_sockets_time_out_if_they_cannot_be_destroyed() -> None:
+    """One socket was accepted, one made in advance. Without keepalive probes an idle connection would never end."""
 
     async def scenario() -> None:
         async with tunnels() as ends, await ends.far.start_server(echo, port=7000):
@@ -77,7 +77,7 @@ def test_sockets_out_of_sight_time_out_there() -> None:
     run(scenario())
 
 
-def test_where_sockets_can_be_ended_nothing_is_sent_to_keep_them() -> None:
+def test_no_keepalive_probes_if_sockets_can_be_destroyed() -> None:
     async def scenario() -> None:
         async with tunnels() as ends, await ends.far.start_server(echo, port=7000):
             with await ends.near.connect_socket(FAR_V4, 7000) as sock:
@@ -87,7 +87,7 @@ def test_where_sockets_can_be_ended_nothing_is_sent_to_keep_them() -> None:
     run(scenario())
 
 
-def test_bbr_is_used_where_it_is_loaded() -> None:
+def test_bbr_is_used_if_it_is_loaded() -> None:
     loaded = "bbr" in AVAILABLE.read_text().split()
 
     async def scenario() -> None:
@@ -100,7 +100,7 @@ def test_bbr_is_used_where_it_is_loaded() -> None:
     run(scenario())
 
 
-def test_without_bbr_the_kernel_s_own_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_default_congestion_control_is_kept_without_bbr(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("wyrmhole.library.stacks.namespace._BBR", "none such")
     default = Path("/proc/sys/net/ipv4/tcp_congestion_control").read_text().strip()
 
