@@ -91,7 +91,7 @@ def test_missing_or_private_tun_device_is_reported(mount: str, stage: str, says:
     done = as_nobody(interpreter(), "-c", OPEN, CONFIG, mount=mount)
     assert done.stdout.startswith(f"NamespaceError {stage} "), done.stdout + done.stderr
     assert says in done.stdout
-    assert "nothing goes around it" in done.stdout
+    assert "no traffic bypasses it" in done.stdout
 
 
 def test_disabled_user_namespaces_are_reported() -> None:

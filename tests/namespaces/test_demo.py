@@ -23,7 +23,7 @@ def demo(*before: str) -> str:
 
 def test_two_daemons_in_namespaces_exchange_traffic() -> None:
     lines = demo().splitlines()
-    assert "each in a network namespace" in lines[0]
+    assert "each in its own network namespace" in lines[0]
     assert [line.split("  ")[1] for line in lines[1:4]] == [
         "handshake and first ping",
         "5 pings, on average",

@@ -31,25 +31,23 @@ TITLES = {
     Stage.USER: "making a user namespace",
     Stage.NETWORK: "making a network namespace",
     Stage.OPEN: "opening /dev/net/tun",
-    Stage.PASS: "taking over descriptors",
+    Stage.PASS: "receiving descriptors",
     Stage.ATTACH: "making the TUN interface (TUNSETIFF)",
     Stage.LINK: "setting up the interface",
-    Stage.ADDRESS: "giving the interface an address",
-    Stage.ROUTE: "giving the namespace a route",
+    Stage.ADDRESS: "adding an address",
+    Stage.ROUTE: "adding a route",
     Stage.SOCKET: "making a socket inside",
-    Stage.PACKET: "seeing a packet come out of the namespace",
+    Stage.PACKET: "receiving a packet from the namespace",
     Stage.MOUNT: "making a mount namespace",
-    Stage.NAMES: "giving the program name servers of its own",
+    Stage.NAMES: "setting the program's name servers",
 }
 
 LIBRARY, COMMAND = "give the program CAP_NET_ADMIN and use device='tun'", "run it as root"
-"""The way without a user namespace."""
+"""The remedies that need no user namespace."""
 
-RUN_NEEDS_IT = (
-    "only `wyrmhole run` needs it, and refuses without: names would be asked of the host's servers, not the tunnel's"
-)
-NOTHING_OUTSIDE = "No tunnel was opened, and nothing goes around it"
-DESCRIPTOR_LIMIT = Reason("descriptor limit reached", "raise it (ulimit -n), or close what is not needed")
+RUN_NEEDS_IT = "only `wyrmhole run` needs it, because otherwise the host's name servers would be used"
+NOTHING_OUTSIDE = "the tunnel was not opened, and no traffic bypasses it"
+DESCRIPTOR_LIMIT = Reason("descriptor limit reached", "raise it (ulimit -n), or close unused descriptors")
 
 _LIMITS = {
     Stage.USER: "user.max_user_namespaces",
@@ -60,7 +58,7 @@ _CAP_SYS_ADMIN = 21
 
 
 def explain(step: Stage, number: int, other_way: str = COMMAND) -> Reason:
-    """The reason for this errno at that step. `other_way` is what the user can do instead."""
+    """Return the reason for an errno at a step. `other_way` is an alternative for the user."""
     if number in (errno.EMFILE, errno.ENFILE):
         return DESCRIPTOR_LIMIT
     explainer = _EXPLAINERS.get(step, _explain_inside)
@@ -71,23 +69,25 @@ def explain(step: Stage, number: int, other_way: str = COMMAND) -> Reason:
 
 
 def refusal(step: Stage, number: int) -> NamespaceError:
-    """What the library raises for this errno at that step."""
+    """Return the library's exception for an errno at a step."""
     reason = explain(step, number, LIBRARY)
     name = errno.errorcode.get(number, str(number))
-    message = f"No private network namespace: {reason}. Failed at {TITLES[step]} with {name}. {NOTHING_OUTSIDE}"
+    failure = f"{TITLES[step]} failed with {name}"
+    message = f"cannot make a private network namespace: {reason} ({failure}); {NOTHING_OUTSIDE}"
     return NamespaceError(number, message, stage=step.value)
 
 
 def helper_failed(error: OSError, status: int) -> str:
-    return f"No private network namespace: its helper process failed ({error}; exit status {status}). {NOTHING_OUTSIDE}"
+    failure = f"its helper process failed ({error}; exit status {status})"
+    return f"cannot make a private network namespace: {failure}; {NOTHING_OUTSIDE}"
 
 
 def _explain_spawn(_step: Stage, number: int, _other_way: str) -> Reason | None:
     if number == errno.EAGAIN:
         return Reason("process limit reached", "raise it (ulimit -u, or the pids limit of the container)")
     if number in (errno.ENOENT, errno.EACCES):
-        cause = "the Python interpreter cannot be started again (sys.executable)"
-        return Reason(cause, "run in an installed Python")
+        cause = "the Python interpreter (sys.executable) cannot be started again"
+        return Reason(cause, "use an installed Python")
     return None
 
 
@@ -115,18 +115,16 @@ def _explain_forbidden_unshare(step: Stage, other_way: str) -> Reason:
     if _is_filtered():
         remedy = f"run the container with a profile that allows it, or {other_way}"
         return Reason("the container's seccomp profile forbids unshare", remedy)
-    return Reason("the process is in a chroot or a security module refused", other_way)
+    return Reason("the process is in a chroot, or a security module refused the step", other_way)
 
 
 def _explain_open(_step: Stage, number: int, _other_way: str) -> Reason | None:
     return {
         errno.ENOENT: Reason("there is no /dev/net/tun", "modprobe tun (containers: --device /dev/net/tun)"),
         errno.EACCES: Reason(
-            "/dev/net/tun is not readable and writable for this user", "chmod 0666 it, as most systems do"
+            "/dev/net/tun is not readable and writable for this user", "chmod 0666 /dev/net/tun, like most systems"
         ),
-        errno.EPERM: Reason(
-            "/dev/net/tun is denied by the device cgroup", "start the container with --device /dev/net/tun"
-        ),
+        errno.EPERM: Reason("the device cgroup denies /dev/net/tun", "start the container with --device /dev/net/tun"),
         errno.ENODEV: Reason("the tun module is not loaded", "modprobe tun"),
         errno.ENXIO: Reason("the tun module is not loaded", "modprobe tun"),
     }.get(number)
@@ -137,12 +135,12 @@ def _explain_packet(_step: Stage, _number: int, _other_way: str) -> Reason:
 
 
 def _explain_inside(_step: Stage, number: int, other_way: str) -> Reason | None:
-    """A step inside of the namespaces, where the caller has every capability."""
+    """Explain a step inside the namespaces, where the caller has every capability."""
     if number not in (errno.EPERM, errno.EACCES):
         return None
     if _is_restricted_by_apparmor():
         return _apparmor(other_way)
-    return Reason(f"a security module refused it ({os.strerror(number)})", "look at the audit log")
+    return Reason(f"a security module refused it ({os.strerror(number)})", "check the audit log")
 
 
 def _apparmor(other_way: str) -> Reason:
