@@ -107,7 +107,7 @@ class TunLink:
     def poll_events(self) -> list[TunEvent]:
         with self._lock:
             if self._is_closed:
-                # An engine to which the TUN was lent may still poll once, and must be told the end.
+                # An engine to which the TUN was lent may still poll once, and must see the end.
                 self._is_closed = False
                 return [TunEvent.DELETED]
             if self._gone or not self._should_update():

@@ -78,7 +78,7 @@ _SOURCE_ERRORS = frozenset(
 
 @dataclass(slots=True)
 class BindCounters:
-    """What a bind did, in datagrams unless said otherwise. `dropped` and `receive_errors` are by errno."""
+    """The counters of a bind, in datagrams unless noted otherwise. `dropped` and `receive_errors` are by errno."""
 
     sent: int = 0
     dropped: Counter[int] = field(default_factory=Counter)

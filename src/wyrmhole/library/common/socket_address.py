@@ -1,4 +1,4 @@
-"""The types of socket addresses, as `socket` takes and returns them."""
+"""The types of socket addresses that `socket` accepts and returns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a look-up fails. No dnspython is needed to know these."""
+"""The errors of a look-up, separate from the resolver so that they need no dnspython."""
 
 from __future__ import annotations
 

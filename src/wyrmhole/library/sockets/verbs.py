@@ -183,8 +183,8 @@ class TunnelVerbs:
     def _check_route(self, remote: SocketAddress) -> None:
         """Refuse to connect a datagram socket to an address that no peer owns.
 
-        The kernel does not pass the ICMP error of such a datagram to the socket in all cases. Raises the same OSError
-        as connecting to an address without a route.
+        The engine answers such a datagram with an ICMP error, but the kernel does not report it to the socket. Raises
+        the same OSError as connecting to an address without a route.
         """
         address = ipaddress.ip_address(str(remote[0]).partition("%")[0])
         if address.version in {own.version for own in self.addresses} and not (
