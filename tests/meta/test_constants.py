@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).parents[2] / "src" / "wyrmhole"
+RUST = Path(__file__).parents[2] / "rust"
 
 NAMES = {
     r"_?PROTOCOL_(TCP|UDP|ICMP|ICMPV6)|_?(TCP|UDP)": "wire/ip.py",

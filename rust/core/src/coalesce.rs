@@ -19,11 +19,9 @@
 
 use crate::checksum::{checksum, fold, pseudo_header, sum};
 use crate::edges::{Gather, Part};
-use crate::ip::{IPV4_HEADER_SIZE, IPV6_HEADER_SIZE, PROTOCOL_TCP, PROTOCOL_UDP, is_extension};
+use crate::ip::{IPV4_HEADER_SIZE, IPV6_HEADER_SIZE, MAX_PACKET_SIZE, PROTOCOL_TCP, PROTOCOL_UDP, is_extension};
 use crate::virtio::{self, F_NEEDS_CSUM, GSO_TCPV4, GSO_TCPV6, GSO_UDP_L4, VirtioHeader};
 
-/// The maximum length of a super-packet with its IP header: the capacity of one TUN frame.
-const MAX_PACKET: usize = 65_535;
 /// `UDP_MAX_SEGMENTS` of kernels before 6.9.
 const MAX_UDP_SEGMENTS: usize = 64;
 /// A gathering write accepts 1024 parts (`IOV_MAX`): one per segment, and one for the headers.
@@ -291,7 +289,7 @@ fn header_length(raw: &[u8], flow: Flow) -> usize {
 
 /// The most packets of the first one's size in a group, which ends before sequence number or identification would wrap.
 fn capacity(group: &Group, first: &[u8]) -> usize {
-    let mut capacity = (MAX_PACKET - group.header) / group.payload;
+    let mut capacity = (MAX_PACKET_SIZE - group.header) / group.payload;
     if group.protocol == PROTOCOL_TCP {
         let left = (u32::MAX - double(first, start(group) + 4)) as usize;
         capacity = capacity.min(MAX_TCP_SEGMENTS).min(left / group.payload + 1);

@@ -7,6 +7,8 @@ use std::net::IpAddr;
 
 use crate::checksum::{checksum, pseudo_header, update};
 
+/// The maximum length of an IP packet.
+pub const MAX_PACKET_SIZE: usize = 65_535;
 /// The size of an IPv4 header without options.
 pub const IPV4_HEADER_SIZE: usize = 20;
 /// The size of an IPv6 header without extension headers.

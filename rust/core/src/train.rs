@@ -7,11 +7,12 @@
 
 use std::sync::Arc;
 
+use crate::ip::MAX_PACKET_SIZE;
 use crate::messages::TRANSPORT_OVERHEAD;
 use crate::peer::EnginePeer;
 
 /// A single datagram may be longer than a train; the socket refuses it if it cannot be sent.
-const WIRE_BYTES: usize = 65_535 + 15 + TRANSPORT_OVERHEAD;
+const WIRE_BYTES: usize = MAX_PACKET_SIZE + 15 + TRANSPORT_OVERHEAD;
 
 /// The limits of a train.
 #[derive(Clone, Copy, Debug)]

@@ -23,6 +23,7 @@ use pyo3::prelude::*;
 use wyrmhole_core::drops::DropReason;
 use wyrmhole_core::edges::{Edges, Gather, SendOutcome, Turn};
 use wyrmhole_core::inbound::{Arrival, Inbound};
+use wyrmhole_core::ip::MAX_PACKET_SIZE;
 use wyrmhole_core::messages::MESSAGE_TRANSPORT;
 use wyrmhole_core::outbound::Outbound;
 use wyrmhole_core::patience::{After, Patience};
@@ -44,7 +45,7 @@ const DATAGRAMS_PER_TURN: usize = 64;
 /// TUN frames read before the sealed datagrams are sent: one full train of small packets, or one super-packet.
 const READS_PER_TURN: usize = 128;
 const BYTES_PER_TURN: usize = 65_536;
-const FRAME_BYTES: usize = virtio::VIRTIO_HEADER_SIZE + 65_535;
+const FRAME_BYTES: usize = virtio::VIRTIO_HEADER_SIZE + MAX_PACKET_SIZE;
 /// A train has at most 65,535 bytes.
 const SLOT_BYTES: usize = 1 << 16;
 /// Consecutive turns that panic before the engine reports that it has failed.
