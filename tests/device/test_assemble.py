@@ -100,7 +100,7 @@ def test_start_returns_when_the_interface_is_up() -> None:
         await device.start(DeviceChange(private_key=own, listen_port=7))
         assert device.is_up
         assert device.status().listen_port == 7
-        assert (device.engine_name, device.engine_reason) == ("portable", "Portable engine: it was asked for")
+        assert (device.engine_name, device.engine_reason) == ("portable", "Portable engine: requested")
 
     run(scenario)
 

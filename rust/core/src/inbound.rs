@@ -223,7 +223,8 @@ impl Inbound {
             tables.report(Report::KeyConfirmed(peer.id, keypair.params.local_index));
             state.key_wanted_reported = false;
         }
-        // The age of the current keypair counts, not that of the message's: a late message must not renew a new session.
+        // The age of the current keypair counts, not that of the message's: a late message must not renew a new
+        // session.
         if let Some(current) = state.keypairs.current.as_ref().filter(|current| now >= current.params.rekey_receive_at)
         {
             tables.ask_rekey(peer, current);

@@ -214,8 +214,8 @@ impl Outbound {
     }
 
     /// Send the staged packets in order, and before any packet that arrives meanwhile. Other workers may stage packets
-    /// as fast as this sends them. Therefore, after [`FLUSH_ROUNDS`], the last batch reserves all its nonces at once and
-    /// later packets no longer wait for it.
+    /// as fast as this sends them. Therefore, after [`FLUSH_ROUNDS`], the last batch reserves all its nonces at once,
+    /// and later packets no longer wait for it.
     pub fn send_staged(&mut self, turn: &mut Turn<'_, impl Edges>, peer: &Arc<EnginePeer>) {
         for _ in 0..FLUSH_ROUNDS {
             let Some(mut staged) = turn.tables.begin_flush(peer, turn.now) else { return };
@@ -414,8 +414,8 @@ fn send_singly(
 }
 
 /// The number of zeros that pad a packet to the next multiple of 16, but never beyond the MTU (rule M22). A packet
-/// larger than the MTU, which may have changed without our knowledge, is taken modulo the MTU, like in the kernel module
-/// and wireguard-go.
+/// larger than the MTU, which may have changed without our knowledge, is taken modulo the MTU, like in the kernel
+/// module and wireguard-go.
 fn padding(size: usize, mtu: usize) -> usize {
     let to_sixteen = |size: usize| size.wrapping_neg() % 16;
     if mtu == 0 {

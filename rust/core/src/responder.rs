@@ -1,9 +1,9 @@
 //! Twin: wyrmhole/protocol/exchange.py, the half that answers initiations.
 //!
 //! From an initiation that passed the gate to a response and a keypair, without the control thread. Policy stays in the
-//! control thread: it configures the peers and the lifetime of sessions, and receives a report of each answer. The order
-//! of the checks is that of their cost (whitepaper 5.3): under load mac2 and the source's rate, then Diffie-Hellman, then
-//! the timestamp. A peer's state changes only after its message was authenticated.
+//! control thread: it configures the peers and the lifetime of sessions, and receives a report of each answer. Cheap
+//! checks come first (whitepaper 5.3): under load mac2 and the source's rate, then Diffie-Hellman, then the timestamp.
+//! A peer's state changes only after its message was authenticated.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;

@@ -1,8 +1,8 @@
 //! The threads that answer initiations.
 //!
-//! They are apart from the workers, so that Diffie-Hellman never delays a packet: the system gives them the processor
-//! when the workers leave it. They sleep while nobody initiates. Responses leave through the first worker's sockets,
-//! like everything that the control thread sends.
+//! They are separate from the workers, so that Diffie-Hellman never delays a packet: the kernel runs them when the
+//! workers leave the processor free. They sleep while there are no initiations. Responses are sent through the first
+//! worker's sockets, like everything that the control thread sends.
 
 use std::net::SocketAddr;
 use std::panic::{self, AssertUnwindSafe};
@@ -21,11 +21,12 @@ use crate::io::stack;
 use crate::io::sys::{self, EventFd};
 use crate::worker::{BindEdge, Clock};
 
-/// The sockets that answers leave through. Reading it is held while a datagram is sent, so that whoever replaced the
-/// sockets knows that the former ones are in nobody's hands; no other lock is held then, and no worker takes this one.
+/// The sockets through which answers are sent. The read lock is held while a datagram is sent, so that after replacing
+/// the sockets the caller knows that the former ones are no longer in use. No other lock is held then, and no worker
+/// takes this one.
 pub type SharedBind = RwLock<Option<BindEdge>>;
 
-/// See the module.
+/// The state of one answering thread.
 pub struct Answering {
     tables: Arc<Tables>,
     clock: Clock,
@@ -58,7 +59,7 @@ impl Edges for BindOnly<'_> {
 }
 
 impl Answering {
-    /// `notify` wakes the control thread.
+    /// Create the state of a thread. `notify` wakes the control thread.
     pub fn new(tables: Arc<Tables>, clock: Clock, bind: Arc<SharedBind>, notify: Arc<EventFd>) -> Self {
         Self { tables, clock, bind, notify }
     }
@@ -66,20 +67,20 @@ impl Answering {
     /// Answer until the queue is closed.
     pub fn run(&self) {
         while let Some(initiation) = self.tables.initiations.take() {
-            self.work_on(&initiation);
+            self.process(&initiation);
         }
     }
 
-    /// Answer what waits, as if so many more messages did.
+    /// Answer the waiting initiations, as if `more` others waited too.
     pub fn turn(&self, more: usize) {
         while let Some(mut initiation) = self.tables.initiations.try_take() {
             initiation.queue_depth += more;
-            self.work_on(&initiation);
+            self.process(&initiation);
         }
     }
 
-    /// A message that makes it panic must not end the thread.
-    fn work_on(&self, initiation: &HandshakeDatagram) {
+    /// Process one initiation. A message that causes a panic must not end the thread.
+    fn process(&self, initiation: &HandshakeDatagram) {
         let answer = || stack::with_wiped_stack(|| self.answer(initiation));
         if panic::catch_unwind(AssertUnwindSafe(answer)).is_err() {
             self.tables.drops.one(DropReason::InternalError);

@@ -1,10 +1,10 @@
 //! Twin: wyrmhole/engine/portable.py.
 //!
-//! The Python face of the engine. `wyrmhole.engine.native` wraps it into the contract's types.
+//! The engine's interface for Python. `wyrmhole.engine.native` wraps it into the contract's types.
 //!
-//! Calls that change tables do so at once, under their locks; what they want sent is sent by the calling thread. Only
-//! edges are handed to the workers by orders that are waited for. A worker polls and uses descriptors of its own, duplicates
-//! of those that it is given, so that no close on the other side can make its numbers somebody else's.
+//! Calls that change tables take effect at once, under the locks, and the calling thread sends any messages that they
+//! produce. Only edges are handed to the workers with orders, and the caller waits for these. A worker polls and uses
+//! its own duplicates of descriptors: if the owner closes one, the worker's number still refers to the same file.
 //!
 //! Longer than 500 lines because PyO3 takes the methods of a class in one block.
 
@@ -40,13 +40,13 @@ use crate::io::udp::KernelBind;
 use crate::io::vector;
 use crate::worker::{BindEdge, Clock, Mailbox, Order, Question, TunEdge, Worker, WorkerIo};
 
-/// What the control thread sends by itself: handshakes, keepalives, what was staged. Its lock is held while it sends, so
-/// no worker takes it.
+/// Send for the control thread: handshakes, keepalives, staged packets. Its lock is held while it sends, so no worker
+/// takes it.
 #[derive(Default)]
 struct Sender {
     outbound: Outbound,
     io: WorkerIo,
-    /// Those of all workers, the first of which it sends through.
+    /// The kernel sockets of all workers. The sender uses those of the first worker.
     kernel_binds: Vec<KernelBind>,
 }
 
@@ -54,17 +54,17 @@ struct Sender {
 struct WorkerHandle {
     mailbox: Arc<Mailbox>,
     wake: Arc<EventFd>,
-    /// Here while no thread has it.
+    /// The worker, while it has no thread.
     idle: Option<Worker>,
     thread: Option<JoinHandle<()>>,
 }
 
-/// See `wyrmhole.engine.native.NativeEngine`.
+/// The native engine; see `wyrmhole.engine.native.NativeEngine`.
 #[pyclass(module = "wyrmhole.engine._native")]
 pub struct Engine {
     tables: Arc<Tables>,
     clock: Clock,
-    /// Wakes the control thread; gone when the engine is closed.
+    /// Wake the control thread; `None` once the engine is closed.
     notify: Mutex<Option<Arc<EventFd>>>,
     sender: Mutex<Sender>,
     handles: Mutex<Vec<WorkerHandle>>,
@@ -72,13 +72,13 @@ pub struct Engine {
     answering_bind: Arc<SharedBind>,
     threaded: bool,
     is_closed: AtomicBool,
-    /// How many keypairs had retired when the workers were last told.
+    /// The number of retired keypairs when the workers were last woken to wipe their stacks.
     wiped: AtomicU64,
 }
 
 type Endpoint = (String, u16, u32);
 
-/// With the number that Python's OSError has, which a conversion of the error leaves out.
+/// Convert an error, keeping the errno, which PyO3's own conversion loses.
 fn refused(error: std::io::Error) -> PyErr {
     let text = error.to_string();
     match error.raw_os_error() {
@@ -89,20 +89,20 @@ fn refused(error: std::io::Error) -> PyErr {
 
 fn address_of(endpoint: &Endpoint) -> PyResult<SocketAddr> {
     parse_host(&endpoint.0, endpoint.1, 0, endpoint.2)
-        .ok_or_else(|| PyValueError::new_err(format!("{:?} is no numeric address", endpoint.0)))
+        .ok_or_else(|| PyValueError::new_err(format!("{:?} is not a numeric address", endpoint.0)))
 }
 
 fn endpoint_of(address: &SocketAddr) -> Endpoint {
-    let scope = if let SocketAddr::V6(it) = address { it.scope_id() } else { 0 };
+    let scope = if let SocketAddr::V6(address) = address { address.scope_id() } else { 0 };
     (address.ip().to_string(), address.port(), scope)
 }
 
 fn key_of(bytes: &[u8]) -> PyResult<Zeroizing<[u8; 32]>> {
-    let key = bytes.try_into().map_err(|_| PyValueError::new_err("a key has 32 bytes"))?;
+    let key = bytes.try_into().map_err(|_| PyValueError::new_err("a key must have 32 bytes"))?;
     Ok(Zeroizing::new(key))
 }
 
-/// 32 bytes of `bytes`, or of a `bytearray` that its owner wipes afterwards.
+/// Copy 32 bytes from `bytes`, or from a `bytearray` that its owner wipes afterwards.
 fn session_key_of(value: &Bound<'_, PyAny>) -> PyResult<Zeroizing<[u8; 32]>> {
     if let Ok(bytes) = value.cast::<PyBytes>() {
         return key_of(bytes.as_bytes());
@@ -111,7 +111,8 @@ fn session_key_of(value: &Bound<'_, PyAny>) -> PyResult<Zeroizing<[u8; 32]>> {
 }
 
 fn prefix_of(address: &[u8], length: u8) -> PyResult<Prefix> {
-    let address = Address::from_bytes(address).ok_or_else(|| PyValueError::new_err("an address has 4 or 16 bytes"))?;
+    let address = Address::from_bytes(address);
+    let address = address.ok_or_else(|| PyValueError::new_err("an address must have 4 or 16 bytes"))?;
     Ok(Prefix { address, length })
 }
 
@@ -119,20 +120,20 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// The backend of that name. Raises ValueError with the reason when it is not to be had.
+/// Return the named backend. Raises ValueError with the reason if it is not available.
 fn aead_of(name: &str) -> PyResult<Box<dyn Aead>> {
     match name {
         "aws-lc" => Ok(Box::new(AwsLc)),
-        "auto" => Ok(vector::load().map_or_else(|_| Box::new(AwsLc) as Box<dyn Aead>, |it| Box::new(it))),
-        "vector" => vector::load().map(|it| Box::new(it) as Box<dyn Aead>).map_err(PyValueError::new_err),
-        _ => Err(PyValueError::new_err(format!("there is no AEAD backend {name:?}: use auto, aws-lc or vector"))),
+        "auto" => Ok(vector::load().map_or_else(|_| Box::new(AwsLc) as Box<dyn Aead>, |vector| Box::new(vector))),
+        "vector" => vector::load().map(|vector| Box::new(vector) as Box<dyn Aead>).map_err(PyValueError::new_err),
+        _ => Err(PyValueError::new_err(format!("unknown AEAD backend {name:?}: use auto, aws-lc or vector"))),
     }
 }
 
 #[pymethods]
 impl Engine {
-    /// `clock`: None for CLOCK_BOOTTIME, or a callable. `threaded` False: nothing moves but by `turn`. `spins`: workers may
-    /// look for work for a moment before they sleep.
+    /// Create an engine. `clock` is None for CLOCK_BOOTTIME, or a callable. Without `threaded`, packets move only in
+    /// `turn`. With `spins`, workers spin briefly before they sleep.
     #[new]
     #[pyo3(signature = (clock, workers, threaded, aead, spins))]
     fn new(clock: Option<Py<PyAny>>, workers: usize, threaded: bool, aead: &str, spins: bool) -> PyResult<Self> {
@@ -141,8 +142,14 @@ impl Engine {
         let notify = Arc::new(EventFd::new().map_err(refused)?);
         let handle = || -> std::io::Result<WorkerHandle> {
             let (mailbox, wake) = (Arc::new(Mailbox::default()), Arc::new(EventFd::new()?));
-            let (box_, bell) = (Arc::clone(&mailbox), Arc::clone(&wake));
-            let worker = Worker::new(Arc::clone(&tables), clock.share(), box_, bell, Arc::clone(&notify), spins)?;
+            let worker = Worker::new(
+                Arc::clone(&tables),
+                clock.share(),
+                Arc::clone(&mailbox),
+                Arc::clone(&wake),
+                Arc::clone(&notify),
+                spins,
+            )?;
             Ok(WorkerHandle { mailbox, wake, idle: Some(worker), thread: None })
         };
         let handles = (0..workers.max(1)).map(|_| handle()).collect::<std::io::Result<_>>().map_err(refused)?;
@@ -166,14 +173,14 @@ impl Engine {
         self.tables.aead_name()
     }
 
-    /// Readable when reports wait; -1 when closed.
+    /// A descriptor that is readable when reports wait; -1 once the engine is closed.
     fn fileno(&self) -> RawFd {
         lock(&self.notify).as_ref().map_or(-1, |notify| notify.fd())
     }
 
     // Edges
 
-    /// One queue for each worker: (descriptor, has a virtio header, TCP, UDP super-packets).
+    /// Attach one queue to each worker: (descriptor, has a virtio header, accepts TCP, UDP super-packets).
     fn attach_tun(&self, py: Python<'_>, queues: Vec<(RawFd, bool, bool, bool)>) -> PyResult<()> {
         let order = |(lent, has_header, tso, uso)| -> PyResult<Order> {
             Ok(Order::AttachTun(TunEdge::Kernel(KernelTun::new(lent, has_header, tso, uso).map_err(refused)?)))
@@ -182,24 +189,24 @@ impl Engine {
         self.start()
     }
 
-    /// A Python object in the place of the kernel's TUN; one worker moves its packets.
+    /// Attach a Python object instead of a kernel TUN; one worker moves its packets.
     fn attach_foreign_tun(&self, tun: &Bound<'_, PyAny>) -> PyResult<()> {
         let edge = TunEdge::Foreign(ForeignTun::new(tun)?);
         self.order(tun.py(), vec![Order::AttachTun(edge)]);
         self.start()
     }
 
-    /// The interface came up.
+    /// Poll the TUN again, because the interface came up.
     fn resume_tun(&self, py: Python<'_>) {
         self.order_all(py, || Order::ResumeTun);
     }
 
-    /// The interface is gone.
+    /// Release the TUN, because the interface is gone.
     fn detach_tun(&self, py: Python<'_>) {
         self.order_all(py, || Order::DetachTun);
     }
 
-    /// The sockets of each worker: (descriptor, is IPv6, may send trains). Replaces the former ones.
+    /// Attach the sockets of each worker: (descriptor, is IPv6, may send trains). They replace the former ones.
     fn attach_bind(&self, py: Python<'_>, sockets: Vec<Vec<(RawFd, bool, bool)>>, port: u16) -> PyResult<()> {
         let binds = sockets
             .iter()
@@ -211,26 +218,26 @@ impl Engine {
         Ok(())
     }
 
-    /// A Python object in the place of the kernel's sockets.
+    /// Attach a Python object instead of kernel sockets.
     fn attach_foreign_bind(&self, bind: &Bound<'_, PyAny>, port: u16) -> PyResult<()> {
         let edge = BindEdge::Foreign(ForeignBind::new(bind)?);
         self.use_binds(bind.py(), vec![edge], port);
         Ok(())
     }
 
-    /// When this returns no worker touches the sockets any more.
+    /// Release the sockets. When this returns, no worker uses them any more.
     fn detach_bind(&self, py: Python<'_>) {
         self.tables.set_listen_port(0);
         self.drop_sender_bind(py);
         self.order_all(py, || Order::Bind(None));
     }
 
-    /// The kernel may damage trains: each peer has to show that they arrive.
+    /// Send no trains until each peer's traffic shows that they arrive: this kernel may damage them.
     fn doubt_trains(&self) {
         self.tables.doubt_trains();
     }
 
-    /// Routes changed: narrow paths are found out again.
+    /// Forget path MTUs, because routes changed.
     fn forget_paths(&self) {
         lock(&self.sender).kernel_binds.iter().for_each(KernelBind::forget_paths);
     }
@@ -239,8 +246,8 @@ impl Engine {
         self.tables.set_mtu(mtu);
     }
 
-    /// Ask every worker for a turn; the last to take it reports `applied` with the number. Returns at once. False: no
-    /// worker has a thread, so there is nobody to wait for.
+    /// Post a question to every worker; the last to answer reports `applied` with the number. Returns at once, with
+    /// false if no worker has a thread and so none will answer.
     fn ask_workers(&self, number: u64) -> bool {
         let handles = lock(&self.handles);
         let running: Vec<_> = handles.iter().filter(|handle| handle.thread.is_some()).collect();
@@ -252,7 +259,7 @@ impl Engine {
         !running.is_empty()
     }
 
-    /// One turn on this thread, of an engine without threads.
+    /// Do one turn of every worker on this thread, for an engine without threads.
     fn turn(&self, py: Python<'_>, timeout: i32) {
         py.detach(|| {
             for handle in lock(&self.handles).iter_mut() {
@@ -263,8 +270,8 @@ impl Engine {
         });
     }
 
-    /// Answer the initiations that wait, on this thread, of an engine without threads. `more`: as if so many more
-    /// waited, for tests of what happens under load.
+    /// Answer the waiting initiations on this thread, for an engine without threads. For tests of load, `more` is added
+    /// to the number of those that wait.
     fn answer_waiting(&self, py: Python<'_>, more: usize) {
         if let (Some(answering), false) = (self.answering(), self.threaded) {
             py.detach(|| answering.turn(more));
@@ -308,7 +315,7 @@ impl Engine {
         Ok(())
     }
 
-    /// False: a session has the index, so another one is needed.
+    /// Reserve the index for an initiation. Returns false if it is in use, so that another one is needed.
     fn begin_initiation(&self, index: u32) -> bool {
         self.is_closed.load(Ordering::Relaxed) || self.tables.begin_initiation(index)
     }
@@ -317,8 +324,8 @@ impl Engine {
         self.tables.gate.end_initiation(index);
     }
 
-    /// Answer initiations from now on, with this static key. `limits` of the sessions: reject after, send for
-    /// (nanoseconds), rekey after, reject after (messages). None: do not.
+    /// Answer initiations with this static key; with None, stop answering. `limits` of the sessions are: reject after,
+    /// send for (nanoseconds), rekey after, reject after (messages).
     fn answer_initiations(&self, private: Option<&Bound<'_, PyAny>>, limits: (u64, u64, u64, u64)) -> PyResult<()> {
         stack::with_wiped_stack(|| -> PyResult<()> {
             let private = private.map(session_key_of).transpose()?;
@@ -333,7 +340,7 @@ impl Engine {
         })
     }
 
-    /// The peer's public key and, if it has one, preshared key.
+    /// Set the peer's public key and, if it has one, preshared key.
     fn set_identity(&self, peer: u64, public: &[u8], psk: Option<&[u8]>) -> PyResult<()> {
         let (public, psk) = (key_of(public)?, psk.map(key_of).transpose()?.unwrap_or_default());
         if let Some(peer) = self.tables.peer(peer) {
@@ -342,9 +349,9 @@ impl Engine {
         Ok(())
     }
 
-    /// The peer's cookie for us, valid up to and including `until`.
+    /// Store the peer's cookie for us, valid up to and including `until`.
     fn set_peer_cookie(&self, peer: u64, cookie: &[u8], until: u64) -> PyResult<()> {
-        let cookie = cookie.try_into().map_err(|_| PyValueError::new_err("a cookie has 16 bytes"))?;
+        let cookie = cookie.try_into().map_err(|_| PyValueError::new_err("a cookie must have 16 bytes"))?;
         if let Some(peer) = self.tables.peer(peer) {
             self.tables.responder.set_cookie(&peer, cookie, until);
         }
@@ -384,17 +391,17 @@ impl Engine {
         self.tables.with_peer(peer, |_, state| state.forget_source());
     }
 
-    /// The peers that have a sticky source, with their endpoint: what is asked about after a route changed.
+    /// The peers with a sticky source, each with endpoint and source, to be checked after a route changed.
     fn sources(&self, py: Python<'_>) -> Vec<(u64, Endpoint, Py<PyBytes>)> {
-        let look = |peer: Arc<EnginePeer>| {
+        let with_source = |peer: Arc<EnginePeer>| {
             let state = peer.lock();
             let source = PyBytes::new(py, state.source?.as_bytes()).unbind();
             Some((peer.id, endpoint_of(&state.endpoint?), source))
         };
-        self.tables.all_peers().into_iter().filter_map(look).collect()
+        self.tables.all_peers().into_iter().filter_map(with_source).collect()
     }
 
-    /// Forget the peer's source if it still is this one.
+    /// Forget the peer's source if it is still this one.
     fn forget_source(&self, peer: u64, source: &[u8]) {
         let source = Source::new(source);
         self.tables.with_peer(peer, |_, state| {
@@ -404,7 +411,8 @@ impl Engine {
         });
     }
 
-    /// `times`: rekey for sending, rekey for receiving, reject, end of sending. `messages`: rekey, reject after.
+    /// Install a keypair. `times` are: rekey for sending, rekey for receiving, reject, end of sending. `messages` are:
+    /// rekey after, reject after.
     fn install_keypair(
         &self,
         peer: u64,
@@ -508,45 +516,45 @@ impl Engine {
         }
     }
 
-    // Looking
+    // Queries
 
-    /// The four marks; `release`: say `Active` again from here on.
+    /// The four marks. With `release`, `Active` is reported again afterwards.
     fn marks(&self, peer: u64, release: bool) -> (u64, u64, u64, u64) {
         let marks = self.tables.marks(peer, release);
         (marks.data_sent_since, marks.data_received_since, marks.last_data_received, marks.last_traversal)
     }
 
-    /// (sent, received) bytes.
+    /// The bytes (sent, received).
     fn counters(&self, peer: u64) -> (u64, u64) {
         self.tables.peer(peer).map_or((0, 0), |peer| peer.counters())
     }
 
-    /// Counts by the names of the causes.
+    /// The counts of drops, by reason.
     fn drops<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         counts_of(py, self.tables.drops.list())
     }
 
-    /// The same for one peer; empty for one that is not there.
+    /// The counts of one peer's drops, by reason; empty for an unknown peer.
     fn peer_drops<'py>(&self, py: Python<'py>, peer: u64) -> PyResult<Bound<'py, PyDict>> {
         self.tables.peer(peer).map_or_else(|| Ok(PyDict::new(py)), |peer| counts_of(py, peer.drops()))
     }
 
-    /// Whether refusals are reported.
+    /// Switch reports of refusals on or off.
     fn report_refusals(&self, on: bool) {
         self.tables.refusals.switch(on);
     }
 
-    /// Counts by the names of the oddities.
+    /// The counts of oddities, by name.
     fn oddities<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
         counts_of(py, self.tables.oddities.list())
     }
 
-    /// How many peers, nodes of routes, and receiver indices there are.
+    /// The numbers of peers, route nodes and receiver indices.
     fn sizes(&self) -> (usize, usize, usize) {
         self.tables.sizes()
     }
 
-    /// Tuples that begin with the report's name, oldest first, handshakes last.
+    /// Take reports as tuples that begin with the report's name, oldest first, handshake messages last.
     fn poll_reports<'py>(&self, py: Python<'py>, limit: usize) -> PyResult<Bound<'py, PyList>> {
         if let Some(notify) = &*lock(&self.notify) {
             notify.clear();
@@ -566,7 +574,7 @@ impl Engine {
 }
 
 impl Drop for Engine {
-    /// For an engine that nobody closed. Its threads are not waited for: they may need the interpreter to end.
+    /// Stop the threads of an engine that was not closed. They are not joined: they may need the interpreter to end.
     fn drop(&mut self) {
         self.tables.initiations.close();
         for handle in lock(&self.handles).iter() {
@@ -594,7 +602,7 @@ fn append_report(taken: &Bound<'_, PyList>, report: Report) -> PyResult<()> {
         }
         Report::Roamed(peer) => {
             let mut state = peer.lock();
-            // The flag falls first: a change after the endpoint was read is then said again.
+            // The flag is cleared first, so that a change after the endpoint was read is reported again.
             state.roamed_reported = false;
             let endpoint = state.endpoint.as_ref().map(endpoint_of);
             drop(state);
@@ -634,6 +642,7 @@ fn append_handshake(taken: &Bound<'_, PyList>, handshake: &HandshakeDatagram) ->
 }
 
 impl Engine {
+    /// Wake the control thread if there are reports that it was not woken for.
     fn announce(&self) {
         if self.tables.reports.must_announce() {
             if let Some(notify) = &*lock(&self.notify) {
@@ -642,7 +651,7 @@ impl Engine {
         }
     }
 
-    /// The first packet under a new key, which tells the responder that we have it too.
+    /// Send the first packet with a new keypair, which shows the responder that we have it too.
     fn confirm(&self, peer: &Arc<EnginePeer>) {
         self.with_sender(|outbound, turn| {
             if Outbound::has_staged(peer) {
@@ -653,7 +662,7 @@ impl Engine {
         });
     }
 
-    /// Wake the workers if keypairs retired since they were last woken for it: each then wipes its stack.
+    /// Wake the workers to wipe their stacks, if keypairs were retired since the last time.
     fn wipe_stacks(&self) {
         let retired = self.tables.retired();
         if self.threaded && self.wiped.swap(retired, Ordering::Relaxed) != retired {
@@ -663,7 +672,7 @@ impl Engine {
         }
     }
 
-    /// Let the control thread's own sender do something; what it gathered leaves.
+    /// Call a function with the control thread's sender, then send what it gathered.
     fn with_sender(&self, act: impl FnOnce(&mut Outbound, &mut Turn<'_, WorkerIo>)) {
         let now = self.clock.now();
         let mut sender = lock(&self.sender);
@@ -680,7 +689,8 @@ impl Engine {
         sender.kernel_binds.clear();
     }
 
-    /// Waits for a thread that is sending, which may need the interpreter for a Python edge.
+    /// Replace the bind of the answering threads. Waits for one that is sending, which may need the interpreter for a
+    /// Python edge.
     fn set_answering_bind(&self, py: Python<'_>, bind: Option<BindEdge>) {
         py.detach(|| *self.answering_bind.write().unwrap_or_else(PoisonError::into_inner) = bind);
     }
@@ -698,7 +708,7 @@ impl Engine {
         self.order(py, binds.into_iter().map(|bind| Order::Bind(Some(bind))).collect());
     }
 
-    /// One order for each of the first workers, carried out when this returns.
+    /// Give one order to each of the first workers, and wait until all are carried out.
     fn order(&self, py: Python<'_>, orders: Vec<Order>) {
         let mut waits = Vec::new();
         for (handle, order) in lock(&self.handles).iter_mut().zip(orders) {
@@ -730,13 +740,13 @@ impl Engine {
         Ok(())
     }
 
-    /// None: the engine is closed.
+    /// Create the state of an answering thread. `None` if the engine is closed.
     fn answering(&self) -> Option<Answering> {
         let (bind, notify) = (Arc::clone(&self.answering_bind), lock(&self.notify).clone()?);
         Some(Answering::new(Arc::clone(&self.tables), self.clock.share(), bind, notify))
     }
 
-    /// As many as workers, so that a machine's processors all answer while there is no data.
+    /// Start one answering thread per worker, so that all processors answer while there is no data.
     fn start_answering(&self, number: usize) -> PyResult<()> {
         let Some(answering) = self.answering() else { return Ok(()) };
         let builder = std::thread::Builder::new().name(format!("wyrmhole-h{number}"));

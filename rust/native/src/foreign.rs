@@ -1,6 +1,6 @@
-//! Edges that are Python objects: memory twins in tests and simulations. Slow and faithful to `wyrmhole.net`.
+//! Edges that are Python objects, for tests: slow, but faithful to `wyrmhole.net`.
 //!
-//! Called without any of our locks, because each call waits for the interpreter.
+//! Called without any lock of the engine held, because each call waits for the interpreter.
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -15,7 +15,7 @@ use wyrmhole_core::peer::Source;
 use crate::io::sys;
 use crate::io::tun::Read;
 
-/// (host, port) or (host, port, flow, scope), as `socket.recvmsg` gives it. None: no numeric address.
+/// Parse (host, port) or (host, port, flow, scope), as returned by `socket.recvmsg`. `None` if the host is not numeric.
 pub fn parse_sockaddr(sockaddr: &Bound<'_, PyAny>) -> PyResult<Option<SocketAddr>> {
     let tuple = sockaddr.cast::<PyTuple>()?;
     let host: String = tuple.get_item(0)?.extract()?;
@@ -24,7 +24,7 @@ pub fn parse_sockaddr(sockaddr: &Bound<'_, PyAny>) -> PyResult<Option<SocketAddr
     Ok(parse_host(&host, port, number(2), number(3)))
 }
 
-/// A numeric host; a scope behind `%` is left out.
+/// Parse a numeric host; a scope after `%` is ignored.
 #[must_use]
 pub fn parse_host(host: &str, port: u16, flow: u32, scope: u32) -> Option<SocketAddr> {
     match host.split('%').next()?.parse().ok()? {
@@ -36,42 +36,42 @@ pub fn parse_host(host: &str, port: u16, flow: u32, scope: u32) -> Option<Socket
 fn emit_sockaddr<'py>(py: Python<'py>, address: &SocketAddr) -> PyResult<Bound<'py, PyAny>> {
     let host = address.ip().to_string();
     match address {
-        SocketAddr::V4(it) => (host, it.port()).into_pyobject(py).map(Bound::into_any),
-        SocketAddr::V6(it) => (host, it.port(), it.flowinfo(), it.scope_id()).into_pyobject(py).map(Bound::into_any),
+        SocketAddr::V4(v4) => (host, v4.port()).into_pyobject(py).map(Bound::into_any),
+        SocketAddr::V6(v6) => (host, v6.port(), v6.flowinfo(), v6.scope_id()).into_pyobject(py).map(Bound::into_any),
     }
 }
 
-/// A `wyrmhole.net.tun.Tun`, polled by a descriptor of our own.
+/// A `wyrmhole.net.tun.Tun`, polled by our own duplicate of its descriptor.
 pub struct ForeignTun {
     tun: Py<PyAny>,
     fd: OwnedFd,
 }
 
 impl ForeignTun {
-    /// Asks for its descriptor once.
+    /// Wrap the object. It is asked for its descriptor once.
     ///
     /// # Errors
-    /// What the object raises.
+    /// The exception that the object raises.
     pub fn new(tun: &Bound<'_, PyAny>) -> PyResult<Self> {
         let fd = sys::duplicate(tun.call_method0("fileno")?.extract()?)?;
         Ok(Self { fd, tun: tun.clone().unbind() })
     }
 
-    /// For a poller.
+    /// The descriptor to poll.
     pub fn fd(&self) -> RawFd {
         self.fd.as_raw_fd()
     }
 
-    /// TCP, UDP.
+    /// Whether TCP and UDP super-packets are accepted.
     pub fn offloads(&self) -> (bool, bool) {
-        let ask = |py: Python<'_>| -> PyResult<(bool, bool)> {
+        let read = |py: Python<'_>| -> PyResult<(bool, bool)> {
             let offloads = self.tun.bind(py).getattr("offloads")?;
             Ok((offloads.getattr("tso")?.extract()?, offloads.getattr("uso")?.extract()?))
         };
-        Python::attach(ask).unwrap_or((false, false))
+        Python::attach(read).unwrap_or((false, false))
     }
 
-    /// One frame; an exception means that the interface is gone.
+    /// Read one frame. An exception means that the interface is gone.
     pub fn read(&self, buffer: &mut [u8]) -> Read {
         let frame = Python::attach(|py| -> PyResult<Vec<u8>> {
             let place = pyo3::types::PyByteArray::new_with(py, buffer.len(), |_| Ok(()))?;
@@ -90,7 +90,7 @@ impl ForeignTun {
         }
     }
 
-    /// False: lost or refused.
+    /// Write one frame. Returns false if it was lost or refused.
     pub fn write(&self, frame: Gather<'_>) -> bool {
         let written = Python::attach(|py| -> PyResult<bool> {
             let parts = PyList::new(py, [PyBytes::new(py, frame.header)])?;
@@ -103,20 +103,20 @@ impl ForeignTun {
     }
 }
 
-/// A descriptor of our own, and the number that its owner knows it by.
+/// Our duplicate of a descriptor, and the owner's number for it.
 type Lent = (OwnedFd, RawFd);
 
-/// A `wyrmhole.net.bind.Bind`, and the descriptors it asks to be polled.
+/// A `wyrmhole.net.bind.Bind`, and the descriptors to poll for it.
 pub struct ForeignBind {
     bind: Py<PyAny>,
     fds: Arc<Vec<Lent>>,
 }
 
 impl ForeignBind {
-    /// Asks for its descriptors once.
+    /// Wrap the object. It is asked for its descriptors once.
     ///
     /// # Errors
-    /// What the object raises.
+    /// The exception that the object raises.
     pub fn new(bind: &Bound<'_, PyAny>) -> PyResult<Self> {
         let fds = bind.call_method0("filenos")?.try_iter()?;
         let lent = fds.map(|fd| fd?.extract()).collect::<PyResult<Vec<RawFd>>>()?;
@@ -124,17 +124,17 @@ impl ForeignBind {
         Ok(Self { bind: bind.clone().unbind(), fds: Arc::new(own) })
     }
 
-    /// A second handle on the same object.
+    /// Return another handle to the same object.
     pub fn share(&self) -> Self {
         Python::attach(|py| Self { bind: self.bind.clone_ref(py), fds: Arc::clone(&self.fds) })
     }
 
-    /// For a poller.
+    /// The descriptors to poll.
     pub fn fds(&self) -> impl Iterator<Item = RawFd> {
         self.fds.iter().map(|(own, _)| own.as_raw_fd())
     }
 
-    /// One message; None: nothing there, or an address that is none.
+    /// Receive from one descriptor. `None` if there is no datagram, or the sender's address is not numeric.
     pub fn receive(&self, own: RawFd, slot: &mut [u8]) -> Option<(usize, Arrival)> {
         let (_, fd) = *self.fds.iter().find(|(each, _)| each.as_raw_fd() == own)?;
         let take = |py: Python<'_>| -> PyResult<Option<(Vec<u8>, Arrival)>> {
@@ -158,7 +158,7 @@ impl ForeignBind {
         Some((data.len(), arrival))
     }
 
-    /// See `wyrmhole.net.bind.Bind.send`.
+    /// Send; see `wyrmhole.net.bind.Bind.send`.
     pub fn send(
         &self,
         to: &SocketAddr,
@@ -172,7 +172,7 @@ impl ForeignBind {
             let arguments = (PyBytes::new(py, data), segment_size, emit_sockaddr(py, to)?, source, tos);
             self.bind.bind(py).call_method1("send", arguments)?.extract()
         };
-        // The values of SendOutcome; an exception is a datagram that was not sent.
+        // The values are those of SendOutcome. An exception counts as a dropped datagram.
         let flags = Python::attach(send).unwrap_or(2);
         SendOutcome { source_rejected: flags & 1 != 0, dropped: flags & 2 != 0 }
     }

@@ -1,5 +1,5 @@
-//! The pure handshake functions for Python, so that the tests and vectors of the Python original run on this twin too.
-//! The product does not call them: in an engine, handshakes never enter the interpreter.
+//! The pure handshake functions for Python, so that the tests and vectors of the Python original also run on this twin.
+//! The product does not call them: the engine processes handshakes without the interpreter.
 
 use std::net::SocketAddr;
 
@@ -12,15 +12,15 @@ use wyrmhole_core::{cookie, messages};
 
 use crate::foreign::parse_host;
 
-/// Of create_initiation, for consume_response.
+/// The state that `create_initiation` returns for `consume_response`.
 #[pyclass(frozen, module = "wyrmhole.engine._native")]
 pub struct Sent(InitiationSent);
 
-/// Of consume_initiation, for create_response, once.
+/// The state that `consume_initiation` returns for one call of `create_response`.
 #[pyclass(module = "wyrmhole.engine._native")]
 pub struct Received(Option<InitiationReceived>);
 
-/// A handshake refused for the reason of that name.
+/// Convert an error to a ValueError with its name.
 fn refused(error: CryptoError) -> PyErr {
     PyValueError::new_err(match error {
         CryptoError::InvalidTag => "InvalidTag",
@@ -29,7 +29,7 @@ fn refused(error: CryptoError) -> PyErr {
 }
 
 fn array<const N: usize>(bytes: &[u8]) -> PyResult<[u8; N]> {
-    bytes.try_into().map_err(|_| PyValueError::new_err(format!("{N} bytes are needed, not {}", bytes.len())))
+    bytes.try_into().map_err(|_| PyValueError::new_err(format!("expected {N} bytes, not {}", bytes.len())))
 }
 
 #[pyfunction]
@@ -48,7 +48,7 @@ fn mac<'py>(py: Python<'py>, key: &[u8], data: &[u8]) -> Bound<'py, PyBytes> {
     PyBytes::new(py, &primitives::mac(key, &[data]))
 }
 
-/// Three outputs, the first one and two of which are those of kdf1 and kdf2.
+/// Return three outputs. The first is also that of kdf1, the first two are those of kdf2.
 #[pyfunction]
 fn kdf3<'py>(py: Python<'py>, key: &[u8], data: &[u8]) -> PyResult<[Bound<'py, PyBytes>; 3]> {
     let (first, second, third) = primitives::kdf3(&array(key)?, data);
@@ -85,7 +85,8 @@ fn create_initiation<'py>(
     Ok((Sent(sent.map_err(refused)?), PyBytes::new(py, &body)))
 }
 
-/// Raises ValueError("UnknownPeer") unless the initiator's static key is `known`. Returns also key and payload.
+/// Open message 1. Also returns the initiator's static key and the payload. Raises ValueError("UnknownPeer") unless the
+/// static key is `known`.
 #[pyfunction]
 fn consume_initiation<'py>(
     py: Python<'py>,
@@ -104,7 +105,7 @@ fn consume_initiation<'py>(
     Ok((Received(Some(received)), remote, payload))
 }
 
-/// Returns the keys for sending and receiving, and the body.
+/// Create message 2. Returns the keys for sending and receiving, and the body.
 #[pyfunction]
 fn create_response<'py>(
     py: Python<'py>,
@@ -113,14 +114,14 @@ fn create_response<'py>(
     ephemeral: &[u8],
     payload: &[u8],
 ) -> PyResult<[Bound<'py, PyBytes>; 3]> {
-    let received = received.0.take().ok_or_else(|| PyValueError::new_err("it was answered already"))?;
+    let received = received.0.take().ok_or_else(|| PyValueError::new_err("the initiation was already answered"))?;
     let mut body = vec![0; noise::response_body(payload.len())];
     let keys = noise::create_response(received, &array(psk)?, &array(ephemeral)?, payload, &mut body);
     let keys = keys.map_err(refused)?;
     Ok([PyBytes::new(py, &*keys.send), PyBytes::new(py, &*keys.receive), PyBytes::new(py, &body)])
 }
 
-/// Returns the keys for sending and receiving, and the payload.
+/// Open message 2. Returns the keys for sending and receiving, and the payload.
 #[pyfunction]
 fn consume_response<'py>(
     py: Python<'py>,
@@ -135,10 +136,10 @@ fn consume_response<'py>(
 }
 
 fn sender(host: &str, port: u16) -> PyResult<SocketAddr> {
-    parse_host(host, port, 0, 0).ok_or_else(|| PyValueError::new_err(format!("{host:?} is no numeric address")))
+    parse_host(host, port, 0, 0).ok_or_else(|| PyValueError::new_err(format!("{host:?} is not a numeric address")))
 }
 
-/// A cookie reply with this secret and nonce.
+/// Create a cookie reply with this secret and nonce.
 #[pyfunction]
 fn create_cookie_reply<'py>(
     py: Python<'py>,
@@ -158,7 +159,7 @@ fn mac2_is_valid(secret: &[u8], message: &[u8], host: &str, port: u16) -> PyResu
     Ok(cookie::is_mac2(&array(secret)?, message, sender(host, port)?))
 }
 
-/// Everything above, in one module of its own.
+/// Create the submodule with the functions above.
 pub fn module<'py>(py: Python<'py>) -> PyResult<Bound<'py, PyModule>> {
     let module = PyModule::new(py, "handshake")?;
     module.add_function(wrap_pyfunction!(dh, &module)?)?;

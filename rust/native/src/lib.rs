@@ -1,5 +1,5 @@
 //! The native engine: the packet path of `wyrmhole_core` between a kernel's TUN and UDP sockets, in threads that never
-//! hold the interpreter, with a Python face for the control thread.
+//! hold the interpreter, with a Python interface for the control thread.
 
 #![deny(unsafe_code)]
 
@@ -16,14 +16,15 @@ use std::alloc::System;
 use pyo3::prelude::*;
 use zeroizing_alloc::ZeroAlloc;
 
-/// Memory is wiped when it is freed, whoever had it. The packet path allocates nothing, so pays nothing.
+/// Wipe all memory when it is freed. The packet path allocates nothing, so this costs it nothing.
 #[global_allocator]
 static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
-/// Grows whenever what Python sees of this module changes, so that a module built from older sources is told apart.
+/// The version of this module's interface. It grows with every change that Python sees, so that a module built from
+/// other sources is recognised.
 const INTERFACE: u32 = 4;
 
-/// `wyrmhole.engine._native`.
+/// The extension module `wyrmhole.engine._native`.
 #[pymodule]
 fn _native(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<engine::Engine>()?;

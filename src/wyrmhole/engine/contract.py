@@ -1,9 +1,9 @@
-"""The contract between the device and an engine: what both the portable and the native engine do.
+"""The contract between the device and an engine, which the portable and the native engine implement.
 
-An engine is a `DataPlane` (see protocol.data_plane: what the device installs, what is reported) with a life: it is
-attached to a Tun and, while the interface is up, to a Bind. It runs its own thread(s) and owns the buffers; nothing
-in this contract lends memory across it. Every method may be called from the control thread only; none blocks for
-longer than one batch of packets.
+An engine is a `DataPlane` (protocol.data_plane defines what the device installs and what the engine reports) with a
+life cycle: it is attached to a Tun and, while the interface is up, to a Bind. It runs its own threads and owns the
+buffers; no method lends memory. All methods must be called from the control thread, and none blocks for longer than
+one batch of packets.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class TunChanged:
 
 @dataclass(frozen=True, slots=True)
 class EngineFailed:
-    """The data path stopped for good; the device ends, with this reason."""
+    """The data path stopped permanently, for this reason; the device closes."""
 
     reason: str
 
@@ -42,46 +42,49 @@ EngineReport = Report | TunChanged | EngineFailed
 
 
 class Engine(DataPlane, Protocol):
+    """An engine; see the module."""
+
     kind: EngineKind
     shares_interpreter: bool
     """Whether its threads need the interpreter for each packet, so that other Python code delays packets."""
 
     def attach_tun(self, tun: Tun) -> None:
-        """Start to move packets. Reports of the tun (`TunChanged`) begin."""
+        """Start to move packets and to report changes of the interface (`TunChanged`)."""
 
     def attach_bind(self, bind: Bind, port: int) -> None:
         """Use a bind that is open on the port. It replaces the former one, which the caller closes; sessions stay."""
 
     def detach_bind(self) -> None:
-        """When this returns, the engine no longer touches the bind; the caller may close it."""
+        """Release the bind. When this returns, the engine no longer uses it, and the caller may close it."""
 
     def set_mtu(self, mtu: int) -> None:
-        """The inner MTU: padding never goes beyond it."""
+        """Set the inner MTU, which padding never exceeds."""
 
     def commit(self) -> None:
-        """Begin to carry out the calls made since the last commit. One for a group of calls spares the engine as many
-        wake-ups; calls may take effect before it, never later than soon after it."""
+        """Carry out the calls made since the last commit. One commit for a group of calls saves wake-ups of the engine.
+        Calls may also take effect before it."""
 
-    def when_applied(self, tell: Callable[[], None]) -> None:
-        """Call `tell` once, on any thread, when all calls made before this one are in effect. Commits."""
+    def when_applied(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once, on any thread, when all earlier calls are in effect. Commits."""
 
     def close(self) -> None:
-        """Stop, join the threads, wipe keys. Idempotent. The tun and the bind stay the caller's to close."""
+        """Stop, join the threads, wipe keys. Idempotent. The caller closes the tun and the bind."""
 
     def fileno(self) -> int:
-        """Readable when reports wait (an eventfd)."""
+        """Return a descriptor (an eventfd or an epoll set) that is readable when reports wait."""
 
     def poll_reports(self, limit: int = 256) -> list[EngineReport]:
-        """Take waiting reports, oldest first, handshake datagrams last; clears `fileno` when none are left."""
+        """Take up to `limit` reports, oldest first, handshake messages last. Clears `fileno` when none are left."""
 
     def drops(self) -> Mapping[DropReason, int]:
-        """How many packets died, by cause, since the start."""
+        """Return the number of packets dropped since the start, by reason."""
 
     def peer_drops(self, peer: PeerId) -> Mapping[DropReason, int]:
-        """How many packets to or from the peer died, by cause. Those that did not prove whose they are do not count."""
+        """Return the number of dropped packets to or from the peer, by reason. Packets that were dropped before they
+        were authenticated are not included."""
 
     def report_refusals(self, on: bool) -> None:
-        """Whether `Refused` is reported; off at first."""
+        """Switch reports of refusals (`Refused`) on or off; initially they are off."""
 
     def oddities(self) -> Mapping[Oddity, int]:
-        """How many packets went their way although something was odd about them, by cause, since the start."""
+        """Return the number of packets since the start that were odd but delivered nevertheless, by oddity."""

@@ -1,7 +1,7 @@
-"""The state of the portable engine's tables as a value, for tests and the simulator. No other code looks at it.
+"""The state of the portable engine's tables as a value, used only by tests and the simulator.
 
-The values are named tuples because the simulator takes and compares one around every datagram that proves nothing.
-Counters of drops and queued handshake messages are left out: unproven input may move those.
+The values are named tuples because the simulator takes and compares them around every datagram that is not
+authenticated. Drop counters and queued handshake messages are left out, because unauthenticated input may change those.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from wyrmhole.wire.endpoint import SockAddr
 
 
 class KeypairState(NamedTuple):
-    """`seen` is the replay window: bit i stands for the counter `greatest - i`."""
+    """The state of a keypair. `seen` is the replay window: bit i stands for the counter `greatest - i`."""
 
     local_index: int
     send_counter: int
@@ -27,7 +27,7 @@ class KeypairState(NamedTuple):
 
 
 class EnginePeerState(NamedTuple):
-    """`staged` and `staged_bytes` count the packets that wait for a key."""
+    """The state of a peer. `staged` and `staged_bytes` count the packets that wait for a keypair."""
 
     id: PeerId
     sockaddr: SockAddr
@@ -45,13 +45,13 @@ class EnginePeerState(NamedTuple):
 
     @property
     def slots(self) -> tuple[int | None, ...]:
-        """The local indices of the previous, the current and the next keypair."""
+        """Return the local indices of the previous, the current and the next keypair."""
         return tuple(slot and slot.local_index for slot in (self.previous, self.current, self.next))
 
 
 class EngineState(NamedTuple):
-    """`indices` are the receiver indices that lead to a keypair, `routes` counts the allowed ips. `staged_bytes` is
-    the engine's own counter over all peers."""
+    """The state of the tables. `indices` are the receiver indices of keypairs, `routes` counts the allowed ips.
+    `staged_bytes` is the engine's own counter over all peers."""
 
     peers: tuple[EnginePeerState, ...]
     indices: frozenset[int]

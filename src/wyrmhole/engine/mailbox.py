@@ -1,4 +1,4 @@
-"""Calls for another thread, in their order: posted by one thread, applied by the other between two turns.
+"""A queue of calls for another thread: posted by one thread, applied in order by the other between two turns.
 
 Each announcement wakes the other thread, so a group of calls is announced once (`commit`).
 """
@@ -12,11 +12,11 @@ from collections import deque
 from collections.abc import Callable
 
 CALLS_PER_TURN = 512
-"""About 2 ms if each were an allowed ip of a large configuration."""
+"""They take about 2 ms, if each inserts an allowed ip of a large configuration."""
 
 
 class Mailbox:
-    """`wake` is an eventfd, for the poll set of the thread that applies the calls."""
+    """The queue. `wake` is an eventfd, for the poll set of the thread that applies the calls."""
 
     def __init__(self, wake: int) -> None:
         self._wake = wake
@@ -29,7 +29,7 @@ class Mailbox:
         self._calls.append((call, arguments))
 
     def commit(self) -> None:
-        """Wake the other thread, if there is something for it."""
+        """Wake the other thread, if there are calls."""
         if self._calls:
             self.ring()
 
@@ -37,11 +37,11 @@ class Mailbox:
         os.eventfd_write(self._wake, 1)
 
     def apply(self) -> None:
-        """On the other thread, when `fileno` is readable."""
+        """Apply calls. The other thread does this when `fileno` is readable."""
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._wake)
         calls = self._calls
-        # What is beyond the limit waits for the next turn, after packets had theirs.
+        # Calls beyond the limit wait for the next turn, so that packets are not delayed.
         try:
             for _ in range(min(len(calls), CALLS_PER_TURN)):
                 call, arguments = calls[0]
@@ -50,12 +50,12 @@ class Mailbox:
                 finally:
                     calls.popleft()
         finally:
-            # A group of calls wakes once; the rest of it, also after one that raised, is woken for here.
+            # Each group of calls wakes this thread only once: wake it for the rest, also after a call that raised.
             if calls:
                 self.ring()
 
     def wait_for(self, is_alive: Callable[[], bool], call: Callable[..., object], *arguments: object) -> None:
-        """Post a call and wait until it was applied, or until nobody is alive to do so; what it raises is raised."""
+        """Post a call and wait until it was applied, or until the other thread is dead. Raises what the call raises."""
         done = threading.Event()
         raised: list[BaseException] = []
 

@@ -1,12 +1,12 @@
 """The native engine: the Rust packet path behind the contract of `engine.contract`.
 
-The Rust half (rust/) moves packets in threads that never hold the interpreter; calls that change its tables take
-effect before they return. What is rare stays here, on the control thread, in the Python edges: the state of the TUN's
-interface, changed routes, sockets that broke. Their descriptors and the one that tells of reports are polled together,
-as one epoll descriptor, which is `fileno`. Workers and this half poll and use duplicates of their own: the program may
-close its side of an edge at any time.
+The Rust half (rust/) moves packets in threads that never hold the interpreter. Calls that change its tables take effect
+before they return. Rare events are handled here, on the control thread, with the Python edges: the state of the TUN's
+interface, changed routes, broken sockets. The edges' descriptors and the one that announces reports are polled together
+as one epoll descriptor, which is `fileno`. The workers and this half poll and use their own duplicates of descriptors,
+because the program may close its side of an edge at any time.
 
-Edges that are not the kernel's (memory twins) are called back by the worker, so that one suite runs on both engines.
+For edges other than the kernel's (in memory), workers call back into Python, so that one suite runs on both engines.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
 
 INTERFACE = 4
-"""Of the extension module that this file was written for."""
+"""The extension module's interface version that this file expects."""
 
 SOURCES_PER_POLL = 64
-"""Sticky sources asked about after a route changed, some 10 us each, before the control thread does other things."""
+"""Sticky sources that one poll checks after a route changed; a check takes about 10 us."""
 
 _SAME_ARGUMENTS: dict[str, Callable[..., EngineReport]] = {
     "key_wanted": KeyWanted,
@@ -66,7 +66,8 @@ _SAME_ARGUMENTS: dict[str, Callable[..., EngineReport]] = {
 
 
 def is_boottime(clock: Callable[[], int]) -> bool:
-    """Whether the clock's attribute declares that it reads CLOCK_BOOTTIME: the workers then read it themselves."""
+    """Return whether the clock declares by an attribute that it reads CLOCK_BOOTTIME. The workers then read it
+    directly."""
     return bool(getattr(clock, "is_boottime", False))
 
 
@@ -76,7 +77,7 @@ Parameters = ParamSpec("Parameters")
 def _passed_on(
     method: Callable[Concatenate[Engine, Parameters], None],
 ) -> Callable[Concatenate[NativeEngine, Parameters], None]:
-    """A call of the contract that the extension has under the same name, with the same arguments."""
+    """Implement a call of the contract by the extension's method with the same name and arguments."""
     name = method.__name__
 
     def call(self: NativeEngine, /, *arguments: Parameters.args, **named: Parameters.kwargs) -> None:
@@ -86,8 +87,8 @@ def _passed_on(
 
 
 class _WeakProxy:
-    """A Python object of the engine's as its workers see it: by a weak reference to the engine, because the garbage
-    collector does not see what Rust holds, and a cycle through there would never end."""
+    """A proxy through which workers use an attribute of the engine. It holds the engine by a weak reference, because
+    the garbage collector does not see references held by Rust, and would never free a cycle through them."""
 
     def __init__(self, engine: NativeEngine, name: str) -> None:
         self._engine = weakref.ref(engine)
@@ -103,15 +104,17 @@ class _WeakProxy:
     def _target(self) -> Any:
         engine = self._engine()
         if engine is None:
-            raise ReferenceError("the engine is gone")
+            raise ReferenceError("the engine was freed")
         return getattr(engine, self._name)
 
 
 class NativeEngine:
-    """See engine.contract. `clock` gives boottime nanoseconds. `aead` is auto, aws-lc or vector. With `spins`, workers
-    look for work for up to 100 us before they sleep, where that was worth it of late.
+    """The native engine; see engine.contract.
 
-    Raises ImportError when the extension was built from other sources, ValueError for a backend that is not there.
+    `clock` returns boottime nanoseconds. `aead` is auto, aws-lc or vector. With `spins`, workers spin for up to 100 us
+    before they sleep, depending on how long they waited recently.
+
+    Raises ImportError if the extension was built from other sources, ValueError if the AEAD backend is not available.
     """
 
     kind = EngineKind.NATIVE
@@ -128,7 +131,7 @@ class NativeEngine:
         spins: bool = True,
     ) -> None:
         if _native.INTERFACE != INTERFACE:
-            raise ImportError("the native engine was built from other sources: install the package again")
+            raise ImportError("the native engine was built from other sources: reinstall wyrmhole")
         self._clock = clock
         borrowed = None if is_boottime(clock) else _WeakProxy(self, "_clock")
         self._native = _native.Engine(borrowed, workers, threaded, aead, spins)
@@ -142,7 +145,7 @@ class NativeEngine:
         self._stale: list[tuple[PeerId, tuple[str, int, int], Source]] = []
         self._waiting: deque[EngineReport] = deque()
         self._questions: dict[int, Callable[[], None]] = {}
-        self._asked = 0
+        self._last_question = 0
         self._watch = select.epoll()
         (self._pending,) = eventfds(1)
         self._polled = Polled(self._watch)
@@ -153,10 +156,10 @@ class NativeEngine:
 
     @property
     def aead(self) -> str:
-        """The library that seals and opens."""
+        """Return the name of the library that seals and opens."""
         return self._native.aead()
 
-    # Life
+    # Life cycle
 
     def attach_tun(self, tun: Tun) -> None:
         if self._closed:
@@ -172,7 +175,7 @@ class NativeEngine:
             self._watch_fd(self._events_fd, lambda fd: self._handle_tun_events())
         self._handle_tun_events()
         if self._waiting:
-            # An interface that is up already has nothing more to tell.
+            # An interface that is already up causes no further event that would wake the control thread.
             os.eventfd_write(self._pending, 1)
 
     def attach_bind(self, bind: Bind, port: int) -> None:
@@ -198,15 +201,15 @@ class NativeEngine:
     def commit(self) -> None:
         """Calls take effect before they return."""
 
-    def when_applied(self, tell: Callable[[], None]) -> None:
-        """Calls take effect before they return; what is waited for is that every worker still takes its turns."""
+    def when_applied(self, callback: Callable[[], None]) -> None:
+        """Calls take effect before they return; the callback confirms that all workers still run their turns."""
         if self._closed:
             return
-        self._asked += 1
-        if self._native.ask_workers(self._asked):
-            self._questions[self._asked] = tell
+        self._last_question += 1
+        if self._native.ask_workers(self._last_question):
+            self._questions[self._last_question] = callback
         else:
-            tell()
+            callback()
 
     def close(self) -> None:
         if self._closed:
@@ -222,7 +225,8 @@ class NativeEngine:
         os.close(self._pending)
 
     def __del__(self) -> None:
-        """One that nobody closed: its workers end by themselves. A forked child shares the poll set, and leaves it."""
+        """Release an engine that was not closed; its workers end by themselves. Do nothing in a forked child, which
+        shares the poll set."""
         if not getattr(self, "_closed", True) and os.getpid() == self._pid:
             self._closed = True
             self._release()
@@ -231,16 +235,16 @@ class NativeEngine:
         return self._watch.fileno()
 
     def turn(self, timeout_ms: int = 0, *, queue_depth: int = 0) -> None:
-        """Move what there is, on this thread, and look after the edges: for engines that have no threads. Initiations
-        are answered as if `queue_depth` more waited."""
+        """Move the waiting packets on this thread and check the edges, for engines without threads. Initiations are
+        answered as if `queue_depth` others waited too."""
         self._native.turn(timeout_ms)
         self._native.answer_waiting(queue_depth)
-        self._look_after_edges()
+        self._check_edges()
 
     def poll_reports(self, limit: int = 256) -> list[EngineReport]:
         if self._closed:
             return []
-        self._look_after_edges()
+        self._check_edges()
         taken = [self._waiting.popleft() for _ in range(min(limit, len(self._waiting)))]
         for report in self._native.poll_reports(limit - len(taken)):
             taken.extend(self._translate(report))
@@ -308,7 +312,7 @@ class NativeEngine:
     def send_to(self, endpoint: Endpoint, source: Source | None, datagram: bytes) -> None:
         self._native.send_to(_parts(endpoint), source, datagram)
 
-    # DataPlane: looks
+    # DataPlane: queries
 
     def marks(self, peer: PeerId) -> Marks:
         return Marks(*self._native.marks(peer, False))
@@ -324,8 +328,8 @@ class NativeEngine:
     def _translate(self, report: tuple[Any, ...]) -> Iterable[EngineReport]:
         kind, *values = report
         if kind == "handshake":
-            data, endpoint, source, behind = values
-            return (HandshakeDatagram(data, Endpoint(*endpoint), source, queue_depth=behind),)
+            data, endpoint, source, queue_depth = values
+            return (HandshakeDatagram(data, Endpoint(*endpoint), source, queue_depth=queue_depth),)
         if kind == "refused":
             name, endpoint, peer, inner = values
             return (Refused(DropReason(name), Endpoint(*endpoint), peer, inner),)
@@ -339,18 +343,18 @@ class NativeEngine:
         if kind == "keypairs_dropped":
             return (KeypairsDropped(values[0], tuple(values[1])),)
         if kind == "applied":
-            self._tell_applied(values[0])
+            self._handle_applied(values[0])
             return ()
         if kind == "tun_broken":
-            return self._mend_tun()
+            return self._handle_broken_tun()
         if kind == "socket_broken":
-            return self._mend_socket(values[0])
+            return self._handle_broken_socket(values[0])
         return (_SAME_ARGUMENTS[kind](*values),)
 
-    def _tell_applied(self, number: int) -> None:
-        """Workers take orders in turn, so whatever was asked before is answered too."""
-        for asked in [asked for asked in self._questions if asked <= number]:
-            self._questions.pop(asked)()
+    def _handle_applied(self, number: int) -> None:
+        """Call the callbacks of this question and all earlier ones: workers answer in order."""
+        for answered in [question for question in self._questions if question <= number]:
+            self._questions.pop(answered)()
 
     # Edges
 
@@ -366,7 +370,7 @@ class NativeEngine:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(fd)
 
-    def _look_after_edges(self) -> None:
+    def _check_edges(self) -> None:
         for own, _ in self._watch.poll(0):
             fd = self._polled.lent(own)
             if fd is not None:
@@ -393,7 +397,7 @@ class NativeEngine:
                 self._tun_gone()
                 return
 
-    def _mend_tun(self) -> Iterable[EngineReport]:
+    def _handle_broken_tun(self) -> Iterable[EngineReport]:
         if isinstance(self._tun, KernelTun):
             self._tun.suspect_end()
         self._handle_tun_events()
@@ -410,14 +414,17 @@ class NativeEngine:
             self._native.detach_tun()
 
     def _attach_sockets(self, bind: Bind, kernel: KernelBind, port: int) -> None:
-        groups = [[(it.fileno, it.is_v6, it.sends_trains) for it in group] for group in kernel.kernel_sockets()]
+        groups = [
+            [(socket.fileno, socket.is_v6, socket.sends_trains) for socket in group]
+            for group in kernel.kernel_sockets()
+        ]
         self._native.attach_bind(groups, port)
         self._unwatch_bind()
         self._bind, self._port = bind, port
-        sockets = {it[0] for group in groups for it in group}
+        sockets = {fileno for group in groups for fileno, _, _ in group}
         self._route_fds = tuple(set(bind.filenos()) - sockets)
         for fd in self._route_fds:
-            # Without notices of changes a source lives until a send from it fails.
+            # Without notifications of changes, a source is kept until a send from it fails.
             with contextlib.suppress(OSError):
                 self._watch_fd(fd, self._note_routes)
 
@@ -425,8 +432,8 @@ class NativeEngine:
         if self._bind is not None:
             self._bind.receive(fd)
 
-    def _mend_socket(self, fd: int) -> Iterable[EngineReport]:
-        """The bind finds the same errors and puts another socket, or a timer, under the same number."""
+    def _handle_broken_socket(self, fd: int) -> Iterable[EngineReport]:
+        """Let the bind receive: it gets the same errors, and puts another socket or a timer under the same number."""
         bind = self._bind
         if bind is not None and isinstance(bind, KernelBind):
             bind.receive(fd)

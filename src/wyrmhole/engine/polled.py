@@ -1,8 +1,8 @@
-"""Descriptors of others that an engine polls, each by a duplicate of its own.
+"""The descriptors that an engine polls, each through its own duplicate.
 
-A number in a poll set is only as good as its owner's manners: when it is closed, and the program's next file or socket
-gets that number, the engine would wake for it, and read from it or write to it. A duplicate is the engine's alone. It
-is made when an edge is attached and closed when it is detached.
+The owner of a descriptor may close it at any time. If the program's next file or socket then got the same number, an
+engine that polls this number would read from that file or write to it. A duplicate belongs to the engine alone. It is
+made when an edge is attached and closed when the edge is detached.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Protocol
 
 
 def eventfds(count: int) -> list[int]:
-    """All of them or, when it raises OSError, none."""
+    """Open `count` eventfds. Raises OSError; then none is open."""
     made: list[int] = []
     try:
         for _ in range(count):
@@ -28,7 +28,7 @@ def eventfds(count: int) -> list[int]:
 
 
 class Poller(Protocol):
-    """`select.poll` or `select.epoll`, which use the same flags."""
+    """The common part of `select.poll` and `select.epoll`, which use the same flags."""
 
     def register(self, fd: int, eventmask: int = ..., /) -> None: ...
 
@@ -36,7 +36,7 @@ class Poller(Protocol):
 
 
 class Polled:
-    """By the numbers of their owners, which are what events are translated back to."""
+    """The polled descriptors, identified by their owners' numbers. `lent` translates the number in an event back."""
 
     def __init__(self, poller: Poller) -> None:
         self._poller = poller
@@ -44,7 +44,7 @@ class Polled:
         self._lent: dict[int, int] = {}
 
     def add(self, lent: int) -> None:
-        """Poll it for reading. Raises OSError: EBADF, EMFILE; nothing changed then."""
+        """Poll a descriptor for reading. Raises OSError (EBADF, EMFILE); then nothing has changed."""
         if lent in self._own:
             self.discard(lent)
         own = os.dup(lent)
@@ -56,7 +56,7 @@ class Polled:
         self._own[lent], self._lent[own] = own, lent
 
     def add_all(self, lent: Iterable[int]) -> None:
-        """All of them or, when it raises OSError, none."""
+        """Poll several descriptors for reading. Raises OSError; then none is added."""
         added: list[int] = []
         try:
             for fd in lent:
@@ -68,12 +68,12 @@ class Polled:
             raise
 
     def renew(self, lent: int) -> None:
-        """Its owner may have put something else under the number since."""
+        """Duplicate the descriptor again, because its owner may have replaced the file under this number."""
         with contextlib.suppress(KeyError, OSError):
             os.dup2(lent, self._own[lent], inheritable=False)
 
     def pause(self, lent: int) -> None:
-        """Keep it without polling it."""
+        """Keep the descriptor without polling it."""
         if (own := self._own.get(lent)) is not None:
             with contextlib.suppress(KeyError, OSError):
                 self._poller.unregister(own)
@@ -84,7 +84,7 @@ class Polled:
                 self._poller.register(own, select.POLLIN)
 
     def discard(self, lent: int) -> None:
-        """Poll it no longer; nothing happens if it was not polled."""
+        """Stop polling the descriptor. Has no effect if it is not polled."""
         self.pause(lent)
         own = self._own.pop(lent, None)
         if own is not None:
@@ -96,5 +96,5 @@ class Polled:
             self.discard(lent)
 
     def lent(self, own: int) -> int | None:
-        """The owner's number for a descriptor of ours; None for one that is not polled here."""
+        """Return the owner's number for a duplicate, or None if it is not polled here."""
         return self._lent.get(own)

@@ -1,8 +1,8 @@
 """The portable engine: pure Python, one thread, both directions.
 
-This file is the contract; `engine.loop` moves packets, `engine.mailbox` is what lies between the threads. Calls that
-change something are queued and applied between two turns, in order; calls that only look are answered at once. Without
-a thread calls take effect at once and `turn` moves what there is, which is how tests and the simulator run an engine.
+This file implements the contract; `engine.loop` moves the packets, and `engine.mailbox` connects the two threads. Calls
+that change something are queued and applied in order between two turns. Queries are answered at once. Without a thread,
+calls take effect at once, and `turn` moves the waiting packets: this is how tests and the simulator run an engine.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from wyrmhole.protocol.data_plane import PeerId, SessionLimits
 from wyrmhole.protocol.drops import DropReason, Oddity
 
 SWITCH_INTERVAL = 50e-6
-"""Seconds, for the whole process and never longer than it was. The thread gives the interpreter away in each system
-call, five times a turn, and Python's 5 ms before a busy thread hands it back would be 25 ms for a packet while the
-control thread answers a flood of handshakes."""
+"""The switch interval in seconds. It is set for the whole process, but never increased. The thread releases the
+interpreter in each system call, five times per turn. With Python's default of 5 ms until a busy thread hands it back,
+a packet would wait 25 ms while the control thread answers a flood of handshakes."""
 
 Part = TypeVar("Part")
 Parameters = ParamSpec("Parameters")
@@ -40,7 +40,7 @@ Result = TypeVar("Result")
 def _posted(
     part: Callable[[PortableEngine], Part], method: Callable[Concatenate[Part, Parameters], object]
 ) -> Callable[Concatenate[PortableEngine, Parameters], None]:
-    """A call of the contract that changes something: posted to that method of the engine's part."""
+    """Implement a call of the contract that changes something: post it to this method of one of the engine's parts."""
     name = method.__name__
 
     def call(self: PortableEngine, /, *arguments: Parameters.args, **named: Parameters.kwargs) -> None:
@@ -52,7 +52,7 @@ def _posted(
 def _answered(
     method: Callable[Concatenate[Tables, Parameters], Result],
 ) -> Callable[Concatenate[PortableEngine, Parameters], Result]:
-    """A call of the contract that only looks: answered by that method of the tables, at once."""
+    """Implement a query of the contract: answer it at once with this method of the tables."""
     name = method.__name__
 
     def call(self: PortableEngine, /, *arguments: Parameters.args, **named: Parameters.kwargs) -> Result:
@@ -79,7 +79,7 @@ def _loop(engine: PortableEngine) -> Loop:
 
 
 class PortableEngine:
-    """See engine.contract. `clock` gives boottime nanoseconds."""
+    """The portable engine; see engine.contract. `clock` returns boottime nanoseconds."""
 
     kind = EngineKind.PORTABLE
     answers_initiations = False
@@ -94,7 +94,7 @@ class PortableEngine:
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    # Life
+    # Life cycle
 
     def attach_tun(self, tun: Tun) -> None:
         self._call(self._loop.attach_tun, tun)
@@ -116,8 +116,8 @@ class PortableEngine:
         if not self._closed:
             self._mailbox.commit()
 
-    def when_applied(self, tell: Callable[[], None]) -> None:
-        self._post(tell)
+    def when_applied(self, callback: Callable[[], None]) -> None:
+        self._post(callback)
         self.commit()
 
     def close(self) -> None:
@@ -145,14 +145,14 @@ class PortableEngine:
             self._mailbox.post(call, *arguments)
 
     def _call(self, call: Callable[..., object], *arguments: object) -> None:
-        """Post and wait until it was applied; what it raises is raised here."""
+        """Post a call and wait until it was applied. Raises what the call raises."""
         if self._thread is None:
             self._post(call, *arguments)
         elif not self._closed:
             self._mailbox.wait_for(self._thread.is_alive, call, *arguments)
 
     def turn(self, timeout_ms: int | None = 0) -> None:
-        """Wait for work at most that long (None: for ever), then do one turn of it: for engines without a thread."""
+        """Wait for work, at most `timeout_ms` (None: without limit), then do one turn, for engines without a thread."""
         self._loop.turn(timeout_ms)
 
     # Reports and counters
@@ -169,7 +169,7 @@ class PortableEngine:
         return self._loop.is_announced
 
     def drops(self) -> Mapping[DropReason, int]:
-        # Copied in one step, because the thread adds to it.
+        # Copied in one step, because the other thread changes it.
         return {reason: count for reason, count in dict(self._tables.drops).items() if count}
 
     def oddities(self) -> Mapping[Oddity, int]:
@@ -181,7 +181,7 @@ class PortableEngine:
     # DataPlane: changes
 
     def answer_initiations(self, private_key: bytes | None, limits: SessionLimits) -> None:
-        """The control thread answers them, which needs the interpreter as much as this engine would."""
+        """Do nothing: the control thread answers initiations, because this engine would need the interpreter too."""
 
     def set_identity(self, peer: PeerId, public_key: bytes, preshared_key: bytes | None) -> None: ...
 
@@ -212,7 +212,7 @@ class PortableEngine:
     forget_unanswered = _posted(_tables, Tables.forget_unanswered)
     forget_received = _posted(_tables, Tables.forget_received)
 
-    # DataPlane: looks
+    # DataPlane: queries
 
     marks = _answered(Tables.marks)
     release_activity = _answered(Tables.release_activity)
@@ -221,17 +221,17 @@ class PortableEngine:
     # For tests and the simulator
 
     def inspect(self) -> EngineState:
-        """A snapshot, for tests and the simulator; so are the three below. Only without a thread."""
+        """Return a snapshot of the state. This and the following methods must only be called without a thread."""
         return engine_state(self._tables)
 
     def inspect_peer(self, peer: PeerId) -> EnginePeerState:
         return peer_state(self._tables.peers[peer])
 
     def owner_of(self, destination: bytes) -> PeerId | None:
-        """The peer that this inner address is routed to."""
+        """Return the peer to which this inner address is routed."""
         found = self._tables.allowed_ips.lookup(destination)
         return None if found is None else found.id
 
     def queued_handshakes(self) -> list[bytes]:
-        """The handshake messages that wait to be taken as reports."""
+        """Return the handshake messages that wait to be taken as reports."""
         return [data for queue in self._tables.reports.handshakes.values() for data, _, _ in queue]

@@ -1,4 +1,4 @@
-"""Which engine, and why."""
+"""The choice of an engine."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ if TYPE_CHECKING:
 
 KINDS = ("auto", "portable", "native")
 
-HOW_TO_GET_IT = "to have it, install Rust 1.85 or newer and install wyrmhole again from its sources"
+HOW_TO_BUILD = "install Rust 1.85 or newer, then reinstall wyrmhole from source"
 
 
 class EngineUnavailable(Exception):
-    """The engine that was asked for is not in this installation; the message says what to do."""
+    """The requested engine is not in this installation; the message has the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class NativeOptions:
-    """What only the native engine heeds. `workers` threads, each with a TUN queue and sockets of its own; `aead` is
-    auto, aws-lc or vector (libIPSec_MB); `spins`: a worker looks for more for a moment before it sleeps."""
+    """Options that only the native engine uses.
+
+    There are `workers` threads, each with its own TUN queue and sockets. `aead` is auto, aws-lc or vector
+    (libIPSec_MB). With `spins`, a worker spins briefly before it sleeps.
+    """
 
     workers: int = 1
     aead: str = "auto"
@@ -33,22 +36,24 @@ class NativeOptions:
 def select_engine(
     kind: str = "auto", *, clock: Callable[[], int], options: NativeOptions | None = None
 ) -> tuple[Engine, str]:
-    """The engine for `auto`, `portable` or `native`, and the reason in one sentence for the log.
-    Raises EngineUnavailable. `clock` gives boottime nanoseconds."""
+    """Create the engine for `auto`, `portable` or `native`. Return it with the reason for the choice, for the log.
+
+    `clock` returns boottime nanoseconds. Raises EngineUnavailable.
+    """
     if kind not in KINDS:
-        raise EngineUnavailable(f"there is no engine {kind!r}: use auto, portable or native")
+        raise EngineUnavailable(f"unknown engine {kind!r}: use auto, portable or native")
     if kind == "portable":
-        return _portable(clock), "Portable engine: it was asked for"
+        return _portable(clock), "Portable engine: requested"
     try:
         engine = _native(clock, options or NativeOptions())
     except ImportError as error:
         if kind == "native":
-            raise EngineUnavailable(f"there is no native engine ({error}): {HOW_TO_GET_IT}") from error
-        return _portable(clock), f"Portable engine: there is no native one ({error}); {HOW_TO_GET_IT}"
+            raise EngineUnavailable(f"the native engine is not available ({error}): {HOW_TO_BUILD}") from error
+        return _portable(clock), f"Portable engine: the native engine is not available ({error}); {HOW_TO_BUILD}"
     except ValueError as error:
         raise EngineUnavailable(str(error)) from error
-    why = "it was asked for" if kind == "native" else "it is installed"
-    return engine, f"Native engine with {engine.aead}: {why}"
+    reason = "requested" if kind == "native" else "installed"
+    return engine, f"Native engine with {engine.aead}: {reason}"
 
 
 def has_native() -> bool:
@@ -60,7 +65,7 @@ def has_native() -> bool:
     return True
 
 
-# Imported when asked for: starting is a visible wait of `wg-quick up`.
+# Imported only when needed: the time to start is a visible part of `wg-quick up`.
 
 
 def _portable(clock: Callable[[], int]) -> Engine:

@@ -202,4 +202,4 @@ def test_repr_describes_servers_and_tunnels(caplog: pytest.LogCaptureFixture) ->
 
     run(scenario())
     (line,) = [record.getMessage() for record in caplog.records if "opened" in record.getMessage()]
-    assert line == "<text>: opened, netns stack. Portable engine: it was asked for"
+    assert line == "<text>: opened, netns stack. Portable engine: requested"

@@ -1,7 +1,7 @@
-//! The edges: everything that talks to the kernel, and the only module with `unsafe` code.
+//! The edges: all system calls, and the only module with `unsafe` code.
 //!
-//! Descriptors belong to the Python edges (`LinuxTun`, `UdpBind`), which open, configure and close them; what is here
-//! reads and writes them between attach and detach.
+//! The Python edges (`LinuxTun`, `UdpBind`) open, configure and close the descriptors. This module reads and writes
+//! duplicates of them between attach and detach.
 
 pub mod stack;
 pub mod sys;

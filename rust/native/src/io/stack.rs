@@ -1,27 +1,28 @@
-//! Stacks and vector registers after secrets were in them.
+//! Wiping of stacks and vector registers that held secrets.
 //!
-//! Moving a key, sealing and opening leave copies in frames that are gone and in registers. They stay until something
-//! else is put there, and the frame of a signal takes the registers to the stack as well. Compilers offer nothing
-//! against it. So what works with keys is called, and afterwards, from the same depth, everything below is overwritten.
+//! Moving a key, sealing and opening leave copies in released stack frames and in registers. They stay there until they
+//! are overwritten, and a signal copies the registers to the stack as well. Compilers offer no means against this.
+//! Functions that work with keys are therefore called through this module, which afterwards overwrites the stack below
+//! the same depth.
 
 use std::hint::black_box;
 
-/// Keys were found down to 10 KiB below the very top of a worker's stack.
+/// The number of bytes to overwrite. Keys were found down to 10 KiB below the top of a worker's stack.
 const DEPTH: usize = 32 << 10;
 
-/// Do it, and leave nothing of it on the stack. What `act` returns holds no secret, what it borrows is its owner's.
+/// Call a function, then wipe what it left on the stack. Its result must hold no secret; what it borrows is not wiped.
 pub fn with_wiped_stack<T>(act: impl FnOnce() -> T) -> T {
-    let result = apart(act);
+    let result = in_own_frame(act);
     wipe();
     result
 }
 
 #[inline(never)]
-fn apart<T>(act: impl FnOnce() -> T) -> T {
+fn in_own_frame<T>(act: impl FnOnce() -> T) -> T {
     act()
 }
 
-/// Overwrite what former calls of the caller left below its frame, and in vector registers.
+/// Overwrite what the caller's earlier calls left below its frame and in vector registers.
 #[inline(never)]
 pub fn wipe() {
     black_box(&mut [0u8; DEPTH]);
@@ -35,7 +36,7 @@ fn clear_registers() {
         std::arch::x86_64::_mm256_zeroall();
     }
     if std::arch::is_x86_feature_detected!("avx") {
-        // SAFETY: the processor has the instruction, and callers expect nothing in these registers after a call.
+        // SAFETY: the processor has the instruction, and a call need not preserve these registers.
         unsafe { clear() };
     }
 }

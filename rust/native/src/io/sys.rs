@@ -1,5 +1,5 @@
 //! System calls as safe functions. Each `unsafe` block passes pointers to memory that outlives the call, with the
-//! lengths of that same memory, and says so where it is not plain to see.
+//! lengths of that memory; where this is not obvious, a comment explains it.
 
 use std::io;
 use std::mem::{self, MaybeUninit};
@@ -13,7 +13,7 @@ use wyrmhole_core::peer::Source;
 
 /// `IOV_MAX` of Linux.
 const MAX_PARTS: usize = 1024;
-/// Room for UDP_GRO, PKTINFO and TOS of either family, in words for their alignment.
+/// Room for UDP_GRO, PKTINFO and TOS of either family; in words, for their alignment.
 const CONTROL_WORDS: usize = 32;
 const UDP_SEGMENT: c_int = 103;
 const UDP_GRO: c_int = 104;
@@ -24,11 +24,11 @@ fn checked(result: isize) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
-/// Nanoseconds of CLOCK_BOOTTIME: suspend counted.
+/// The time of CLOCK_BOOTTIME in nanoseconds; it includes suspend.
 #[must_use]
 pub fn boottime() -> u64 {
     let mut time = MaybeUninit::<libc::timespec>::zeroed();
-    // SAFETY: the kernel fills the structure in; zeros are a valid one if it should not.
+    // SAFETY: the kernel fills in the structure, and zeros would be a valid one.
     let time = unsafe {
         libc::clock_gettime(libc::CLOCK_BOOTTIME, time.as_mut_ptr());
         time.assume_init()
@@ -43,21 +43,21 @@ pub fn random(bytes: &mut [u8]) {
         let rest = &mut bytes[filled..];
         // SAFETY: the kernel writes into `rest` and no further than its length.
         let got = unsafe { libc::getrandom(rest.as_mut_ptr().cast(), rest.len(), 0) };
-        // It fails only when a signal came before the first byte.
+        // Fails only if a signal arrives before the first byte.
         filled += usize::try_from(got).unwrap_or(0);
     }
 }
 
-/// A descriptor of our own for what somebody else's number stands for now (F_DUPFD_CLOEXEC). Its owner may close that
-/// number at any time, and whatever is opened under it afterwards is not ours to touch.
+/// Duplicate the descriptor of another owner (F_DUPFD_CLOEXEC). The owner may close its number at any time, and that
+/// number may then refer to another file, which we must not touch.
 ///
 /// # Errors
-/// The number stands for nothing, or no descriptors are left.
+/// If the number is not open, or no descriptor is available.
 pub fn duplicate(lent: RawFd) -> io::Result<OwnedFd> {
     if lent < 0 {
         return Err(io::Error::from_raw_os_error(libc::EBADF));
     }
-    // SAFETY: the number is only duplicated, by a call that refuses one that is not open.
+    // SAFETY: the number is only duplicated, by a call that fails if it is not open.
     unsafe { BorrowedFd::borrow_raw(lent) }.try_clone_to_owned()
 }
 
@@ -65,33 +65,33 @@ pub fn duplicate(lent: RawFd) -> io::Result<OwnedFd> {
 pub struct EventFd(RawFd);
 
 impl EventFd {
-    /// Non-blocking.
+    /// Create a non-blocking counter.
     ///
     /// # Errors
-    /// No descriptors left.
+    /// If no descriptor is available.
     pub fn new() -> io::Result<Self> {
         // SAFETY: takes no pointers.
         let fd = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
         checked(fd as isize).map(|_| Self(fd))
     }
 
-    /// Its number, for a poller.
+    /// The descriptor to poll.
     #[must_use]
     pub fn fd(&self) -> RawFd {
         self.0
     }
 
-    /// Wake.
+    /// Wake the poller.
     pub fn ring(&self) {
         let one = 1u64;
-        // SAFETY: writes the eight bytes of a local. It fails only when the counter is full, which wakes as well.
+        // SAFETY: writes the eight bytes of a local. Fails only if the counter is full, which wakes the poller as well.
         unsafe { libc::write(self.0, ptr::from_ref(&one).cast::<c_void>(), 8) };
     }
 
-    /// Quiet again.
+    /// Reset the counter.
     pub fn clear(&self) {
         let mut count = 0u64;
-        // SAFETY: reads eight bytes into a local; that there are none is no matter.
+        // SAFETY: reads eight bytes into a local. A counter of zero gives EAGAIN, which is ignored.
         unsafe { libc::read(self.0, ptr::from_mut(&mut count).cast::<c_void>(), 8) };
     }
 }
@@ -103,12 +103,12 @@ impl Drop for EventFd {
     }
 }
 
-/// What a descriptor is ready for.
+/// An event of one descriptor.
 #[derive(Clone, Copy, Debug)]
 pub struct Ready {
     /// The descriptor.
     pub fd: RawFd,
-    /// It reports an error or a hang-up rather than data.
+    /// The descriptor reports an error or a hang-up.
     pub is_broken: bool,
 }
 
@@ -116,30 +116,30 @@ pub struct Ready {
 pub struct Epoll(RawFd);
 
 impl Epoll {
-    /// An empty one.
+    /// Create an empty set.
     ///
     /// # Errors
-    /// No descriptors left.
+    /// If no descriptor is available.
     pub fn new() -> io::Result<Self> {
         // SAFETY: takes no pointers.
         let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
         checked(fd as isize).map(|_| Self(fd))
     }
 
-    /// Watch for reading; no harm if it is watched already.
+    /// Watch a descriptor for reading. Has no effect if it is already watched.
     pub fn add(&self, fd: RawFd) -> bool {
         let mut event = libc::epoll_event { events: libc::EPOLLIN as u32, u64: fd as u64 };
         // SAFETY: the event is a local that the kernel copies.
         unsafe { libc::epoll_ctl(self.0, libc::EPOLL_CTL_ADD, fd, &raw mut event) == 0 }
     }
 
-    /// Watch no longer; no harm if it was not watched.
+    /// Stop watching a descriptor. Has no effect if it is not watched.
     pub fn remove(&self, fd: RawFd) {
         // SAFETY: no event is read for a removal.
         unsafe { libc::epoll_ctl(self.0, libc::EPOLL_CTL_DEL, fd, ptr::null_mut()) };
     }
 
-    /// Wait at most that long (milliseconds, -1: for ever).
+    /// Wait for events, at most `timeout` milliseconds (-1: without limit).
     pub fn wait(&self, out: &mut Vec<Ready>, timeout: i32) {
         const EVENTS: usize = 8;
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; EVENTS];
@@ -169,10 +169,10 @@ pub fn read(fd: RawFd, buffer: &mut [u8]) -> io::Result<usize> {
     checked(unsafe { libc::read(fd, buffer.as_mut_ptr().cast::<c_void>(), buffer.len()) })
 }
 
-/// One frame by writev(2), without its first `skip` bytes of header.
+/// Write one frame with writev(2), without the first `skip` bytes of its header.
 ///
 /// # Errors
-/// Its errno; EINVAL also for more parts than writev takes.
+/// Its errno; also EINVAL for more parts than writev accepts.
 pub fn write_frame(fd: RawFd, frame: Gather<'_>, skip: usize) -> io::Result<()> {
     let mut parts = [const { MaybeUninit::<iovec>::uninit() }; MAX_PARTS];
     if frame.parts.len() >= MAX_PARTS {
@@ -188,31 +188,31 @@ pub fn write_frame(fd: RawFd, frame: Gather<'_>, skip: usize) -> io::Result<()> 
 }
 
 fn slice_of(bytes: &[u8]) -> iovec {
-    // The kernel only reads what is written out; the field is mutable because readv shares the type.
+    // The kernel only reads from it; the pointer is mutable because readv shares the type.
     iovec { iov_base: bytes.as_ptr().cast_mut().cast::<c_void>(), iov_len: bytes.len() }
 }
 
-/// What one recvmsg gave.
+/// The result of one recvmsg.
 #[derive(Clone, Copy, Debug)]
 pub struct Received {
-    /// Bytes in the buffer.
+    /// The number of bytes in the buffer.
     pub length: usize,
     /// The sender.
     pub from: SocketAddr,
-    /// The local address and interface, as the kernel wrote them.
+    /// The local address and interface, in the kernel's format.
     pub source: Option<Source>,
     /// The outer type of service.
     pub tos: u8,
-    /// The size of the train's datagrams; 0: one datagram.
+    /// The size of the train's datagrams; 0 for a single datagram.
     pub segment_size: usize,
-    /// The datagram did not fit and is cut.
+    /// The datagram did not fit and was truncated.
     pub is_truncated: bool,
 }
 
 /// recvmsg(2) on a UDP socket.
 ///
 /// # Errors
-/// Its errno; EAFNOSUPPORT for a sender of another family than IP's.
+/// Its errno; EAFNOSUPPORT if the sender's address is not an IP address.
 pub fn receive(fd: RawFd, buffer: &mut [u8]) -> io::Result<Received> {
     let mut name = MaybeUninit::<libc::sockaddr_storage>::zeroed();
     let mut control = [0u64; CONTROL_WORDS];
@@ -227,16 +227,16 @@ pub fn receive(fd: RawFd, buffer: &mut [u8]) -> io::Result<Received> {
     message.msg_controllen = mem::size_of_val(&control) as _;
     // SAFETY: name, control and part are locals, the buffer is borrowed, and their lengths are in the message.
     let length = checked(unsafe { libc::recvmsg(fd, &raw mut message, 0) })?;
-    // SAFETY: zeros are a valid address of no family; the kernel overwrote them with another.
+    // SAFETY: zeros are a valid address without family, and the kernel overwrote them.
     let from = parse_address(unsafe { name.assume_init_ref() });
     let from = from.ok_or_else(|| io::Error::from_raw_os_error(libc::EAFNOSUPPORT))?;
     let is_truncated = message.msg_flags & libc::MSG_TRUNC != 0;
     let mut received = Received { length, from, source: None, tos: 0, segment_size: 0, is_truncated };
-    // What was cut off is taken for absent; the walk below stays within what the kernel says it wrote.
+    // Truncated control messages count as absent; the loop below stays within the length that the kernel wrote.
     // SAFETY: the message and its control buffer are unchanged since recvmsg filled them in.
     let mut header = unsafe { libc::CMSG_FIRSTHDR(&raw const message) };
     while !header.is_null() {
-        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR only give headers that lie whole in the buffer.
+        // SAFETY: CMSG_FIRSTHDR and CMSG_NXTHDR only return headers that lie completely in the buffer.
         let (level, kind, data) = unsafe {
             let head = *header;
             let size = (head.cmsg_len as usize).saturating_sub(libc::CMSG_LEN(0) as usize);
@@ -252,7 +252,7 @@ pub fn receive(fd: RawFd, buffer: &mut [u8]) -> io::Result<Received> {
     Ok(received)
 }
 
-/// A control message of an odd size counts as not there.
+/// Record a control message. One of an unexpected size counts as absent.
 fn take_control(received: &mut Received, level: c_int, kind: c_int, data: &[u8]) {
     let int = || data.try_into().map_or(0, i32::from_ne_bytes);
     match (level, kind) {
@@ -269,17 +269,17 @@ fn parse_address(name: &libc::sockaddr_storage) -> Option<SocketAddr> {
     let start = ptr::from_ref(name);
     match c_int::from(name.ss_family) {
         libc::AF_INET => {
-            // SAFETY: the storage is large enough for every family and aligned for it; the family says which it is.
-            let it = unsafe { *start.cast::<libc::sockaddr_in>() };
-            let host = Ipv4Addr::from(u32::from_be(it.sin_addr.s_addr));
-            Some(SocketAddr::V4(SocketAddrV4::new(host, u16::from_be(it.sin_port))))
+            // SAFETY: the storage is large enough and aligned for every family, and the family was checked.
+            let v4 = unsafe { *start.cast::<libc::sockaddr_in>() };
+            let host = Ipv4Addr::from(u32::from_be(v4.sin_addr.s_addr));
+            Some(SocketAddr::V4(SocketAddrV4::new(host, u16::from_be(v4.sin_port))))
         }
         libc::AF_INET6 => {
             // SAFETY: as above.
-            let it = unsafe { *start.cast::<libc::sockaddr_in6>() };
-            let host = Ipv6Addr::from(it.sin6_addr.s6_addr);
-            let port = u16::from_be(it.sin6_port);
-            Some(SocketAddr::V6(SocketAddrV6::new(host, port, it.sin6_flowinfo, it.sin6_scope_id)))
+            let v6 = unsafe { *start.cast::<libc::sockaddr_in6>() };
+            let host = Ipv6Addr::from(v6.sin6_addr.s6_addr);
+            let port = u16::from_be(v6.sin6_port);
+            Some(SocketAddr::V6(SocketAddrV6::new(host, port, v6.sin6_flowinfo, v6.sin6_scope_id)))
         }
         _ => None,
     }
@@ -316,8 +316,8 @@ struct Control {
 
 impl Control {
     fn push(&mut self, level: c_int, kind: c_int, data: &[u8]) {
-        // SAFETY: the CMSG_ macros only compute; `push` is called at most three times with at most 20 bytes, for which
-        // the words have room, and they are aligned for a header.
+        // SAFETY: the CMSG_ macros only compute. `push` is called at most three times with at most 20 bytes; the words
+        // have room for these and are aligned for a header.
         unsafe {
             let header = self.words.as_mut_ptr().cast::<u8>().add(self.length).cast::<libc::cmsghdr>();
             (*header).cmsg_level = level;
@@ -328,8 +328,8 @@ impl Control {
         }
     }
 
-    /// The address only: routing, not the history of a packet, chooses the interface, but for link-local IPv6, which
-    /// means nothing without (see `wyrmhole.net.sticky`).
+    /// Pin the source address, but not the interface, which routing chooses. A link-local IPv6 address is the
+    /// exception: it is meaningless without its interface (see `wyrmhole.net.sticky`).
     fn push_source(&mut self, source: &Source, is_v6: bool) {
         let bytes = source.as_bytes();
         if !is_v6 && bytes.len() == SOURCE_V4 {
@@ -348,10 +348,10 @@ impl Control {
     }
 }
 
-/// sendmsg(2) of one datagram (`segment_size` 0) or a train. A source of the other family is left out.
+/// Send one datagram (`segment_size` 0) or a train with sendmsg(2). A source of the other family is ignored.
 ///
 /// # Errors
-/// Its errno; nothing was sent then.
+/// Its errno, if nothing was sent.
 pub fn send(
     fd: RawFd,
     to: &SocketAddr,
@@ -378,8 +378,8 @@ pub fn send(
     // SAFETY: a msghdr of zeros is a valid empty one.
     let mut message: libc::msghdr = unsafe { mem::zeroed() };
     (message.msg_name, message.msg_namelen) = match &mut name {
-        Name::V4(it) => (ptr::from_mut(it).cast::<c_void>(), mem::size_of::<libc::sockaddr_in>() as u32),
-        Name::V6(it) => (ptr::from_mut(it).cast::<c_void>(), mem::size_of::<libc::sockaddr_in6>() as u32),
+        Name::V4(v4) => (ptr::from_mut(v4).cast::<c_void>(), mem::size_of::<libc::sockaddr_in>() as u32),
+        Name::V6(v6) => (ptr::from_mut(v6).cast::<c_void>(), mem::size_of::<libc::sockaddr_in6>() as u32),
     };
     message.msg_iov = &raw mut part;
     message.msg_iovlen = 1;
@@ -391,20 +391,20 @@ pub fn send(
     checked(unsafe { libc::sendmsg(fd, &raw const message, 0) }).map(|_| ())
 }
 
-/// Let another thread that is ready run on this processor.
+/// Let another ready thread run on this processor.
 pub fn give_way() {
     // SAFETY: takes no pointers.
     unsafe { libc::sched_yield() };
 }
 
-/// Wait until the socket takes more, at most so many milliseconds.
+/// Wait until the socket has room, at most this many milliseconds.
 pub fn wait_writable(fd: RawFd, milliseconds: i32) {
     let mut poll = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
     // SAFETY: one entry, a local.
     unsafe { libc::poll(&raw mut poll, 1, milliseconds) };
 }
 
-/// The MTU of the route to an address, by a socket that was connected there and is closed again; None: not told.
+/// The MTU of the route to an address, found by connecting a temporary socket. `None` if the kernel does not return it.
 #[must_use]
 pub fn path_mtu(to: &SocketAddr, like: RawFd) -> Option<usize> {
     let family = if to.is_ipv6() { libc::AF_INET6 } else { libc::AF_INET };
@@ -417,8 +417,8 @@ pub fn path_mtu(to: &SocketAddr, like: RawFd) -> Option<usize> {
     let mark = get_option(like, libc::SOL_SOCKET, libc::SO_MARK).unwrap_or(0);
     let name = emit_address(to);
     let (address, length) = match &name {
-        Name::V4(it) => (ptr::from_ref(it).cast::<libc::sockaddr>(), mem::size_of::<libc::sockaddr_in>()),
-        Name::V6(it) => (ptr::from_ref(it).cast::<libc::sockaddr>(), mem::size_of::<libc::sockaddr_in6>()),
+        Name::V4(v4) => (ptr::from_ref(v4).cast::<libc::sockaddr>(), mem::size_of::<libc::sockaddr_in>()),
+        Name::V6(v6) => (ptr::from_ref(v6).cast::<libc::sockaddr>(), mem::size_of::<libc::sockaddr_in6>()),
     };
     // SAFETY: the mark and the name are locals, with their sizes.
     let connected = unsafe {

@@ -1,4 +1,4 @@
-//! A TUN queue of the kernel: frames with a virtio header, whole super-packets in both directions.
+//! A TUN queue of the kernel: frames with a virtio header, and super-packets in both directions.
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
@@ -8,27 +8,27 @@ use wyrmhole_core::virtio::{self, GSO_ECN, GSO_NONE, GSO_UDP_L4};
 
 use super::sys;
 
-/// What reading gave.
+/// The result of a read.
 pub enum Read {
-    /// A frame of so many bytes.
+    /// A frame of this many bytes.
     Frame(usize),
-    /// Nothing there, or the interface is down.
+    /// No frame is waiting, or the interface is down.
     Nothing,
     /// The interface is gone.
     Gone,
 }
 
-/// One queue, by a descriptor of our own.
+/// One queue, through our own duplicate of its descriptor.
 pub struct KernelTun {
     fd: OwnedFd,
-    /// Opened with IFF_VNET_HDR; without, headers are all zero and stay here.
+    /// The queue was opened with IFF_VNET_HDR. Otherwise headers are all zero and are not passed to the kernel.
     has_header: bool,
     tso: bool,
     uso: bool,
 }
 
 impl KernelTun {
-    /// The queue that `lent` stands for now. `tso` and `uso`: what the kernel accepted.
+    /// Use the queue that `lent` refers to now. `tso` and `uso` are the offloads that the kernel accepted.
     ///
     /// # Errors
     /// See `sys::duplicate`.
@@ -36,19 +36,19 @@ impl KernelTun {
         Ok(Self { fd: sys::duplicate(lent)?, has_header, tso, uso })
     }
 
-    /// Its descriptor, for a poller.
+    /// The descriptor to poll.
     #[must_use]
     pub fn fd(&self) -> RawFd {
         self.fd.as_raw_fd()
     }
 
-    /// TCP, UDP.
+    /// Whether TCP and UDP super-packets are accepted.
     #[must_use]
     pub fn offloads(&self) -> (bool, bool) {
         (self.tso, self.uso)
     }
 
-    /// One frame.
+    /// Read one frame.
     pub fn read(&self, buffer: &mut [u8]) -> Read {
         let skip = if self.has_header { 0 } else { virtio::VIRTIO_HEADER_SIZE };
         match sys::read(self.fd(), &mut buffer[skip..]) {
@@ -62,7 +62,8 @@ impl KernelTun {
         }
     }
 
-    /// False: lost, or a super-packet that was refused, which turns that offload off for good.
+    /// Write one frame. Returns false if it was lost, or if it was a super-packet that was refused; a refusal switches
+    /// that offload off permanently.
     pub fn write(&mut self, frame: Gather<'_>) -> bool {
         let gso_type = frame.header[1];
         if !self.has_header && gso_type != GSO_NONE {
@@ -82,7 +83,7 @@ impl KernelTun {
     }
 }
 
-/// What reading says when the interface was deleted; EFAULT when that happened during the read.
+/// Whether this error of a read means that the interface was deleted; EFAULT occurs if that happens during the read.
 fn is_gone(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EBADFD | libc::EBADF | libc::ENODEV | libc::EFAULT))
 }

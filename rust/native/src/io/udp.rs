@@ -1,5 +1,5 @@
-//! UDP sockets of the kernel: trains whole in both directions. What is done when a send fails is
-//! `wyrmhole_core::sending`.
+//! UDP sockets of the kernel, with trains in both directions. `wyrmhole_core::sending` has the remedies for failed
+//! sends.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,12 +16,12 @@ use super::sys;
 
 const WAIT_MILLISECONDS: i32 = 1;
 
-/// One family's socket, by a descriptor of our own.
+/// The socket of one family, through our own duplicate of its descriptor.
 pub struct RawUdp {
     own: OwnedFd,
-    /// The number by which its owner knows it.
+    /// The owner's number for the socket.
     lent: RawFd,
-    /// The errno of its latest failure.
+    /// The errno of the latest failure.
     failure: AtomicI32,
 }
 
@@ -61,7 +61,7 @@ impl RawSocket for RawUdp {
 
 type KernelSocket = RetryingSender<RawUdp>;
 
-/// Both families, either may be missing.
+/// The sockets of both families; either may be missing.
 #[derive(Clone, Default)]
 pub struct KernelBind {
     v4: Option<Arc<KernelSocket>>,
@@ -69,7 +69,7 @@ pub struct KernelBind {
 }
 
 impl KernelBind {
-    /// From (descriptor, is IPv6, may send trains).
+    /// Use these sockets: (descriptor, is IPv6, may send trains).
     ///
     /// # Errors
     /// See `sys::duplicate`.
@@ -83,24 +83,24 @@ impl KernelBind {
         Ok(bind)
     }
 
-    /// The descriptors, for a poller.
+    /// The descriptors to poll.
     pub fn fds(&self) -> impl Iterator<Item = RawFd> {
         self.sockets().map(|socket| socket.raw().own.as_raw_fd())
     }
 
-    /// The number by which the owner of the sockets knows this descriptor of ours.
+    /// The owner's number for this duplicate of ours.
     #[must_use]
     pub fn lent(&self, own: RawFd) -> Option<RawFd> {
         self.sockets().map(|socket| socket.raw()).find(|raw| raw.own.as_raw_fd() == own).map(|raw| raw.lent)
     }
 
-    /// How long a train may be so that it leaves in one call.
+    /// The limits within which a train can be sent with one call.
     #[must_use]
     pub fn limits(&self) -> TrainLimits {
         TrainLimits { segments: MAX_SEGMENTS, bytes: MAX_TRAIN_BYTES }
     }
 
-    /// See `wyrmhole_core::edges::Edges::send`.
+    /// Send; see `wyrmhole_core::edges::Edges::send`.
     pub fn send(
         &self,
         to: &SocketAddr,
@@ -116,14 +116,14 @@ impl KernelBind {
         }
     }
 
-    /// The errno of the latest failure of the socket that sends there.
+    /// The errno of the latest failure of the socket that sends to this address.
     #[must_use]
     pub fn last_error(&self, to: &SocketAddr) -> i32 {
         let socket = if to.is_ipv6() { &self.v6 } else { &self.v4 };
         socket.as_ref().map_or(libc::EAFNOSUPPORT, |socket| socket.raw().failure.load(Ordering::Relaxed))
     }
 
-    /// Routes changed.
+    /// Forget path MTUs, because routes changed.
     pub fn forget_paths(&self) {
         self.sockets().for_each(|socket| socket.forget_paths());
     }

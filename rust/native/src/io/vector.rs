@@ -1,10 +1,10 @@
-//! Intel's multi-buffer library (`libIPSec_MB`), where the machine has it: wide vectors seal a full packet in about 60 %
-//! of AWS-LC's time.
+//! Intel's multi-buffer library (`libIPSec_MB`), if the machine has it: its wide vectors seal a full packet in about
+//! 60 % of AWS-LC's time.
 //!
-//! It is loaded at run time and never needed. Its C interface is a structure of function pointers and a job record, both
-//! without a stable layout, so a version is used only if its layout was looked at (the offsets below are those of the
-//! 1.3 header), and only after everything it seals and opens was compared with AWS-LC. Managers are not shared between
-//! threads: each thread that seals has its own. Short packets stay with AWS-LC, which is as fast there.
+//! It is optional and loaded at run time. Its C interface consists of a structure of function pointers and a job
+//! record. Neither has a stable layout, so only versions with a known layout are used (the offsets below are those of
+//! the 1.3 header), and only after a self-test that compares sealing and opening with AWS-LC. Managers are not shared:
+//! each thread that seals has its own. Short packets are left to AWS-LC, which is as fast for them.
 
 use std::cell::Cell;
 use std::ffi::{CStr, c_char, c_int, c_void};
@@ -17,16 +17,16 @@ use wyrmhole_core::messages::TAG_SIZE;
 use zeroize::Zeroizing;
 
 const NAME: &CStr = c"libIPSec_MB.so.1";
-/// Version 1.3.x, as `imb_get_version` gives it: a byte for each part.
+/// Versions 1.3.x in the format of `imb_get_version`: one byte per part.
 const KNOWN_VERSIONS: std::ops::RangeInclusive<u32> = 0x1_0300..=0x1_03FF;
-/// Below, AWS-LC is at least as fast.
+/// The shortest text for this library. Below this length, AWS-LC is at least as fast.
 const LEAST: usize = 256;
 
-// Of IMB_MGR.
+// Offsets in IMB_MGR.
 const GET_NEXT_JOB: usize = 64;
 const SUBMIT_JOB_NOCHECK: usize = 80;
 
-// Of the enumerations.
+// Values of the enumerations.
 const CIPHER_CHACHA20_POLY1305: c_int = 19;
 const AUTH_CHACHA20_POLY1305: c_int = 29;
 const ENCRYPT: c_int = 1;
@@ -35,7 +35,7 @@ const CIPHER_HASH: c_int = 1;
 const HASH_CIPHER: c_int = 2;
 const COMPLETED: c_int = 3;
 
-/// `IMB_JOB`: the part that is used, padded to its whole size.
+/// The used part of `IMB_JOB`, padded to its full size.
 #[repr(C)]
 struct Job {
     enc_keys: *const c_void,
@@ -78,7 +78,7 @@ struct Library {
     init: InitManager,
 }
 
-/// Loaded once, and never unloaded.
+/// The library, loaded once and never unloaded.
 static LIBRARY: OnceLock<Result<Library, String>> = OnceLock::new();
 
 fn library() -> Result<Library, String> {
@@ -86,7 +86,7 @@ fn library() -> Result<Library, String> {
 }
 
 fn open() -> Result<Library, String> {
-    // SAFETY: a C string; the library's initialisers are its package's to answer for.
+    // SAFETY: the name is a C string, and the library's initialisers are trusted, like all installed software.
     let handle = unsafe { libc::dlopen(NAME.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
     if handle.is_null() {
         return Err("libIPSec_MB is not installed".to_owned());
@@ -96,9 +96,9 @@ fn open() -> Result<Library, String> {
     let version = unsafe { std::mem::transmute::<*mut c_void, GetVersion>(get_version)() };
     if !KNOWN_VERSIONS.contains(&version) {
         let (major, minor) = (version >> 16, version >> 8 & 0xFF);
-        return Err(format!("libIPSec_MB {major}.{minor} is not a version whose layout is known (1.3)"));
+        return Err(format!("libIPSec_MB {major}.{minor} has an unknown layout: install version 1.3"));
     }
-    // SAFETY: the types are those of the header of the version that was just checked.
+    // SAFETY: the types are those of the header, whose version was just checked.
     unsafe {
         Ok(Library {
             alloc: std::mem::transmute::<*mut c_void, AllocManager>(symbol(handle, c"alloc_mb_mgr")?),
@@ -109,12 +109,12 @@ fn open() -> Result<Library, String> {
 }
 
 fn symbol(handle: *mut c_void, name: &CStr) -> Result<*mut c_void, String> {
-    // SAFETY: an open library and a C string.
+    // SAFETY: the library is open, and the name is a C string.
     let found = unsafe { libc::dlsym(handle, name.as_ptr().cast::<c_char>()) };
     if found.is_null() { Err(format!("libIPSec_MB lacks {}", name.to_string_lossy())) } else { Ok(found) }
 }
 
-/// One thread's manager.
+/// The manager of one thread.
 struct Manager {
     library: Library,
     manager: *mut c_void,
@@ -125,7 +125,7 @@ struct Manager {
 impl Manager {
     fn new() -> Option<Self> {
         let library = library().ok()?;
-        // SAFETY: called as the header says; the pointers are read at the offsets of the version that was checked.
+        // SAFETY: called according to the header; the pointers are at the offsets of the version that was checked.
         unsafe {
             let manager = (library.alloc)(0);
             if manager.is_null() {
@@ -141,10 +141,11 @@ impl Manager {
         }
     }
 
-    /// Seal or open `text` in place. False: the library did not do it at once, which it always does for this cipher.
+    /// Seal or open `text` in place. Returns false if the library did not complete the job at once, as it always does
+    /// for this cipher.
     fn run(&self, key: &[u8; 32], counter: u64, text: &mut [u8], direction: c_int, tag: &mut [u8; TAG_SIZE]) -> bool {
         let nonce = nonce(counter);
-        // SAFETY: the job is the manager's, of this thread; key, nonce, text and tag are borrowed until the job is
+        // SAFETY: the job belongs to this thread's manager. Key, nonce, text and tag are borrowed until the job is
         // completed, which is checked, and their lengths are given.
         unsafe {
             let job = (self.get_next_job)(self.manager);
@@ -180,24 +181,24 @@ impl Manager {
 
 impl Drop for Manager {
     fn drop(&mut self) {
-        // SAFETY: it came from alloc and is used by nobody else.
+        // SAFETY: the manager came from `alloc`, and no other code uses it.
         unsafe { (self.library.free)(self.manager) };
     }
 }
 
 thread_local! {
     static MANAGER: Option<Manager> = Manager::new();
-    /// A manager that failed once is not asked again.
+    /// The manager failed once and is not used again.
     static GAVE_UP: Cell<bool> = const { Cell::new(false) };
 }
 
-/// The backend; `load` makes it.
+/// The backend; `load` creates it.
 pub struct Vector(());
 
-/// The backend, compared with AWS-LC, or why there is none.
+/// Load the library, and compare it with AWS-LC.
 ///
 /// # Errors
-/// One sentence for the log.
+/// The reason why it cannot be used, in one sentence.
 pub fn load() -> Result<Vector, String> {
     library()?;
     if !MANAGER.with(Option::is_some) {
@@ -222,7 +223,7 @@ impl Aead for Vector {
     }
 }
 
-/// None: AWS-LC does it.
+/// Call a function with this thread's manager. `None` if AWS-LC must do the work.
 fn with_manager<T>(length: usize, act: impl FnOnce(&Manager) -> Option<T>) -> Option<T> {
     if length < LEAST || GAVE_UP.get() {
         return None;
@@ -255,7 +256,8 @@ impl TransportCipher for VectorKey {
     }
 }
 
-/// Lengths around every boundary of blocks and vectors, up to the longest packet of common MTUs and one super-packet.
+/// Compare the library with AWS-LC for lengths around all boundaries of blocks and vectors, up to the longest packet of
+/// common MTUs, and for one super-packet.
 fn self_test() -> Result<(), String> {
     let key = std::array::from_fn(|at| at as u8 ^ 0x5A);
     let (vector, fallback) = (Vector(()).key(&key), AwsLc.key(&key));
