@@ -135,7 +135,7 @@ def test_start_raises_if_another_socket_takes_the_port_before_up(monkeypatch: py
 def test_start_raises_if_the_interface_stays_down() -> None:
     async def scenario(made: Made) -> None:
         device, _ = made.device(1, up=False)
-        with pytest.raises(DeviceError, match="the engine does not see its interface up"):
+        with pytest.raises(DeviceError, match="the engine does not report its interface as up"):
             await device.start(DeviceChange(), limit=0)
 
     run(scenario)

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from wyrmhole.device.driver import REST, Driver
+from wyrmhole.device.driver import PAUSE_FACTOR, Driver
 from wyrmhole.protocol.constants import SECOND, UNDER_LOAD_QUEUE_DEPTH
 from wyrmhole.protocol.data_plane import HandshakeDatagram
 from wyrmhole.wire.endpoint import Endpoint
@@ -47,4 +47,4 @@ def test_the_pause_is_a_multiple_of_the_batch_s_duration(monkeypatch: pytest.Mon
 
     asyncio.run(run())
     os.close(readable)
-    assert rests == [REST * TOOK]
+    assert rests == [PAUSE_FACTOR * TOOK]

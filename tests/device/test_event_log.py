@@ -68,7 +68,7 @@ def test_an_event_of_a_peer_is_one_line_with_its_name(event: events.Event, words
         (DropReason.REPLAYED_HANDSHAKE, ["clock went back"]),
         (DropReason.BAD_MAC1, ["Received packet with invalid mac1", "another PublicKey for us"]),
         (DropReason.UNKNOWN_TYPE, ["Received message with unknown type"]),
-        (DropReason.UNEXPECTED_COOKIE, ["cookie reply", "no initiation waits"]),
+        (DropReason.UNEXPECTED_COOKIE, ["cookie reply", "no initiation of ours is pending"]),
         (DropReason.NO_PRIVATE_KEY, ["no private key"]),
         (DropReason.UNEXPECTED_RESPONSE, ["response message"]),
         (DropReason.BAD_COOKIE, ["cookie reply"]),

@@ -35,7 +35,7 @@ _LASTING = [
 def test_each_errno_of_sending_has_its_own_remedy(name: str) -> None:
     text = explain(getattr(errno, name), ENDPOINT)
     assert text.startswith("cannot send to 192.0.2.7:7: ")
-    assert "firewall's rules" not in text, "that is the remedy for unknown errors"
+    assert "the firewall rules" not in text, "that is the remedy for unknown errors"
     assert "{" not in text and text.endswith(")")
 
 

@@ -223,7 +223,7 @@ impl Inbound {
             tables.report(Report::KeyConfirmed(peer.id, keypair.params.local_index));
             state.key_wanted_reported = false;
         }
-        // The age of the current keypair counts, not that of the message's: a late message must not renew a new
+        // The age of the current keypair counts, whatever keypair the message used: a late message must not renew a new
         // session.
         if let Some(current) = state.keypairs.current.as_ref().filter(|current| now >= current.params.rekey_receive_at)
         {

@@ -25,7 +25,7 @@ use crate::tables::Tables;
 use crate::train::{Train, TrainLimits};
 use crate::virtio::{self, F_NEEDS_CSUM, GSO_NONE, VirtioHeader};
 
-/// Handshake messages are marked AF41, as the kernel module does: they are few and a late one costs a session.
+/// Handshake messages are marked AF41, like the kernel module's: they are few, and a late one costs a session.
 pub const HANDSHAKE_TOS: u8 = 0x88;
 /// Trains that are gathered at the same time; they take at most 9 x 64 KiB.
 const MAX_TRAINS: usize = 9;
@@ -164,7 +164,7 @@ impl Outbound {
         self.send(turn, &peer, state, packets, is_queued);
     }
 
-    /// Seal the packets for which there are nonces and stages the rest. The state is unlocked before sealing.
+    /// Seal the packets for which there are nonces and stage the others. The state is unlocked before sealing.
     fn send(
         &mut self,
         turn: &mut Turn<'_, impl Edges>,

@@ -1,4 +1,4 @@
-//! Every input of the fuzzing corpus, once: what was found to matter keeps working, without a fuzzer.
+//! Replays every input of the fuzzing corpus once, without a fuzzer, as a regression test.
 
 #[path = "../../fuzz/src/lib.rs"]
 mod targets;
@@ -24,7 +24,7 @@ fn every_input_of_the_corpus_passes() {
     for (name, run) in TARGETS {
         let folder = corpus().join(name);
         for input in names(&folder) {
-            // Shown when the input fails.
+            // The test harness shows this only if the input fails.
             println!("{name}: {input}");
             run(&fs::read(folder.join(input)).unwrap());
         }
@@ -32,7 +32,7 @@ fn every_input_of_the_corpus_passes() {
 }
 
 #[test]
-fn every_target_has_a_corpus_and_takes_the_empty_input() {
+fn every_target_has_a_corpus_and_accepts_the_empty_input() {
     assert_eq!(names(&corpus()), TARGETS.map(|(name, _)| name));
     for (name, run) in TARGETS {
         assert!(!names(&corpus().join(name)).is_empty(), "{name} has no corpus");

@@ -1,4 +1,4 @@
-//! No lock is held while the edges are called: there another thread takes each of them, at every send and write.
+//! No lock is held while an edge is called: during every send and write, another thread takes each lock.
 
 mod common;
 
@@ -21,10 +21,10 @@ use common::{frame, params, turn, without_key};
 
 const OTHER: u64 = 2;
 const INDEX: u32 = 77;
-/// Only a lock that is held makes it wait so long.
+/// The other thread waits this long only if a lock is held.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Configuration, as the control thread changes it: every lock is taken, those for all workers for writing.
+/// Change the configuration like the control thread. This takes every lock, and those that workers share for writing.
 fn reconfigure(tables: &Tables) {
     tables.add_peer(OTHER);
     tables.insert_allowed_ip(OTHER, Prefix { address: Address::V4(0xC0A8_0000), length: 16 });
@@ -53,12 +53,12 @@ impl World {
 
     fn check(&mut self) {
         let tables = Arc::clone(&self.tables);
-        let (tell, told) = mpsc::channel();
+        let (done, waited) = mpsc::channel();
         thread::spawn(move || {
             reconfigure(&tables);
-            tell.send(()).unwrap();
+            done.send(()).unwrap();
         });
-        assert!(told.recv_timeout(PATIENCE).is_ok(), "a lock is held at an edge");
+        assert!(waited.recv_timeout(PATIENCE).is_ok(), "a lock is held at an edge");
         self.calls += 1;
     }
 
@@ -74,12 +74,12 @@ impl Edges for World {
     fn send(&mut self, _: &SocketAddr, _: Option<&Source>, data: &[u8], _: usize, _: u8) -> SendOutcome {
         self.wire = data.to_vec();
         self.check();
-        // A source that was rejected is forgotten, which takes the peer's lock once more.
+        // A rejected source is forgotten, which takes the peer's lock once more.
         SendOutcome { source_rejected: true, dropped: false }
     }
     fn write(&mut self, frame: Gather<'_>) -> bool {
         self.check();
-        // Refused as a super-packet, taken as single ones.
+        // Refuse super-packets, accept single packets.
         frame.parts.len() == 1
     }
     fn offloads(&self) -> (bool, bool) {
@@ -87,7 +87,7 @@ impl Edges for World {
     }
 }
 
-/// A handshake message came from the peer, which has a source again.
+/// Receive a handshake message from the peer, and set a source.
 fn prove(tables: &Tables) {
     tables.with_peer(1, |peer, state| {
         state.source = Source::new(&[1; 12]);
@@ -96,20 +96,20 @@ fn prove(tables: &Tables) {
 }
 
 #[test]
-fn sending_holds_none() {
+fn sending_holds_no_lock() {
     let tables = Arc::new(without_key(Box::new(AwsLc)));
     let (mut world, mut outbound) = (World::new(&tables), Outbound::default());
     outbound.frame(&mut turn(&tables, &mut world), &mut frame(100, 0));
-    assert_eq!(world.take_calls(), 0, "it waits for a key");
+    assert_eq!(world.take_calls(), 0, "the packet is staged");
     let peer = tables.install_keypair(1, params(1, 2, true), &[2; 32], &[3; 32]).unwrap();
     outbound.send_staged(&mut turn(&tables, &mut world), &peer);
-    assert_eq!(world.take_calls(), 1, "what was staged");
+    assert_eq!(world.take_calls(), 1, "the staged packet");
     prove(&tables);
     outbound.frame(&mut turn(&tables, &mut world), &mut frame(6_400, 100));
     outbound.frame(&mut turn(&tables, &mut world), &mut frame(6_400, 100));
     assert_eq!(world.take_calls(), 1, "a full train");
     outbound.flush(&mut turn(&tables, &mut world));
-    assert_eq!(world.take_calls(), 64, "singly what follows: another source is another path");
+    assert_eq!(world.take_calls(), 64, "single datagrams, because another source is another path");
     outbound.send_keepalive(&mut turn(&tables, &mut world), &peer);
     outbound.flush(&mut turn(&tables, &mut world));
     assert_eq!(world.take_calls(), 1, "a keepalive");
@@ -120,12 +120,12 @@ fn sending_holds_none() {
 }
 
 #[test]
-fn receiving_holds_none() {
+fn receiving_holds_no_lock() {
     let (a, b) = (Arc::new(without_key(Box::new(AwsLc))), Arc::new(without_key(Box::new(AwsLc))));
     a.install_keypair(1, params(1, 2, true), &[2; 32], &[3; 32]);
     let (mut world, mut outbound) = (World::new(&a), Outbound::default());
     let mut super_packet = frame(3000, 1000);
-    // The kernel leaves the pseudo-header's sum in the checksum field; right checksums are what is merged again.
+    // The kernel leaves the pseudo-header's sum in the checksum field. Only packets with valid checksums are merged.
     let partial = fold(pseudo_header(&super_packet[22..30], 17, 3008));
     super_packet[36..38].copy_from_slice(&partial.to_be_bytes());
     prove(&a);
@@ -140,6 +140,6 @@ fn receiving_holds_none() {
     let from = SocketAddr::from(([192, 0, 2, 7], 7));
     let arrival = Arrival { from, source: Source::new(&[1; 12]), tos: 0, segment_size: slot.len() / 3 };
     inbound.receive(&mut turn(&b, &mut world), &mut outbound, &mut slot, &arrival);
-    assert_eq!(world.take_calls(), 1 + 3 + 1, "a super-packet, its packets, and what waited for this key");
+    assert_eq!(world.take_calls(), 1 + 3 + 1, "a super-packet, its packets, and the staged packet");
     assert_eq!(b.drops.list().count(), 0);
 }

@@ -1,4 +1,4 @@
-//! Whoever waits for an order waits until that one was carried out, however many threads post.
+//! Waiting for an order ends when that order was carried out, also if several threads post orders.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, mpsc};
@@ -7,7 +7,7 @@ use std::thread;
 use wyrmhole_core::mailbox::Mailbox;
 
 #[test]
-fn an_order_that_is_posted_while_another_is_carried_out_has_a_number_of_its_own() {
+fn an_order_posted_while_another_is_carried_out_has_its_own_number() {
     let mailbox = Mailbox::default();
     let first = mailbox.post("first");
     assert_eq!(mailbox.take(), Some("first"));
@@ -61,7 +61,7 @@ fn two_posting_threads_each_find_their_orders_done() {
 }
 
 #[test]
-fn a_closed_mailbox_keeps_nothing_and_nobody_waiting() {
+fn a_closed_mailbox_drops_orders_and_ends_waits() {
     let mailbox = Mailbox::default();
     let kept = Arc::new(());
     let before = mailbox.post(Arc::clone(&kept));

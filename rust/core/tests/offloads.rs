@@ -1,4 +1,4 @@
-//! Splitting and coalescing are each other's inverse, and neither makes a corrupt packet look good.
+//! Splitting is the inverse of coalescing, and neither makes a corrupt packet look valid.
 
 use wyrmhole_core::checksum::{checksum, fold, pseudo_header, sum};
 use wyrmhole_core::coalesce::Coalescer;
@@ -6,7 +6,7 @@ use wyrmhole_core::edges::Part;
 use wyrmhole_core::split::{Segments, complete};
 use wyrmhole_core::virtio::{self, VirtioHeader};
 
-/// A complete packet: version, protocol 6 or 17, number in the flow, payload, TCP flags.
+/// Create a complete TCP or UDP packet.
 fn packet(is_v4: bool, is_tcp: bool, sequence: u32, payload: &[u8], flags: u8) -> Vec<u8> {
     let transport = if is_tcp { 32 } else { 8 };
     let length = transport + payload.len();
@@ -43,7 +43,7 @@ fn packet(is_v4: bool, is_tcp: bool, sequence: u32, payload: &[u8], flags: u8) -
     packet
 }
 
-/// Coalesce, write each frame out whole, and split it again: (frames, packets).
+/// Coalesce packets, and split each frame again. Returns the number of frames, and the packets.
 fn there_and_back(packets: &[Vec<u8>]) -> (usize, Vec<Vec<u8>>) {
     let slot: Vec<u8> = packets.concat();
     let mut coalescer = Coalescer::default();
@@ -75,7 +75,8 @@ fn there_and_back(packets: &[Vec<u8>]) -> (usize, Vec<Vec<u8>>) {
     (coalescer.frames(), back)
 }
 
-/// IPv4's identification is free with DF set (RFC 6864); in the place of the header checksum, whether it holds.
+/// Clear the IPv4 identification, which may change with DF set (RFC 6864), and replace the header checksum by the
+/// header's sum, which shows whether it was valid.
 fn without_identification(packets: &[Vec<u8>]) -> Vec<Vec<u8>> {
     let blank = |packet: &Vec<u8>| {
         let mut packet = packet.clone();
@@ -90,7 +91,7 @@ fn without_identification(packets: &[Vec<u8>]) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn a_flow_becomes_one_frame_and_the_same_packets_again() {
+fn a_flow_becomes_one_frame_that_splits_into_the_same_packets() {
     for (is_v4, is_tcp) in [(true, true), (true, false), (false, true), (false, false)] {
         for last in [1, 999, 1000] {
             let packets: Vec<_> = (0..20u32)
@@ -108,12 +109,12 @@ fn a_flow_becomes_one_frame_and_the_same_packets_again() {
 }
 
 #[test]
-fn a_corrupt_packet_goes_through_alone_and_stays_corrupt() {
+fn a_corrupt_packet_is_passed_on_alone_and_stays_corrupt() {
     for (is_v4, is_tcp) in [(true, true), (true, false), (false, true), (false, false)] {
         let good: Vec<_> =
             (0..5u32).map(|number| packet(is_v4, is_tcp, number * 100, &[number as u8; 100], 0x10)).collect();
         for victim in 0..5 {
-            // Every byte in turn, but for the version, which makes it another kind of packet.
+            // Every byte in turn, except the version, which would make it another kind of packet.
             for at in 1..good[0].len() {
                 let mut packets = good.clone();
                 packets[victim][at] ^= 0x10;
@@ -128,21 +129,21 @@ fn a_corrupt_packet_goes_through_alone_and_stays_corrupt() {
 }
 
 #[test]
-fn flows_that_alternate_are_kept_apart_and_in_order() {
+fn alternating_flows_are_kept_separate_and_in_order() {
     let packets: Vec<_> =
         (0..12u32).map(|number| packet(number % 2 == 0, true, number / 2 * 50, &[number as u8; 50], 0x10)).collect();
     let (frames, back) = there_and_back(&packets);
     assert_eq!(frames, 2);
     for version in [4, 6] {
         let of = |list: &[Vec<u8>]| -> Vec<u8> {
-            list.iter().filter(|it| it[0] >> 4 == version).map(|it| it[it.len() - 1]).collect()
+            list.iter().filter(|packet| packet[0] >> 4 == version).map(|packet| packet[packet.len() - 1]).collect()
         };
         assert_eq!(of(&back), of(&packets));
     }
 }
 
 #[test]
-fn a_partial_checksum_is_finished() {
+fn a_partial_checksum_is_completed() {
     let mut whole = packet(true, false, 0, b"payload", 0);
     let expected = whole.clone();
     let pseudo = fold(pseudo_header(&whole[12..20], 17, 15));

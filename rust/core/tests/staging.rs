@@ -1,4 +1,4 @@
-//! What waits for a key leaves once there is one, in order, whatever other threads do meanwhile.
+//! Staged packets are sent once there is a keypair, in order, whatever other threads do meanwhile.
 
 mod common;
 
@@ -17,14 +17,16 @@ use wyrmhole_core::tables::Tables;
 
 use common::{frame, params, turn, without_key};
 
-/// Enough for several full trains.
 const PAYLOAD: usize = 1380;
-const WAITING: u32 = 120;
+/// The number of staged packets: enough for several full trains.
+const STAGED: u32 = 120;
+/// The offset of a packet's number in its frame.
 const NUMBER: usize = 38;
 
 type Meanwhile = Box<dyn FnOnce() + Send>;
 
-/// Seals nothing, so that what leaves can be read. `Some`: what another thread does while this one opens a datagram.
+/// A library that encrypts nothing, so that the test can read the datagrams. The function, if any, is called while a
+/// datagram is opened, as if by another thread.
 struct Open(Arc<Mutex<Option<Meanwhile>>>);
 
 impl Aead for Open {
@@ -45,7 +47,8 @@ impl TransportCipher for Open {
     }
 }
 
-/// The numbers of the packets that left, and what another thread does during the first send.
+/// Records the numbers and nonces of the packets sent. `meanwhile` is called during the first send, as if by another
+/// thread.
 #[derive(Default)]
 struct World<'a> {
     sent: Vec<u32>,
@@ -85,13 +88,13 @@ fn feed(tables: &Tables, outbound: &mut Outbound, world: &mut World<'_>, numbers
     outbound.flush(&mut turn(tables, world));
 }
 
-fn waiting() -> Tables {
+fn with_staged_packets() -> Tables {
     let tables = without_key(Box::new(Open(Arc::default())));
-    feed(&tables, &mut Outbound::default(), &mut World::default(), 0..WAITING);
+    feed(&tables, &mut Outbound::default(), &mut World::default(), 0..STAGED);
     tables
 }
 
-/// As the control thread does.
+/// Install a keypair and send the staged packets, like the control thread.
 fn install(tables: &Tables, world: &mut World<'_>, params: KeypairParams) {
     let peer = tables.install_keypair(1, params, &[2; 32], &[3; 32]).unwrap();
     Outbound::default().send_staged(&mut turn(tables, world), &peer);
@@ -102,39 +105,39 @@ fn drops(tables: &Tables) -> Vec<(&'static str, u64)> {
 }
 
 #[test]
-fn a_packet_that_another_thread_reads_meanwhile_goes_behind_those_that_waited() {
-    let tables = waiting();
-    let later = || feed(&tables, &mut Outbound::default(), &mut World::default(), WAITING..WAITING + 3);
+fn a_packet_that_another_thread_reads_is_sent_after_the_staged_ones() {
+    let tables = with_staged_packets();
+    let later = || feed(&tables, &mut Outbound::default(), &mut World::default(), STAGED..STAGED + 3);
     let mut world = World { meanwhile: Some(Box::new(later)), ..World::default() };
     install(&tables, &mut world, params(1, 2, true));
-    assert_eq!(world.sent, Vec::from_iter(0..WAITING + 3));
-    assert_eq!(world.nonces, Vec::from_iter(0..u64::from(WAITING) + 3));
+    assert_eq!(world.sent, Vec::from_iter(0..STAGED + 3));
+    assert_eq!(world.nonces, Vec::from_iter(0..u64::from(STAGED) + 3));
     assert_eq!(drops(&tables), []);
 }
 
 #[test]
-fn those_that_no_nonce_is_left_for_wait_for_the_next_key_before_later_ones() {
-    let tables = waiting();
-    let later = || feed(&tables, &mut Outbound::default(), &mut World::default(), WAITING..WAITING + 3);
+fn packets_without_a_nonce_wait_for_the_next_keypair_before_later_ones() {
+    let tables = with_staged_packets();
+    let later = || feed(&tables, &mut Outbound::default(), &mut World::default(), STAGED..STAGED + 3);
     let mut world = World { meanwhile: Some(Box::new(later)), ..World::default() };
     install(&tables, &mut world, KeypairParams { reject_after_messages: 60, ..params(1, 2, true) });
     assert_eq!(world.sent, Vec::from_iter(0..60));
     install(&tables, &mut world, params(3, 4, true));
-    assert_eq!(world.sent, Vec::from_iter(0..WAITING + 3));
+    assert_eq!(world.sent, Vec::from_iter(0..STAGED + 3));
     assert_eq!(drops(&tables), []);
 }
 
 #[test]
-fn a_turn_that_is_given_up_keeps_nobody_waiting() {
-    let tables = waiting();
+fn after_an_abandoned_turn_staged_packets_are_still_sent() {
+    let tables = with_staged_packets();
     let mut world = World { meanwhile: Some(Box::new(|| panic!("a bug"))), ..World::default() };
     let quiet = panic::take_hook();
     panic::set_hook(Box::new(|_| ()));
-    let given_up = panic::catch_unwind(AssertUnwindSafe(|| install(&tables, &mut world, params(1, 2, true))));
+    let abandoned = panic::catch_unwind(AssertUnwindSafe(|| install(&tables, &mut world, params(1, 2, true))));
     panic::set_hook(quiet);
-    assert!(given_up.is_err());
-    feed(&tables, &mut Outbound::default(), &mut world, WAITING..WAITING + 3);
-    assert_eq!(world.sent.last(), Some(&(WAITING + 2)));
+    assert!(abandoned.is_err());
+    feed(&tables, &mut Outbound::default(), &mut world, STAGED..STAGED + 3);
+    assert_eq!(world.sent.last(), Some(&(STAGED + 2)));
     assert!(world.sent.is_sorted());
 }
 
@@ -144,17 +147,17 @@ fn key_wanted(tables: &Tables) -> usize {
 }
 
 #[test]
-fn packets_that_wait_behind_others_although_there_is_a_key_ask_for_none() {
-    let tables = waiting();
+fn packets_staged_although_there_is_a_keypair_ask_for_no_other() {
+    let tables = with_staged_packets();
     assert_eq!(key_wanted(&tables), 1);
-    let later = || feed(&tables, &mut Outbound::default(), &mut World::default(), WAITING..WAITING + 3);
+    let later = || feed(&tables, &mut Outbound::default(), &mut World::default(), STAGED..STAGED + 3);
     let mut world = World { meanwhile: Some(Box::new(later)), ..World::default() };
     install(&tables, &mut world, params(1, 2, true));
-    assert_eq!(world.sent, Vec::from_iter(0..WAITING + 3));
+    assert_eq!(world.sent, Vec::from_iter(0..STAGED + 3));
     assert_eq!(key_wanted(&tables), 0);
 }
 
-/// A socket during each send of which another worker reads as many packets as may wait.
+/// A socket; during each send, another worker reads as many packets as may be staged.
 struct Endless<'a> {
     tables: &'a Tables,
     nonces: Vec<u64>,
@@ -183,36 +186,33 @@ impl Edges for Endless<'_> {
 }
 
 #[test]
-fn a_sender_that_never_stops_holds_up_the_control_thread_for_a_few_rounds_only() {
-    let tables = waiting();
+fn an_endless_sender_delays_the_control_thread_for_a_few_rounds_only() {
+    let tables = with_staged_packets();
     let peer = tables.install_keypair(1, params(1, 2, true), &[2; 32], &[3; 32]).unwrap();
-    // GSO batches, so that a round is few calls: each of them finds as many packets again.
+    // Send GSO batches, so that a round needs few calls: each call stages as many packets again.
     tables.with_peer(1, |peer, state| tables.note_received(peer, state, 92, 5));
-    let mut world = Endless { tables: &tables, nonces: Vec::new(), next: WAITING };
+    let mut world = Endless { tables: &tables, nonces: Vec::new(), next: STAGED };
     Outbound::default().send_staged(&mut turn(&tables, &mut world), &peer);
     assert!(!Outbound::has_staged(&peer));
     assert!(world.nonces.len() < 20 * 128, "{}", world.nonces.len());
     let mut nonces = world.nonces.clone();
     nonces.sort_unstable();
-    assert_eq!(nonces, Vec::from_iter(0..nonces.len() as u64), "none is used twice, none is left out");
+    assert_eq!(nonces, Vec::from_iter(0..nonces.len() as u64), "a nonce was used twice or left out");
 }
 
 #[test]
-fn what_waits_for_a_peer_that_is_removed_meanwhile_is_dropped_by_name() {
-    let tables = waiting();
+fn staged_packets_of_a_removed_peer_are_counted_as_dropped() {
+    let tables = with_staged_packets();
     let mut world = World { meanwhile: Some(Box::new(|| tables.remove_peer(1))), ..World::default() };
     install(&tables, &mut world, params(1, 2, true));
     let gone: u64 = drops(&tables).iter().filter(|(name, _)| *name == "peer_removed").map(|(_, count)| count).sum();
     assert!(gone > 0, "{:?}", drops(&tables));
-    assert_eq!(
-        world.sent.len() as u64 + drops(&tables).iter().map(|(_, count)| count).sum::<u64>(),
-        u64::from(WAITING)
-    );
+    assert_eq!(world.sent.len() as u64 + drops(&tables).iter().map(|(_, count)| count).sum::<u64>(), u64::from(STAGED));
     assert_eq!(tables.sizes(), (0, 0, 0));
 }
 
 #[test]
-fn what_comes_from_a_peer_that_is_removed_meanwhile_brings_nothing_of_it_back() {
+fn a_datagram_from_a_removed_peer_restores_none_of_its_state() {
     let meanwhile = Arc::new(Mutex::new(None::<Meanwhile>));
     let tables = Arc::new(without_key(Box::new(Open(Arc::clone(&meanwhile)))));
     let peer = tables.install_keypair(1, params(1, 2, true), &[2; 32], &[3; 32]).unwrap();

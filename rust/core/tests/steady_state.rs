@@ -1,4 +1,4 @@
-//! A packet costs no allocation once a session is up: 10,000 each way, small ones and super-packets, are counted.
+//! Once a session is up, packets cause no allocation: counted over 10,000 each way, small ones and super-packets.
 
 mod common;
 
@@ -19,15 +19,15 @@ use common::{frame, params, turn, without_key};
 struct Counting;
 
 thread_local! {
-    /// Of this thread: the harness has others.
+    /// Counted per thread, because the test harness has other threads.
     static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
 }
 
-// SAFETY: everything is passed on to the system's allocator.
+// SAFETY: all calls are passed on to the system's allocator.
 unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         ALLOCATIONS.set(ALLOCATIONS.get() + 1);
-        // SAFETY: the caller's promise is the system allocator's.
+        // SAFETY: the caller guarantees what the system allocator requires.
         unsafe { System.alloc(layout) }
     }
     unsafe fn dealloc(&self, memory: *mut u8, layout: Layout) {
@@ -39,7 +39,7 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// What left, in buffers made before: the latest train, and how many packets were written to the TUN.
+/// Records the last train in a buffer allocated before, and counts packets.
 struct World {
     wire: Vec<u8>,
     segment_size: usize,
@@ -66,12 +66,12 @@ impl Edges for World {
     }
 }
 
-/// With a key; two sides with each other's indices understand each other.
+/// Create tables with a keypair. Two sides with each other's indices can communicate.
 fn side(index: u32, other: u32, is_initiator: bool) -> Tables {
     let tables = without_key(Box::new(AwsLc));
     let (send, receive) = if is_initiator { ([2; 32], [3; 32]) } else { ([3; 32], [2; 32]) };
     tables.install_keypair(1, params(index, other, is_initiator), &send, &receive);
-    // Something came back on this path, so trains may leave.
+    // An authenticated message came back on this path, so trains may be sent.
     tables.with_peer(1, |peer, state| tables.note_received(peer, state, 92, 5));
     tables
 }
@@ -79,7 +79,7 @@ fn side(index: u32, other: u32, is_initiator: bool) -> Tables {
 #[test]
 fn ten_thousand_packets_each_way_allocate_nothing() {
     let (a, b) = (side(1, 2, true), side(2, 1, false));
-    // Something came back, so that trains are sent.
+    // An authenticated message came back, so trains are sent.
     a.with_peer(1, |peer, state| a.note_received(peer, state, 32, 5));
     let (mut outbound, mut inbound) = (Outbound::default(), Inbound::default());
     let mut spare = Outbound::default();
@@ -104,7 +104,7 @@ fn ten_thousand_packets_each_way_allocate_nothing() {
         }
     };
     round(&mut world, &mut outbound);
-    // What the first round says (the peer is active, its key confirmed) is taken as the control thread does.
+    // Take the reports of the first round (the peer is active, its keypair is confirmed) like the control thread.
     drop((a.reports.take(100), b.reports.take(100)));
     (world.sent, world.delivered) = (0, 0);
     let before = ALLOCATIONS.get();

@@ -1,4 +1,4 @@
-//! Any packets in any order: each comes out once, whole, in frames whose headers their parts fit.
+//! Any packets in any order: each is returned once and unchanged, in frames with consistent headers.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| wyrmhole_fuzz::coalesce::run(data));

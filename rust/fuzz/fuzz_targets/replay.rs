@@ -1,4 +1,4 @@
-//! Any row of counters: each is accepted once, if it is not too old.
+//! Any sequence of counters: each is accepted once, unless it is too old.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| wyrmhole_fuzz::replay::run(data));

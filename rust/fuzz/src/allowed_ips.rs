@@ -1,10 +1,10 @@
-//! Any row of insertions, removals and look-ups agrees with a list of prefixes.
+//! Any sequence of insertions, removals and look-ups agrees with a table of prefixes.
 
 use std::collections::HashMap;
 
 use wyrmhole_core::allowed_ips::{Key, Trie};
 
-/// Panics when it does not hold.
+/// Panic if the property does not hold.
 pub fn run(data: &[u8]) {
     let mut trie: Trie<u32, u8> = Trie::default();
     let mut model: HashMap<(u32, u8), u8> = HashMap::new();

@@ -1,4 +1,4 @@
-//! Any train of datagrams, to an engine with a session: no panic, and every datagram is delivered, reported or counted.
+//! Any train of datagrams to an engine with a session: no panic, and every datagram is delivered, reported or counted.
 
 use std::net::SocketAddr;
 
@@ -18,17 +18,17 @@ impl Edges for Nowhere {
         true
     }
     fn send(&mut self, _: &SocketAddr, _: Option<&Source>, _: &[u8], _: usize, _: u8) -> SendOutcome {
-        panic!("nothing is answered by the packet path")
+        panic!("the packet path answered a datagram")
     }
     fn write(&mut self, _: Gather<'_>) -> bool {
-        panic!("nothing here has a good tag")
+        panic!("a datagram without a valid tag was delivered")
     }
     fn offloads(&self) -> (bool, bool) {
         (true, true)
     }
 }
 
-/// Panics when it does not hold.
+/// Panic if the property does not hold.
 pub fn run(data: &[u8]) {
     let [tos, segment_size, rest @ ..] = data else { return };
     let _ = messages::classify(rest);

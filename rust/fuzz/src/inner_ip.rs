@@ -3,7 +3,7 @@
 use wyrmhole_core::checksum::sum;
 use wyrmhole_core::ip;
 
-/// Panics when it does not hold.
+/// Panic if the property does not hold.
 pub fn run(data: &[u8]) {
     let length = ip::length_of(data);
     assert!(length <= data.len());
@@ -27,6 +27,6 @@ pub fn run(data: &[u8]) {
         assert_eq!(ip::length_of(&error), error.len());
         assert_eq!(ip::source_of(&error), ip::destination_of(packet));
         assert_eq!(ip::destination_of(&error), ip::source_of(packet));
-        assert!(ip::unreachable(&error).is_none(), "errors are not answered");
+        assert!(ip::unreachable(&error).is_none(), "an error was answered");
     }
 }

@@ -1,4 +1,4 @@
-//! What the targets do with an input. The fuzzer calls it, and `core/tests/corpus.rs`, which replays the corpus.
+//! The targets. They are called by the fuzzer, and by `core/tests/corpus.rs`, which replays the corpus.
 
 pub mod allowed_ips;
 pub mod coalesce;
@@ -7,10 +7,10 @@ pub mod inner_ip;
 pub mod replay;
 pub mod virtio_split;
 
-/// A target: it panics when something is wrong.
+/// A target, which panics if its property does not hold for the input.
 pub type Target = fn(&[u8]);
 
-/// Every target by its name, which is that of its folder in the corpus.
+/// All targets by name, which is also the name of their folder in the corpus.
 pub const TARGETS: [(&str, Target); 6] = [
     ("allowed_ips", allowed_ips::run),
     ("coalesce", coalesce::run),

@@ -1,10 +1,10 @@
-//! Any row of counters: each is accepted once, if it is not too old.
+//! Any sequence of counters: each is accepted once, unless it is too old.
 
 use std::collections::HashSet;
 
 use wyrmhole_core::replay::{ReplayWindow, WINDOW_SIZE};
 
-/// Panics when it does not hold.
+/// Panic if the property does not hold.
 pub fn run(data: &[u8]) {
     let mut window = ReplayWindow::default();
     let mut seen = HashSet::new();
@@ -18,7 +18,7 @@ pub fn run(data: &[u8]) {
             2 => base.saturating_add(distance << 48),
             _ => base.saturating_add(1),
         };
-        // Nothing at or beyond Reject-After-Messages comes here.
+        // The caller of the window refuses counters at or beyond Reject-After-Messages.
         let counter = counter.min(u64::MAX - 8193);
         let is_fresh = greatest.is_none_or(|greatest| counter > greatest)
             || (base - counter < WINDOW_SIZE && !seen.contains(&counter));

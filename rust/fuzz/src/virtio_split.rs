@@ -1,9 +1,9 @@
-//! Any TUN frame: refused, or split into packets that carry all its payload once, each with the length it says.
+//! Any TUN frame is refused, or split into packets that carry its whole payload once and have the length they claim.
 
 use wyrmhole_core::split::{MAX_SEGMENTS, Segments, complete};
 use wyrmhole_core::virtio::{VIRTIO_HEADER_SIZE, VirtioHeader};
 
-/// Panics when it does not hold.
+/// Panic if the property does not hold.
 pub fn run(data: &[u8]) {
     let Some(header) = VirtioHeader::parse(data) else { return };
     assert_eq!(header.emit(), data[..VIRTIO_HEADER_SIZE]);
@@ -30,6 +30,6 @@ pub fn run(data: &[u8]) {
         assert_eq!(length, out.len());
         total += out.len();
     }
-    // Headers once for each segment, payload once in all.
+    // Each segment has the headers; the payload occurs only once in total.
     assert_eq!((total - packet.len()) % segments.count().saturating_sub(1).max(1), 0);
 }

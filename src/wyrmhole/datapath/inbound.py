@@ -151,7 +151,8 @@ class Inbound:
             tables.drop_keypairs(peer, peer.keypairs.confirm())
             tables.report(KeyConfirmed(peer.id, keypair.local_index))
             peer.key_wanted_reported = False
-        # The age of the current keypair counts, not that of the message's: a late message must not renew a new session.
+        # The age of the current keypair counts, whatever keypair the message used: a late message must not renew a new
+        # session.
         current = peer.keypairs.current
         if current is not None and now >= current.rekey_receive_at:
             tables.ask_rekey(peer, current)

@@ -103,12 +103,12 @@ class Keypairs:
         else:
             self.previous = self.current
         self.current = keypair
-        return [gone for gone in dropped if gone is not None]
+        return [keypair for keypair in dropped if keypair is not None]
 
     def install_responder(self, keypair: Keypair) -> list[Keypair]:
         dropped = (self.next, self.previous)
         self.next, self.previous = keypair, None
-        return [gone for gone in dropped if gone is not None]
+        return [keypair for keypair in dropped if keypair is not None]
 
     def confirm(self) -> list[Keypair]:
         """Make `next` current, after its first authenticated packet."""
@@ -119,7 +119,7 @@ class Keypairs:
     def clear(self) -> list[Keypair]:
         dropped = [self.previous, self.current, self.next]
         self.previous = self.current = self.next = None
-        return [gone for gone in dropped if gone is not None]
+        return [keypair for keypair in dropped if keypair is not None]
 
     def expire_sending(self) -> None:
         """Send nothing more with current and next, because the static key changed."""

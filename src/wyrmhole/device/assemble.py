@@ -1,4 +1,4 @@
-"""Make a device of its parts: clock, engine and edges, in one order for every program.
+"""Assemble a device from its parts (clock, engine, edges), in the same order for every program.
 
     device = make_device(tun)
     try:
@@ -33,8 +33,10 @@ def make_device(
     logger: logging.Logger | None = None,
     on_event: Callable[[Event], None] | None = None,
 ) -> Device:
-    """A device that owns `tun`. Raises DeviceError for an engine that is not installed, OSError; `tun` stays
-    the caller's then."""
+    """Create a device that owns `tun`.
+
+    Raises DeviceError if the engine is not available, and OSError. Then the caller still owns `tun`.
+    """
     clock = SystemClock()
     try:
         chosen, reason = select_engine(engine, clock=clock.boottime, options=options)

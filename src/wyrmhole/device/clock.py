@@ -1,8 +1,8 @@
 """The only reader of the operating system's clocks and randomness.
 
-Deadlines live on CLOCK_BOOTTIME, which goes on counting while the machine sleeps: a session that a laptop slept
-through is expired when it wakes. The alarm is a timerfd on that same clock, for the same reason: an event loop's own
-timers stand still during suspend.
+Deadlines use CLOCK_BOOTTIME, which continues to count while the machine is suspended: when a laptop wakes up, a session
+from before may have expired. For the same reason, the alarm is a timerfd on this clock: the timers of an event loop
+stop during suspend.
 """
 
 from __future__ import annotations
@@ -18,18 +18,20 @@ _TIME_ERROR = 5
 
 
 class Clock(Protocol):
+    """The clocks and the randomness that a device uses."""
+
     def boottime(self) -> int:
-        """Nanoseconds since boot, suspend counted; never goes back."""
+        """Return nanoseconds since boot, including suspend; they never decrease."""
 
     def wall(self) -> int:
-        """Nanoseconds since 1970; may jump."""
+        """Return nanoseconds since 1970; they may jump."""
 
     def random(self, size: int) -> bytes:
-        """Secret bytes."""
+        """Return secret bytes."""
 
 
 class Boottime:
-    """A function with an attribute. An engine that can read CLOCK_BOOTTIME without the interpreter does so."""
+    """The boottime clock. Its attribute allows an engine to read CLOCK_BOOTTIME directly, without the interpreter."""
 
     is_boottime = True
 
@@ -38,6 +40,8 @@ class Boottime:
 
 
 class SystemClock:
+    """The operating system's clocks and randomness."""
+
     boottime = Boottime()
 
     def wall(self) -> int:
@@ -48,16 +52,16 @@ class SystemClock:
 
 
 PLAUSIBLE_SECONDS = 1_700_000_000
-"""Since 1970: a wall clock before November 2023 is certainly wrong."""
+"""Seconds since 1970, in November 2023: an earlier wall clock is certainly wrong."""
 
 
 def is_plausible(wall: int) -> bool:
-    """Whether the wall clock (nanoseconds) may be right."""
+    """Return whether the wall clock (nanoseconds) may be right."""
     return wall // 1_000_000_000 >= PLAUSIBLE_SECONDS
 
 
 def is_synchronised() -> bool:
-    """Whether the kernel knows the wall clock to be disciplined (adjtimex(2))."""
+    """Return whether the kernel reports that the wall clock is synchronised (adjtimex(2))."""
     try:
         return libc.clock_state() < _TIME_ERROR
     except OSError:
@@ -65,7 +69,7 @@ def is_synchronised() -> bool:
 
 
 class Alarm:
-    """A descriptor that becomes readable at a time of the boottime clock. Raises OSError where timerfd is missing."""
+    """A descriptor that becomes readable at a boottime deadline. Raises OSError if timerfd is not available."""
 
     def __init__(self) -> None:
         self._fd = timerfd.open_timer(time.CLOCK_BOOTTIME)
@@ -74,11 +78,11 @@ class Alarm:
         return self._fd
 
     def set(self, deadline: int | None) -> None:
-        """Ring at the deadline (nanoseconds; one in the past rings at once), or not at all."""
+        """Set the deadline in nanoseconds, or none. After a deadline in the past, the alarm rings at once."""
         timerfd.arm_at(self._fd, deadline)
 
     def clear(self) -> None:
-        """Consume a ring."""
+        """Acknowledge a ring."""
         timerfd.take_expiry(self._fd)
 
     def close(self) -> None:

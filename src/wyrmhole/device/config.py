@@ -1,4 +1,4 @@
-"""What a caller wants of a device, as plain values: the whole of one UAPI `set`, parsed and not yet applied."""
+"""A change of a device's configuration as plain values: one UAPI `set`, parsed but not yet applied."""
 
 from __future__ import annotations
 
@@ -11,13 +11,15 @@ from wyrmhole.wire.prefix import Prefix
 
 @dataclass(frozen=True, slots=True)
 class AllowedIPChange:
+    """An allowed ip to add or to remove."""
+
     prefix: Prefix
     remove: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class PeerChange:
-    """One peer section. None means "leave as it is"; an all-zero preshared key means none."""
+    """One peer section. None leaves a value unchanged; an all-zero preshared key removes the key."""
 
     public_key: PublicKey
     remove: bool = False
@@ -32,7 +34,8 @@ class PeerChange:
 
 @dataclass(frozen=True, slots=True)
 class DeviceChange:
-    """None means "leave as it is"; an all-zero private key unsets it; listen_port 0: any; fwmark 0: none."""
+    """The whole change. None leaves a value unchanged. An all-zero private key removes the key; `listen_port` 0 means
+    any port; `fwmark` 0 means no mark."""
 
     private_key: PrivateKey | None = None
     listen_port: int | None = None

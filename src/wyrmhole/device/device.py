@@ -1,14 +1,14 @@
-"""Device: a tunnel interface that lives. The only place where the pure core, an engine and the edges meet.
+"""Device: a running tunnel interface. The only module that connects the pure core, an engine and the edges.
 
-States follow the TUN: while it is up the bind is open and the interface runs; when it goes down the socket is closed
-and all sessions are forgotten, configuration stays. When it is deleted the device closes.
+The state follows the TUN. While the TUN is up, the bind is open and the interface runs. When it goes down, the bind is
+closed and all sessions are forgotten, but the configuration is kept. When it is deleted, the device closes.
 
     created --begin()--> down <--TUN up / TUN down--> up
                            \\-------- close(), TUN deleted, engine failed --------> closed (final)
 
-It is the only way to what is below it: nobody else calls the engine or the protocol, and `device/assemble.py` puts the
-parts together. Everything is called on one asyncio loop, except `close_now` and `drain`. `configure` is checked whole
-before any of it is applied.
+No code above the device calls the engine or the protocol directly; `device/assemble.py` puts the parts together. All
+methods must be called on one asyncio loop, except `close_now` and `drain`. A change is checked completely before
+`configure` applies any of it.
 """
 
 from __future__ import annotations
@@ -43,16 +43,19 @@ from wyrmhole.protocol.peer import Peer
 from wyrmhole.wire.prefix import Prefix
 
 START_PATIENCE = 5.0
-"""Seconds for a device to follow an interface that is up."""
+"""Seconds that a device may take to follow an interface that is up."""
 _DRAIN_STEP = 0.001
-"""Seconds between two looks at the TUN, which cannot report that it is empty."""
+"""Seconds between two polls of the TUN, which cannot report that it is empty."""
 MORE_FILES = "raise the limit of open files (ulimit -n)"
 OTHER_PORT = "choose another listen port, or 0 for any"
 
 
 class Device:
-    """`bind_factory` makes a closed Bind; a port change opens a second one before the first is closed.
-    The device closes the tun, the binds and the engine that it was given."""
+    """A running tunnel interface; see the module.
+
+    `bind_factory` creates a closed Bind; a change of the port opens a second one before it closes the first. The device
+    closes the tun, the binds and the engine.
+    """
 
     def __init__(
         self,
@@ -74,7 +77,7 @@ class Device:
         self._on_event = on_event
         self.engine_name = str(engine.kind.value)
         self.engine_reason = engine_reason
-        """Why it is this engine, for the log."""
+        """The reason for the choice of the engine, for the log."""
         self._bind: Bind | None = None
         self._tun_is_up = False
         self._port = 0
@@ -82,13 +85,13 @@ class Device:
         self._reports_refusals = False
         self._closed = asyncio.Event()
         self._decided = asyncio.Event()
-        """Set once the interface is up, cannot come up, or is closed: what `start` waits for."""
+        """Set once the interface is up, cannot come up, or is closed; `start` waits for it."""
         self.on_closed: Callable[[], None] = lambda: None
-        """Called once, on whatever thread closes it."""
+        """Called once, on the thread that closes the device."""
         self.obstacle: ConfigError | None = None
-        """Why it stays down although its interface is up."""
+        """The reason why the device stays down although its interface is up."""
         self.failure: str | None = None
-        """Why it closed itself, if that was not in order."""
+        """The reason why the device closed itself after a failure."""
         self._interface = Interface(
             engine,
             random=self._clock.random,
@@ -105,19 +108,19 @@ class Device:
             on_event=self._handle_event,
         )
 
-    # Life
+    # Life cycle
 
     def begin(self) -> None:
-        """Follow the TUN. Returns before the interface is up, for programs that do not decide when that happens."""
+        """Begin to follow the TUN. Returns before the interface is up, for programs that do not bring it up."""
         self._driver.start()
         self._engine.set_mtu(self._tun.mtu)
         self._engine.attach_tun(self._tun)
 
     async def start(self, change: DeviceChange, limit: float = START_PATIENCE) -> None:
-        """Configure, begin, and return when the interface is up and the engine works by the whole change.
+        """Configure, begin, and return when the interface is up and the engine has applied the whole change.
 
-        For a TUN that is up already. Raises ConfigError for the change or its port, DeviceError with the reason why the
-        interface does not come up. The caller closes the device either way.
+        The TUN must be up already. Raises ConfigError if the change or its port is refused, and DeviceError with the
+        reason if the device does not come up. The caller must close the device in either case.
         """
         self.configure(change)
         self.begin()
@@ -126,7 +129,7 @@ class Device:
                 await self._decided.wait()
                 await self.applied()
         except TimeoutError:
-            raise DeviceError("the tunnel did not come up: the engine does not see its interface up") from None
+            raise DeviceError("the tunnel did not come up: the engine does not report its interface as up") from None
         if self.obstacle is not None:
             raise self.obstacle
         if self.is_closed:
@@ -145,11 +148,11 @@ class Device:
 
     @property
     def is_closed(self) -> bool:
-        """For good; a device that is down may come up again."""
+        """Whether the device is closed permanently; a device that is down may come up again."""
         return self._closed.is_set()
 
     def close_now(self) -> None:
-        """`close` for those who cannot wait: it never does. The loop must not be running elsewhere."""
+        """Close without a loop. The device's loop must not be running in another thread."""
         if self._closed.is_set():
             return
         self._go_down()
@@ -165,7 +168,7 @@ class Device:
     # Configuration
 
     def configure(self, change: DeviceChange) -> None:
-        """Apply the whole change, or none of it. Raises ConfigError with the errno that the UAPI answers."""
+        """Apply the whole change. Raises ConfigError, with the errno for the UAPI's answer; then nothing is applied."""
         self._check_peer_count(change)
         self._apply_socket(change)
         self._follow_log_level()
@@ -178,19 +181,19 @@ class Device:
         for section in change.peers:
             self._apply_peer(section, now)
         if self._tun_is_up and self._bind is None:
-            # It could not come up for its port; this change may have given it another.
+            # The device could not come up because of its port, which this change may have replaced.
             self._go_up()
         self._driver.settle()
 
     def _follow_log_level(self) -> None:
-        """Ask the engine for refusals while somebody reads them."""
+        """Let the engine report refusals only while the log writes them."""
         wanted = self._log.isEnabledFor(logging.DEBUG)
         if wanted != self._reports_refusals:
             self._reports_refusals = wanted
             self._engine.report_refusals(wanted)
 
     def request_handshake(self, key: PublicKey) -> bool:
-        """Ask for a new session with the peer, whether or not there is one. False: there is no such peer."""
+        """Begin a new handshake with the peer, also if there is a session. Return false if there is no such peer."""
         peer = self._interface.peer(key)
         if peer is None:
             return False
@@ -199,7 +202,7 @@ class Device:
         return True
 
     def ensure_session(self, key: PublicKey) -> bool:
-        """Send the peer an empty packet, for which a session is needed first. False: there is no such peer."""
+        """Send the peer an empty packet, which first establishes a session. Return false if there is no such peer."""
         peer = self._interface.peer(key)
         if peer is None:
             return False
@@ -207,17 +210,17 @@ class Device:
         self._driver.settle()
         return True
 
-    def when_applied(self, call: Callable[[], None]) -> None:
-        """Call once, on any thread, when the engine works by everything that was configured."""
-        self._engine.when_applied(call)
+    def when_applied(self, callback: Callable[[], None]) -> None:
+        """Call `callback` once, on any thread, when the engine has applied the whole configuration."""
+        self._engine.when_applied(callback)
 
     async def applied(self) -> None:
-        """Wait until the engine works by everything that was configured: a large change takes it several batches."""
+        """Wait until the engine has applied the whole configuration; a large change takes several batches."""
         loop = asyncio.get_running_loop()
         done = asyncio.Event()
 
         def set_done() -> None:
-            # The loop may have ended by then, and nobody waits.
+            # The loop may have ended meanwhile; then no task waits.
             with contextlib.suppress(RuntimeError):
                 loop.call_soon_threadsafe(done.set)
 
@@ -230,15 +233,15 @@ class Device:
                 wait.cancel()
 
     def drain(self, limit: float) -> None:
-        """Block until the engine has read every packet that waits in the TUN, at most `limit` seconds.
+        """Block until the engine has read all packets that wait in the TUN, at most `limit` seconds.
 
-        It blocks and may be called from any thread, because programs need it at their end: their loop may not run any
-        more, and would cancel a task of theirs.
+        This blocks and may be called from any thread, because it is needed at the end of a program: its loop may have
+        ended already, or would cancel a task.
         """
         try:
             own = os.dup(self._tun.fileno())
         except OSError:
-            # The TUN is closed already.
+            # The TUN is already closed.
             return
         try:
             waiting = select.poll()
@@ -251,9 +254,10 @@ class Device:
             os.close(own)
 
     def _check_peer_count(self, change: DeviceChange) -> None:
-        """Sections apply in their order, so the most there ever are on the way counts."""
+        """Refuse a change that exceeds the limit on peers. Sections apply in order, so the largest number on the way
+        counts."""
         peers = self._interface.peers
-        # One peer more must not cost a look at all of them.
+        # Adding one peer must not cost a pass over all peers.
         if (0 if change.replace_peers else len(peers)) + len(change.peers) <= peers.max_peers:
             return
         present = set() if change.replace_peers else {peer.public_key.raw for peer in peers}
@@ -263,7 +267,7 @@ class Device:
             elif not section.update_only:
                 present.add(section.public_key.raw)
             if len(present) > peers.max_peers:
-                raise ConfigError(errno.EINVAL, f"a device holds at most {peers.max_peers} peers: remove some first")
+                raise ConfigError(errno.EINVAL, f"a device has at most {peers.max_peers} peers: remove some first")
 
     def _apply_socket(self, change: DeviceChange) -> None:
         former_mark = self._mark
@@ -281,13 +285,16 @@ class Device:
             if self._bind is not None:
                 self._bind.set_mark(mark)
         except OSError as error:
-            raise ConfigError(errno.EADDRINUSE, f"fwmark {mark}: {error.strerror}; it needs CAP_NET_ADMIN") from None
+            raise ConfigError(
+                errno.EADDRINUSE, f"cannot set fwmark {mark}: {error.strerror} (grant CAP_NET_ADMIN)"
+            ) from None
         if mark != self._mark:
             self._interface.forget_sources()
         self._mark = mark
 
     def _set_port(self, port: int) -> None:
-        """Sessions survive: only the socket changes, and the former one stays if the other cannot be had."""
+        """Change the port. Sessions survive, because only the socket changes. If the new one cannot be opened, the
+        former one is kept."""
         if self._bind is None:
             self._probe_port(port)
             return
@@ -301,7 +308,7 @@ class Device:
         former.close()
 
     def _probe_port(self, port: int) -> None:
-        """While down no socket is held, but a port that is taken is refused by the command that asks for it."""
+        """Check that the port is free. A device that is down has no socket, but a used port is refused at once."""
         if port:
             self._open_bind(port).close()
         self._port = port
@@ -314,18 +321,18 @@ class Device:
         except OSError as error:
             bind.close()
             remedy = MORE_FILES if error.errno in (errno.EMFILE, errno.ENFILE) else OTHER_PORT
-            raise ConfigError(errno.EADDRINUSE, f"UDP port {port}: {error.strerror}; {remedy}") from None
+            raise ConfigError(errno.EADDRINUSE, f"cannot open UDP port {port}: {error.strerror} ({remedy})") from None
         return bind
 
     def _attach_bind(self, bind: Bind) -> None:
-        """Raises ConfigError when the engine has no descriptors left for it; the bind is closed then."""
+        """Give the bind to the engine. Raises ConfigError if no descriptor is available; then the bind is closed."""
         try:
             self._engine.attach_bind(bind, self._port)
         except OSError as error:
             bind.close()
             raise ConfigError(
                 errno.EADDRINUSE,
-                f"UDP port {self._port}: {error.strerror}; {MORE_FILES}",
+                f"cannot open UDP port {self._port}: {error.strerror} ({MORE_FILES})",
             ) from None
         self._bind = bind
         self._log.debug("UDP bind has been updated, listening on port %d", self._port)
@@ -386,7 +393,7 @@ class Device:
         )
 
     def peer(self, key: PublicKey) -> PeerStatus | None:
-        """The state of one peer. None: there is no such peer."""
+        """Return the status of one peer, or None if there is no such peer."""
         peer = self._interface.peer(key)
         return None if peer is None else self._peer_status(peer)
 
@@ -394,7 +401,7 @@ class Device:
         return self._interface.peer(key) is not None
 
     def owner(self, prefix: Prefix) -> PublicKey | None:
-        """The peer among whose allowed ips is exactly this prefix."""
+        """Return the peer whose allowed ips include exactly this prefix."""
         peer = self._interface.owner(prefix)
         return None if peer is None else peer.public_key
 
@@ -408,23 +415,23 @@ class Device:
         )
 
     def drops(self) -> dict[DropReason, int]:
-        """Packets that died since the start, by cause."""
+        """Return the numbers of packets dropped since the start, by reason."""
         return dict(Counter(self._engine.drops()) + self._interface.exchange.drops)
 
     def peer_drops(self, key: PublicKey) -> dict[DropReason, int]:
-        """The same for one peer: those that are known to be its packets. Empty if there is no such peer."""
+        """Return the numbers of one peer's dropped packets, by reason; empty if there is no such peer."""
         peer = self._interface.peer(key)
         if peer is None:
             return {}
         return dict(Counter(self._engine.peer_drops(peer.id)) + Counter(peer.drops))
 
     def drop_counts(self) -> DropCounts:
-        """All drops, and those of each peer that has any."""
+        """Return all drops, and those of each peer that has any."""
         peers = {key: drops for key in self.peer_keys() if (drops := by_name(self.peer_drops(key)))}
         return DropCounts(by_name(self.drops()), peers)
 
     def oddities(self) -> dict[Oddity, int]:
-        """Packets that were odd and went their way since the start, by cause."""
+        """Return the numbers of odd packets that were delivered nevertheless since the start, by oddity."""
         return dict(self._engine.oddities())
 
     @property
@@ -434,7 +441,7 @@ class Device:
     def peer_keys(self) -> list[PublicKey]:
         return [peer.public_key for peer in self._interface.peers]
 
-    # What happens to it
+    # Reports and events
 
     def _handle_tun(self, report: TunChanged) -> None:
         if report.event is TunEvent.UP:
@@ -446,7 +453,7 @@ class Device:
         elif report.event is TunEvent.MTU:
             self._engine.set_mtu(self._tun.mtu)
         else:
-            self._log.info("Interface is gone, ending")
+            self._log.info("Interface is gone, closing")
             self.close_now()
 
     def _go_up(self) -> None:
@@ -482,7 +489,7 @@ class Device:
         self.close_now()
 
     def _hint(self, event: Event) -> str | None:
-        """What this host knows about a peer that cannot be reached."""
+        """Return the reason why this host cannot reach a peer, if it is known."""
         if isinstance(event, PeerSilent) and event.endpoint is not None:
             return why_unreachable(event.endpoint)
         if isinstance(event, SendRefused):

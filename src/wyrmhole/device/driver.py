@@ -1,12 +1,12 @@
-"""The loop around the pure interface: input, drain, act, re-arm one timer.
+"""The loop around the pure interface: the asyncio loop, the alarm, and pauses under load.
 
-What happens in a turn is in `turn`; here are the loop, the alarm and the rest.
+What happens in a turn is in `turn`. Everything runs on the asyncio loop's thread. An engine report or the alarm wakes
+it. It passes reports and time to the interface, passes TUN changes and events to the device, and sets the alarm to the
+interface's next deadline.
 
-Everything runs on the asyncio loop's thread. An engine report or the alarm wakes it; it feeds what there is to the
-interface, hands TUN changes and events to the device, and sets the alarm to the interface's next deadline. Reports are
-taken in small batches, so that a flood of handshakes cannot keep the loop from its other work (the UAPI). While more
-handshakes wait than there should, the loop also rests after each batch, if the engine's thread shares the interpreter
-with it: handshakes must not delay data. Behind the native engine a rest would only lose handshakes.
+Reports are taken in small batches, so that a flood of handshakes cannot keep the loop from its other work (the UAPI).
+If too many handshakes wait and the engine's thread shares the interpreter, the loop also pauses after each batch:
+handshakes must not delay data. With the native engine, a pause would only lose handshakes.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from wyrmhole.protocol.constants import SECOND, UNDER_LOAD_QUEUE_DEPTH
 from wyrmhole.protocol.events import Event
 from wyrmhole.protocol.interface import Interface
 
-REST = 6
-"""Under load, the rest after a batch is this many times as long as the batch took: handshakes get 1/7 of the time."""
+PAUSE_FACTOR = 6
+"""Under load, the pause after a batch is this many times as long as the batch took: handshakes get 1/7 of the time."""
 
 
 class Driver:
-    """`on_tun`, `on_failure` and `on_event` are called on the loop, outside of any interface call."""
+    """Runs the turns. `on_tun`, `on_failure` and `on_event` are called on the loop, outside of any interface call."""
 
     def __init__(
         self,
@@ -53,7 +53,7 @@ class Driver:
         self._loop.add_reader(self._alarm.fileno(), self._handle_alarm)
 
     def stop(self) -> None:
-        """Idempotent; no callback runs afterwards."""
+        """Stop. Idempotent; no callback runs afterwards."""
         loop, self._loop = self._loop, None
         if loop is not None and not loop.is_closed():
             loop.remove_reader(self._engine.fileno())
@@ -61,7 +61,7 @@ class Driver:
         self._alarm.close()
 
     def settle(self) -> None:
-        """Call after every command to the interface: carry it out, deliver its events, re-arm the alarm."""
+        """Carry out commands to the interface, deliver their events, and set the alarm. Call it after every command."""
         self._arm(turn.settle(self._interface, self._engine, self._calls))
 
     def _arm(self, deadline: int | None) -> None:
@@ -81,13 +81,13 @@ class Driver:
             self._arm(turned.deadline)
             is_flooded = turned.waiting >= UNDER_LOAD_QUEUE_DEPTH and self._engine.shares_interpreter
             if is_flooded and self._loop is not None:
-                self._rest(self._clock.boottime() - now)
+                self._pause(self._clock.boottime() - now)
 
-    def _rest(self, worked: int) -> None:
-        """Take no reports for a while; `worked` is what the last took, in nanoseconds."""
+    def _pause(self, batch_time: int) -> None:
+        """Take no reports for `PAUSE_FACTOR` times the nanoseconds that the last batch took."""
         assert self._loop is not None
         self._loop.remove_reader(self._engine.fileno())
-        self._loop.call_later(REST * worked / SECOND, self._resume)
+        self._loop.call_later(PAUSE_FACTOR * batch_time / SECOND, self._resume)
 
     def _resume(self) -> None:
         if self._loop is not None:

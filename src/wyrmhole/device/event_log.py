@@ -1,8 +1,8 @@
 """Log lines for a device's events, in wireguard-go's words where it has the same line.
 
-`describe` gives the level, the text and, for what others can cause at will, a rate class: a log writes one line a
-second of each class (see cli/log_lines.py), so a flood cannot fill a disk. Peers are written as wireguard-go writes
-them, `peer(XXXX…XXXX)`.
+`describe` returns the level and the text. Lines that others can cause at will also have a rate class: the log writes
+one line per second of each class (see cli/log_lines.py), so a flood cannot fill a disk. Peers are written like in
+wireguard-go: `peer(XXXX…XXXX)`.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ REFUSALS = {
     DropReason.BAD_HANDSHAKE: "{peer} does not authenticate: the preshared keys differ, or the message was altered",
     DropReason.REPLAYED_HANDSHAKE: "{peer} sent an old timestamp: a replay, or its clock went back",
     DropReason.HANDSHAKE_FLOOD: "{peer} initiated again within 20 ms",
-    DropReason.UNEXPECTED_RESPONSE: "no initiation waits for it",
-    DropReason.BAD_COOKIE: "no initiation waits for it, or its key is wrong",
+    DropReason.UNEXPECTED_RESPONSE: "no initiation of ours is pending",
+    DropReason.BAD_COOKIE: "no initiation of ours is pending, or its key is wrong",
     DropReason.BAD_MAC1: "it is not meant for this interface's public key: the sender has another PublicKey for us",
-    DropReason.TOO_SHORT: "it is no WireGuard message",
-    DropReason.UNKNOWN_TYPE: "it is no WireGuard message, or of another version or an obfuscated variant",
-    DropReason.WRONG_LENGTH: "its length does not fit its type",
+    DropReason.TOO_SHORT: "it is not a WireGuard message",
+    DropReason.UNKNOWN_TYPE: "it is not a WireGuard message, or it is one of another version or an obfuscated variant",
+    DropReason.WRONG_LENGTH: "its length is wrong for its type",
     DropReason.RATE_LIMITED: "too many handshakes wait, and its source sends many",
     DropReason.HANDSHAKE_QUEUE_FULL: "too many handshakes wait",
-    DropReason.UNEXPECTED_COOKIE: "no initiation waits for it",
+    DropReason.UNEXPECTED_COOKIE: "no initiation of ours is pending",
 }
-"""Why a message was refused, and what to look at."""
+"""Why a message was refused, and the remedy if there is one."""
 
 MESSAGES = {
     DropReason.UNEXPECTED_RESPONSE: "Received invalid response message",
@@ -46,11 +46,11 @@ MESSAGES = {
     DropReason.UNKNOWN_TYPE: "Received message with unknown type",
     DropReason.WRONG_LENGTH: "Received message with unknown type",
 }
-"""The beginning of its line, in wireguard-go's words."""
+"""The beginning of a refusal's log line, in wireguard-go's words."""
 
 
 BATCHES_LOST = (
-    "GSO batches are lost on the way while single datagrams arrive, probably damaged by a kernel or driver; sending "
+    "GSO batches are lost while single datagrams arrive; a kernel or driver on the path probably damages them; sending "
     "single datagrams, which is slower, and trying batches again later (check with `wyrmhole doctor --to {key}`, or "
     "set WYRMHOLE_WITHOUT=gso to switch them off)"
 )
@@ -61,20 +61,21 @@ WARNINGS = (events.PeerSilent, events.PeerBack, events.EndpointFlapping, events.
 
 @dataclass(frozen=True, slots=True)
 class LogLine:
+    """One line for the log."""
+
     level: int
     text: str
     rate_class: str | None = None
 
 
 def peer_text(key: PublicKey) -> str:
-    """As wireguard-go writes a peer in its log."""
+    """Return a peer's name in the log, like in wireguard-go."""
     text = key.base64()
     return f"peer({text[:4]}…{text[39:43]})"
 
 
 def describe(event: events.Event, hint: str | None = None) -> tuple[LogLine, ...]:
-    """The lines of one event, in order. `hint`: what this host lacks to reach a silent peer, or why it does
-    not send to one."""
+    """Return the lines of one event, in order. `hint` is the reason why this host cannot reach or send to the peer."""
     if isinstance(event, events.HandshakeRefused):
         return (_refused(event),)
     if isinstance(event, events.CookieReplySent):
@@ -141,14 +142,14 @@ def _silence(event: events.PeerSilent, hint: str | None) -> str:
         return f"{where} cannot be reached: {hint}"
     if not event.initiations:
         return (
-            f"{where} has not answered for 15 s within a session: it may have restarted, moved or be cut off, a NAT "
-            "may have forgotten it (PersistentKeepalive = 25 on its side), or another host uses our private key; "
+            f"{where} has not answered for 15 s within a session: it may have restarted, moved or been cut off, a NAT "
+            "may have forgotten it (set PersistentKeepalive = 25 on its side), or another host uses our private key; "
             "starting a new handshake"
         )
     return (
         f"{where} does not answer: {event.initiations} handshake initiations in 15 s, nothing received; check that "
         "the endpoint is right and running, that the keys match on both sides, that UDP is not filtered, and that the "
-        "clock here is not behind"
+        "clock of this host is not behind"
     )
 
 
@@ -156,7 +157,7 @@ def _flapping(event: events.EndpointFlapping) -> str:
     one, other = (endpoint.emit() for endpoint in event.endpoints)
     return (
         f"keeps moving between {one} and {other}: two hosts or programs seem to use its private key; "
-        "give each a key of its own"
+        "give each its own key"
     )
 
 
@@ -174,7 +175,7 @@ def _refused(event: events.HandshakeRefused) -> LogLine:
     reason = REFUSALS.get(event.reason, event.reason.value).format(
         key="(hidden)" if key is None else key.base64(), peer="the sender" if key is None else peer_text(key)
     )
-    # An initiation that does not authenticate names nobody; a response answers an initiation to a known peer.
+    # An initiation that does not authenticate has no known sender; a response answers an initiation to a known peer.
     is_response = event.reason is DropReason.BAD_HANDSHAKE and key is not None
     default = f"Received invalid {'response' if is_response else 'initiation'} message"
     message = MESSAGES.get(event.reason, default)

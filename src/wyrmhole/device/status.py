@@ -1,4 +1,4 @@
-"""An immutable picture of a device, as `wg show` needs it."""
+"""An immutable snapshot of a device, with everything that `wg show` prints."""
 
 from __future__ import annotations
 
@@ -17,41 +17,43 @@ if TYPE_CHECKING:
     from wyrmhole.protocol.peer import Peer
 
 NO_PSK = PresharedKey(bytes(KEY_SIZE))
-"""What stands for no preshared key, as in the kernel."""
+"""The all-zero key, which stands for no preshared key, like in the kernel."""
 
 
 @dataclass(frozen=True, slots=True)
 class PeerStatus:
+    """A snapshot of one peer."""
+
     public_key: PublicKey
     preshared_key: PresharedKey
     endpoint: Endpoint | None
     last_handshake: tuple[int, int]
-    """Wall clock (seconds, nanoseconds); (0, 0): never."""
+    """The wall clock at the last handshake: (seconds, nanoseconds), or (0, 0) if there was none."""
     tx_bytes: int
     rx_bytes: int
     persistent_keepalive: int
     allowed_ips: tuple[Prefix, ...]
     attempts: int = 0
-    """Initiations of the present series that were sent again. This and the fields below are known to the device itself
-    only; a status that was read from a UAPI socket has their defaults."""
+    """Retransmitted initiations of the current attempt at a handshake. This and the following fields are known only to
+    the device itself; a status read from a UAPI socket has their defaults."""
     session_age: int | None = None
-    """Nanoseconds since the session began that packets leave under; None: there is none."""
+    """Nanoseconds since the start of the session with which packets are sent, or None if there is no such session."""
     unanswered: int = 0
     """Initiations sent since the last completed handshake."""
     unanswered_for: int = 0
-    """Nanoseconds since the first of them was sent."""
+    """Nanoseconds since the first of these was sent."""
     silent_for: int | None = None
-    """Nanoseconds since the peer was reported silent; None: it was not."""
+    """Nanoseconds since the peer was reported silent, or None if it is not silent."""
     handshake_age: int | None = None
-    """Nanoseconds since the last completed handshake, by the wall clock; None: there was none."""
+    """Nanoseconds since the last completed handshake by the wall clock, or None if there was none."""
     problem: DropReason | None = None
-    """Why its last response was refused, until a handshake completes."""
+    """The reason why the peer's last response was refused; None after a completed handshake."""
 
 
 @dataclass(frozen=True, slots=True)
 class DropCounts:
-    """Packets that died since the start, by the names of `DropReason`; another version may have names that this one
-    does not know. `peers`: those that are known to be a peer's; they are among `total`."""
+    """Packets dropped since the start, by the names of `DropReason`. Another version may have names that this one does
+    not know. `peers` has those whose peer is known; `total` includes them."""
 
     total: Mapping[str, int]
     peers: Mapping[PublicKey, Mapping[str, int]]
@@ -59,6 +61,8 @@ class DropCounts:
 
 @dataclass(frozen=True, slots=True)
 class DeviceStatus:
+    """A snapshot of a device."""
+
     name: str
     private_key: PrivateKey | None = field(repr=False)
     listen_port: int
@@ -68,7 +72,7 @@ class DeviceStatus:
 
 
 def peer_status(peer: Peer, counters: PeerCounters, *, reject_after: int, now: int, wall: int) -> PeerStatus:
-    """Take the picture of a peer. `now` is boottime, by which sessions live, because the wall clock may be set."""
+    """Take a snapshot of a peer. `now` is the boottime, which determines the age of sessions: the wall clock may be set."""
     session_age = None if peer.session is None else now - peer.session.birth
     return PeerStatus(
         public_key=peer.public_key,

@@ -1,7 +1,7 @@
-"""One turn of the driver, without its clock and its loop: what happened goes in, events and the next deadline come out.
+"""One turn of the driver, without clock and loop: it takes reports and the time, and returns events and a deadline.
 
-The driver calls these functions for a device, and the simulator calls them for each of its hosts, so that the order
-of reports, timers and events that is simulated is the one that ships.
+The driver calls these functions for a device, and the simulator calls them for each of its hosts. The order of reports,
+timers and events in the simulation is therefore the real one.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from wyrmhole.protocol.data_plane import HandshakeDatagram, Report
 from wyrmhole.protocol.events import Event
 
 BATCH = 32
-"""Reports in one turn: about 6 ms if each is a handshake to answer."""
+"""Reports in one turn. They take about 6 ms, if each is a handshake to answer."""
 
 
 class Core(Protocol):
-    """The part of an `Interface` that a turn calls. The simulator puts its checks around one."""
+    """The methods of `Interface` that a turn calls. The simulator wraps an interface in its checks."""
 
     def handle_report(self, report: Report, now: int) -> None: ...
 
@@ -32,7 +32,8 @@ class Core(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Calls:
-    """What a turn calls, outside of any call of the interface. `has_ended`: whether one of the others closed it all."""
+    """The callbacks of a turn, called outside of any interface call. `has_ended` returns whether one of the others
+    closed the device."""
 
     on_tun: Callable[[TunChanged], None]
     on_failure: Callable[[str], None]
@@ -42,14 +43,14 @@ class Calls:
 
 @dataclass(frozen=True, slots=True)
 class Turned:
-    """`deadline` is when the next timer is due, `waiting` the number of handshakes behind the last one taken."""
+    """The result of a turn: the next deadline, and the number of handshakes behind the last one taken."""
 
     deadline: int | None
     waiting: int
 
 
 def take_reports(core: Core, engine: Engine, now: int, calls: Calls) -> Turned | None:
-    """Handle one batch of reports, then the timers that are due. Returns None if the owner ended meanwhile."""
+    """Handle one batch of reports, then the timers that are due. Return None if the device was closed meanwhile."""
     waiting = 0
     for report in engine.poll_reports(BATCH):
         if isinstance(report, HandshakeDatagram):
@@ -65,13 +66,13 @@ def take_reports(core: Core, engine: Engine, now: int, calls: Calls) -> Turned |
 
 
 def run_timers(core: Core, engine: Engine, now: int, calls: Calls) -> int | None:
-    """Handle the timers that are due. Returns the next deadline."""
+    """Handle the timers that are due. Return the next deadline."""
     core.handle_timeout(now)
     return settle(core, engine, calls)
 
 
 def settle(core: Core, engine: Engine, calls: Calls) -> int | None:
-    """Carry out what was called and deliver the events. Returns the next deadline."""
+    """Commit calls to the engine and deliver the events. Return the next deadline."""
     engine.commit()
     while (event := core.poll_event()) is not None:
         calls.on_event(event)

@@ -1,4 +1,4 @@
-//! One peer, 1, that has 10.0.0.0/8, and packets for it.
+//! Tables with one peer, number 1, that owns 10.0.0.0/8, and packets for it.
 
 use std::net::SocketAddr;
 
@@ -9,7 +9,7 @@ use wyrmhole_core::ip::Address;
 use wyrmhole_core::keypair::KeypairParams;
 use wyrmhole_core::tables::Tables;
 
-/// With an endpoint and no key yet.
+/// Create tables whose peer has an endpoint but no keypair yet.
 pub fn without_key(aead: Box<dyn Aead>) -> Tables {
     let tables = Tables::new(aead);
     tables.set_mac1_key(Some([1; 32]));
@@ -19,7 +19,7 @@ pub fn without_key(aead: Box<dyn Aead>) -> Tables {
     tables
 }
 
-/// Keys that never end.
+/// Parameters of a keypair that never expires.
 pub fn params(index: u32, other: u32, is_initiator: bool) -> KeypairParams {
     KeypairParams {
         local_index: index,
@@ -34,12 +34,12 @@ pub fn params(index: u32, other: u32, is_initiator: bool) -> KeypairParams {
     }
 }
 
-/// At time 5.
+/// A turn at time 5.
 pub fn turn<'a, E>(tables: &'a Tables, edges: &'a mut E) -> Turn<'a, E> {
     Turn { tables, edges, now: 5 }
 }
 
-/// A virtio header and a UDP packet or super-packet with that much payload.
+/// Create a virtio header and a UDP packet or super-packet with `payload` bytes of payload.
 pub fn frame(payload: usize, gso_size: u16) -> Vec<u8> {
     let mut frame = vec![0; 10 + 28 + payload];
     if gso_size > 0 {
