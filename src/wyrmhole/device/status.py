@@ -72,7 +72,7 @@ class DeviceStatus:
 
 
 def peer_status(peer: Peer, counters: PeerCounters, *, reject_after: int, now: int, wall: int) -> PeerStatus:
-    """Take a snapshot of a peer. `now` is the boottime, which determines the age of sessions: the wall clock may be set."""
+    """Take a snapshot of a peer. `now` is the boottime: session ages do not use the wall clock, which may be set."""
     session_age = None if peer.session is None else now - peer.session.birth
     return PeerStatus(
         public_key=peer.public_key,
