@@ -51,11 +51,8 @@ OTHER_PORT = "choose another listen port, or 0 for any"
 
 
 class Device:
-    """A running tunnel interface; see the module.
-
-    `bind_factory` creates a closed Bind; a change of the port opens a second one before it closes the first. The device
-    closes the tun, the binds and the engine.
-    """
+    """A running tunnel interface. `bind_factory` creates a closed Bind; a change of the port opens a second one before
+    it closes the first. The device closes the tun, the binds and the engine."""
 
     def __init__(
         self,
@@ -254,8 +251,7 @@ class Device:
             os.close(own)
 
     def _check_peer_count(self, change: DeviceChange) -> None:
-        """Refuse a change that exceeds the limit on peers. Sections apply in order, so the largest number on the way
-        counts."""
+        """Refuse a change that exceeds the limit on peers at any point: its sections apply in order."""
         peers = self._interface.peers
         # Adding one peer must not cost a pass over all peers.
         if (0 if change.replace_peers else len(peers)) + len(change.peers) <= peers.max_peers:
@@ -285,9 +281,8 @@ class Device:
             if self._bind is not None:
                 self._bind.set_mark(mark)
         except OSError as error:
-            raise ConfigError(
-                errno.EADDRINUSE, f"cannot set fwmark {mark}: {error.strerror} (grant CAP_NET_ADMIN)"
-            ) from None
+            reason = f"cannot set fwmark {mark}: {error.strerror} (grant CAP_NET_ADMIN)"
+            raise ConfigError(errno.EADDRINUSE, reason) from None
         if mark != self._mark:
             self._interface.forget_sources()
         self._mark = mark
@@ -330,10 +325,8 @@ class Device:
             self._engine.attach_bind(bind, self._port)
         except OSError as error:
             bind.close()
-            raise ConfigError(
-                errno.EADDRINUSE,
-                f"cannot open UDP port {self._port}: {error.strerror} ({MORE_FILES})",
-            ) from None
+            reason = f"cannot open UDP port {self._port}: {error.strerror} ({MORE_FILES})"
+            raise ConfigError(errno.EADDRINUSE, reason) from None
         self._bind = bind
         self._log.debug("UDP bind has been updated, listening on port %d", self._port)
 
