@@ -396,7 +396,7 @@ async def _name_servers(
     servers = config.interface.dns_servers
     if not servers:
         level, advice = (
-            (BAD, "add DNS = ADDRESS to [Interface]") if names else (NOTE, "names inside the tunnel cannot be resolved")
+            (BAD, "add DNS = ADDRESS to [Interface]") if names else (NOTE, "names inside the tunnel cannot be used")
         )
         yield Finding("DNS", level, "no name server is configured", advice)
         return
