@@ -36,7 +36,7 @@ def has_vector() -> bool:
     return True
 
 
-ENGINES = ["portable", "native-ring", *(["native-vector"] if has_vector() else [])]
+ENGINES = ["portable", "native-aws-lc", *(["native-vector"] if has_vector() else [])]
 
 
 @pytest.fixture(autouse=True, params=ENGINES)
