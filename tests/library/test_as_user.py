@@ -79,7 +79,7 @@ def test_library_needs_no_privileges(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("mount", "stage", "says"),
+    ("mount", "stage", "expected"),
     [
         ('mount -t tmpfs none /dev/net && exec "$@"', "open", "there is no /dev/net/tun"),
         (WORLD_TUN.replace("666", "600"), "open", "not readable and writable"),
@@ -87,10 +87,10 @@ def test_library_needs_no_privileges(name: str, tmp_path: Path) -> None:
     ],
     ids=["no device", "device of root", "no driver"],
 )
-def test_missing_or_private_tun_device_is_reported(mount: str, stage: str, says: str) -> None:
+def test_missing_or_private_tun_device_is_reported(mount: str, stage: str, expected: str) -> None:
     done = as_nobody(interpreter(), "-c", OPEN, CONFIG, mount=mount)
     assert done.stdout.startswith(f"NamespaceError {stage} "), done.stdout + done.stderr
-    assert says in done.stdout
+    assert expected in done.stdout
     assert "no traffic bypasses it" in done.stdout
 
 

@@ -51,8 +51,8 @@ def test_example_reaches_a_database(site: Site) -> None:
     login = (postgresql.USER, postgresql.PASSWORD)
     with postgresql.database(site.peer, "10.77.0.2", "fd77::2"):
         for host in ("db.internal", "10.77.0.2", "fd77::2"):
-            said = site.run_python("examples/reach_postgresql.py", str(site.config), host, *login)
-            assert said.startswith("[['PostgreSQL "), said
+            message = site.run_python("examples/reach_postgresql.py", str(site.config), host, *login)
+            assert message.startswith("[['PostgreSQL "), message
         forward = ("-m", "wyrmhole.cli.main", "forward", str(site.config), "127.0.0.1:0", "db.internal:5432")
         with site.python(*forward) as first_line:
             host, _, port = first_line.split()[-1].rpartition(":")

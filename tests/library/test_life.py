@@ -70,8 +70,8 @@ def nothing_left(warns: bool = True) -> Iterator[list[warnings.WarningMessage]]:
         warnings.simplefilter("always")
         yield caught
         until(lambda: held() == before, f"as before: {before}")
-    said = [str(each.message) for each in caught if issubclass(each.category, ResourceWarning)]
-    assert any("never closed" in each for each in said) == warns, said
+    text_printed = [str(each.message) for each in caught if issubclass(each.category, ResourceWarning)]
+    assert any("never closed" in each for each in text_printed) == warns, text_printed
 
 
 async def leave(**options: Any) -> None:

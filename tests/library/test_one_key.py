@@ -172,8 +172,8 @@ def test_peer_of_two_clients_with_one_key_reports_it(caplog: pytest.LogCaptureFi
                 receiver.close()
 
     run(scenario())
-    said = [line for line in caplog.messages if "two hosts or programs seem to use its private key" in line]
-    assert len(said) == 1 and said[0].count("127.0.0.1:") >= 2
+    message = [line for line in caplog.messages if "two hosts or programs seem to use its private key" in line]
+    assert len(message) == 1 and message[0].count("127.0.0.1:") >= 2
 
 
 def endpoint_of(far: wyrmhole.Tunnel) -> str | None:

@@ -24,10 +24,10 @@ def test_patched_program_is_refused(library: str, module: str, monkeypatch: pyte
     name, method = PATCHED[library]
     monkeypatch.setitem(sys.modules, name, SimpleNamespace(**{method: lambda asked: asked == module}))
     before = threading.active_count()
-    says = f"{library} has patched .'{module}' is replaced.: run `wyrmhole"
-    with pytest.raises(wyrmhole.TunnelError, match=says):
+    expected = f"{library} has patched .'{module}' is replaced.: run `wyrmhole"
+    with pytest.raises(wyrmhole.TunnelError, match=expected):
         wyrmhole.sync.open("absent.conf")
-    with pytest.raises(wyrmhole.TunnelError, match=says):
+    with pytest.raises(wyrmhole.TunnelError, match=expected):
         asyncio.run(wyrmhole.open("absent.conf").open())
     assert threading.active_count() == before
 

@@ -154,6 +154,6 @@ def test_simulator_is_packaged_and_needs_one_dependency() -> None:
         "main(['--seed', '1', '--hours', '0.01', '--hosts', '2']);"
         "print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
     )
-    said = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
-    foreign = set(said.splitlines()[-1].split()) - set(sys.stdlib_module_names) - {"wyrmhole"}
+    message = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True).stdout
+    foreign = set(message.splitlines()[-1].split()) - set(sys.stdlib_module_names) - {"wyrmhole"}
     assert foreign - {"__mp_main__"} <= {"cryptography", "_cffi_backend", "_openssl"}, "the latter two are its parts"

@@ -188,11 +188,13 @@ def test_call_numbers_match_the_kernel_headers(machine: str) -> None:
     header = next((path for path in HEADERS[machine] if path.exists()), None)
     if header is None:
         pytest.skip("no kernel headers installed: apt-get install linux-libc-dev")
-    said = dict(re.findall(r"#define __NR(?:3264)?_(\w+) (\d+)$", header.read_text(), re.M))
-    said["newfstatat"] = said.get("newfstatat", said.get("fstatat", "-"))
+    message = dict(re.findall(r"#define __NR(?:3264)?_(\w+) (\d+)$", header.read_text(), re.M))
+    message["newfstatat"] = message.get("newfstatat", message.get("fstatat", "-"))
     ours = ARCHITECTURES[machine].numbers
-    assert {name: int(said[name]) for name in ours if name in said} == {n: v for n, v in ours.items() if n in said}
-    assert len([name for name in ours if name in said]) > 100
+    assert {name: int(message[name]) for name in ours if name in message} == {
+        n: v for n, v in ours.items() if n in message
+    }
+    assert len([name for name in ours if name in message]) > 100
 
 
 # The kernel

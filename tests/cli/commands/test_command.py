@@ -56,8 +56,8 @@ def test_keys_have_the_form_of_wg() -> None:
 
 @pytest.mark.parametrize("text", ["", "abc", PRIVATE[:-1], "A" * 43 + "=", PRIVATE * 2, "\0" * 5000])
 def test_invalid_key_is_refused_and_not_repeated(text: str) -> None:
-    said = refusal("pubkey", text=text)
-    assert said.startswith("wyrmhole: stdin: ") and said.count("\n") == 1 and PRIVATE[:10] not in said
+    message = refusal("pubkey", text=text)
+    assert message.startswith("wyrmhole: stdin: ") and message.count("\n") == 1 and PRIVATE[:10] not in message
 
 
 def test_world_readable_key_file_causes_a_warning(tmp_path: Path) -> None:
@@ -140,13 +140,13 @@ def test_check_warns_of_each_unresolvable_name(conf: Path, monkeypatch: pytest.M
     hosts = ("gone.example", "good.example", "slow.example", "192.0.2.9")
     conf.write_text(GOOD + "".join(key.format(f"{n}{PUBLIC[1:]}", n, host) for n, host in enumerate(hosts, 1)))
     try:
-        said = output("check", str(conf))
+        message = output("check", str(conf))
         offline = output("check", "--offline", str(conf))
     finally:
         hang.set()
-    assert f"{conf}:12: warning: gone.example cannot be resolved now (Name or service not known)" in said
-    assert f"{conf}:20: warning: slow.example cannot be resolved now (no answer within 0.2 s)" in said
-    assert said.count("cannot be resolved") == 2
+    assert f"{conf}:12: warning: gone.example cannot be resolved now (Name or service not known)" in message
+    assert f"{conf}:20: warning: slow.example cannot be resolved now (no answer within 0.2 s)" in message
+    assert message.count("cannot be resolved") == 2
     assert offline == f"{conf}: no problems found\n"
 
 
@@ -184,8 +184,8 @@ def test_unreadable_file_of_a_name_is_reported_with_a_remedy(monkeypatch: pytest
         raise PermissionError(errno.EACCES, "Permission denied", path)
 
     monkeypatch.setattr(command_check, "read_file", refuse)
-    said = refusal("check", "wg0")
-    assert said.startswith("wyrmhole: /etc/wireguard/wg0.conf: Permission denied (run as root, or give a path ")
+    message = refusal("check", "wg0")
+    assert message.startswith("wyrmhole: /etc/wireguard/wg0.conf: Permission denied (run as root, or give a path ")
     assert refusal("check", "./wg0.conf") == "wyrmhole: wg0.conf: Permission denied\n"
 
 
@@ -237,8 +237,8 @@ def test_qr_contains_only_keys_that_the_apps_accept(conf: Path) -> None:
         f"DNS = 10.0.0.9, lan\nMTU = 1400\n\n[Peer]\nPublicKey = {PUBLIC}\nAllowedIPs = 10.0.0.2/32\n"
     )
     assert left_out == ["FwMark", "Table", "SaveConfig", "PostUp", "PreDown", "DNS ~corp"]
-    said = invoke("qr", "--allow-secrets", str(conf)).stderr
-    assert said.startswith("Warning: left out, because the mobile apps refuse it: FwMark, Table, SaveConfig")
+    message = invoke("qr", "--allow-secrets", str(conf)).stderr
+    assert message.startswith("Warning: left out, because the mobile apps refuse it: FwMark, Table, SaveConfig")
     assert for_apps(Config.parse(f"[Peer]\nPublicKey = {PUBLIC}\n"))[0].startswith("[Interface]\n[Peer]\n")
 
 
@@ -301,7 +301,7 @@ def test_doctor_prints_its_findings() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "says"),
+    ("content", "expected"),
     [
         (None, "No such file or directory"),
         ("folder", "Is a directory"),
@@ -314,7 +314,7 @@ def test_doctor_prints_its_findings() -> None:
 )
 @pytest.mark.parametrize("options", [(), ("--json",)], ids=["text", "json"])
 def test_doctor_refuses_an_invalid_file_in_one_sentence(
-    content: bytes | str | None, says: str, options: tuple[str, ...], tmp_path: Path
+    content: bytes | str | None, expected: str, options: tuple[str, ...], tmp_path: Path
 ) -> None:
     path = tmp_path / "wg0.conf"
     if content == "folder":
@@ -322,8 +322,8 @@ def test_doctor_refuses_an_invalid_file_in_one_sentence(
     elif isinstance(content, bytes):
         path.touch(0o600)
         path.write_bytes(content)
-    said = refusal("doctor", str(path), *options)
-    assert says in said and said.count("\n") == 1 and str(path) in said
+    message = refusal("doctor", str(path), *options)
+    assert expected in message and message.count("\n") == 1 and str(path) in message
 
 
 def test_doctor_prints_findings_of_a_file_as_json(tmp_path: Path) -> None:

@@ -285,7 +285,7 @@ def test_hooks_and_name_servers_work_like_wg_quick(lab: Lab, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    ("more", "allowed_ips", "said"),
+    ("more", "allowed_ips", "message"),
     [
         ("PostUp = false\n", "0.0.0.0/0, ::/0", "a hook ended with status 1: false"),
         ("Address = 10.77.0.1/24\n", "10.0.0.0/8", "cannot add the address 10.77.0.1/24: EEXIST"),
@@ -293,13 +293,13 @@ def test_hooks_and_name_servers_work_like_wg_quick(lab: Lab, tmp_path: Path) -> 
         ("MTU = 100\n", "::/0", "MTU 100 is below 1280"),
     ],
 )
-def test_failed_up_leaves_nothing(lab: Lab, tmp_path: Path, more: str, allowed_ips: str, said: str) -> None:
+def test_failed_up_leaves_nothing(lab: Lab, tmp_path: Path, more: str, allowed_ips: str, message: str) -> None:
     client, _, _ = lab.routed()
     interface = f"[Interface]\nPrivateKey = {Key.generate().private}\nAddress = 10.77.0.1/24, fd77::1/64\n{more}"
     quick = Quick(client, tmp_path, interface + peer_section(Key.generate().public, allowed_ips))
     before = traces(client)
     result = client.try_run(WYRMHOLE, "up", str(quick.file))
-    assert result.returncode == 1 and said in result.stderr, result.stderr
+    assert result.returncode == 1 and message in result.stderr, result.stderr
     assert quick.is_gone() and traces(client) == before
 
 

@@ -92,9 +92,9 @@ def test_refusal_of_an_open_proxy_names_the_options_of_the_command(
         raise OpenProxyError(listen)
 
     monkeypatch.setattr(tunnel, "proxy", refuse, raising=False)
-    said = refusal("proxy", conf, "--listen", "0.0.0.0:1080")
-    assert "refusing to open a proxy on 0.0.0.0:1080: without passwords" in said
-    assert "(list users with --users FILE, listen on 127.0.0.1, or pass --allow-open to override)" in said
+    text_printed = refusal("proxy", conf, "--listen", "0.0.0.0:1080")
+    assert "refusing to open a proxy on 0.0.0.0:1080: without passwords" in text_printed
+    assert "(list users with --users FILE, listen on 127.0.0.1, or pass --allow-open to override)" in text_printed
 
 
 @pytest.mark.parametrize("text", ["ann\n", ":secret\n", "ann:\n", ""])

@@ -128,7 +128,7 @@ def test_silent_child_is_given_up() -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "sentence"),
+    ("message", "sentence"),
     [
         (b"", r"cannot isolate the program: its process ended$"),
         (b"..", r"cannot isolate the program: its process ended$"),
@@ -136,10 +136,10 @@ def test_silent_child_is_given_up() -> None:
         (b"cannot add the route 10.0.0.0/8: Invalid argument\n", r"Invalid argument$"),
     ],
 )
-def test_report_of_the_child_is_the_error(said: bytes, sentence: str) -> None:
+def test_report_of_the_child_is_the_error(message: bytes, sentence: str) -> None:
     ours, theirs = socket.socketpair()
     with ours:
         with theirs:
-            theirs.sendall(said)
+            theirs.sendall(message)
         with pytest.raises(DeviceError, match=sentence):
             parent._receive_tun(ours)

@@ -213,8 +213,8 @@ def test_program_inside_cannot_query_servers_outside(site: Site, user: str, fold
         "            print(type(error).__name__)\n"
     )
     command = wyrmhole_of(user, "run", str(folder / "wg0.conf"), "--", "/usr/bin/python3", "-c", asks)
-    said = site.client.run(*command, environ=environ()).split()
-    assert len(said) == 2, said
+    message = site.client.run(*command, environ=environ()).split()
+    assert len(message) == 2, message
     command = wyrmhole_of(user, "run", str(folder / "wg0.conf"), "--", *CURL, "http://stray.internal/")
     assert site.client.try_run(*command, environ=environ()).returncode == CURL_NO_NAME
     assert "stray.internal" in str(site.inside.ask("asked"))

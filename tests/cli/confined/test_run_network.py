@@ -125,8 +125,8 @@ def test_run_v_prints_handshakes(runner: Runner) -> None:
         assert result.returncode == 0, result.stderr
         return result.stderr
 
-    said = run("-v")
-    assert "wyrmhole: peer(" in said and "Received handshake response, keypair created" in said
+    message = run("-v")
+    assert "wyrmhole: peer(" in message and "Received handshake response, keypair created" in message
     assert run("-q") == ""
 
 

@@ -97,9 +97,9 @@ def test_down_reports_a_renamed_interface_with_a_remedy(lab: Lab, tmp_path: Path
     for words in (["down"], ["name", other.name], ["up"]):
         client.ip("link", "set", quick.name if words[0] != "up" else other.name, *words)
     back = f"`ip link set {other.name} down; ip link set {other.name} name {quick.name}`"
-    for named, said in ((quick, "was renamed to"), (other, f"the daemon of {quick.name}")):
+    for named, message in ((quick, "was renamed to"), (other, f"the daemon of {quick.name}")):
         result = named.try_run("down")
-        assert result.returncode == 1 and said in result.stderr and back in result.stderr
+        assert result.returncode == 1 and message in result.stderr and back in result.stderr
         assert len(result.stderr.splitlines()) == 1
     client.ip("link", "set", other.name, "down")
     client.ip("link", "set", other.name, "name", quick.name)
@@ -145,8 +145,8 @@ def test_loser_of_two_concurrent_ups_leaves_the_winner_alone(lab: Lab, tmp_path:
     quick = Quick(client, tmp_path, conf(EVERYTHING))
     before = traces(client)
     ups = [client.spawn(WYRMHOLE, "up", str(quick.file), output=subprocess.PIPE) for _ in range(2)]
-    said = [up.communicate(timeout=100)[0] for up in ups]
-    assert sorted(up.returncode for up in ups) == [0, 1], said
+    message = [up.communicate(timeout=100)[0] for up in ups]
+    assert sorted(up.returncode for up in ups) == [0, 1], message
     assert way(client) == quick.name and client.run("wg", "show", quick.name, "peers").strip()
     quick(WYRMHOLE, "down")
     assert traces(client) == before and quick.is_gone()

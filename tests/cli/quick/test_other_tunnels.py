@@ -56,8 +56,8 @@ def test_tunnels_that_come_up_at_once_get_separate_tables(lab: Lab, tmp_path: Pa
     addresses = [f"10.{number}.0.1/24, fd{number}::1/64" for number in (71, 72, 73)]
     tunnels = [Quick(client, tmp_path, conf(EVERYTHING, address=address)) for address in addresses]
     ups = [client.spawn(WYRMHOLE, "up", str(quick.file), output=subprocess.PIPE) for quick in tunnels]
-    said = [up.communicate(timeout=100)[0] for up in ups]
-    assert [up.returncode for up in ups] == [0, 0, 0], said
+    message = [up.communicate(timeout=100)[0] for up in ups]
+    assert [up.returncode for up in ups] == [0, 0, 0], message
     for version in ("-4", "-6"):
         rules = client.run("ip", version, "rule")
         assert sorted(re.findall(r"lookup (518\d\d)", rules)) == ["51820", "51821", "51822"]
@@ -120,21 +120,21 @@ def test_saved_mark_is_replaced_if_its_table_is_in_use(lab: Lab, tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("more", "said"),
+    ("more", "message"),
     [
         ("FwMark = 51820\n", "FwMark = 51820: routing table 51820 has the default route of "),
         ("Table = 51820\n", "cannot add the route 0.0.0.0/0 in table 51820: EEXIST"),
         ("FwMark = 254\n", "FwMark = 254 would make the kernel's own table 254 the tunnel's"),
     ],
 )
-def test_table_in_use_is_refused(lab: Lab, tmp_path: Path, more: str, said: str) -> None:
+def test_table_in_use_is_refused(lab: Lab, tmp_path: Path, more: str, message: str) -> None:
     client, _, _ = lab.routed()
     first = Quick(client, tmp_path, conf("0.0.0.0/0"))
     first(WYRMHOLE, "up")
     before = traces(client)
     second = Quick(client, tmp_path, conf("0.0.0.0/0", more, "10.88.0.1/24"))
     result = second.try_run("up")
-    assert result.returncode == 1 and said in result.stderr
+    assert result.returncode == 1 and message in result.stderr
     assert second.is_gone() and traces(client) == before
     first(WYRMHOLE, "down")
 

@@ -33,7 +33,7 @@ def read_only_sysctls(quick: Quick) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize(
-    ("valid_mark", "rp_filter", "status", "said"),
+    ("valid_mark", "rp_filter", "status", "message"),
     [
         ("1", "1", 0, ""),
         ("0", "2", 0, "it matters only with a strict rp_filter, which is off here"),
@@ -41,7 +41,7 @@ def read_only_sysctls(quick: Quick) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_read_only_sysctls_matter_only_if_they_are_needed(
-    lab: Lab, tmp_path: Path, valid_mark: str, rp_filter: str, status: int, said: str
+    lab: Lab, tmp_path: Path, valid_mark: str, rp_filter: str, status: int, message: str
 ) -> None:
     client, _, _ = lab.routed()
     client.sysctl("net.ipv4.conf.all.src_valid_mark", valid_mark)
@@ -50,8 +50,8 @@ def test_read_only_sysctls_matter_only_if_they_are_needed(
     quick = Quick(client, tmp_path, conf("0.0.0.0/0"))
     before = traces(client)
     result = read_only_sysctls(quick)
-    assert result.returncode == status and said in result.stderr, result.stderr
-    assert ("--sysctl net.ipv4.conf.all.src_valid_mark=1" in result.stderr) == bool(said)
+    assert result.returncode == status and message in result.stderr, result.stderr
+    assert ("--sysctl net.ipv4.conf.all.src_valid_mark=1" in result.stderr) == bool(message)
     if not status:
         quick(WYRMHOLE, "down")
     assert quick.is_gone() and traces(client) == before
@@ -161,8 +161,8 @@ def test_default_route_without_a_firewall_is_refused(lab: Lab, tmp_path: Path) -
     before = traces(client)
     result = quick.try_run("up")
     assert result.returncode == 1 and quick.is_gone() and traces(client) == before
-    for said in ("Protocol not supported", "iptables-restore refused", "no such table: raw", "Table = off"):
-        assert said in result.stderr
+    for message in ("Protocol not supported", "iptables-restore refused", "no such table: raw", "Table = off"):
+        assert message in result.stderr
     quick.file.write_text(conf("10.0.0.0/8"))
     quick(WYRMHOLE, "up")
     quick(WYRMHOLE, "down")

@@ -101,15 +101,15 @@ def test_address_without_a_route_is_reported_with_the_cause(verb: str, silent: i
     async def scenario() -> None:
         text = near_config(generate(), generate(), silent)
         async with wyrmhole.open(text) as tunnel:
-            said = await text_of(VERBS[verb](tunnel, OUTSIDE, 5))
+            message = await text_of(VERBS[verb](tunnel, OUTSIDE, 5))
             reason = f"{OUTSIDE} is in no peer's AllowedIPs (10.66.0.0/24, fd66::/64)"
-            assert said == f"[Errno 113] {failed.format(OUTSIDE)}No route to host; {reason}"
+            assert message == f"[Errno 113] {failed.format(OUTSIDE)}No route to host; {reason}"
         async with wyrmhole.open(text.partition("Endpoint")[0]) as tunnel:
-            said = await text_of(VERBS[verb](tunnel, FAR_V4, 5))
-            assert said.endswith("; peer far has no Endpoint here and has not connected yet")
+            message = await text_of(VERBS[verb](tunnel, FAR_V4, 5))
+            assert message.endswith("; peer far has no Endpoint here and has not connected yet")
         async with wyrmhole.open(text.partition("[Peer]")[0]) as tunnel:
-            said = await text_of(VERBS[verb](tunnel, FAR_V4, 5))
-            assert said.endswith("; the tunnel has no peers: add a [Peer] to its configuration")
+            message = await text_of(VERBS[verb](tunnel, FAR_V4, 5))
+            assert message.endswith("; the tunnel has no peers: add a [Peer] to its configuration")
 
     run(scenario())
 
@@ -124,8 +124,8 @@ def test_datagrams_without_a_route_are_refused_with_the_cause(silent: int) -> No
                 tunnel.create_datagram_endpoint(asyncio.DatagramProtocol, remote_addr=(OUTSIDE, 53)),
                 tunnel.connect_socket(OUTSIDE, 53, type=socket.SOCK_DGRAM),
             ):
-                said = await text_of(failing)
-                assert f"('{OUTSIDE}', 53): No route to host; {OUTSIDE} is in no peer's AllowedIPs" in said
+                message = await text_of(failing)
+                assert f"('{OUTSIDE}', 53): No route to host; {OUTSIDE} is in no peer's AllowedIPs" in message
             for inside in (FAR_V4, NEAR_V4, "127.0.0.1", "fd66::2"):
                 (await tunnel.connect_socket(inside, 53, type=socket.SOCK_DGRAM)).close()
             await tunnel.reload(tunnel.config.emit().replace("[Peer]", "[Peer]\nAllowedIPs = 10.99.0.0/24"))
@@ -140,8 +140,8 @@ def test_family_that_the_tunnel_lacks_is_named(verb: str, silent: int) -> None:
     async def scenario() -> None:
         text = near_config(generate(), generate(), silent).replace(", fd66::1/64", "")
         async with wyrmhole.open(text) as tunnel:
-            said = await text_of(VERBS[verb](tunnel, "fd66::2", 5))
-            assert f"the tunnel has no IPv6 address (Address = {NEAR_V4}/24)" in said
+            message = await text_of(VERBS[verb](tunnel, "fd66::2", 5))
+            assert f"the tunnel has no IPv6 address (Address = {NEAR_V4}/24)" in message
 
     run(scenario())
 
@@ -150,8 +150,8 @@ def test_family_that_the_tunnel_lacks_is_named(verb: str, silent: int) -> None:
 def test_refused_connection_does_not_mention_the_path() -> None:
     async def scenario() -> None:
         async with tunnels() as ends:
-            said = await text_of(ends.near.open_connection(FAR_V4, 9), ConnectionRefusedError)
-            assert said == f"[Errno 111] Connect call failed ('{FAR_V4}', 9): Connection refused"
+            message = await text_of(ends.near.open_connection(FAR_V4, 9), ConnectionRefusedError)
+            assert message == f"[Errno 111] Connect call failed ('{FAR_V4}', 9): Connection refused"
 
     run(scenario())
 
@@ -167,12 +167,12 @@ def test_missing_handshake_is_explained(silent: int) -> None:
                 peer.handshake(timeout=0.2),
                 tunnel.peers.handshake(peer.public_key, timeout=0.2),
             ):
-                said = await text_of(failing, TimeoutError)
-                assert "handshake within 0.2 s: no handshake with peer far (127.0.0.1:" in said
-                assert said.endswith(CHECK)
+                message = await text_of(failing, TimeoutError)
+                assert "handshake within 0.2 s: no handshake with peer far (127.0.0.1:" in message
+                assert message.endswith(CHECK)
             await tunnel.peers.add(generate().public_key(), name="bee")
-            said = await text_of(tunnel.wait_handshake(timeout=0.1), TimeoutError)
-            assert said.endswith("; peer bee has no Endpoint here and has not connected yet")
+            message = await text_of(tunnel.wait_handshake(timeout=0.1), TimeoutError)
+            assert message.endswith("; peer bee has no Endpoint here and has not connected yet")
 
     run(scenario())
 
@@ -183,8 +183,8 @@ def test_list_of_peers_without_a_session_is_limited(silent: int) -> None:
         async with cut_off(silent) as tunnel:
             for number in range(9):
                 await tunnel.peers.add(generate().public_key(), name=f"bee{number}")
-            said = await text_of(tunnel.wait_handshake(timeout=0), TimeoutError)
-            assert said.endswith("; and 7 more peers")
+            message = await text_of(tunnel.wait_handshake(timeout=0), TimeoutError)
+            assert message.endswith("; and 7 more peers")
 
     run(scenario())
 
@@ -193,15 +193,15 @@ def test_list_of_peers_without_a_session_is_limited(silent: int) -> None:
 def test_unresolvable_name_is_explained(silent: int) -> None:
     async def scenario() -> None:
         async with cut_off(silent, f"DNS = {FAR_V4}\n") as tunnel:
-            said = await text_of(tunnel.getaddrinfo("web.internal", 80), socket.gaierror)
-            assert said.startswith("[Errno -3] no name server of the tunnel answered for web.internal: ")
-            assert NO_HANDSHAKE in said
-            said = await text_of(tunnel.open_connection("db.internal", 80, timeout=0.1), TimeoutError)
-            assert said.startswith(
+            message = await text_of(tunnel.getaddrinfo("web.internal", 80), socket.gaierror)
+            assert message.startswith("[Errno -3] no name server of the tunnel answered for web.internal: ")
+            assert NO_HANDSHAKE in message
+            message = await text_of(tunnel.open_connection("db.internal", 80, timeout=0.1), TimeoutError)
+            assert message.startswith(
                 f"db.internal:80 did not answer within 0.1 s; its name was not resolved: {NO_HANDSHAKE}"
             )
-            said = await text_of(tunnel.ping("db.internal", timeout=0.1), TimeoutError)
-            assert said.startswith("db.internal did not answer within 0.1 s; its name was not resolved")
+            message = await text_of(tunnel.ping("db.internal", timeout=0.1), TimeoutError)
+            assert message.startswith("db.internal did not answer within 0.1 s; its name was not resolved")
         async with cut_off(silent, "DNS = 10.99.0.53\n") as tunnel:
             for failing in (
                 tunnel.getaddrinfo("web.internal", 80),
@@ -209,8 +209,8 @@ def test_unresolvable_name_is_explained(silent: int) -> None:
                 tunnel.ping("web.internal"),
                 tunnel.create_datagram_endpoint(asyncio.DatagramProtocol, remote_addr=("web.internal", 53)),
             ):
-                said = await text_of(failing, socket.gaierror)
-                assert "no name can be resolved: DNS server 10.99.0.53 is in no peer's AllowedIPs" in said
+                message = await text_of(failing, socket.gaierror)
+                assert "no name can be resolved: DNS server 10.99.0.53 is in no peer's AllowedIPs" in message
 
     run(scenario())
 
@@ -223,9 +223,9 @@ def test_error_lists_both_addresses_of_a_name(silent: int, monkeypatch: pytest.M
     async def scenario() -> None:
         async with cut_off(silent) as tunnel:
             monkeypatch.setattr(wyrmhole.Tunnel, "getaddrinfo", two)
-            said = await text_of(tunnel.open_connection("db.internal", 80, timeout=0.6), TimeoutError)
-            assert f"db.internal:80 did not answer within 0.6 s; tried {FAR_V4} and fd66::2; {NO_HANDSHAKE}" in said
-            assert said.count("no handshake") == 1
+            message = await text_of(tunnel.open_connection("db.internal", 80, timeout=0.6), TimeoutError)
+            assert f"db.internal:80 did not answer within 0.6 s; tried {FAR_V4} and fd66::2; {NO_HANDSHAKE}" in message
+            assert message.count("no handshake") == 1
         async with tunnels() as ends:
             with pytest.raises(ConnectionRefusedError) as caught:
                 await ends.near.connect_socket("db.internal", 9)
@@ -248,8 +248,8 @@ def test_timeout_of_the_kernel_is_explained_too(silent: int, monkeypatch: pytest
         async with cut_off(silent) as tunnel:
             await text_of(tunnel.wait_handshake(timeout=0.1), TimeoutError)
             monkeypatch.setattr("wyrmhole.library.sockets.verbs.complete", given_up)
-            said = await text_of(tunnel.open_connection(FAR_V4, 80), TimeoutError)
-            assert f"Connect call failed ('{FAR_V4}', 80): Connection timed out; {NO_HANDSHAKE}" in said
+            message = await text_of(tunnel.open_connection(FAR_V4, 80), TimeoutError)
+            assert f"Connect call failed ('{FAR_V4}', 80): Connection timed out; {NO_HANDSHAKE}" in message
 
     run(scenario())
 
@@ -261,8 +261,8 @@ def test_tunnel_closed_in_the_meantime_is_the_cause() -> None:
             waiting = asyncio.ensure_future(ends.near.connect_socket(NOBODY_V4, 80))
             await asyncio.sleep(0.05)
             await ends.near.close()
-            said = await text_of(waiting, ConnectionAbortedError)
-            assert said.endswith("; the tunnel was closed")
+            message = await text_of(waiting, ConnectionAbortedError)
+            assert message.endswith("; the tunnel was closed")
 
     run(scenario())
 
@@ -281,8 +281,8 @@ def test_address_that_cannot_be_bound_is_named() -> None:
             ):
                 assert foreign in await text_of(failing)
             async with await ends.near.create_server(asyncio.Protocol, NEAR_V4, 7):
-                said = await text_of(ends.near.create_server(asyncio.Protocol, NEAR_V4, 7))
-                assert said == f"[Errno 98] cannot bind to {NEAR_V4}:7 inside the tunnel: Address already in use"
+                message = await text_of(ends.near.create_server(asyncio.Protocol, NEAR_V4, 7))
+                assert message == f"[Errno 98] cannot bind to {NEAR_V4}:7 inside the tunnel: Address already in use"
 
     run(scenario())
 
@@ -291,8 +291,8 @@ def test_address_that_cannot_be_bound_is_named() -> None:
 def test_hanging_tls_handshake_is_not_blamed_on_the_path() -> None:
     async def scenario() -> None:
         async with tunnels() as ends, await ends.far.start_server(lambda reader, writer: asyncio.sleep(20), port=443):
-            said = await text_of(ends.near.open_connection(FAR_V4, 443, ssl=True, server_hostname="x", timeout=1))
-            assert said == f"{FAR_V4}:443 accepted the connection, but the TLS handshake took longer than 1 s"
+            message = await text_of(ends.near.open_connection(FAR_V4, 443, ssl=True, server_hostname="x", timeout=1))
+            assert message == f"{FAR_V4}:443 accepted the connection, but the TLS handshake took longer than 1 s"
 
     run(scenario())
 
@@ -316,9 +316,9 @@ def test_forward_logs_why_its_target_does_not_answer(silent: int, caplog: pytest
             writer.close()
 
     run(scenario())
-    said = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
-    assert any(f"{FAR_V4}:80 did not answer within 0.2 s; {NO_HANDSHAKE}" in line for line in said)
-    assert any(f"No route to host; {OUTSIDE} is in no peer's AllowedIPs" in line for line in said)
+    message = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert any(f"{FAR_V4}:80 did not answer within 0.2 s; {NO_HANDSHAKE}" in line for line in message)
+    assert any(f"No route to host; {OUTSIDE} is in no peer's AllowedIPs" in line for line in message)
 
 
 @network
@@ -366,8 +366,8 @@ def test_async_adapters_keep_the_cause(silent: int) -> None:
             async with aiohttp.ClientSession(
                 connector=TunnelConnector(tunnel), timeout=aiohttp.ClientTimeout(sock_connect=0.3)
             ) as session:
-                said = await text_of(session.get(f"http://{OUTSIDE}/"), aiohttp.ClientConnectorError)
-                assert f"{OUTSIDE} is in no peer's AllowedIPs" in said
+                message = await text_of(session.get(f"http://{OUTSIDE}/"), aiohttp.ClientConnectorError)
+                assert f"{OUTSIDE} is in no peer's AllowedIPs" in message
                 with pytest.raises(aiohttp.ConnectionTimeoutError) as caught:
                     await session.get(f"http://{FAR_V4}/")
                 assert NO_HANDSHAKE in str(caught.value.__cause__)

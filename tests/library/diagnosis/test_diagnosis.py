@@ -252,7 +252,7 @@ def test_many_silent_peers_take_as_long_as_one(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "expected"),
     [
         ("# nothing\n", "does not configure a tunnel"),
         ("[Interface]\nAddress = 10.0.0.1/24\n[Peer]\nPublicKey = {peer}\n", "no PrivateKey is configured"),
@@ -260,10 +260,10 @@ def test_many_silent_peers_take_as_long_as_one(monkeypatch: pytest.MonkeyPatch) 
         ("[Interface]\nPrivateKey = {own}\n[Peer]\nPublicKey = {peer}\n", "no Address is configured"),
     ],
 )
-def test_missing_section_or_key_is_the_only_finding(text: str, says: str) -> None:
+def test_missing_section_or_key_is_the_only_finding(text: str, expected: str) -> None:
     got = run(findings(text.format(own=OWN.private, peer=Key.generate().public)))
     (bad,) = [each for each in got if each.level == "bad"]
-    assert says in bad.found and bad.advice
+    assert expected in bad.found and bad.advice
 
 
 def test_listen_port_in_use_is_found() -> None:
