@@ -20,6 +20,9 @@ NATIVE = ROOT / "rust" / "native" / "src"
 WITHOUT_TWIN = {
     "handshake_queues": "datapath/reports.py has these queues: in Python only the control thread takes from them",
     "lib": "the list of the others",
+    "sharing": "the portable engine has one thread, so no other thread can help it",
+    "sync": "see tickets",
+    "tickets": "see sharing",
     "patience": "a Python thread does not spin, because it would keep the interpreter from the others",
 }
 OTHER_NAMES = {
@@ -63,6 +66,7 @@ RUST_ONLY = {
     "Key": "one trie for numbers of 32 and of 128 bits",
     "LastBatch": "see Flush",
     "Oddities": "a Counter in Python",
+    "Opening": "decrypting apart from delivery, because another thread may do it",
     "Part": "a place in the receive slot; a view in Python",
     "PeerState": "the locked part of an EnginePeer",
     "RawSocket": "the kernel's socket, which tests replace",

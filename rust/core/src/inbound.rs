@@ -11,6 +11,7 @@
 //! changes.
 
 use std::net::SocketAddr;
+use std::ops::Range;
 use std::sync::{Arc, PoisonError};
 
 use crate::coalesce::Coalescer;
@@ -45,6 +46,56 @@ pub struct Arrival {
 struct Opened {
     part: Part,
     counter: u64,
+}
+
+/// Consecutive datagrams of a slot with the same result.
+enum Run {
+    /// Not data: the bytes of these datagrams in the slot.
+    Other(Range<usize>),
+    /// A data message with an unknown receiver index.
+    UnknownIndex,
+    /// A data message under an expired key.
+    Expired(Arc<EnginePeer>),
+    /// Data under one key. In `opened` it follows the run before and ends at `end`; `bad` more had a bad tag.
+    Data { keypair: Arc<Keypair>, end: usize, bad: usize },
+}
+
+/// The result of decrypting a slot, before delivery. Decrypting needs no order, so any thread may do it.
+#[derive(Default)]
+pub struct Opening {
+    opened: Vec<Opened>,
+    runs: Vec<Run>,
+}
+
+impl Opening {
+    /// Reserve room for a slot.
+    #[must_use]
+    pub fn new() -> Self {
+        Self { opened: Vec::with_capacity(BATCH), runs: Vec::with_capacity(BATCH) }
+    }
+
+    /// Forget the result and its keys.
+    pub fn clear(&mut self) {
+        self.opened.clear();
+        self.runs.clear();
+    }
+
+    /// Decrypt the result of one receive, for `Inbound::deliver_opened`.
+    pub fn open(&mut self, tables: &Tables, slot: &mut [u8], segment_size: usize, now: u64) {
+        let size = if segment_size == 0 { slot.len() } else { segment_size };
+        let mut offset = 0;
+        while offset < slot.len() {
+            let (run, stop) = begin_run(tables, slot, offset, size, now, &mut self.opened);
+            offset = stop;
+            if let (Run::Other(more), Some(Run::Other(last))) = (&run, self.runs.last_mut()) {
+                if last.end == more.start {
+                    last.end = more.end;
+                    continue;
+                }
+            }
+            self.runs.push(run);
+        }
+    }
 }
 
 /// The inbound step of one thread.
@@ -105,6 +156,36 @@ impl Inbound {
         self.opened.clear();
     }
 
+    /// Deliver what `Opening::open` decrypted in the slot. A key that was retired meanwhile counts as unknown, as if the
+    /// train had arrived a little later.
+    pub fn deliver_opened(
+        &mut self,
+        turn: &mut Turn<'_, impl Edges>,
+        outbound: &mut Outbound,
+        slot: &mut [u8],
+        opening: &Opening,
+        arrival: &Arrival,
+    ) {
+        let offloads = turn.edges.offloads();
+        self.set_offloads(offloads);
+        if slot.is_empty() {
+            turn.tables.refuse(DropReason::TooShort, arrival.from, turn.now);
+        }
+        let mut start = 0;
+        for run in &opening.runs {
+            if let Run::Data { keypair, end, bad } = run {
+                let opened = &opening.opened[start..*end];
+                start = *end;
+                if !keypair.is_live() {
+                    turn.tables.drops.add(DropReason::UnknownIndex, opened.len() + bad);
+                    continue;
+                }
+                self.opened.extend_from_slice(opened);
+            }
+            self.end_run(turn, outbound, slot, run, arrival);
+        }
+    }
+
     /// Handle consecutive data messages with one receiver index, starting at `offset`. Returns where the next run
     /// begins.
     fn run(
@@ -116,27 +197,48 @@ impl Inbound {
         size: usize,
         arrival: &Arrival,
     ) -> usize {
-        let stop = slot.len().min(offset + size);
-        let datagram = &slot[offset..stop];
-        let header = TransportHeader::parse(datagram)
-            .filter(|header| header.kind == MESSAGE_TRANSPORT && datagram.len() >= TRANSPORT_OVERHEAD);
-        let Some(header) = header else {
-            handle_other(turn.tables, datagram, arrival, turn.now);
-            return stop;
-        };
-        let Some(keypair) = turn.tables.keypair(header.receiver) else {
-            turn.tables.drops.one(DropReason::UnknownIndex);
-            return stop;
-        };
-        if turn.now >= keypair.params.reject_at {
-            turn.tables.drop_of(&keypair.peer, DropReason::KeyExpired, 1);
-            return stop;
+        let (run, stop) = begin_run(turn.tables, slot, offset, size, turn.now, &mut self.opened);
+        self.end_run(turn, outbound, slot, &run, arrival);
+        stop
+    }
+
+    /// Do the part that needs order. The decrypted datagrams of the run are in `opened`.
+    fn end_run(
+        &mut self,
+        turn: &mut Turn<'_, impl Edges>,
+        outbound: &mut Outbound,
+        slot: &mut [u8],
+        run: &Run,
+        arrival: &Arrival,
+    ) {
+        match run {
+            Run::Other(range) => {
+                let size = if arrival.segment_size == 0 { slot.len() } else { arrival.segment_size };
+                for datagram in slot[range.clone()].chunks(size) {
+                    handle_other(turn.tables, datagram, arrival, turn.now);
+                }
+            }
+            Run::UnknownIndex => turn.tables.drops.one(DropReason::UnknownIndex),
+            Run::Expired(peer) => turn.tables.drop_of(peer, DropReason::KeyExpired, 1),
+            Run::Data { keypair, bad, .. } => {
+                turn.tables.drop_of(&keypair.peer, DropReason::BadTag, *bad);
+                self.end_data(turn, outbound, slot, keypair, arrival);
+            }
         }
-        let stop = self.open(turn.tables, slot, offset, size, &keypair);
-        let bytes = self.accept(turn.tables, &keypair);
+    }
+
+    fn end_data(
+        &mut self,
+        turn: &mut Turn<'_, impl Edges>,
+        outbound: &mut Outbound,
+        slot: &mut [u8],
+        keypair: &Arc<Keypair>,
+        arrival: &Arrival,
+    ) {
+        let bytes = self.accept(turn.tables, keypair);
         self.authenticated += bytes;
         if bytes > 0 {
-            let is_confirmed = self.authenticated(turn.tables, &keypair, arrival, bytes, turn.now);
+            let is_confirmed = self.authenticated(turn.tables, keypair, arrival, bytes, turn.now);
             if !self.opened.is_empty() {
                 self.deliver(turn, slot, &keypair.peer, arrival);
             }
@@ -145,32 +247,6 @@ impl Inbound {
             }
         }
         self.opened.clear();
-        stop
-    }
-
-    /// Decrypt datagrams as long as they carry the keypair's index. Returns the offset of the first that does not.
-    fn open(&mut self, tables: &Tables, slot: &mut [u8], offset: usize, size: usize, keypair: &Keypair) -> usize {
-        let mut at = offset;
-        while at < slot.len() {
-            let stop = slot.len().min(at + size);
-            let datagram = &mut slot[at..stop];
-            let Some(header) = TransportHeader::parse(datagram) else { break };
-            let is_ours = header.kind == MESSAGE_TRANSPORT && header.receiver == keypair.params.local_index;
-            if datagram.len() < TRANSPORT_OVERHEAD || !is_ours {
-                break;
-            }
-            if keypair.receive.open(header.counter, &mut datagram[TRANSPORT_HEADER_SIZE..]) {
-                let part = Part {
-                    at: (at + TRANSPORT_HEADER_SIZE) as u32,
-                    length: (stop - at - TRANSPORT_HEADER_SIZE - TAG_SIZE) as u32,
-                };
-                self.opened.push(Opened { part, counter: header.counter });
-            } else {
-                tables.drop_of(&keypair.peer, DropReason::BadTag, 1);
-            }
-            at = stop;
-        }
-        at
     }
 
     /// Apply the message limit and the replay window to `opened`, and keeps the non-empty packets there. Returns the
@@ -295,6 +371,61 @@ impl Inbound {
             }
         }
     }
+}
+
+/// Decrypt consecutive data messages with one receiver index, starting at `offset`, and append them to `opened`. Returns
+/// where the next run begins. Nothing is counted or marked here.
+fn begin_run(
+    tables: &Tables,
+    slot: &mut [u8],
+    offset: usize,
+    size: usize,
+    now: u64,
+    opened: &mut Vec<Opened>,
+) -> (Run, usize) {
+    let stop = slot.len().min(offset + size);
+    let datagram = &slot[offset..stop];
+    let header = TransportHeader::parse(datagram)
+        .filter(|header| header.kind == MESSAGE_TRANSPORT && datagram.len() >= TRANSPORT_OVERHEAD);
+    let Some(header) = header else { return (Run::Other(offset..stop), stop) };
+    let Some(keypair) = tables.keypair(header.receiver) else { return (Run::UnknownIndex, stop) };
+    if now >= keypair.params.reject_at {
+        return (Run::Expired(Arc::clone(&keypair.peer)), stop);
+    }
+    let (stop, bad) = open_run(slot, offset, size, &keypair, opened);
+    (Run::Data { keypair, end: opened.len(), bad }, stop)
+}
+
+/// Decrypt datagrams as long as they carry the keypair's index. Returns the offset of the first that does not, and how
+/// many had a bad tag.
+fn open_run(
+    slot: &mut [u8],
+    offset: usize,
+    size: usize,
+    keypair: &Keypair,
+    opened: &mut Vec<Opened>,
+) -> (usize, usize) {
+    let (mut at, mut bad) = (offset, 0);
+    while at < slot.len() {
+        let stop = slot.len().min(at + size);
+        let datagram = &mut slot[at..stop];
+        let Some(header) = TransportHeader::parse(datagram) else { break };
+        let is_ours = header.kind == MESSAGE_TRANSPORT && header.receiver == keypair.params.local_index;
+        if datagram.len() < TRANSPORT_OVERHEAD || !is_ours {
+            break;
+        }
+        if keypair.receive.open(header.counter, &mut datagram[TRANSPORT_HEADER_SIZE..]) {
+            let part = Part {
+                at: (at + TRANSPORT_HEADER_SIZE) as u32,
+                length: (stop - at - TRANSPORT_HEADER_SIZE - TAG_SIZE) as u32,
+            };
+            opened.push(Opened { part, counter: header.counter });
+        } else {
+            bad += 1;
+        }
+        at = stop;
+    }
+    (at, bad)
 }
 
 /// Combine the ECN bits of the packet with the outer ones (RFC 6040, rule M48).

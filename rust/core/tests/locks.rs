@@ -3,6 +3,7 @@
 mod common;
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
@@ -15,6 +16,7 @@ use wyrmhole_core::inbound::{Arrival, Inbound};
 use wyrmhole_core::ip::Address;
 use wyrmhole_core::outbound::Outbound;
 use wyrmhole_core::peer::Source;
+use wyrmhole_core::sharing::Lane;
 use wyrmhole_core::tables::Tables;
 
 use common::{frame, params, turn, without_key};
@@ -40,30 +42,33 @@ fn reconfigure(tables: &Tables) {
     tables.reports.take(usize::MAX);
 }
 
+#[derive(Clone)]
 struct World {
     tables: Arc<Tables>,
     wire: Vec<u8>,
-    calls: usize,
+    calls: Arc<AtomicUsize>,
+    lane: Option<Arc<Lane<World>>>,
 }
 
 impl World {
     fn new(tables: &Arc<Tables>) -> Self {
-        Self { tables: Arc::clone(tables), wire: Vec::new(), calls: 0 }
+        Self { tables: Arc::clone(tables), wire: Vec::new(), calls: Arc::default(), lane: None }
     }
 
     fn check(&mut self) {
-        let tables = Arc::clone(&self.tables);
+        let (tables, lane) = (Arc::clone(&self.tables), self.lane.clone());
         let (done, waited) = mpsc::channel();
         thread::spawn(move || {
             reconfigure(&tables);
+            lane.map(|lane| lane.open_one(&tables));
             done.send(()).unwrap();
         });
         assert!(waited.recv_timeout(PATIENCE).is_ok(), "a lock is held at an edge");
-        self.calls += 1;
+        self.calls.fetch_add(1, Ordering::Relaxed);
     }
 
-    fn take_calls(&mut self) -> usize {
-        std::mem::take(&mut self.calls)
+    fn take_calls(&self) -> usize {
+        self.calls.swap(0, Ordering::Relaxed)
     }
 }
 
@@ -119,8 +124,8 @@ fn sending_holds_no_lock() {
     assert_eq!(world.take_calls(), 1, "an ICMP error");
 }
 
-#[test]
-fn receiving_holds_no_lock() {
+/// A train of three packets that become one super-packet, and its receiver, which has a packet for the sender.
+fn train_for_a_new_key() -> (Vec<u8>, Arc<Tables>, World) {
     let (a, b) = (Arc::new(without_key(Box::new(AwsLc))), Arc::new(without_key(Box::new(AwsLc))));
     a.install_keypair(1, params(1, 2, true), &[2; 32], &[3; 32]);
     let (mut world, mut outbound) = (World::new(&a), Outbound::default());
@@ -131,15 +136,41 @@ fn receiving_holds_no_lock() {
     prove(&a);
     outbound.frame(&mut turn(&a, &mut world), &mut super_packet);
     outbound.flush(&mut turn(&a, &mut world));
-    let mut slot = std::mem::take(&mut world.wire);
+    let train = world.wire;
 
-    let (mut world, mut inbound, mut outbound) = (World::new(&b), Inbound::default(), Outbound::default());
-    inbound.set_offloads((true, true));
+    let (mut world, mut outbound) = (World::new(&b), Outbound::default());
     outbound.frame(&mut turn(&b, &mut world), &mut frame(100, 0));
     b.install_keypair(1, params(2, 1, false), &[3; 32], &[2; 32]);
+    (train, b, world)
+}
+
+fn arrival(train: &[u8]) -> Arrival {
     let from = SocketAddr::from(([192, 0, 2, 7], 7));
-    let arrival = Arrival { from, source: Source::new(&[1; 12]), tos: 0, segment_size: slot.len() / 3 };
-    inbound.receive(&mut turn(&b, &mut world), &mut outbound, &mut slot, &arrival);
+    Arrival { from, source: Source::new(&[1; 12]), tos: 0, segment_size: train.len() / 3 }
+}
+
+#[test]
+fn receiving_holds_no_lock() {
+    let (mut train, tables, mut world) = train_for_a_new_key();
+    let (mut inbound, mut outbound) = (Inbound::default(), Outbound::default());
+    inbound.set_offloads((true, true));
+    let arrival = arrival(&train);
+    inbound.receive(&mut turn(&tables, &mut world), &mut outbound, &mut train, &arrival);
     assert_eq!(world.take_calls(), 1 + 3 + 1, "a super-packet, its packets, and the staged packet");
-    assert_eq!(b.drops.list().count(), 0);
+    assert_eq!(tables.drops.list().count(), 0);
+}
+
+#[test]
+fn delivering_a_shared_train_holds_no_lock() {
+    let (train, tables, mut world) = train_for_a_new_key();
+    let lane = Arc::new(Lane::new(2, train.len()));
+    world.lane = Some(Arc::clone(&lane));
+    let (mut inbound, mut outbound) = (Inbound::default(), Outbound::default());
+    let mut slot = train.clone().into_boxed_slice();
+    assert!(lane.pass_on(&tables, &mut slot, train.len(), (arrival(&train), 5, world.clone()), true));
+    assert!(lane.open_one(&tables));
+    lane.deliver(&tables, &mut inbound, &mut outbound, usize::MAX);
+    assert!(lane.is_idle());
+    assert_eq!(world.take_calls(), 1 + 3 + 1, "a super-packet, its packets, and the staged packet");
+    assert_eq!(tables.drops.list().count(), 0);
 }

@@ -5,6 +5,8 @@ mod common;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use wyrmhole_core::aead::AwsLc;
 use wyrmhole_core::drops::NAMES;
@@ -12,6 +14,7 @@ use wyrmhole_core::edges::{Edges, Gather, SendOutcome};
 use wyrmhole_core::inbound::{Arrival, Inbound};
 use wyrmhole_core::outbound::Outbound;
 use wyrmhole_core::peer::Source;
+use wyrmhole_core::sharing::Lane;
 use wyrmhole_core::tables::Tables;
 
 use common::{frame, params, turn, without_key};
@@ -117,4 +120,58 @@ fn ten_thousand_packets_each_way_allocate_nothing() {
     for tables in [&a, &b] {
         assert_eq!(tables.drops.list().count(), 0, "of {NAMES:?}");
     }
+}
+
+/// Counts what is written.
+#[derive(Clone)]
+struct Tun(Arc<AtomicUsize>);
+
+impl Edges for Tun {
+    fn is_bound(&self) -> bool {
+        true
+    }
+    fn send(&mut self, _: &SocketAddr, _: Option<&Source>, _: &[u8], _: usize, _: u8) -> SendOutcome {
+        SendOutcome::default()
+    }
+    fn write(&mut self, frame: Gather<'_>) -> bool {
+        self.0.fetch_add(frame.parts.len(), Ordering::Relaxed);
+        true
+    }
+    fn offloads(&self) -> (bool, bool) {
+        (false, false)
+    }
+}
+
+#[test]
+fn ten_thousand_packets_in_shared_trains_allocate_nothing() {
+    let (a, b) = (side(1, 2, true), side(2, 1, false));
+    let (mut inbound, mut outbound) = (Inbound::default(), Outbound::default());
+    let mut world = World { wire: Vec::with_capacity(1 << 20), segment_size: 0, sent: 0, delivered: 0 };
+    let (tun, lane) = (Tun(Arc::default()), Lane::new(3, 1 << 16));
+    let frame = frame(20_000, 1000);
+    let mut scratch = frame.clone();
+    let mut slot = vec![0; 1 << 16].into_boxed_slice();
+    let mut round = |world: &mut World| {
+        for is_shared in [true, true, false] {
+            scratch.copy_from_slice(&frame);
+            outbound.frame(&mut turn(&a, world), &mut scratch);
+            outbound.flush(&mut turn(&a, world));
+            let length = world.wire.len();
+            slot[..length].copy_from_slice(&world.wire);
+            world.wire.clear();
+            let from = SocketAddr::from(([192, 0, 2, 1], 51820));
+            let arrival = Arrival { from, source: None, tos: 0, segment_size: world.segment_size };
+            assert!(lane.pass_on(&b, &mut slot, length, (arrival, 5, tun.clone()), is_shared));
+        }
+        while lane.open_one(&b) {}
+        assert!(!lane.deliver(&b, &mut inbound, &mut outbound, usize::MAX));
+    };
+    round(&mut world);
+    drop((a.reports.take(100), b.reports.take(100)));
+    let (sent, before) = (world.sent, ALLOCATIONS.get());
+    while world.sent < sent + 10_000 {
+        round(&mut world);
+    }
+    assert_eq!(ALLOCATIONS.get() - before, 0, "allocations over {} packets", world.sent - sent);
+    assert_eq!(tun.0.load(Ordering::Relaxed), world.sent);
 }
