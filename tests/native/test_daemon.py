@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import re
+import signal
 import socket
 import struct
 import threading
@@ -29,11 +31,23 @@ NATIVE = ("--engine", "native")
 SIZE = 100
 WIRE_SIZE = 28 + SIZE + 32
 """A datagram of SIZE bytes in IPv4 and UDP is 128 bytes, which needs no padding."""
+BULK = 1200
+
+
+def pid_of(node: Node) -> int:
+    (pid,) = [int(pid) for pid in children(node.process.pid)] or [node.process.pid]
+    return pid
 
 
 def threads_of(node: Node) -> set[str]:
-    (child,) = [int(pid) for pid in children(node.process.pid)] or [node.process.pid]
-    return {task.joinpath("comm").read_text().strip() for task in Path(f"/proc/{child}/task").iterdir()}
+    return {task.joinpath("comm").read_text().strip() for task in Path(f"/proc/{pid_of(node)}/task").iterdir()}
+
+
+def times_of(node: Node) -> list[int]:
+    """Nanoseconds of processor time of each worker, the busiest first."""
+    tasks = Path(f"/proc/{pid_of(node)}/task").iterdir()
+    workers = [task for task in tasks if re.fullmatch(r"wyrmhole-\d+\n", task.joinpath("comm").read_text())]
+    return sorted((int(task.joinpath("schedstat").read_text().split()[0]) for task in workers), reverse=True)
 
 
 def children(pid: int) -> list[str]:
@@ -45,7 +59,8 @@ def children(pid: int) -> list[str]:
 class Flows:
     """Numbered datagrams in several flows from one host to another, and the order of their arrival."""
 
-    def __init__(self, sender: Host, receiver: Host, to: str, count: int) -> None:
+    def __init__(self, sender: Host, receiver: Host, to: str, count: int, size: int = SIZE) -> None:
+        self._size = size
         with receiver.entered():
             self._receiver = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
             self._receiver.setsockopt(socket.SOL_SOCKET, 33, 16 << 20)
@@ -70,17 +85,26 @@ class Flows:
             part = range(first, min(first + 20, numbers.stop))
             for number in part:
                 for flow, sock in enumerate(self._senders):
-                    sock.send(struct.pack("<II", flow, number).ljust(SIZE, b"."))
+                    sock.send(struct.pack("<II", flow, number).ljust(self._size, b"."))
             for _ in range(len(part) * len(self._senders)):
                 flow, number = struct.unpack_from("<II", self._receiver.recv(2048))
                 self.arrived[flow].append(number)
+
+    def send(self, numbers: range) -> None:
+        for number in numbers:
+            for flow, sock in enumerate(self._senders):
+                sock.send(struct.pack("<II", flow, number).ljust(self._size, b"."))
+
+    def take(self, count: int) -> None:
+        for _ in range(count):
+            self._take()
 
     def burst(self, numbers: range, answer_at: int) -> None:
         """Send all numbers at once, at most as many as a queue holds, and answer each flow at number `answer_at`."""
         count = len(self._senders)
         for number in numbers:
             for flow, sock in enumerate(self._senders):
-                sock.send(struct.pack("<II", flow, number).ljust(SIZE, b"."))
+                sock.send(struct.pack("<II", flow, number).ljust(self._size, b"."))
             if number - numbers.start == answer_at:
                 for _ in range(count):
                     self._receiver.sendto(b"answer", self._take())
@@ -105,7 +129,7 @@ def with_workers(lab: Lab, workers: int) -> tuple[Host, Host, Node, Node]:
     return a, b, one, two
 
 
-@pytest.mark.parametrize("workers", [1, 2, 4])
+@pytest.mark.parametrize("workers", [1, 2, 4, 8, 16])
 def test_workers_keep_the_order_of_flows_and_never_reuse_a_nonce(lab: Lab, workers: int) -> None:
     """Both sides have several workers, and every datagram on the wire is examined (I1, I4)."""
     a, b, one, two = with_workers(lab, workers)
@@ -131,6 +155,74 @@ def test_workers_keep_the_order_of_flows_and_never_reuse_a_nonce(lab: Lab, worke
     for node in (one, two):
         node.process.terminate()
         assert node.process.wait(10) == 0, "the daemon did not exit cleanly"
+
+
+@contextlib.contextmanager
+def stopped(node: Node) -> Iterator[None]:
+    """Stop the daemon, so that datagrams gather in its socket: more than it receives in one turn."""
+    pid = pid_of(node)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def sent_bytes(node: Node) -> int:
+    return int(node.show("transfer").split()[2])
+
+
+def gather(traffic: Flows, one: Node, two: Node, numbers: range) -> None:
+    """Let the datagrams of these numbers gather at the second node, which begins to receive them when this returns."""
+    with stopped(two):
+        target = sent_bytes(one) + len(numbers) * BULK
+        traffic.send(numbers)
+        until(lambda: sent_bytes(one) >= target, "the datagrams were sent")
+
+
+@pytest.mark.parametrize("workers", [2, 4, 8, 16])
+def test_idle_workers_help_one_that_has_a_backlog(lab: Lab, workers: int) -> None:
+    """One flow arrives at one socket. It stays in order although several workers decrypt its datagrams."""
+    a, b, one, two = with_workers(lab, workers)
+    count, rounds = 400, 20
+    with Flows(a, b, two.addresses[0], 1, BULK) as traffic:
+        before = times_of(two)
+        for number in range(rounds):
+            gather(traffic, one, two, range(number * count, (number + 1) * count))
+            traffic.take(count)
+        assert traffic.arrived == [list(range(rounds * count))]
+    after = times_of(two)
+    assert sum(after[1:]) - sum(before[1:]) > 1_000_000, f"only one worker ran: {before}, {after}"
+
+
+@pytest.mark.parametrize("workers", [2, 8])
+def test_configuration_changes_while_workers_help(lab: Lab, workers: int) -> None:
+    """Sockets are replaced during a backlog, and peers come and go. Only what the old socket still held is lost."""
+    a, b, one, two = with_workers(lab, workers)
+    stranger, count = Key.generate().public, 400
+    with Flows(a, b, two.addresses[0], 1, BULK) as traffic:
+        for number in range(10):
+            gather(traffic, one, two, range(number * count, (number + 1) * count))
+            two.set("peer", stranger, "allowed-ips", "10.9.0.0/16", "endpoint", "192.0.2.9:9")
+            two.set("listen-port", "51822")
+            two.set("peer", stranger, "remove")
+            two.set("listen-port", "51821")
+        a.ping(two.addresses[0])
+        traffic.send(range(10 * count, 10 * count + 1))
+        (arrived,) = traffic.arrived
+        while not arrived or arrived[-1] < 10 * count:
+            traffic.take(1)
+        assert arrived == sorted(set(arrived))
+    assert two.show("peers") == one.key.public
+
+
+@pytest.mark.parametrize("workers", [2, 8])
+def test_a_daemon_ends_cleanly_while_workers_help(lab: Lab, workers: int) -> None:
+    a, b, one, two = with_workers(lab, workers)
+    with Flows(a, b, two.addresses[0], 1, BULK) as traffic:
+        gather(traffic, one, two, range(400))
+        two.process.terminate()
+        assert two.process.wait(10) == 0
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])

@@ -38,6 +38,7 @@ use crate::io::sys::EventFd;
 use crate::io::tun::KernelTun;
 use crate::io::udp::KernelBind;
 use crate::io::vector;
+use crate::team::Team;
 use crate::worker::{BindEdge, Clock, Mailbox, Order, Question, TunEdge, Worker, WorkerIo};
 
 /// Send for the control thread: handshakes, keepalives, staged packets. Its lock is held while it sends, so no worker
@@ -140,9 +141,13 @@ impl Engine {
         let clock = clock.map_or(Clock::System, Clock::Python);
         let tables = Arc::new(Tables::new(aead_of(aead)?));
         let notify = Arc::new(EventFd::new().map_err(refused)?);
-        let handle = || -> std::io::Result<WorkerHandle> {
-            let (mailbox, wake) = (Arc::new(Mailbox::default()), Arc::new(EventFd::new()?));
-            let worker = Worker::new(
+        let workers = workers.max(1);
+        let wakes: Vec<_> =
+            (0..workers).map(|_| EventFd::new().map(Arc::new)).collect::<std::io::Result<_>>().map_err(refused)?;
+        let team = (threaded && workers > 1).then(|| Arc::new(Team::new(wakes.clone())));
+        let handle = |number: usize, wake: Arc<EventFd>| -> std::io::Result<WorkerHandle> {
+            let mailbox = Arc::new(Mailbox::default());
+            let mut worker = Worker::new(
                 Arc::clone(&tables),
                 clock.share(),
                 Arc::clone(&mailbox),
@@ -150,9 +155,13 @@ impl Engine {
                 Arc::clone(&notify),
                 spins,
             )?;
+            if let Some(team) = &team {
+                worker.join(Arc::clone(team), number);
+            }
             Ok(WorkerHandle { mailbox, wake, idle: Some(worker), thread: None })
         };
-        let handles = (0..workers.max(1)).map(|_| handle()).collect::<std::io::Result<_>>().map_err(refused)?;
+        let handles = wakes.into_iter().enumerate().map(|(number, wake)| handle(number, wake));
+        let handles = handles.collect::<std::io::Result<_>>().map_err(refused)?;
         let sender = Mutex::default();
         Ok(Self {
             clock,
@@ -183,7 +192,9 @@ impl Engine {
     /// Attach one queue to each worker: (descriptor, has a virtio header, accepts TCP, UDP super-packets).
     fn attach_tun(&self, py: Python<'_>, queues: Vec<(RawFd, bool, bool, bool)>) -> PyResult<()> {
         let order = |(lent, has_header, tso, uso)| -> PyResult<Order> {
-            Ok(Order::AttachTun(TunEdge::Kernel(KernelTun::new(lent, has_header, tso, uso).map_err(refused)?)))
+            Ok(Order::AttachTun(TunEdge::Kernel(Arc::new(
+                KernelTun::new(lent, has_header, tso, uso).map_err(refused)?,
+            ))))
         };
         self.order(py, queues.into_iter().map(order).collect::<PyResult<_>>()?);
         self.start()

@@ -9,6 +9,7 @@ mod foreign;
 mod handshake_face;
 #[allow(unsafe_code)]
 pub mod io;
+mod team;
 mod worker;
 
 use std::alloc::System;

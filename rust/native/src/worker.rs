@@ -8,8 +8,9 @@
 //! budget per turn, so neither starves the other, and everything gathered leaves before the thread sleeps. After a
 //! single packet the thread spins briefly before it sleeps (`core/patience.rs`).
 //!
-//! Several workers share the tables. Each has its own TUN queue and sockets, so a flow stays on one worker and keeps
-//! its order by construction.
+//! Several workers share the tables. Each has its own TUN queue and sockets, and is the only one to read them. It
+//! handles what it reads by itself, so a flow keeps its order by construction. During a backlog idle workers help to
+//! decrypt, and delivery keeps the order (`team.rs`).
 //!
 //! Longer than 500 lines because the turn and both kinds of edges, the kernel's and Python's, share the thread's state.
 
@@ -38,6 +39,7 @@ use crate::io::stack;
 use crate::io::sys::{self, Epoll, EventFd, Ready};
 use crate::io::tun::{KernelTun, Read};
 use crate::io::udp::KernelBind;
+use crate::team::{Hands, Member, OwnerEdges, SLOT_BYTES, Team};
 
 /// Trains (64 KiB each) received from one socket before the other direction is served.
 const TRAINS_PER_TURN: usize = 4;
@@ -46,8 +48,6 @@ const DATAGRAMS_PER_TURN: usize = 64;
 const READS_PER_TURN: usize = 128;
 const BYTES_PER_TURN: usize = 65_536;
 const FRAME_BYTES: usize = virtio::VIRTIO_HEADER_SIZE + MAX_PACKET_SIZE;
-/// A train has at most 65,535 bytes.
-const SLOT_BYTES: usize = 1 << 16;
 /// Consecutive turns that panic before the engine reports that it has failed.
 const MAX_FAILED_TURNS: usize = 1000;
 /// Consecutive errors from one socket before the control thread is asked to replace it.
@@ -87,7 +87,7 @@ impl Clock {
 /// A worker's TUN.
 pub enum TunEdge {
     /// A queue of the kernel's TUN device.
-    Kernel(KernelTun),
+    Kernel(Arc<KernelTun>),
     /// A Python object.
     Foreign(ForeignTun),
 }
@@ -257,6 +257,14 @@ pub struct Worker {
     patience: Option<Patience>,
     after: After,
     moved: usize,
+    /// None: it works alone, as the only worker does.
+    member: Option<Member>,
+    /// The latest turn received as much from a socket as a turn may.
+    was_full: bool,
+    /// The latest wait ended with a shared train, opened or delivered, and not with a descriptor.
+    has_helped: bool,
+    /// Other workers had all buffers, so it could not receive.
+    is_stalled: bool,
 }
 
 impl Worker {
@@ -292,12 +300,22 @@ impl Worker {
             patience: spins.then(Patience::default),
             after: After::default(),
             moved: 0,
+            member: None,
+            was_full: false,
+            has_helped: false,
+            is_stalled: false,
         })
+    }
+
+    /// Help the other workers of a team, and let them help.
+    pub fn join(&mut self, team: Arc<Team>, number: usize) {
+        self.member = Some(Member::new(team, number));
     }
 
     /// Run until a `Stop` order. A packet that makes a step panic must not end the tunnel.
     pub fn run(&mut self) {
         self.run_turns();
+        self.finish_shared();
         // The memory of a thread's stack stays mapped for the next thread.
         stack::wipe();
     }
@@ -342,6 +360,10 @@ impl Worker {
         } else {
             self.epoll.wait(&mut self.ready, timeout);
         }
+        if self.has_helped {
+            self.announce();
+            return;
+        }
         let now = self.clock.now();
         self.io.wrote = false;
         (self.after, self.moved) = (After::Sending, 0);
@@ -378,28 +400,66 @@ impl Worker {
             patience.end_turn(self.after, self.moved);
         }
         self.announce();
+        if std::mem::take(&mut self.is_stalled) {
+            sys::give_way();
+        }
     }
 
     /// Wait until there is work: spins for as long as recent waits justify, then sleeps.
     fn wait(&mut self) {
-        let Some(patience) = &mut self.patience else {
+        self.has_helped = false;
+        if self.patience.is_none() && self.member.is_none() {
             return self.epoll.wait(&mut self.ready, -1);
-        };
-        self.epoll.wait(&mut self.ready, 0);
-        if !self.ready.is_empty() {
+        }
+        let was_full = std::mem::take(&mut self.was_full);
+        if self.finds_work() {
+            if let Some(member) = self.member.as_mut().filter(|_| !self.has_helped) {
+                member.begin_turn(was_full);
+            }
             return;
         }
+        if self.look() {
+            return;
+        }
+        if self.member.as_mut().is_none_or(Member::may_sleep) {
+            self.epoll.wait(&mut self.ready, -1);
+        }
+        if let Some(member) = &self.member {
+            member.work();
+        }
+        if let Some(patience) = &mut self.patience {
+            patience.woke(sys::boottime());
+        }
+    }
+
+    /// Spin for as long as it was worthwhile of late. False: no work came.
+    fn look(&mut self) -> bool {
         let start = sys::boottime();
-        let until = start.saturating_add(patience.begin_wait(start));
+        let span = self.patience.as_mut().map_or(0, |patience| patience.begin_wait(start));
+        let least = self.member.as_mut().map_or(0, Member::look);
+        let until = start.saturating_add(span.max(least));
         while sys::boottime() < until {
             sys::give_way();
-            self.epoll.wait(&mut self.ready, 0);
-            if !self.ready.is_empty() {
-                return;
+            if self.finds_work() {
+                if let Some(member) = &self.member {
+                    member.work();
+                }
+                return true;
             }
         }
-        self.epoll.wait(&mut self.ready, -1);
-        patience.woke(sys::boottime());
+        false
+    }
+
+    /// Poll, and open or deliver a shared train if no descriptor is ready. False: there was neither.
+    fn finds_work(&mut self) -> bool {
+        self.epoll.wait(&mut self.ready, 0);
+        if self.ready.is_empty() {
+            let Self { tables, inbound, outbound, member, has_helped, .. } = self;
+            let mut hands = Hands { tables, inbound, outbound };
+            *has_helped = member.as_mut().is_some_and(|member| member.help(&mut hands));
+            inbound.take_authenticated();
+        }
+        self.has_helped || !self.ready.is_empty()
     }
 
     /// Wake the control thread if there are reports that it was not woken for.
@@ -418,6 +478,9 @@ impl Worker {
 
     /// Carry out one order, on the thread that runs the turns.
     pub fn carry_out(&mut self, order: Order) {
+        if !matches!(order, Order::Answer(_) | Order::ResumeTun) {
+            self.finish_shared();
+        }
         match order {
             Order::AttachTun(tun) => {
                 self.epoll.add(tun.fd());
@@ -437,6 +500,14 @@ impl Worker {
                 }
             }
             Order::Stop => self.is_stopped = true,
+        }
+    }
+
+    /// Wait until every shared train was delivered: their delivery uses the present TUN and sockets.
+    fn finish_shared(&mut self) {
+        let Self { tables, inbound, outbound, member, .. } = self;
+        if let Some(member) = member {
+            member.finish(&mut Hands { tables, inbound, outbound });
         }
     }
 
@@ -463,6 +534,10 @@ impl Worker {
         let mut trains = 0;
         let mut errors = 0;
         for _ in 0..DATAGRAMS_PER_TURN {
+            if !self.has_room() {
+                (self.is_stalled, self.was_full) = (true, true);
+                return;
+            }
             let (length, arrival) = match &self.io.bind {
                 Some(BindEdge::Foreign(bind)) => match bind.receive(fd, &mut self.slot) {
                     Some(received) => received,
@@ -485,16 +560,19 @@ impl Worker {
                 None => return,
             };
             errors = 0;
-            let slot = &mut self.slot[..length];
-            let is_data = slot.first() == Some(&DATA);
-            let mut turn = Turn { tables: &self.tables, edges: &mut self.io, now };
-            self.inbound.receive(&mut turn, &mut self.outbound, slot, &arrival);
-            if length.checked_div(arrival.segment_size).is_some_and(|datagrams| datagrams >= LONG_TRAIN) {
-                sys::give_way();
+            let is_data = length > 0 && self.slot[0] == DATA;
+            if !self.pass_on(length, arrival, now) {
+                let slot = &mut self.slot[..length];
+                let mut turn = Turn { tables: &self.tables, edges: &mut self.io, now };
+                self.inbound.receive(&mut turn, &mut self.outbound, slot, &arrival);
+                if length.checked_div(arrival.segment_size).is_some_and(|datagrams| datagrams >= LONG_TRAIN) {
+                    sys::give_way();
+                }
             }
             if arrival.segment_size > 0 {
                 trains += 1;
                 if trains == TRAINS_PER_TURN {
+                    self.was_full = true;
                     return;
                 }
             } else if is_data {
@@ -504,6 +582,27 @@ impl Worker {
                 return;
             }
         }
+    }
+
+    /// Whether a datagram may be received; see `Member::has_room`.
+    fn has_room(&mut self) -> bool {
+        let Self { tables, inbound, outbound, member, .. } = self;
+        member.as_ref().is_none_or(|member| member.has_room(&mut Hands { tables, inbound, outbound }))
+    }
+
+    /// Pass the datagrams in the slot to the lane. False: this worker keeps up, and handles them itself.
+    fn pass_on(&mut self, length: usize, arrival: Arrival, now: u64) -> bool {
+        let Self { tables, inbound, outbound, member, slot, io, .. } = self;
+        let Some(member) = member else { return false };
+        if member.is_direct() {
+            // They may be those of another worker's TUN.
+            inbound.set_offloads(io.offloads());
+            return false;
+        }
+        let (Some(TunEdge::Kernel(tun)), Some(BindEdge::Kernel(bind))) = (&io.tun, &io.bind) else { return false };
+        let edges = OwnerEdges { tun: Arc::clone(tun), bind: bind.clone() };
+        member.pass_on(&mut Hands { tables, inbound, outbound }, slot, length, (arrival, now, edges));
+        true
     }
 
     /// Stop polling the socket until its owner has replaced it.

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use wyrmhole_core::edges::Gather;
 use wyrmhole_core::virtio::{self, GSO_ECN, GSO_NONE, GSO_UDP_L4};
@@ -23,8 +24,8 @@ pub struct KernelTun {
     fd: OwnedFd,
     /// The queue was opened with IFF_VNET_HDR. Otherwise headers are all zero and are not passed to the kernel.
     has_header: bool,
-    tso: bool,
-    uso: bool,
+    tso: AtomicBool,
+    uso: AtomicBool,
 }
 
 impl KernelTun {
@@ -33,7 +34,7 @@ impl KernelTun {
     /// # Errors
     /// See `sys::duplicate`.
     pub fn new(lent: RawFd, has_header: bool, tso: bool, uso: bool) -> io::Result<Self> {
-        Ok(Self { fd: sys::duplicate(lent)?, has_header, tso, uso })
+        Ok(Self { fd: sys::duplicate(lent)?, has_header, tso: tso.into(), uso: uso.into() })
     }
 
     /// The descriptor to poll.
@@ -45,7 +46,7 @@ impl KernelTun {
     /// Whether TCP and UDP super-packets are accepted.
     #[must_use]
     pub fn offloads(&self) -> (bool, bool) {
-        (self.tso, self.uso)
+        (self.tso.load(Ordering::Relaxed), self.uso.load(Ordering::Relaxed))
     }
 
     /// Read one frame.
@@ -64,7 +65,7 @@ impl KernelTun {
 
     /// Write one frame. Returns false if it was lost, or if it was a super-packet that was refused; a refusal switches
     /// that offload off permanently.
-    pub fn write(&mut self, frame: Gather<'_>) -> bool {
+    pub fn write(&self, frame: Gather<'_>) -> bool {
         let gso_type = frame.header[1];
         if !self.has_header && gso_type != GSO_NONE {
             return false;
@@ -74,8 +75,8 @@ impl KernelTun {
             Ok(()) => true,
             Err(error) => {
                 if error.raw_os_error() == Some(libc::EINVAL) && gso_type != GSO_NONE {
-                    let offload = if gso_type & !GSO_ECN == GSO_UDP_L4 { &mut self.uso } else { &mut self.tso };
-                    *offload = false;
+                    let offload = if gso_type & !GSO_ECN == GSO_UDP_L4 { &self.uso } else { &self.tso };
+                    offload.store(false, Ordering::Relaxed);
                 }
                 false
             }
