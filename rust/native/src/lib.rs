@@ -23,7 +23,7 @@ static ALLOCATOR: ZeroAlloc<System> = ZeroAlloc(System);
 
 /// The version of this module's interface. It grows with every change that Python sees, so that a module built from
 /// other sources is recognised.
-const INTERFACE: u32 = 4;
+const INTERFACE: u32 = 5;
 
 /// The extension module `wyrmhole.engine._native`.
 #[pymodule]

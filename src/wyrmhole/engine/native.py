@@ -49,7 +49,7 @@ from wyrmhole.protocol.primitives import wipe
 from wyrmhole.wire.endpoint import Endpoint
 from wyrmhole.wire.prefix import Prefix
 
-INTERFACE = 4
+INTERFACE = 5
 """The extension module's interface version that this file expects."""
 
 SOURCES_PER_POLL = 64
