@@ -91,6 +91,17 @@ def wheel_command(base):
     return Wheel
 
 
+def build_command(base):
+    class Build(base):
+        """Start with an empty folder: modules that have moved, or an engine of older sources, would be packed again."""
+
+        def run(self):
+            shutil.rmtree(self.build_lib, ignore_errors=True)
+            super().run()
+
+    return Build
+
+
 def arguments(wheel_base):
     """Return the arguments of `setup`. `wheel_base` is the command that builds wheels."""
     reason = why_without_rust()
@@ -103,5 +114,8 @@ def arguments(wheel_base):
 if __name__ == "__main__":
     from setuptools import setup
     from setuptools.command.bdist_wheel import bdist_wheel
+    from setuptools.command.build import build
 
-    setup(**arguments(bdist_wheel))
+    chosen = arguments(bdist_wheel)
+    chosen.setdefault("cmdclass", {})["build"] = build_command(build)
+    setup(**chosen)

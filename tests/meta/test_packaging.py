@@ -138,6 +138,19 @@ def test_wheel_of_a_failed_rust_build_has_no_platform_tag(
     assert wheel.get_tag() == ("cp311", "abi3", "linux_x86_64")
 
 
+def test_build_starts_with_an_empty_folder(setup: ModuleType, tmp_path: Path) -> None:
+    class BuildBase:
+        build_lib = str(tmp_path / "lib")
+
+        def run(self) -> None:
+            assert not (tmp_path / "lib").exists()
+
+    (tmp_path / "lib").mkdir()
+    (tmp_path / "lib" / "moved.py").touch()
+    setup.build_command(BuildBase)().run()
+    assert not (tmp_path / "lib").exists()
+
+
 def test_engine_crate_can_be_built_without_the_stable_abi() -> None:
     manifest = tomllib.loads((ROOT / "rust/native/Cargo.toml").read_text())
     assert manifest["features"] == {"default": ["abi3"], "abi3": ["pyo3/abi3-py311"]}

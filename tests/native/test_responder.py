@@ -56,7 +56,7 @@ class Responder:
 
     def set_key(self, key: PrivateKey | None) -> None:
         self.engine.set_mac1_key(None if key is None else mac1_key(key.public_key()))
-        self.engine.answer_initiations(None if key is None else key.raw, LIMITS)
+        self.identity = self.engine.answer_initiations(None if key is None else key.raw, LIMITS)
 
     def know(self, peer: int, key: PrivateKey, psk: bytes | None = None) -> None:
         self.engine.add_peer(peer)
@@ -105,7 +105,8 @@ def test_an_answer_is_reported_with_its_session(responder: Responder) -> None:
     responder.know(5, initiator.key)
     assert responder.receive(initiator.initiate()) == [MESSAGE_RESPONSE]
     (report,) = responder.reports()
-    assert report == Answered(5, HERE, int.from_bytes(responder.answers[0][4:8], "little"), responder.now)
+    index = int.from_bytes(responder.answers[0][4:8], "little")
+    assert report == Answered(5, HERE, index, responder.identity, responder.now)
 
 
 def test_an_initiation_is_answered_once(responder: Responder) -> None:

@@ -55,7 +55,8 @@ class ListTun:
         if not self.to_read:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._fd)
-            return 0
+            if not self.to_read:
+                return 0
         frame = self.to_read.popleft()
         buffer[: len(frame)] = frame
         return len(frame)
@@ -103,7 +104,9 @@ class ListBind:
         if not self.incoming:
             with contextlib.suppress(BlockingIOError):
                 os.eventfd_read(self._fd)
-            return None
+            # A datagram that arrived before the event was read would otherwise wait for the next one.
+            if not self.incoming:
+                return None
         return self.incoming.popleft()
 
     def send(

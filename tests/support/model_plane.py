@@ -73,7 +73,8 @@ class ModelPlane:
 
     def set_cookie_secret(self, secret: bytes | bytearray | None, until: int) -> None: ...
 
-    def answer_initiations(self, private_key: bytes | None, limits: SessionLimits) -> None: ...
+    def answer_initiations(self, private_key: bytes | None, limits: SessionLimits) -> int:
+        return 0
 
     def set_identity(self, peer: PeerId, public_key: bytes, preshared_key: bytes | None) -> None: ...
 

@@ -35,8 +35,8 @@ pub enum Report {
     Refused(DropReason, SocketAddr, Option<u64>, Option<Address>),
     /// An initiation had an unknown public key: the key, and the sender.
     Stranger([u8; 32], SocketAddr),
-    /// The engine answered the peer's initiation: peer, sender, the session's index, the time.
-    Answered(u64, SocketAddr, u32, u64),
+    /// The engine answered the peer's initiation: peer, sender, the session's index, the time, our identity.
+    Answered(u64, SocketAddr, u32, u64, u64),
     /// The kernel refused to send a handshake message to the peer, with this errno.
     SendFailed(u64, i32),
     /// Every worker has carried out its orders up to the question with this number. Not counted in the limit of `take`.

@@ -45,11 +45,17 @@ pub struct SessionLimits {
 }
 
 /// The handshake state of a configured peer.
+/// Our static key, with a number that no former key had.
+struct Identity {
+    key: StaticKey,
+    number: u64,
+}
+
 struct Known {
     peer: Arc<EnginePeer>,
     psk: Secret,
     /// Computed when first needed, and forgotten when our private key changes.
-    static_static: Option<Secret>,
+    static_static: Option<(u64, Secret)>,
     /// The timestamp of the last authenticated initiation; empty before the first.
     stamp: Vec<u8>,
     /// When the last authenticated initiation arrived; `None` before the first.
@@ -79,7 +85,8 @@ pub enum Answer {
 /// Answer initiations; see the module.
 #[derive(Default)]
 pub struct Responder {
-    own: RwLock<Option<Arc<StaticKey>>>,
+    own: RwLock<Option<Arc<Identity>>>,
+    identities: AtomicU64,
     known: RwLock<HashMap<[u8; KEY], Arc<Mutex<Known>>>>,
     limits: RwLock<SessionLimits>,
     limiter: Mutex<RateLimiter>,
@@ -94,13 +101,16 @@ impl Responder {
     }
 
     /// Set our static key; with `None`, nothing is answered. Secrets derived from the former key are forgotten.
-    pub fn set_private_key(&self, private: Option<&[u8; KEY]>, limits: SessionLimits) {
+    /// Return the number of this identity, which `Report::Answered` carries.
+    pub fn set_private_key(&self, private: Option<&[u8; KEY]>, limits: SessionLimits) -> u64 {
+        let number = self.identities.fetch_add(1, Ordering::Relaxed) + 1;
         *write(&self.limits) = limits;
-        *write(&self.own) = private.map(|private| Arc::new(StaticKey::new(private)));
+        *write(&self.own) = private.map(|private| Arc::new(Identity { key: StaticKey::new(private), number }));
         for known in read(&self.known).values() {
             lock(known).static_static = None;
         }
         self.answers.store(private.is_some(), Ordering::Release);
+        number
     }
 
     /// Set the public key and the preshared key of a peer; an all-zero preshared key means none.
@@ -173,15 +183,15 @@ impl Responder {
     fn consume(
         &self,
         tables: &Tables,
-        own: &StaticKey,
+        own: &Identity,
         initiation: &HandshakeDatagram,
         now: u64,
     ) -> Option<(Arc<Mutex<Known>>, InitiationReceived)> {
         let from = initiation.from;
         let mut found = None;
-        let opened = noise::consume_initiation(own, &initiation.data[INITIATION_BODY], IDENTIFIER, |remote| {
+        let opened = noise::consume_initiation(&own.key, &initiation.data[INITIATION_BODY], IDENTIFIER, |remote| {
             let Some(known) = read(&self.known).get(remote).cloned() else { return Ok(None) };
-            let shared = static_static(own, &known, remote)?;
+            let shared = self.static_static(own, &known, remote)?;
             found = Some(known);
             Ok(Some(shared))
         });
@@ -213,7 +223,7 @@ impl Responder {
     fn respond(
         &self,
         tables: &Tables,
-        own: &Arc<StaticKey>,
+        own: &Arc<Identity>,
         known: &Mutex<Known>,
         received: InitiationReceived,
         initiation: &HandshakeDatagram,
@@ -238,15 +248,29 @@ impl Responder {
         let params = self.params(local_index, word(remote_index), now);
         let is_begun = {
             // The session must not begin if our private key was replaced meanwhile.
-            let current = read(&self.own);
             let state = lock(known);
+            let current = read(&self.own);
             // Nor if another thread processed a newer initiation of the same peer.
             current.as_ref().is_some_and(|current| Arc::ptr_eq(current, own))
                 && state.stamp == stamp
-                && begin(tables, &peer, params, &keys, initiation, now)
+                && begin(tables, &peer, own.number, params, &keys, initiation, now)
         };
         tables.gate.end_initiation(local_index);
         is_begun.then_some(Answer::Response(peer, response))
+    }
+
+    /// Return Curve25519 of both static keys. A thread that still works with a former key must not leave its result: all
+    /// later initiations of the peer would be refused.
+    fn static_static(&self, own: &Identity, known: &Mutex<Known>, remote: &[u8; KEY]) -> Result<Secret, CryptoError> {
+        let mut state = lock(known);
+        if let Some((_, shared)) = state.static_static.as_ref().filter(|(number, _)| *number == own.number) {
+            return Ok(shared.clone());
+        }
+        let shared = own.key.static_static(remote)?;
+        if read(&self.own).as_ref().is_some_and(|current| current.number == own.number) {
+            state.static_static = Some((own.number, shared.clone()));
+        }
+        Ok(shared)
     }
 
     fn params(&self, local_index: u32, remote_index: u32, now: u64) -> KeypairParams {
@@ -266,7 +290,7 @@ impl Responder {
 
     /// Forget keys and secrets.
     pub fn close(&self) {
-        self.set_private_key(None, SessionLimits::default());
+        let _ = self.set_private_key(None, SessionLimits::default());
         write(&self.known).clear();
     }
 }
@@ -275,6 +299,7 @@ impl Responder {
 fn begin(
     tables: &Tables,
     peer: &Arc<EnginePeer>,
+    identity: u64,
     params: KeypairParams,
     keys: &noise::TransportKeys,
     initiation: &HandshakeDatagram,
@@ -285,7 +310,7 @@ fn begin(
         tables.drops.one(DropReason::PeerRemoved);
         return false;
     }
-    let answered = Report::Answered(peer.id, initiation.from, params.local_index, now);
+    let answered = Report::Answered(peer.id, initiation.from, params.local_index, now, identity);
     if !tables.report(answered) {
         return false;
     }
@@ -295,23 +320,13 @@ fn begin(
     tables.install_keypair(peer.id, params, &keys.send, &keys.receive).is_some()
 }
 
-fn static_static(own: &StaticKey, known: &Mutex<Known>, remote: &[u8; KEY]) -> Result<Secret, CryptoError> {
-    let mut state = lock(known);
-    if let Some(shared) = &state.static_static {
-        return Ok(shared.clone());
-    }
-    let shared = own.static_static(remote)?;
-    state.static_static = Some(shared.clone());
-    Ok(shared)
-}
-
 fn has_cookie(tables: &Tables, message: &[u8], from: SocketAddr, now: u64) -> bool {
     tables.gate.cookie_secret(now).is_some_and(|secret| cookie::is_mac2(&secret, message, from))
 }
 
 fn cookie_reply(
     tables: &Tables,
-    own: &StaticKey,
+    own: &Identity,
     initiation: &HandshakeDatagram,
     now: u64,
     random: &dyn Fn(&mut [u8]),
@@ -323,7 +338,7 @@ fn cookie_reply(
     });
     let mut nonce = [0; NONCE];
     random(&mut nonce);
-    cookie::create_reply(&own.public, &initiation.data, initiation.from, &secret, &nonce)
+    cookie::create_reply(&own.key.public, &initiation.data, initiation.from, &secret, &nonce)
 }
 
 /// Write mac1 for the receiver, and mac2 if we have its cookie.

@@ -354,6 +354,10 @@ impl Tables {
         let peer = self.peer(id)?;
         let keypair = Arc::new(Keypair::new(Arc::clone(&peer), params, &*self.aead, send, receive));
         let mut state = peer.lock();
+        if state.removed {
+            // Nothing would ever take its keypair away again.
+            return None;
+        }
         write(&self.indices).insert(params.local_index, Arc::clone(&keypair));
         state.key_wanted_reported = false;
         let dropped = if params.is_initiator {

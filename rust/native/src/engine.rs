@@ -336,9 +336,9 @@ impl Engine {
     }
 
     /// Answer initiations with this static key; with None, stop answering. `limits` of the sessions are: reject after,
-    /// send for (nanoseconds), rekey after, reject after (messages).
-    fn answer_initiations(&self, private: Option<&Bound<'_, PyAny>>, limits: (u64, u64, u64, u64)) -> PyResult<()> {
-        stack::with_wiped_stack(|| -> PyResult<()> {
+    /// send for (nanoseconds), rekey after, reject after (messages). Return the number of this identity.
+    fn answer_initiations(&self, private: Option<&Bound<'_, PyAny>>, limits: (u64, u64, u64, u64)) -> PyResult<u64> {
+        stack::with_wiped_stack(|| -> PyResult<u64> {
             let private = private.map(session_key_of).transpose()?;
             let limits = SessionLimits {
                 reject_after: limits.0,
@@ -346,8 +346,7 @@ impl Engine {
                 rekey_after_messages: limits.2,
                 reject_after_messages: limits.3,
             };
-            self.tables.responder.set_private_key(private.as_deref(), limits);
-            Ok(())
+            Ok(self.tables.responder.set_private_key(private.as_deref(), limits))
         })
     }
 
@@ -626,7 +625,9 @@ fn append_report(taken: &Bound<'_, PyList>, report: Report) -> PyResult<()> {
         Report::Stranger(public, from) => {
             taken.append(("stranger", PyBytes::new(taken.py(), &public), endpoint_of(&from)))
         }
-        Report::Answered(peer, from, index, now) => taken.append(("answered", peer, endpoint_of(&from), index, now)),
+        Report::Answered(peer, from, index, now, identity) => {
+            taken.append(("answered", peer, endpoint_of(&from), index, now, identity))
+        }
         Report::SendFailed(peer, error) => taken.append(("send_failed", peer, error)),
         Report::Refused(reason, from, peer, inner) => {
             let inner = inner.map(|inner| bytes_of(taken.py(), inner));

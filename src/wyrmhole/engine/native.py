@@ -284,9 +284,9 @@ class NativeEngine:
     def begin_initiation(self, local_index: int) -> bool:
         return self._native.begin_initiation(local_index)
 
-    def answer_initiations(self, private_key: bytes | None, limits: SessionLimits) -> None:
+    def answer_initiations(self, private_key: bytes | None, limits: SessionLimits) -> int:
         messages = limits.rekey_after_messages, limits.reject_after_messages
-        self._native.answer_initiations(private_key, (limits.reject_after, limits.send_for, *messages))
+        return self._native.answer_initiations(private_key, (limits.reject_after, limits.send_for, *messages))
 
     def insert_allowed_ip(self, peer: PeerId, prefix: Prefix) -> None:
         self._native.insert_allowed_ip(peer, prefix.network_bytes, prefix.length)
@@ -334,8 +334,8 @@ class NativeEngine:
             name, endpoint, peer, inner = values
             return (Refused(DropReason(name), Endpoint(*endpoint), peer, inner),)
         if kind == "answered":
-            peer, endpoint, index, at = values
-            return (Answered(peer, Endpoint(*endpoint), index, at),)
+            peer, endpoint, index, at, identity = values
+            return (Answered(peer, Endpoint(*endpoint), index, identity, at),)
         if kind == "stranger":
             return (Stranger(values[0], Endpoint(*values[1])),)
         if kind == "roamed":

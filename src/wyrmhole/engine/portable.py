@@ -180,8 +180,9 @@ class PortableEngine:
 
     # DataPlane: changes
 
-    def answer_initiations(self, private_key: bytes | None, limits: SessionLimits) -> None:
+    def answer_initiations(self, private_key: bytes | None, limits: SessionLimits) -> int:
         """Do nothing: the control thread answers initiations, because this engine would need the interpreter too."""
+        return 0
 
     def set_identity(self, peer: PeerId, public_key: bytes, preshared_key: bytes | None) -> None: ...
 

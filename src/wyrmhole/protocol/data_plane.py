@@ -197,6 +197,8 @@ class Answered:
     peer: PeerId
     endpoint: Endpoint
     local_index: int
+    identity: int
+    """The number that `DataPlane.answer_initiations` returned for the private key of this session."""
     at: int
     """The time of the answer, in nanoseconds of the device's clock."""
 
@@ -235,10 +237,11 @@ class DataPlane(Protocol):
     """Whether the data plane answers initiations by itself. It receives the necessary keys by the next three calls, and
     reports `Answered` instead of the initiation. The protocol still decides who is a peer and handles the session."""
 
-    def answer_initiations(self, private_key: bytes | None, limits: SessionLimits) -> None:
+    def answer_initiations(self, private_key: bytes | None, limits: SessionLimits) -> int:
         """Answer initiations with this 32-byte static key; None stops answering.
 
-        After this returns, nothing more is begun under the former key.
+        After this returns, nothing more is begun under the former key. The returned number stands for this key in
+        `Answered`; reports of former keys may still wait.
         """
 
     def set_identity(self, peer: PeerId, public_key: bytes, preshared_key: bytes | None) -> None:

@@ -354,6 +354,10 @@ class Interface:
             self._data_plane.forget_keypairs(peer.id)
             return
         self.exchange.indices.replace(report.local_index, peer)
+        if report.identity != self.renewal.identity:
+            self.renewal.note_former_session(peer, report.local_index, report.at)
+            self.renewal.rearm(peer, now)
+            return
         peer.last_initiation_consumed = peer.last_handshake_sent = report.at
         if peer.endpoint != report.endpoint:
             self._move(peer, report.endpoint, now)

@@ -118,6 +118,10 @@ class Peer:
         else:
             self.unconfirmed += (session,)
 
+    def keep_keypair(self, index: int) -> None:
+        """Record a keypair that only receives; its index is freed when the data plane drops it."""
+        self.keypair_indices += (index,)
+
     def confirm(self, index: int) -> bool:
         """Record that the first message of this session arrived. Return False if the session or our key is gone."""
         session = next((each for each in self.unconfirmed if each.index == index), None)

@@ -53,6 +53,8 @@ class Renewal:
     ) -> None:
         self.timings = timings
         self.is_up = False
+        self.identity = 0
+        """The data plane's number of the present private key."""
         self.wheel: TimerWheel[PeerId] = TimerWheel(now)
         self._data_plane = data_plane
         self._exchange = exchange
@@ -139,6 +141,11 @@ class Renewal:
         peer.begin(Session(local_index, at, yields=False), is_initiator=False)
         peer.timers.began_session(at + self.timings.zero_keys_after)
 
+    def note_former_session(self, peer: Peer, local_index: int, at: int) -> None:
+        """Record a session that began under the former private key: it only receives."""
+        peer.keep_keypair(local_index)
+        peer.timers.began_session(at + self.timings.zero_keys_after)
+
     def answer_initiations(self, private_key: PrivateKey | None) -> None:
         """Let a data plane that answers initiations use this identity; None stops it."""
         limits = SessionLimits(
@@ -147,7 +154,7 @@ class Renewal:
             rekey_after_messages=REKEY_AFTER_MESSAGES,
             reject_after_messages=REJECT_AFTER_MESSAGES,
         )
-        self._data_plane.answer_initiations(None if private_key is None else private_key.raw, limits)
+        self.identity = self._data_plane.answer_initiations(None if private_key is None else private_key.raw, limits)
 
     def _keypair_params(self, outcome: Accepted | Completed, *, is_initiator: bool, now: int) -> KeypairParams:
         return KeypairParams(

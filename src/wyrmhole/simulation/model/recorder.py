@@ -38,8 +38,8 @@ class Recorder:
     def set_cookie_secret(self, secret: bytes | bytearray | None, until: int) -> None:
         self._engine.set_cookie_secret(secret, until)
 
-    def answer_initiations(self, private_key: bytes | None, limits: SessionLimits) -> None:
-        self._engine.answer_initiations(private_key, limits)
+    def answer_initiations(self, private_key: bytes | None, limits: SessionLimits) -> int:
+        return self._engine.answer_initiations(private_key, limits)
 
     def set_identity(self, peer: PeerId, public_key: bytes, preshared_key: bytes | None) -> None:
         self._engine.set_identity(peer, public_key, preshared_key)
