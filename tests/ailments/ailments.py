@@ -422,7 +422,7 @@ AILMENTS = (
     Ailment(
         "the path breaks within a session",
         cut_off,
-        (r"be cut off",),
+        (r"been cut off",),
         ("silent in session", "unanswered", "silent inside"),
         go=("stopped hearing back after 15 seconds",),
         blind={"doctor": ONE_RUN},

@@ -42,7 +42,7 @@ def test_session_of_a_running_daemon_is_not_taken_over(ward: Ward) -> None:
         after = ward.node.show_of(ward.own.public, "endpoints"), ward.node.latest_handshake(ward.own.public)
         assert before == after and before[0] == ["192.0.2.1:40777"]
     found = {each["step"]: each for each in findings}
-    assert found["daemon"]["found"].startswith(f"{name} is served")
+    assert found["daemon"]["found"].startswith(f"a daemon serves {name} ")
     assert found["handshake"]["level"] == found["ping"]["level"] == found["path MTU"]["level"] == "good", findings
 
 

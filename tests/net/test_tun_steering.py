@@ -293,5 +293,5 @@ def test_without_permission_to_steer_the_tun_still_works(monkeypatch: pytest.Mon
 
 def test_an_architecture_without_a_known_bpf_number_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(libc, "_SYSCALL_BPF", {"vax": 1})
-    with pytest.raises(OSError, match="is not known"):
+    with pytest.raises(OSError, match="is unknown"):
         tun_steering.steer(-1)
